@@ -1,13 +1,18 @@
-"""What a run is: typed, frozen, strict. Loading YAML (with `base:` and overrides) lives in `loadconfig` below; nothing here imports torch.
+"""What a run is: typed, frozen, strict. Reading the file (with `base:` and overrides) is `yamlfile.py`; nothing here imports torch.
 
 A run config is data only. A method brings its own options (`MethodOptions` subclasses in `ccr_dist/methods/`), found by name.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+
+from . import yamlfile
+from .errors import ConfigError
 
 
 class Frozen(BaseModel):
@@ -110,6 +115,7 @@ class RuntimeConfig(Frozen):
     threads: int | None = Field(None, gt=0, description="CPU threads a rank; none: cores / ranks of the machine")
     log_every: int = Field(10, gt=0, description="steps")
     eval_batch: int = Field(256, gt=0)
+    trace: Literal["off", "samples", "gradients"] = Field("off", description="write what every rank saw (and the reduced gradients) to RUN/trace")
 
 
 class RunConfig(Frozen):
@@ -130,3 +136,47 @@ class RunConfig(Frozen):
     @property
     def languages(self) -> tuple[str, ...]:
         return tuple(self.data.targets)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out) / f"{self.name}-s{self.seed}"
+
+    @property
+    def row(self) -> str:
+        """Name of this run's row in reports."""
+        return self.label or self.method.name
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read and check a run config. Raises ConfigError naming file, line, key and the nearest valid key."""
+    return check(yamlfile.load(path, overrides))
+
+
+def check(document: yamlfile.Document) -> RunConfig:
+    """A checked RunConfig: the schema, then the method's own options, then what only both together can tell."""
+    from .methods import base
+
+    raw = document.data.get("method")
+    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
+        raise ConfigError(f"{document.place(('method',))}: 'method' needs a name; known methods: {', '.join(base.names())}")
+    method = base.get(raw["name"], place=document.place(("method", "name")))
+    options = yamlfile.validate(method.Options, document, at=("method",))
+    whole = yamlfile.Document(document.name, {**document.data, "method": options}, document.places)
+    config = yamlfile.validate(RunConfig, whole)
+    order = list(method.stages(options))
+    if set(config.stages) != set(order):
+        unknown = [name for name in config.stages if name not in order]
+        detail = f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(set(order) - set(config.stages))}"
+        place = document.place(("stages", *unknown[:1]))
+        raise ConfigError(f"{place}: method {options.name!r} has the stages {', '.join(order) or '(none)'}; {detail}")
+    return config.model_copy(update={"stages": {name: config.stages[name] for name in order}})
+
+
+def as_dict(config: RunConfig) -> dict[str, Any]:
+    """The resolved config as plain values, ready for YAML or JSON."""
+    return config.model_dump(mode="json")
+
+
+def from_dict(values: dict[str, Any], *, name: str) -> RunConfig:
+    """Rebuild a config kept in a run folder."""
+    return check(yamlfile.Document(name=name, data=values))

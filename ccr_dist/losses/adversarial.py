@@ -1,0 +1,51 @@
+"""DASD's adversarial pair (Cai et al., AAAI 2025): a discriminator of (semantics-free vector, semantic vector) pairs and the loss of its
+opponent.
+
+The discriminator learns whether a semantic vector belongs to the caption behind f_sa; the encoder is rewarded when a strange pair passes
+for a true one, so that f_sa carries no semantics. All values are per row; reducing them over the global batch is the caller's affair.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TRUE_PAIR, STRANGE_PAIR = 0, 1  # the class that each logit stands for
+
+
+class Discriminator(nn.Module):
+    """[f_sa; y] (n, inputs) to two logits (n, 2), by way of 256 and 128 tanh units."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(inputs, 256), nn.Tanh(), nn.Linear(256, 128), nn.Tanh(), nn.Linear(128, 2))
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        return self.layers(pairs)
+
+
+def told_as(logits: Tensor, which: int) -> Tensor:
+    """Binary cross entropy of two logits (n, 2) against one-hot class `which`, mean over the two: (n,)."""
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    target = torch.zeros_like(logits)
+    target[:, which] = 1
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
+
+
+def discriminator_loss(discriminator: nn.Module, free: Tensor, semantic: Tensor, strange: Tensor) -> Tensor:
+    """½ (BCE on the true pair + BCE on the strange pair), (n,). `free` (n, w) is f_sa; `semantic` (n, D) its own, `strange` (n, D) another
+    row's.
+    """
+    of_strange = told_as(discriminator(torch.cat([free, strange], -1)), STRANGE_PAIR)
+    of_true = told_as(discriminator(torch.cat([free, semantic], -1)), TRUE_PAIR)
+    return 0.5 * (of_strange + of_true)
+
+
+def confusion_loss(discriminator: nn.Module, free: Tensor, strange: Tensor) -> Tensor:
+    """BCE of taking the strange pair for a true one, (n,). Its gradient reaches `free` alone, never the discriminator or the semantic
+    vector.
+    """
+    fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+    logits = torch.func.functional_call(discriminator, fixed, (torch.cat([free, strange.detach()], -1),))
+    return told_as(logits, TRUE_PAIR)

@@ -1,0 +1,37 @@
+"""The commands `train` and `evaluate`: one or several runs on the processes that the launcher started."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from .. import errors
+from ..config import RunConfig
+from .loop import Training
+from .measure import measure_run
+from .strategy import Strategy
+
+
+def train(configs: Sequence[RunConfig], *, test: bool, world: int | None) -> int:
+    """Train each config in turn. Returns the exit code: DONE, or STOPPED after a stop request that was honoured."""
+    strategy = Strategy(configs[0].runtime, world=world)
+    for config in configs:
+        if not config.stages:
+            raise errors.ConfigError(f"{config.name}: method {config.method.name!r} has nothing to train; use `ccr-dist evaluate`")
+        outcome = Training(config, strategy).run()
+        if outcome.stopped:
+            return errors.STOPPED
+        if strategy.main and outcome.resumed_at == outcome.step:
+            print(f"{config.folder}: complete already ({outcome.step} steps), nothing to train", file=sys.stderr)
+        if test:
+            measure_run(config, strategy, split="test", again=False)
+    strategy.close()
+    return errors.DONE
+
+
+def evaluate(configs: Sequence[RunConfig], *, split: str, again: bool, world: int | None) -> int:
+    strategy = Strategy(configs[0].runtime, world=world)
+    for config in configs:
+        measure_run(config, strategy, split=split, again=again)
+    strategy.close()
+    return errors.DONE

@@ -1,0 +1,153 @@
+"""Measuring a method with human captions: validation during training, and the results file of a run.
+
+Selection is on validation. The test split is read by `measure_run(split="test")` alone, which counts how often it did.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..config import RunConfig
+from ..data.store import digest_json, read_json, replace_atomic
+from ..data.table import Dataset
+from ..errors import ConfigError
+from ..evaluate.evaluate import evaluate
+from ..evaluate.schema import LanguageResult, RunResult
+from ..methods.base import ENGLISH, Method
+from .assemble import build_method, check_columns
+from .checkpoint import restore_weights
+from .run import RunFolder, environment
+from .strategy import Step, Strategy
+
+
+def languages_to_select(config: RunConfig) -> tuple[str, ...]:
+    """The languages whose mean decides: those that are learnt, or English where none is."""
+    return config.languages or (ENGLISH,)
+
+
+def measure(
+    config: RunConfig, method: Method, wrapped: nn.Module, strategy: Strategy, dataset: Dataset, queries: dict[str, str], **options: Any
+) -> dict[str, LanguageResult]:
+    """Results by language, counted on all ranks."""
+
+    def encode_text(texts: Sequence[str], lang: str) -> Tensor:
+        with strategy.autocast():
+            return wrapped("encode_text", texts, lang)["global"].float()
+
+    def encode_visual(visual: Tensor) -> Tensor:
+        with strategy.autocast():
+            return wrapped("encode_visual", visual)["global"].float()
+
+    wrapped.eval()
+    with torch.no_grad():
+        return evaluate(
+            encode_text, encode_visual, dataset, queries=queries, visual_column=config.data.visual, group_column=config.data.group,
+            score=method.score, transform=method.backbone.image_transform(), device=strategy.device, batch=config.runtime.eval_batch, **options,
+        )  # fmt: skip
+
+
+def validate(config: RunConfig, method: Method, wrapped: nn.Module, strategy: Strategy) -> tuple[float, dict[str, Any]]:
+    """The selection metric on the validation split, mean over the learnt languages, and lines for the log. Leaves the modules in eval mode."""
+    columns = method.query_columns(config.data)
+    queries = {lang: columns[lang] for lang in languages_to_select(config) if lang in columns}
+    if not queries:
+        raise ConfigError(f"data.queries has no captions in {', '.join(languages_to_select(config))}, so nothing can be selected on validation")
+    found = measure(config, method, wrapped, strategy, Dataset.open(config.data.val), queries, replicates=0, examples=0)
+    unknown = [config.select for result in found.values() if config.select not in result.metrics]
+    if unknown:
+        raise ConfigError(f"select: {config.select!r} is no metric; choose one of {', '.join(next(iter(found.values())).metrics)}")
+    value = statistics.fmean(result.metrics[config.select] for result in found.values())
+    lines = {f"{lang}/{key}": result.metrics[key] for lang, result in found.items() for key in (config.select, "t2v_R1", "t2v_R10")}
+    return value, {config.select: value, **lines}
+
+
+def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: bool) -> Path:
+    """Measure the selected weights of a run, or an untrained method, and write RUN/results/SPLIT.json.
+
+    A result that is there already is kept unless `again`; the file says how often the split was read by this run. Raises ConfigError when
+    the run is not complete.
+    """
+    folder = RunFolder(config.folder)
+    path = folder.results / f"{split}.json"
+    location = config.data.test if split == "test" else config.data.val
+    if location is None:
+        raise ConfigError(f"{config.name}: data.test names no dataset")
+    known = strategy.agree(read_json(path) if strategy.main and path.exists() else None)
+    if known is not None and not again:
+        if strategy.main:
+            print(f"{path}: measured already; --again measures anew and counts it", flush=True)
+        return path
+    check_columns(config)
+    method, step = trained_method(config, folder)
+    wrapped = step.to(strategy.device)
+    dataset = Dataset.open(location)
+    queries = method.query_columns(config.data)
+    found = measure(config, method, wrapped, strategy, dataset, queries)
+    if strategy.main:
+        gallery = next(iter(found.values())).counts["items"]
+        used = [*queries.values(), *config.data.targets.values()]
+        result = RunResult(
+            name=f"{config.name}-s{config.seed}",
+            label=config.row,
+            method=config.method.name,
+            seed=config.seed,
+            dataset=dataset.name,
+            split=dataset.split,
+            dataset_digest=dataset.digest,
+            items=gallery,
+            groups=_groups(dataset, config.data.group) if config.data.group else gallery,
+            languages=found,
+            test_reads=(known or {}).get("test_reads", 0) + 1,
+            selection=f"{config.select} on {config.data.val}" if config.stages else None,
+            provenance=_provenance([Dataset.open(entry.path) for entry in config.data.train] + [dataset], used),
+            attribution=_attribution(dataset),
+            meta={"config": digest_json(config.model_dump(mode="json")), **strategy.facts(), **environment()},
+        )
+        folder.results.mkdir(parents=True, exist_ok=True)
+        replace_atomic(path, result.model_dump_json(indent=1).encode())
+        print(f"{path}: written", flush=True)
+    strategy.barrier()
+    return path
+
+
+def trained_method(config: RunConfig, folder: RunFolder) -> tuple[Method, Step]:
+    """A run's method with its selected weights (`model.safetensors`); an untrained method as it is built."""
+    if not config.stages:
+        method = build_method(config, state={})
+        return method, Step(method)
+    if not (folder.path / "model.safetensors").exists():
+        raise ConfigError(f"{folder.path} is not a complete run (no model.safetensors); train it first, with the same config and seed")
+    method = build_method(config, state=folder.method_state())
+    step = Step(method)
+    weights = load_file(folder.path / "model.safetensors")
+    own = {n: p for n, p in step.named_parameters() if n.startswith("net.") or n in weights}
+    restore_weights(own, weights, str(folder.path / "model.safetensors"))
+    return method, step
+
+
+def _groups(dataset: Dataset, column: str) -> int:
+    labels = dataset.column(column)
+    return len({labels.value(shard, row) for shard, rows in enumerate(dataset.shard_rows) for row in range(rows)})
+
+
+def _provenance(datasets: Sequence[Dataset], columns: Sequence[str]) -> dict[str, str]:
+    """Column -> who made it, in words."""
+    said = {}
+    for dataset in datasets:
+        for name in columns:
+            if name in dataset.columns():
+                said[name] = "; ".join(f"{key}: {value}" for key, value in dataset.column(name).provenance.items() if isinstance(value, str))
+    return said
+
+
+def _attribution(dataset: Dataset) -> tuple[str, ...]:
+    """Licence lines of everything that is shown."""
+    lines = [dataset.column(name).provenance.get("attribution") for name in dataset.columns()]
+    return tuple(dict.fromkeys(line for line in lines if line))

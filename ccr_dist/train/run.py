@@ -1,0 +1,130 @@
+"""The run folder: what a run was asked to do, what it really did, and whether a new start may continue it.
+
+    RUNS/NAME-sSEED/
+        config.yaml        the resolved config of the first start
+        identity.json      what may not change on resume (see `identity`), with the digests of data and order
+        method.json        what the method needs besides weights to be rebuilt
+        starts.jsonl       one line a start: step it began at, processes, strategy, versions, command
+        log.jsonl, tensorboard/, substituted.jsonl, trace/
+        checkpoints/, best.json
+        model.safetensors  the selected weights, once the run is complete
+        results/<split>.json
+        stop               create this file to make the run save and stop
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config import RunConfig, as_dict
+from ..data.store import differences, disk_errors, pretty_json, read_json, replace_atomic
+from ..errors import ConfigError
+
+PACKAGES = ("torch", "accelerate", "transformers", "open_clip_torch", "numpy", "webdataset")
+
+
+def identity(config: RunConfig, datasets: Mapping[str, str], orders: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that decides the numbers of a run. Steps may grow, and how the run is carried out may change."""
+    whole = as_dict(config)
+    stages = {name: {k: v for k, v in stage.items() if k not in ("steps", "validate_every")} for name, stage in whole["stages"].items()}
+    kept = {key: whole[key] for key in ("seed", "backbone", "method", "data", "init_from", "select")}
+    return {**kept, "stages": stages, "precision": config.runtime.precision, "datasets": dict(datasets), "orders": dict(orders)}
+
+
+class RunFolder:
+    """Paths and records of one run. Only rank 0 writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.results = path / "results"
+
+    def claim(self, config: RunConfig, identity: Mapping[str, Any]) -> bool:
+        """Make the folder this run's, or check that it is. True when there is something to continue.
+
+        Raises ConfigError, with the differences, when the folder holds another run; nothing is touched then.
+        """
+        known = self.path / "identity.json"
+        asked = json.loads(json.dumps(identity))
+        if known.exists():
+            changed = differences(read_json(known), asked)
+            if changed:
+                raise ConfigError(
+                    f"{self.path} holds a run made under another plan:\n  " + "\n  ".join(changed[:12]) + "\nUse another `name` or `seed`, or delete "
+                    "that folder; to start from its weights set `init_from`"
+                )
+            return True
+        with disk_errors(self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            replace_atomic(self.path / "config.yaml", yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True).encode())
+            replace_atomic(known, pretty_json(asked))
+        return False
+
+    def method_state(self) -> dict[str, Any] | None:
+        path = self.path / "method.json"
+        return read_json(path) if path.exists() else None
+
+    def keep_method_state(self, state: Mapping[str, Any]) -> None:
+        if not (self.path / "method.json").exists():
+            replace_atomic(self.path / "method.json", json.dumps(state).encode())
+
+    def started(self, facts: Mapping[str, Any]) -> None:
+        self.append("starts.jsonl", {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **facts, **environment()})
+
+    def append(self, name: str, line: Mapping[str, Any]) -> None:
+        path = self.path / name
+        with disk_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def best(self) -> dict[str, Any] | None:
+        """{"step", "stage", "metric", "value"} of the selected checkpoint."""
+        path = self.path / "best.json"
+        return read_json(path) if path.exists() else None
+
+    def keep_best(self, best: Mapping[str, Any]) -> None:
+        replace_atomic(self.path / "best.json", pretty_json(dict(best)))
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware, commit and command, for records beside numbers."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"versions": versions, "hardware": hardware(), "commit": commit(), "command": " ".join(sys.argv)}
+
+
+def hardware() -> str:
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def commit() -> str | None:
+    """Commit of the source tree that runs, with `+` when files differ from it; None for an installed package."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    git = ["git", "-C", str(here)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if dirty else "")

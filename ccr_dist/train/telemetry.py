@@ -1,0 +1,104 @@
+"""What a run says about itself: progress on the terminal, `log.jsonl`, TensorBoard. Written by rank 0 only."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..data.store import disk_errors, replace_atomic
+
+
+class Telemetry:
+    """Log of one run; a resumed run continues the file from the resumed step, as if it had never stopped.
+
+    Args:
+        run: the run folder.
+        active: False on every rank but 0: then all calls do nothing.
+        resumed_step: lines of later steps, written by a process that died, are dropped.
+    """
+
+    def __init__(self, run: Path, *, active: bool, resumed_step: int, total_steps: int, title: str) -> None:
+        self.active = active
+        self.console = Console(stderr=True)
+        if not active:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = run / "log.jsonl"
+        _truncate(self.path, resumed_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_step + 1)
+        self._total = total_steps
+        self._title = title
+        self._spoken = time.monotonic()
+        self._started = (time.monotonic(), resumed_step)
+        self._bar: Progress | None = None
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True)
+            self._task = self._bar.add_task(title, total=total_steps, completed=resumed_step, note="")
+            self._bar.start()
+
+    def step(self, step: int, values: Mapping[str, Any], *, keep: bool) -> None:
+        """Progress of one step; its values go to the files where `keep`."""
+        if not self.active:
+            return
+        if keep:
+            self._write({"step": step, **values})
+        note = f"{values['stage']} loss {values['loss']:.4f}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, note=note)
+        elif time.monotonic() - self._spoken > 10 or step == self._total:
+            self._spoken = time.monotonic()
+            begun, first = self._started
+            left = (time.monotonic() - begun) / max(1, step - first) * (self._total - step)
+            print(f"{self._title}: step {step}/{self._total}  {note}  ETA {left:.0f} s", file=sys.stderr, flush=True)
+
+    def event(self, step: int, name: str, values: Mapping[str, Any]) -> None:
+        """Something that is no step: a validation, a checkpoint."""
+        if self.active:
+            self._write({"step": step, "event": name, **values})
+
+    def say(self, text: str) -> None:
+        if self.active:
+            self.console.print(f"{self._title}: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        with disk_errors(self.path):
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._file.flush()
+        kind = line.get("event", "train")
+        for key, value in line.items():
+            if isinstance(value, int | float) and key != "step":
+                self._board.add_scalar(f"{kind}/{key}", value, line["step"])
+
+    def close(self) -> None:
+        if self.active:
+            if self._bar is not None:
+                self._bar.stop()
+            self._file.close()
+            self._board.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Lines of a log; a last line torn by a kill is left out."""
+    lines = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+    return lines
+
+
+def _truncate(path: Path, step: int) -> None:
+    lines = [line for line in read_log(path) if line["step"] <= step]
+    replace_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Sets up and runs the tests: bash launch/test.sh [pytest arguments]. Default: all but `slow` and `gpu`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash launch/setup.sh
+export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+bin=${VENV:-.venv}/bin
+if [ $# -gt 0 ]; then exec "$bin/python" -m pytest "$@"; fi
+"$bin/ruff" check .
+"$bin/ruff" format --check .
+"$bin/mypy"
+exec "$bin/python" -m pytest -m "not slow and not gpu" --durations=15
