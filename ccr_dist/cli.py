@@ -1,0 +1,119 @@
+"""The command line: parse, call, print. Sub-commands of the data and generation rooms live beside what they call.
+
+Starts without torch; a command imports what it needs when it runs. Errors that a user can act on are shown as one message, and end the process
+with the exit code of their class (`errors.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import __version__, errors
+from .data.cli import shards_app
+from .generate.cli import jobs_app
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+config_app = typer.Typer(no_args_is_help=True, help="Look at configs.")
+app.add_typer(shards_app, name="shards")
+app.add_typer(config_app, name="config")
+app.registered_commands += jobs_app.registered_commands
+
+Config = Annotated[Path, typer.Argument(help="run config (YAML)")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, any number")]
+Seeds = Annotated[str | None, typer.Option(help="several runs, one after the other: 0,1,2")]
+
+
+@app.callback(invoke_without_command=True)
+def top(context: typer.Context, version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    """Cross-lingual cross-modal retrieval: build datasets, translate and featurise them, train, evaluate."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@config_app.command("show")
+def config_show(config: Config, overrides: Overrides = None) -> None:
+    """Print the resolved run config: bases merged, overrides applied, defaults filled in."""
+    import yaml
+
+    from .config import as_dict, load_config
+
+    print(yaml.safe_dump(as_dict(load_config(config, overrides or ())), sort_keys=False, allow_unicode=True), end="")
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    seeds: Seeds = None,
+    test: Annotated[bool, typer.Option("--test", help="measure the selected checkpoint on the test split at the end")] = False,
+    world: Annotated[int | None, typer.Option(help="refuse to run on any other number of processes")] = None,
+) -> None:
+    """Train a run, or go on with one that was interrupted. Start it with `accelerate launch … -m ccr_dist train` for several processes."""
+    configs = _configs(config, overrides, seeds)
+    from .train import commands
+
+    _exit(commands.train(configs, test=test, world=world))
+
+
+@app.command()
+def evaluate(
+    config: Config,
+    overrides: Overrides = None,
+    seeds: Seeds = None,
+    split: Annotated[str, typer.Option(help="val or test")] = "test",
+    again: Annotated[
+        bool, typer.Option("--again", help="measure anew although a result is there (a test set's readings are counted)")
+    ] = False,
+    world: Annotated[int | None, typer.Option(help="refuse to run on any other number of processes")] = None,
+) -> None:
+    """Measure a run's selected checkpoint (or an untrained method) on a split; writes RUN/results/SPLIT.json."""
+    if split not in ("val", "test"):
+        raise errors.ConfigError(f"--split {split}: expected val or test")
+    configs = _configs(config, overrides, seeds)
+    from .train import commands
+
+    _exit(commands.evaluate(configs, split=split, again=again, world=world))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run folders (or result files)")],
+    out: Annotated[Path, typer.Option(help="folder of the report")] = Path("report"),
+    split: Annotated[str, typer.Option(help="which result of each run")] = "test",
+    title: Annotated[str, typer.Option()] = "Cross-lingual retrieval",
+    pictures: Annotated[Path | None, typer.Option(help="dataset whose pictures illustrate the examples")] = None,
+) -> None:
+    """Collect runs into one table: terminal, JSON, CSV and a self-contained HTML page."""
+    from .evaluate.command import report as write
+
+    write(runs, out=out, split=split, title=title, pictures=pictures)
+
+
+def _configs(path: Path, overrides: list[str] | None, seeds: str | None) -> list:
+    from .config import load_config
+
+    overrides = overrides or []
+    if seeds is None:
+        return [load_config(path, overrides)]
+    numbers = seeds.split(",")
+    if not all(number.strip().isdigit() for number in numbers):
+        raise errors.ConfigError(f"--seeds {seeds}: expected whole numbers with commas between them, like 0,1,2")
+    return [load_config(path, [*overrides, f"seed={number.strip()}"]) for number in numbers]
+
+
+def _exit(code: int) -> None:
+    if code:
+        raise typer.Exit(code)
+
+
+def main() -> None:
+    try:
+        app(standalone_mode=True)
+    except errors.CcrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,128 @@
+"""Evaluation on one, two, three and eight real processes: the same ranks bit for bit, every caption encoded by one process exactly once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ccr_dist.data.table import Dataset, create_column, create_dataset
+from ccr_dist.errors import DataError
+from ccr_dist.evaluate.evaluate import evaluate
+
+pytestmark = pytest.mark.procs
+
+WORKER = Path(__file__).with_name("evaluate_worker.py")
+SIZES = (7, 0, 9, 4)  # rows a shard
+NO_PICTURE, NO_GERMAN, NO_LABEL = {5}, {2, 11, 19}, {0, 7}
+
+
+def german(row: int) -> list[str] | None:
+    return None if row in NO_GERMAN else [f"{row} Bild <{n}> & mehr" for n in range(row % 4 + 1)]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """20 items; captions per item vary, some have none; one has no feature; concepts are shared."""
+    numbers = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
+    made = create_dataset(
+        tmp_path_factory.mktemp("toy"), name="toy", split="test", keys=[[f"item{n:02d}" for n in shard] for shard in numbers]
+    )
+
+    def column(name: str, kind: str, value) -> None:
+        made_column = create_column(made, name, kind=kind, extension="json", plan={}, provenance={})
+        for shard, rows in enumerate(numbers):
+            values = (value(int(row)) for row in rows)
+            made_column.commit(shard, [None if v is None else made_column.encode(v) for v in values])
+
+    column("caption.de", "texts", german)
+    column("caption.fr", "texts", lambda row: [f"{row} image"])
+    column("caption.en", "texts", lambda row: [f"{row} picture"])
+    column("caption.cs", "texts", lambda row: None)
+    column("label.concept", "label", lambda row: None if row in NO_LABEL else f"concept {row % 17}")
+    features = create_column(made, "feature.toy", kind="matrix", extension="npy", plan={}, provenance={})
+    for shard, rows in enumerate(numbers):
+        vectors = [torch.randn(8, generator=torch.Generator().manual_seed(int(row))).numpy() for row in rows if row not in NO_PICTURE]
+        nulls = [at for at, row in enumerate(rows) if row in NO_PICTURE]
+        features.commit_matrix(shard, np.array(vectors, dtype=np.float16).reshape(len(vectors), 8), nulls=nulls)
+    return made
+
+
+def run(dataset: Dataset, world: int, out: Path) -> list[dict]:
+    launch = [sys.executable]
+    if world > 1:
+        launch += [
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(world),
+            "--rdzv_backend",
+            "c10d",
+            "--rdzv_endpoint",
+            "localhost:0",
+        ]
+    target = out / f"{world}.json"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, str(WORKER), str(dataset.root), str(target)], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(target.read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return run(dataset, 1, tmp_path_factory.mktemp("alone"))[0]
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])  # 7 blocks of 3 rows: with 8 processes one reads nothing
+def test_any_world_size_gives_the_same_ranks(dataset: Dataset, alone: dict, tmp_path: Path, world: int) -> None:
+    ranks = run(dataset, world, tmp_path)
+    assert len({rank["pid"] for rank in ranks}) == world
+    for rank in ranks:
+        assert rank["ranks"] == alone["ranks"]
+        assert rank["results"] == alone["results"]
+    assert sum((rank["encoded"] for rank in ranks), []) != []
+    assert sorted(sum((rank["encoded"] for rank in ranks), [])) == sorted(alone["encoded"])  # nothing twice, nothing left out
+    assert sorted(sum((rank["pictures"] for rank in ranks), [])) == sorted(alone["pictures"])
+    assert len(ranks[0]["encoded"]) < len(alone["encoded"]), "the work was not shared"
+
+
+def test_every_caption_is_counted(alone: dict) -> None:
+    captions = [f"de: {text}" for row in range(20) for text in german(row) or []] + [f"fr: {row} image" for row in range(20)]
+    assert sorted(alone["encoded"]) == sorted(captions)
+    counts = alone["results"]["de"]["counts"]
+    without = len(german(5) or [])
+    assert counts["captions"] + without == sum(len(german(row) or []) for row in range(20))
+    assert counts["captions_without_item"] == without and counts["items"] == 19 and counts["items_without_caption"] == 3
+    # Item 2 has no caption, but item 19 (same concept) has none either; 11 is alone: three items are no queries.
+    assert counts["queries_v2t"] == 16
+    # 19 pictures: 17 concepts, less item 5's, items 0 and 7 alone; item 17 keeps concept 0.
+    assert counts["groups"] == len({row % 17 for row in range(20) if row not in NO_PICTURE | NO_LABEL}) + len(NO_LABEL)
+    assert all(all(rank > 0 for rank in language[0]) for language in alone["ranks"])
+
+
+def test_examples_are_the_best_items(alone: dict) -> None:
+    for result in alone["results"].values():
+        assert len(result["examples"]) == 2
+        for example in result["examples"]:
+            assert len(example["top"]) == 5 and example["item"].startswith("item")
+            assert example["english"] == f"{int(example['item'][4:])} picture"
+            right = [n for n, hit in enumerate(example["top"], 1) if hit["correct"]]
+            assert right[0] == example["rank"] if right else example["rank"] > 5
+
+
+def test_a_language_without_captions_is_an_error(dataset: Dataset) -> None:
+    def never(*_):
+        raise AssertionError("nothing is encoded before the columns are checked")
+
+    with pytest.raises(DataError, match=r"(?s)no captions of language 'cs'.*caption\.cs.*toy/test"):
+        evaluate(never, never, dataset, queries={"cs": "caption.cs"}, visual_column="feature.toy")
+    with pytest.raises(DataError, match=r"caption\.ja"):
+        evaluate(never, never, dataset, queries={"ja": "caption.ja"}, visual_column="feature.toy")
