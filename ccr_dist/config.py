@@ -115,7 +115,9 @@ class RuntimeConfig(Frozen):
     threads: int | None = Field(None, gt=0, description="CPU threads a rank; none: cores / ranks of the machine")
     log_every: int = Field(10, gt=0, description="steps")
     eval_batch: int = Field(256, gt=0)
-    trace: Literal["off", "samples", "gradients"] = Field("off", description="write what every rank saw (and the reduced gradients) to RUN/trace")
+    trace: Literal["off", "samples", "gradients"] = Field(
+        "off", description="write what every rank saw (and the reduced gradients) to RUN/trace"
+    )
 
 
 class RunConfig(Frozen):

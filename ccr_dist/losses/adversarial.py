@@ -27,7 +27,7 @@ class Discriminator(nn.Module):
 
 def told_as(logits: Tensor, which: int) -> Tensor:
     """Binary cross entropy of two logits (n, 2) against one-hot class `which`, mean over the two: (n,)."""
-    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
     target = torch.zeros_like(logits)
     target[:, which] = 1
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)

@@ -76,7 +76,7 @@ class Training:
         for name, stage in self.stages.items():
             digests |= content_digests(self.data[name], fields_for(config, stage), self.orders[name].languages)
         plan = identity(config, digests, {name: order.digest for name, order in self.orders.items()})
-        error = self._try(lambda: self.folder.claim(config, plan) and None) if strategy.main else None
+        error = self._try(lambda: (self.folder.lock(), self.folder.claim(config, plan))) if strategy.main else None
         self._raise_together(error)
 
     def run(self) -> Outcome:
@@ -179,7 +179,7 @@ class Training:
         wrapped: nn.Module,
         trained: dict[str, nn.Parameter],
         optimizer: Any,
-        auxiliary: dict[str, torch.optim.Optimizer],
+        auxiliary: dict[str, torch.optim.Adam],
     ) -> dict[str, Any]:
         strategy = self.strategy
         batch = batch.to(strategy.device)
@@ -203,7 +203,14 @@ class Training:
         report = [*(share.detach().double() for share in shares), float(len(batch.substituted)), float(self.stop.seen())]
         sums = strategy.sum(torch.stack([torch.as_tensor(v, dtype=torch.float64, device=strategy.device) for v in report])).tolist()
         values = dict(zip([*losses, *extra], sums[:-2], strict=True))
-        values = {"stage": name, "lang": batch.lang, "loss": sum(values[key] for key in losses), "lr": learning_rate, "grad_norm": float(norm), **values}
+        values = {
+            "stage": name,
+            "lang": batch.lang,
+            "loss": sum(values[key] for key in losses),
+            "lr": learning_rate,
+            "grad_norm": float(norm),
+            **values,
+        }
         self._check_finite(done, values)
         optimizer.step()
         done.step, done.stage_step = done.step + 1, done.stage_step + 1
@@ -211,7 +218,7 @@ class Training:
         return {**values, "stopping": sums[-1] > 0}
 
     def _auxiliary_step(
-        self, name: str, batch: Batch, outputs: dict[str, Tensor], context: Context, auxiliary: dict[str, torch.optim.Optimizer]
+        self, name: str, batch: Batch, outputs: dict[str, Tensor], context: Context, auxiliary: dict[str, torch.optim.Adam]
     ) -> dict[str, Tensor]:
         """Step the auxiliary networks (a discriminator) first, on detached outputs; they are replicated, so their gradients are summed."""
         if not auxiliary:
@@ -258,13 +265,20 @@ class Training:
         return improved
 
     def _save(
-        self, done: Progress, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, auxiliary: dict[str, torch.optim.Optimizer]
+        self,
+        done: Progress,
+        trained: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        auxiliary: dict[str, torch.optim.Adam],
     ) -> None:
         def save() -> None:
             aux: dict[str, Tensor] = {}
             for key, network in self.method.aux.items():
                 aux |= {f"{key}/weights/{n}": p for n, p in network.named_parameters()}
-                aux |= {f"{key}/optimizer/{n}": v for n, v in checkpoint.optimizer_tensors(auxiliary[key], dict(network.named_parameters())).items()}
+                aux |= {
+                    f"{key}/optimizer/{n}": v
+                    for n, v in checkpoint.optimizer_tensors(auxiliary[key], dict(network.named_parameters())).items()
+                }
             scaler = self.strategy.accelerator.scaler
             values = {"step": done.step, "progress": vars(done), "scaler": scaler.state_dict() if scaler is not None else None}
             states = checkpoint.optimizer_tensors(optimizer, trained)
@@ -307,10 +321,13 @@ class Training:
         checkpoint.restore_weights(self.kept, weights, where)
         self.log.say(f"weights from {where}")
 
-    def _restore_auxiliary(self, auxiliary: dict[str, torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    def _restore_auxiliary(self, auxiliary: dict[str, torch.optim.Adam], tensors: dict[str, Tensor]) -> None:
         for key, network in self.method.aux.items():
             names = dict(network.named_parameters())
-            parts = {kind: {n.removeprefix(f"{key}/{kind}/"): v for n, v in tensors.items() if n.startswith(f"{key}/{kind}/")} for kind in ("weights", "optimizer")}
+            parts = {
+                kind: {n.removeprefix(f"{key}/{kind}/"): v for n, v in tensors.items() if n.startswith(f"{key}/{kind}/")}
+                for kind in ("weights", "optimizer")
+            }
             checkpoint.restore_weights(names, parts["weights"], f"auxiliary network {key}")
             checkpoint.restore_optimizer(auxiliary[key], names, parts["optimizer"])
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,12 +18,15 @@ from ..data.store import digest_json, read_json, replace_atomic
 from ..data.table import Dataset
 from ..errors import ConfigError
 from ..evaluate.evaluate import evaluate
+from ..evaluate.protocols import RECALL_NAMES
 from ..evaluate.schema import LanguageResult, RunResult
 from ..methods.base import ENGLISH, Method
 from .assemble import build_method, check_columns
 from .checkpoint import restore_weights
 from .run import RunFolder, environment
 from .strategy import Step, Strategy
+
+SELECTABLE = (*RECALL_NAMES, "SumR", "mR")
 
 
 def languages_to_select(config: RunConfig) -> tuple[str, ...]:
@@ -35,7 +37,7 @@ def languages_to_select(config: RunConfig) -> tuple[str, ...]:
 def measure(
     config: RunConfig, method: Method, wrapped: nn.Module, strategy: Strategy, dataset: Dataset, queries: dict[str, str], **options: Any
 ) -> dict[str, LanguageResult]:
-    """Results by language, counted on all ranks."""
+    """Results by language, counted on all ranks. Leaves the modules in eval mode."""
 
     def encode_text(texts: Sequence[str], lang: str) -> Tensor:
         with strategy.autocast():
@@ -46,25 +48,30 @@ def measure(
             return wrapped("encode_visual", visual)["global"].float()
 
     wrapped.eval()
-    with torch.no_grad():
-        return evaluate(
-            encode_text, encode_visual, dataset, queries=queries, visual_column=config.data.visual, group_column=config.data.group,
-            score=method.score, transform=method.backbone.image_transform(), device=strategy.device, batch=config.runtime.eval_batch, **options,
-        )  # fmt: skip
+    return evaluate(
+        encode_text, encode_visual, dataset, queries=queries, visual_column=config.data.visual, group_column=config.data.group,
+        score=method.score, transform=method.backbone.image_transform(), device=strategy.device, batch=config.runtime.eval_batch,
+        workers=config.runtime.workers, **options,
+    )  # fmt: skip
 
 
 def validate(config: RunConfig, method: Method, wrapped: nn.Module, strategy: Strategy) -> tuple[float, dict[str, Any]]:
-    """The selection metric on the validation split, mean over the learnt languages, and lines for the log. Leaves the modules in eval mode."""
+    """The selection metric on the validation split, mean over the learnt languages, and lines for the log. Leaves the modules in eval mode.
+
+    Raises ConfigError where nothing can be selected by.
+    """
+    if config.select not in SELECTABLE:
+        raise ConfigError(f"select: {config.select!r} is no metric to select by; choose one of {', '.join(SELECTABLE)}")
     columns = method.query_columns(config.data)
     queries = {lang: columns[lang] for lang in languages_to_select(config) if lang in columns}
     if not queries:
-        raise ConfigError(f"data.queries has no captions in {', '.join(languages_to_select(config))}, so nothing can be selected on validation")
-    found = measure(config, method, wrapped, strategy, Dataset.open(config.data.val), queries, replicates=0, examples=0)
-    unknown = [config.select for result in found.values() if config.select not in result.metrics]
-    if unknown:
-        raise ConfigError(f"select: {config.select!r} is no metric; choose one of {', '.join(next(iter(found.values())).metrics)}")
-    value = statistics.fmean(result.metrics[config.select] for result in found.values())
-    lines = {f"{lang}/{key}": result.metrics[key] for lang, result in found.items() for key in (config.select, "t2v_R1", "t2v_R10")}
+        raise ConfigError(
+            f"data.queries has no captions in {', '.join(languages_to_select(config))}, so nothing can be selected on validation"
+        )
+    found = measure(config, method, wrapped, strategy, Dataset.open(config.data.val), queries, replicates=1, examples=0)
+    metrics = {lang: result.metrics for lang, result in found.items()}
+    value = statistics.fmean(each[config.select] for each in metrics.values())
+    lines = {f"{lang}/{key}": each[key] for lang, each in metrics.items() for key in (config.select, "t2v_R1", "t2v_R10")}
     return value, {config.select: value, **lines}
 
 
@@ -89,9 +96,10 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
     wrapped = step.to(strategy.device)
     dataset = Dataset.open(location)
     queries = method.query_columns(config.data)
-    found = measure(config, method, wrapped, strategy, dataset, queries)
+    shown = {lang: config.data.queries[lang] for lang in queries}
+    found = measure(config, method, wrapped, strategy, dataset, queries, shown=shown, english_column=config.data.source)
     if strategy.main:
-        gallery = next(iter(found.values())).counts["items"]
+        counts = next(iter(found.values())).counts
         used = [*queries.values(), *config.data.targets.values()]
         result = RunResult(
             name=f"{config.name}-s{config.seed}",
@@ -101,8 +109,8 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
             dataset=dataset.name,
             split=dataset.split,
             dataset_digest=dataset.digest,
-            items=gallery,
-            groups=_groups(dataset, config.data.group) if config.data.group else gallery,
+            items=counts["items"],
+            groups=counts["groups"],
             languages=found,
             test_reads=(known or {}).get("test_reads", 0) + 1,
             selection=f"{config.select} on {config.data.val}" if config.stages else None,
@@ -132,18 +140,15 @@ def trained_method(config: RunConfig, folder: RunFolder) -> tuple[Method, Step]:
     return method, step
 
 
-def _groups(dataset: Dataset, column: str) -> int:
-    labels = dataset.column(column)
-    return len({labels.value(shard, row) for shard, rows in enumerate(dataset.shard_rows) for row in range(rows)})
-
-
 def _provenance(datasets: Sequence[Dataset], columns: Sequence[str]) -> dict[str, str]:
     """Column -> who made it, in words."""
     said = {}
     for dataset in datasets:
         for name in columns:
             if name in dataset.columns():
-                said[name] = "; ".join(f"{key}: {value}" for key, value in dataset.column(name).provenance.items() if isinstance(value, str))
+                said[name] = "; ".join(
+                    f"{key}: {value}" for key, value in dataset.column(name).provenance.items() if isinstance(value, str)
+                )
     return said
 
 

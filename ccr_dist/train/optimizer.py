@@ -34,4 +34,4 @@ def adamw(stage: StageConfig, parameters: Mapping[str, nn.Parameter], device: to
 
 
 def is_table(name: str) -> bool:
-    return name.rsplit(".", 1)[-1] == "table"
+    return ".table." in name

@@ -1,20 +1,21 @@
 """The run folder: what a run was asked to do, what it really did, and whether a new start may continue it.
 
-    RUNS/NAME-sSEED/
-        config.yaml        the resolved config of the first start
-        identity.json      what may not change on resume (see `identity`), with the digests of data and order
-        method.json        what the method needs besides weights to be rebuilt
-        starts.jsonl       one line a start: step it began at, processes, strategy, versions, command
-        log.jsonl, tensorboard/, substituted.jsonl, trace/
-        checkpoints/, best.json
-        model.safetensors  the selected weights, once the run is complete
-        results/<split>.json
-        stop               create this file to make the run save and stop
+RUNS/NAME-sSEED/
+    config.yaml        the resolved config of the first start
+    identity.json      what may not change on resume (see `identity`), with the digests of data and order
+    method.json        what the method needs besides weights to be rebuilt
+    starts.jsonl       one line a start: step it began at, processes, strategy, versions, command
+    log.jsonl, tensorboard/, substituted.jsonl, trace/
+    checkpoints/, best.json
+    model.safetensors  the selected weights, once the run is complete
+    results/<split>.json
+    stop               create this file to make the run save and stop
 """
 
 from __future__ import annotations
 
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -50,6 +51,15 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.results = path / "results"
 
+    def lock(self) -> None:
+        """Hold the folder until this process ends; ConfigError while another process trains this run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / "lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{self.path}: another process is training this run; wait for it, stop it ({self.path}/stop), or use another name") from None
+
     def claim(self, config: RunConfig, identity: Mapping[str, Any]) -> bool:
         """Make the folder this run's, or check that it is. True when there is something to continue.
 
@@ -61,7 +71,9 @@ class RunFolder:
             changed = differences(read_json(known), asked)
             if changed:
                 raise ConfigError(
-                    f"{self.path} holds a run made under another plan:\n  " + "\n  ".join(changed[:12]) + "\nUse another `name` or `seed`, or delete "
+                    f"{self.path} holds a run made under another plan:\n  "
+                    + "\n  ".join(changed[:12])
+                    + "\nUse another `name` or `seed`, or delete "
                     "that folder; to start from its weights set `init_from`"
                 )
             return True
@@ -124,7 +136,9 @@ def commit() -> str | None:
     git = ["git", "-C", str(here)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
     return head + ("+" if dirty else "")

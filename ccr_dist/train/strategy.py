@@ -69,7 +69,9 @@ class Strategy:
         # Unused parameters are looked for because DDP then keeps its first bucket layout. Otherwise it rebuilds the buckets after the first
         # backward, and a resumed process would reduce its first step in another layout than the process that was never interrupted:
         # other bits from three ranks on. It also lets a rank without rows take part.
-        kwargs: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=False)]
+        kwargs: list[Any] = [
+            DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=False)
+        ]
         if launched > 1:
             kwargs.append(InitProcessGroupKwargs(backend="gloo" if cpu else "nccl"))
         precision = "no" if runtime.precision == "fp32" else runtime.precision
@@ -80,9 +82,13 @@ class Strategy:
         self.device: torch.device = self.accelerator.device
         plain = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
         if self.accelerator.distributed_type not in plain:
-            raise ConfigError(f"launched as {self.accelerator.distributed_type}, but this run trains with ddp; use launch/accelerate/*.yaml")
+            raise ConfigError(
+                f"launched as {self.accelerator.distributed_type}, but this run trains with ddp; use launch/accelerate/*.yaml"
+            )
         if self.world != launched or (self.world > 1) != dist.is_initialized():
-            raise ConfigError(f"the launcher started {launched} processes, but the run would have {self.world}: a silent fallback; see launch/README.md")
+            raise ConfigError(
+                f"the launcher started {launched} processes, but the run would have {self.world}: a silent fallback; see launch/README.md"
+            )
         if world is not None and world != self.world:
             raise ConfigError(
                 f"--world {world} was asked for, but {self.world} process(es) run; start with "

@@ -1,4 +1,4 @@
-"""Evaluates the dataset argv[1] with a model that is a hash of its input, on as many processes as were started; rank 0 writes argv[2]."""
+"""Evaluates dataset argv[1] in batches of argv[3] rows with a toy model, on as many processes as were started; rank 0 writes argv[2]."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ results = evaluate(
     visual_column="feature.toy",
     group_column="label.concept",
     english_column="caption.en",
-    batch=3,
+    batch=int(sys.argv[3]),
     examples=2,
     replicates=20,
 )

@@ -98,7 +98,7 @@ def test_killed_at_every_touch_of_the_disk(tmp_path: Path) -> None:
 def test_two_processes_share_the_work_and_commit_each_shard_once(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     dataset = captions(tmp_path / "d", ROWS)
     logs = [tmp_path / f"log{i}" for i in range(3)]
-    said = [end(process) for process in [start(dataset, log, dawdle_s=0.05) for log in logs]]
+    said = [end(process) for process in [start(dataset, log, dawdle_s=0.15) for log in logs]]
     said.append(end(start(dataset, tmp_path / "log3")))  # whatever was busy when the first ones passed
     rows = Counter(key for log in [*logs, tmp_path / "log3"] for key in made(log))
     assert rows == Counter(key for shard in range(3) for key in dataset.keys(shard)), "a row was made twice or not at all"

@@ -1,0 +1,119 @@
+"""Bytes to values and back, one rule per column kind. Reading and writing files is not done here; torch is not needed here."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+from ccr_dist.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+KINDS = {
+    "image": "the bytes of a picture",
+    "texts": "JSON list of strings, or null",
+    "views": 'JSON {"views": {name: text}}, or null',
+    "label": "JSON string, or null",
+    "matrix": "float16 vectors, (n, D) a row",
+}
+_MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\x00": "tif", b"MM\x00*": "tif"}
+
+
+def check(kind: str, value: Any, what: str) -> None:
+    """DataError, naming `what`, unless `value` is a (non-null) value of a column of this kind."""
+    if kind == "image":
+        good = isinstance(value, bytes)
+    elif kind == "texts":
+        good = isinstance(value, list) and all(isinstance(text, str) for text in value)
+    elif kind == "views":
+        views = value.get("views") if isinstance(value, dict) and len(value) == 1 else None
+        good = isinstance(views, dict) and all(isinstance(name, str) and isinstance(text, str) for name, text in views.items())
+    elif kind == "label":
+        good = isinstance(value, str)
+    else:
+        raise DataError(f"{what}: a {kind!r} column has no bytes a row; expected one of image, texts, views, label")
+    if not good:
+        raise DataError(f"{what}: expected {KINDS[kind]}; found {repr(value)[:120]}")
+
+
+def encode(kind: str, value: Any, what: str = "value") -> bytes:
+    """The stored bytes of a value; None is JSON `null` (a picture: no bytes at all). DataError for a value of another kind."""
+    if value is not None:
+        check(kind, value, what)
+    if kind == "image":
+        return value or b""
+    try:
+        return json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
+    except UnicodeEncodeError as e:
+        raise DataError(f"{what}: not valid Unicode text ({e})") from e
+
+
+def decode(kind: str, data: bytes, what: str = "value", *, extension: str = "json", field: str | None = None) -> Any:
+    """The value in stored bytes: bytes (image, encoded), list[str] (texts), {"views": {...}} (views), str (label), or None for null.
+
+    extension `txt`: the bytes are one plain text. `field`: the value of that key of a JSON object, a string or a list of strings
+    (img2dataset's `.json` members). DataError naming `what` for anything else.
+    """
+    if kind == "image":
+        return data or None
+    try:
+        text = data.decode()
+        value = text.strip() if extension == "txt" else json.loads(text)
+    except ValueError as e:
+        raise DataError(f"{what}: expected {KINDS[kind]}; not readable as UTF-8 {extension} ({e})") from e
+    if field is not None:
+        if not isinstance(value, dict):
+            raise DataError(f"{what}: expected a JSON object with the field {field!r}; found {repr(value)[:120]}")
+        value = value.get(field)
+    if kind == "texts" and isinstance(value, str) and (field is not None or extension == "txt"):
+        value = [value]
+    if value is not None:
+        check(kind, value, what)
+    return value
+
+
+def is_present(kind: str, value: Any) -> bool:
+    """Whether a decoded value says anything: not null, and not only empty or blank texts."""
+    if value is None or kind == "image":
+        return bool(value)
+    texts = [value] if kind == "label" else value["views"].values() if kind == "views" else value
+    return any(text.strip() for text in texts)
+
+
+def picture_extension(data: bytes, what: str = "picture") -> str:
+    """jpg, png, gif, bmp, tif or webp, from the first bytes; DataError for anything else."""
+    for magic, extension in _MAGIC.items():
+        if data.startswith(magic):
+            return extension
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    raise DataError(f"{what}: not a JPEG, PNG, WebP, GIF, BMP or TIFF picture (first bytes {data[:8]!r})")
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """RGB; what is transparent becomes white."""
+    from PIL import Image
+
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode_image(data: bytes | None, what: str = "picture") -> Image.Image:
+    """The picture as RGB, alpha composited on white. DataError naming `what` (the item) when the bytes are not a whole picture."""
+    from PIL import Image
+
+    if not data:
+        raise DataError(f"{what}: there is no picture (null row)")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return on_white(image)
+    except MemoryError:
+        raise
+    except Exception as e:  # the bytes are in memory: whatever Pillow's decoders raise (OSError included) is about the format
+        raise DataError(f"{what}: broken picture of {len(data)} bytes ({type(e).__name__}: {e})") from e

@@ -1,0 +1,1 @@
+"""Recipes: where a dataset's rows come from. One file a recipe; found by looking, registered by `base.register`."""

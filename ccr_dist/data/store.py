@@ -1,0 +1,190 @@
+"""How files come into being: atomically, durably, and (where that matters) exactly once. Digests of files and of JSON.
+
+Everything that writes below a dataset or a run folder goes through here. Nothing here knows what a dataset is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ccr_dist.errors import DataError, StorageError
+
+T = TypeVar("T")
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+TEMPORARY = ".tmp-"  # prefix of files that are being written; whatever carries it after a crash is rubbish
+
+
+def canonical_json(obj: Any) -> bytes:
+    """One spelling for one value: sorted keys, compact, UTF-8; NaN and infinities are refused (ValueError)."""
+    return json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def pretty_json(obj: Any) -> bytes:
+    """The spelling of metadata files that people read."""
+    return (json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def digest_json(obj: Any) -> str:
+    """sha256 (hex) of the canonical spelling of a JSON value."""
+    return hashlib.sha256(canonical_json(obj)).hexdigest()
+
+
+def sha256_file(path: str | Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: str | Path) -> Any:
+    """The JSON value in a file. DataError, naming the file, when it is not there or is not JSON; other OSErrors pass."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
+    except ValueError as e:
+        raise DataError(f"{path}: not valid JSON ({e})") from e
+
+
+def differences(there: Any, asked: Any, at: str = "") -> list[str]:
+    """Where two JSON values differ, one line each: `plan.model: there 'a', asked 'b'`."""
+    if isinstance(there, dict) and isinstance(asked, dict):
+        lines = []
+        for key in sorted({*there, *asked}, key=str):
+            where = f"{at}.{key}" if at else str(key)
+            if key not in there:
+                lines.append(f"{where}: there (absent), asked {asked[key]!r}")
+            elif key not in asked:
+                lines.append(f"{where}: there {there[key]!r}, asked (absent)")
+            else:
+                lines += differences(there[key], asked[key], where)
+        return lines
+    if isinstance(there, list) and isinstance(asked, list) and len(there) == len(asked):
+        return [line for i, (a, b) in enumerate(zip(there, asked, strict=True)) for line in differences(a, b, f"{at}[{i}]")]
+    return [] if there == asked else [f"{at or 'value'}: there {there!r}, asked {asked!r}"]
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """A full disk, quota or file-size limit inside the block becomes a StorageError that says what to do."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as e:
+        if e.errno in FULL:
+            raise StorageError(
+                f"{path}: cannot write: {os.strerror(e.errno or 0)}. Everything committed before is intact; "
+                "make room and run the same command again"
+            ) from e
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def staged(path: str | Path) -> Iterator[Path]:
+    """A temporary file name in the folder of `path`; what the block left there is removed if the block fails.
+
+    The block (or `publish_once`) moves the file to its place. Raises StorageError on a full disk.
+    """
+    path = Path(path)
+    tmp = path.with_name(f"{TEMPORARY}{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with disk_errors(path):
+            yield tmp
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Writes and fsyncs a file (no atomicity by itself)."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_atomic(path: str | Path, data: bytes) -> None:
+    """Makes or replaces a file so that every reader, at any time, sees the old or the new content in full."""
+    path = Path(path)
+    with staged(path) as tmp:
+        write_synced(tmp, data)
+        tmp.replace(path)
+        sync_folder(path.parent)
+
+
+def create_once(path: str | Path, data: bytes) -> bool:
+    """Makes a file if there is none. False when there is one already, which stays as it is. Of several racers exactly one gets True."""
+    path = Path(path)
+    if path.exists():
+        return False
+    with staged(path) as tmp:
+        tmp.write_bytes(data)
+        return publish_once(tmp, path)
+
+
+def publish_once(tmp: Path, path: str | Path) -> bool:
+    """`create_once` for content that lies in the temporary file `tmp` of the same folder already; `tmp` is gone afterwards either way.
+
+    A hard link is the one way to create-if-absent with full content on POSIX, NFS included; StorageError where the file system has none.
+    """
+    path = Path(path)
+    try:
+        with disk_errors(path):
+            fd = os.open(tmp, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            try:
+                os.link(tmp, path)
+                created = True
+            except FileExistsError:
+                created = tmp.samefile(path)  # NFS may repeat a request whose answer was lost, and then report our own link
+            except OSError as e:
+                if e.errno in NO_LINKS:
+                    raise StorageError(f"{path.parent}: this file system has no hard links; put the dataset on one that has") from e
+                raise
+            sync_folder(path.parent)
+            return created
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def retry_io(fn: Callable[[], T], *, what: str, attempts: int = 3, delay_s: float = 0.5) -> T:
+    """fn(), tried again after an OSError (waiting delay_s, then twice that, ...); StorageError naming `what` when it keeps failing.
+
+    A full disk does not heal by waiting: StorageError at once. Errors other than OSError pass.
+    """
+    for attempt in range(1, attempts + 1):
+        try:
+            with disk_errors(what):
+                return fn()
+        except StorageError:
+            raise
+        except OSError as e:
+            if attempt == attempts:
+                raise StorageError(f"{what}: {e} ({attempts} attempts)") from e
+            time.sleep(delay_s * 2 ** (attempt - 1))
+    raise ValueError(f"attempts must be at least 1, not {attempts}")

@@ -1,0 +1,175 @@
+"""Tar shards: writing them so that equal content gives equal bytes, and finding members again without reading the tar.
+
+A shard is a plain WebDataset tar. Nothing here knows about columns, and nothing is ever extracted to disk.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import tarfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from ccr_dist.errors import DataError
+
+_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+_META = re.compile(r"^__[^/]*__(?:$|/)")
+_BLOCK = tarfile.BLOCKSIZE
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """(key, extension) of a member by WebDataset's rule: the key ends at the first dot of the basename; the extension is lower-cased.
+
+    None for what WebDataset itself passes over (names without an extension, `__meta__/` members) and for hidden files.
+    """
+    match = _NAME.match(name)
+    if match is None or _META.match(name) or match[1].endswith("/"):
+        return None
+    return match[1], match[2].lower()
+
+
+class TarWriter:
+    """Writes members in the given order; the bytes depend on names and contents alone (no times, owners or modes).
+
+    `target` is a path or a binary file object, which stays open.
+    """
+
+    def __init__(self, target: str | Path | IO[bytes]) -> None:
+        self._own = Path(target).open("wb") if isinstance(target, str | Path) else None  # noqa: SIM115
+        fileobj: Any = self._own or target
+        self._tar = tarfile.open(fileobj=fileobj, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8")  # noqa: SIM115
+
+    def add(self, name: str, data: bytes) -> None:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        info.mode = 0o644
+        self._tar.addfile(info, io.BytesIO(data))
+
+    def close(self) -> None:
+        try:
+            self._tar.close()
+        finally:
+            if self._own:
+                self._own.close()
+
+    def __enter__(self) -> TarWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        elif self._own:  # a failed tar gets no end mark: nobody may take it for a complete one
+            self._own.close()
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where every member of a tar lies: per extension (offsets, sizes), int64 arrays in the order of `keys`; size -1: no such member."""
+
+    keys: tuple[str, ...]
+    members: dict[str, tuple[np.ndarray, np.ndarray]]
+    ignored: int = 0  # members that WebDataset passes over as well (see `split_name`)
+
+    @staticmethod
+    def scan(path: str | Path) -> ShardIndex:
+        """Reads the headers of a tar. DataError, naming tar, offset and member, on truncation, garbage, duplicates and odd members."""
+        rows: dict[str, int] = {}
+        found: dict[str, dict[int, tuple[int, int]]] = {}
+        ignored = 0
+        with Path(path).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            tar = None
+            try:
+                tar = tarfile.open(fileobj=file, mode="r:", encoding="utf-8")  # noqa: SIM115
+                for member in tar:
+                    if member.isdir():
+                        continue
+                    if not member.isreg() or member.issparse():
+                        what = f"member {member.name!r} at byte {member.offset}"
+                        raise DataError(f"{path}: {what} is a link, a device or sparse; expected plain files")
+                    if (end := member.offset_data + member.size) > size:
+                        raise DataError(f"{path}: truncated inside member {member.name!r}: it ends at byte {end}, the file at {size}")
+                    name = split_name(member.name)
+                    if name is None:
+                        ignored += 1
+                        continue
+                    key, extension = name
+                    row = rows.setdefault(key, len(rows))
+                    column = found.setdefault(extension, {})
+                    if row in column:
+                        raise DataError(f"{path}: two members {key}.{extension} (the second at byte {member.offset})")
+                    column[row] = (member.offset_data, member.size)
+            except tarfile.TarError as e:
+                raise DataError(f"{path}: not a complete tar: {e} (at byte {tar.offset if tar else 0} of {size})") from e
+            # tarfile takes a damaged header for the end of the archive; a real end is a block of zeros.
+            file.seek(tar.offset)
+            mark = file.read(_BLOCK)
+            if mark != bytes(_BLOCK):
+                fault = "truncated: no end mark" if len(mark) < _BLOCK else "damaged: no tar header and no end mark"
+                raise DataError(f"{path}: {fault} at byte {tar.offset} of {size}; copy or build this shard again")
+        members = {}
+        for extension, places in found.items():
+            offsets, sizes = np.zeros(len(rows), np.int64), np.full(len(rows), -1, np.int64)
+            for row, (offset, length) in places.items():
+                offsets[row], sizes[row] = offset, length
+            members[extension] = (offsets, sizes)
+        return ShardIndex(tuple(rows), members, ignored)
+
+    def to_json(self) -> dict[str, Any]:
+        members = {ext: {"offsets": o.tolist(), "sizes": s.tolist()} for ext, (o, s) in self.members.items()}
+        return {"keys": list(self.keys), "members": members, "ignored": self.ignored}
+
+    @staticmethod
+    def from_json(obj: dict[str, Any]) -> ShardIndex:
+        members = {ext: (np.asarray(m["offsets"], np.int64), np.asarray(m["sizes"], np.int64)) for ext, m in obj["members"].items()}
+        return ShardIndex(tuple(obj["keys"]), members, obj.get("ignored", 0))
+
+
+class _Descriptor:
+    """An open file; closed when neither the cache nor a reading thread refers to it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
+@lru_cache(maxsize=128)
+def _descriptor(path: str, content: str) -> _Descriptor:
+    return _Descriptor(path)
+
+
+def forget_files() -> None:
+    """Closes cached descriptors (after a file was replaced or a mount came back)."""
+    _descriptor.cache_clear()
+
+
+def read_at(path: str | Path, offset: int, size: int, content: str = "") -> bytes:
+    """`size` bytes from `offset`. DataError when the file ends before; OSErrors pass (wrap the call in `store.retry_io`).
+
+    content: the digest that the file should have; a file that was removed and made anew is then not read through the old descriptor.
+
+    Safe in threads and after fork: positional reads share no file position, and descriptors live as long as somebody reads.
+    """
+    parts, end = [], offset + size
+    try:
+        handle = _descriptor(str(path), content)
+        while offset < end:
+            part = os.pread(handle.fd, end - offset, offset)
+            if not part:
+                raise DataError(f"{path}: truncated: expected {end} bytes at least, the file ends at {offset}")
+            parts.append(part)
+            offset += len(part)
+    except OSError:
+        forget_files()  # a stale handle would fail for ever
+        raise
+    return b"".join(parts)

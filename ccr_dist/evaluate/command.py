@@ -1,0 +1,53 @@
+"""The command `report`: finds the results of run folders, their logs and the pictures for the examples, and hands them to `report.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ..data.table import Dataset
+from ..errors import DataError
+from .report import Results, aggregate, collect, table, write_report
+
+
+def report(runs: Sequence[Path], *, out: Path, split: str, title: str, pictures: Path | None) -> None:
+    """Print the table of `runs` (run folders or results files) and write OUT/report.html, results.json and results.csv."""
+    files = [_results_file(run, split) for run in runs]
+    results = collect(files)
+    rows = aggregate(results)
+    curves: dict[str, list[str | Path]] = {}
+    for file, run in zip(files, results.runs, strict=True):
+        log = file.parent.parent / "log.jsonl"
+        if log.exists():
+            curves.setdefault(run.label, []).append(log)
+    page = write_report(results, out, title=title, notes=_notes(results), images=_pictures(pictures), curves=curves)
+    console = Console()
+    console.print(table(rows, title))
+    console.print(f"{page.resolve()}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _results_file(run: Path, split: str) -> Path:
+    if run.is_file():
+        return run
+    file = run / "results" / f"{split}.json"
+    if not file.exists():
+        raise DataError(f"{run}: no results/{split}.json there; `ccr-dist evaluate CONFIG --split {split}` makes it (or `train --test`)")
+    return file
+
+
+def _notes(results: Results) -> list[str]:
+    if any(len(run.languages) > 1 for run in results.runs):
+        return ["Queries are human captions; no human caption in a target language was used in training."]
+    return []
+
+
+def _pictures(path: Path | None) -> Callable[[str], bytes | None]:
+    """Item key -> picture bytes of a dataset; nothing without one."""
+    if path is None:
+        return lambda key: None
+    dataset = Dataset.open(path)
+    column = dataset.column("image")
+    places = {key: (shard, row) for shard in range(len(dataset.shards)) for row, key in enumerate(dataset.keys(shard))}
+    return lambda key: column.value(*places[key]) if key in places else None

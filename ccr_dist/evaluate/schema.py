@@ -1,0 +1,91 @@
+"""The results file: what `evaluate` writes for one run and `report` reads. One JSON object a (run, dataset, split).
+
+    {"format": 1,
+     "name": "dasd-emoji14-s0",            run name
+     "label": "DASD", "method": "dasd",    row of the table (seeds of one label are averaged); the method's registered name
+     "seed": 0,
+     "dataset": "emoji14", "split": "test", "dataset_digest": "…",
+     "source_language": "en",              its rows are the ceiling
+     "items": 512, "groups": 498,          gallery size; number of concepts
+     "languages": {"pt": LanguageResult},
+     "test_reads": 1,                      how often this run read the split's captions; null: not known
+     "selection": "mR on emoji14/val",     how the weights were chosen; null: nothing was chosen (untrained)
+     "provenance": {"caption.pt.opus": "…"},   columns the run trained or was queried with -> who made them (MT engine, humans)
+     "attribution": ["Pictures: …, CC BY-SA 4.0"],
+     "meta": {"strategy": …, "world": …, "commit": …, "hardware": …, "versions": {…}, "command": …}}   anything; shown as it is
+
+LanguageResult:
+    {"column": "caption.pt",
+     "metrics": {"t2v_R1", "t2v_R5", "t2v_R10", "t2v_MRR", "t2v_median_rank", "v2t_…" the same, "SumR", "mR"},   percent; MRR 0..1
+     "item_level": the same keys, with visual→text counted over items (MLA, DASD),
+     "ci": {"t2v_R1": [low, high], …, "SumR", "mR"},   95 % percentile bootstrap over items
+     "curve": {"k": [1, 2, …], "t2v": […], "v2t": […]},
+     "counts": {"captions", "items", "groups", "queries_v2t", "items_without_caption", "captions_without_item"},
+     "examples": [{"item": key, "query": text, "english": text|null, "rank": 3,
+                   "top": [{"item": key, "score": 0.31, "correct": false, "english": text|null}, …]}]}
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Record(BaseModel):
+    """Base of the file's objects: immutable, unknown keys are errors, NaN is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Hit(Record):
+    """One retrieved item."""
+
+    item: str
+    score: float
+    correct: bool
+    english: str | None = None
+
+
+class Example(Record):
+    """One caption and what it found."""
+
+    item: str
+    query: str
+    english: str | None = None
+    rank: int = Field(ge=1)
+    top: tuple[Hit, ...]
+
+
+class LanguageResult(Record):
+    """All numbers of one language."""
+
+    column: str
+    metrics: dict[str, float]
+    item_level: dict[str, float]
+    ci: dict[str, tuple[float, float]]
+    curve: dict[str, tuple[float, ...]]
+    counts: dict[str, int]
+    examples: tuple[Example, ...] = ()
+
+
+class RunResult(Record):
+    """One run on one split of one dataset."""
+
+    format: Literal[1] = 1
+    name: str
+    label: str
+    method: str
+    seed: int
+    dataset: str
+    split: str
+    dataset_digest: str
+    source_language: str = "en"
+    items: int
+    groups: int
+    languages: dict[str, LanguageResult] = Field(min_length=1)
+    test_reads: int | None = None
+    selection: str | None = None
+    provenance: dict[str, str] = Field(default_factory=dict)
+    attribution: tuple[str, ...] = ()
+    meta: dict[str, Any] = Field(default_factory=dict)

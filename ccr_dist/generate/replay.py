@@ -1,0 +1,113 @@
+"""A JSONL file of texts made elsewhere -> a column, with its provenance.
+
+{"key": "1F34B", "value": "a lemon"}        or ["a lemon", ...]      -> texts
+{"key": "1F34B", "value": {"views": {"detail": "..."}}}              -> views
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Set
+from pathlib import Path
+from typing import Any
+
+from ccr_dist.data import decode, store
+from ccr_dist.data.table import Dataset
+from ccr_dist.errors import DataBudgetError, DataError
+from ccr_dist.generate.processor import Outcome, Processor
+
+
+class Replay(Processor):
+    """Rows whose key is not in the file become null rows (counter `missing`), at most `max_missing` of a dataset.
+
+    `source`, `licence`, `note` say where the texts come from; they are part of the plan, as the file's sha256 is.
+    """
+
+    batch = 1024
+
+    def __init__(
+        self,
+        file: str | Path,
+        *,
+        source: str | None = None,
+        licence: str | None = None,
+        note: str | None = None,
+        max_missing: int = 0,
+        label: bool = False,
+    ) -> None:
+        self.file = Path(file)
+        self.about = {k: v for k, v in {"source": source, "licence": licence, "note": note}.items() if v}
+        self.max_missing = max_missing
+        self.kind, self._places = _scan(self.file, label)
+        self._sha256 = store.sha256_file(self.file)
+
+    def keys(self) -> Set[str]:
+        """The keys in the file."""
+        return self._places.keys()
+
+    def plan(self) -> dict[str, Any]:
+        return {"processor": "replay", "sha256": self._sha256, **self.about}
+
+    def provenance(self) -> dict[str, Any]:
+        return {"file": self.file.name}
+
+    def check(self, dataset: Dataset) -> None:
+        keys = {key for shard in range(len(dataset.shards)) for key in dataset.keys(shard)}
+        missing = sorted(keys - self._places.keys())
+        if len(missing) > self.max_missing:
+            names = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
+            raise DataBudgetError(
+                f"{self.file}: {len(missing)} of the {len(keys)} keys of {dataset.root} are not in the file ({names}), "
+                f"{self.max_missing} may be missing; complete the file, or allow more with --max-missing (their rows become null)"
+            )
+
+    def prepare(self, key: str, values: dict[str, Any]) -> Any:
+        if key not in self._places:
+            return Outcome(counts={"missing": 1})
+        offset, size = self._places[key]
+        with self.file.open("rb") as file:
+            file.seek(offset)
+            return _value(self.kind, json.loads(file.read(size))["value"])
+
+    def process(self, items: list[Any]) -> list[Outcome]:
+        return [Outcome(item) for item in items]
+
+
+def _value(kind: str, value: Any) -> Any:
+    return [value] if kind == "texts" and isinstance(value, str) else value
+
+
+def _scan(path: Path, label: bool) -> tuple[str, dict[str, tuple[int, int]]]:
+    """(kind of the values, key -> (offset, bytes) of its line). DataError, naming the line, for anything but one known kind."""
+    places: dict[str, tuple[int, int]] = {}
+    kind = "label" if label else ""
+    try:
+        file = path.open("rb")
+    except OSError as e:
+        raise DataError(f"{path}: cannot read the file to replay ({e.strerror})") from e
+    with file:
+        offset = 0
+        for number, line in enumerate(file, 1):
+            what = f"{path}:{number}"
+            if line.strip():
+                key, value = _entry(line, what)
+                if key in places:
+                    raise DataError(f"{what}: the key {key!r} occurs a second time")
+                if value is not None:
+                    kind = kind or ("views" if isinstance(value, dict) else "texts")
+                    decode.check(kind, _value(kind, value), f"{what}: key {key!r}")
+                places[key] = (offset, len(line))
+            offset += len(line)
+    if not kind:
+        raise DataError(f"{path}: holds no values")
+    return kind, places
+
+
+def _entry(line: bytes, what: str) -> tuple[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError as e:
+        raise DataError(f"{what}: not JSON ({e})") from e
+    if not isinstance(entry, dict) or not isinstance(entry.get("key"), str) or "value" not in entry:
+        raise DataError(f'{what}: expected {{"key": ..., "value": ...}}, found {line[:100].decode(errors="replace")!r}')
+    return entry["key"], entry["value"]

@@ -1,0 +1,129 @@
+"""What MLA, DASD and their relatives have in common: other languages enter the frozen English text tower through a multilingual front end.
+
+A subclass says how a caption passes through the tower (`encode_target`). It inherits the two stages, CLA (cross-lingual alignment: text
+only, towards the English feature; MLA calls it NLT) and CMA (cross-modal alignment: towards the picture; MLA: LE), and the alignment
+losses. Sources: Zhang et al., MLA, NeurIPS 2022; Cai et al., DASD, AAAI 2025, and its released code.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ccr_dist.config import FrontEndConfig, MethodOptions
+from ccr_dist.errors import ConfigError
+from ccr_dist.methods.base import ENGLISH, Method, Stage
+from ccr_dist.methods.features import at_least_one, encode_visual, english, frozen, precise
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ccr_dist.data.loader import Batch
+    from ccr_dist.models.backbones import Backbone
+    from ccr_dist.models.frontend import Tokens
+    from ccr_dist.train.context import Context
+
+
+class CrossLingualOptions(MethodOptions):
+    """Weights are those of the published objective; 0 leaves a term out."""
+
+    frontend: FrontEndConfig = FrontEndConfig()
+    mse: float = Field(1.0, ge=0, description="weight of the squared error to the English feature, mean over D")
+    cosine: float = Field(0.0, ge=0, description="weight of 1 - cosine to the English feature (not in the papers)")
+    keep_english: bool = Field(False, description="the two terms above stay in CMA")
+    contrastive: float = Field(1.0, ge=0, description="weight of the symmetric InfoNCE with pictures in CMA")
+    scale: float = Field(100.0, gt=0, description="of the cosines in the InfoNCE, fixed")
+    positives: Literal["group", "diagonal"] = Field(
+        "group", description="right answers in the InfoNCE: all of a group, or the own row only, as released"
+    )
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        english = self.mse + self.cosine
+        if not english or not (self.contrastive or self.keep_english):
+            stage, keys = ("cma", "contrastive and keep_english") if english else ("cla", "mse and cosine")
+            raise ValueError(f"stage {stage} would align captions with nothing: {keys} are all off")
+        return self
+
+
+class CrossLingual(Method):
+    """Base class; its `net` holds "front_end"."""
+
+    Options: ClassVar[type[MethodOptions]] = CrossLingualOptions
+
+    def __init__(
+        self,
+        options: CrossLingualOptions,
+        backbone: Backbone,
+        languages: Sequence[str],
+        *,
+        texts: Iterable[str] | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """ConfigError without target languages, with English among them, or with a backbone whose text tower has no adapter slots."""
+        from ccr_dist.models.frontend import build_frontend
+
+        super().__init__(options, backbone, languages, texts=texts, state=state)
+        if not self.languages or ENGLISH in self.languages:
+            raise ConfigError(
+                f"data.targets: method {self.name} learns other languages from translated captions, and has to learn: "
+                f"{', '.join(self.languages) or '(none)'}. Give each target language, but not English, a column; "
+                "`ccr-dist translate` makes one from the English captions."
+            )
+        self.tower = backbone.tower
+        self.front_end = build_frontend(options.frontend, self.tower, texts=texts, state=state["front_end"] if state else None)
+        self.net["front_end"] = self.front_end
+
+    @classmethod
+    def stages(cls, options: Any) -> dict[str, Stage]:
+        cma = {"visual", "target_text"} | ({"source_feature"} if options.keep_english else set())
+        return {
+            "cla": Stage(frozenset({"source_feature", "target_text"}), "all of net: translated captions towards English features"),
+            "cma": Stage(frozenset(cma), "all of net: translated captions towards pictures"),
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {"front_end": self.front_end.state()}
+
+    @abstractmethod
+    def encode_target(self, tokens: Tokens, lang: str) -> dict[str, Tensor]:
+        """Captions of a target language to {"global": (n, D)} and whatever else the method's losses need, n ≥ 1."""
+
+    def encode_text(self, texts: Sequence[str], lang: str) -> dict[str, Tensor]:
+        """English: the backbone, untouched. ConfigError for a language that was not trained."""
+        if lang == ENGLISH:
+            return super().encode_text(texts, lang)
+        if lang not in self.languages:
+            raise ConfigError(f"language '{lang}' is asked for, but this {self.name} model was trained for {', '.join(self.languages)}")
+        tokens = self.front_end.tokenize(at_least_one(texts))
+        return {name: value[: len(texts)] for name, value in self.encode_target(tokens, lang).items()}
+
+    def outputs(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+        """What `encode_target` returns and, without gradient, english (n, D) and visual (n, D) where the stage needs them."""
+        result = self.encode_text(batch.target_text, batch.lang)
+        needs = self.stages(self.options)[stage].needs
+        if "source_feature" in needs:
+            result["english"] = frozen(lambda: english(self.backbone, batch))
+        if "visual" in needs:
+            visual = batch.visual
+            assert visual is not None
+            result["visual"] = frozen(lambda: encode_visual(self.backbone, visual))
+        return result
+
+    def losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
+        from torch.nn.functional import cosine_similarity
+
+        options, target = self.options, precise(outputs["global"])
+        terms: dict[str, Tensor] = {}
+        if stage == "cla" or options.keep_english:
+            if options.mse:
+                terms["mse"] = options.mse * ctx.mean((target - outputs["english"]).square().mean(-1))
+            if options.cosine:
+                terms["cosine"] = options.cosine * ctx.mean(1 - cosine_similarity(target, outputs["english"], dim=-1))
+        if stage == "cma" and options.contrastive:
+            group = batch.group if options.positives == "group" else None
+            terms["contrastive"] = options.contrastive * ctx.contrastive(target, outputs["visual"], scale=options.scale, group=group)
+        return terms

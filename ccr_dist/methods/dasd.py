@@ -1,0 +1,173 @@
+"""DASD: dynamic adapters with semantics disentangling (Cai et al., AAAI 2025; released code HuiGuanLab/DASD at 1bd165d).
+
+A caption is described by what it says (f_sr) and how it says it (f_sa); from both a generator makes one r x r core for each layer's
+adapter, so the frozen tower is adapted to that caption. Stages CLA and CMA (`crosslingual.py`); in both a consistency loss ties f_sr to
+the semantic feature y (the English one in CLA, the picture's in CMA) and an adversarial loss keeps semantics out of f_sa. Defaults are the
+published values.
+
+Where this differs from the released code, and why:
+- Branch networks: `characteristics: code` has none, as in the released code, where they exist but never run; `figure` has what the paper
+  draws.
+- f_sa is the mean over tokens; `positions: all` counts padding too, as released, which tells f_sa the caption's length.
+- The discriminator is trained by its own optimiser only. In the released code the main optimiser has it, too, and trains it to confuse
+  itself.
+- A strange pair is a random derangement of the global batch; released: the reversed batch, whose middle row may keep its own partner.
+- W_sr starts from N(0, 1/width); released: uninitialised memory.
+- Weight decay never reaches the embedding table; released: 0.2 on all rows, which shrinks the unseen ones.
+- Adam corrects its bias, and the norm of the whole gradient is clipped; released: no correction, each tensor clipped by itself.
+- `positives: group` counts other captions of the same item as right in the InfoNCE; `diagonal`: as released.
+- `cma_semantics: english` keeps y the English feature in CMA; `visual`: as released, across the gap between the modalities.
+- Validation selects, never test. The InfoNCE's scale is an option that is read (released: fixed at 100, the option ignored).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from ccr_dist.errors import ConfigError
+from ccr_dist.methods.base import Stage, register
+from ccr_dist.methods.crosslingual import CrossLingual, CrossLingualOptions
+from ccr_dist.methods.features import precise
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ccr_dist.data.loader import Batch
+    from ccr_dist.models.backbones import Backbone
+    from ccr_dist.models.frontend import Tokens
+    from ccr_dist.train.context import Context
+
+USED: dict[str, tuple[str, ...]] = {"both": ("sr", "sa"), "sr": ("sr",), "sa": ("sa",), "none": ()}
+
+
+class DasdOptions(CrossLingualOptions):
+    name: Literal["dasd"]
+    keep_english: bool = Field(True, description="the alignment with English features stays in CMA")
+    rank: int = Field(32, gt=0, description="r of the generated cores")
+    start: Literal["identity", "default"] = Field("default", description="adapters and cores begin as the identity, or as PyTorch begins")
+    characteristics: Literal["code", "figure"] = Field(
+        "code", description="how captions are described: as released, or as the paper draws it"
+    )
+    use: Literal["both", "sr", "sa", "none"] = Field(
+        "both", description="descriptors that cores are generated from; none: learned constant cores"
+    )
+    positions: Literal["tokens", "all"] = Field("tokens", description="of f_sa's mean; all: padding too, as released")
+    consistency: float = Field(0.1, ge=0, description="weight of |f_sr - y| (CLA: L1, CMA: smooth L1), mean over D")
+    adversarial: float = Field(0.001, ge=0, description="weight of the encoder's adversarial loss")
+    discriminator_lr: float = Field(1e-4, gt=0)
+    cma_semantics: Literal["visual", "english"] = Field("visual", description="what y is in CMA")
+
+
+@register("dasd")
+class Dasd(CrossLingual):
+    Options = DasdOptions
+
+    def __init__(
+        self,
+        options: DasdOptions,
+        backbone: Backbone,
+        languages: Sequence[str],
+        *,
+        texts: Iterable[str] | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """ConfigError, besides the base's, when `positions: all` would depend on what else is in a batch."""
+        import torch
+
+        from ccr_dist.losses.adversarial import Discriminator
+        from ccr_dist.models.adapters import AdapterBank, Core, CoreGenerator
+        from ccr_dist.models.characteristics import Characteristics
+
+        super().__init__(options, backbone, languages, texts=texts, state=state)
+        if options.positions == "all" and options.frontend.pad == "longest":
+            raise ConfigError(
+                "method.positions: 'all' takes a mean over padding, so every batch needs the same length: set frontend.pad to context"
+            )
+        tower, use = self.tower, USED[options.use]
+        make = partial(Core, tower.width, options.rank, options.start, learned=not use)
+        self.adapters = self.net["adapter"] = AdapterBank(tower.layers, self.languages, make)
+        self.characteristics: Characteristics | None = None
+        if use:
+            self.characteristics = described = Characteristics(
+                tower.width, tower.dim, variant=options.characteristics, positions=options.positions, use=use
+            )
+            if described.trunk > tower.layers:
+                raise ConfigError(
+                    f"method.characteristics: '{options.characteristics}' reads {described.trunk} blocks; {backbone.name}: {tower.layers}"
+                )
+            self.net["characteristics"] = described
+            inputs = sum(described.widths[name] for name in use)
+            self.generator = self.net["generator"] = CoreGenerator(inputs, tower.width, options.rank, tower.layers, options.start)
+        if "sa" in use and options.adversarial:
+            with torch.random.fork_rng(devices=[]):  # so that the rest of the model starts alike with and without an opponent
+                self.aux["discriminator"] = Discriminator(tower.width + tower.dim)
+
+    @classmethod
+    def stages(cls, options: DasdOptions) -> dict[str, Stage]:
+        stages = super().stages(options)
+        if options.cma_semantics == "english" and options.use != "none":
+            stages["cma"] = Stage(stages["cma"].needs | {"source_feature"}, stages["cma"].trains)
+        return stages
+
+    def auxiliary_lr(self, name: str) -> float:
+        return self.options.discriminator_lr
+
+    def encode_target(self, tokens: Tokens, lang: str) -> dict[str, Tensor]:
+        """{"global": (n, D), "sr": (n, D), "sa": (n, width)}; the trunk's first block is the tower's own, computed once."""
+        import torch
+        from torch.utils.checkpoint import checkpoint
+
+        tower, adapters, mask, end = self.tower, self.adapters, tokens.mask, tokens.end
+        recompute = partial(checkpoint, use_reentrant=False) if self.gradient_checkpointing and torch.is_grad_enabled() else _call
+        first = recompute(tower.block, 0, tower.start(self.front_end(tokens), mask), mask)
+        described: dict[str, Tensor] = {}
+        cores: list[Tensor] = []
+        if self.characteristics is not None:
+            shallow = first
+            for layer in range(1, self.characteristics.trunk):
+                shallow = recompute(tower.block, layer, shallow, mask)
+            described = self.characteristics(tower, shallow, mask, end)
+            cores = self.generator(list(described.values()))
+
+        def adapted_block(layer: int, h: Tensor) -> Tensor:
+            return adapters(layer, tower.block(layer, h, mask), lang, cores[layer] if cores else None)
+
+        h = adapters(0, first, lang, cores[0] if cores else None)
+        for layer in range(1, tower.layers):
+            h = recompute(adapted_block, layer, h)
+        return {"global": tower.finish(h, mask, end), **described}
+
+    def losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
+        from torch.nn import functional as F
+
+        from ccr_dist.losses.adversarial import confusion_loss
+
+        options, terms = self.options, super().losses(stage, batch, outputs, ctx)
+        if "sr" in outputs and options.consistency:
+            distance = F.l1_loss if stage == "cla" else F.smooth_l1_loss
+            apart = distance(precise(outputs["sr"]), self._semantics(stage, outputs), reduction="none").mean(-1)
+            terms["consistency"] = options.consistency * ctx.mean(apart)
+        if "discriminator" in self.aux:
+            strange = ctx.permute(self._semantics(stage, outputs))
+            terms["adversarial"] = options.adversarial * ctx.mean(confusion_loss(self.aux["discriminator"], outputs["sa"], strange))
+        return terms
+
+    def auxiliary_losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
+        from ccr_dist.losses.adversarial import discriminator_loss
+
+        if "discriminator" not in self.aux:
+            return {}
+        semantic = self._semantics(stage, outputs)
+        return {"discriminator": ctx.mean(discriminator_loss(self.aux["discriminator"], outputs["sa"], semantic, ctx.permute(semantic)))}
+
+    def _semantics(self, stage: str, outputs: dict[str, Tensor]) -> Tensor:
+        """y: what f_sr should say and f_sa should not."""
+        return outputs["english" if stage == "cla" or self.options.cma_semantics == "english" else "visual"]
+
+
+def _call(function: Any, *inputs: Any) -> Any:
+    return function(*inputs)

@@ -1,0 +1,83 @@
+"""The English stage: contrastive fine-tuning of the backbone itself on English pairs, before any other language is looked at.
+
+For a dual encoder it trains the projection heads that make a retriever of two unimodal models; for a CLIP it is DASD's and MLA's "EN
+finetune" (all parameters, scale 100). Other runs stand on the result by `backbone.weights`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from ccr_dist.config import MethodOptions
+from ccr_dist.errors import ConfigError
+from ccr_dist.methods.base import Method, Stage, register
+from ccr_dist.methods.features import encode_english, encode_visual, english
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ccr_dist.data.loader import Batch
+    from ccr_dist.models.backbones import Backbone
+    from ccr_dist.train.context import Context
+
+
+class EnglishOptions(MethodOptions):
+    name: Literal["english"]
+    train: Literal["heads", "all"] = Field("heads", description="projection heads of a dual encoder, or every parameter")
+    scale: Literal["learned"] | float = Field("learned", description="of the cosines: the backbone's own temperature, trained, or a number")
+
+
+@register("english")
+class English(Method):
+    Options = EnglishOptions
+
+    def __init__(
+        self,
+        options: EnglishOptions,
+        backbone: Backbone,
+        languages: Sequence[str],
+        *,
+        texts: Iterable[str] | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """ConfigError when the backbone has no heads to train."""
+        super().__init__(options, backbone, languages, texts=texts, state=state)
+        backbone.trainable_parameters(options.train)
+
+    @classmethod
+    def stages(cls, options: EnglishOptions) -> dict[str, Stage]:
+        if options.train == "heads":
+            return {"english": Stage(frozenset({"visual", "source_feature"}), "projection heads: InfoNCE of pictures and English captions")}
+        return {"english": Stage(frozenset({"visual", "source_text"}), "the whole backbone: InfoNCE of pictures and English captions")}
+
+    def trainable(self, stage: str) -> list[str]:
+        return ["backbone.heads."] if self.options.train == "heads" else ["backbone."]
+
+    def outputs(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+        """visual (n, D), english (n, D), scale (1,)."""
+        import torch
+
+        assert batch.visual is not None
+        if self.options.train == "heads":
+            text = english(self.backbone, batch)
+        elif batch.visual.ndim == 2:
+            raise ConfigError("data.visual is a column of features, but `train: all` trains the image encoder: name the column of pictures")
+        else:
+            text = encode_english(self.backbone, batch.source_text)
+        visual = encode_visual(self.backbone, batch.visual)
+        scale = self._learned_scale() if self.options.scale == "learned" else torch.full((1,), self.options.scale, device=visual.device)
+        return {"visual": visual, "english": text, "scale": scale}
+
+    def losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
+        """Symmetric InfoNCE; all captions and pictures of one group are right for each other."""
+        return {"contrastive": ctx.contrastive(outputs["visual"], outputs["english"], scale=outputs["scale"], group=batch.group)}
+
+    def _learned_scale(self) -> Tensor:
+        heads: Any = self.backbone.heads
+        if heads is not None:
+            return heads.scale()
+        model: Any = self.backbone.model
+        return model.logit_scale.exp().clamp(max=100).reshape(1)

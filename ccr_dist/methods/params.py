@@ -1,0 +1,28 @@
+"""How many parameters a method has, by part: what tables of adapter methods compare."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ccr_dist.methods.base import Method
+
+
+def count(method: Method) -> dict[str, int]:
+    """Numbers of parameters.
+
+    Each module of `method.net` by its name ("adapter", "generator", …); "front_end" without, and "table" with, the rows of its embedding
+    table; "trainable": everything that some stage trains, "total": backbone and net, "auxiliary": networks that are not deployed.
+    """
+    parts = Counter({"adapter": 0, "front_end": 0, "table": 0})
+    prefixes = tuple(prefix for stage in method.stages(method.options) for prefix in method.trainable(stage))
+    for name, parameter in method.named_parameters().items():
+        size = parameter.numel()
+        parts["total"] += size
+        if prefixes and name.startswith(prefixes):
+            parts["trainable"] += size
+        if name.startswith("net."):
+            part = name.split(".")[1]
+            parts["table" if name.startswith("net.front_end.table.") else part] += size
+    parts["auxiliary"] = sum(parameter.numel() for parameter in method.aux.parameters())
+    parts["trainable"] += 0
+    return dict(parts)

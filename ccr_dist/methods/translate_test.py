@@ -1,0 +1,34 @@
+"""Translate-test: foreign queries are machine-translated to English beforehand and asked of the backbone as it is. Nothing is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ccr_dist.config import DataConfig, MethodOptions
+from ccr_dist.errors import ConfigError
+from ccr_dist.methods.base import ENGLISH, Method, register
+
+
+class TranslateTestOptions(MethodOptions):
+    name: Literal["translate_test"]
+
+
+@register("translate_test")
+class TranslateTest(Method):
+    Options = TranslateTestOptions
+
+    @classmethod
+    def query_columns(cls, data: DataConfig) -> dict[str, str]:
+        """The translated column of each language, and English as it is. ConfigError naming a language that has none."""
+        columns = {}
+        for lang, column in data.queries.items():
+            if lang == ENGLISH:
+                columns[lang] = column
+            elif lang in data.translated_queries:
+                columns[lang] = data.translated_queries[lang]
+            else:
+                raise ConfigError(
+                    f"data.translated_queries: no column for '{lang}', but method translate_test asks its queries in English. Make one "
+                    f"from '{column}' with `ccr-dist translate` on the validation and test datasets, and name it there."
+                )
+        return columns

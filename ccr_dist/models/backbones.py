@@ -1,0 +1,186 @@
+"""The pretrained dual encoder that every method stands on: `Backbone` is the contract, `build_backbone` makes one from its config.
+
+The two kinds live in `clip.py` (open_clip) and `dual.py` (two encoders joined by trained heads). Other languages do not belong here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ccr_dist import config
+from ccr_dist.errors import ConfigError
+from ccr_dist.models.towers import TextTower
+
+Trained = Literal["none", "heads", "all"]
+PARTS = ("image", "text", "heads")
+
+
+class Backbone(nn.Module):
+    """Frozen image and text encoders into one space of `dim` dimensions. Float32 weights; features are not normalised.
+
+    It stays in eval mode whatever `train()` says, except for heads that are being trained: statistics of a batch and dropout inside the
+    encoders would make a run depend on how batches are cut over processes.
+    """
+
+    name: str  # slug for column names
+    dim: int  # D
+    heads: nn.Module | None  # the trainable projections into the shared space, where the architecture has them apart
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = None
+        self._unfrozen: Trained = "none"
+        self._digests: dict[str, str] = {}
+
+    # What a kind of backbone provides.
+
+    @abstractmethod
+    def image_transform(self) -> Callable[[Any], Tensor]:
+        """PIL picture to (3, H, W) float32; its attribute `random` is False: the same picture gives the same tensor."""
+
+    @abstractmethod
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """(n, 3, H, W) to (n, F): what `featurise` caches."""
+
+    @abstractmethod
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """English texts to (n, Ft), the wrapped library's own path: what `featurise` caches."""
+
+    @property
+    @abstractmethod
+    def tower(self) -> TextTower:
+        """The text transformer with adapter slots; ConfigError naming the architecture where it has none."""
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """JSON: kind, models, preprocessing and package versions, no paths."""
+
+    @abstractmethod
+    def part_of(self, tensor: str) -> str:
+        """The part, "image", "text" or "heads", that a parameter or buffer belongs to, by its name."""
+
+    def project_image(self, features: Tensor) -> Tensor:
+        """Cached (n, F) to the shared space (n, D)."""
+        return features
+
+    def project_text(self, features: Tensor) -> Tensor:
+        """Cached (n, Ft) to the shared space (n, D)."""
+        return features
+
+    # What follows from it.
+
+    def encode_image(self, visual: Tensor) -> Tensor:
+        """Pixels (n, 3, H, W) or cached features (n, F) to (n, D)."""
+        return self.project_image(self.image_features(visual) if visual.ndim == 4 else visual)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """English texts to (n, D), exactly as the wrapped library encodes them."""
+        return self.project_text(self.text_features(texts))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def identity(self) -> dict[str, Any]:
+        """JSON that names this model and its weights: the description and a digest of each part's tensors, and of all of them."""
+        digests = {part: self._digest(part) for part in PARTS}
+        return {**self.description(), "parts": digests, "digest": hashlib.sha256("".join(digests.values()).encode()).hexdigest()}
+
+    def feature_identity(self, side: Literal["image", "text"]) -> dict[str, Any]:
+        """JSON that names what `image_features` or `text_features` depends on: training the heads leaves cached features valid."""
+        return {**self.description(), "side": side, "digest": self._digest(side)}
+
+    def _digest(self, part: str) -> str:
+        if self._unfrozen == "all" or (self._unfrozen == "heads" and part == "heads"):
+            self._digests.pop(part, None)
+        if part not in self._digests:
+            tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+            self._digests[part] = digest_tensors({name: tensor for name, tensor in tensors.items() if self.part_of(name) == part})
+        return self._digests[part]
+
+    def trainable_parameters(self, part: Trained) -> list[nn.Parameter]:
+        """Unfreezes "heads" or "all", freezes the rest, and returns what is trained. ConfigError where there are no heads."""
+        if part == "heads" and self.heads is None:
+            raise ConfigError(f"backbone {self.name}: it has no projection heads apart from its encoders; train 'all' instead")
+        self.requires_grad_(part == "all")
+        if part == "heads" and self.heads is not None:
+            self.heads.requires_grad_(True)
+        self._unfrozen = part
+        self._digests.clear()
+        self.train(self.training)
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(False)
+        if self.heads is not None:
+            self.heads.train(mode and self._unfrozen != "none")
+        return self
+
+
+def build_backbone(cfg: config.OpenClipConfig | config.DualConfig) -> Backbone:
+    """The backbone of a config, frozen, on the CPU. Random weights, where asked for, are the same in every process.
+
+    ConfigError when a model, package or file cannot be had, with what to install or change.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if isinstance(cfg, config.OpenClipConfig):
+            from ccr_dist.models.clip import OpenClipBackbone
+
+            torch.manual_seed(0)
+            backbone: Backbone = OpenClipBackbone(cfg)
+        else:
+            from ccr_dist.models.dual import DualBackbone
+
+            torch.manual_seed(cfg.seed)
+            backbone = DualBackbone(cfg)
+    if cfg.weights is not None:
+        load_weights(backbone, Path(cfg.weights))
+    backbone.trainable_parameters("none")
+    return backbone
+
+
+def load_weights(backbone: Backbone, path: Path) -> None:
+    """Copies the tensors `backbone.*` of a safetensors file, or of a run folder's `model.safetensors`, over the backbone's.
+
+    ConfigError when the file is missing, has no such tensors, or has some that do not fit.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(f"backbone weights '{path}': no such file, nor a run folder with model.safetensors. Train that run first.")
+    own = backbone.state_dict()
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            found = {key.removeprefix("backbone."): tensors.get_tensor(key) for key in tensors.keys() if key.startswith("backbone.")}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"backbone weights {file}: not a readable safetensors file ({error})") from error
+    if not found:
+        raise ConfigError(f"backbone weights {file}: no tensors named backbone.*; the run it comes from trained nothing of the backbone")
+    wrong = [key for key, tensor in found.items() if key not in own or own[key].shape != tensor.shape]
+    if wrong:
+        raise ConfigError(f"backbone weights {file}: {len(wrong)} tensors do not fit {backbone.name}, for example backbone.{wrong[0]}")
+    backbone.load_state_dict(found, strict=False)
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def slug(text: str) -> str:
+    """Lower-case letters, digits, dots and dashes: usable in a column name."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")

@@ -1,0 +1,83 @@
+"""Adapter slots in Hugging Face encoders of the BERT family (`TextTower`), whether from `dual.py` or from open_clip's HFTextEncoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccr_dist.models.huggingface import start_and_end
+from ccr_dist.models.towers import TextTower, unsupported
+
+FAMILY = ("bert", "roberta", "xlm-roberta", "camembert")
+
+
+def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
+    """Mean of h (n, T, w) over the tokens of mask (n, T): (n, w). In float32: a mean of many half-precision terms loses digits."""
+    weight = mask.unsqueeze(-1).to(torch.float32)
+    return (h.to(torch.float32) * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+
+
+class HuggingFaceTower(TextTower):
+    """A BERT-like encoder: padding mask, embeddings with token type and LayerNorm, pooled and projected by the two functions given."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        encode: Callable[[list[str]], tuple[Tensor, Tensor]],
+        *,
+        pool: Callable[[Tensor, Tensor], Tensor],
+        project: Callable[[Tensor], Tensor],
+        dim: int,
+        context_length: int,
+        name: str,
+    ) -> None:
+        """`tokenizer`: transformers' (for its vocabulary and special tokens); `encode(texts)` -> ids and mask (n, T), padded on the right;
+        `pool(h, mask)` -> (n, Ft); `project` -> (n, D). ConfigError naming `name` when the architecture is not of the family."""
+        if model.config.model_type not in FAMILY or getattr(model.config, "is_decoder", False):
+            raise unsupported(name, f"its text encoder is of type '{model.config.model_type}'")
+        self.model, self.tokenizer, self.encode, self.pool, self.project = model, tokenizer, encode, pool, project
+        self.width = model.config.hidden_size
+        self.layers = model.config.num_hidden_layers
+        self.dim = dim
+        self.context_length = context_length
+
+    @property
+    def special(self) -> dict[str, Tensor | None]:
+        rows = self.token_table()
+        start, end = start_and_end(self.tokenizer)
+        return {"start": None if start is None else rows[start], "end": None if end is None else rows[end]}
+
+    def start(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.model.embeddings(inputs_embeds=x)  # consecutive positions: padding is on the right, and masked
+
+    def block(self, layer: int, h: Tensor, mask: Tensor) -> Tensor:
+        if not len(h):  # a rank without samples: the encoder's reshapes refuse to guess
+            return h
+        if self.model.config._attn_implementation == "sdpa":
+            # What transformers would make of the mask, without its check for padding, which waits for the device.
+            attended: Any = mask[:, None, None, :]
+        else:
+            from transformers.masking_utils import create_bidirectional_mask
+
+            attended = create_bidirectional_mask(config=self.model.config, inputs_embeds=h, attention_mask=mask.long())
+        return self.model.encoder.layer[layer](h, attended)
+
+    def sentence(self, h: Tensor, mask: Tensor, end: Tensor) -> Tensor:
+        return h[:, 0]
+
+    def finish(self, h: Tensor, mask: Tensor, end: Tensor) -> Tensor:
+        return self.project(self.pool(h, mask))
+
+    def embed_native(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        ids, mask = self.encode(list(texts))
+        return self.model.embeddings.word_embeddings(ids), mask.bool(), mask.long().sum(1) - 1
+
+    def vocabulary(self) -> dict[str, int]:
+        return dict(self.tokenizer.get_vocab())
+
+    def token_table(self) -> Tensor:
+        return self.model.embeddings.word_embeddings.weight

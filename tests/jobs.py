@@ -1,0 +1,75 @@
+"""A dataset of captions and an engine that shouts them, for tests of jobs.
+
+captions(root, rows=(3, 2))     a dataset; row i of shard s has the captions "s-i one" and "s-i two"
+Shout                           the translation engine `shout`: upper case; it can log what it was given, dawdle, and misbehave
+content(folder)                 name -> bytes of everything in a column folder that has to be equal between equal runs
+column_files(folder)            the names in a column folder
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ccr_dist.data.table import Dataset, create_column, create_dataset
+from ccr_dist.errors import DataError, EngineError
+from ccr_dist.generate.engines import base
+
+
+def captions(root: Path, rows: Sequence[int] = (3, 2), values: dict[tuple[int, int], Any] | None = None) -> Dataset:
+    """`values`: other captions (or None) for some (shard, row)."""
+    keys = [[f"{s}-{i}" for i in range(n)] for s, n in enumerate(rows)]
+    dataset = create_dataset(root, name="toy", split="train", keys=keys)
+    column = create_column(dataset, "caption.en", kind="texts", extension="json", plan={"recipe": "toy"}, provenance={})
+    for s, names in enumerate(keys):
+        texts = [(values or {}).get((s, i), [f"{name} one", f"{name} two"]) for i, name in enumerate(names)]
+        column.commit(s, [None if text is None else column.encode(text) for text in texts])
+    return dataset
+
+
+@base.translators.register("shout")
+class Shout(base.Translator):
+    class Options(base.EngineOptions):
+        log: str | None = None  # file: one line a text, written before it is translated
+        dawdle_s: float = 0  # a call
+        version: str = "1"
+        fail: str | None = None  # a text with this in it is refused
+        die: str | None = None  # at a text with this in it the engine is gone
+        lose: int = 0  # translations that are missing at the end of each answer
+
+    batch = 7
+
+    def __init__(self, source: str = "en", target: str = "xx", options: Options = Options()) -> None:
+        self.options = options
+        self.calls: list[list[str]] = []
+        self.loaded = 0
+
+    def identity(self) -> dict[str, Any]:
+        return {"engine": "shout", "version": self.options.version}
+
+    def load(self) -> None:
+        self.loaded += 1
+
+    def translate(self, texts: list[str]) -> list[str | DataError]:
+        self.calls.append(texts)
+        if self.options.log:
+            fd = os.open(self.options.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.write(fd, "".join(f"{text}\n" for text in texts).encode())
+            os.close(fd)
+        time.sleep(self.options.dawdle_s)
+        if self.options.die and any(self.options.die in text for text in texts):
+            raise EngineError("the engine is gone")
+        fail = self.options.fail
+        answers = [DataError(f"refused: {text}") if fail and fail in text else text.upper() for text in texts]
+        return answers[: len(answers) - self.options.lose]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if not p.name.endswith(".stats.json") and "column.json" not in p.name}
+
+
+def column_files(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir()}

