@@ -136,10 +136,6 @@ class RunConfig(Frozen):
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
 
     @property
-    def languages(self) -> tuple[str, ...]:
-        return tuple(self.data.targets)
-
-    @property
     def folder(self) -> Path:
         return Path(self.out) / f"{self.name}-s{self.seed}"
 

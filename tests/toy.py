@@ -114,5 +114,5 @@ def dasd(folder: Path, *, cla: int = 6, cma: int = 4, **sections: Any) -> Path:
     if not embeddings.exists():
         tiny.tiny_frontend_folder(embeddings, ALL_TEXTS)
     stage = {"batch": 10, "lr": 1e-2, "warmup": 0}
-    method = {"name": "dasd", "rank": 4, "frontend": {"embeddings": str(embeddings)}}
+    method = {"name": "dasd", "rank": 4, "frontend": {"embeddings": str(embeddings), "rows": "used"}}
     return config(folder, method, {"cla": {"steps": cla, **stage}, "cma": {"steps": cma, **stage}}, **sections)

@@ -24,6 +24,12 @@ def seed_all(*parts: int | str) -> None:
     torch.manual_seed(mix(*parts) & (2**63 - 1))
 
 
+def learnt_languages(config: RunConfig) -> tuple[str, ...]:
+    """The target languages that some stage of the method trains on."""
+    stages = base.get(config.method.name).stages(config.method)
+    return tuple(config.data.targets) if any("target_text" in stage.needs for stage in stages.values()) else ()
+
+
 def train_sets(config: RunConfig, stage: str) -> tuple[TrainSet, ...]:
     return config.stages[stage].train or config.data.train
 
@@ -58,7 +64,7 @@ def build_method(config: RunConfig, *, texts: Iterable[str] | None = None, state
     seed_all(config.seed, "build")
     backbone = build_backbone(config.backbone)
     kind = base.get(config.method.name)
-    return kind(config.method, backbone, config.languages, texts=texts, state=dict(state) if state is not None else None)
+    return kind(config.method, backbone, learnt_languages(config), texts=texts, state=dict(state) if state is not None else None)
 
 
 def training_texts(config: RunConfig) -> Iterator[str]:
@@ -75,8 +81,8 @@ def training_texts(config: RunConfig) -> Iterator[str]:
             seen.add((dataset.root, column))
             captions = dataset.column(column)
             captions.require_complete()
-            for shard, rows in enumerate(dataset.shards):
-                for row in range(rows.rows):
+            for shard, rows in enumerate(dataset.shard_rows):
+                for row in range(rows):
                     for text in captions.value(shard, row) or ():
                         if text:
                             yield text

@@ -93,7 +93,7 @@ class Training:
         self.step.to(strategy.device)
         trained = [prefix for name in self.stages for prefix in self.method.trainable(name)]
         self.kept = {n: p for n, p in self.step.named_parameters() if n.startswith(("net.", *trained))}
-        facts = {"step": done.step, "resumed": state is not None, "steps": self.total, **strategy.facts()}
+        facts = {"step": done.step, "resumed": state is not None, "steps": self.total, **strategy.facts}
         if strategy.main:
             self.folder.keep_method_state(self.method.state())
             self.folder.started(facts)

@@ -21,17 +21,12 @@ from ..evaluate.evaluate import evaluate
 from ..evaluate.protocols import RECALL_NAMES
 from ..evaluate.schema import LanguageResult, RunResult
 from ..methods.base import ENGLISH, Method
-from .assemble import build_method, check_columns
+from .assemble import build_method, check_columns, learnt_languages
 from .checkpoint import restore_weights
 from .run import RunFolder, environment
 from .strategy import Step, Strategy
 
 SELECTABLE = (*RECALL_NAMES, "SumR", "mR")
-
-
-def languages_to_select(config: RunConfig) -> tuple[str, ...]:
-    """The languages whose mean decides: those that are learnt, or English where none is."""
-    return config.languages or (ENGLISH,)
 
 
 def measure(
@@ -62,12 +57,10 @@ def validate(config: RunConfig, method: Method, wrapped: nn.Module, strategy: St
     """
     if config.select not in SELECTABLE:
         raise ConfigError(f"select: {config.select!r} is no metric to select by; choose one of {', '.join(SELECTABLE)}")
-    columns = method.query_columns(config.data)
-    queries = {lang: columns[lang] for lang in languages_to_select(config) if lang in columns}
+    columns, wanted = method.query_columns(config.data), learnt_languages(config) or (ENGLISH,)
+    queries = {lang: columns[lang] for lang in wanted if lang in columns}
     if not queries:
-        raise ConfigError(
-            f"data.queries has no captions in {', '.join(languages_to_select(config))}, so nothing can be selected on validation"
-        )
+        raise ConfigError(f"data.queries has no captions in {', '.join(wanted)}, so nothing can be selected on validation")
     found = measure(config, method, wrapped, strategy, Dataset.open(config.data.val), queries, replicates=1, examples=0)
     metrics = {lang: result.metrics for lang, result in found.items()}
     value = statistics.fmean(each[config.select] for each in metrics.values())
@@ -116,7 +109,7 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
             selection=f"{config.select} on {config.data.val}" if config.stages else None,
             provenance=_provenance([Dataset.open(entry.path) for entry in config.data.train] + [dataset], used),
             attribution=_attribution(dataset),
-            meta={"config": digest_json(config.model_dump(mode="json")), **strategy.facts(), **environment()},
+            meta={"config": digest_json(config.model_dump(mode="json")), **strategy.facts, **environment()},
         )
         folder.results.mkdir(parents=True, exist_ok=True)
         replace_atomic(path, result.model_dump_json(indent=1).encode())

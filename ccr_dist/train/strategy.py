@@ -94,23 +94,14 @@ class Strategy:
                 f"--world {world} was asked for, but {self.world} process(es) run; start with "
                 f"`accelerate launch --config_file launch/accelerate/cpu.yaml --num_processes {world} -m ccr_dist train …` (`--cpu` alone starts one)"
             )
-
-    def facts(self) -> dict[str, Any]:
-        """What really runs, for the run's records."""
-        pids: list[Any] = [None] * self.world
-        mine = {"pid": os.getpid(), "host": socket.gethostname()}
-        if self.world > 1:
-            dist.all_gather_object(pids, mine)
-        else:
-            pids = [mine]
-        return {
+        self.facts: dict[str, Any] = {  # what really runs, for the run's records; the same on every rank
             "strategy": "ddp" if self.world > 1 else "single",
             "world": self.world,
             "backend": dist.get_backend() if self.world > 1 else None,
-            "precision": self.accelerator.mixed_precision,
+            "precision": runtime.precision,
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
-            "processes": pids,
+            "processes": self.all({"pid": os.getpid(), "host": socket.gethostname()}),
         }
 
     @property

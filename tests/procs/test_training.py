@@ -28,7 +28,7 @@ def command(config: Path, *arguments: str, world: int) -> list[str]:
     if world == 1:
         return [sys.executable, "-m", "ccr_dist", "train", str(config), *arguments]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(PROFILE), "--num_processes", str(world)]
-    return [*launch, "--main_process_port", "0", "-m", "ccr_dist", "train", str(config), "--world", str(world), *arguments]
+    return [*launch, "-m", "ccr_dist", "train", str(config), "--world", str(world), *arguments]
 
 
 def environment() -> dict[str, str]:
@@ -65,14 +65,14 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A config and its one-process run. Batches of 10: uneven on 3 processes."""
     folder = tmp_path_factory.mktemp("worlds")
     config = toy.dasd(folder, cla=3, cma=3, runtime={"trace": "gradients"}, name="one")
-    train(config, world=1)
+    train(config, "--test", world=1)
     return config, folder / "runs" / "one-s0"
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_the_work_of_one(traced: tuple[Path, Path], world: int) -> None:
     config, alone = traced
-    train(config, f"name=world{world}", world=world)
+    train(config, f"name=world{world}", "--test", world=world)
     run = alone.parent / f"world{world}-s0"
     start = lines(run / "starts.jsonl")[-1]
     assert (start["strategy"], start["world"], start["backend"]) == ("ddp", world, "gloo")
@@ -96,6 +96,10 @@ def test_processes_share_the_work_of_one(traced: tuple[Path, Path], world: int) 
         assert mine.keys() == theirs.keys()
         for name, value in mine.items():
             assert abs(theirs[name] - value).max() <= 1e-3 * abs(value).max() + 1e-9, f"step {step}: {name}"
+
+    measured = [json.loads((folder / "results" / "test.json").read_text()) for folder in (alone, run)]
+    assert measured[0]["languages"]["es"]["counts"] == measured[1]["languages"]["es"]["counts"]
+    assert measured[1]["languages"]["es"]["metrics"] == pytest.approx(measured[0]["languages"]["es"]["metrics"], abs=7), "all ranks count"
 
 
 def kill_after(config: Path, *arguments: str, run: Path, step: int, every: int, world: int) -> int:

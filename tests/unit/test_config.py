@@ -38,7 +38,6 @@ def test_stages_come_in_the_methods_order_and_options_are_its_own(tmp_path: Path
     config = load_config(write(tmp_path, RUN), ["method.hidden=128"])
     assert list(config.stages) == ["cla", "cma"]
     assert config.method.hidden == 128  # type: ignore[attr-defined]
-    assert config.languages == ("es",)
     assert str(config.folder) == "runs/run-s0"
 
 
