@@ -1,11 +1,13 @@
 """The command line: parse, call, print. Sub-commands of the data and generation rooms live beside what they call.
 
-Starts without torch; a command imports what it needs when it runs. Errors that a user can act on are shown as one message, and end the process
+Starts without torch; a command imports what it needs when it runs. Errors that a user can act on are shown as one message, and end the
+process
 with the exit code of their class (`errors.py`).
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -112,8 +114,16 @@ def _exit(code: int) -> None:
 
 
 def main() -> None:
+    # DDP looks for unused parameters on purpose (`train/strategy.py`) and would advise against it in every run. Set before torch is
+    # imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app(standalone_mode=True)
     except errors.CcrError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_plain(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _plain(error: errors.CcrError) -> str:
+    """The message; an error that crossed from a loader process carries that process's traceback in front of it."""
+    return str(error).rpartition(f"\n{type(error).__module__}.{type(error).__name__}: ")[2]

@@ -39,7 +39,8 @@ class Document:
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Document:
     """Read `path` with its bases, then apply `key.sub=value` overrides (values are YAML).
 
-    `base:` is one path or a list, relative to the file that says it; later bases and then the file itself win. Mappings merge, anything else
+    `base:` is one path or a list, relative to the file that says it; later bases and then the file itself win. Mappings merge, anything
+    else
     replaces. Raises ConfigError with file and line on bad YAML, a missing or circular base, a duplicate key or a malformed override.
     """
     document = _read(Path(path), ())
@@ -49,7 +50,9 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Document:
 
 
 def validate(schema: type[Model], document: Document, *, at: KeyPath = ()) -> Model:
-    """Build `schema` from the document, or raise ConfigError listing every problem with its place and, for unknown keys, the nearest valid one."""
+    """Build `schema` from the document, or raise ConfigError listing every problem with its place and, for unknown keys, the
+    nearest valid one.
+    """
     value: Any = document.data
     for key in at:
         value = value[key]
@@ -99,7 +102,7 @@ def valid_keys(schema: type[BaseModel], path: KeyPath, document: Document, at: K
     for key in at:
         value = value[key]
     for key in path:
-        value = value[key] if isinstance(value, dict | list | tuple) else None
+        value = value[key] if isinstance(value, dict) or (isinstance(value, list | tuple) and isinstance(key, int)) else None  # type: ignore[index]
         found: list[type[BaseModel]] = []
         for model in models:
             if isinstance(key, str) and key in model.model_fields:

@@ -20,7 +20,7 @@ if [ "$("$bin/python" -c 'import torch; print(torch.cuda.device_count())')" -ge 
 fi
 
 data=data/emoji14 out=runs/demo seeds=0,1,2 languages=(pt) steps=()
-if command -v apertium >/dev/null && apertium -l | grep -q '^ *eng-spa'; then languages=(es pt); fi
+case $(command -v apertium >/dev/null && apertium -l) in *eng-spa*) languages=(es pt) ;; esac
 if [ $smoke = 1 ]; then
     out=runs/smoke seeds=0 languages=("${languages[0]}")
     steps=(stages.cla.steps=8 stages.cma.steps=4)

@@ -33,7 +33,8 @@ else
 fi
 
 # Spanish MT of the demo is Debian's apertium. Everything else comes with pip.
-if ! command -v apertium >/dev/null || ! apertium -l 2>/dev/null | grep -q eng-spa; then
+modes=$(command -v apertium >/dev/null && apertium -l || true)
+if [[ $modes != *eng-spa* ]]; then
     if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
         echo "setup: installing apertium-eng-spa (apt)"
         { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq apertium apertium-eng-spa; } >/dev/null

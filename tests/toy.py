@@ -42,7 +42,9 @@ def chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def build(root: Path, split: str, *, rows: int = 30, shard_rows: int = 5) -> Dataset:
-    """ROOT/SPLIT with columns image, caption.en, caption.es, caption.es.toy, label.concept and feature.toy (a random projection of the pixels)."""
+    """ROOT/SPLIT with columns image, caption.en, caption.es, caption.es.toy, label.concept and feature.toy (a random projection of
+    the pixels).
+    """
     numbers = [i % len(ENGLISH) for i in range(rows)]
     keys = [f"{split}-{i:03d}" for i in range(rows)]
     dataset = create_dataset(root / split, name="toy", split=split, keys=list(chunks(keys, shard_rows)))
@@ -78,7 +80,10 @@ def corpus(root: Path) -> Path:
 def config(
     folder: Path, method: dict[str, Any], stages: dict[str, Any], *, backbone: dict[str, Any] | None = None, **sections: Any
 ) -> Path:
-    """Writes FOLDER/NAME.yaml for a run on the corpus in FOLDER/data, with a tiny CLIP unless another backbone is given. Returns its path."""
+    """Writes FOLDER/NAME.yaml for a run on the corpus in FOLDER/data, with a tiny CLIP unless another backbone is given.
+
+    Returns its path.
+    """
     if backbone is None:
         backbone = tiny.tiny_clip_config(folder / "clip").model_dump()
     data = folder / "data"

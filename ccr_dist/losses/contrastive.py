@@ -1,6 +1,7 @@
 """Symmetric contrastive loss over the global batch, as a share of each rank.
 
-`SC(X, Y; P, tau)` of the literature: half the cross entropy from X to Y and half from Y to X, with label matrix P. Pure: no process group in here.
+`SC(X, Y; P, tau)` of the literature: half the cross entropy from X to Y and half from Y to X, with label matrix P. Pure: no process
+group in here.
 """
 
 from __future__ import annotations

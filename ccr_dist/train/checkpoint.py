@@ -4,9 +4,11 @@
         weights.safetensors      every parameter the method owns or trains, fp32, by name (`net.…`, `backbone.…`)
         optimizer.safetensors    `<parameter>/<state>` of the stage's optimiser; a stage starts with an empty one
         auxiliary.safetensors    `<network>/weights/<name>` and `<network>/optimizer/<name>/<state>`
-        state.json               step, stage, counters, loss scale, run identity, sha256 of the files above; written last, inside the temporary folder
+        state.json               step, stage, counters, loss scale, run identity, sha256 of the files above; written last, inside the
+        temporary folder
 
-There is no iterator and no random state to save: both are functions of the step. May change on resume: strategy, world size, workers, logging,
+There is no iterator and no random state to save: both are functions of the step. May change on resume: strategy, world size, workers,
+logging,
 the number of steps still to do. May not: seed, data, lanes, global batch, backbone, method (start a new run with `init_from` for that).
 """
 
@@ -111,7 +113,7 @@ def load(folder: Path) -> State:
 
 def newest(root: Path) -> tuple[Path | None, list[str]]:
     """The newest healthy checkpoint, and a message for each newer damaged one that was passed over."""
-    passed = []
+    passed: list[str] = []
     for step in reversed(steps(root)):
         wrong = problem(folder_of(root, step))
         if wrong is None:

@@ -22,7 +22,8 @@ def rate(stage: StageConfig, k: int) -> float:
 
 
 def adamw(stage: StageConfig, parameters: Mapping[str, nn.Parameter], device: torch.device) -> torch.optim.AdamW:
-    """AdamW over named parameters. Vectors (biases, norms, temperatures) and embedding tables are not decayed: a table's rows of unseen words
+    """AdamW over named parameters. Vectors (biases, norms, temperatures) and embedding tables are not decayed: a table's rows of unseen
+    words
     would shrink towards zero with every step, as they do in the published DASD code.
     """
     decayed = [p for name, p in parameters.items() if p.ndim >= 2 and not is_table(name)]

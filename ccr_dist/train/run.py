@@ -58,7 +58,9 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{self.path}: another process is training this run; wait for it, stop it ({self.path}/stop), or use another name") from None
+            raise ConfigError(
+                f"{self.path}: another process is training this run; wait for it, stop it ({self.path}/stop), or use another name"
+            ) from None
 
     def claim(self, config: RunConfig, identity: Mapping[str, Any]) -> bool:
         """Make the folder this run's, or check that it is. True when there is something to continue.
@@ -96,6 +98,7 @@ class RunFolder:
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         path = self.path / name
+        path.parent.mkdir(exist_ok=True)
         with disk_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 

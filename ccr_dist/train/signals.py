@@ -1,4 +1,6 @@
-"""Requests to stop: SIGTERM, SIGUSR1, SIGUSR2, SIGINT, or a file `stop` in the run folder. Only noticed here; the loop lets all ranks agree on it."""
+"""Requests to stop: SIGTERM, SIGUSR1, SIGUSR2, SIGINT, or a file `stop` in the run folder. Only noticed here;
+the loop lets all ranks agree on it.
+"""
 
 from __future__ import annotations
 

@@ -1,21 +1,24 @@
 """How a step is spread over processes. The one place that talks to Accelerate and to DDP (later: DeepSpeed, FSDP2).
 
-Loop and methods know neither rank arithmetic nor wrappers: they call `Step`, hand their loss share to `backward`, and ask for a parameter's gradient here.
+Loop and methods know neither rank arithmetic nor wrappers: they call `Step`, hand their loss share to `backward`, and ask for a
+parameter's gradient here.
 """
 
 from __future__ import annotations
 
 import atexit
 import gc
+import inspect
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..config import RuntimeConfig
 from ..errors import ConfigError
@@ -31,17 +34,16 @@ class Step(nn.Module):
         super().__init__()
         self.backbone = method.backbone
         self.net = method.net
-        self._method = [method]  # in a list: the method is no module, and must not be registered as one
+        self.method = method  # no module: its networks are the two above
 
     def forward(self, part: str, *inputs: Any) -> Any:
         """`part` is outputs(stage, batch), encode_visual(visual) or encode_text(texts, lang) of the method."""
-        method = self._method[0]
         if part == "outputs":
-            return method.outputs(*inputs)
+            return self.method.outputs(*inputs)
         if part == "encode_visual":
-            return method.encode_visual(*inputs)
+            return self.method.encode_visual(*inputs)
         if part == "encode_text":
-            return method.encode_text(*inputs)
+            return self.method.encode_text(*inputs)
         raise ValueError(f"unknown part {part!r} of a step")
 
 
@@ -57,7 +59,7 @@ class Strategy:
     """
 
     def __init__(self, runtime: RuntimeConfig, *, world: int | None = None) -> None:
-        from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+        from accelerate import Accelerator, InitProcessGroupKwargs
         from accelerate.utils import DistributedType
 
         cpu = not torch.cuda.is_available()
@@ -66,16 +68,9 @@ class Strategy:
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         local = int(os.environ.get("LOCAL_WORLD_SIZE", launched))
         torch.set_num_threads(runtime.threads or max(1, (os.cpu_count() or 1) // max(local, 1)))
-        # Unused parameters are looked for because DDP then keeps its first bucket layout. Otherwise it rebuilds the buckets after the first
-        # backward, and a resumed process would reduce its first step in another layout than the process that was never interrupted:
-        # other bits from three ranks on. It also lets a rank without rows take part.
-        kwargs: list[Any] = [
-            DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=False)
-        ]
-        if launched > 1:
-            kwargs.append(InitProcessGroupKwargs(backend="gloo" if cpu else "nccl"))
+        process_group = InitProcessGroupKwargs(backend="gloo" if cpu else "nccl")
         precision = "no" if runtime.precision == "fp32" else runtime.precision
-        self.accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=kwargs)
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[process_group] if launched > 1 else None)
         if launched > 1 and cpu:
             _settle_gloo_at_exit()
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
@@ -92,7 +87,8 @@ class Strategy:
         if world is not None and world != self.world:
             raise ConfigError(
                 f"--world {world} was asked for, but {self.world} process(es) run; start with "
-                f"`accelerate launch --config_file launch/accelerate/cpu.yaml --num_processes {world} -m ccr_dist train …` (`--cpu` alone starts one)"
+                f"`accelerate launch --config_file launch/accelerate/cpu.yaml --num_processes {world} -m ccr_dist train …` "
+                "(`--cpu` alone starts one)"
             )
         self.facts: dict[str, Any] = {  # what really runs, for the run's records; the same on every rank
             "strategy": "ddp" if self.world > 1 else "single",
@@ -110,8 +106,21 @@ class Strategy:
 
     def wrap(self, step: Step) -> nn.Module:
         """The step as it is called in training. Wrap anew whenever the set of trainable parameters changes."""
-        step.to(self.device)
-        return self.accelerator.prepare_model(step) if any(p.requires_grad for p in step.parameters()) else step
+        if self.world == 1 or not any(p.requires_grad for p in step.parameters()):
+            return step
+        # Unused parameters are looked for because DDP then keeps its first bucket layout. Otherwise it rebuilds the buckets after the first
+        # backward, and a resumed process would reduce its first step in another layout than the process that was never interrupted:
+        # other bits from three ranks on. It also lets a rank without rows take part.
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        # Frozen tables are buffers: nothing to synchronise in every forward. (torch 2.13 renamed the option.)
+        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        still: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        return DistributedDataParallel(step, device_ids=device_ids, find_unused_parameters=True, **still)
+
+    @property
+    def scaler(self) -> Any:
+        """The loss scaler of fp16, else None."""
+        return self.accelerator.scaler
 
     def optimizer(self, inner: torch.optim.Optimizer) -> Any:
         return self.accelerator.prepare_optimizer(inner)
@@ -159,6 +168,19 @@ class Strategy:
         dist.all_gather_object(values, value)
         return values
 
+    def together(self, action: Callable[[], Any]) -> None:
+        """Call `action` on this rank. One rank's error is every rank's: nobody may wait in a collective for a rank that is gone."""
+        error: Exception | None = None
+        try:
+            action()
+        except Exception as caught:
+            error = caught
+        errors = [e for e in self.all(error) if e is not None]
+        if error is not None:
+            raise error
+        if errors:
+            raise errors[0]
+
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
 
@@ -168,4 +190,5 @@ class Strategy:
 
 def _settle_gloo_at_exit() -> None:
     # A gloo thread may need the GIL just after the last collective; an interpreter that is already going down aborts (SIGABRT) then.
-    atexit.register(lambda: (gc.collect(), time.sleep(0.2)))
+    atexit.register(time.sleep, 0.2)
+    atexit.register(gc.collect)

@@ -1,4 +1,6 @@
-"""Losses and gradients of the global batch do not depend on how it is cut over processes: real gloo processes, float64, ragged and empty ranks."""
+"""Losses and gradients of the global batch do not depend on how it is cut over processes:
+real gloo processes, float64, ragged and empty ranks.
+"""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_rubbish(tmp_path: Path
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
-        with pytest.raises(StorageError, match="step-00000009.*make room"):
+        with pytest.raises(StorageError, match=r"step-00000009.*make room"):
             checkpoint.save(tmp_path, state(9))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
     assert checkpoint.newest(tmp_path)[1] == []

@@ -32,7 +32,9 @@ sys.exit(f"imported: {{heavy}}" if heavy else 0)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("shards", "--help"), ("train", "--help"), ("translate", "--help"), ("config", "show", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("shards", "--help"), ("train", "--help"), ("translate", "--help"), ("config", "show", "--help")]
+)
 def test_help(arguments: tuple[str, ...]) -> None:
     done = ccr_dist(*arguments)
     assert done.returncode == 0 and "Usage" in done.stdout

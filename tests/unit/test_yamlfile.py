@@ -32,7 +32,7 @@ class Whole(Frozen):
     title: str
     inner: Inner = Inner()
     pet: Annotated[Cat | Dog, Field(discriminator="kind")] | None = None
-    parts: dict[str, Inner] = {}
+    parts: dict[str, Inner] = Field(default_factory=dict)
     rows: tuple[Inner, ...] = ()
 
 
