@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,10 @@ def config(
     Returns its path.
     """
     if backbone is None:
-        backbone = tiny.tiny_clip_config(folder / "clip").model_dump()
+        kept = folder / "clip.json"
+        if not kept.exists():  # saving it anew would start from the weights that are there
+            kept.write_text(tiny.tiny_clip_config(folder / "clip").model_dump_json())
+        backbone = json.loads(kept.read_text())
     data = folder / "data"
     if not data.exists():
         corpus(data)

@@ -28,6 +28,10 @@ class OpenClipBackbone(Backbone):
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
         pretrained = cfg.pretrained is not None or ":" in cfg.model  # a repository or folder brings its weights
+        if cfg.pretrained is not None and ":" in cfg.model:
+            raise ConfigError(
+                f"backbone.pretrained: {cfg.pretrained!r} would be ignored, since '{cfg.model}' brings its own weights; leave it out"
+            )
         try:
             # A scale that is a vector of one element, because DeepSpeed and FSDP take no scalars; checkpoints of either kind load.
             self.model: Any = open_clip.create_model(

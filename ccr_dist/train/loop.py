@@ -22,7 +22,7 @@ from ..errors import CheckpointError
 from ..methods import base
 from . import checkpoint
 from .assemble import build_method, check_columns, fields_for, open_datasets, train_sets, training_texts
-from .measure import validate
+from .measure import selection_queries, validate
 from .run import RunFolder, identity
 from .signals import StopRequest
 from .stage import Progress, StageRun
@@ -49,6 +49,7 @@ class Training:
     def __init__(self, config: RunConfig, strategy: Strategy) -> None:
         self.config, self.strategy = config, strategy
         check_columns(config)
+        selection_queries(config)
         stages = base.get(config.method.name).stages(config.method)
         self.folder = RunFolder(config.folder)
         self.fields = {name: fields_for(config, stage) for name, stage in stages.items()}

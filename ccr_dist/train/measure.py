@@ -20,7 +20,8 @@ from ..errors import ConfigError
 from ..evaluate.evaluate import evaluate
 from ..evaluate.protocols import RECALL_NAMES
 from ..evaluate.schema import LanguageResult, RunResult
-from ..methods.base import ENGLISH, Method
+from ..methods import base
+from ..methods.base import Method
 from .assemble import build_method, check_columns, learnt_languages
 from .checkpoint import restore_weights
 from .run import RunFolder, environment
@@ -50,17 +51,23 @@ def measure(
     )  # fmt: skip
 
 
-def validate(config: RunConfig, method: Method, wrapped: nn.Module, strategy: Strategy) -> tuple[float, dict[str, Any]]:
-    """The selection metric on the validation split, mean over the learnt languages, and lines for the log. Leaves the modules in eval mode.
-
-    Raises ConfigError where nothing can be selected by.
-    """
+def selection_queries(config: RunConfig) -> dict[str, str]:
+    """Language -> validation column that weights are selected by. Raises ConfigError where nothing can be selected by."""
     if config.select not in SELECTABLE:
         raise ConfigError(f"select: {config.select!r} is no metric to select by; choose one of {', '.join(SELECTABLE)}")
-    columns, wanted = method.query_columns(config.data), learnt_languages(config) or (ENGLISH,)
+    columns, wanted = base.get(config.method.name).query_columns(config.data), learnt_languages(config) or (base.ENGLISH,)
     queries = {lang: columns[lang] for lang in wanted if lang in columns}
     if not queries:
         raise ConfigError(f"data.queries has no captions in {', '.join(wanted)}, so nothing can be selected on validation")
+    return queries
+
+
+def validate(config: RunConfig, method: Method, wrapped: nn.Module, strategy: Strategy) -> tuple[float, dict[str, Any]]:
+    """The selection metric on the validation split, mean over the learnt languages, and lines for the log.
+
+    Leaves the modules in eval mode.
+    """
+    queries = selection_queries(config)
     found = measure(config, method, wrapped, strategy, Dataset.open(config.data.val), queries, replicates=1, examples=0)
     metrics = {lang: result.metrics for lang, result in found.items()}
     value = statistics.fmean(each[config.select] for each in metrics.values())

@@ -1,0 +1,153 @@
+"""A whole small run in this process: what is written, what is refused, and what a broken dataset does to it."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccr_dist.config import RunConfig, load_config
+from ccr_dist.errors import CcrError, ConfigError, DataBudgetError, DataError, NonFiniteError
+from ccr_dist.train import checkpoint, commands
+from tests import toy
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """A run listens to signals; give them back."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus and the tiny models, shared by the tests that do not change them."""
+    folder = tmp_path_factory.mktemp("run")
+    toy.dasd(folder)
+    return folder
+
+
+def train(path: Path, *overrides: str, test: bool = False) -> RunConfig:
+    config = load_config(path, overrides)
+    assert commands.train([config], test=test, world=None) == 0
+    return config
+
+
+def results(config: RunConfig) -> dict[str, Any]:
+    return json.loads((config.folder / "results" / "test.json").read_text())
+
+
+def break_a_picture(dataset: Path) -> None:
+    """Overwrite the inside of every picture of the first shard but one."""
+    tar = dataset / "image" / "000000.tar"
+    content = bytearray(tar.read_bytes())
+    found = [i for i in range(len(content)) if content[i : i + 4] == b"\x89PNG"]
+    for start in found[1:]:
+        content[start : start + 60] = b"x" * 60
+    tar.write_bytes(content)
+
+
+def test_a_run_learns_selects_on_validation_and_is_measured_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = train(toy.dasd(folder, name="learns"), "stages.cla.steps=30", "stages.cla.validate_every=10", test=True)
+    log = [json.loads(line) for line in (config.folder / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in log if line.get("stage") == "cla"]
+    assert losses[-1] < 0.8 * losses[0]
+    scores = {line["step"]: line["mR"] for line in log if line.get("event") == "validation"}
+    best = json.loads((config.folder / "best.json").read_text())
+    assert scores.keys() == {10, 20, 30, 34} and best["value"] == max(scores.values()) == scores[best["step"]]
+    assert results(config)["test_reads"] == 1 and results(config)["selection"] == f"mR on {config.data.val}"
+    assert {path.name for path in (config.folder / "tensorboard").iterdir()}
+
+    train(toy.dasd(folder, name="learns"), "stages.cla.steps=30", "stages.cla.validate_every=10", test=True)
+    said = capsys.readouterr()
+    assert "complete already (34 steps)" in said.err and "measured already" in said.out
+    commands.evaluate([config], split="test", again=True, world=None)
+    assert results(config)["test_reads"] == 2
+
+
+def test_english_is_the_backbones_own_for_every_method(folder: Path) -> None:
+    trained = train(toy.dasd(folder, name="english-kept"), test=True)
+    untrained = load_config(toy.config(folder, {"name": "clip"}, {}))
+    commands.evaluate([untrained], split="test", again=False, world=None)
+    assert results(trained)["languages"]["en"] == results(untrained)["languages"]["en"]
+
+
+def test_translate_test_reads_the_translated_queries_and_shows_the_human_ones(folder: Path) -> None:
+    config = load_config(toy.config(folder, {"name": "translate_test"}, {}))
+    commands.evaluate([config], split="test", again=False, world=None)
+    spanish = results(config)["languages"]["es"]
+    assert spanish["column"] == "caption.en.toy" and spanish["examples"][0]["query"] in toy.SPANISH
+    assert spanish["metrics"] == results(config)["languages"]["en"]["metrics"], "the toy's translations are perfect"
+
+
+def test_a_run_folder_of_another_plan_is_refused_with_the_difference_and_left_alone(folder: Path) -> None:
+    config = train(toy.dasd(folder, name="plan"))
+    before = {path: path.stat().st_mtime_ns for path in config.folder.rglob("*") if path.is_file() and path.name != "lock"}
+    with pytest.raises(ConfigError, match=r"(?s)another plan.*stages\.cla\.lr") as error:
+        train(toy.dasd(folder, name="plan"), "stages.cla.lr=0.5")
+    assert "init_from" in str(error.value)
+    assert before == {path: path.stat().st_mtime_ns for path in config.folder.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+def test_more_steps_go_on_where_the_run_ended(folder: Path) -> None:
+    train(toy.dasd(folder, name="more"))
+    config = train(toy.dasd(folder, name="more"), "stages.cma.steps=9")
+    starts = [json.loads(line) for line in (config.folder / "starts.jsonl").read_text().splitlines()]
+    assert [(start["step"], start["steps"]) for start in starts] == [(0, 10), (10, 15)]
+
+
+def test_a_damaged_checkpoint_is_passed_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ("runtime.checkpoint_every=2",)
+    config = train(toy.dasd(folder, name="damaged"), *overrides)
+    newest = checkpoint.folder_of(config.folder / "checkpoints", 10)
+    content = (newest / "weights.safetensors").read_bytes()
+    (newest / "weights.safetensors").write_bytes(content[:-1])
+    (config.folder / "model.safetensors").unlink()
+    train(toy.dasd(folder, name="damaged"), *overrides)
+    said = capsys.readouterr().err
+    assert "step-00000010: passed over" in said and "resuming at step 8 of 10" in said
+    assert (newest / "weights.safetensors").read_bytes() == content
+
+
+def test_weights_that_diverge_end_the_run_and_leave_the_checkpoint(folder: Path) -> None:
+    path = toy.dasd(folder, name="nan")
+    with pytest.raises(NonFiniteError, match=r"step \d+ of .*not finite.*last checkpoint is intact"):
+        train(path, "stages.cla.lr=1e30", "stages.cla.schedule=constant", "stages.cla.clip_norm=null")
+
+
+def test_broken_pictures_are_replaced_listed_and_bounded(tmp_path: Path) -> None:
+    path = toy.dasd(tmp_path)
+    break_a_picture(tmp_path / "data" / "train")
+    config = train(path)
+    listed = [json.loads(line) for line in (config.folder / "substituted.jsonl").read_text().splitlines()]
+    assert listed and all(line["item"].startswith("train-00") and line["stand_in"] == "train-000" for line in listed)
+    with pytest.raises(DataBudgetError, match=r"runtime\.bad_samples allows 0.*substituted\.jsonl"):
+        train(path, "name=bounded", "runtime.bad_samples=0")
+
+
+@pytest.mark.parametrize(
+    ("override", "kind", "message"),
+    [
+        ("data.targets={es: caption.es.opus}", DataError, r"caption\.es\.opus.*ccr-dist translate"),
+        ("data.source_feature=feature.nowhere", DataError, r"feature\.nowhere.*ccr-dist featurise"),
+        ("data.val=nowhere", DataError, "nowhere"),
+        ("data.queries={en: caption.en}", ConfigError, "no captions in es"),
+        ("select=R1", ConfigError, "t2v_R1"),
+        ("runtime.precision=fp16", ConfigError, "fp16 needs a GPU"),
+        ("backbone.pretrained=nowhere.pt", ConfigError, "nowhere"),
+    ],
+)
+def test_what_is_missing_is_named(folder: Path, override: str, kind: type[CcrError], message: str) -> None:
+    if "fp16" in override:
+        torch = pytest.importorskip("torch")
+        if torch.cuda.is_available():
+            pytest.skip("a GPU can do fp16")
+    with pytest.raises(kind, match=f"(?s){message}"):
+        train(toy.dasd(folder, name=f"missing-{override.partition('=')[0]}"), override)
