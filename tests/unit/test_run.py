@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from ccr_dist.config import RunConfig, load_config
 from ccr_dist.errors import CcrError, ConfigError, DataBudgetError, DataError, NonFiniteError
 from ccr_dist.train import checkpoint, commands
-from tests import toy
+from tests import tiny, toy
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(path: Path, *overrides: str, test: bool = False) -> RunConfig:
     config = load_config(path, overrides)
+    AcceleratorState._reset_state(reset_partial_state=True)  # Accelerate keeps one precision for the life of a process
     assert commands.train([config], test=test, world=None) == 0
     return config
 
@@ -70,6 +72,23 @@ def test_a_run_learns_selects_on_validation_and_is_measured_once(folder: Path, c
     assert "complete already (34 steps)" in said.err and "measured already" in said.out
     commands.evaluate([config], split="test", again=True, world=None)
     assert results(config)["test_reads"] == 2
+
+
+@pytest.mark.parametrize("backbone", ["clip", "dual"])
+def test_bf16_and_gradient_checkpointing_change_the_losses_little(tmp_path: Path, backbone: str) -> None:
+    chosen = {"backbone": tiny.tiny_dual_config(tmp_path / "dual", toy.ALL_TEXTS).model_dump()} if backbone == "dual" else {}
+    path = toy.dasd(tmp_path, cla=3, cma=2, **chosen)
+    losses = []
+    for name, overrides in {
+        "plain": (),
+        "checkpointing": ("runtime.gradient_checkpointing=true",),
+        "bf16": ("runtime.precision=bf16", "runtime.workers=1"),
+    }.items():
+        config = train(path, f"name={name}", *overrides)
+        log = map(json.loads, (config.folder / "log.jsonl").read_text().splitlines())
+        losses.append([line["loss"] for line in log if line.get("stage") == "cla"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == pytest.approx(losses[0], rel=0.05) and losses[2] != losses[0]
 
 
 def test_english_is_the_backbones_own_for_every_method(folder: Path) -> None:
