@@ -88,6 +88,10 @@ class Method(ABC):
         self.languages = tuple(languages)
         self.net = nn.ModuleDict()
         self.aux = nn.ModuleDict()
+        self.build(texts, state)
+
+    def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:  # noqa: B027 (a zero-shot method adds nothing)
+        """Fill `net` and `aux`; called last by `__init__`, with its `texts` and `state`."""
 
     # What it is.
 
@@ -97,7 +101,7 @@ class Method(ABC):
         return {}
 
     def state(self) -> dict[str, Any]:
-        """JSON: what `__init__` needs, besides the weights, to build the same method again."""
+        """JSON: what `build` needs, besides the weights, to build the same method again."""
         return {}
 
     def trainable(self, stage: str) -> list[str]:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ccr_dist.data.loader import Batch
-    from ccr_dist.models.backbones import Backbone
     from ccr_dist.models.frontend import Tokens
     from ccr_dist.train.context import Context
 
@@ -54,19 +53,11 @@ class CrossLingual(Method):
 
     Options: ClassVar[type[MethodOptions]] = CrossLingualOptions
 
-    def __init__(
-        self,
-        options: CrossLingualOptions,
-        backbone: Backbone,
-        languages: Sequence[str],
-        *,
-        texts: Iterable[str] | None = None,
-        state: Mapping[str, Any] | None = None,
-    ) -> None:
+    def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
         """ConfigError without target languages, with English among them, or with a backbone whose text tower has no adapter slots."""
         from ccr_dist.models.frontend import build_frontend
 
-        super().__init__(options, backbone, languages, texts=texts, state=state)
+        options, backbone = self.options, self.backbone
         if not self.languages or ENGLISH in self.languages:
             raise ConfigError(
                 f"data.targets: method {self.name} learns other languages from translated captions, and has to learn: "

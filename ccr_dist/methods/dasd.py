@@ -22,7 +22,7 @@ Where this differs from the released code, and why:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ccr_dist.data.loader import Batch
-    from ccr_dist.models.backbones import Backbone
     from ccr_dist.models.frontend import Tokens
     from ccr_dist.train.context import Context
 
@@ -66,15 +65,7 @@ class DasdOptions(CrossLingualOptions):
 class Dasd(CrossLingual):
     Options = DasdOptions
 
-    def __init__(
-        self,
-        options: DasdOptions,
-        backbone: Backbone,
-        languages: Sequence[str],
-        *,
-        texts: Iterable[str] | None = None,
-        state: Mapping[str, Any] | None = None,
-    ) -> None:
+    def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
         """ConfigError, besides the base's, when `positions: all` would depend on what else is in a batch."""
         import torch
 
@@ -82,7 +73,8 @@ class Dasd(CrossLingual):
         from ccr_dist.models.adapters import AdapterBank, Core, CoreGenerator
         from ccr_dist.models.characteristics import Characteristics
 
-        super().__init__(options, backbone, languages, texts=texts, state=state)
+        super().build(texts, state)
+        options, backbone = self.options, self.backbone
         if options.positions == "all" and options.frontend.pad == "longest":
             raise ConfigError(
                 "method.positions: 'all' takes a mean over padding, so every batch needs the same length: set frontend.pad to context"

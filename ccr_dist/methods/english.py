@@ -6,7 +6,7 @@ finetune" (all parameters, scale 100). Other runs stand on the result by `backbo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ccr_dist.data.loader import Batch
-    from ccr_dist.models.backbones import Backbone
     from ccr_dist.train.context import Context
 
 
@@ -34,18 +33,9 @@ class EnglishOptions(MethodOptions):
 class English(Method):
     Options = EnglishOptions
 
-    def __init__(
-        self,
-        options: EnglishOptions,
-        backbone: Backbone,
-        languages: Sequence[str],
-        *,
-        texts: Iterable[str] | None = None,
-        state: Mapping[str, Any] | None = None,
-    ) -> None:
+    def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
         """ConfigError when the backbone has no heads to train."""
-        super().__init__(options, backbone, languages, texts=texts, state=state)
-        backbone.trainable_parameters(options.train)
+        self.backbone.trainable_parameters(self.options.train)
 
     @classmethod
     def stages(cls, options: EnglishOptions) -> dict[str, Stage]:

@@ -10,7 +10,7 @@ Deviations: no per-tensor gradient clipping and no Adam without bias correction 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -21,7 +21,6 @@ from ccr_dist.methods.crosslingual import CrossLingual, CrossLingualOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ccr_dist.models.backbones import Backbone
     from ccr_dist.models.frontend import Tokens
 
 
@@ -37,18 +36,11 @@ class StaticOptions(CrossLingualOptions):
 class Static(CrossLingual):
     Options = StaticOptions
 
-    def __init__(
-        self,
-        options: StaticOptions,
-        backbone: Backbone,
-        languages: Sequence[str],
-        *,
-        texts: Iterable[str] | None = None,
-        state: Mapping[str, Any] | None = None,
-    ) -> None:
+    def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
         from ccr_dist.models.adapters import AdapterBank, Bottleneck, Core
 
-        super().__init__(options, backbone, languages, texts=texts, state=state)
+        super().build(texts, state)
+        options = self.options
         width, layers = self.tower.width, self.tower.layers
         self.adapters: AdapterBank | None = None
         if options.adapter == "bottleneck":
