@@ -88,12 +88,13 @@ def report(
     out: Annotated[Path, typer.Option(help="folder of the report")] = Path("report"),
     split: Annotated[str, typer.Option(help="which result of each run")] = "test",
     title: Annotated[str, typer.Option()] = "Cross-lingual retrieval",
+    note: Annotated[list[str] | None, typer.Option(help="a paragraph below the title, any number")] = None,
     pictures: Annotated[Path | None, typer.Option(help="dataset whose pictures illustrate the examples")] = None,
 ) -> None:
     """Collect runs into one table: terminal, JSON, CSV and a self-contained HTML page."""
     from .evaluate.command import report as write
 
-    write(runs, out=out, split=split, title=title, pictures=pictures)
+    write(runs, out=out, split=split, title=title, notes=note or [], pictures=pictures)
 
 
 def _configs(path: Path, overrides: list[str] | None, seeds: str | None) -> list:

@@ -67,5 +67,6 @@ for method in linear static dasd; do
 done
 
 say "report"
-ccr report "${runs[@]}" --out "$out/report" --title "emoji14: recall on human captions" --pictures "$data/test"
+ccr report "${runs[@]}" --out "$out/report" --title "emoji14: recall on human captions" --pictures "$data/test" \
+    --note "Queries are human captions; training saw English captions and their machine translations only."
 say "done"

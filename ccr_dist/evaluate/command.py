@@ -9,10 +9,10 @@ from rich.console import Console
 
 from ..data.table import Dataset
 from ..errors import DataError
-from .report import Results, aggregate, collect, table, write_report
+from .report import aggregate, collect, table, write_report
 
 
-def report(runs: Sequence[Path], *, out: Path, split: str, title: str, pictures: Path | None) -> None:
+def report(runs: Sequence[Path], *, out: Path, split: str, title: str, notes: Sequence[str], pictures: Path | None) -> None:
     """Print the table of `runs` (run folders or results files) and write OUT/report.html, results.json and results.csv."""
     files = [_results_file(run, split) for run in runs]
     results = collect(files)
@@ -22,7 +22,7 @@ def report(runs: Sequence[Path], *, out: Path, split: str, title: str, pictures:
         log = file.parent.parent / "log.jsonl"
         if log.exists():
             curves.setdefault(run.label, []).append(log)
-    page = write_report(results, out, title=title, notes=_notes(results), images=_pictures(pictures), curves=curves)
+    page = write_report(results, out, title=title, notes=notes, images=_pictures(pictures), curves=curves)
     console = Console()
     console.print(table(rows, title))
     console.print(f"{page.resolve()}", highlight=False, markup=False, soft_wrap=True)
@@ -35,12 +35,6 @@ def _results_file(run: Path, split: str) -> Path:
     if not file.exists():
         raise DataError(f"{run}: no results/{split}.json there; `ccr-dist evaluate CONFIG --split {split}` makes it (or `train --test`)")
     return file
-
-
-def _notes(results: Results) -> list[str]:
-    if any(len(run.languages) > 1 for run in results.runs):
-        return ["Queries are human captions; no human caption in a target language was used in training."]
-    return []
 
 
 def _pictures(path: Path | None) -> Callable[[str], bytes | None]:

@@ -153,6 +153,10 @@ def _provenance(datasets: Sequence[Dataset], columns: Sequence[str]) -> dict[str
 
 
 def _attribution(dataset: Dataset) -> tuple[str, ...]:
-    """Licence lines of everything that is shown."""
-    lines = [dataset.column(name).provenance.get("attribution") for name in dataset.columns()]
-    return tuple(dict.fromkeys(line for line in lines if line))
+    """Author and licence of everything that is shown, as the columns' provenance has them."""
+    lines = []
+    for name in dataset.columns():
+        made = dataset.column(name).provenance
+        if "licence" in made:
+            lines.append(", ".join(str(made[key]) for key in ("author", "licence", "url") if key in made))
+    return tuple(dict.fromkeys(lines))
