@@ -51,7 +51,7 @@ for lang in "${languages[@]}"; do
 done
 
 say "features of the frozen encoders"
-ccr featurise "$data" --config configs/demo/english.yaml --from image --column feature.efficientnet-lite0
+ccr featurise "$data" --config configs/demo/english.yaml --from image --column feature.efficientnet-lite0 --batch 16 # fits a CPU's caches
 ccr featurise "$data/train" --config configs/demo/english.yaml --from caption.en --column feature.minilm.caption.en
 
 say "English retriever"
