@@ -20,6 +20,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -119,7 +120,7 @@ def environment() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {"versions": versions, "hardware": hardware(), "commit": commit(), "command": " ".join(sys.argv)}
+    return {"versions": versions, "hardware": hardware(), "commit": commit(), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
 
 
 def hardware() -> str:
