@@ -178,6 +178,7 @@ def _convert(node: yaml.Node, path: KeyPath, file: str, places: dict[KeyPath, st
         for index, item in enumerate(node.value):
             places[(*path, index)] = f"{file}:{item.start_mark.line + 1}"
         return [_convert(item, (*path, index), file, places) for index, item in enumerate(node.value)]
+    assert isinstance(node, yaml.ScalarNode)
     value = yaml.SafeLoader("").construct_object(node)
     if isinstance(value, str):
         try:  # YAML 1.1 reads 1e-3 as text; every author means the number
