@@ -51,6 +51,7 @@ def _column(column: Column) -> dict[str, Any]:
         "indexed": any("url" in record for record in records),
         "view_of": column.view_of,
         "plan": column.plan,
+        "plan": column.plan,
         "provenance": column.provenance,
     }
 
@@ -118,6 +119,16 @@ def render(description: dict[str, Any], *, languages: int = 4) -> Group:
     return Group(*parts)
 
 
+def origin_of(plan: dict[str, Any], provenance: dict[str, Any]) -> str:
+    """Who or what made a column, and under which licence, in a few words: `apertium; spa-eng`, `OpenMoji; CC-BY-SA-4.0`."""
+    parts: dict[str, str] = {}
+    for place in (plan.get("engine", {}), plan.get("backbone", {}), plan, provenance):
+        for key in ("author", "engine", "mode", "model", "kind", "source", "note", "licence"):
+            if isinstance(place, dict) and isinstance(place.get(key), str):
+                parts.setdefault(key, place[key])
+    return "; ".join(parts[key] for key in sorted(parts, key=lambda key: key == "licence"))
+
+
 def _table(dataset: dict[str, Any]) -> Table:
     """One line for all columns of one origin and state, so that fifty languages do not fill the screen."""
     from rich.table import Table
@@ -125,8 +136,7 @@ def _table(dataset: dict[str, Any]) -> Table:
 
     groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for column in dataset["columns"]:
-        shown = ("author", "package", "source", "engine", "model", "licence")
-        origin = "; ".join(str(column["provenance"][k]) for k in shown if k in column["provenance"])
+        origin = origin_of(column["plan"], column["provenance"])
         kind = column["kind"] + (", indexed" if column["indexed"] else "")
         groups.setdefault((kind, column["shards"], origin), []).append(column)
     table = Table(box=None, pad_edge=False, header_style="dim")

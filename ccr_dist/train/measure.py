@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config import RunConfig
+from ..data.inspect import origin_of
 from ..data.store import digest_json, read_json, replace_atomic
 from ..data.table import Dataset
 from ..errors import ConfigError
@@ -142,14 +143,8 @@ def trained_method(config: RunConfig, folder: RunFolder) -> tuple[Method, Step]:
 
 def _provenance(datasets: Sequence[Dataset], columns: Sequence[str]) -> dict[str, str]:
     """Column -> who made it, in words."""
-    said = {}
-    for dataset in datasets:
-        for name in columns:
-            if name in dataset.columns():
-                said[name] = "; ".join(
-                    f"{key}: {value}" for key, value in dataset.column(name).provenance.items() if isinstance(value, str)
-                )
-    return said
+    found = [(name, dataset.column(name)) for dataset in datasets for name in columns if name in dataset.columns()]
+    return {name: origin_of(column.plan, column.provenance) for name, column in found}
 
 
 def _attribution(dataset: Dataset) -> tuple[str, ...]:

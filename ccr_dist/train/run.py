@@ -120,7 +120,8 @@ def environment() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {"versions": versions, "hardware": hardware(), "commit": commit(), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return {"versions": versions, "hardware": hardware(), "commit": commit(), "command": command}
 
 
 def hardware() -> str:
