@@ -51,7 +51,6 @@ def _column(column: Column) -> dict[str, Any]:
         "indexed": any("url" in record for record in records),
         "view_of": column.view_of,
         "plan": column.plan,
-        "plan": column.plan,
         "provenance": column.provenance,
     }
 
@@ -122,8 +121,10 @@ def render(description: dict[str, Any], *, languages: int = 4) -> Group:
 def origin_of(plan: dict[str, Any], provenance: dict[str, Any]) -> str:
     """Who or what made a column, and under which licence, in a few words: `apertium; spa-eng`, `OpenMoji; CC-BY-SA-4.0`."""
     parts: dict[str, str] = {}
-    for place in (plan.get("engine", {}), plan.get("backbone", {}), plan, provenance):
-        for key in ("author", "engine", "mode", "model", "kind", "source", "note", "licence"):
+    backbone = plan.get("backbone", {})
+    encoder = {"model": backbone.get("model") or backbone.get(backbone.get("side"))}  # a dual encoder names one model a side
+    for place in (plan.get("engine", {}), encoder, plan, provenance):
+        for key in ("author", "engine", "mode", "model", "source", "note", "licence"):
             if isinstance(place, dict) and isinstance(place.get(key), str):
                 parts.setdefault(key, place[key])
     return "; ".join(parts[key] for key in sorted(parts, key=lambda key: key == "licence"))
