@@ -104,7 +104,7 @@ class Strategy:
     def main(self) -> bool:
         return self.rank == 0
 
-    def wrap(self, step: Step) -> nn.Module:
+    def wrap(self, step: nn.Module) -> nn.Module:
         """The step as it is called in training. Wrap anew whenever the set of trainable parameters changes."""
         if self.world == 1 or not any(p.requires_grad for p in step.parameters()):
             return step

@@ -36,7 +36,7 @@ def main(batch: int, out: Path, broken: str) -> None:
     x, y = torch.randn(batch, DIM).double(), torch.randn(batch, DIM).double()
     group = torch.arange(batch) // 2  # pairs of rows show the same thing
     mine = list(rank_slots(batch, 2, strategy.world, strategy.rank))
-    wrapped = strategy.accelerator.prepare_model(towers)
+    wrapped = strategy.wrap(towers)
     result = {}
     for loss_name in ("mean", "contrastive", "groups", "permute", "adversarial", "discriminator"):
         towers.zero_grad()
