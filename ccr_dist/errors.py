@@ -57,3 +57,9 @@ class CheckpointError(CcrError, ValueError):
     """A checkpoint is damaged or belongs to another run."""
 
     exit_code = 8
+
+
+class HangError(CcrError, RuntimeError):
+    """The engine gave nothing back for too long: perhaps a dead device; another node may do better."""
+
+    exit_code = 9
