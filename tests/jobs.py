@@ -9,6 +9,7 @@ column_files(folder)            the names in a column folder
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ class Shout(base.Translator):
         fail: str | None = None  # a text with this in it is refused
         die: str | None = None  # at a text with this in it the engine is gone
         lose: int = 0  # translations that are missing at the end of each answer
+        at: str | None = None  # at a text with this in it ...
+        what: str = ""  # ... the engine hangs (`hang`), or its process gets this signal (`KILL`, `STOP`)
 
     batch = 7
 
@@ -60,6 +63,10 @@ class Shout(base.Translator):
             os.write(fd, "".join(f"{text}\n" for text in texts).encode())
             os.close(fd)
         time.sleep(self.options.dawdle_s)
+        if self.options.at and any(self.options.at in text for text in texts):
+            if self.options.what == "hang":
+                time.sleep(3600)
+            os.kill(os.getpid(), signal.Signals[f"SIG{self.options.what}"])
         if self.options.die and any(self.options.die in text for text in texts):
             raise EngineError("the engine is gone")
         fail = self.options.fail

@@ -7,21 +7,20 @@ Running it again continues or does nothing; a recipe with another plan is refuse
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from ccr_dist.data import store
 from ccr_dist.data.bar import bar
+from ccr_dist.data.processes import spawn_pool
 from ccr_dist.data.recipes.base import Material, Recipe, Row
+from ccr_dist.data.remote import require_local
 from ccr_dist.data.splits import SPLITS
 from ccr_dist.data.table import Column, Dataset, create_column, create_dataset
 from ccr_dist.errors import DataBudgetError, DataError
@@ -51,14 +50,17 @@ def build(recipe: Recipe, out: str | Path, *, workers: int | None = None, progre
     allows, StorageError on a full disk; everything committed stays and the next call goes on from there.
     """
     start = time.monotonic()
+    require_local(out, "datasets are built")
     material = recipe.material()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    _claim(out / "recipe.json", {"recipe": recipe.kind, "name": recipe.name, "shard_rows": recipe.shard_rows, "rows": material.plan})
+    limited = {} if recipe.limit is None else {"limit": recipe.limit}
+    plan = {"recipe": recipe.kind, "name": recipe.name, "shard_rows": recipe.shard_rows, "rows": material.plan, **limited}
+    _claim(out / "recipe.json", plan)
     summary = Summary(out, notes=tuple(material.notes), columns=len(material.columns))
     work: list[tuple[Column, int, list[Row]]] = []
     for split in SPLITS:
-        rows = [row for row in material.rows if row.split == split]
+        rows = _spaced([row for row in material.rows if row.split == split], recipe.limit)
         if not rows:
             continue
         shards = [rows[i : i + recipe.shard_rows] for i in range(0, len(rows), recipe.shard_rows)]
@@ -66,6 +68,8 @@ def build(recipe: Recipe, out: str | Path, *, workers: int | None = None, progre
         summary.rows[split] = len(rows)
         summary.exports += _export(dataset, material, rows)
         for spec in material.columns:
+            if split not in spec.splits:
+                continue
             column = create_column(dataset, spec.name, kind=spec.kind, extension=spec.extension, plan=spec.plan, provenance=spec.provenance)
             missing = column.missing()
             summary.there += len(shards) - len(missing)
@@ -81,6 +85,11 @@ def build(recipe: Recipe, out: str | Path, *, workers: int | None = None, progre
             summary.built += _commit(column, shard, rows, pool, advance, recipe, summary.bad)
     summary.seconds = time.monotonic() - start
     return summary
+
+
+def _spaced(rows: list[Row], limit: int | None) -> list[Row]:
+    """At most `limit` of the rows, from the beginning to the end."""
+    return rows if limit is None or limit >= len(rows) else [rows[i * len(rows) // limit] for i in range(limit)]
 
 
 def _claim(path: Path, plan: dict[str, Any]) -> None:
@@ -153,20 +162,8 @@ def _pool(workers: int | None) -> Iterator[Executor | None]:
     if workers < 1:
         yield None
         return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_die_with_parent)
+    pool = spawn_pool(workers)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _die_with_parent() -> None:
-    """A pool's processes do not notice that their parent was killed; without this they would stay for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch(sentinel: int) -> None:
-        wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()

@@ -49,13 +49,46 @@ def build_command(
 
 
 @shards_app.command("recipes")
-def recipes_command() -> None:
-    """List the kinds of recipes and the shipped ones."""
-    from ccr_dist.data.recipes.base import recipes, shipped
+def recipes_command(
+    name: Annotated[str | None, typer.Argument(help="a shipped recipe or a YAML file: say what it needs")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
+) -> None:
+    """List the recipes; with a NAME: what must be downloaded for it, and from where."""
+    from ccr_dist.data.recipes.base import load_recipe, shipped
 
-    for kind, recipe in recipes().items():
-        path = shipped().get(kind)
-        show(f"{kind:10} {recipe.about}" + (f"  ({path})" if path else ""))
+    if name is not None:
+        for line in load_recipe(name, overrides or []).needs():
+            show(line)
+        return
+    for each in shipped():
+        show(f"{each:14} {load_recipe(each).needs()[0]}")
+    show("their YAML files: shards/*.yaml; what one needs: ccr-dist shards recipes NAME", "dim")
+
+
+@shards_app.command("convert")
+def convert_command(
+    to: Annotated[str, typer.Argument(help="nrccr, mla (datasets to those projects' files) or replay (their files to JSONL)")],
+    source: Annotated[Path, typer.Argument(help="a dataset or a folder of them; for replay: a .txt, a .json or a folder of texts")],
+    out: Annotated[Path, typer.Option(help="folder, empty or new; for replay: the JSONL file")] = ...,  # type: ignore[assignment]
+    name: Annotated[str | None, typer.Option(help="nrccr: the collection in the files' names [default: the dataset's]")] = None,
+    media: Annotated[str, typer.Option(help="mla: the folder of pictures that path.json names")] = "images",
+    column: Annotated[list[str] | None, typer.Option(help="only this column; any number")] = None,
+) -> None:
+    """Write captions and descriptions as NRCCR's and LECCR's or MLA's and DASD's files, or such files as what `replay` imports."""
+    from ccr_dist.data.convert import to_mla, to_nrccr, to_replay
+
+    if to == "nrccr":
+        done = to_nrccr(source, out, name=name, columns=column or ())
+    elif to == "mla":
+        done = to_mla(source, out, media=media, columns=column or ())
+    elif to == "replay":
+        done = to_replay(source, out)
+    else:
+        raise ConfigError(f"{to!r}: expected nrccr, mla or replay")
+    for path in done.files:
+        show(path)
+    if done.blank:
+        show(f"{done.blank} blank captions are left out", "yellow")
 
 
 @shards_app.command("index")
@@ -106,13 +139,64 @@ def inspect_command(
 def verify_command(
     path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
     decode: Annotated[bool, typer.Option(help="decode every picture")] = True,
+    fast: Annotated[bool, typer.Option("--fast", help="records, keys, sizes and indexes only: no payload is read")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Check digests, keys, indexes and every value. Exit code 3 when something is wrong."""
+    from ccr_dist.data.remote import as_url
     from ccr_dist.data.verify import verify
 
-    problems = verify(path, decode=decode, progress=not quiet)
+    place = as_url(path) or path
+    problems = verify(path, decode=decode, fast=fast, progress=not quiet)
     if problems:
         shown = "\n".join(str(problem) for problem in problems[:50]) + ("\n..." if len(problems) > 50 else "")
-        raise DataError(f"{path}: {len(problems)} problems\n{shown}")
-    show(f"{path}: sound")
+        raise DataError(f"{place}: {len(problems)} problems\n{shown}")
+    show(f"{place}: sound" + (" as far as records, sizes and indexes tell" if fast else ""))
+
+
+@shards_app.command("push")
+def push_command(
+    path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
+    url: Annotated[str, typer.Argument(help="s3://bucket/folder, gs://..., file:///...: what fsspec knows")],
+    column: Annotated[list[str] | None, typer.Option(help="only this column; may be repeated")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Copy what is missing of a dataset to an object store; commit records last, other content there is refused."""
+    from ccr_dist.data.transfer import push
+
+    for done in push(path, url, columns=column or (), progress=not quiet):
+        show(f"{done.place}: {done}")
+
+
+@shards_app.command("pull")
+def pull_command(
+    url: Annotated[str, typer.Argument(help="a dataset in an object store, or a folder of them")],
+    folder: Annotated[Path, typer.Argument(help="where to")],
+    column: Annotated[list[str] | None, typer.Option(help="only this column; may be repeated")] = None,
+    lazy: Annotated[bool, typer.Option("--lazy", help="metadata only; payloads come through the cache when they are read")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Copy what is missing of a dataset from an object store, checked by digest."""
+    from ccr_dist.data.transfer import pull
+
+    for done in pull(url, folder, columns=column or (), lazy=lazy, progress=not quiet):
+        show(f"{done.place}: {done}")
+
+
+@shards_app.command("quality")
+def quality_command(
+    path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
+    column: Annotated[str, typer.Option(help="translated captions, e.g. caption.de.opus")] = ...,  # type: ignore[assignment]
+    human: Annotated[str | None, typer.Option(help="human captions to compare with; default: caption.<lang>, where it is")] = None,
+    source: Annotated[str | None, typer.Option(help="what they were made from; default: as their plan says")] = None,
+    back: Annotated[str | None, typer.Option(help="their back-translation; default: where one was made (`translate --back`)")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Measure translations: chrF against human captions, there and back, length, what stayed the same or is empty."""
+    from ccr_dist.generate.quality import quality, render
+
+    figures = quality(path, column, human=human, source=source, back=back)
+    if as_json:
+        print(json.dumps(figures, ensure_ascii=False, indent=1))
+    else:
+        show(render(figures))

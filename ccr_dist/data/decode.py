@@ -1,4 +1,6 @@
-"""Bytes to values and back, one rule per column kind. Reading and writing files is not done here; torch is not needed here."""
+"""Bytes to values and back, one rule per column kind. Reading and writing files is not done here, nor the decoding of videos (`video.py`);
+torch is not needed here.
+"""
 
 from __future__ import annotations
 
@@ -13,36 +15,42 @@ if TYPE_CHECKING:
 
 KINDS = {
     "image": "the bytes of a picture",
+    "video": "the bytes of a video file",
     "texts": "JSON list of strings, or null",
-    "views": 'JSON {"views": {name: text}}, or null',
+    "views": 'JSON {"views": {name: text}}, with or without "tokens": {name: int} and "finish": {name: str}, or null',
     "label": "JSON string, or null",
     "matrix": "float16 vectors, (n, D) a row",
 }
+BINARY = ("image", "video")  # values are the bytes themselves; null is no bytes at all
+_VIEWS = {"views": str, "tokens": int, "finish": str}
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\x00": "tif", b"MM\x00*": "tif"}
 
 
 def check(kind: str, value: Any, what: str) -> None:
     """DataError, naming `what`, unless `value` is a (non-null) value of a column of this kind."""
-    if kind == "image":
+    if kind in BINARY:
         good = isinstance(value, bytes)
     elif kind == "texts":
         good = isinstance(value, list) and all(isinstance(text, str) for text in value)
     elif kind == "views":
-        views = value.get("views") if isinstance(value, dict) and len(value) == 1 else None
-        good = isinstance(views, dict) and all(isinstance(name, str) and isinstance(text, str) for name, text in views.items())
+        good = isinstance(value, dict) and {"views"} <= value.keys() <= _VIEWS.keys() and all(_named(value[p], _VIEWS[p]) for p in value)
     elif kind == "label":
         good = isinstance(value, str)
     else:
-        raise DataError(f"{what}: a {kind!r} column has no bytes a row; expected one of image, texts, views, label")
+        raise DataError(f"{what}: a {kind!r} column has no bytes a row; expected one of {', '.join(k for k in KINDS if k != 'matrix')}")
     if not good:
         raise DataError(f"{what}: expected {KINDS[kind]}; found {repr(value)[:120]}")
 
 
+def _named(part: Any, of: type) -> bool:
+    return isinstance(part, dict) and all(isinstance(name, str) and type(content) is of for name, content in part.items())
+
+
 def encode(kind: str, value: Any, what: str = "value") -> bytes:
-    """The stored bytes of a value; None is JSON `null` (a picture: no bytes at all). DataError for a value of another kind."""
+    """The stored bytes of a value; None is JSON `null` (a picture or video: no bytes at all). DataError for a value of another kind."""
     if value is not None:
         check(kind, value, what)
-    if kind == "image":
+    if kind in BINARY:
         return value or b""
     try:
         return json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
@@ -51,12 +59,12 @@ def encode(kind: str, value: Any, what: str = "value") -> bytes:
 
 
 def decode(kind: str, data: bytes, what: str = "value", *, extension: str = "json", field: str | None = None) -> Any:
-    """The value in stored bytes: bytes (image, encoded), list[str] (texts), {"views": {...}} (views), str (label), or None for null.
+    """The value in stored bytes: bytes (image, video: encoded), list[str] (texts), {"views": {...}} (views), str (label), or None for null.
 
     extension `txt`: the bytes are one plain text. `field`: the value of that key of a JSON object, a string or a list of strings
     (img2dataset's `.json` members). DataError naming `what` for anything else.
     """
-    if kind == "image":
+    if kind in BINARY:
         return data or None
     try:
         text = data.decode()
@@ -76,10 +84,33 @@ def decode(kind: str, data: bytes, what: str = "value", *, extension: str = "jso
 
 def is_present(kind: str, value: Any) -> bool:
     """Whether a decoded value says anything: not null, and not only empty or blank texts."""
-    if value is None or kind == "image":
+    if value is None or kind in BINARY:
         return bool(value)
     texts = [value] if kind == "label" else value["views"].values() if kind == "views" else value
     return any(text.strip() for text in texts)
+
+
+def texts_of(value: list[str] | dict[str, Any] | None) -> list[str]:
+    """The texts of a decoded `texts` or `views` value, views by name; none of a null one."""
+    return [value["views"][name] for name in sorted(value["views"])] if isinstance(value, dict) else list(value or ())
+
+
+def file_extension(kind: str, data: bytes, what: str = "value") -> str:
+    """Of a picture or video, by its first bytes. DataError when they are those of neither."""
+    return picture_extension(data, what) if kind == "image" else video_extension(data, what)
+
+
+def video_extension(data: bytes, what: str = "video") -> str:
+    """mp4, mov, webm, mkv, avi or gif, from the first bytes; DataError for anything else."""
+    if data[4:8] == b"ftyp":
+        return "mov" if data[8:10] == b"qt" else "mp4"
+    if data.startswith(b"\x1aE\xdf\xa3"):  # EBML; its header names the document type
+        return "webm" if b"webm" in data[:64] else "mkv"
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        return "avi"
+    if data.startswith(b"GIF8"):
+        return "gif"
+    raise DataError(f"{what}: not an MP4, MOV, WebM, Matroska, AVI or GIF video (first bytes {data[:12]!r})")
 
 
 def picture_extension(data: bytes, what: str = "picture") -> str:

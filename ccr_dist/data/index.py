@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ccr_dist.data import store
 from ccr_dist.data.bar import bar
+from ccr_dist.data.remote import require_local
 from ccr_dist.data.table import Column, Dataset, create_column, create_dataset
 from ccr_dist.data.tar import ShardIndex
 from ccr_dist.errors import ConfigError, DataError
@@ -83,6 +84,7 @@ def index(
     ConfigError for urls; DataError, naming tar and key, for broken tars, repeated keys, captions that are not text, and where no tar has
     a wanted member or OUT holds something else. Running it again records what is missing.
     """
+    require_local(out, "tars are indexed")
     paths, out = expand(urls), Path(out)
     scans: list[ShardIndex] = []
     owner: dict[str, Path] = {}

@@ -6,38 +6,40 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccr_dist.data import store
+from ccr_dist.data import remote, store
 from ccr_dist.data.table import Column, Dataset, open_all
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+FETCHED_BYTES = 64_000_000  # of a shard in a store: looking at a few rows fetches no larger one
+
 
 def describe(path: str | Path, *, rows: int = 3) -> dict[str, Any]:
     """JSON description of a dataset, or of a folder of them: {"path", "datasets": [{name, split, rows, columns: [...], ...}]}."""
-    return {"path": str(path), "datasets": [_dataset(dataset, rows) for dataset in open_all(path)]}
+    return {"path": remote.as_url(path) or str(path), "datasets": [_dataset(dataset, rows) for dataset in open_all(path)]}
 
 
 def _dataset(dataset: Dataset, rows: int) -> dict[str, Any]:
-    columns = [dataset.column(name) for name in dataset.columns()]
+    columns = {column: column.finished() for column in map(dataset.column, dataset.columns())}
+    described = [_column(column, sorted(done)) for column, done in columns.items()]
     unfinished = sum(1 for _ in dataset.root.glob(f"*/{store.TEMPORARY}*"))
     return {
-        "root": str(dataset.root),
+        "root": dataset.place,
         "name": dataset.name,
         "split": dataset.split,
         "rows": dataset.rows,
         "shards": len(dataset.shards),
         "digest": dataset.digest,
-        "columns": [_column(column) for column in columns],
-        "languages": _languages(columns),
+        "columns": described,
+        "languages": _languages(described),
         "unfinished_files": unfinished,
         "shown": [_row(dataset, columns, row) for row in _spread(dataset.rows, rows)],
     }
 
 
-def _column(column: Column) -> dict[str, Any]:
-    done = sorted(column.finished())
+def _column(column: Column, done: list[int]) -> dict[str, Any]:
     records = [column.record(shard) for shard in done]
     rows = sum(record["rows"] for record in records)
     return {
@@ -55,14 +57,13 @@ def _column(column: Column) -> dict[str, Any]:
     }
 
 
-def _languages(columns: list[Column]) -> dict[str, dict[str, int]]:
+def _languages(columns: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """{language: {"human" or the engine of the column's name: rows with a caption}}."""
     languages: dict[str, dict[str, int]] = {}
     for column in columns:
-        if column.name.startswith("caption."):
-            _, language, *engine = column.name.split(".", 2)
-            values = sum(record["rows"] - record["nulls"] for record in map(column.record, column.finished()))
-            languages.setdefault(language, {})["".join(engine) or "human"] = values
+        if column["name"].startswith("caption."):
+            _, language, *engine = column["name"].split(".", 2)
+            languages.setdefault(language, {})["".join(engine) or "human"] = column["values"]
     return languages
 
 
@@ -71,16 +72,19 @@ def _spread(total: int, n: int) -> list[int]:
     return sorted({i * total // n for i in range(n)}) if total and n else []
 
 
-def _row(dataset: Dataset, columns: list[Column], number: int) -> dict[str, Any]:
+def _row(dataset: Dataset, columns: dict[Column, set[int]], number: int) -> dict[str, Any]:
     shard = 0
     while number >= dataset.shard_rows[shard]:
         number -= dataset.shard_rows[shard]
         shard += 1
-    values = {column.name: _short(column, shard, number) for column in columns if shard in column.finished()}
+    values = {column.name: _short(column, shard, number) for column, done in columns.items() if shard in done}
     return {"key": dataset.keys(shard)[number], "shard": dataset.shards[shard], "values": values}
 
 
 def _short(column: Column, shard: int, row: int) -> Any:
+    size = column.record(shard)["bytes"]
+    if size > FETCHED_BYTES and column.dataset.remote and not column.path(shard, fetch=False).exists():
+        return f"in the store; its shard of {size} bytes is not fetched for a look"
     value = column.value(shard, row)
     if value is None:
         return None
@@ -89,6 +93,11 @@ def _short(column: Column, shard: int, row: int) -> Any:
 
         image = decode_image(value, column.where(shard, row))
         return f"picture of {image.width} x {image.height}, {len(value)} bytes"
+    if column.kind == "video":
+        from ccr_dist.data.video import probe
+
+        about = probe(value, column.where(shard, row))
+        return f"video of {about.seconds:.1f} s, {about.width} x {about.height}, {len(value)} bytes"
     return f"{value.shape[0]} x {value.shape[1]} float16" if column.kind == "matrix" else value
 
 

@@ -21,10 +21,11 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from ccr_dist.data.decode import decode_image
-from ccr_dist.data.order import GlobalBatch, Order, Recent, Slot, Source, mix, rank_slots
+from ccr_dist.data.decode import decode_image, texts_of
+from ccr_dist.data.order import GlobalBatch, Order, Slot, Source, mix, rank_slots
 from ccr_dist.data.store import retry_io
 from ccr_dist.data.table import Column, Dataset
+from ccr_dist.data.window import require_room
 from ccr_dist.errors import ConfigError, DataError
 
 T = TypeVar("T")
@@ -35,9 +36,10 @@ ATTEMPTS = 8  # stand-ins tried for one slot
 class Fields:
     """The columns that a stage reads; what is None is not read. A row is eligible in a language when it has all of them.
 
-    visual: pictures, or a matrix with one vector a row; source: English captions; targets: captions by language, aligned with the source
-    caption by caption; source_feature: a matrix with one vector for each source caption; description: views or texts; group: labels, rows
-    with the same label count as the same thing (default: each row is its own).
+    visual: pictures, or a matrix with one vector a row; source: English captions, or descriptions, whose views in order of their names
+    count as the row's captions; targets: captions by language, aligned with the source caption by caption; source_feature: a matrix with
+    one vector for each source caption; description: views or texts; group: labels, rows with the same label count as the same thing
+    (default: each row is its own).
     """
 
     visual: str | None = None
@@ -55,7 +57,7 @@ class Fields:
             raise ConfigError(f"source_feature {self.source_feature!r} needs the source column that its vectors were made from")
         roles = {
             "visual": (self.visual, ("image", "matrix")),
-            "source": (self.source, ("texts",)),
+            "source": (self.source, ("texts", "views")),
             "target": (self.targets.get(lang), ("texts",)),
             "source_feature": (self.source_feature, ("matrix",)),
             "description": (self.description, ("views", "texts")),
@@ -122,25 +124,18 @@ def content_digests(datasets: Sequence[Dataset], fields: Fields, languages: Iter
 
 
 class Reader:
-    """Values of columns, with retries; keeps the matrices used last mapped."""
-
-    def __init__(self) -> None:
-        self._matrices = Recent(64)
+    """Values of columns, with retries."""
 
     def value(self, column: Column, shard: int, row: int) -> Any:
         """Like `Column.value`, matrices as float32 `(n, D)`. DataError for wrong content, StorageError when reading keeps failing."""
         if column.kind != "matrix":
-            return retry_io(lambda: column.value(shard, row), what=str(column.path(shard)))
+            return retry_io(lambda: column.value(shard, row), what=str(column.path(shard, fetch=False)))
         array, offsets = self.matrix(column, shard)
         return np.array(array[offsets[row] : offsets[row + 1]], dtype=np.float32) if offsets[row + 1] > offsets[row] else None
 
     def matrix(self, column: Column, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """`Column.matrix`: (mapped array (N, D), offsets (rows + 1,))."""
-
-        def load() -> tuple[np.ndarray, np.ndarray]:
-            return retry_io(lambda: column.matrix(shard), what=str(column.path(shard)))
-
-        return self._matrices.made((str(column.folder), shard), load)
+        return retry_io(lambda: column.matrix(shard), what=str(column.path(shard, fetch=False)))
 
 
 @dataclass
@@ -191,15 +186,15 @@ class TableRows(TorchDataset[Batch]):
         self, order: Order, datasets: Sequence[Dataset], fields: Fields, *, transform: Callable[..., torch.Tensor] | None = None
     ) -> None:
         self.order, self.datasets, self.transform = order, list(datasets), transform
-        self._columns = {lang: [fields.open(dataset, lang) for dataset in datasets] for lang in order.languages}
-        if transform is None and any(c["visual"].kind == "image" for opened in self._columns.values() for c in opened if "visual" in c):
+        self.columns = {lang: [fields.open(dataset, lang) for dataset in datasets] for lang in order.languages}
+        if transform is None and any(c["visual"].kind == "image" for opened in self.columns.values() for c in opened if "visual" in c):
             raise ConfigError(f"the visual column {fields.visual!r} holds pictures: a transform (picture -> tensor) is needed to read them")
         self._reader = Reader()
 
     def __getitems__(self, batch: GlobalBatch) -> Batch:
         substituted: list[dict[str, Any]] = []
         rows = [self._row_or_stand_in(batch.k, batch.lang, slot, substituted) for slot in batch.slots]
-        roles = next(opened for opened in self._columns[batch.lang] if opened)
+        roles = next(opened for opened in self.columns[batch.lang] if opened)
 
         def texts(role: str) -> list[str]:
             return [row[role] for row in rows] if role in roles else []
@@ -243,12 +238,13 @@ class TableRows(TorchDataset[Batch]):
         raise AssertionError("unreachable")
 
     def _row(self, lang: str, slot: Slot) -> dict[str, Any]:
-        columns = self._columns[lang][slot.source]
+        columns = self.columns[lang][slot.source]
         dataset = self.datasets[slot.source]
         values = {role: self._reader.value(column, slot.shard, slot.row) for role, column in columns.items()}
         for role, value in values.items():
             if value is None:
                 raise DataError(f"{columns[role].where(slot.shard, slot.row)}: no value, although the shard's index speaks of one")
+        values |= {role: texts_of(values[role]) for role in ("source", "description") if role in values}
         key = dataset.keys(slot.shard)[slot.row]
         row: dict[str, Any] = {"item": key, "group": mix(values.get("group", f"{dataset.digest}/{key}")) >> 1}
         if "visual" in values:
@@ -265,7 +261,6 @@ class TableRows(TorchDataset[Batch]):
                 row[role] = torch.from_numpy(chosen) if role == "source_feature" else self._text(columns[role], slot, chosen)
         if "description" in values:
             texts = values["description"]
-            texts = [texts["views"][name] for name in sorted(texts["views"])] if isinstance(texts, dict) else texts
             row["description"] = self._text(columns["description"], slot, texts[mix(slot.draw, "description") % len(texts)])
         return row
 
@@ -328,13 +323,16 @@ def make_loader(
     """Yields one `Batch` for each global batch k in [first, last), with the rows of `rank`, in order, read by `workers` processes.
 
     `datasets` in the order of the order's sources. While iterating: DataError when no stand-in for a broken row is found,
-    StorageError when reading keeps failing. Does not touch torch's global random state.
+    StorageError when reading keeps failing. Does not touch torch's global random state. ConfigError at once where the cache of remote
+    payloads is too small for the order's windows.
     """
     if len(datasets) != len(order.sources) or any(d.digest != s.digest for d, s in zip(datasets, order.sources, strict=True)):
         raise ConfigError(f"the datasets ({', '.join(d.name for d in datasets)}) are not those of the order, in its order")
     slots = rank_slots(order.batch_size, order.lanes, world, rank)
+    rows = TableRows(order, datasets, fields, transform=transform)
+    require_room(order, rows.columns, slots)
     return DataLoader(
-        TableRows(order, datasets, fields, transform=transform),
+        rows,
         batch_sampler=_Steps(order, slots, first, last),  # type: ignore[arg-type]
         collate_fn=as_it_is,
         num_workers=workers,

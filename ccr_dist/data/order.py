@@ -346,6 +346,16 @@ class Order:
                 passes.append(-(-longest * cycle.length * self._cycle.length // drawn))
         return max(passes)
 
+    def window_shards(self, lang: str) -> dict[int, int]:
+        """Source -> the most shards that one window of one lane can touch, in whatever order a pass has them."""
+        found = {}
+        for source, stream in self._streams[lang]:
+            counts = np.sort(stream.eligible.counts[stream.eligible.counts > 0])
+            rows = min(self.window_rows, max(stream.lane(lane)[1] for lane in range(self.lanes)))
+            inside = int(np.searchsorted(np.cumsum(counts), rows - 2, side="right"))  # in full, between the first and the last one
+            found[source] = min(len(counts), rows, inside + 2)
+        return found
+
     def batch(self, k: int, slots: Iterable[int] | None = None) -> GlobalBatch:
         """Global batch k, or only the given slots of it (in that order)."""
         choice, turn = self._cycle.at(k)

@@ -49,9 +49,9 @@ def sha256_file(path: str | Path) -> str:
 
 def read_json(path: str | Path) -> Any:
     """The JSON value in a file. DataError, naming the file, when it is not there or is not JSON; other OSErrors pass."""
-    path = Path(path)
     try:
-        return json.loads(path.read_bytes())
+        with open(path, "rb") as file:  # noqa: PTH123 (thousands of files)
+            return json.loads(file.read())
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
     except ValueError as e:
@@ -147,7 +147,8 @@ def create_once(path: str | Path, data: bytes) -> bool:
 def publish_once(tmp: Path, path: str | Path) -> bool:
     """`create_once` for content that lies in the temporary file `tmp` of the same folder already; `tmp` is gone afterwards either way.
 
-    A hard link is the one way to create-if-absent with full content on POSIX, NFS included; StorageError where the file system has none.
+    False, too, when whoever was quicker has tidied `tmp` away. A hard link is the one way to create-if-absent with full content on
+    POSIX, NFS included; StorageError where the file system has none.
     """
     path = Path(path)
     try:
@@ -168,6 +169,10 @@ def publish_once(tmp: Path, path: str | Path) -> bool:
                 raise
             sync_folder(path.parent)
             return created
+    except FileNotFoundError:
+        if path.exists():  # whoever made it took `tmp` for the rubbish of a dead process, and tidied it away
+            return False
+        raise
     finally:
         tmp.unlink(missing_ok=True)
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from ccr_dist.data.decode import decode_image
+from ccr_dist.data.decode import decode_image, texts_of
 from ccr_dist.data.loader import Reader, as_it_is
 from ccr_dist.data.table import Column, Dataset
 from ccr_dist.errors import ConfigError
@@ -23,7 +23,7 @@ from ccr_dist.errors import ConfigError
 class Block(NamedTuple):
     """n values: `rows` (n,) int64 row numbers in the dataset; `parts` (n,) int64 which caption, vector or view of the row (views by name).
 
-    values: list[str] for texts, views and labels; (n, D) float32 for a matrix; (n, ...) for pictures with a transform, else list[bytes].
+    values: list[str] for texts, views and labels; (n, D) float32 for a matrix; (n, ...) for pictures with a transform, else bytes.
     """
 
     rows: torch.Tensor
@@ -76,13 +76,13 @@ class Sweep(TorchDataset[Block]):
         value = self._reader.value(self.column, shard, at)
         if value is None:
             return []
+        if self.column.kind == "video":
+            return [value]
         if self.column.kind == "image":
             return [value if self.transform is None else self.transform(decode_image(value, self.column.where(shard, at)))]
         if self.column.kind == "matrix":
             return list(torch.from_numpy(value))
-        if self.column.kind == "views":
-            return [value["views"][name] for name in sorted(value["views"])]
-        return value if isinstance(value, list) else [value]
+        return [value] if self.column.kind == "label" else texts_of(value)
 
     def _stacked(self, values: list[Any]) -> Any:
         if self.column.kind == "matrix" and not values:

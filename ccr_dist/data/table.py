@@ -26,16 +26,15 @@ from typing import Any
 
 import numpy as np
 
-from ccr_dist.data import decode, store
+from ccr_dist.data import decode, remote, store
 from ccr_dist.data.payload import Places, load_matrix, load_places, open_matrix, pick
 from ccr_dist.data.splits import SPLITS
 from ccr_dist.data.tar import ShardIndex, TarWriter, read_at, split_name
-from ccr_dist.errors import DataError
+from ccr_dist.errors import ConfigError, DataError
 
 FORMAT = 1
-_COLUMN = re.compile(r"^(image|(caption|description|feature|label)\.[A-Za-z0-9][A-Za-z0-9._-]*)$")
+_COLUMN = re.compile(r"^(image|video|(caption|description|feature|label)\.[A-Za-z0-9][A-Za-z0-9._-]*)$")
 _EXTENSION = re.compile(r"^[a-z0-9][a-z0-9.]*(;[a-z0-9][a-z0-9.]*)*$")
-_SHARD_ID = re.compile(r"^\d{6,}$")
 
 
 def keys_digest(keys: Sequence[str]) -> str:
@@ -44,10 +43,10 @@ def keys_digest(keys: Sequence[str]) -> str:
 
 
 def check_column_name(name: str) -> str:
-    """The name itself. DataError unless it is `image`, `caption.<lang>[.<engine>]`, `description.*`, `feature.*` or `label.*`."""
+    """The name itself. DataError unless it is `image`, `video`, `caption.<lang>[.<engine>]`, `description.*`, `feature.*` or `label.*`."""
     if not _COLUMN.match(name):
         raise DataError(
-            f"column name {name!r}: expected image, caption.<lang>, caption.<lang>.<engine>, description.<source>, feature.<name> "
+            f"column name {name!r}: expected image, video, caption.<lang>, caption.<lang>.<engine>, description.<source>, feature.<name> "
             "or label.<what>, of letters, digits and . _ -"
         )
     return name
@@ -57,7 +56,7 @@ def maker(name: str) -> str:
     """The command that usually makes a column of this name."""
     if name.startswith("caption.") and name.count(".") > 1:
         return "ccr-dist translate"
-    return {"feature": "ccr-dist featurise", "description": "ccr-dist replay"}.get(name.split(".")[0], "ccr-dist shards build")
+    return {"feature": "ccr-dist featurise", "description": "ccr-dist describe"}.get(name.split(".")[0], "ccr-dist shards build")
 
 
 def _column_folders(root: Path) -> list[str]:
@@ -76,6 +75,7 @@ def create_dataset(root: str | Path, *, name: str, split: str, keys: Sequence[Se
 
     DataError for bad or repeated keys and, with the difference shown, where ROOT holds another dataset.
     """
+    remote.require_local(root, "datasets are made")
     root = Path(root)
     seen: set[str] = set()
     for key in (key for shard in keys for key in shard):
@@ -98,11 +98,24 @@ def create_dataset(root: str | Path, *, name: str, split: str, keys: Sequence[Se
     return Dataset(root)
 
 
+def check_meta(meta: Any, place: str) -> None:
+    """DataError unless the content of a dataset.json is whole and of a format that is known."""
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise DataError(f"{place}: expected format {FORMAT}, found {meta.get('format') if isinstance(meta, dict) else meta!r}")
+    if store.digest_json({k: v for k, v in meta.items() if k != "digest"}) != meta.get("digest"):
+        raise DataError(f"{place}: the digest does not match the content: the file was edited or damaged")
+
+
 class Dataset:
-    """An opened dataset: `root`, `name`, `split`, `digest`, `shards` (ids), `shard_rows`, `rows`. Cheap to pickle; holds no open file."""
+    """An opened dataset: `root`, `name`, `split`, `digest`, `shards` (ids), `shard_rows`, `rows`. Cheap to pickle; holds no open file.
+
+    Of a URL, `root` is a local mirror and `remote` what lies behind it (`remote.py`); `place` is how messages name the dataset.
+    """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        url = remote.as_url(root)
+        self.root = remote.mirror(url) if url else Path(root)
+        self.place = url or str(self.root)
         path = self.root / "dataset.json"
         if not path.exists():
             splits = sorted(p.parent.name for p in self.root.glob("*/dataset.json"))
@@ -110,10 +123,8 @@ class Dataset:
             hint = f"; it holds the datasets {', '.join(splits)}: name one of them" if splits else f"; {made}"
             raise DataError(f"{self.root}: not a dataset (no dataset.json){hint}")
         meta = store.read_json(path)
-        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-            raise DataError(f"{path}: expected format {FORMAT}, found {meta.get('format') if isinstance(meta, dict) else meta!r}")
-        if store.digest_json({k: v for k, v in meta.items() if k != "digest"}) != meta.get("digest"):
-            raise DataError(f"{path}: the digest does not match the content: the file was edited or damaged")
+        check_meta(meta, str(path))
+        self.remote = remote.behind(self.root)
         self.name: str = meta["name"]
         self.split: str = meta["split"]
         self.digest: str = meta["digest"]
@@ -128,11 +139,14 @@ class Dataset:
         return Dataset(root)
 
     def __repr__(self) -> str:
-        return f"Dataset({str(self.root)!r}, {self.rows} rows in {len(self.shards)} shards)"
+        return f"Dataset({self.place!r}, {self.rows} rows in {len(self.shards)} shards)"
 
     def keys(self, shard: int) -> tuple[str, ...]:
         """The keys of a shard's rows, in order."""
-        return _load_keys(str(self.root / "keys" / f"{self.shards[shard]}.txt"), self.shard_keys[shard])
+        path = self.root / "keys" / f"{self.shards[shard]}.txt"
+        if self.remote:
+            self.remote.bring(path, lambda: [f"keys/{name}.txt" for name in self.shards])
+        return _load_keys(str(path), self.shard_keys[shard])
 
     def columns(self) -> list[str]:
         """The names of the columns that have been begun, found by looking."""
@@ -145,7 +159,7 @@ class Dataset:
             there = self.columns()
             near = difflib.get_close_matches(name, there, 1)
             raise DataError(
-                f"{self.root}: no column {name!r}"
+                f"{self.place}: no column {name!r}"
                 + (f"; did you mean {near[0]!r}?" if near else ";")
                 + f" There are: {', '.join(there) or 'none'}. Usually `{maker(name)}` makes such a column"
             )
@@ -165,9 +179,15 @@ def create_column(
 ) -> Column:
     """A new column, or the one that is there if it has the same kind, extension and plan; else DataError with the difference shown.
 
-    extension: of the tar members, `npy` for a matrix; several for pictures of mixed formats, `jpg;png;webp`. field: for views of
+    extension: of the tar members, `npy` for a matrix; several for files of mixed formats, `jpg;png;webp`. field: for views of
     img2dataset's `.json` members. Provenance (versions, licences, dates) is kept from the first call and never compared.
     """
+    if dataset.remote and dataset.remote.mirror:
+        url = dataset.place
+        raise ConfigError(
+            f"{url}: columns are made in a folder. `ccr-dist shards pull --lazy {url} FOLDER` makes one that fetches what is read; "
+            f"run this there, then `ccr-dist shards push FOLDER {url}`"
+        )
     check_column_name(name)
     if kind not in decode.KINDS:
         raise DataError(f"column {name!r}: unknown kind {kind!r}; expected one of {', '.join(decode.KINDS)}")
@@ -213,19 +233,32 @@ class Column:
 
     # -- what is there
 
-    def path(self, shard: int, what: str = "payload") -> Path:
-        """A file of a shard: payload, index, record or stats. The payload of an indexed shard is the foreign tar."""
-        name = self.dataset.shards[shard]
-        if what != "payload":
-            return self.folder / (name + {"index": ".index.json", "record": ".json", "stats": ".stats.json"}[what])
-        if (shard in self._records or self.path(shard, "record").exists()) and (url := self.record(shard).get("url")):
-            return Path(url)
-        return self.folder / (name + (".npy" if self.kind == "matrix" else ".tar"))
+    def path(self, shard: int, what: str = "payload", *, fetch: bool = True) -> Path:
+        """A file of a shard: payload, index, record or stats. The payload of an indexed shard is the foreign tar.
+
+        Of a dataset with a store behind it, payload and index are fetched if they are not here, unless fetch=False.
+
+        StorageError, ConfigError.
+        """
+        name, remote = self.dataset.shards[shard], self.dataset.remote
+        if what in ("record", "stats"):
+            return self.folder / (name + {"record": ".json", "stats": ".stats.json"}[what])
+        recorded = shard in self._records or self.path(shard, "record").exists()
+        if what == "index":
+            path = self.folder / f"{name}.index.json"
+            if remote and recorded and fetch:
+                remote.bring(path, lambda: [f"{self.name}/{self.dataset.shards[i]}.index.json" for i in self.finished()])
+            return path
+        own = name + (".npy" if self.kind == "matrix" else ".tar")
+        if not recorded:
+            return self.folder / own
+        path = self.folder / self.record(shard).get("url", own)
+        return remote.payload(path, self.record(shard)) if remote and fetch else path
 
     def finished(self) -> set[int]:
         """The shards that have a commit record, by looking."""
-        names = {name[:-5] for name in os.listdir(self.folder) if name.endswith(".json") and _SHARD_ID.match(name[:-5])}  # noqa: PTH208
-        return {i for i, shard in enumerate(self.dataset.shards) if shard in names}
+        names = set(os.listdir(self.folder))  # noqa: PTH208
+        return {i for i, shard in enumerate(self.dataset.shards) if f"{shard}.json" in names}
 
     def missing(self) -> list[int]:
         done = self.finished()
@@ -236,7 +269,7 @@ class Column:
         if missing := self.missing():
             names = ", ".join(self.dataset.shards[i] for i in missing[:8]) + (", ..." if len(missing) > 8 else "")
             raise DataError(
-                f"{self.folder}: {len(missing)} of {len(self.dataset.shards)} shards are missing ({names}); "
+                f"{self.dataset.place}/{self.name}: {len(missing)} of {len(self.dataset.shards)} shards are missing ({names}); "
                 f"run the command that makes the column (usually `{maker(self.name)}`) again, it makes the missing ones only"
             )
 
@@ -244,11 +277,15 @@ class Column:
         """The commit record of a shard. DataError when it is not finished, or not of this dataset and plan."""
         if shard not in self._records:
             path = self.path(shard, "record")
-            if not path.exists():
-                raise DataError(f"{path}: this shard is not finished; `{maker(self.name)}` makes such columns")
-            record = store.read_json(path)
+            try:
+                record = store.read_json(path)
+            except DataError:
+                if path.exists():
+                    raise
+                raise DataError(f"{path}: this shard is not finished; `{maker(self.name)}` makes such columns") from None
             expected = {"rows": self.dataset.shard_rows[shard], "keys": self.dataset.shard_keys[shard], "plan": self.plan_digest}
-            _compare(path, {k: record.get(k) for k in expected}, expected, "the record belongs to other rows or another plan")
+            if (there := {k: record.get(k) for k in expected}) != expected:
+                _compare(path, there, expected, "the record belongs to other rows or another plan")
             self._records[shard] = record
         return self._records[shard]
 
@@ -272,7 +309,7 @@ class Column:
 
     def where(self, shard: int, row: int) -> str:
         """How messages name a value."""
-        return f"{self.folder.name}/{self.dataset.shards[shard]} item {self.dataset.keys(shard)[row]!r} of {self.dataset.root}"
+        return f"{self.folder.name}/{self.dataset.shards[shard]} item {self.dataset.keys(shard)[row]!r} of {self.dataset.place}"
 
     def read(self, shard: int, row: int) -> bytes | None:
         """The stored bytes of a value (not of a matrix); None when the row has no member or an empty one."""
@@ -285,7 +322,7 @@ class Column:
         return read_at(self.path(shard), int(places.offsets[row]), size, self.record(shard)["sha256"])
 
     def value(self, shard: int, row: int) -> Any:
-        """bytes (image), list[str] (texts), {"views": {...}} (views), str (label), (n, D) float16 (matrix); None for a null row."""
+        """bytes (image, video), list[str] (texts), {"views": {...}} (views), str (label), (n, D) float16 (matrix); None for a null row."""
         if self.kind == "matrix":
             array, offsets = self.matrix(shard)
             start, end = int(offsets[row]), int(offsets[row + 1])
@@ -318,14 +355,14 @@ class Column:
         if self.path(shard, "record").exists():
             return False
         if not payload.exists():
-            keys, null, count = self.dataset.keys(shard), b"" if self.kind == "image" else b"null", 0
+            keys, null, count = self.dataset.keys(shard), b"" if self.kind in decode.BINARY else b"null", 0
             with store.staged(payload) as tmp:
                 with TarWriter(tmp) as tar:
                     for data in values:
                         if count == len(keys):
                             raise DataError(f"{payload}: more values than the {len(keys)} rows of the shard")
                         data = null if data is None else data
-                        if self.kind != "image" or (data and ";" in self.extension):
+                        if self.kind not in decode.BINARY or (data and ";" in self.extension):
                             self._check(data, f"{payload.parent.name} item {keys[count]!r}")
                         tar.add(f"{keys[count]}.{self._extension_of(data)}", data)
                         count += 1
@@ -335,16 +372,16 @@ class Column:
         return self._record_payload(shard)
 
     def _check(self, data: bytes, what: str) -> None:
-        if self.kind == "image":
-            found = decode.picture_extension(data, what)
+        if self.kind in decode.BINARY:
+            found = decode.file_extension(self.kind, data, what)
             if found not in self.extension.split(";"):
-                raise DataError(f"{what}: a {found} picture in a column of {self.extension}")
+                raise DataError(f"{what}: a {found} {'picture' if self.kind == 'image' else 'video'} in a column of {self.extension}")
         else:
             decode.decode(self.kind, data, what, extension=self.extension, field=self.field)
 
     def _extension_of(self, data: bytes) -> str:
         first, *others = self.extension.split(";")
-        return decode.picture_extension(data) if others and data else first
+        return decode.file_extension(self.kind, data) if others and data else first
 
     def commit_matrix(self, shard: int, array: np.ndarray, counts: Sequence[int] | None = None, nulls: Iterable[int] = ()) -> bool:
         """Writes a shard of vectors: array (N, D), cast to float16; counts: vectors a row, None: one for every row that is not in `nulls`.
@@ -414,7 +451,7 @@ class Column:
         return store.create_once(self.path(shard, "record"), store.pretty_json(record))
 
     def _present(self, path: Path, sha256: str, offset: int, size: int, key: str) -> bool:
-        if size <= 0 or self.kind == "image":
+        if size <= 0 or self.kind in decode.BINARY:
             return size > 0
         what = f"{path} item {key!r}"
         value = decode.decode(self.kind, read_at(path, offset, size, sha256), what, extension=self.extension, field=self.field)
@@ -435,9 +472,13 @@ def _load_keys(path: str, digest: str) -> tuple[str, ...]:
 
 
 def open_all(path: str | Path) -> list[Dataset]:
-    """The datasets of a folder: itself, or its train/, val/, test/ ... subfolders. DataError when there is none."""
-    path = Path(path)
-    roots = [path] if (path / "dataset.json").exists() else [p.parent for p in path.glob("*/dataset.json")]
+    """The datasets of a folder, or of a URL: itself, or its train/, val/, test/ ... subfolders. DataError when there is none."""
+    if url := remote.as_url(path):
+        path, roots = url, remote.datasets(url)
+    else:
+        path = Path(path)
+        roots = [str(path)] if (path / "dataset.json").exists() else [str(p.parent) for p in path.glob("*/dataset.json")]
     if not roots:
         raise DataError(f"{path}: neither a dataset (dataset.json) nor a folder of datasets (train/, val/, test/)")
-    return [Dataset(root) for root in sorted(roots, key=lambda root: (*(root.name != split for split in SPLITS), root.name))]
+    names = {root.rsplit("/", 1)[-1]: root for root in roots}
+    return [Dataset(names[name]) for name in sorted(names, key=lambda name: (*(name != split for split in SPLITS), name))]

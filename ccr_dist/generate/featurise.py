@@ -1,40 +1,85 @@
-"""Pictures or texts -> the vectors that a frozen backbone makes of them, so that the frozen part never runs again in training."""
+"""Pictures, videos or texts -> the vectors that a frozen backbone makes of them, so that the frozen part never runs again in training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ccr_dist.data.decode import decode_image
+from ccr_dist.data.decode import decode_image, texts_of
 from ccr_dist.data.table import Dataset
-from ccr_dist.errors import DataError, EngineError
+from ccr_dist.data.video import decode_video
+from ccr_dist.errors import ConfigError, DataError, EngineError
+from ccr_dist.generate.engines.base import torch_device
 from ccr_dist.generate.processor import Outcome, Processor
+from ccr_dist.generate.requests import spare_cores
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ccr_dist.models.backbones import Backbone
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Pool = Literal["mean", "none"]
+_PICTURES = 64  # a forward batch of frames
+
+
+@dataclass(frozen=True)
+class Texts:
+    """(key, values) -> the row's texts; a null row where there is none."""
+
+    column: str
+
+    def __call__(self, key: str, values: dict[str, Any]) -> list[str] | None:
+        return texts_of(values[self.column]) or None
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """(key, values) -> (n, 3, H, W) float32: a picture, or `frames` moments of a video."""
+
+    column: str
+    transform: Callable[[Any], Any]
+    frames: int  # 0: pictures
+
+    def __call__(self, key: str, values: dict[str, Any]) -> np.ndarray | None:
+        data = values[self.column]
+        if not data:
+            return None
+        pictures = decode_video(data, key, frames=self.frames) if self.frames else [decode_image(data, key)]
+        return np.stack([self.transform(picture).numpy() for picture in pictures])
 
 
 class Featurise(Processor):
-    """A picture gives one vector (1, F), n texts give (n, F), blank ones included so that vector i belongs to text i; no texts: null row.
+    """A picture gives one vector (1, F), a video (1, F) or (frames, F), n texts give (n, F); no texts: null row.
+
+    Blank texts are included, so that vector i belongs to text i.
 
     `backbone` builds the model; that happens once, when the plan asks for its identity. precision: of the forward pass (autocast);
-    vectors are stored as float16, and one that float16 cannot hold is a bad item. device: auto, cpu, cuda, ...
+    vectors are stored as float16, and one that float16 cannot hold is a bad item. device: auto, cpu, cuda, ... frames: of a video, fewer
+    where it has fewer; pool: their mean, or all of them.
     """
 
     kind = "matrix"
     extension = "npy"
 
-    def __init__(self, backbone: Callable[[], Backbone], column: str, *, precision: Precision = "fp32", device: str = "auto") -> None:
+    def __init__(
+        self,
+        backbone: Callable[[], Backbone],
+        column: str,
+        *,
+        precision: Precision = "fp32",
+        device: str = "auto",
+        frames: int = 8,
+        pool: Pool = "mean",
+    ) -> None:
+        if frames < 1:
+            raise ConfigError(f"{frames} frames of a video: expected at least 1")
         self.inputs = (column,)
         self._build, self._precision, self._device = backbone, precision, device
+        self._frames, self._pool = frames, pool
         self._backbone: Backbone | None = None
-        self._side: Literal["image", "text"] = "image"
+        self._kind = "image"
 
     @property
     def backbone(self) -> Backbone:
@@ -42,18 +87,29 @@ class Featurise(Processor):
             self._backbone = self._build()
         return self._backbone
 
+    @property
+    def _side(self) -> Literal["image", "text"]:
+        return "image" if self._kind in ("image", "video") else "text"
+
+    @property
+    def workers(self) -> int:  # type: ignore[override]
+        """Processes feed an accelerator. On the CPU the model itself takes the cores, and processes would only cost their start."""
+        return 0 if self._side == "text" or torch_device(self._device) == "cpu" else spare_cores()
+
     def default_column(self) -> str:
         return f"feature.{self.backbone.name}.{self.inputs[0]}"
 
     def check(self, dataset: Dataset) -> None:
         column = dataset.column(self.inputs[0])
-        sides: dict[str, Literal["image", "text"]] = {"image": "image", "texts": "text"}
-        if column.kind not in sides:
-            raise DataError(f"{column.folder}: a {column.kind} column; featurise takes image or texts")
-        self._side = sides[column.kind]
+        if column.kind not in ("image", "video", "texts", "views"):
+            raise DataError(f"{column.folder}: a {column.kind} column; featurise takes image, video, texts or views")
+        self._kind = column.kind
+        if column.kind == "video":
+            self.batch = max(1, _PICTURES // self._frames)
 
     def plan(self) -> dict[str, Any]:
-        return {"processor": "featurise", "backbone": self.backbone.feature_identity(self._side), "precision": self._precision}
+        video = {"frames": self._frames, "pool": self._pool} if self._kind == "video" else {}
+        return {"processor": "featurise", "backbone": self.backbone.feature_identity(self._side), "precision": self._precision, **video}
 
     def provenance(self) -> dict[str, Any]:
         import torch
@@ -61,13 +117,7 @@ class Featurise(Processor):
         return {"torch": torch.__version__}
 
     def load(self) -> None:
-        import torch
-
-        if self._device == "auto":
-            accelerator = torch.accelerator.current_accelerator(check_available=True)
-            self._device = "cpu" if accelerator is None else str(accelerator)
-        self.backbone.to(self._device).eval()
-        self._transform = self.backbone.image_transform() if self._side == "image" else None
+        self.backbone.to(torch_device(self._device)).eval()
 
     @property
     def width(self) -> int:  # type: ignore[override]
@@ -76,24 +126,29 @@ class Featurise(Processor):
             return self._features([[""]]).shape[1]
         from PIL import Image
 
-        return self._features([self.backbone.image_transform()(Image.new("RGB", (64, 64)))]).shape[1]
+        return self._features([self.backbone.image_transform()(Image.new("RGB", (64, 64))).numpy()[None]]).shape[1]
 
-    def prepare(self, key: str, values: dict[str, Any]) -> Tensor | list[str] | None:
-        value = values[self.inputs[0]]
-        if not value:
-            return None
-        return self._transform(decode_image(value, key)) if self._transform else value
+    def preparer(self) -> Callable[[str, dict[str, Any]], Any]:
+        if self._side == "text":
+            return Texts(self.inputs[0])
+        return Pixels(self.inputs[0], self.backbone.image_transform(), self._frames if self._kind == "video" else 0)
+
+    def prepare(self, key: str, values: dict[str, Any]) -> Any:
+        return self.preparer()(key, values)
 
     def process(self, items: list[Any]) -> list[Outcome]:
-        counts = [len(item) if self._side == "text" else 1 for item in items]
-        with np.errstate(over="ignore"):
-            features = self._features(items).astype(np.float16)
+        counts = [len(item) for item in items]
+        features = self._features(items)
         if len(features) != sum(counts):
             raise EngineError(f"backbone {self.backbone.name}: {len(features)} vectors for {sum(counts)} inputs of {self.inputs[0]}")
-        return [Outcome(part) for part in np.split(features, np.cumsum(counts)[:-1])]
+        rows = np.split(features, np.cumsum(counts)[:-1])
+        if self._kind == "video" and self._pool == "mean":
+            rows = [row.mean(0, keepdims=True) for row in rows]
+        with np.errstate(over="ignore"):
+            return [Outcome(row.astype(np.float16)) for row in rows]
 
     def _features(self, items: list[Any]) -> np.ndarray:
-        """(n, F) float32."""
+        """(the sum of the items' lengths, F) float32."""
         import torch
 
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self._precision]
@@ -102,5 +157,5 @@ class Featurise(Processor):
             if self._side == "text":
                 features = self.backbone.text_features([text for item in items for text in item])
             else:
-                features = self.backbone.image_features(torch.stack(items).to(device))
+                features = self.backbone.image_features(torch.from_numpy(np.concatenate(items)).to(device))
         return features.float().cpu().numpy()

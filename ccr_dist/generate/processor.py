@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,37 +37,84 @@ class Ticket:
 
 
 class Feed:
-    """Prepared rows, in order: a bounded number of them is prepared ahead by a pool while the engine works.
+    """Prepared rows, in order: a bounded number of them is prepared ahead while the engine works.
 
-    Not safe in threads: `take` belongs to the thread that drives the engine. `waited_s`: seconds that thread waited for preparation.
+    tickets: the rows to be made; None stands for "nothing now" (other workers have the rest). submit: starts the preparation of a row.
+    Not safe in threads: `take` belongs to the thread that drives the engine. `in_flight`: rows that were taken and have not come back.
+    `waited_s`: seconds that thread waited for preparation, with an engine that had nothing to do.
     """
 
-    def __init__(self, tickets: Iterator[Ticket], prepare: Callable[[Ticket], Any], pool: Executor, ahead: int) -> None:
-        self._tickets, self._prepare, self._pool, self._ahead = tickets, prepare, pool, ahead
+    POLL_S = 0.05
+
+    def __init__(self, tickets: Iterator[Ticket | None], submit: Callable[[Ticket], Future[Any]], ahead: int) -> None:
+        self._tickets, self._submit, self._ahead = tickets, submit, ahead
         self._window: deque[tuple[Ticket, Future[Any]]] = deque()
+        self._ended = False
         self.settled: list[tuple[Ticket, Outcome]] = []  # rows that need no engine: null, or impossible to prepare
+        self.in_flight: dict[Ticket, None] = {}
+        self.waits_for: Ticket | None = None  # the row whose preparation holds the engine up
         self.waited_s = 0.0
 
     def _fill(self, size: int) -> None:
-        while len(self._window) < size and (ticket := next(self._tickets, None)) is not None:
-            self._window.append((ticket, self._pool.submit(self._prepare, ticket)))
+        while not self._ended and len(self._window) < size:
+            try:
+                ticket = next(self._tickets)
+            except StopIteration:
+                self._ended = True
+                return
+            if ticket is None:
+                return
+            self._window.append((ticket, self._submit(ticket)))
 
-    def take(self, count: int) -> list[tuple[Ticket, Any]] | None:
-        """At most `count` next items, across shards; fewer, even none, where rows settle without an engine. None: the end."""
+    def take(self, count: int, wait: bool = True) -> list[tuple[Ticket, Any]] | None:
+        """At most `count` next items, across shards; fewer, even none, where rows settle without an engine. None: there will be no more.
+
+        wait=False, for an engine that has something to do: what lies prepared at the head of the window, maybe nothing; never blocks.
+        wait=True blocks until there is something, except while rows taken before have not been yielded yet and other workers have all
+        the rest: then it gives [] too, so that whoever keeps finished rows back can yield them.
+        """
         self._fill(max(count, self._ahead))
-        if not self._window:
-            return None
-        items, started = [], time.perf_counter()
+        while not self._window:
+            if self._ended:
+                return None
+            if not wait or self.in_flight or self.settled:
+                return []
+            time.sleep(self.POLL_S)
+            self._fill(max(count, self._ahead))
+        items: list[tuple[Ticket, Any]] = []
         for _ in range(min(count, len(self._window))):
-            ticket, future = self._window.popleft()
-            item = future.result()
+            if not (wait or self._window[0][1].done()):
+                break
+            ticket, item = self._next()
             if isinstance(item, Outcome):
                 self.settled.append((ticket, item))
             else:
                 items.append((ticket, item))
-        self.waited_s += time.perf_counter() - started
+        self.in_flight.update((ticket, None) for ticket, _ in items)
         self._fill(self._ahead)
         return items
+
+    def _next(self) -> tuple[Ticket, Any]:
+        started = time.perf_counter()
+        ticket, future = self._window[0]
+        self.waits_for = ticket
+        try:
+            item = future.result()
+        except BrokenExecutor as e:
+            raise EngineError(
+                f"a process that prepares rows died (out of memory, or a broken library); it was at item {ticket.key!r} or shortly after. "
+                "What was finished is kept; fewer --workers need less memory"
+            ) from e
+        finally:
+            self.waits_for = None
+        self._window.popleft()
+        self.waited_s += (time.perf_counter() - started) * (not self.in_flight)
+        return ticket, item
+
+    def back(self, tickets: Iterable[Ticket]) -> None:
+        """These rows have come back from the engine."""
+        for ticket in tickets:
+            self.in_flight.pop(ticket, None)
 
     def cancel(self) -> None:
         """Drops what is waiting to be prepared."""
@@ -83,6 +130,7 @@ class Processor(ABC):
     inputs: tuple[str, ...] = ()
     batch: int = 64  # items an engine call, unless the user says otherwise
     width: int = 0  # of a matrix' vectors; needed only for a shard without any
+    workers: int = 0  # processes that prepare, unless the user says otherwise; 0: threads, for preparation that is cheap
 
     @abstractmethod
     def plan(self) -> dict[str, Any]:
@@ -98,9 +146,24 @@ class Processor(ABC):
     def load(self) -> None:  # noqa: B027 (most have nothing to load)
         """Called once, before the first item, and only when there is something to do: the place to load models."""
 
+    def close(self) -> None:  # noqa: B027 (most have nothing to end)
+        """Called by whoever made the processor, after its last run: ends what `load` started."""
+
     def prepare(self, key: str, values: dict[str, Any]) -> Any:
-        """One item for the engine from a row's input values, in a thread of a pool; None: null row. DataError: a bad item."""
+        """One item for the engine from a row's input values; None: null row; an Outcome settles it. DataError: a bad item."""
         return values[self.inputs[0]]
+
+    def preparer(self) -> Callable[[str, dict[str, Any]], Any]:
+        """What does the work of `prepare`, ahead of the engine, in threads or in processes. Asked for once, after `load`.
+
+        For processes it has to be picklable, and small: override it where the processor holds a model. Items come back by pickle, too:
+        NumPy arrays, pictures, strings; no torch tensors.
+        """
+        return self.prepare
+
+    def load_key(self) -> str | None:
+        """Names what `load` loads (and compiles): of the processes of a node, one at a time does so for the first time. None: no matter."""
+        return None
 
     @abstractmethod
     def process(self, items: list[Any]) -> list[Outcome]:
@@ -109,7 +172,8 @@ class Processor(ABC):
     def stream(self, feed: Feed, batch: int) -> Iterator[list[tuple[Ticket, Outcome]]]:
         """Drives the engine: takes from the feed, yields what is done, in any order and grouping; each yield is journalled at once.
 
-        An engine with its own continuous batching overrides this one; for all others it is `process` on batches.
+        Rows in `feed.settled` are journalled with the next yield, an empty one too. An engine with its own continuous batching overrides
+        this one; for all others it is `process` on batches.
         """
         while (taken := feed.take(batch)) is not None:
             outcomes = self.process([item for _, item in taken]) if taken else []

@@ -1,26 +1,26 @@
-"""Runs a processor over a dataset: takes shards, resumes from journals, keeps the engine fed, commits each shard once.
+"""Runs a processor over a dataset: takes shards by leases, resumes from journals, keeps the engine fed, commits each shard once.
 
-    column.json (plan) -> lock the shard's journal -> rows prepared ahead -> engine -> journal -> all there: commit, stats, journal removed
+    column.json (plan) -> take a shard -> rows prepared ahead -> engine -> journal -> all there: commit -> ... -> nothing left to take: wait
+    for the shards of others, and take over those of the dead
 
-Whatever dies is simply started again. What is done to a row is the processor's affair (`processor.py`).
+Whatever dies is simply started again. What is done to a row is the processor's affair (`processor.py`), what a lease, a journal and a
+commit are is told in `lease.py`, `journal.py` and `work.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import math
 import platform
 import shlex
 import signal
-import socket
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import ccr_dist
 from ccr_dist.data import store
 from ccr_dist.data.table import Column, Dataset, create_column
-from ccr_dist.errors import DataBudgetError, DataError
-from ccr_dist.generate.journal import Journal
+from ccr_dist.errors import ConfigError, DataBudgetError, DataError
+from ccr_dist.generate.lease import Leases, look
+from ccr_dist.generate.prepare import Preparation
 from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket
+from ccr_dist.generate.watch import Watch, first_load
+from ccr_dist.generate.work import Bench, Lost, Work
 
 Event = Callable[[str, dict[str, Any]], None]
 
@@ -59,7 +62,7 @@ class Summary:
     skipped: int = 0  # finished before
     done: int = 0  # committed by this run
     busy: int = 0  # another process works on them
-    lost: int = 0  # made here, but committed by somebody else first
+    lost: int = 0  # taken over by another process while this one was silent; its rows made here do not count
     rows: int = 0  # made by this run
     resumed_rows: int = 0  # taken over from journals
     bad: int = 0  # null rows with an error
@@ -72,7 +75,7 @@ class Summary:
     @property
     def complete(self) -> bool:
         """The whole share is finished."""
-        return self.skipped + self.done + self.lost == self.shards
+        return self.skipped + self.done == self.shards
 
     def __str__(self) -> str:
         parts = [f"{self.done} of {self.shards} shards done"]
@@ -82,7 +85,7 @@ class Summary:
         parts += [f"{self.dropped_lines} torn journal lines dropped"] * (self.dropped_lines > 0)
         parts += [f"{self.bad} bad items (null rows; see *.errors.jsonl)"] * (self.bad > 0)
         parts += [f"{self.busy} shards skipped: another process works on them"] * (self.busy > 0)
-        parts += [f"{self.lost} shards committed by another process first"] * (self.lost > 0)
+        parts += [f"{self.lost} shards lost to another process that took over; what was made of them here is dropped"] * (self.lost > 0)
         parts += [", ".join(f"{name} {n}" for name, n in sorted(self.counts.items()))] * bool(self.counts)
         parts += ["stopped on request: the same command goes on from here"] * self.stopped
         return f"{self.column}: " + "; ".join(parts)
@@ -95,18 +98,29 @@ def run(
     *,
     share: tuple[int, int] = (0, 1),
     batch: int | None = None,
+    workers: int | None = None,
     threads: int = 4,
     budget: Budget = Budget(),
+    lease_s: float = 60.0,
+    wait: bool = True,
+    silence_s: float = 600.0,
     progress: bool = True,
     on_event: Event | None = None,
 ) -> Summary:
-    """Makes (its share of) a column. share (i, n): the shards i, i + n, i + 2n, ... ; batch: items an engine call.
+    """Makes a column, together with whoever else runs the same job. share (i, n): the shards i, i + n, ... only.
+
+    batch: items an engine call; workers: processes that prepare rows (None: what suits the processor; 0: `threads` threads instead).
+    lease_s: seconds without a heartbeat after which a worker counts as dead; the same for all workers. wait: stay until the shards that
+    others hold are finished, and take over those whose owner dies; else they are reported as busy. silence_s: an engine that gives
+    nothing back for so long ends the process with HangError's exit code.
 
     SIGTERM and SIGINT end it after the batch in flight, with `stopped` set. Raises DataError (inputs missing, another plan there),
     DataBudgetError, EngineError, StorageError; finished shards and journals survive all of them.
     """
     if not 0 <= share[0] < share[1]:
         raise DataError(f"share {share[0]}/{share[1]}: expected i/n with 0 <= i < n")
+    if lease_s <= 0 or silence_s <= 0:
+        raise ConfigError(f"lease_s {lease_s:g}, silence_s {silence_s:g}: expected more than 0 seconds")
     inputs = {name: dataset.column(name) for name in processor.inputs}
     for source in inputs.values():
         source.require_complete()
@@ -120,142 +134,227 @@ def run(
         **processor.provenance(),
     }
     target = create_column(dataset, column, kind=processor.kind, extension=processor.extension, plan=plan, provenance=provenance)
-    job = _Job(target, processor, inputs, range(share[0], len(dataset.shards), share[1]), budget, on_event)
-    return job.run(batch or processor.batch, threads, progress)
-
-
-class _Shard:
-    """A shard in work: its journal and the outcomes so far."""
-
-    def __init__(self, journal: Journal) -> None:
-        self.journal = journal
-        self.outcomes = dict(journal.done)
-        self.resumed = len(journal.done)
-        self.started = time.perf_counter()
+    shards = range(share[0], len(dataset.shards), share[1])
+    job = _Job(target, processor, inputs, shards, budget, Leases(target.folder, lease_s), wait, on_event)
+    return job.run(batch or processor.batch, processor.workers if workers is None else workers, threads, silence_s, progress)
 
 
 class _Job:
     def __init__(
-        self, target: Column, processor: Processor, inputs: dict[str, Column], shards: range, budget: Budget, on_event: Event | None
+        self,
+        target: Column,
+        processor: Processor,
+        inputs: dict[str, Column],
+        shards: range,
+        budget: Budget,
+        leases: Leases,
+        wait: bool,
+        on_event: Event | None,
     ) -> None:
         self.target, self.processor, self.inputs, self.shards = target, processor, inputs, shards
+        self.bench, self.leases, self.wait = Bench(target, leases), leases, wait
         self.event: Event = on_event or (lambda name, info: None)
         self.limit = budget.limit(sum(target.dataset.shard_rows[s] for s in shards))
-        self.open: dict[int, _Shard] = {}
+        self.open: dict[int, Work] = {}
+        self.again: list[int] = []  # lost to others: whether those finish them is still to be seen
         self.errors: dict[str, str] = {}
+        self.refused: list[str] = []
         self.stop = False
         self.summary = Summary(target.name, shards=len(shards))
         self.counts: Counter[str] = Counter()
         self.advance: Callable[[int], None] = lambda rows: None
+        self.feed: Feed | None = None
 
-    def run(self, batch: int, threads: int, progress: bool) -> Summary:
+    def run(self, batch: int, workers: int, threads: int, silence_s: float, progress: bool) -> Summary:
         started, console = time.perf_counter(), Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with (
             _signals(self),
-            ThreadPoolExecutor(threads, "prepare") as pool,
+            Watch(self._beat, self.leases.lease_s / 4, self._at_work, silence_s) as watch,
             Progress(*columns, console=console, disable=not progress, transient=True) as bar,
         ):
             task = bar.add_task(self.target.name, total=sum(self.target.dataset.shard_rows[s] for s in self.shards))
             self.advance = lambda rows: bar.advance(task, rows)
             try:
                 tickets = self._tickets()
-                if (first := next(tickets, None)) is not None:  # there is work: only then are models loaded
-                    self.processor.load()
-                    self._drive(Feed(itertools.chain([first], tickets), self._prepare, pool, ahead=2 * batch), batch)
+                if (first := _first(tickets)) is not None:  # there is work: only then are models loaded
+                    with first_load(self.processor.load_key()), watch.loading(f"{self.target.folder}: the model is being loaded"):
+                        self.processor.load()
+                    with Preparation(self.processor.preparer(), self.inputs, workers=workers, threads=threads) as preparation:
+                        rows = itertools.chain([first], tickets)
+                        ahead = max(2 * batch, 4 * workers)
+                        self.feed = Feed(rows, lambda ticket: self._submit(ticket, preparation), ahead)
+                        self._drive(self.feed, batch, watch)
             finally:
-                for shard in self.open.values():
-                    shard.journal.close()
-        self.summary.seconds = time.perf_counter() - started
-        self.summary.counts = dict(self.counts)
-        self.summary.stopped = self.stop and not self.summary.complete
+                for work in self.open.values():
+                    work.close()
+        self._sum_up(time.perf_counter() - started)
         if progress:
             console.print(str(self.summary), markup=False, highlight=False, soft_wrap=True)
+        if self.refused:
+            raise DataBudgetError("\n".join(self.refused))
         return self.summary
 
-    def _drive(self, feed: Feed, batch: int) -> None:
+    def _sum_up(self, seconds: float) -> None:
+        self.summary.seconds, self.summary.counts = seconds, dict(self.counts)
+        self.summary.stopped = self.stop and not self.summary.complete
+        self.summary.busy += 0 if self.wait else len(self.again)
+        if self.summary.complete:
+            for rubbish in self.target.folder.glob(f"{store.TEMPORARY}column.json.*"):  # of a process killed while it began the column
+                rubbish.unlink(missing_ok=True)
+
+    def _submit(self, ticket: Ticket, preparation: Preparation) -> Future[Any]:
+        work = self.open.get(ticket.shard)
+        if work is not None and not work.lease.begun:
+            work.lease.begin(len(work.outcomes))
+        return preparation.submit(ticket)
+
+    def _drive(self, feed: Feed, batch: int, watch: Watch) -> None:
         try:
             for outcomes in self.processor.stream(feed, batch):
-                self._keep(outcomes + feed.settled)
-                feed.settled.clear()
+                feed.back(ticket for ticket, _ in outcomes)
+                if outcomes or feed.settled:
+                    watch.heard()
+                    self._keep(outcomes + feed.settled)
+                    feed.settled.clear()
                 if self.stop:
-                    break
+                    return
+            if feed.settled:
+                self._keep(feed.settled)
         finally:
             feed.cancel()
             self.summary.waited_s = feed.waited_s
 
-    def _tickets(self) -> Iterator[Ticket]:
-        """Takes the shards one after the other and names the rows that are to be made. Runs ahead of the engine by the feed's window."""
-        finished = self.target.finished()
-        for shard in self.shards:
-            if self.stop:
+    # -- in the watch's thread
+
+    def _beat(self) -> None:
+        for work in list(self.open.values()):
+            try:
+                work.beat()
+            except OSError as e:
+                print(f"{work.lease.path}: no heartbeat ({e}); another worker takes the shard over if this goes on", file=sys.stderr)
+
+    def _at_work(self) -> str | None:
+        """What the engine, or the preparation that it waits for, is at."""
+        if self.feed is None:
+            return None
+        if tickets := list(self.feed.in_flight):
+            some = ", ".join(f"{self.target.dataset.shards[ticket.shard]}: {ticket.key!r}" for ticket in tickets[:8])
+            return f"{self.target.folder}: the engine works on {len(tickets)} items ({some}{', ...' if len(tickets) > 8 else ''})"
+        waits_for = self.feed.waits_for
+        return f"{self.target.folder}: the item {waits_for.key!r} is being prepared" if waits_for else None
+
+    # -- shards
+
+    def _tickets(self) -> Iterator[Ticket | None]:
+        """Takes shards and names the rows that are to be made; None: nothing now. Runs ahead of the engine by the feed's window."""
+        pending: Sequence[int] = self.shards
+        pause_s = min(self.leases.lease_s / 8, 2.0)
+        while True:
+            finished, traces, rest = self.target.finished(), look(self.target.folder), []
+            for shard in pending:
+                if self.stop:
+                    return
+                self._drop_lost()
+                if shard in finished and self.target.dataset.shards[shard] not in traces:
+                    self._skip(shard)
+                elif shard not in finished and self.target.path(shard, "record").exists():
+                    rest.append(shard)  # since the look: let its owner tidy up
+                else:
+                    try:
+                        work = self.bench.take(shard)
+                    except DataBudgetError as e:
+                        self.refused.append(str(e))
+                        continue
+                    if work is None:
+                        rest.append(shard)
+                    else:
+                        yield from self._rows(work)
+            if not self.wait:
+                self._leave(rest)
                 return
-            rows, name = self.target.dataset.shard_rows[shard], self.target.dataset.shards[shard]
-            if shard in finished and not self._path(shard, "journal").exists():
-                self._skip(rows)
-                continue
-            journal = Journal.open(self._path(shard, "journal"), self.target.kind, self._header(shard))
-            if journal is None:
-                self.summary.busy += 1
-                self.event("busy", {"shard": name})
-                continue
-            for rubbish in self.target.folder.glob(f"{store.TEMPORARY}{name}.*"):  # of a process killed while it committed this shard
-                rubbish.unlink(missing_ok=True)
-            if self.target.path(shard, "record").exists():  # finished meanwhile, or killed between commit and removal of the journal
-                journal.remove()
-                self._skip(rows)
-                continue
-            work = self.open[shard] = _Shard(journal)
+            until = time.monotonic() + pause_s
+            while time.monotonic() < until or not (rest or self.again):
+                self._drop_lost()
+                if self.stop or not (rest or self.again or self.open):
+                    return
+                yield None
+            pending, self.again = rest + self.again, []
+
+    def _rows(self, work: Work) -> Iterator[Ticket | None]:
+        """A shard over which somebody died is worked on alone until it gives a row, so that no other one is blamed for what it does."""
+        shard, dataset = work.shard, self.target.dataset
+        self.open[shard] = work
+        work.waited_s = self.feed.waited_s if self.feed else 0.0
+        self.summary.dropped_lines += work.past.dropped
+        if not work.settled:
             self.summary.resumed_rows += work.resumed
-            self.summary.dropped_lines += journal.dropped
-            self.event("taken", {"shard": name, "rows": rows, "resumed": work.resumed})
-            self.advance(work.resumed)
-            missing = [row for row in range(rows) if row not in work.outcomes]
-            if not missing:
-                self._commit(shard)
-            keys = self.target.dataset.keys(shard)
-            for row in missing:
-                yield Ticket(shard, row, keys[row])
+            self.event("taken", {"shard": dataset.shards[shard], "rows": work.rows, "resumed": work.resumed})
+        self.advance(work.resumed)
+        missing = work.missing
+        if not missing:
+            self._commit(work)
+        while work.lease.stuck and len(self.open) > 1 and not (self.stop or work.lost):
+            yield None
+        keys = dataset.keys(shard)
+        for row in missing:
+            if work.lost:
+                return
+            yield Ticket(shard, row, keys[row])
+        while work.lease.stuck and shard in self.open and len(work.outcomes) == work.resumed and not (self.stop or work.lost):
+            yield None
 
-    def _skip(self, rows: int) -> None:
+    def _skip(self, shard: int) -> None:
         self.summary.skipped += 1
-        self.advance(rows)
+        self.advance(self.target.dataset.shard_rows[shard])
 
-    def _path(self, shard: int, suffix: str) -> Path:
-        return self.target.folder / f"{self.target.dataset.shards[shard]}.{suffix}"
+    def _leave(self, shards: list[int]) -> None:
+        """What others hold, when it is not to be waited for."""
+        for shard in shards:
+            if self.target.path(shard, "record").exists():
+                self._skip(shard)
+            else:
+                self.summary.busy += 1
+                self.event("busy", {"shard": self.target.dataset.shards[shard]})
 
-    def _header(self, shard: int) -> dict[str, Any]:
-        dataset = self.target.dataset
-        place = {"column": self.target.name, "shard": dataset.shards[shard], "keys": dataset.shard_keys[shard]}
-        return {**place, "plan": self.target.plan_digest, "inputs": self.target.plan["inputs"]}
+    def _drop_lost(self) -> None:
+        for work in [work for work in self.open.values() if work.lost]:
+            self._lose(work)
 
-    def _prepare(self, ticket: Ticket) -> Any:
-        """The engine's item for a row, or at once its Outcome. In a thread of the pool."""
+    def _lose(self, work: Work) -> None:
+        """Others have the shard: nothing of it is kept here, and it has to be seen whether they finish it."""
+        self.summary.lost += 1
+        del self.open[work.shard]
+        work.close()
+        self.again.append(work.shard)
+        for key in self.target.dataset.keys(work.shard):
+            self.errors.pop(key, None)
+        self.advance(-len(work.outcomes))
+        self.event("lost", {"shard": self.target.dataset.shards[work.shard]})
 
-        def read(source: Column) -> Any:
-            return store.retry_io(lambda: source.value(ticket.shard, ticket.row), what=source.where(ticket.shard, ticket.row))
-
-        try:
-            item = self.processor.prepare(ticket.key, {name: read(source) for name, source in self.inputs.items()})
-        except DataError as e:
-            return Outcome(error=str(e))
-        return Outcome() if item is None else item
+    # -- results
 
     def _keep(self, results: list[tuple[Ticket, Outcome]]) -> None:
         """Journals results, then holds them against the budget, then commits the shards that are complete."""
         by_shard: dict[int, list[tuple[int, Outcome]]] = {}
         for ticket, outcome in results:
-            outcome = self._checked(ticket, outcome)
-            by_shard.setdefault(ticket.shard, []).append((ticket.row, outcome))
-            if outcome.error is not None:
-                self.errors[ticket.key] = outcome.error
+            work = self.open.get(ticket.shard)
+            if work is not None and ticket.row not in work.outcomes:  # else it was lost meanwhile
+                by_shard.setdefault(ticket.shard, []).append((ticket.row, self._checked(ticket, outcome)))
+        kept = 0
         for shard, rows in by_shard.items():
-            self.open[shard].journal.append(rows)
-            self.open[shard].outcomes.update(rows)
-        self.summary.rows += len(results)
+            work, keys = self.open[shard], self.target.dataset.keys(shard)
+            try:
+                work.keep(rows)
+            except Lost:
+                self._lose(work)
+                continue
+            kept += len(rows)
+            self.errors |= {keys[row]: outcome.error for row, outcome in rows if outcome.error is not None}
+        self.summary.rows += kept
         self.summary.bad = len(self.errors)
-        self.advance(len(results))
-        self.event("kept", {"rows": len(results)})
+        self.advance(kept)
+        self.event("kept", {"rows": kept})
         if len(self.errors) > self.limit:
             shown = "\n  ".join(f"{key}: {error}" for key, error in list(self.errors.items())[:5])
             raise DataBudgetError(
@@ -263,8 +362,8 @@ class _Job:
                 "mend them, or allow more bad items, and run again: good rows are kept, bad ones will be tried again"
             )
         for shard in by_shard:
-            if len(self.open[shard].outcomes) == self.target.dataset.shard_rows[shard]:
-                self._commit(shard)
+            if (done := self.open.get(shard)) is not None and len(done.outcomes) == done.rows:
+                self._commit(done)
 
     def _checked(self, ticket: Ticket, outcome: Outcome) -> Outcome:
         """What cannot be committed must not get into a journal: it is a bad item."""
@@ -280,34 +379,30 @@ class _Job:
             return Outcome(error=f"{ticket.key}: {e}")
         return outcome
 
-    def _commit(self, shard: int) -> None:
-        work, name = self.open[shard], self.target.dataset.shards[shard]
-        keys = self.target.dataset.keys(shard)
-        outcomes = [work.outcomes[row] for row in range(len(keys))]
-        values = [outcome.value for outcome in outcomes]
-        bad = [{"key": key, "error": outcome.error} for key, outcome in zip(keys, outcomes, strict=True) if outcome.error is not None]
-        if bad:  # before the commit: a null row is never without its reason
-            store.replace_atomic(self._path(shard, "errors.jsonl"), "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in bad).encode())
-        else:
-            self._path(shard, "errors.jsonl").unlink(missing_ok=True)
-        if self.target.kind == "matrix":
-            there = [value for value in values if value is not None]
-            array = np.concatenate(there) if there else np.zeros((0, self.processor.width), np.float16)
-            mine = self.target.commit_matrix(shard, array, [0 if value is None else len(value) for value in values])
-        else:
-            mine = self.target.commit(shard, (None if value is None else self.target.encode(value) for value in values))
+    def _commit(self, work: Work) -> None:
+        waited_s = (self.feed.waited_s if self.feed else 0.0) - work.waited_s
+        try:
+            mine = self.bench.commit(work, lambda: self.processor.width, {"waited_s": round(waited_s, 3)})
+        except Lost:
+            self._lose(work)
+            return
+        del self.open[work.shard]
         if mine:
-            counts = sum((Counter(outcome.counts) for outcome in outcomes), Counter())
-            self.counts += counts
-            rows = {"rows": len(keys), "resumed": work.resumed, "nulls": sum(value is None for value in values)}
-            stats = {"seconds": round(time.perf_counter() - work.started, 3), **rows, "bad": len(bad), "counts": dict(counts)}
-            self.target.write_stats(shard, {**stats, "host": socket.gethostname()})
             self.summary.done += 1
+            self.counts.update(self.bench.counts(work))
         else:
-            self.summary.lost += 1
-        work.journal.remove()
-        del self.open[shard]
-        self.event("committed", {"shard": name, "mine": mine})
+            self.summary.skipped += 1
+            self.summary.lost += not work.settled  # an overtaken worker woke and was quicker
+        self.event("committed", {"shard": self.target.dataset.shards[work.shard], "mine": mine})
+
+
+def _first(tickets: Iterator[Ticket | None]) -> Ticket | None:
+    """Waits for the first ticket; None when there will be none."""
+    for ticket in tickets:
+        if ticket is not None:
+            return ticket
+        time.sleep(Feed.POLL_S)
+    return None
 
 
 @contextlib.contextmanager

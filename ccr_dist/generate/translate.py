@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ccr_dist.data.decode import texts_of
 from ccr_dist.data.table import Dataset
 from ccr_dist.errors import ConfigError, DataError, EngineError
 from ccr_dist.generate.engines.base import Translator
@@ -20,6 +21,12 @@ def language_of(column: str) -> str:
 
 def default_column(target: str, engine: str) -> str:
     return f"caption.{target}.{engine}"
+
+
+def back_column(column: str, source: str) -> str:
+    """The column of the way back: ("caption.de.opus", "en") -> "caption.en.back-de-opus"."""
+    _, _, made = column.partition(".")
+    return f"caption.{source}.back-{made.replace('.', '-', 1)}"
 
 
 class Translate(Processor):
@@ -43,15 +50,15 @@ class Translate(Processor):
 
     def check(self, dataset: Dataset) -> None:
         column = dataset.column(self.inputs[0])
-        if column.kind != "texts":
-            raise DataError(f"{column.folder}: a {column.kind} column; translate takes texts")
+        if column.kind not in ("texts", "views"):
+            raise DataError(f"{column.folder}: a {column.kind} column; translate takes texts or views")
 
     def load(self) -> None:
         self.engine.load()
 
     def prepare(self, key: str, values: dict[str, Any]) -> list[str] | None:
-        captions = values[self.inputs[0]]
-        return None if captions is None else [" ".join(caption.split()) for caption in captions]
+        value = values[self.inputs[0]]
+        return None if value is None else [" ".join(caption.split()) for caption in texts_of(value)]
 
     def process(self, items: list[list[str]]) -> list[Outcome]:
         texts = [caption for item in items for caption in item if caption]

@@ -54,6 +54,14 @@ def test_folder(tmp_path):
     assert (again.built, again.there) == (0, summary.built)
 
 
+def test_a_limit_takes_rows_from_the_whole_split(tmp_path):
+    recipe = folder_recipe(tmp_path / "in")
+    summary = do(recipe, tmp_path / "out", "limit=2", "split_by=none")
+    assert summary.rows == {"train": 2} and set(rows_of(tmp_path / "out", "image")) == {"000", "005"}
+    with pytest.raises(DataError, match="limit: there 2, asked 3"):
+        do(recipe, tmp_path / "out", "limit=3", "split_by=none")
+
+
 def test_another_plan_is_refused_with_the_difference(tmp_path):
     recipe = folder_recipe(tmp_path / "in")
     do(recipe, tmp_path / "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,48 @@ def test_vectors_that_float16_cannot_hold_are_bad_items(tmp_path: Path) -> None:
     assert made.column("feature.x").value(0, 0) is None
 
 
+@pytest.mark.parametrize(("pool", "shape"), [("mean", (1, 3)), ("none", (4, 3))])
+def test_videos(tmp_path: Path, pool: Any, shape: tuple[int, int]) -> None:
+    pytest.importorskip("av")
+    from generation import video
+
+    made = create_dataset(tmp_path, name="toy", split="train", keys=[["a", "b", "c"]])
+    column = create_column(made, "video", kind="video", extension="mp4", plan={}, provenance={})
+    column.commit(0, [video(20), None, b"no film"])
+    processor = Featurise(Mean, "video", device="cpu", frames=4, pool=pool)
+    summary = run(made, processor, processor.default_column(), progress=False)
+    assert (summary.column, summary.bad, processor.batch) == ("feature.mean.video", 1, 16)
+    features = made.column("feature.mean.video")
+    assert features.plan["frames"] == 4 and features.plan["pool"] == pool
+    assert features.value(0, 0).shape == shape and features.value(0, 1) is None and features.value(0, 2) is None
+    assert abs(float(features.value(0, 0).mean()) - 97.5) < 8  # frames 2, 7, 12, 17 of brightness 20, 70, 120, 170, give or take one
+
+
+def test_pictures_are_prepared_in_processes_as_in_threads(tmp_path: Path) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    from open_clip.transform import PreprocessCfg
+
+    from ccr_dist.generate.featurise import Pixels
+
+    transform = open_clip.transform.image_transform_v2(PreprocessCfg(size=8), is_train=False)
+    pixels = Pixels("image", transform, 0)
+    there = pickle.loads(pickle.dumps(pixels))("k", {"image": picture("red")})
+    assert there.shape == (1, 3, 8, 8) and np.array_equal(there, pixels("k", {"image": picture("red")}))
+
+
+def test_views_of_descriptions_are_texts(tmp_path: Path) -> None:
+    made = create_dataset(tmp_path, name="toy", split="train", keys=[["a", "b"]])
+    column = create_column(made, "description.x", kind="views", extension="json", plan={}, provenance={})
+    column.commit(
+        0, [column.encode({"views": {"scene": "here", "detail": "a"}}), column.encode({"views": {}, "finish": {"detail": "short"}})]
+    )
+    run(made, Featurise(Mean, "description.x", device="cpu"), "feature.x", progress=False)
+    assert made.column("feature.x").value(0, 0).tolist() == [[1, 97], [4, 104]]  # detail, scene
+    assert made.column("feature.x").value(0, 1) is None
+
+
 def test_other_kinds_are_refused(tmp_path: Path) -> None:
     made = dataset(tmp_path, "texts", [[["a"]]])
     run(made, Featurise(Mean, "caption.en"), "feature.x", progress=False)
-    with pytest.raises(DataError, match=r"feature\.x: a matrix column; featurise takes image or texts"):
+    with pytest.raises(DataError, match=r"feature\.x: a matrix column; featurise takes image, video, texts or views"):
         run(made, Featurise(Mean, "feature.x"), "feature.y", progress=False)

@@ -153,6 +153,17 @@ def test_ragged_ranks_and_a_rank_without_rows(table):
     assert empty.to("cpu").visual.shape == empty.visual.shape
 
 
+def test_descriptions_can_be_the_source_texts(table):
+    column = create_column(table, "caption.de.described", kind="texts", extension="json", plan={}, provenance={})
+    for shard in range(SHARDS):
+        column.commit(shard, [column.encode([f"de a s{shard}r{row}", f"de b s{shard}r{row}"]) for row in range(ROWS)])
+    fields = Fields(source="description.llm", targets={"de": "caption.de.described"})
+    found, _ = load(table, fields, languages=("de",), transform=None)
+    pairs = [(source, target) for slots in found.values() for _, _, _, source, target, _ in slots.values()]
+    assert all(target == f"de {source}" for source, target in pairs)
+    assert {source[0] for source, _ in pairs} == {"a", "b"}
+
+
 def test_source_target_feature_and_description_belong_together(undisturbed):
     seen = set()
     for slots in undisturbed[0].values():

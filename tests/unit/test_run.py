@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
+from safetensors.numpy import load_file
 
 from ccr_dist.config import RunConfig, load_config
+from ccr_dist.data.transfer import push
 from ccr_dist.errors import CcrError, ConfigError, DataBudgetError, DataError, NonFiniteError
 from ccr_dist.train import checkpoint, commands
 from tests import tiny, toy
@@ -170,3 +172,16 @@ def test_what_is_missing_is_named(folder: Path, override: str, kind: type[CcrErr
             pytest.skip("a GPU can do fp16")
     with pytest.raises(kind, match=f"(?s){message}"):
         train(toy.dasd(folder, name=f"missing-{override.partition('=')[0]}"), override)
+
+
+def test_a_run_from_a_store_is_the_run_from_the_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training, validation and test on datasets at URLs."""
+    monkeypatch.setenv("CCR_DIST_CACHE", str(tmp_path))
+    push(folder / "data", "memory://store/data")
+    there = [f"data.{split}=memory://store/data/{split}" for split in ("val", "test")]
+    local = train(toy.dasd(folder, name="folder"), test=True)
+    stored = train(toy.dasd(folder, name="store"), "data.train=[{path: memory://store/data/train}]", *there, test=True)
+    assert results(stored)["languages"] == results(local)["languages"]
+    weights = [load_file(config.folder / "model.safetensors") for config in (local, stored)]
+    assert weights[0].keys() == weights[1].keys() and all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+    assert any((tmp_path / "remote" / "payloads").glob("*.tar"))

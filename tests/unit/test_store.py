@@ -118,3 +118,12 @@ def test_retry_io_does_not_repeat_what_cannot_heal():
     assert len(calls) == 1
     with pytest.raises(DataError):
         store.retry_io(lambda: (_ for _ in ()).throw(DataError("x")), what="x")
+
+
+def test_a_temporary_file_that_the_winner_tidied_away_is_a_lost_race(tmp_path):
+    path = tmp_path / "a"
+    with pytest.raises(FileNotFoundError):
+        store.publish_once(tmp_path / ".tmp-a", path)
+    path.write_bytes(b"theirs")
+    assert store.publish_once(tmp_path / ".tmp-a", path) is False
+    assert path.read_bytes() == b"theirs"

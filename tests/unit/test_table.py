@@ -185,7 +185,7 @@ def test_repeated_keys_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["images", "caption", "caption.", "caption./x", "feature.../a", "keys", "Image", "feature.x/y"])
 def test_column_names(dataset, name):
-    with pytest.raises(DataError, match="expected image, caption"):
+    with pytest.raises(DataError, match="expected image, video, caption"):
         texts(dataset, name)
 
 

@@ -10,7 +10,7 @@ from jobs import Shout, captions
 from typer.testing import CliRunner
 
 from ccr_dist.data.table import Dataset, create_column
-from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.errors import STOPPED, ConfigError, DataError
 from ccr_dist.generate.cli import _share, jobs_app
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import Translate, language_of
@@ -74,3 +74,25 @@ def test_command_runs_on_every_split_and_goes_on_where_it_was(tmp_path: Path) ->
     assert again.output.count("caption.xx.shout: 0 of 2 shards done; 2 there already and reused") == 2
     with pytest.raises(DataError, match=r"plan\.engine\.version: there '1', asked '2'"):
         CliRunner().invoke(jobs_app, [*args[:-1], "version='2'"], catch_exceptions=False)
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    dataset = captions(tmp_path / "d", rows=(3, 2))
+    args = ["translate", str(tmp_path / "d"), "--engine", "shout", "--to", "xx", "--back", "--quiet"]
+    half = CliRunner().invoke(jobs_app, [*args, "--share", "0/2"], catch_exceptions=False)
+    assert half.exit_code == STOPPED and "caption.en.back-xx-shout" not in dataset.columns()
+    assert "1 shards of caption.xx.shout are still with other workers or shares" in " ".join(half.output.split())
+    assert CliRunner().invoke(jobs_app, [*args, "--back-set", "version='2'"], catch_exceptions=False).exit_code == 0
+    back = dataset.column("caption.en.back-xx-shout")
+    assert back.missing() == [] and back.value(1, 1) == ["1-1 ONE", "1-1 TWO"]
+    assert list(back.plan["inputs"]) == ["caption.xx.shout"] and back.plan["engine"]["version"] == "2"
+
+
+def test_options_of_one_direction_are_not_used_for_the_other(tmp_path: Path) -> None:
+    captions(tmp_path / "d")
+    (tmp_path / "m").mkdir()
+    args = ["translate", str(tmp_path / "d"), "--engine", "transformers", "--to", "de", "--model", str(tmp_path / "m"), "--back"]
+    with pytest.raises(ConfigError, match=r"model of engine 'transformers' may be for one direction only; .* --back-set model="):
+        CliRunner().invoke(jobs_app, args, catch_exceptions=False)
+    with pytest.raises(ConfigError, match="give --back, too"):
+        CliRunner().invoke(jobs_app, [*args[:-1], "--back-set", "beams=2"], catch_exceptions=False)

@@ -1,7 +1,10 @@
 """verify finds every kind of damage and names it; inspect tells what is there."""
 
 import json
+import os
+import shutil
 
+import fsspec
 import numpy as np
 import pytest
 from corpus import folder_recipe, picture
@@ -11,6 +14,7 @@ from ccr_dist.data.build import build
 from ccr_dist.data.inspect import describe, render
 from ccr_dist.data.recipes.base import load_recipe
 from ccr_dist.data.table import create_column, create_dataset
+from ccr_dist.data.transfer import push
 from ccr_dist.data.verify import verify
 
 
@@ -95,6 +99,62 @@ def test_wrong_nulls(dataset):
     path = dataset.root / "caption.en/000000.index.json"
     path.write_text(json.dumps({**store.read_json(path), "nulls": [0]}))
     assert "null rows" in problems(dataset)
+
+
+def fast(dataset):
+    return "\n".join(map(str, verify(dataset.root, fast=True)))
+
+
+def test_fast_reads_no_payload(dataset):
+    for path in (*dataset.root.glob("*/*.tar"), *dataset.root.glob("*/*.npy")):
+        size = path.stat().st_size
+        path.write_bytes(b"")
+        os.truncate(path, size)
+    assert fast(dataset) == "" and problems(dataset) != ""
+
+
+def test_fast_finds_what_sizes_and_small_files_tell(dataset):
+    def expect(*parts):
+        found = verify(dataset.root, fast=True)
+        assert len(found) == 1 and all(part in str(found[0]) for part in parts), found
+
+    root = dataset.root
+    size = (root / "image/000000.tar").stat().st_size
+    damages = [
+        ("image/000000.tar", lambda data: data[:2000], ("image/000000.tar: 2000 bytes, the commit record", f"{size} bytes")),
+        ("feature.v/000000.npy", None, ("feature.v/000000.npy: missing",)),
+        ("image/000000.json", lambda data: data[:-5], ("image/000000.json: not valid JSON",)),
+        ("image/000000.json", lambda data: data.replace(b'"rows": 2', b'"rows": 3'), ("rows: there 3, asked 2",)),
+        ("image/000001.json", None, ("image: 1 of 2 shards are not finished: 000001",)),
+        ("caption.en/000000.index.json", None, ("caption.en/000000.index.json: there is no such file",)),
+        ("caption.en/000000.index.json", lambda data: data.replace(b'"nulls":[]', b'"nulls":[0]'), ("1 null rows, the record says 0",)),
+        ("caption.en/000000.index.json", lambda data: data.replace(b'"a"', b'"z"'), ("0 null rows and other keys",)),
+        ("caption.en/000000.index.json", lambda data: b"[]", ("damaged index",)),
+    ]
+    for name, change, parts in damages:
+        path, whole = root / name, (root / name).read_bytes()
+        path.unlink()
+        if change is not None:
+            path.write_bytes(change(whole))
+        expect(*parts)
+        path.write_bytes(whole)
+    assert fast(dataset) == ""
+
+
+def test_fast_checks_the_keys(dataset, tmp_path):
+    root = shutil.copytree(dataset.root, tmp_path / "copy")  # its keys have not been read yet
+    (root / "keys/000001.txt").write_text("d\n")
+    assert "keys/000001.txt: not the keys that dataset.json speaks of" in "\n".join(map(str, verify(root, fast=True)))
+
+
+def test_fast_fetches_no_payload(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("CCR_DIST_CACHE", str(tmp_path / "cache"))
+    url = "memory://fast/d"
+    push(dataset.root, url)
+    assert verify(url, fast=True) == []
+    assert not [*tmp_path.glob("cache/**/*.tar"), *tmp_path.glob("cache/**/*.npy")]
+    fsspec.filesystem("memory").pipe_file("/fast/d/image/000000.tar", b"short")
+    assert "image/000000.tar: 5 bytes, the commit record says" in "\n".join(map(str, verify(url, fast=True)))
 
 
 def test_inspect(tmp_path):

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from ccr_dist import yamlfile
 from ccr_dist.config import Frozen
+from ccr_dist.data.splits import SPLITS
 from ccr_dist.errors import ConfigError
 
 
@@ -27,6 +28,7 @@ class ColumnSpec:
     extension: str
     plan: dict[str, Any]
     provenance: dict[str, Any]
+    splits: tuple[str, ...] = SPLITS  # that have it
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,14 @@ class Recipe(Frozen):
     kind: str
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     shard_rows: int = Field(1000, gt=0)
+    limit: int | None = Field(None, gt=0, description="at most so many rows a split, evenly spaced: for trying out")
     bad_pictures: int = Field(0, ge=0, description="pictures that may turn out unusable; their rows keep their captions and get no picture")
 
     about: ClassVar[str] = ""
+
+    def needs(self) -> list[str]:
+        """Lines that say what must be there before a build: what to fetch, from where, under which names."""
+        return [self.about]
 
     def material(self) -> Material:
         """Looks at the source and says what there is to build; renders nothing. ConfigError or DataError: the source is not as expected."""

@@ -34,6 +34,8 @@ class Apertium(base.Translator):
     a full stop and its number in a superblank, which the pipeline passes through: so alignment is checked, not assumed.
     """
 
+    directed = ("mode",)
+
     class Options(base.EngineOptions):
         mode: str | None = Field(None, description="the mode's name as `apertium -l` prints it; default: found from the languages")
         timeout_s: float = Field(600, gt=0, description="seconds a call may take")

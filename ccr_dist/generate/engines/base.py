@@ -1,7 +1,7 @@
 """What an engine is, and finding one by name. One file an engine in this folder: adding one edits no other file.
 
-An engine is a system that turns text into text (later: pictures into text) behind a small protocol; it knows nothing about columns
-and shards. No engine imports its libraries at module top: a missing one is an EngineError that says what to install.
+An engine is a system that turns text into text (pictures into text: `generator.py`) behind a small protocol; it knows nothing about
+columns and shards. No engine imports its libraries at module top: a missing one is an EngineError that says what to install.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ccr_dist.data import store
 from ccr_dist.errors import ConfigError, DataError, EngineError
 
 
@@ -29,11 +31,12 @@ class Translator(ABC):
     """A machine translation system for one direction; making it loads nothing heavy.
 
     `source`, `target`: language codes as in column names (en, pt_BR, zh-Hans). The maker raises EngineError when the direction does not
-    exist. `batch`: rows a call that suit this engine.
+    exist. `batch`: rows a call that suit this engine. `directed`: options that may be for one direction only, not for the way back.
     """
 
     Options: ClassVar[type[EngineOptions]] = EngineOptions
     batch: ClassVar[int] = 64
+    directed: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def __init__(self, source: str, target: str, options: Any) -> None: ...
@@ -59,6 +62,7 @@ class Translator(ABC):
 
 
 E = TypeVar("E")
+Opts = TypeVar("Opts", bound=EngineOptions)
 
 
 class Registry(Generic[E]):
@@ -100,13 +104,17 @@ translators: Registry[Translator] = Registry("translation engine")
 def make_translator(name: str, source: str, target: str, options: dict[str, Any]) -> Translator:
     """The engine of this name for a direction. ConfigError for an unknown engine or option, naming the valid ones."""
     cls = translators.get(name)
+    return cls(source, target, check_options(name, cls.Options, options))
+
+
+def check_options(name: str, cls: type[Opts], options: dict[str, Any]) -> Opts:
+    """The options of an engine, typed. ConfigError naming the valid ones."""
     try:
-        checked = cls.Options.model_validate(options)
+        return cls.model_validate(options)
     except ValidationError as e:
-        valid = ", ".join(f"{key} ({info.description})" for key, info in cls.Options.model_fields.items()) or "none"
+        valid = ", ".join(f"{key} ({info.description})" for key, info in cls.model_fields.items()) or "none"
         faults = "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in e.errors())
         raise ConfigError(f"engine {name!r}: {faults}. Its options: {valid}") from e
-    return cls(source, target, checked)
 
 
 @contextmanager
@@ -116,3 +124,37 @@ def needs(engine: str, install: str) -> Iterator[None]:
         yield
     except ImportError as e:
         raise EngineError(f"engine {engine!r} is not installed ({e}); install it with: {install}") from e
+
+
+_NOT_CONTENT = (".md", ".gitattributes", ".lock")
+
+
+def model_identity(engine: str, model: str, revision: str | None) -> dict[str, Any]:
+    """Which weights a model in Hugging Face's format is: a local folder by the digest of its files, an id by its commit.
+
+    EngineError when it is neither a folder nor an id that can be found.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in _NOT_CONTENT and not p.name.startswith("."))
+        return {"model": folder.resolve().name, "files": store.digest_json({p.name: store.sha256_file(p) for p in files})}
+    with needs(engine, "pip install huggingface_hub"):
+        from huggingface_hub import hf_hub_download
+    try:
+        config = hf_hub_download(model, "config.json", revision=revision)
+    except (OSError, ValueError) as e:
+        raise EngineError(
+            f"engine {engine!r}: {model!r} is neither a local folder nor a Hugging Face id that can be found"
+            f" (revision {revision or 'main'}): {str(e)[:300]}"
+        ) from e
+    return {"model": model, "revision": Path(config).parent.name}  # .../snapshots/<commit>/config.json
+
+
+def torch_device(name: str) -> str:
+    """`auto`: the accelerator that is there, else cpu; anything else as it is."""
+    import torch
+
+    if name != "auto":
+        return name
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator is None else str(accelerator)

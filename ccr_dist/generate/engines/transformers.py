@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from ccr_dist.data import store
 from ccr_dist.errors import DataError, EngineError
 from ccr_dist.generate.engines import base
 
 _NAME = "transformers"
 _INSTALL = "pip install 'ccr-dist[train]' (some tokenizers also need: pip install sentencepiece)"
-_NOT_CONTENT = (".md", ".gitattributes", ".lock")
 
 
 @base.translators.register(_NAME)
@@ -23,6 +20,8 @@ class TransformersSeq2Seq(base.Translator):
     Padding is masked, but the last bits of a batched sum depend on the batch, so a near-tie can fall differently when a job resumes with
     other batches.
     """
+
+    directed = ("model", "revision", "source_code", "target_code", "prefix")
 
     class Options(base.EngineOptions):
         model: str = Field(description="Hugging Face id, or a local folder; required")
@@ -44,15 +43,8 @@ class TransformersSeq2Seq(base.Translator):
         self._torch, self._library = torch, transformers
 
     def identity(self) -> dict[str, Any]:
-        """Weights of a local folder by digest, of an id by its commit."""
         options = self._options.model_dump(exclude={"model", "revision", "device", "texts"})
-        folder = Path(self._options.model)
-        if folder.is_dir():
-            files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in _NOT_CONTENT and not p.name.startswith("."))
-            model: dict[str, Any] = {"model": folder.name, "files": store.digest_json({p.name: store.sha256_file(p) for p in files})}
-        else:
-            config = self._from_pretrained(self._library.AutoConfig)
-            model = {"model": self._options.model, "revision": getattr(config, "_commit_hash", None) or self._options.revision}
+        model = base.model_identity(_NAME, self._options.model, self._options.revision)
         return {"engine": _NAME, **model, "source": self._source, "target": self._target, **options}
 
     def versions(self) -> dict[str, str]:
@@ -66,10 +58,7 @@ class TransformersSeq2Seq(base.Translator):
 
     def load(self) -> None:
         torch, options = self._torch, self._options
-        device = options.device
-        if device == "auto":
-            accelerator = torch.accelerator.current_accelerator(check_available=True)
-            device = "cpu" if accelerator is None else str(accelerator)
+        device = base.torch_device(options.device)
         with base.needs(_NAME, _INSTALL):
             self._tokenizer = self._from_pretrained(self._library.AutoTokenizer)
         model = self._from_pretrained(self._library.AutoModelForSeq2SeqLM, dtype=getattr(torch, options.dtype))

@@ -1,0 +1,98 @@
+"""Videos to frames, with PyAV (the extra `video`). What a video column stores, and its formats, is in `decode.py`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ccr_dist.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class About(NamedTuple):
+    """Length in seconds, and the size in pixels at which the frames are shown."""
+
+    seconds: float
+    width: int
+    height: int
+
+
+def decode_video(data: bytes | None, what: str = "video", *, frames: int = 8) -> list[Image.Image]:
+    """RGB pictures of the moments (i + 1/2) / frames of the duration: what a player shows then, in order.
+
+    A frame that is shown at several of these moments is given once, so a video with fewer frames gives no more than it has. Everything up
+    to the last moment is decoded: clips are short, and seeking is not exact in all formats. DataError naming `what` when there is no frame
+    or the file is broken; ConfigError without PyAV.
+    """
+    if frames < 1:
+        raise ConfigError(f"{frames} frames of a video: expected at least 1")
+    start, length, unit = _extent(data, what)
+    moments = [start + (i + 0.5) * length / frames for i in range(frames)]
+    shown: list[Any] = []
+    with _opened(data, what) as container:
+        last, time = None, start
+        for number, frame in enumerate(container.decode(video=0)):
+            time = number if not unit else time if frame.pts is None else frame.pts
+            while moments and last is not None and time > moments[0]:
+                shown.append(last)
+                moments.pop(0)
+            if not moments:
+                break
+            last = frame
+        if last is None:
+            raise DataError(f"{what}: no frame of the video can be decoded")
+        shown += [last] * len(moments)
+        return [_upright(frame) for frame in dict.fromkeys(shown)]
+
+
+def probe(data: bytes | None, what: str = "video") -> About:
+    """Length and size, by decoding one frame. Errors as `decode_video`."""
+    _, length, unit = _extent(data, what)
+    picture = decode_video(data, what, frames=1)[0]
+    return About(length * unit, picture.width, picture.height)
+
+
+def _extent(data: bytes | None, what: str) -> tuple[int, float, float]:
+    """(time of the first frame, duration, seconds a tick), in ticks; 0 seconds: packets have no times, ticks are frames."""
+    with _opened(data, what) as container:
+        stream = container.streams.video[0]
+        packets = [(packet.pts, packet.duration, packet.is_corrupt) for packet in container.demux(stream) if packet.size]
+    if not packets:
+        raise DataError(f"{what}: the video has no frames")
+    if any(corrupt for _, _, corrupt in packets):
+        raise DataError(f"{what}: broken video of {len(data or b'')} bytes: it is cut off or damaged")
+    times = sorted((pts, duration or 0) for pts, duration, _ in packets if pts is not None)
+    if len(times) < len(packets):
+        return 0, len(packets), 0.0
+    first, last = times[0][0], times[-1][0]
+    step = times[-1][1] or (last - first) / max(1, len(times) - 1) or 1
+    return first, last - first + step, float(stream.time_base)
+
+
+@contextmanager
+def _opened(data: bytes | None, what: str) -> Iterator[Any]:
+    try:
+        import av
+    except ImportError as e:
+        raise ConfigError(f"{what}: videos need PyAV ({e}); install it with: pip install 'ccr-dist[video]'") from e
+    if not data:
+        raise DataError(f"{what}: there is no video (null row)")
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            if not container.streams.video:
+                raise DataError(f"{what}: the file has no video stream")
+            yield container
+    except (av.FFmpegError, ValueError) as e:
+        if isinstance(e, DataError):
+            raise
+        raise DataError(f"{what}: broken video of {len(data)} bytes ({type(e).__name__}: {e})") from e
+
+
+def _upright(frame: Any) -> Image.Image:
+    """RGB, turned as the file says (phones film upright)."""
+    picture: Image.Image = frame.to_image()
+    return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture

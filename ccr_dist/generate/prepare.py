@@ -1,0 +1,70 @@
+"""Work ahead of the engine: reads a row's inputs and runs the processor's preparer on them, in threads or in processes."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
+
+from ccr_dist.data import store
+from ccr_dist.data.processes import spawn_pool
+from ccr_dist.data.table import Column
+from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.generate.processor import Outcome, Ticket
+
+Preparer = Callable[[str, dict[str, Any]], Any]
+
+
+class Preparation:
+    """A pool that prepares rows; use it as a context manager. workers: processes, 0 for `threads` threads of this one.
+
+    ConfigError when the preparer cannot be sent to processes. `submit` gives the engine's item for a row, or at once its Outcome;
+    StorageError when an input cannot be read, BrokenExecutor when a process died.
+    """
+
+    def __init__(self, preparer: Preparer, inputs: dict[str, Column], *, workers: int, threads: int) -> None:
+        self._preparer, self._inputs, self._here = preparer, inputs, workers < 1
+        self._pool: Executor
+        if self._here:
+            self._pool = ThreadPoolExecutor(threads, "prepare")
+            return
+        try:
+            pickle.dumps(preparer)
+        except (pickle.PicklingError, TypeError, AttributeError) as e:
+            raise ConfigError(f"--workers {workers}: this job cannot prepare its rows in processes ({e}); use --workers 0") from e
+        self._pool = spawn_pool(workers, _start, preparer, inputs)
+
+    def submit(self, ticket: Ticket) -> Future[Any]:
+        if self._here:
+            return self._pool.submit(prepare, self._preparer, self._inputs, ticket)
+        return self._pool.submit(_prepare_here, ticket)
+
+    def __enter__(self) -> Preparation:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def prepare(preparer: Preparer, inputs: dict[str, Column], ticket: Ticket) -> Any:
+    def read(source: Column) -> Any:
+        return store.retry_io(lambda: source.value(ticket.shard, ticket.row), what=source.where(ticket.shard, ticket.row))
+
+    try:
+        item = preparer(ticket.key, {name: read(source) for name, source in inputs.items()})
+    except DataError as e:
+        return Outcome(error=str(e))
+    return Outcome() if item is None else item
+
+
+_mine: tuple[Preparer, dict[str, Column]]  # of a worker process
+
+
+def _start(preparer: Preparer, inputs: dict[str, Column]) -> None:
+    global _mine
+    _mine = (preparer, inputs)
+
+
+def _prepare_here(ticket: Ticket) -> Any:
+    return prepare(*_mine, ticket)

@@ -1,0 +1,173 @@
+"""How good a translated caption column is, in figures: against human captions, against its own source, and there and back.
+
+chrF is sacrebleu's (Popović 2015), over characters and so without a tokenizer that a language would need. Reads; changes nothing.
+"""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ccr_dist.data.decode import texts_of
+from ccr_dist.data.table import Column, Dataset, open_all
+from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.generate.translate import language_of
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+
+def quality(
+    path: str | Path, column: str, *, human: str | None = None, source: str | None = None, back: str | None = None
+) -> list[dict[str, Any]]:
+    """Figures of a caption column in each dataset of a folder that has it; all but `split` and the names may be None: not measurable.
+
+    human: column to compare with; default `caption.<lang>`, where it is. source: what the captions were made from; default: as the plan
+    says. back: captions translated back into the source's language; default: where a column was made from this one.
+
+    Each has `rows` (with captions), `captions`, `nulls` (null rows), `unfinished` (rows in shards that are not done), and
+    - `chrf` in 0 .. 100, over `chrf_captions`: against the human captions. Where a row has as many as there are translations, the i-th
+      against the i-th, else each translation against all of them (the best one counts);
+    - `back_chrf`, over `back_captions`: the i-th caption there and back against the i-th of the source;
+    - `length_ratio`: characters per character of the source; `identical` and `empty`: shares of the source's captions that came out as
+      they went in, or as nothing. Blank ones of the source are left out.
+
+    ConfigError when sacrebleu is missing, a name has no language, or nothing has the column; DataError where columns do not fit.
+    """
+    datasets = [dataset for dataset in open_all(path) if column in dataset.columns()]
+    if not datasets:
+        open_all(path)[0].column(column)  # raises, and says what there is
+    for option, name in (("--human", human), ("--source", source), ("--back", back)):
+        if name is not None and not any(name in dataset.columns() for dataset in datasets):
+            raise ConfigError(f"{option} {name}: no dataset of {path} that has {column} has this column")
+    return [_measure(dataset, dataset.column(column), human, source, back) for dataset in datasets]
+
+
+class _Chrf:
+    """Corpus chrF, caption by caption: sums statistics instead of keeping texts, whose n-grams would fill the memory."""
+
+    def __init__(self) -> None:
+        try:
+            from sacrebleu.metrics import CHRF
+        except ImportError as e:
+            raise ConfigError("chrF needs sacrebleu: pip install 'ccr-dist[quality]'") from e
+        self._metric = CHRF()
+        self._sums = [0] * (3 * CHRF.CHAR_ORDER)  # per order: n-grams of the hypothesis, of the reference, in both
+        self.captions = 0
+
+    def add(self, texts: list[str], references: list[list[str]]) -> None:
+        """references: those of each text, at least one."""
+        streams = [list(stream) for stream in zip_longest(*references)]  # sacrebleu wants the first of all texts, the second of all, ...
+        for statistics in self._metric._extract_corpus_statistics(texts, streams):
+            self._sums = [a + b for a, b in zip(self._sums, statistics, strict=True)]
+        self.captions += len(texts)
+
+    @property
+    def score(self) -> float | None:
+        return round(self._metric._compute_score_from_stats(self._sums).score, 2) if self.captions else None
+
+
+def _measure(dataset: Dataset, column: Column, human: str | None, source: str | None, back: str | None) -> dict[str, Any]:
+    texts = _Texts(column)
+    human = human or f"caption.{language_of(column.name)}"
+    source = source or next((name for name in column.plan.get("inputs", {}) if name.startswith(("caption.", "description."))), None)
+    back = back or _returned(dataset, column.name, source)
+    made_from, humans, returned = (_texts(dataset, name) for name in (source, human if human != column.name else None, back))
+    chrf, back_chrf = _Chrf(), _Chrf()
+    rows = nulls = captions = unfinished = originals = identical = empty = 0
+    letters = [0, 0]
+    for shard, count in enumerate(dataset.shard_rows):
+        if shard not in texts.done:
+            unfinished += count
+            continue
+        for row in range(count):
+            mine = texts.value(shard, row)
+            if mine is None:
+                nulls += 1
+                continue
+            rows, captions = rows + 1, captions + len(mine)
+            if humans is not None and (theirs := humans.value(shard, row)):
+                chrf.add(mine, [[text] for text in theirs] if len(theirs) == len(mine) else [theirs] * len(mine))
+            if made_from is None or (before := made_from.value(shard, row)) is None:
+                continue
+            pairs = [(" ".join(a.split()), b) for a, b in zip(before, texts.aligned(mine, made_from, before, shard, row), strict=True)]
+            pairs = [(a, b) for a, b in pairs if a]
+            originals += len(pairs)
+            identical += sum(a == b for a, b in pairs)
+            empty += sum(not b.strip() for _, b in pairs)
+            letters = [letters[0] + sum(len(a) for a, _ in pairs), letters[1] + sum(len(b) for _, b in pairs)]
+            if returned is not None and (again := returned.value(shard, row)) is not None:
+                back_chrf.add(returned.aligned(again, made_from, before, shard, row), [[text] for text in before])
+    return {
+        "dataset": dataset.place,
+        "split": dataset.split,
+        "column": column.name,
+        "human": humans and humans.name,
+        "source": made_from and made_from.name,
+        "back": returned and returned.name,
+        "rows": rows,
+        "captions": captions,
+        "nulls": nulls,
+        "unfinished": unfinished,
+        "chrf": chrf.score,
+        "chrf_captions": chrf.captions,
+        "back_chrf": back_chrf.score,
+        "back_captions": back_chrf.captions,
+        "length_ratio": round(letters[1] / letters[0], 3) if letters[0] else None,
+        "identical": round(identical / originals, 4) if originals else None,
+        "empty": round(empty / originals, 4) if originals else None,
+    }
+
+
+def _returned(dataset: Dataset, name: str, source: str | None) -> str | None:
+    """The first column in the language of `source` that was made from `name`."""
+    if source is None or not source.startswith("caption."):
+        return None
+    same = [other for other in dataset.columns() if other.startswith(f"caption.{language_of(source)}.")]
+    return next((other for other in same if name in dataset.column(other).plan.get("inputs", {})), None)
+
+
+class _Texts:
+    """The finished shards of a column of texts, or of views, whose texts they are."""
+
+    def __init__(self, column: Column) -> None:
+        if column.kind not in ("texts", "views"):
+            raise DataError(f"{column.folder}: a {column.kind} column; quality compares texts")
+        self.column, self.name, self.done = column, column.name, column.finished()
+
+    def value(self, shard: int, row: int) -> list[str] | None:
+        return texts_of(self.column.value(shard, row)) or None if shard in self.done else None
+
+    def aligned(self, mine: list[str], source: _Texts, before: list[str], shard: int, row: int) -> list[str]:
+        """`mine`. DataError unless there is one caption for each of the source."""
+        if len(mine) != len(before):
+            where = self.column.where(shard, row)
+            raise DataError(
+                f"{where}: {len(mine)} captions, but {len(before)} in {source.name}: not made from it, or name it with --source"
+            )
+        return mine
+
+
+def _texts(dataset: Dataset, name: str | None) -> _Texts | None:
+    return _Texts(dataset.column(name)) if name is not None and name in dataset.columns() else None
+
+
+def render(figures: list[dict[str, Any]]) -> Group:
+    """The figures for a terminal, a line a dataset."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    used = {role: next((one[role] for one in figures if one[role]), "none") for role in ("source", "human", "back")}
+    titles = {"split": "split", "captions": "captions", "chrf": "chrF", "back_chrf": "back chrF", "length_ratio": "length"}
+    titles |= {"identical": "identical", "empty": "empty", "nulls": "null rows", "unfinished": "rows to do"}
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in titles.values():
+        table.add_column(title, justify="left" if title == "split" else "right")
+    for one in figures:
+        cells = {name: "-" if one[name] is None else str(one[name]) for name in titles}
+        cells |= {name: f"{one[name]:.1%}" for name in ("identical", "empty") if one[name] is not None}
+        table.add_row(*cells.values())
+    about = f"{figures[0]['column']}; " + ", ".join(f"{role}: {name}" for role, name in used.items())
+    return Group(Text(about), table)

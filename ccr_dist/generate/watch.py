@@ -1,0 +1,118 @@
+"""A thread beside the engine: beats for the leases, and ends the process when the engine stays silent. Also: one first load a node.
+
+What to beat and what the engine is at are told by the runner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import fcntl
+import hashlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ccr_dist.errors import HangError, StorageError
+
+LOAD_S = 3600.0
+
+
+class Watch:
+    """A context manager; the thread runs inside it.
+
+    beat: called every `beat_s`. at_work: what the engine (or whatever it waits for) is at, None when nothing is expected of it.
+    When it is at work and `heard` is not called for `silence_s`, stacks and a message go to stderr and the process ends with
+    HangError's code: an engine that hangs in a library cannot be stopped in a gentler way, and journals are safe at any moment.
+    Only time during which this process runs counts: one that is stopped (SIGSTOP, a suspended job) is not silent.
+    """
+
+    def __init__(self, beat: Callable[[], None], beat_s: float, at_work: Callable[[], str | None], silence_s: float) -> None:
+        self._beat, self._beat_s, self._at_work = beat, beat_s, at_work
+        self.silence_s = self._limit_s = silence_s
+        self._quiet_s = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def heard(self) -> None:
+        """A sign of life of the engine."""
+        self._quiet_s = 0.0
+
+    @contextlib.contextmanager
+    def loading(self, what: str) -> Iterator[None]:
+        """Inside it `what` is at work, and may take LOAD_S."""
+        at_work, self._at_work, self._limit_s = self._at_work, lambda: what, LOAD_S
+        self.heard()
+        try:
+            yield
+        finally:
+            self._at_work, self._limit_s = at_work, self.silence_s
+            self.heard()
+
+    def _run(self) -> None:
+        tick_s = min(self._beat_s, self.silence_s / 8, 1.0)
+        last = beaten = time.monotonic()
+        while not self._ended.wait(tick_s):
+            now = time.monotonic()
+            doing = self._at_work()
+            self._quiet_s = 0.0 if doing is None else self._quiet_s + min(now - last, 2 * tick_s)
+            last = now
+            if doing is not None and self._quiet_s >= self._limit_s:
+                self._give_up(doing)
+            if now - beaten >= self._beat_s - tick_s / 2:
+                beaten = now
+                self._beat()
+
+    def _give_up(self, doing: str) -> None:
+        faulthandler.dump_traceback(2, all_threads=True)
+        message = (
+            f"{HangError.__name__}: {doing}, and nothing has come back for {self._limit_s:g} s. The stacks are above. What was "
+            "journalled is kept; start the same command again, on another node if this one's device may be at fault\n"
+        )
+        os.write(2, message.encode())
+        os._exit(HangError.exit_code)
+
+
+@contextlib.contextmanager
+def first_load(key: str | None) -> Iterator[None]:
+    """Of the processes of this user on this node, only one is inside at a time, until one of them has left it in peace.
+
+    A model's first load downloads, compiles and fills caches; the processes that come after find all that. None: no lock.
+    """
+    if key is None:
+        yield
+        return
+    folder = Path(tempfile.gettempdir()) / f"ccr-dist-{os.getuid()}"
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    lock, done = folder / f"load-{digest}.lock", folder / f"load-{digest}.done"
+    if done.exists():
+        yield
+        return
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as e:
+        raise StorageError(
+            f"{lock}: cannot make the lock for the model's first load ({e.strerror}); set TMPDIR to a folder of yours"
+        ) from e
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if done.exists():
+            os.close(fd)
+            fd = -1
+        yield
+        done.touch()
+    finally:
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,73 @@
+"""Peak memory of a job over 10, 100 and 1,000 shards of the same size; flat is the claim.
+
+    python tests/benchmarks/jobs_memory.py [--rows 100] [--shards 10 100 1000] [--save]
+
+Every size is a process of its own (peak resident memory as the kernel accounts it). The engine turns captions round, so that all memory is
+the job's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from record import captions, record
+
+from ccr_dist.errors import DataError
+from ccr_dist.generate.engines import base
+from ccr_dist.generate.runner import run
+from ccr_dist.generate.translate import Translate
+
+
+class Round(base.Translator):
+    def __init__(self) -> None:
+        pass
+
+    def identity(self) -> dict[str, Any]:
+        return {"engine": "round"}
+
+    def translate(self, texts: list[str]) -> list[str | DataError]:
+        return [text[::-1] for text in texts]
+
+
+def one(rows: int, shards: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        texts = [[f"a thing of the kind {i}", f"the same thing, number {i}, said again"] for i in range(rows * shards)]
+        dataset = captions(Path(folder), texts, shards=shards)
+        del texts
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        started = time.perf_counter()
+        summary = run(dataset, Translate(Round(), "caption.en"), "caption.xx.round", progress=False)
+        assert summary.complete
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(
+            json.dumps({"mb": round(after / 1024, 1), "mb_before": round(before / 1024, 1), "s": round(time.perf_counter() - started, 1)})
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=100, help="a shard")
+    parser.add_argument("--shards", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        one(asked.rows, asked.one)
+        return
+    command = [sys.executable, __file__, "--rows", str(asked.rows), "--one"]
+    found = {n: json.loads(subprocess.run([*command, str(n)], capture_output=True, check=True).stdout) for n in asked.shards}
+    ratio = round(found[asked.shards[-1]]["mb"] / found[asked.shards[0]]["mb"], 3)
+    record("jobs_memory", {"rows_a_shard": asked.rows, "by_shards": found, "last_to_first": ratio}, save=asked.save)
+
+
+if __name__ == "__main__":
+    main()

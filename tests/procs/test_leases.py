@@ -1,0 +1,129 @@
+"""Workers that stop, hang, die over one row or have a wrong clock, as real processes: others go on, and nothing is mixed or lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from jobs import captions, column_files, content
+
+from ccr_dist.data.table import Dataset
+from ccr_dist.errors import DataBudgetError, HangError
+from ccr_dist.generate.runner import run
+from ccr_dist.generate.translate import Translate
+
+pytestmark = pytest.mark.procs
+
+WORKER = Path(__file__).with_name("jobs_worker.py")
+XX = "caption.xx.shout"
+ROWS = (6, 5, 7)
+
+
+def start(dataset: Dataset, *arguments: str, log: Path | None = None, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, str(WORKER), "translate", str(dataset.root), "--engine", "shout", "--to", "xx", "--batch", "2"]
+    command += [*arguments, *([f"--set=log={log}"] if log else [])]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
+
+
+def end(process: subprocess.Popen[str], code: int = 0) -> str:
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    return said
+
+
+def until(true: Callable[[], object]) -> None:
+    for _ in range(3000):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("did not come true")
+
+
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "gone"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    from jobs import Shout
+
+    dataset = captions(tmp_path_factory.mktemp("undisturbed") / "d", ROWS)
+    run(dataset, Translate(Shout(), "caption.en"), XX, progress=False)
+    return content(dataset.root / XX)
+
+
+def test_stopped_past_its_lease_and_woken_it_commits_nothing(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    dataset, log = captions(tmp_path / "d", ROWS), tmp_path / "log"
+    stale = start(dataset, "--lease-s", "1", "--set", "at=0-4 one", "--set", "what=STOP")
+    until(lambda: state(stale.pid) == "T")
+    said = end(start(dataset, "--lease-s", "1", log=log))
+    assert "4 rows resumed from journals" in said and "3 of 3 shards done" in said
+    before = {name: (dataset.root / XX / name).stat() for name in column_files(dataset.root / XX)}
+    stale.send_signal(signal.SIGCONT)
+    said = end(stale)
+    assert "shards lost to another process" in said and "0 of 3 shards done" in said
+    after = {name: (dataset.root / XX / name).stat() for name in column_files(dataset.root / XX)}
+    assert {name: (s.st_ino, s.st_mtime_ns) for name, s in after.items()} == {name: (s.st_ino, s.st_mtime_ns) for name, s in before.items()}
+    assert content(dataset.root / XX) == undisturbed
+    assert not {"0-0", "0-1", "0-2", "0-3"} & {line.split()[0] for line in log.read_text().splitlines()}, "kept rows were made again"
+
+
+def test_a_wrong_clock_takes_nothing_from_the_living(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    dataset, log = captions(tmp_path / "d", ROWS), tmp_path / "log"
+    shifts = ("-86400", "0", "86400")
+    processes = [start(dataset, "--lease-s", "2", "--set=dawdle_s=0.4", log=log, env={"CLOCK_SHIFT": shift}) for shift in shifts]
+    said = [end(process) for process in processes]
+    assert not [text for text in said if "lost to another" in text]
+    made = Counter(line.split()[0] for line in log.read_text().splitlines() if line.endswith("one"))
+    assert made == Counter(key for shard in range(3) for key in dataset.keys(shard))
+    assert content(dataset.root / XX) == undisturbed
+
+
+def test_a_silent_engine_ends_the_process_with_its_stacks(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    dataset = captions(tmp_path / "d", ROWS)
+    said = end(start(dataset, "--silence-s", "1", "--set=at=1-2 one", "--set=what=hang"), HangError.exit_code)
+    assert re.search(r"HangError: \S+caption\.xx\.shout: the engine works on 2 items \(000001: '1-2', 000001: '1-3'\)", said)
+    assert "in translate" in said and "nothing has come back for 1 s" in said  # the stack of the thread that hangs
+    said = end(start(dataset))
+    assert "2 rows resumed from journals" in said
+    assert content(dataset.root / XX) == undisturbed
+
+
+def test_a_shard_that_kills_its_workers_is_refused_and_the_others_are_made(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    dataset = captions(tmp_path / "d", ROWS)
+    poison = ("--set=at=1-3 one", "--set=what=KILL")
+    for _ in range(4):  # the first of them makes two rows, which is progress, and holds another shard, which is not to be blamed
+        end(start(dataset, *poison), -signal.SIGKILL)
+    said = end(start(dataset, *poison), DataBudgetError.exit_code)
+    assert re.search(r"000001: 3 workers died over this shard[\s\S]*missing: 1-2, 1-3, 1-4\.[\s\S]*remove \S+000001\.lease\.4", said)
+    assert dataset.column(XX).missing() == [1]
+    (dataset.root / XX / "000001.lease.4").unlink()
+    end(start(dataset))
+    assert content(dataset.root / XX) == undisturbed
+
+
+def test_processes_that_prepare_give_the_same_and_die_with_their_parent(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    dataset, log = captions(tmp_path / "d", ROWS), tmp_path / "log"
+    process = start(dataset, "--workers", "2", "--set=at=1-2 one", "--set=what=hang", log=log)
+    until(lambda: log.exists() and "1-2 one" in log.read_text())
+    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert len(children) >= 2
+    process.kill()
+    process.communicate()
+    until(lambda: all(state(pid) in ("gone", "Z") for pid in children))
+    end(start(dataset, "--workers", "1"))
+    assert content(dataset.root / XX) == undisturbed
+    stats = json.loads(dataset.column(XX).path(2, "stats").read_text())
+    assert {"began", "ended", "seconds", "rows", "resumed", "nulls", "bad", "counts", "host", "worker", "waited_s"} == stats.keys()

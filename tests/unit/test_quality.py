@@ -1,0 +1,118 @@
+"""Figures of translated columns: chrF like sacrebleu's own, alignment, there and back; and the way back as a job."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import captions
+from sacrebleu.metrics import CHRF
+from typer.testing import CliRunner
+
+from ccr_dist.cli import app
+from ccr_dist.data.table import Dataset, create_column
+from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.generate.quality import quality
+from ccr_dist.generate.translate import back_column
+
+ENGLISH = [["a red bus", "the bus"], ["two dogs run", " "], ["a cat", "cats"], None]
+OPUS = [["ein roter Bus", "der Bus"], ["two dogs run", ""], ["eine Katze", ""], None]
+HUMAN = [["ein roter Bus", "Bus"], ["zwei Hunde laufen", "Hunde", "rennende Hunde"], None, ["ein Haus"]]
+BACK = [["a red bus", "the bus"], ["two dogs run", ""], ["one cat", ""], None]
+
+
+def add(dataset: Dataset, name: str, values: list[Any], source: str | None = None, shards: tuple[int, ...] = (0, 1)) -> None:
+    plan = {"inputs": {source: "0"}} if source else {}
+    column = create_column(dataset, name, kind="texts", extension="json", plan=plan, provenance={})
+    for shard in shards:
+        column.commit(shard, [None if value is None else column.encode(value) for value in values[3 * shard :][: 3 - 2 * shard]])
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    values = {(0, 0): ENGLISH[0], (0, 1): ENGLISH[1], (0, 2): ENGLISH[2], (1, 0): ENGLISH[3]}
+    dataset = captions(tmp_path / "d" / "train", rows=(3, 1), values=values)
+    add(dataset, "caption.de.opus", OPUS, "caption.en")
+    return dataset
+
+
+def test_against_human_captions(dataset: Dataset) -> None:
+    add(dataset, "caption.de", HUMAN)
+    [one] = quality(dataset.root, "caption.de.opus")
+    texts = [*OPUS[0], *OPUS[1]]  # of the rows that have both
+    references = [["ein roter Bus", "Bus", *["zwei Hunde laufen"] * 2], [None, None, *["Hunde"] * 2], [None, None, *["rennende Hunde"] * 2]]
+    assert one["chrf"] == round(CHRF().corpus_score(texts, references).score, 2)
+    assert (one["human"], one["chrf_captions"], one["rows"], one["captions"], one["nulls"], one["unfinished"]) == (
+        "caption.de",
+        4,
+        3,
+        6,
+        1,
+        0,
+    )
+
+
+def test_as_many_human_captions_are_compared_one_by_one(dataset: Dataset) -> None:
+    add(dataset, "caption.de", [["der Bus", "ein roter Bus"], None, None, None])  # the other way round
+    [one] = quality(dataset.root, "caption.de.opus")
+    assert one["chrf"] == round(CHRF().corpus_score(OPUS[0], [["der Bus", "ein roter Bus"]]).score, 2) < 100
+
+
+def test_against_the_source(dataset: Dataset) -> None:
+    [one] = quality(dataset.root, "caption.de.opus")
+    assert one["source"] == "caption.en" and one["human"] is None and one["chrf"] is None and one["back_chrf"] is None
+    assert (one["identical"], one["empty"]) == (0.2, 0.2)  # of the five captions that are not blank
+    assert one["length_ratio"] == round(len("ein roter Busder Bustwo dogs runeine Katze") / len("a red busthe bustwo dogs runa catcats"), 3)
+
+
+def test_there_and_back(dataset: Dataset) -> None:
+    add(dataset, "caption.bg.from-de", OPUS, "caption.de.opus")  # made from it, but not in the language of the source
+    add(dataset, "caption.en.back-de-opus", BACK, "caption.de.opus")
+    [one] = quality(dataset.root, "caption.de.opus")
+    flat = [[text for row in rows if row for text in row] for rows in (BACK, ENGLISH)]
+    assert one["back"] == "caption.en.back-de-opus" and one["back_captions"] == 6
+    assert one["back_chrf"] == round(CHRF().corpus_score(flat[0], [flat[1]]).score, 2) < 100
+
+
+def test_of_a_translated_description(dataset: Dataset) -> None:
+    column = create_column(dataset, "description.m", kind="views", extension="json", plan={}, provenance={})
+    views = [{"views": {"detail": one[0], "objects": one[1]}} if one else None for one in ENGLISH]
+    for shard, values in enumerate((views[:3], views[3:])):
+        column.commit(shard, [column.encode(value) for value in values])
+    add(dataset, "caption.de.of-m", OPUS, "description.m")
+    [one], [other] = quality(dataset.root, "caption.de.of-m"), quality(dataset.root, "caption.de.opus")
+    assert one["source"] == "description.m" and one["back"] is None and one["length_ratio"] == other["length_ratio"]
+
+
+def test_of_what_is_done(dataset: Dataset) -> None:
+    add(dataset, "caption.de.half", OPUS, "caption.en", shards=(0,))
+    [one] = quality(dataset.root, "caption.de.half")
+    assert one["rows"] == 3 and one["unfinished"] == 1
+
+
+def test_captions_that_do_not_fit_are_not_compared(dataset: Dataset) -> None:
+    add(dataset, "caption.de.odd", [["only one"]] * 4, "caption.en")
+    with pytest.raises(DataError, match=r"caption\.de\.odd/000000 item '0-0' .* 1 captions, but 2 in caption\.en: not made from it"):
+        quality(dataset.root, "caption.de.odd")
+    with pytest.raises(ConfigError, match=r"--human caption\.it: no dataset"):
+        quality(dataset.root, "caption.de.opus", human="caption.it")
+    with pytest.raises(DataError, match=r"no column 'caption\.de\.opsu'; did you mean 'caption\.de\.opus'"):
+        quality(dataset.root, "caption.de.opsu")
+
+
+def test_the_command_shows_each_split(dataset: Dataset) -> None:
+    captions(dataset.root.parent / "val")  # without the column
+    done = CliRunner().invoke(app, ["shards", "quality", str(dataset.root.parent), "--column", "caption.de.opus"], catch_exceptions=False)
+    assert done.exit_code == 0 and "train" in done.output and "20.0%" in done.output
+    assert "caption.de.opus; source: caption.en, human: none, back: none" in done.output
+    arguments = ["shards", "quality", str(dataset.root.parent), "--column", "caption.de.opus", "--json"]
+    figures = json.loads(CliRunner().invoke(app, arguments, catch_exceptions=False).output)
+    assert figures == quality(dataset.root, "caption.de.opus")
+
+
+def test_name_of_the_way_back() -> None:
+    assert back_column("caption.de.opus", "en") == "caption.en.back-de-opus"
+    assert back_column("caption.pt_BR.x.y", "en") == "caption.en.back-pt_BR-x.y"
+    assert back_column("caption.de", "en") == "caption.en.back-de"

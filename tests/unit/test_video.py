@@ -1,0 +1,138 @@
+"""Videos: which frames are chosen, formats, broken files; the column kind from commit to verify."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("av")
+from generation import video
+
+from ccr_dist.data import decode
+from ccr_dist.data.inspect import describe
+from ccr_dist.data.sweep import Sweep
+from ccr_dist.data.table import create_column, create_dataset
+from ccr_dist.data.verify import verify
+from ccr_dist.data.video import decode_video, probe
+from ccr_dist.errors import ConfigError, DataError
+
+FILM = video()
+
+
+def numbers(data: bytes, frames: int) -> list[int]:
+    """Which frames came out."""
+    return [round(picture.getpixel((20, 20))[0] / 10) for picture in decode_video(data, "film", frames=frames)]
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [(1, [10]), (2, [5, 15]), (4, [2, 7, 12, 17]), (5, [2, 6, 10, 14, 18]), (20, list(range(20))), (64, list(range(20)))],
+)
+def test_frames_are_those_shown_at_the_middles_of_equal_parts(frames, expected):
+    # 20 frames of 0.1 s; the middle of one half of two seconds is 0.5 s, when frame 5 begins or frame 4 has just ended
+    assert all(abs(a - b) <= 1 for a, b in zip(numbers(FILM, frames), expected, strict=True))
+    if frames in (5, 20, 64):  # no middle falls on a border between frames
+        assert numbers(FILM, frames) == expected
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "webm", "matroska", "avi"])
+def test_formats(container):
+    data = video(12, container=container)
+    assert decode.video_extension(data) == {"matroska": "mkv"}.get(container, container)
+    assert numbers(data, 12) == list(range(12))
+    about = probe(data)
+    assert (round(about.seconds, 1), about.width, about.height) == (1.2, 64, 48)
+
+
+def test_a_gif_is_a_video_too():
+    data = video(5, container="gif")
+    assert decode.video_extension(data) == "gif"
+    assert len(decode_video(data, frames=3)) == 3
+
+
+def test_a_video_of_one_frame():
+    assert numbers(video(1), 8) == [0]
+
+
+@pytest.mark.parametrize("data", [b"", b"no film", FILM[: len(FILM) // 2], b"\x00" * 100])
+def test_broken_ones_are_named(data):
+    with pytest.raises(DataError, match=r"^this one: "):
+        decode_video(data, "this one")
+
+
+def test_sound_alone_is_no_video():
+    import av
+    import numpy as np
+
+    data = io.BytesIO()
+    with av.open(data, "w", format="mp4") as out:
+        stream = out.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 44100
+        for packet in [*stream.encode(frame), *stream.encode()]:
+            out.mux(packet)
+    with pytest.raises(DataError, match="has no video stream"):
+        decode_video(data.getvalue(), "song")
+
+
+def test_without_pyav_it_says_what_to_install():
+    code = "import sys; sys.modules['av'] = None\nfrom ccr_dist.data.video import decode_video\ndecode_video(b'x', 'film')"
+    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ConfigError" in failed.stderr and "ccr-dist[video]" in failed.stderr
+    with pytest.raises(ConfigError, match="at least 1"):
+        decode_video(FILM, frames=0)
+
+
+def test_the_column(tmp_path):
+    dataset = create_dataset(tmp_path / "d", name="films", split="train", keys=[["a", "b", "c"]])
+    column = create_column(dataset, "video", kind="video", extension="mp4;webm", plan={}, provenance={})
+    webm = video(4, container="webm")
+    with pytest.raises(DataError, match="a gif video in a column of mp4;webm"):
+        column.commit(0, [b"GIF89a....", None, None])
+    assert column.commit(0, [FILM, None, webm])
+    assert [column.value(0, row) for row in range(3)] == [FILM, None, webm]
+    assert column.present(0).tolist() == [True, False, True]
+    shown = describe(dataset.root, rows=1)["datasets"][0]["shown"][0]["values"]["video"]
+    assert shown == f"video of 2.0 s, 64 x 48, {len(FILM)} bytes"
+    assert verify(dataset.root) == []
+    assert Sweep(dataset, "video")[0].values == [FILM, webm]
+
+
+def test_verify_finds_a_film_that_does_not_decode(tmp_path):
+    dataset = create_dataset(tmp_path / "d", name="films", split="train", keys=[["a", "b"]])
+    create_column(dataset, "video", kind="video", extension="mp4", plan={}, provenance={}).commit(0, [FILM, FILM[:700]])
+    (problem,) = verify(dataset.root)
+    assert "'b'" in str(problem) and "broken video" in str(problem)
+    assert verify(dataset.root, decode=False) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"views": {"a": "x"}, "tokens": {"a": 3}, "finish": {"a": "stop"}},
+        {"views": {}, "finish": {"a": "refused"}},
+        {"views": {"a": "x"}},
+    ],
+)
+def test_views_with_tokens_and_finish(value):
+    assert decode.decode("views", decode.encode("views", value)) == value
+    assert decode.is_present("views", value) == bool(value["views"])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"tokens": {}},
+        {"views": {"a": 1}},
+        {"views": {}, "tokens": {"a": "3"}},
+        {"views": {}, "other": {}},
+        {"views": {}, "tokens": {"a": True}},
+    ],
+)
+def test_other_views_are_refused(value):
+    with pytest.raises(DataError, match="expected JSON"):
+        decode.decode("views", json.dumps(value).encode())
