@@ -13,7 +13,7 @@ from typing import Any
 
 
 def spawn_pool(workers: int, start: Callable[..., None] | None = None, *args: Any) -> ProcessPoolExecutor:
-    """A pool of fresh (spawned) processes; each calls start(*args) first, which must be picklable. Signals to stop are left to the parent."""
+    """A pool of fresh (spawned) processes; each calls start(*args) first, which is picklable. Signals to stop are left to the parent."""
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(start, args))
 
 

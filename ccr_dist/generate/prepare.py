@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -35,6 +36,11 @@ class Preparation:
             raise ConfigError(f"--workers {workers}: this job cannot prepare its rows in processes ({e}); use --workers 0") from e
         self._pool = spawn_pool(workers, _start, preparer, inputs)
 
+    def begin(self) -> None:
+        """Starts the processes; each loads what the preparer needs (its method `load`, if it has one)."""
+        if not self._here:
+            self._pool.submit(_nothing)
+
     def submit(self, ticket: Ticket) -> Future[Any]:
         if self._here:
             return self._pool.submit(prepare, self._preparer, self._inputs, ticket)
@@ -64,6 +70,12 @@ _mine: tuple[Preparer, dict[str, Column]]  # of a worker process
 def _start(preparer: Preparer, inputs: dict[str, Column]) -> None:
     global _mine
     _mine = (preparer, inputs)
+    with contextlib.suppress(Exception):  # the first row runs into the same error, and can tell it
+        getattr(preparer, "load", _nothing)()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _prepare_here(ticket: Ticket) -> Any:

@@ -154,7 +154,7 @@ class Processor(ABC):
         return values[self.inputs[0]]
 
     def preparer(self) -> Callable[[str, dict[str, Any]], Any]:
-        """What does the work of `prepare`, ahead of the engine, in threads or in processes. Asked for once, after `load`.
+        """What does the work of `prepare`, ahead of the engine, in threads or in processes. Asked for once, before `load`.
 
         For processes it has to be picklable, and small: override it where the processor holds a model. Items come back by pickle, too:
         NumPy arrays, pictures, strings; no torch tensors.

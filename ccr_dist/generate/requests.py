@@ -39,6 +39,9 @@ class Ask:
     asker: Asker
     renderer: Renderer
 
+    def load(self) -> None:
+        getattr(self.renderer, "load", lambda: None)()
+
     def __call__(self, key: str, values: dict[str, Any]) -> Asked | None:
         asked = self.asker(key, values)
         return None if asked is None else Asked(tuple(map(self.renderer, asked.requests)), asked.about)

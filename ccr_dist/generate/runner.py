@@ -178,9 +178,10 @@ class _Job:
             try:
                 tickets = self._tickets()
                 if (first := _first(tickets)) is not None:  # there is work: only then are models loaded
-                    with first_load(self.processor.load_key()), watch.loading(f"{self.target.folder}: the model is being loaded"):
-                        self.processor.load()
                     with Preparation(self.processor.preparer(), self.inputs, workers=workers, threads=threads) as preparation:
+                        preparation.begin()  # its processes take as long as the model to get ready
+                        with first_load(self.processor.load_key()), watch.loading(f"{self.target.folder}: the model is being loaded"):
+                            self.processor.load()
                         rows = itertools.chain([first], tickets)
                         ahead = max(2 * batch, 4 * workers)
                         self.feed = Feed(rows, lambda ticket: self._submit(ticket, preparation), ahead)

@@ -70,8 +70,8 @@ def test_killed_at_random_points_it_goes_on_inside_the_shard(tmp_path: Path, und
     for attempt in range(5):
         log = tmp_path / f"log{attempt}"
         before = kept(dataset)
-        process = start(dataset, log, dawdle_s=0.02)
-        goal = dice.randrange(1, 30)
+        process = start(dataset, log, dawdle_s=0.05)
+        goal = dice.randrange(1, 14)
         while len(made(log)) < goal and process.poll() is None:
             time.sleep(0.005)
         time.sleep(dice.random() * 0.03)

@@ -104,7 +104,8 @@ class Generator(ABC):
     def renderer(self) -> Renderer:
         """A picklable function from a request to an item for `start`: everything the CPU can do ahead of the engine, in other processes.
 
-        Available before `load`. Items can be pickled. The function raises DataError for a request that this engine cannot take.
+        Available before `load`. Items can be pickled. The function raises DataError for a request that this engine cannot take. If it has a
+        method `load`, that is called once in each process, while the engine loads.
         """
 
     @abstractmethod

@@ -75,6 +75,9 @@ class Render:
     chat: Chat
     options: VllmOptions
 
+    def load(self) -> None:
+        _renderer(json.dumps(self.options.input_args()))
+
     def __call__(self, request: Request) -> Item:
         prompt = self.chat(request)
         data: dict[str, Any] = {"image": prompt.images} if prompt.images else {}
