@@ -237,6 +237,23 @@ def test_pictures_come_out_of_tars(tmp_path: Path) -> None:
     assert images["7"] == (tmp_path / "loose/000000007.jpg").read_bytes()
 
 
+def test_tars_whose_own_captions_are_other_ones_are_refused(tmp_path: Path) -> None:
+    cc_files(tmp_path)
+    media(tmp_path / "loose", "000000012.jpg", "000000007.jpg")
+    (tmp_path / "loose/000000012.txt").write_text("EN, 00000012.")  # the same but for case and marks
+    (tmp_path / "loose/000000007.txt").write_text("en 00000007")
+    with tarfile.open(tmp_path / "right.tar", "w") as tar:
+        tar.add(tmp_path / "loose", "")
+    summary = do("cc300k", tmp_path, f"media=['{tmp_path}/right.tar']")
+    assert "2 of 2 captions that were compared with the tars' own are the same" in summary.notes
+    for key, said in (("000000012", "a dog on a sofa"), ("000000007", "a harbour at night")):
+        (tmp_path / f"loose/{key}.txt").write_text(said)
+    with tarfile.open(tmp_path / "wrong.tar", "w") as tar:
+        tar.add(tmp_path / "loose", "")
+    with pytest.raises(DataError, match=r"of 2 captions in the tars only 0 .*(12|7): .* in .*wrong.tar"):
+        do("cc300k", tmp_path, f"media=['{tmp_path}/wrong.tar']", out="wrong")
+
+
 def test_nrccr_pairs_translations_by_their_numbers(tmp_path: Path) -> None:
     write(tmp_path / "in", nrccr())
     media(tmp_path / "media", "11.jpg", "12.jpg", "21.jpg", "31.jpg")

@@ -21,17 +21,24 @@ SUFFIXES = {
 
 @dataclass(frozen=True)
 class Medium:
-    """Where a picture or video lies: a file, or `size` bytes from `offset` in a tar."""
+    """Where a picture or video lies: a file, or `size` bytes from `offset` in a tar. caption: (offset, size) of the tar's own `.txt`."""
 
     path: str
     size: int
     offset: int | None = None
+    caption: tuple[int, int] | None = None
 
     def read(self) -> bytes:
         """The bytes. OSErrors are retried, then pass as StorageError."""
         if self.offset is None:
             return store.retry_io(Path(self.path).read_bytes, what=self.path)
         return store.retry_io(lambda: read_at(self.path, self.offset or 0, self.size), what=self.path)
+
+    def read_caption(self) -> str | None:
+        if self.caption is None:
+            return None
+        offset, size = self.caption
+        return store.retry_io(lambda: read_at(self.path, offset, size), what=self.path).decode(errors="replace")
 
 
 def find_media(roots: Sequence[str], kind: str, wanted: Container[str], item_of: Callable[[str], str | None]) -> dict[str, Medium]:
@@ -59,13 +66,13 @@ def find_media(roots: Sequence[str], kind: str, wanted: Container[str], item_of:
             continue
         for tar in expand([root]):
             index = ShardIndex.scan(tar)
+            starts, lengths = index.members.get("txt", ([], []))
+            said = {key: (int(start), int(size)) for key, start, size in zip(index.keys, starts, lengths, strict=False) if size > 0}
             for extension, (offsets, sizes) in index.members.items():
                 for key, offset, size in zip(index.keys, offsets.tolist(), sizes.tolist(), strict=True):
                     if size > 0:
-                        add(
-                            f"{key}.{extension}",
-                            lambda tar=tar, size=size, offset=offset: Medium(str(tar), size, offset),  # type: ignore[misc]
-                        )
+                        medium = Medium(str(tar), size, offset, said.get(key))
+                        add(f"{key}.{extension}", lambda medium=medium: medium)  # type: ignore[misc]
     return found
 
 

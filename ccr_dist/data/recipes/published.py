@@ -32,6 +32,7 @@ Split = Literal["train", "val", "test"]
 Labelled = dict[str, str]  # the captions of an item by their labels, blank ones included
 _SUFFIX = "|".join(sorted({suffix for suffixes in SUFFIXES.values() for suffix in suffixes}))
 _SHOWN = 8
+_COMPARED = 1000  # captions of tars, at the most
 
 
 class ItemList(Frozen):
@@ -100,6 +101,7 @@ class Published(Recipe):
         split_of = self._split_items(files, notes)
         media = self._media(split_of, notes)
         columns = self._captions(files, sources, split_of, notes)
+        self._check_pairing(media, columns, notes)
         rows = []
         for item, split in split_of.items():
             values: dict[str, Any] = {name: texts[item] for name, texts in columns.items() if item in texts}
@@ -271,6 +273,23 @@ class Published(Recipe):
             )
         return aligned
 
+    def _check_pairing(self, media: dict[str, Medium], columns: dict[str, dict[str, Any]], notes: list[str]) -> None:
+        """Tars of img2dataset have captions of their own: when they are other ones, the keys number another list. DataError."""
+        seen, alike, other = 0, 0, ""
+        for item, medium in itertools.islice(((item, one) for item, one in media.items() if one.caption), _COMPARED):
+            mine = {_letters(text) for texts in columns.values() if isinstance(texts.get(item), list) for text in texts[item]}
+            if mine:
+                own = medium.read_caption() or ""
+                seen, alike = seen + 1, alike + (_letters(own) in mine)
+                other = other or (f"{item}: {own!r} in {medium.path}" if _letters(own) not in mine else "")
+        if 2 * alike < seen:
+            raise DataError(
+                f"{self.name}: of {seen} captions in the tars only {alike} are among those of the same items here ({other}): the tars' "
+                "keys seem to number another list; make tars whose keys are this dataset's items"
+            )
+        if seen:
+            notes.append(f"{alike} of {seen} captions that were compared with the tars' own are the same")
+
     def _coverage(self, column: str, values: dict[str, Any], split_of: dict[str, str], texts: dict[str, Labelled]) -> Iterator[str]:
         for split in dict.fromkeys(split_of.values()):
             items = [item for item, of in split_of.items() if of == split]
@@ -320,6 +339,10 @@ def _filled(value: Any, variables: dict[str, str | int]) -> Any:
 def _language(column: str) -> str:
     kind, _, rest = column.partition(".")
     return rest.split(".")[0] if kind == "caption" else ""
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
 
 
 def _some(names: list[str]) -> str:
