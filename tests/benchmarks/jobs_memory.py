@@ -2,8 +2,8 @@
 
     python tests/benchmarks/jobs_memory.py [--rows 100] [--shards 10 100 1000] [--save]
 
-Every size is a process of its own (peak resident memory as the kernel accounts it). The engine turns captions round, so that all memory is
-the job's own.
+Every job is a process of its own (peak resident memory as the kernel accounts it; `mb_before`: of the libraries alone). The engine turns
+captions round, so that all memory is the job's own.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from record import captions, record
 
+from ccr_dist.data.table import Dataset
 from ccr_dist.errors import DataError
 from ccr_dist.generate.engines import base
 from ccr_dist.generate.runner import run
@@ -38,19 +39,20 @@ class Round(base.Translator):
         return [text[::-1] for text in texts]
 
 
-def one(rows: int, shards: int) -> None:
+def one(root: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    assert run(Dataset(root), Translate(Round(), "caption.en"), "caption.xx.round", progress=False).complete
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = round(time.perf_counter() - started, 1)
+    print(json.dumps({"mb": round(after / 1024, 1), "mb_before": round(before / 1024, 1), "s": seconds}))
+
+
+def measure(rows: int, shards: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        texts = [[f"a thing of the kind {i}", f"the same thing, number {i}, said again"] for i in range(rows * shards)]
-        dataset = captions(Path(folder), texts, shards=shards)
-        del texts
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        started = time.perf_counter()
-        summary = run(dataset, Translate(Round(), "caption.en"), "caption.xx.round", progress=False)
-        assert summary.complete
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(
-            json.dumps({"mb": round(after / 1024, 1), "mb_before": round(before / 1024, 1), "s": round(time.perf_counter() - started, 1)})
-        )
+        captions(Path(folder), [[f"a thing of the kind {i}", f"the same thing, number {i}"] for i in range(rows * shards)], shards=shards)
+        done = subprocess.run([sys.executable, __file__, "--one", folder], capture_output=True, check=True)
+        return json.loads(done.stdout)
 
 
 def main() -> None:
@@ -58,13 +60,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100, help="a shard")
     parser.add_argument("--shards", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--save", action="store_true")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        one(asked.rows, asked.one)
+        one(asked.one)
         return
-    command = [sys.executable, __file__, "--rows", str(asked.rows), "--one"]
-    found = {n: json.loads(subprocess.run([*command, str(n)], capture_output=True, check=True).stdout) for n in asked.shards}
+    found = {n: measure(asked.rows, n) for n in asked.shards}
     ratio = round(found[asked.shards[-1]]["mb"] / found[asked.shards[0]]["mb"], 3)
     record("jobs_memory", {"rows_a_shard": asked.rows, "by_shards": found, "last_to_first": ratio}, save=asked.save)
 
