@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_HEAD = 160  # characters: a refusal says so at once, and people in pictures say "I can't" too
+_HEAD = 160  # characters, the first sentences: a refusal says so at once, and people in pictures say "I can't" too
 _PERIOD = 24  # longest loop that is looked for, in words or characters
 _UNSPACED = 16  # more characters a word than this: a script without spaces
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*(?=\s|$)|[。！？]["'”’」』）]*""")
@@ -28,7 +28,7 @@ class Filters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    refusals: tuple[str, ...] = Field(_REFUSALS, description="phrases, lower case: an answer that begins with one of them refuses")
+    refusals: tuple[str, ...] = Field(_REFUSALS, description="phrases, lower case: an answer with one of them in its first sentences refuses")
     repeats: int = Field(4, ge=2, description="the same words so many times in a row, or the same line so often: a loop")
     min_words: int = Field(3, ge=1, description="an answer with fewer words says too little")
 

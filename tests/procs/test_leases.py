@@ -83,7 +83,7 @@ def test_stopped_past_its_lease_and_woken_it_commits_nothing(tmp_path: Path, und
 def test_a_wrong_clock_takes_nothing_from_the_living(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     dataset, log = captions(tmp_path / "d", ROWS), tmp_path / "log"
     shifts = ("-86400", "0", "86400")
-    processes = [start(dataset, "--lease-s", "2", "--set=dawdle_s=0.4", log=log, env={"CLOCK_SHIFT": shift}) for shift in shifts]
+    processes = [start(dataset, "--lease-s", "10", "--set=dawdle_s=0.4", log=log, env={"CLOCK_SHIFT": shift}) for shift in shifts]
     said = [end(process) for process in processes]
     assert not [text for text in said if "lost to another" in text]
     made = Counter(line.split()[0] for line in log.read_text().splitlines() if line.endswith("one"))
@@ -93,9 +93,9 @@ def test_a_wrong_clock_takes_nothing_from_the_living(tmp_path: Path, undisturbed
 
 def test_a_silent_engine_ends_the_process_with_its_stacks(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     dataset = captions(tmp_path / "d", ROWS)
-    said = end(start(dataset, "--silence-s", "1", "--set=at=1-2 one", "--set=what=hang"), HangError.exit_code)
+    said = end(start(dataset, "--silence-s", "2", "--set=at=1-2 one", "--set=what=hang"), HangError.exit_code)
     assert re.search(r"HangError: \S+caption\.xx\.shout: the engine works on 2 items \(000001: '1-2', 000001: '1-3'\)", said)
-    assert "in translate" in said and "nothing has come back for 1 s" in said  # the stack of the thread that hangs
+    assert "in translate" in said and "nothing has come back for 2 s" in said  # the stack of the thread that hangs
     said = end(start(dataset))
     assert "2 rows resumed from journals" in said
     assert content(dataset.root / XX) == undisturbed

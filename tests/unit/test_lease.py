@@ -223,4 +223,4 @@ class Interleavings(RuleBasedStateMachine):
 
 
 TestInterleavings = Interleavings.TestCase
-TestInterleavings.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestInterleavings.settings = settings(max_examples=40, stateful_step_count=30)

@@ -35,7 +35,7 @@ def orders(draw, max_sources=3, languages=st.sampled_from([{"de": 1.0}, {"de": 1
     return Order(sources, batch=batch, seed=draw(st.integers(0, 2**63)), lanes=lanes, languages=langs, window_rows=draw(st.integers(1, 50)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(order=orders(), world=st.integers(1, 9), k=st.integers(0, 400))
 def test_any_world_size_and_cut_point_give_the_same_global_batches(order, world, k):
     whole = order.batch(k)
@@ -49,7 +49,7 @@ def test_any_world_size_and_cut_point_give_the_same_global_batches(order, world,
     assert [slot.slot for slot in whole.slots] == list(range(order.batch_size))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(order=orders(), first=st.integers(0, 60))
 def test_starting_at_k_equals_iterating_from_zero(order, first):
     walked = [order.batch(k) for k in range(first + 4)]
@@ -67,7 +67,7 @@ def walk_passes(order: Order, batches: int) -> dict:
     return drawn
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(order=orders(max_sources=2))
 def test_every_eligible_row_is_drawn_exactly_once_in_each_pass(order):
     drawn = walk_passes(order, 3 * order.epoch_batches + 8)
@@ -145,7 +145,7 @@ def test_weights_are_quotas_of_sources_and_languages():
     assert [batch.lang for batch in batches[:4]] == [batch.lang for batch in batches[4:8]], "languages alternate in a short cycle"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(weights=st.lists(st.floats(0.05, 10), min_size=1, max_size=6), n=st.integers(0, 10_000))
 def test_a_weighted_cycle_counts_what_it_chose(weights, n):
     cycle = WeightedCycle(weights, 7, [str(i) for i in range(len(weights))])
@@ -164,7 +164,7 @@ def test_a_source_without_a_language_is_left_out_of_it():
     assert {source for source, _ in drawn["de"]} == {0, 1} and drawn["cs"] == {(1, True)}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(order=orders(), k=st.integers(0, 100), data=st.data())
 def test_a_substitute_is_another_eligible_row_of_the_same_shard(order, k, data):
     batch = order.batch(k)

@@ -5,7 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ccr_dist.data.tar import ShardIndex, TarWriter, forget_files, read_at, split_name
@@ -136,7 +136,6 @@ def test_names_are_cut_as_webdataset_cuts_them(name, parts):
     assert split_name(name) == parts
 
 
-@settings(deadline=None)
 @given(st.text("abc/é_.", min_size=1), st.sampled_from(["x", "y.z", "JPG"]))
 def test_keys_agree_with_webdataset(stem, extension):
     tariterators = pytest.importorskip("webdataset.tariterators")

@@ -99,7 +99,7 @@ def test_payloads_in_the_folder_need_no_room(local, tmp_path, monkeypatch):
         load(dataset)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 20), st.sampled_from([1, 2, 4]), st.randoms())
 def test_no_window_touches_more_shards_than_said(rows, window_rows, lanes, random):
     present = [np.array([random.random() < 0.7 for _ in range(n)]) for n in rows]
