@@ -161,7 +161,7 @@ def render(figures: list[dict[str, Any]]) -> Group:
 
     used = {role: next((one[role] for one in figures if one[role]), "none") for role in ("source", "human", "back")}
     titles = {"split": "split", "captions": "captions", "chrf": "chrF", "back_chrf": "back chrF", "length_ratio": "length"}
-    titles |= {"identical": "identical", "empty": "empty", "nulls": "null rows", "unfinished": "rows to do"}
+    titles |= {"identical": "same", "empty": "empty", "nulls": "null", "unfinished": "to do"}
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in titles.values():
         table.add_column(title, justify="left" if title == "split" else "right")

@@ -131,7 +131,7 @@ class OpenAi(Generator):
         try:
             names = [model.id for model in self._persist(self._client.models.list, self._closed).data]
         except self._library.OpenAIError as e:
-            raise EngineError(f"engine 'openai': {self._where} does not answer: {_said(e)}. Is the server up, and is it base_url?") from e
+            raise EngineError(f"engine 'openai': {self._where} does not answer ({_said(e)}); is the server up, and is it base_url?") from e
         if names and options.model not in names:
             raise EngineError(f"engine 'openai': {self._where} has no model {options.model!r}; it has: {', '.join(names[:20])}")
 
