@@ -28,7 +28,7 @@ class Filters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    refusals: tuple[str, ...] = Field(_REFUSALS, description="phrases, lower case: an answer with one of them in its first sentences refuses")
+    refusals: tuple[str, ...] = Field(_REFUSALS, description="phrases, lower case: an answer that has one in its first sentences refuses")
     repeats: int = Field(4, ge=2, description="the same words so many times in a row, or the same line so often: a loop")
     min_words: int = Field(3, ge=1, description="an answer with fewer words says too little")
 

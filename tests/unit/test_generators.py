@@ -332,7 +332,7 @@ def test_openai_wrong_keys_models_and_addresses_end_the_job_at_once(folder: Path
         answers(served(), [Request("a", "nonsense")])
     with pytest.raises(EngineError, match="has no model 'other'; it has: toy"):
         served(model="other")
-    with pytest.raises(EngineError, match=r"http://127.0.0.1:9/v1/ does not answer: APIConnectionError.* Is the server up"):
+    with pytest.raises(EngineError, match=r"http://127.0.0.1:9/v1/ does not answer .APIConnectionError.*; is the server up"):
         served(base_url="http://127.0.0.1:9/v1")
 
 
