@@ -17,11 +17,13 @@ import typer
 from . import __version__, errors
 from .data.cli import shards_app
 from .generate.cli import jobs_app
+from .study.cli import study_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 config_app = typer.Typer(no_args_is_help=True, help="Look at configs.")
 app.add_typer(shards_app, name="shards")
 app.add_typer(config_app, name="config")
+app.add_typer(study_app, name="study")
 app.registered_commands += jobs_app.registered_commands
 app.registered_groups += jobs_app.registered_groups
 
@@ -46,6 +48,31 @@ def config_show(config: Config, overrides: Overrides = None) -> None:
     from .config import as_dict, load_config
 
     print(yaml.safe_dump(as_dict(load_config(config, overrides or ())), sort_keys=False, allow_unicode=True), end="")
+
+
+@app.command()
+def methods(
+    configs: Annotated[list[Path] | None, typer.Argument(help="run configs: count the parameters of each")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """List the methods, their stages and the columns they read; with run configs: how many parameters each trains."""
+    import json
+
+    from rich.console import Console
+
+    from .methods import catalogue
+
+    rows = catalogue.parameters(configs) if configs else catalogue.catalogue()
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False, indent=1))
+        return
+    console = Console(highlight=False)
+    if configs:
+        table = catalogue.parameters_table(rows)
+        console.width = max(console.width, table.__rich_measure__(console, console.options.update(max_width=1000)).maximum)
+        console.print(table)
+    else:
+        console.print(catalogue.methods_table(rows), catalogue.columns_table(rows))
 
 
 @app.command()

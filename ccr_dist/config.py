@@ -27,6 +27,10 @@ class OpenClipConfig(Frozen):
     kind: Literal["open_clip"]
     model: str = Field(description="open_clip architecture, e.g. ViT-B-32, or hf-hub:… / a local-dir:… id")
     pretrained: str | None = Field(None, description="open_clip weights tag or a checkpoint file; none: random weights")
+    image_size: int | None = Field(None, gt=0, description="pixels a side; position embeddings are resized. None: the model's own")
+    resize: Literal["crop", "squash"] | None = Field(
+        None, description="shorter side and centre crop, or both sides (the aspect ratio is lost; LECCR); none: the model's own"
+    )
     weights: str | None = Field(None, description="run folder or safetensors file whose `backbone.*` tensors replace these weights")
 
 
@@ -43,7 +47,15 @@ class DualConfig(Frozen):
     weights: str | None = Field(None, description="run folder or safetensors file with the trained heads")
 
 
-BackboneConfig = Annotated[OpenClipConfig | DualConfig, Field(discriminator="kind")]
+class SentenceConfig(Frozen):
+    """A frozen English sentence encoder alone: items are cached features of English texts, no pictures."""
+
+    kind: Literal["sentence"]
+    text: str = Field("minilm", description="minilm (package) or a Hugging Face encoder: id or local folder")
+    weights: str | None = Field(None, description="run folder or safetensors file whose `backbone.*` tensors replace these weights")
+
+
+BackboneConfig = Annotated[OpenClipConfig | DualConfig | SentenceConfig, Field(discriminator="kind")]
 
 
 class FrontEndConfig(Frozen):
@@ -81,8 +93,14 @@ class DataConfig(Frozen):
     targets: dict[str, str] = Field(default_factory=dict, description="language -> machine-translated caption column, for training")
     queries: dict[str, str] = Field(min_length=1, description="language -> human caption column, for validation and test")
     translated_queries: dict[str, str] = Field(default_factory=dict, description="language -> its queries machine-translated to English")
+    back_translations: dict[str, str] = Field(
+        default_factory=dict, description="language -> the target captions' back-translation into English, for training"
+    )
+    back_features: dict[str, str] = Field(
+        default_factory=dict, description="language -> cached English text features of the back-translations"
+    )
     group: str | None = Field(None, description="label column: items with the same label are all correct")
-    description: str | None = None
+    description: str | None = Field(None, description="column of descriptions by a multimodal LLM; all views of an item are joined")
 
 
 class StageConfig(Frozen):
@@ -92,11 +110,20 @@ class StageConfig(Frozen):
     batch: int = Field(gt=0, description="global batch, samples")
     lr: float = Field(gt=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="fraction of the steps")
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "bert"] = Field(
+        "cosine", description="after the warm-up; bert: BertAdam's, a cosine over all steps that the warm-up is cut out of"
+    )
+    optimizer: Literal["adamw", "bert_adam"] = Field("adamw", description="bert_adam: no bias correction, as released with MLA and DASD")
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0, description="not applied to vectors (biases, norms) nor to embedding tables")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled; not of vectors (biases, norms) nor of embedding tables")
+    decay_tables: bool = Field(False, description="embedding tables are decayed, too: rows of words that a batch lacks shrink")
+    decay_vectors: tuple[str, ...] = Field((), description="names of vectors that are decayed, too; * stands for anything")
+    lr_scale: dict[str, float] = Field(
+        default_factory=dict, description="prefix of parameter names -> factor on their rate; the longest counts"
+    )
     clip_norm: float | None = Field(1.0, gt=0)
+    clip: Literal["global", "tensor"] = Field("global", description="clip_norm bounds the whole gradient, or each tensor's by itself")
     validate_every: int | None = Field(None, gt=0, description="steps; none: only at the end of the stage")
     train: tuple[TrainSet, ...] | None = Field(None, description="other training datasets for this stage (for example text only)")
 

@@ -30,29 +30,35 @@ from ccr_dist.errors import ConfigError, DataError
 
 T = TypeVar("T")
 ATTEMPTS = 8  # stand-ins tried for one slot
+CAPTIONS = ("source", "target", "source_feature", "back", "back_feature")  # have one value for each source caption
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
     """The columns that a stage reads; what is None is not read. A row is eligible in a language when it has all of them.
 
-    visual: pictures, or a matrix with one vector a row; source: English captions, or descriptions, whose views in order of their names
-    count as the row's captions; targets: captions by language, aligned with the source caption by caption; source_feature: a matrix with
-    one vector for each source caption; description: views or texts; group: labels, rows with the same label count as the same thing
-    (default: each row is its own).
+    visual: pictures, or a matrix with one vector a row; with `many`, any number of vectors (tokens of a picture, frames of a video);
+    source: English captions, or descriptions, whose views in order of their names count as the row's captions; targets: captions by
+    language, aligned with the source caption by caption, as are backs (back-translations into English, by language); source_feature and
+    back_features: matrices with one vector for each such caption; description: views or texts; group: labels, rows with the same label
+    count as the same thing (default: each row is its own).
     """
 
     visual: str | None = None
+    many: bool = False
     source: str | None = None
     targets: Mapping[str, str] = field(default_factory=dict)
     source_feature: str | None = None
+    backs: Mapping[str, str] = field(default_factory=dict)
+    back_features: Mapping[str, str] = field(default_factory=dict)
     description: str | None = None
     group: str | None = None
 
     def columns(self, lang: str) -> dict[str, tuple[str, tuple[str, ...]]]:
         """What a batch in `lang` reads: role -> (column name, allowed kinds). ConfigError for a language without a target column."""
-        if self.targets and lang not in self.targets:
-            raise ConfigError(f"no target column for language {lang!r}; there are columns for {', '.join(sorted(self.targets))}")
+        for what, columns in (("target", self.targets), ("back-translation", self.backs), ("back-translation feature", self.back_features)):
+            if columns and lang not in columns:
+                raise ConfigError(f"no {what} column for language {lang!r}; there are columns for {', '.join(sorted(columns))}")
         if self.source_feature and not self.source:
             raise ConfigError(f"source_feature {self.source_feature!r} needs the source column that its vectors were made from")
         roles = {
@@ -60,6 +66,8 @@ class Fields:
             "source": (self.source, ("texts", "views")),
             "target": (self.targets.get(lang), ("texts",)),
             "source_feature": (self.source_feature, ("matrix",)),
+            "back": (self.backs.get(lang), ("texts",)),
+            "back_feature": (self.back_features.get(lang), ("matrix",)),
             "description": (self.description, ("views", "texts")),
             "group": (self.group, ("label",)),
         }
@@ -143,8 +151,9 @@ class Batch:
     """One rank's n rows of global batch k; n may be 0. What the stage does not read is None, or an empty list of texts.
 
     slots (n,) int64: places in the global batch; items: keys; group (n,) int64: equal for rows that show the same thing; visual
-    (n, ...) and source_feature (n, D) float32; target_text[i] belongs to the same caption as source_text[i] and source_feature[i];
-    substituted: one record for each broken row that was met, with the item that stands in.
+    (n, ...) float32, with several vectors a row (n, T, F) and visual_mask (n, T) bool, True = there; target_text[i], back_text[i] (its
+    back-translation), source_feature[i] and back_feature[i] (F,) float32 belong to the same caption as source_text[i]; description: all
+    views of a row, joined; substituted: one record for each broken row that was met, with the item that stands in.
     """
 
     k: int
@@ -158,6 +167,9 @@ class Batch:
     source_feature: torch.Tensor | None
     description: list[str]
     substituted: list[dict[str, Any]]
+    visual_mask: torch.Tensor | None = None
+    back_text: list[str] = field(default_factory=list)
+    back_feature: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -176,6 +188,13 @@ class Batch:
         return self._each_tensor(torch.Tensor.pin_memory)
 
 
+def padded(vectors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """n ≥ 1 matrices (T_i, F) to (n, T, F), zeros behind the shorter ones, and mask (n, T) bool, True = there; T = the longest."""
+    lengths = torch.tensor([len(rows) for rows in vectors])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    return torch.nn.utils.rnn.pad_sequence(list(vectors), batch_first=True), mask
+
+
 class TableRows(TorchDataset[Batch]):
     """Map-style access by (part of a) global batch: `rows.__getitems__(order.batch(k, slots)) -> Batch`. Picklable.
 
@@ -185,7 +204,7 @@ class TableRows(TorchDataset[Batch]):
     def __init__(
         self, order: Order, datasets: Sequence[Dataset], fields: Fields, *, transform: Callable[..., torch.Tensor] | None = None
     ) -> None:
-        self.order, self.datasets, self.transform = order, list(datasets), transform
+        self.order, self.datasets, self.transform, self.many = order, list(datasets), transform, fields.many
         self.columns = {lang: [fields.open(dataset, lang) for dataset in datasets] for lang in order.languages}
         if transform is None and any(c["visual"].kind == "image" for opened in self.columns.values() for c in opened if "visual" in c):
             raise ConfigError(f"the visual column {fields.visual!r} holds pictures: a transform (picture -> tensor) is needed to read them")
@@ -204,16 +223,26 @@ class TableRows(TorchDataset[Batch]):
                 return None
             return torch.stack([row[role] for row in rows]) if rows else self._no_rows(role, roles[role])
 
+        visual: torch.Tensor | None
+        mask: torch.Tensor | None = None
+        if self.many and "visual" in roles and roles["visual"].kind == "matrix":
+            visual, mask = padded([row["visual"] for row in rows] or [self._no_rows("visual", roles["visual"])])
+            visual, mask = visual[: len(rows)], mask[: len(rows)]
+        else:
+            visual = tensors("visual")
         return Batch(
             k=batch.k,
             lang=batch.lang,
             slots=torch.tensor([slot.slot for slot in batch.slots], dtype=torch.int64),
             items=[row["item"] for row in rows],
             group=torch.tensor([row["group"] for row in rows], dtype=torch.int64),
-            visual=tensors("visual"),
+            visual=visual,
+            visual_mask=mask,
             source_text=texts("source"),
             target_text=texts("target"),
             source_feature=tensors("source_feature"),
+            back_text=texts("back"),
+            back_feature=tensors("back_feature"),
             description=texts("description"),
             substituted=substituted,
         )
@@ -244,12 +273,12 @@ class TableRows(TorchDataset[Batch]):
         for role, value in values.items():
             if value is None:
                 raise DataError(f"{columns[role].where(slot.shard, slot.row)}: no value, although the shard's index speaks of one")
-        values |= {role: texts_of(values[role]) for role in ("source", "description") if role in values}
+        values |= {role: texts_of(values[role]) for role in ("source", "description") if role in values}  # views to texts
         key = dataset.keys(slot.shard)[slot.row]
         row: dict[str, Any] = {"item": key, "group": mix(values.get("group", f"{dataset.digest}/{key}")) >> 1}
         if "visual" in values:
             row["visual"] = self._visual(columns["visual"], slot, values["visual"])
-        if captions := [role for role in ("source", "target", "source_feature") if role in values]:
+        if captions := [role for role in CAPTIONS if role in values]:
             number = len(values[captions[0]])
             for role in captions:
                 if len(values[role]) != number or not number:
@@ -258,10 +287,9 @@ class TableRows(TorchDataset[Batch]):
                         f"{columns[captions[0]].name} has {number}; they must be aligned one by one"
                     )
                 chosen = values[role][slot.draw % number]
-                row[role] = torch.from_numpy(chosen) if role == "source_feature" else self._text(columns[role], slot, chosen)
+                row[role] = torch.from_numpy(chosen) if columns[role].kind == "matrix" else self._text(columns[role], slot, chosen)
         if "description" in values:
-            texts = values["description"]
-            row["description"] = self._text(columns["description"], slot, texts[mix(slot.draw, "description") % len(texts)])
+            row["description"] = self._text(columns["description"], slot, " ".join(values["description"]))
         return row
 
     def _text(self, column: Column, slot: Slot, text: str) -> str:
@@ -272,8 +300,13 @@ class TableRows(TorchDataset[Batch]):
     def _visual(self, column: Column, slot: Slot, value: Any) -> torch.Tensor:
         if column.kind == "image":
             return self._transformed(decode_image(value, column.where(slot.shard, slot.row)), slot.draw)
+        if self.many:
+            return torch.from_numpy(value)
         if len(value) != 1:
-            raise DataError(f"{column.where(slot.shard, slot.row)}: {len(value)} vectors; a visual column has one a row")
+            raise DataError(
+                f"{column.where(slot.shard, slot.row)}: {len(value)} vectors, but this method takes one a row; `ccr-dist featurise` with "
+                "`--pool mean` makes one"
+            )
         return torch.from_numpy(value[0])
 
     def _transformed(self, picture: Any, draw: int) -> torch.Tensor:

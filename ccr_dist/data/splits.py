@@ -19,6 +19,11 @@ def concept(caption: str) -> str:
 
 
 def split_of(text: str, *, test: int = TEST_PERCENT, val: int = VAL_PERCENT) -> str:
-    """train, val or test from sha1(text) modulo 100: below `test` test, the next `val` val. Corpora give the concept as text."""
-    h = int(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), 16) % 100
+    """train, val or test from `draw`: below `test` test, the next `val` val. Corpora give the concept as text."""
+    h = draw(text)
     return "test" if h < test else "val" if h < test + val else "train"
+
+
+def draw(text: str) -> int:
+    """A number from 0 to 99, always the same for a text: its sha1 modulo 100."""
+    return int(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), 16) % 100

@@ -1,7 +1,8 @@
-"""Every value of a column once, in row order: what evaluation encodes (a gallery, all captions of a language).
+"""Every row once, in order: what evaluation encodes. `Sweep` reads one column (all captions of a language), `Gallery` what is known of
+items.
 
-A column is cut in blocks of rows that do not depend on the world size; a rank reads a contiguous share of them. Nothing is drawn,
-repeated, dropped or substituted: null rows are left out (`rows` tells which are there), broken content is a DataError.
+Rows are cut in blocks that do not depend on the world size; a rank reads a contiguous share of them. Nothing is drawn, repeated, dropped or
+substituted: null rows are left out (`rows` tells which are there), broken content is a DataError.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ccr_dist.data.decode import decode_image, texts_of
-from ccr_dist.data.loader import Reader, as_it_is
+from ccr_dist.data.loader import Reader, as_it_is, padded
 from ccr_dist.data.table import Column, Dataset
-from ccr_dist.errors import ConfigError
+from ccr_dist.errors import ConfigError, DataError
 
 
 class Block(NamedTuple):
@@ -31,8 +32,44 @@ class Block(NamedTuple):
     values: Any
 
 
-class Sweep(TorchDataset[Block]):
-    """The blocks of one rank, by number."""
+class Items(NamedTuple):
+    """n items of a gallery: `rows` (n,) int64 row numbers; visual, mask and description as `loader.Batch` has them for training."""
+
+    rows: torch.Tensor
+    visual: torch.Tensor
+    mask: torch.Tensor | None
+    description: list[str]
+
+
+class _Blocks(TorchDataset[Any]):
+    """The row numbers of one rank's blocks."""
+
+    def __init__(self, dataset: Dataset, *, world: int, rank: int, block_rows: int) -> None:
+        if not 0 <= rank < world or block_rows < 1:
+            raise ConfigError(f"rank {rank} of {world}, blocks of {block_rows} rows: expected 0 <= rank < world and at least one row")
+        self.dataset, self.block_rows, self._reader = dataset, block_rows, Reader()
+        self._ends = np.cumsum(dataset.shard_rows)
+        blocks = -(-dataset.rows // block_rows)
+        self._first, self._last = blocks * rank // world, blocks * (rank + 1) // world
+
+    def __len__(self) -> int:
+        return self._last - self._first
+
+    def _block(self, i: int) -> range:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        start = (self._first + i) * self.block_rows
+        return range(start, min(start + self.block_rows, self.dataset.rows))
+
+    def _value(self, column: Column, row: int) -> tuple[Any, str]:
+        """A row's value, and where it stands."""
+        shard = int(np.searchsorted(self._ends, row, side="right"))
+        at = row - (int(self._ends[shard - 1]) if shard else 0)
+        return self._reader.value(column, shard, at), column.where(shard, at)
+
+
+class Sweep(_Blocks):
+    """The values of a column, a `Block` at a time."""
 
     def __init__(
         self,
@@ -44,26 +81,16 @@ class Sweep(TorchDataset[Block]):
         rank: int = 0,
         block_rows: int = 64,
     ) -> None:
-        if not 0 <= rank < world or block_rows < 1:
-            raise ConfigError(f"rank {rank} of {world}, blocks of {block_rows} rows: expected 0 <= rank < world and at least one row")
+        super().__init__(dataset, world=world, rank=rank, block_rows=block_rows)
         self.column: Column = dataset.column(column)
         self.column.require_complete()
-        self.transform, self.block_rows, self._reader = transform, block_rows, Reader()
-        self._ends = np.cumsum(dataset.shard_rows)
-        blocks = -(-dataset.rows // block_rows)
-        self._first, self._last = blocks * rank // world, blocks * (rank + 1) // world
-
-    def __len__(self) -> int:
-        return self._last - self._first
+        self.transform = transform
 
     def __getitem__(self, i: int) -> Block:
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        start = (self._first + i) * self.block_rows
         rows: list[int] = []
         parts: list[int] = []
         values: list[Any] = []
-        for row in range(start, min(start + self.block_rows, self.column.dataset.rows)):
+        for row in self._block(i):
             found = self._values(row)
             rows += [row] * len(found)
             parts += range(len(found))
@@ -71,15 +98,13 @@ class Sweep(TorchDataset[Block]):
         return Block(torch.tensor(rows, dtype=torch.int64), torch.tensor(parts, dtype=torch.int64), self._stacked(values))
 
     def _values(self, row: int) -> list[Any]:
-        shard = int(np.searchsorted(self._ends, row, side="right"))
-        at = row - (int(self._ends[shard - 1]) if shard else 0)
-        value = self._reader.value(self.column, shard, at)
+        value, where = self._value(self.column, row)
         if value is None:
             return []
         if self.column.kind == "video":
             return [value]
         if self.column.kind == "image":
-            return [value if self.transform is None else self.transform(decode_image(value, self.column.where(shard, at)))]
+            return [value if self.transform is None else self.transform(decode_image(value, where))]
         if self.column.kind == "matrix":
             return list(torch.from_numpy(value))
         return [value] if self.column.kind == "label" else texts_of(value)
@@ -90,8 +115,73 @@ class Sweep(TorchDataset[Block]):
         return torch.stack(values) if values and isinstance(values[0], torch.Tensor) else values
 
 
+class Gallery(_Blocks):
+    """The items of a dataset, `Items` at a time; rows without a value in the visual column are left out.
+
+    many: the visual column has any number of vectors a row, otherwise one. description: a column; an item without one has "".
+    Raises ConfigError for a visual column that holds neither pictures nor vectors, DataError for several vectors where one is expected.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        visual: str,
+        *,
+        many: bool = False,
+        description: str | None = None,
+        transform: Callable[[Any], torch.Tensor] | None = None,
+        world: int = 1,
+        rank: int = 0,
+        block_rows: int = 64,
+    ) -> None:
+        super().__init__(dataset, world=world, rank=rank, block_rows=block_rows)
+        self.visual: Column = dataset.column(visual)
+        self.description: Column | None = dataset.column(description) if description else None
+        for column in filter(None, (self.visual, self.description)):
+            column.require_complete()
+        if self.visual.kind not in ("image", "matrix"):
+            raise ConfigError(
+                f"{self.visual.folder}: a gallery is made of pictures or vectors, this is a {self.visual.kind} column"
+                + ("; `ccr-dist featurise` makes vectors of videos" if self.visual.kind == "video" else "")
+            )
+        self.transform, self.many = transform, many
+
+    def __getitem__(self, i: int) -> Items:
+        rows: list[int] = []
+        values: list[torch.Tensor] = []
+        descriptions: list[str] = []
+        for row in self._block(i):
+            value, where = self._value(self.visual, row)
+            if value is None:
+                continue
+            rows.append(row)
+            values.append(self._one(value, where))
+            if self.description is not None:
+                descriptions.append(" ".join(texts_of(self._value(self.description, row)[0])))
+        several = self.many and self.visual.kind == "matrix"
+        if not rows:
+            return Items(torch.zeros(0, dtype=torch.int64), torch.zeros(0), None, [])
+        visual, mask = padded(values) if several else (torch.stack(values), None)
+        return Items(torch.tensor(rows, dtype=torch.int64), visual, mask, descriptions)
+
+    def _one(self, value: Any, where: str) -> torch.Tensor:
+        if self.visual.kind == "image":
+            assert self.transform is not None, "pictures need a transform"
+            return self.transform(decode_image(value, where))
+        if not self.many and len(value) != 1:
+            raise DataError(f"{where}: {len(value)} vectors a row; this method's gallery needs one: evaluate on another column")
+        return torch.from_numpy(value if self.many else value[0])
+
+
+def gallery(dataset: Dataset, visual: str, *, workers: int = 0, **options: Any) -> DataLoader:
+    """Yields the `Items` of a rank in order, read by `workers` processes; options as for `Gallery`."""
+    return _loader(Gallery(dataset, visual, **options), workers)
+
+
 def sweep(dataset: Dataset, column: str, *, workers: int = 0, **options: Any) -> DataLoader:
     """Yields the `Block`s of a rank in order, read by `workers` processes; options as for `Sweep`."""
-    return DataLoader(
-        Sweep(dataset, column, **options), batch_size=None, collate_fn=as_it_is, num_workers=workers, generator=torch.Generator()
-    )
+    return _loader(Sweep(dataset, column, **options), workers)
+
+
+def _loader(rows: _Blocks, workers: int) -> DataLoader:
+    return DataLoader(rows, batch_size=None, collate_fn=as_it_is, num_workers=workers, generator=torch.Generator())

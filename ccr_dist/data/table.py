@@ -52,11 +52,22 @@ def check_column_name(name: str) -> str:
     return name
 
 
-def maker(name: str) -> str:
-    """The command that usually makes a column of this name."""
-    if name.startswith("caption.") and name.count(".") > 1:
-        return "ccr-dist translate"
-    return {"feature": "ccr-dist featurise", "description": "ccr-dist describe"}.get(name.split(".")[0], "ccr-dist shards build")
+def maker(name: str, dataset: str = "DATASET") -> str:
+    """The command that usually makes a column of this name, with the options that the name tells; CAPITALS stand for what it does not."""
+    kind, _, rest = name.partition(".")
+    language, _, engine = rest.partition(".")
+    if kind == "caption" and engine:
+        if back := re.match(r"back-([a-z]{2,3}(?:[-_][A-Z][A-Za-z]+)?)-", engine):
+            return f"ccr-dist translate {dataset} --engine ENGINE --to {back[1]} --back"
+        source = " --from caption.LANG" if language == "en" else ""
+        return f"ccr-dist translate {dataset} --engine ENGINE --to {language}{source} --column {name}"
+    if kind == "feature":
+        made_from = re.search(r"\.(image|video|caption\..+?)(\.tokens)?(-\d+)?$", name)
+        source = (made_from[1] + (" --tokens" if made_from[2] else "")) if made_from else "COLUMN"
+        return f"ccr-dist featurise {dataset} --config CONFIG.yaml --from {source} --column {name}"
+    if kind == "description":
+        return f"ccr-dist describe {dataset} --engine vllm --model MODEL --column {name}"
+    return "ccr-dist shards build"
 
 
 def _column_folders(root: Path) -> list[str]:
@@ -161,7 +172,7 @@ class Dataset:
             raise DataError(
                 f"{self.place}: no column {name!r}"
                 + (f"; did you mean {near[0]!r}?" if near else ";")
-                + f" There are: {', '.join(there) or 'none'}. Usually `{maker(name)}` makes such a column"
+                + f" There are: {', '.join(there) or 'none'}. Usually `{maker(name, self.place)}` makes such a column"
             )
         return Column(self, name)
 
@@ -270,7 +281,8 @@ class Column:
             names = ", ".join(self.dataset.shards[i] for i in missing[:8]) + (", ..." if len(missing) > 8 else "")
             raise DataError(
                 f"{self.dataset.place}/{self.name}: {len(missing)} of {len(self.dataset.shards)} shards are missing ({names}); "
-                f"run the command that makes the column (usually `{maker(self.name)}`) again, it makes the missing ones only"
+                f"run the command that makes the column (usually `{maker(self.name, self.dataset.place)}`) again, "
+                "it makes the missing ones only"
             )
 
     def record(self, shard: int) -> dict[str, Any]:
@@ -282,7 +294,9 @@ class Column:
             except DataError:
                 if path.exists():
                     raise
-                raise DataError(f"{path}: this shard is not finished; `{maker(self.name)}` makes such columns") from None
+                raise DataError(
+                    f"{path}: this shard is not finished; `{maker(self.name, self.dataset.place)}` makes such columns"
+                ) from None
             expected = {"rows": self.dataset.shard_rows[shard], "keys": self.dataset.shard_keys[shard], "plan": self.plan_digest}
             if (there := {k: record.get(k) for k in expected}) != expected:
                 _compare(path, there, expected, "the record belongs to other rows or another plan")

@@ -1,4 +1,4 @@
-"""Encodes a gallery and the captions of every language on all ranks, and turns them into results.
+"""Encodes a gallery and the captions of every language on all ranks (`encode`), and turns them into results (`results`).
 
 Belongs here: reading through `data.sweep`, gathering, the check that everything was counted once, the example queries. Ranks come from
 `retrieval.py`, metrics from `protocols.py`. Models are put in eval mode by the caller.
@@ -6,8 +6,10 @@ Belongs here: reading through `data.sweep`, gathering, the check that everything
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,11 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ccr_dist.data.decode import texts_of
-from ccr_dist.data.sweep import Sweep, sweep
+from ccr_dist.data.sweep import Sweep, gallery, sweep
 from ccr_dist.data.table import Dataset
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate import retrieval
 from ccr_dist.evaluate.protocols import language_result
+from ccr_dist.evaluate.retrieval import Bank, merge
 from ccr_dist.evaluate.schema import Example, Hit, LanguageResult
 from ccr_dist.losses.gather import gather_rows, row_counts
 from ccr_dist.losses.gather import world as rank_and_world
@@ -27,41 +30,80 @@ from ccr_dist.losses.gather import world as rank_and_world
 SHOWN = 5  # retrieved items of an example
 
 
+class EncodeText(Protocol):
+    """(texts, their language, aligned companion texts or none) -> bank of n texts."""
+
+    def __call__(self, texts: list[str], lang: str, companion: list[str]) -> Bank: ...
+
+
+class EncodeVisual(Protocol):
+    """(n, ...) tensor on the device, mask (n, T) or None, descriptions or none -> bank of n items."""
+
+    def __call__(self, visual: Tensor, mask: Tensor | None, description: list[str]) -> Bank: ...
+
+
+@dataclass(frozen=True)
+class Found:
+    """One language's result, and the ranks (`retrieval.Ranks`, with each caption's item) that comparisons of runs are made from."""
+
+    result: LanguageResult
+    ranks: dict[str, np.ndarray]  # t2v (Nt,), v2t (Nv,), item (Nt,), rows (Nv,): row numbers of the gallery
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The captions of one language that belong to an item of the gallery."""
+
+    column: str
+    rows: np.ndarray  # (Nt,) row in the dataset
+    parts: np.ndarray  # (Nt,) which caption of the row
+    item: np.ndarray  # (Nt,) row in the gallery
+    bank: Bank
+    without_item: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A gallery and its queries by language; the same on every rank."""
+
+    dataset: Dataset
+    rows: np.ndarray  # (Nv,) row in the dataset
+    group: np.ndarray  # (Nv,)
+    visual: Bank
+    queries: dict[str, Queries]
+    undescribed: int | None  # items without a description, where descriptions are read
+
+
 @torch.no_grad()
-def evaluate(
-    encode_text: Callable[[list[str], str], Tensor],
-    encode_visual: Callable[[Any], Tensor],
+def encode(
+    encode_text: EncodeText,
+    encode_visual: EncodeVisual,
     dataset: Dataset,
     *,
     queries: Mapping[str, str],
     visual_column: str,
+    many: bool = False,
+    description_column: str | None = None,
+    companions: Mapping[str, str] | None = None,
     group_column: str | None = None,
-    shown: Mapping[str, str] | None = None,
-    english_column: str | None = None,
     transform: Callable[[Any], Tensor] | None = None,
-    score: retrieval.Score = retrieval.cosine,
     device: torch.device | str = "cpu",
     batch: int = 256,
     workers: int = 0,
-    examples: int = 6,
-    replicates: int = 1000,
-    seed: int = 0,
     before: Callable[[str], None] = lambda what: None,
-) -> dict[str, LanguageResult]:
-    """Results by language, of all processes of the default process group together; the same on every rank.
+) -> Encoded:
+    """Reads and encodes on all processes of the default process group together.
 
     Args:
-        encode_text: (texts, language) -> (n, D). encode_visual: (n, ...) tensor on `device` -> (n, D). Ranks call them different numbers of
-            times, so they must not communicate.
-        queries: language -> column of captions. shown: language -> aligned column whose texts the examples show (the untranslated ones).
-        visual_column: pictures (give `transform`) or one vector a row. Items without one are no candidates; their captions are left out,
-            counted as `captions_without_item`.
+        encode_text, encode_visual: ranks call them different numbers of times, so they must not communicate.
+        queries: language -> column of captions. companions: language -> column of texts aligned with them.
+        visual_column: pictures (give `transform`) or vectors, one a row or, with `many`, any number. Items without one are no candidates;
+            their captions are left out, counted as `captions_without_item`. description_column: "" where an item has none, counted.
         group_column: label column; items of one label are all correct. None, or no label: an item is correct for itself alone.
         batch: rows, and texts, at a time; fixed blocks, so that any world size encodes the same batches. workers: reading processes.
-        examples: queries a language whose best items are kept. replicates, seed: of the bootstrap.
         before: called on every rank before the gallery ("gallery") and every language, for progress and stop requests.
     Raises:
-        DataError: a language without captions, a column that is missing or incomplete; NonFiniteError: a score that is NaN.
+        DataError: a language without captions, companions that are not aligned, a column that is missing or incomplete.
     """
     rank, world = rank_and_world()
     for lang, name in queries.items():
@@ -69,47 +111,91 @@ def evaluate(
     sweeping: dict[str, Any] = {"world": world, "rank": rank, "block_rows": batch, "workers": workers}
 
     before("gallery")
-    blocks = sweep(dataset, visual_column, transform=transform, **sweeping)
-    encoded = ((b.rows, b.parts, encode_visual(b.values.to(device).float())) for b in blocks if len(b.rows))
-    gallery_rows, _, visual = _gathered(dataset, visual_column, encoded, device)
-    if len(gallery_rows) != len(np.unique(gallery_rows)):
-        raise DataError(
-            f"{dataset.root}: column {visual_column} has several vectors a row; a gallery needs one: evaluate on another column"
-        )
+    undescribed = 0
+
+    def items() -> Iterable[tuple[Tensor, Tensor, Bank]]:
+        nonlocal undescribed
+        for block in gallery(dataset, visual_column, many=many, description=description_column, transform=transform, **sweeping):
+            if len(block.rows):
+                undescribed += sum(not text.strip() for text in block.description)
+                mask = block.mask if block.mask is None else block.mask.to(device)
+                bank = encode_visual(block.visual.to(device).float(), mask, block.description)
+                yield block.rows, torch.zeros_like(block.rows), bank
+
+    gallery_rows, _, visual = _gathered(dataset, visual_column, items(), device)
     position = np.full(dataset.rows, -1)
     position[gallery_rows] = np.arange(len(gallery_rows))
-    group = _groups(dataset, group_column)[gallery_rows]
+    missing = int(merge(torch.tensor([undescribed]))) if description_column else None
 
-    def text_blocks(lang: str, column: str) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-        for block in sweep(dataset, column, **sweeping):
+    def texts(lang: str, column: str, beside: str | None) -> Iterable[tuple[Tensor, Tensor, Bank]]:
+        others = sweep(dataset, beside, **sweeping) if beside else itertools.repeat(None)
+        for block, other in zip(sweep(dataset, column, **sweeping), others, strict=beside is not None):
+            if other is not None and not (torch.equal(block.rows, other.rows) and torch.equal(block.parts, other.parts)):
+                raise DataError(
+                    f"{dataset.root}: columns {column} and {beside} are not aligned caption by caption near row {block.rows[:1].tolist()}"
+                )
             for start in range(0, len(block.values), batch):
                 cut = slice(start, start + batch)
-                yield block.rows[cut], block.parts[cut], encode_text(block.values[cut], lang)
+                bank = encode_text(block.values[cut], lang, other.values[cut] if other is not None else [])
+                yield block.rows[cut], block.parts[cut], bank
 
-    languages: dict[str, LanguageResult] = {}
+    found: dict[str, Queries] = {}
     for lang, column in queries.items():
         before(lang)
-        rows, parts, text = _gathered(dataset, column, text_blocks(lang, column), device)
-        item, known = position[rows], position[rows] >= 0
+        rows, parts, bank = _gathered(dataset, column, texts(lang, column, (companions or {}).get(lang)), device)
+        known = position[rows] >= 0
         if not known.any():
             raise DataError(
                 f"{dataset.root}: no caption of language {lang!r} in {column} belongs to an item that has a value in {visual_column}"
             )
-        rows, parts, item, text = rows[known], parts[known], item[known], text[torch.from_numpy(known).to(text.device)]
-        found = retrieval.ranks(text, visual, torch.from_numpy(item), torch.from_numpy(group), score)
+        kept = {name: part[torch.from_numpy(known).to(part.device)] for name, part in bank.items()}
+        found[lang] = Queries(column, rows[known], parts[known], position[rows][known], kept, int((~known).sum()))
+    return Encoded(dataset, gallery_rows, _groups(dataset, group_column)[gallery_rows], visual, found, missing)
+
+
+@torch.no_grad()
+def results(
+    encoded: Encoded,
+    *,
+    score: retrieval.Score = retrieval.cosine,
+    fusion: retrieval.Fusion = retrieval.PLAIN,
+    shown: Mapping[str, str] | None = None,
+    english_column: str | None = None,
+    examples: int = 6,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, Found]:
+    """Results by language, the same on every rank.
+
+    Args:
+        score, fusion: parts of a score, and how they become one (`retrieval.py`).
+        shown: language -> aligned column whose texts the examples show (the untranslated ones).
+        examples: queries a language whose best items are kept. replicates, seed: of the bootstrap.
+    Raises:
+        NonFiniteError: a score that is NaN.
+    """
+    group, gallery_rows = encoded.group, encoded.rows
+    languages: dict[str, Found] = {}
+    for lang, asked in encoded.queries.items():
+        item = asked.item
+        scoring: dict[str, Any] = {"score": score, "fusion": fusion}
+        found = retrieval.ranks(asked.bank, encoded.visual, torch.from_numpy(item), torch.from_numpy(group), **scoring)
         t2v, v2t, v2t_items = (ranks.numpy() for ranks in (found.text_to_visual, found.visual_to_text, found.visual_to_text_items))
-        assert len(t2v) == known.sum() and (t2v > 0).all(), "every caption has a rank"
+        assert (t2v > 0).all(), "every caption has a rank"
         picked = _pick(item, examples)
-        best, scores = retrieval.top_k(text[torch.from_numpy(picked).to(text.device)], visual, SHOWN, score)
-        table = _Texts(dataset, (shown or {}).get(lang, column), english_column)
+        best, scores = retrieval.top_k(asked.bank, encoded.visual, torch.from_numpy(picked), SHOWN, **scoring)
+        table = _Texts(encoded.dataset, (shown or {}).get(lang, asked.column), english_column)
         kept = []
         for q, top, values in zip(picked, best.tolist(), scores.tolist(), strict=True):
             hits = [(gallery_rows[v], round(value, 6), bool(group[v] == group[item[q]])) for v, value in zip(top, values, strict=True)]
-            kept.append(table.example(rows[q], int(parts[q]), int(t2v[q]), hits))
-        counts = {"captions_without_item": int((~known).sum()), "groups": len(np.unique(group))}
-        languages[lang] = language_result(
-            column, t2v, v2t, v2t_items, item, counts=counts, examples=tuple(kept), replicates=replicates, seed=seed
+            kept.append(table.example(asked.rows[q], int(asked.parts[q]), int(t2v[q]), hits))
+        counts = {"captions_without_item": asked.without_item, "groups": len(np.unique(group))}
+        if encoded.undescribed is not None:
+            counts["items_without_description"] = encoded.undescribed
+        result = language_result(
+            asked.column, t2v, v2t, v2t_items, item, counts=counts, examples=tuple(kept), replicates=replicates, seed=seed
         )
+        languages[lang] = Found(result, {"t2v": t2v, "v2t": v2t, "item": item, "rows": gallery_rows})
     return languages
 
 
@@ -124,23 +210,32 @@ def _require_captions(dataset: Dataset, lang: str, name: str) -> None:
 
 
 def _gathered(
-    dataset: Dataset, column: str, blocks: Iterable[tuple[Tensor, Tensor, Tensor]], device: torch.device | str
-) -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """Row numbers (N,), parts (N,) and features (N, D) of all ranks, in row order; checked that every value was read exactly once."""
-    parts: list[tuple[Tensor, Tensor, Tensor]] = [(place.to(device), part.to(device), values) for place, part, values in blocks]
-    width = torch.tensor([parts[0][2].shape[1] if parts else 0], device=device)
-    if rank_and_world()[1] > 1:
-        dist.all_reduce(width, op=dist.ReduceOp.MAX)  # a rank without blocks does not know it
-    parts = parts or [(*torch.zeros(2, 0, dtype=torch.int64, device=device), torch.zeros(0, int(width), device=device))]
-    places = torch.stack([torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])], dim=1)
-    features = torch.cat([p[2] for p in parts]).to(device, torch.float32)
+    dataset: Dataset, column: str, blocks: Iterable[tuple[Tensor, Tensor, Bank]], device: torch.device | str
+) -> tuple[np.ndarray, np.ndarray, Bank]:
+    """Row numbers (N,), parts (N,) and bank of N of all ranks, in row order; checked that every value was read exactly once."""
+    read = [(place.to(device), part.to(device), bank) for place, part, bank in blocks]
+    shapes = _agreed({name: tuple(x.shape[1:]) for name, x in read[0][2].items()} if read else None)
+    places = torch.zeros(0, 2, dtype=torch.int64, device=device)
+    bank = {name: torch.zeros(0, *shape, device=device) for name, shape in shapes.items()}
+    if read:
+        places = torch.stack([torch.cat([p[0] for p in read]), torch.cat([p[1] for p in read])], dim=1)
+        bank = {name: torch.cat([p[2][name] for p in read]).to(device, torch.float32) for name in shapes}
     counts = row_counts(len(places), device)
     rows, part = gather_rows(places, counts).cpu().numpy().T
     later = (np.diff(rows) > 0) | ((np.diff(rows) == 0) & (np.diff(part) == 1))
     source = dataset.column(column)
     expected = np.flatnonzero(np.concatenate([source.present(shard) for shard in range(len(dataset.shards))]))
     assert later.all() and np.array_equal(np.unique(rows), expected), f"{column}: not every value was read exactly once"
-    return rows, part, gather_rows(features, counts)
+    return rows, part, {name: gather_rows(x, counts) for name, x in bank.items()}
+
+
+def _agreed(shapes: dict[str, tuple[int, ...]] | None) -> dict[str, tuple[int, ...]]:
+    """What a rank that read something knows, on every rank; a rank without blocks does not know it."""
+    everywhere = [shapes]
+    if rank_and_world()[1] > 1:
+        everywhere = [None] * rank_and_world()[1]
+        dist.all_gather_object(everywhere, shapes)
+    return next((found for found in everywhere if found is not None), {"global": (0,)})
 
 
 def _groups(dataset: Dataset, column: str | None) -> np.ndarray:

@@ -20,8 +20,9 @@ Images = Callable[[str], bytes | None]
 THUMBNAIL = 128  # pixels
 QUERIES = 4  # shown a language
 NAMES = {
-    "cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fr": "French", "it": "Italian", "ja": "Japanese",
-    "ko": "Korean", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "ru": "Russian", "tr": "Turkish", "zh": "Chinese",
+    "ca": "Catalan", "cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fr": "French", "gl": "Galician", "it": "Italian",
+    "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "pt-BR": "Brazilian Portuguese", "ru": "Russian",
+    "tr": "Turkish", "zh": "Chinese",
 }  # fmt: skip
 WAYS = {"t2v": "text → image", "v2t": "image → text"}
 
@@ -33,12 +34,12 @@ def page(
     if unknown := [label for label in curves if label not in results.labels]:
         raise DataError(f"curves of {', '.join(unknown)}: no such row; there are {', '.join(results.labels)}")
     colour = {label: n for n, label in enumerate(results.labels)}
-    body = ["<h2>Recall</h2>", _table(rows)]
+    body = ["<h2>Recall</h2>", recall_table(rows)]
     body.append(
         "<p><small>Percent. Mean ± sample standard deviation over seeds; bold: best of its language. CI: 95 % bootstrap over items. Ties "
         "count against the method. SumR by items: the candidates of image → text are items, not captions (MLA, DASD).</small></p>"
     )
-    body += [_details("Reciprocal and median ranks, protocol by items", _more(rows)), "<h2>By language</h2>", _legend(rows, colour)]
+    body += [details("Reciprocal and median ranks, protocol by items", _more(rows)), "<h2>By language</h2>", _legend(rows, colour)]
     body.append(
         "<p><small>Bars: mean over seeds. Dots: single seeds. Whiskers: 95 % bootstrap interval over items. Below them: share of queries "
         "whose right answer is among the first k.</small></p>"
@@ -48,10 +49,10 @@ def page(
             body.append(_panels(group, rows, colour))
     body += [_training(results, curves, colour), _examples(results, images, colour)]
     template = Template(files("ccr_dist.evaluate").joinpath("report.html").read_text(encoding="utf-8"))
-    return template.substitute(title=escape(title), header=_header(results, rows, notes), body="\n".join(body), footer=_footer(results))
+    return template.substitute(title=escape(title), header=header(results, rows, notes), body="\n".join(body), footer=footer(results))
 
 
-def _header(results: Results, rows: Sequence[Row], notes: Sequence[str]) -> str:
+def header(results: Results, rows: Sequence[Row], notes: Sequence[str]) -> str:
     facts: list[tuple[str, str]] = []
     for name in dict.fromkeys((row.dataset, row.split) for row in rows):
         runs = [run for run in results.runs if (run.dataset, run.split) == name]
@@ -118,7 +119,7 @@ def _bodies(rows: Sequence[Row], columns: int, cells: Callable[[Row, Sequence[Ro
     return "".join(html)
 
 
-def _table(rows: Sequence[Row]) -> str:
+def recall_table(rows: Sequence[Row]) -> str:
     names = (*RECALL_NAMES, "SumR")
 
     def cells(row: Row, group: Sequence[Row]) -> Iterable[str]:
@@ -244,11 +245,11 @@ def _thumbnail(item: str, data: bytes | None) -> str:
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _details(summary: str, html: str) -> str:
+def details(summary: str, html: str) -> str:
     return f"<details><summary>{summary}</summary>{html}</details>"
 
 
-def _footer(results: Results) -> str:
+def footer(results: Results) -> str:
     provenance = {name: who for run in results.runs for name, who in run.provenance.items()}
     attribution = list(dict.fromkeys(line for run in results.runs for line in run.attribution))
     html = []
@@ -261,7 +262,7 @@ def _footer(results: Results) -> str:
         f"<tr><td>{escape(run.name)}</td><td>{escape(', '.join(f'{key}: {_said(value)}' for key, value in run.meta.items()))}</td></tr>"
         for run in results.runs
     )
-    html.append(_details("How each run was made", f"<div class=scroll><table class=plain>{lines}</table></div>"))
+    html.append(details("How each run was made", f"<div class=scroll><table class=plain>{lines}</table></div>"))
     return "".join(html)
 
 

@@ -36,6 +36,20 @@ def metrics(t2v: np.ndarray, v2t: np.ndarray) -> dict[str, float]:
     return result
 
 
+def hits(t2v: np.ndarray, v2t: np.ndarray, text_item: np.ndarray) -> np.ndarray:
+    """(items, 8), of each item: hits at 1, 5, 10 of its captions and of itself, its captions, 1 if it is a query. As for `bootstrap`."""
+    items = len(v2t)
+    columns: list[np.ndarray] = [np.bincount(text_item, weights=t2v <= k, minlength=items) for k in RECALLS]
+    columns += [(v2t > 0) & (v2t <= k) for k in RECALLS] + [np.bincount(text_item, minlength=items), v2t > 0]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def recalls(sums: np.ndarray) -> np.ndarray:
+    """Sums (..., 8) of `hits` over items -> the six recalls (..., 6) in percent."""
+    with np.errstate(invalid="ignore"):  # a tiny draw may hold no query of one direction: no evidence, not zero
+        return 100.0 * sums[..., :6] / np.repeat(sums[..., 6:], 3, axis=-1)
+
+
 def bootstrap(
     t2v: np.ndarray, v2t: np.ndarray, text_item: np.ndarray, *, replicates: int = 1000, level: float = 0.95, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
@@ -45,21 +59,16 @@ def bootstrap(
     """
     if replicates == 0:
         return {}
-    items, captions = len(v2t), np.bincount(text_item, minlength=len(v2t))
-    columns: list[np.ndarray] = [np.bincount(text_item, weights=t2v <= k, minlength=items) for k in RECALLS]
-    columns += [(v2t > 0) & (v2t <= k) for k in RECALLS] + [captions, v2t > 0]
-    table = np.stack(columns, axis=1).astype(np.float64)
-    table = table[table[:, -2:].any(axis=1)]  # (items in use, 8): hits of the six recalls, captions, queries
+    table = hits(t2v, v2t, text_item)
+    table = table[table[:, -2:].any(axis=1)]  # items in use
     random, chance = np.random.default_rng(seed), np.full(len(table), 1 / len(table))
     draws = []
     for start in range(0, replicates, REPLICATES_AT_ONCE):
         times = random.multinomial(len(table), chance, size=min(REPLICATES_AT_ONCE, replicates - start))
-        sums = times @ table
-        with np.errstate(invalid="ignore"):  # a tiny draw may hold no query of one direction: no evidence, not zero
-            draws.append(100.0 * sums[:, :6] / np.repeat(sums[:, 6:], 3, axis=1))
-    recalls = np.concatenate(draws)
-    total = recalls.sum(axis=1, keepdims=True)
-    ends = np.nanpercentile(np.concatenate([recalls, total, total / 6], axis=1), [50 - 50 * level, 50 + 50 * level], axis=0)
+        draws.append(recalls(times @ table))
+    found = np.concatenate(draws)
+    total = found.sum(axis=1, keepdims=True)
+    ends = np.nanpercentile(np.concatenate([found, total, total / 6], axis=1), [50 - 50 * level, 50 + 50 * level], axis=0)
     return {name: (float(low), float(high)) for name, low, high in zip((*RECALL_NAMES, "SumR", "mR"), *ends, strict=True)}
 
 

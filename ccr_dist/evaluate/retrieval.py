@@ -12,8 +12,8 @@ so that ties are seen as ties, and neither TF32 nor the number of threads moves 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -22,9 +22,29 @@ from torch import Tensor
 from ccr_dist.errors import DataError, NonFiniteError
 from ccr_dist.losses.gather import world
 
-Score = Callable[[Tensor, Tensor], Tensor]
+Bank = Mapping[str, Tensor]  # parts of N encoded texts or items by name, each (N, ...)
+Score = Callable[[Bank, Bank], Mapping[str, Tensor]]
 BLOCK_SCORES = 1 << 24  # scores held at once: 64 MiB of float32
 LONGEST_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How the parts of a score become one: their weighted sum.
+
+    minmax: each part is first brought to [0, 1] by its least and largest value over all texts and items of the split. That makes a score
+    depend on the other queries of the test (transductive), so results say so.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=lambda: {"global": 1.0})
+    minmax: bool = False
+
+    def __str__(self) -> str:
+        terms = " + ".join(f"{weight:g} {part}" for part, weight in self.weights.items() if weight)
+        return f"{terms}, each min-max normalised over the whole test (transductive)" if self.minmax else terms
+
+
+PLAIN = Fusion()
 
 
 @dataclass(frozen=True)
@@ -36,9 +56,10 @@ class Ranks:
     visual_to_text_items: Tensor  # (Nv,) candidates are items, each with its best caption (MLA, DASD)
 
 
-def cosine(text: Tensor, visual: Tensor) -> Tensor:
-    """`(Nt, D)`, `(Nv, D)` -> `(Nt, Nv)` cosines."""
-    return torch.nn.functional.normalize(text, dim=-1) @ torch.nn.functional.normalize(visual, dim=-1).T
+def cosine(text: Bank, visual: Bank) -> dict[str, Tensor]:
+    """The one part "global": cosines (Nt, Nv) of `text["global"]` (Nt, D) and `visual["global"]` (Nv, D)."""
+    x, y = (torch.nn.functional.normalize(bank["global"], dim=-1) for bank in (text, visual))
+    return {"global": x @ y.T}
 
 
 def merge(rows: Tensor) -> Tensor:
@@ -51,31 +72,40 @@ def merge(rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def ranks(text: Tensor, visual: Tensor, text_item: Tensor, group: Tensor, score: Score = cosine, *, block: int | None = None) -> Ranks:
+def ranks(
+    text: Bank,
+    visual: Bank,
+    text_item: Tensor,
+    group: Tensor,
+    score: Score = cosine,
+    *,
+    fusion: Fusion = PLAIN,
+    block: int | None = None,
+) -> Ranks:
     """Ranks in both directions; ties count against the method: 1 + the wrong candidates that score no less than the best right one.
 
-    Args: `text` (Nt, D) and `visual` (Nv, D), the same on every rank; `text_item` (Nt,): the row in `visual` that each caption belongs to;
-    `group` (Nv,) int: items of one group are all correct for each other's captions; `score`: (b, D), (Nv, D) -> (b, Nv), larger is
-    better, each pair on its own (no normalisation over the block), in the features' precision. `block`: queries at a time, for tests.
-    Raises DataError for shapes that do not fit, NonFiniteError (on every rank) for a score that is NaN.
+    Args: `text` of Nt texts and `visual` of Nv items, the same on every rank; `text_item` (Nt,): the row in `visual` that each caption
+    belongs to; `group` (Nv,) int: items of one group are all correct for each other's captions; `score`: banks of b texts and Nv items ->
+    parts (b, Nv), larger is better, each pair on its own, in the features' precision; `fusion` of the parts. `block`: queries at a time,
+    for tests. Raises DataError for shapes that do not fit, NonFiniteError (on every rank) for a score that is NaN.
     """
-    _check(text, visual, text_item, group)
-    text, visual = _exact(text), _exact(visual)
-    text_item, group = text_item.to(text.device, torch.int64), group.to(text.device, torch.int64)
+    texts, items = _check(text, visual, text_item, group)
+    scored = _Scored(text, visual, score, fusion, block)
+    text_item, group = text_item.to(scored.device, torch.int64), group.to(scored.device, torch.int64)
     text_group = group[text_item]
-    captioned = torch.zeros(len(visual), dtype=torch.bool, device=text.device)
+    captioned = torch.zeros(items, dtype=torch.bool, device=scored.device)
     captioned[text_item] = True
 
-    to_visual = torch.zeros(len(text), dtype=torch.int64, device=text.device)
-    for rows in _own_blocks(len(text), len(visual), block):
-        scores = score(text[rows], visual).float()
+    to_visual = torch.zeros(texts, dtype=torch.int64, device=scored.device)
+    for rows in _own_blocks(texts, items, block):
+        scores = scored(rows, slice(None))
         to_visual[rows] = _rank(scores, text_group[rows, None] == group)
 
-    to_text = torch.zeros(2, len(visual), dtype=torch.int64, device=text.device)
-    for rows in _own_blocks(len(visual), len(text), block):
-        scores = score(text, visual[rows]).T.float()
+    to_text = torch.zeros(2, items, dtype=torch.int64, device=scored.device)
+    for rows in _own_blocks(items, texts, block):
+        scores = scored(slice(None), rows).T
         to_text[0, rows] = _rank(scores, group[rows, None] == text_group)
-        merged = scores.new_full((len(scores), len(visual)), -torch.inf)
+        merged = scores.new_full((len(scores), items), -torch.inf)
         merged.scatter_reduce_(1, text_item.expand(len(scores), -1), scores, "amax")
         to_text[1, rows] = _rank(merged[:, captioned], group[rows, None] == group[captioned])
 
@@ -90,15 +120,60 @@ def ranks(text: Tensor, visual: Tensor, text_item: Tensor, group: Tensor, score:
 
 
 @torch.no_grad()
-def top_k(text: Tensor, visual: Tensor, k: int, score: Score = cosine, *, block: int | None = None) -> tuple[Tensor, Tensor]:
-    """The k best items of every query: `(Nt, min(k, Nv))` int64 rows of `visual` and float32 scores, best first, ties in row order."""
-    text, visual, k = _exact(text), _exact(visual), min(k, len(visual))
-    items = torch.zeros(len(text), k, dtype=torch.int64, device=text.device)
-    values = torch.zeros(len(text), k, dtype=torch.float32, device=text.device)
-    for rows in _own_blocks(len(text), len(visual), block):
-        best = score(text[rows], visual).float().sort(dim=1, descending=True, stable=True)  # topk promises nothing about ties
+def top_k(
+    text: Bank, visual: Bank, queries: Tensor, k: int, score: Score = cosine, *, fusion: Fusion = PLAIN, block: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k best items of the texts number `queries` (q,): `(q, min(k, Nv))` int64 rows of `visual` and float32 scores, best first, ties in
+    row order."""
+    scored = _Scored(text, visual, score, fusion, block)
+    queries, candidates = queries.to(scored.device), _rows(visual)
+    k = min(k, candidates)
+    items = torch.zeros(len(queries), k, dtype=torch.int64, device=scored.device)
+    values = torch.zeros(len(queries), k, dtype=torch.float32, device=scored.device)
+    for rows in _own_blocks(len(queries), candidates, block):
+        best = scored(queries[rows], slice(None)).sort(dim=1, descending=True, stable=True)  # topk promises nothing about ties
         items[rows], values[rows] = best.indices[:, :k], best.values[:, :k]
     return merge(items).cpu(), merge(values).cpu()
+
+
+class _Scored:
+    """Fused float32 scores of any texts with any items; the ranges that `minmax` needs are found once, on all ranks."""
+
+    def __init__(self, text: Bank, visual: Bank, score: Score, fusion: Fusion, block: int | None) -> None:
+        self._text, self._visual = ({name: _exact(part) for name, part in bank.items()} for bank in (text, visual))
+        self._score, self._fusion = score, fusion
+        self.device = self._text["global"].device
+        self._ranges: dict[str, tuple[float, float]] = {}
+        if fusion.minmax:
+            self._find_ranges(block)
+
+    def __call__(self, texts: slice | Tensor, items: slice | Tensor) -> Tensor:
+        parts, fused = self._parts(texts, items), []
+        for name, weight in self._fusion.weights.items():
+            if weight:
+                low, high = self._ranges.get(name, (0.0, 1.0))
+                fused.append(weight * (parts[name] - low) / (high - low))
+        return torch.stack(fused).sum(0).float()
+
+    def _parts(self, texts: slice | Tensor, items: slice | Tensor) -> Mapping[str, Tensor]:
+        return self._score({name: x[texts] for name, x in self._text.items()}, {name: x[items] for name, x in self._visual.items()})
+
+    def _find_ranges(self, block: int | None) -> None:
+        used = [name for name, weight in self._fusion.weights.items() if weight]
+        ends = torch.full((2, len(used)), torch.inf, dtype=self._text["global"].dtype, device=self.device)  # least value, least negative
+        for rows in _own_blocks(_rows(self._text), _rows(self._visual), block):
+            parts = self._parts(rows, slice(None))
+            found = torch.stack([torch.stack([parts[name].min(), -parts[name].max()]) for name in used], dim=1)
+            ends = torch.minimum(ends, found)
+        if world()[1] > 1:
+            dist.all_reduce(ends, op=dist.ReduceOp.MIN)
+        for at, name in enumerate(used):
+            low, high = float(ends[0, at]), -float(ends[1, at])
+            self._ranges[name] = (low, high if high > low else low + 1)  # a part that is constant decides nothing
+
+
+def _rows(bank: Bank) -> int:
+    return len(bank["global"])
 
 
 def _own_blocks(queries: int, candidates: int, block: int | None) -> Iterator[slice]:
@@ -122,13 +197,16 @@ def _exact(features: Tensor) -> Tensor:
     return features if features.device.type == "mps" else features.double()
 
 
-def _check(text: Tensor, visual: Tensor, text_item: Tensor, group: Tensor) -> None:
-    if not len(text) or not len(visual):
-        raise DataError(f"nothing to rank: {len(text)} captions and {len(visual)} items")
-    for name, index, features in (("text_item", text_item, text), ("group", group, visual)):
-        if index.shape != (len(features),):
-            raise DataError(f"{name} has shape {tuple(index.shape)}, expected ({len(features)},): one entry a row of the features")
-    outside = (text_item < 0) | (text_item >= len(visual))
+def _check(text: Bank, visual: Bank, text_item: Tensor, group: Tensor) -> tuple[int, int]:
+    """Numbers of texts and items."""
+    texts, items = _rows(text), _rows(visual)
+    if not texts or not items:
+        raise DataError(f"nothing to rank: {texts} captions and {items} items")
+    for name, index, rows in (("text_item", text_item, texts), ("group", group, items)):
+        if index.shape != (rows,):
+            raise DataError(f"{name} has shape {tuple(index.shape)}, expected ({rows},): one entry a row of the features")
+    outside = (text_item < 0) | (text_item >= items)
     if outside.any():
         at = int(outside.nonzero()[0])
-        raise DataError(f"caption {at} belongs to item {int(text_item[at])}, but the gallery has items 0 to {len(visual) - 1}")
+        raise DataError(f"caption {at} belongs to item {int(text_item[at])}, but the gallery has items 0 to {items - 1}")
+    return texts, items

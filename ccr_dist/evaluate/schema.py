@@ -12,6 +12,7 @@
      "selection": "mR on emoji14/val",     how the weights were chosen; null: nothing was chosen (untrained)
      "provenance": {"caption.pt.opus": "…"},   columns the run trained or was queried with -> who made them (MT engine, humans)
      "attribution": ["Pictures: …, CC BY-SA 4.0"],
+     "config": {…},                        the resolved run config
      "meta": {"strategy": …, "world": …, "commit": …, "hardware": …, "versions": {…}, "command": …}}   anything; shown as it is
 
 LanguageResult:
@@ -88,4 +89,5 @@ class RunResult(Record):
     selection: str | None = None
     provenance: dict[str, str] = Field(default_factory=dict)
     attribution: tuple[str, ...] = ()
+    config: dict[str, Any] = Field(default_factory=dict)
     meta: dict[str, Any] = Field(default_factory=dict)

@@ -170,6 +170,12 @@ def featurise(
     source: Annotated[str, typer.Option("--from", metavar="COLUMN", help="Column of pictures, videos or texts.")] = "image",
     frames: Annotated[int, typer.Option("--frames", min=1, help="Of each video, evenly spaced.")] = 8,
     pool: Annotated[Literal["mean", "none"], typer.Option("--pool", help="A video's vectors: their mean, or one a frame.")] = "mean",
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Of each picture its tokens: the global vector, then one a patch; not only the global one.")
+    ] = False,
+    grid: Annotated[
+        int | None, typer.Option("--grid", min=1, metavar="N", help="With --tokens: patches averaged over the cells of an N x N grid.")
+    ] = None,
     column: ColumnName = None,
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"], typer.Option("--precision", help="Of the forward pass; stored is float16.")
@@ -198,7 +204,9 @@ def featurise(
     from ccr_dist.generate.featurise import Featurise
     from ccr_dist.models.backbones import build_backbone
 
-    processor = Featurise(lambda: build_backbone(settings), source, precision=precision, device=device, frames=frames, pool=pool)
+    processor = Featurise(
+        lambda: build_backbone(settings), source, precision=precision, device=device, frames=frames, pool=pool, tokens=tokens, grid=grid
+    )
     name = column or processor.default_column()
     _run_each(dataset, processor, name, job)
 

@@ -17,6 +17,8 @@ from ccr_dist.generate.processor import Outcome, Processor
 from ccr_dist.generate.requests import spare_cores
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ccr_dist.models.backbones import Backbone
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -51,13 +53,16 @@ class Pixels:
 
 
 class Featurise(Processor):
-    """A picture gives one vector (1, F), a video (1, F) or (frames, F), n texts give (n, F); no texts: null row.
+    """A picture gives one vector (1, F) or its tokens (T, F), a video (1, F) or (frames, F), n texts give (n, F); no texts: null row.
 
     Blank texts are included, so that vector i belongs to text i.
 
     `backbone` builds the model; that happens once, when the plan asks for its identity. precision: of the forward pass (autocast);
     vectors are stored as float16, and one that float16 cannot hold is a bad item. device: auto, cpu, cuda, ... frames: of a video, fewer
-    where it has fewer; pool: their mean, or all of them.
+    where it has fewer; pool: their mean, or all of them. tokens: of pictures, `Backbone.image_tokens`; grid: their patches averaged over
+    the cells of a grid x grid, so that T = 1 + grid².
+
+    ConfigError, besides what building the model raises: settings that do not go together.
     """
 
     kind = "matrix"
@@ -72,12 +77,17 @@ class Featurise(Processor):
         device: str = "auto",
         frames: int = 8,
         pool: Pool = "mean",
+        tokens: bool = False,
+        grid: int | None = None,
     ) -> None:
         if frames < 1:
             raise ConfigError(f"{frames} frames of a video: expected at least 1")
+        if grid is not None and not tokens:
+            raise ConfigError("a grid is one of tokens: give --tokens, too")
         self.inputs = (column,)
         self._build, self._precision, self._device = backbone, precision, device
         self._frames, self._pool = frames, pool
+        self._tokens, self._grid = tokens, grid
         self._backbone: Backbone | None = None
         self._kind = "image"
 
@@ -97,19 +107,24 @@ class Featurise(Processor):
         return 0 if self._side == "text" or torch_device(self._device) == "cpu" else spare_cores()
 
     def default_column(self) -> str:
-        return f"feature.{self.backbone.name}.{self.inputs[0]}"
+        tokens = (f".tokens-{self._grid}" if self._grid else ".tokens") if self._tokens else ""
+        return f"feature.{self.backbone.name}.{self.inputs[0]}{tokens}"
 
     def check(self, dataset: Dataset) -> None:
         column = dataset.column(self.inputs[0])
         if column.kind not in ("image", "video", "texts", "views"):
             raise DataError(f"{column.folder}: a {column.kind} column; featurise takes image, video, texts or views")
+        if self._tokens and column.kind != "image":
+            raise DataError(f"{column.folder}: a {column.kind} column; --tokens takes image")
         self._kind = column.kind
         if column.kind == "video":
             self.batch = max(1, _PICTURES // self._frames)
 
     def plan(self) -> dict[str, Any]:
         video = {"frames": self._frames, "pool": self._pool} if self._kind == "video" else {}
-        return {"processor": "featurise", "backbone": self.backbone.feature_identity(self._side), "precision": self._precision, **video}
+        tokens = {"tokens": {"grid": self._grid}} if self._tokens else {}
+        identity = self.backbone.feature_identity(self._side)
+        return {"processor": "featurise", "backbone": identity, "precision": self._precision, **video, **tokens}
 
     def provenance(self) -> dict[str, Any]:
         import torch
@@ -123,10 +138,10 @@ class Featurise(Processor):
     def width(self) -> int:  # type: ignore[override]
         """F, by asking the model: only a shard of null rows alone needs it."""
         if self._side == "text":
-            return self._features([[""]]).shape[1]
+            return self._features([[""]]).shape[-1]
         from PIL import Image
 
-        return self._features([self.backbone.image_transform()(Image.new("RGB", (64, 64))).numpy()[None]]).shape[1]
+        return self._features([self.backbone.image_transform()(Image.new("RGB", (64, 64))).numpy()[None]]).shape[-1]
 
     def preparer(self) -> Callable[[str, dict[str, Any]], Any]:
         if self._side == "text":
@@ -141,14 +156,14 @@ class Featurise(Processor):
         features = self._features(items)
         if len(features) != sum(counts):
             raise EngineError(f"backbone {self.backbone.name}: {len(features)} vectors for {sum(counts)} inputs of {self.inputs[0]}")
-        rows = np.split(features, np.cumsum(counts)[:-1])
+        rows = list(features) if self._tokens else np.split(features, np.cumsum(counts)[:-1])
         if self._kind == "video" and self._pool == "mean":
             rows = [row.mean(0, keepdims=True) for row in rows]
         with np.errstate(over="ignore"):
             return [Outcome(row.astype(np.float16)) for row in rows]
 
     def _features(self, items: list[Any]) -> np.ndarray:
-        """(the sum of the items' lengths, F) float32."""
+        """(the sum of the items' lengths, F) float32; tokens: (pictures, T, F)."""
         import torch
 
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self._precision]
@@ -157,5 +172,12 @@ class Featurise(Processor):
             if self._side == "text":
                 features = self.backbone.text_features([text for item in items for text in item])
             else:
-                features = self.backbone.image_features(torch.from_numpy(np.concatenate(items)).to(device))
+                encode = self._image_tokens if self._tokens else self.backbone.image_features
+                features = encode(torch.from_numpy(np.concatenate(items)).to(device))
         return features.float().cpu().numpy()
+
+    def _image_tokens(self, pixels: Tensor) -> Tensor:
+        from ccr_dist.models.backbones import pool_grid
+
+        tokens = self.backbone.image_tokens(pixels)
+        return tokens if self._grid is None else pool_grid(tokens, self._grid)

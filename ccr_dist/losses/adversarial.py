@@ -42,10 +42,12 @@ def discriminator_loss(discriminator: nn.Module, free: Tensor, semantic: Tensor,
     return 0.5 * (of_strange + of_true)
 
 
-def confusion_loss(discriminator: nn.Module, free: Tensor, strange: Tensor) -> Tensor:
-    """BCE of taking the strange pair for a true one, (n,). Its gradient reaches `free` alone, never the discriminator or the semantic
-    vector.
+def confusion_loss(discriminator: nn.Module, free: Tensor, strange: Tensor, *, isolated: bool = True) -> Tensor:
+    """BCE of taking the strange pair for a true one, (n,). Its gradient reaches `free`, never the semantic vector, and the discriminator
+    only where it is not `isolated`.
     """
+    pairs = torch.cat([free, strange.detach()], -1)
+    if not isolated:
+        return told_as(discriminator(pairs), TRUE_PAIR)
     fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
-    logits = torch.func.functional_call(discriminator, fixed, (torch.cat([free, strange.detach()], -1),))
-    return told_as(logits, TRUE_PAIR)
+    return told_as(torch.func.functional_call(discriminator, fixed, (pairs,)), TRUE_PAIR)

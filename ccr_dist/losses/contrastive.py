@@ -1,4 +1,4 @@
-"""Symmetric contrastive loss over the global batch, as a share of each rank.
+"""Contrastive losses over the global batch, row by row.
 
 `SC(X, Y; P, tau)` of the literature: half the cross entropy from X to Y and half from Y to X, with label matrix P. Pure: no process
 group in here.
@@ -11,19 +11,35 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def positives(rows: Tensor, columns: Tensor) -> Tensor:
+def positives(rows: Tensor, columns: Tensor, among: Tensor | None = None) -> Tensor:
     """Row-normalised label matrix, (n, B): every column of a row's group is equally right.
 
     Args:
         rows: (n,) group ids of the rows.
         columns: (B,) group ids of the columns; contains every row's group.
+        among: (n, B) bool, the columns that count for a row; its own place is one of them.
     """
-    same = (rows[:, None] == columns[None, :]).float()
+    same = rows[:, None] == columns[None, :]
+    if among is not None:
+        same = same & among
+    same = same.float()
     return same / same.sum(dim=1, keepdim=True)
 
 
-def contrastive_share(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, labels: Tensor, scale: Tensor | float) -> Tensor:
-    """This rank's share of SC; the sum over ranks is the loss of the global batch.
+def similarities(x: Tensor, y: Tensor) -> Tensor:
+    """Dot products (n, B) of (n, D) and (B, D) in float32 (float64 for float64 features), under autocast, too."""
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = (t if t.dtype == torch.float64 else t.float() for t in (x, y))
+        return x @ y.T
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each row, (n,): -sum_j P_ij log softmax_j(Z_ij) of logits Z and labels P, both (n, B)."""
+    return -(labels.to(logits.dtype) * functional.log_softmax(logits, dim=1)).sum(dim=1)
+
+
+def symmetric(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, labels: Tensor, scale: Tensor | float) -> Tensor:
+    """Of each of this rank's rows, (n,); the mean over the global batch is SC.
 
     Args:
         x, y: this rank's features, (n, D), unit length; n may be 0.
@@ -32,13 +48,6 @@ def contrastive_share(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, labels
         scale: 1/tau.
 
     Returns:
-        Scalar in float32 (float64 for float64 features).
+        float32 (float64 for float64 features).
     """
-    x, y, all_x, all_y = (t if t.dtype == torch.float64 else t.float() for t in (x, y, all_x, all_y))
-    labels = labels.to(x.dtype)
-    total = 2 * all_x.shape[0]
-    share = x.new_zeros(())
-    for rows, columns in ((x, all_y), (y, all_x)):
-        logits = scale * rows @ columns.T
-        share = share - (labels * functional.log_softmax(logits, dim=1)).sum() / total
-    return share
+    return (cross_entropy(scale * similarities(x, all_y), labels) + cross_entropy(scale * similarities(y, all_x), labels)) / 2

@@ -73,3 +73,11 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
         return _Gather.apply(rows, counts)
     with torch.no_grad():
         return _gather_padded(rows.contiguous(), counts)
+
+
+def largest(values: Tensor) -> Tensor:
+    """Elementwise maximum over ranks, without gradient."""
+    values = values.detach().clone()
+    if world()[1] > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values

@@ -22,20 +22,22 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ccr_dist.data.loader import Batch
+    from ccr_dist.evaluate.retrieval import Fusion
     from ccr_dist.models.backbones import Backbone
     from ccr_dist.train.context import Context
 
 ENGLISH = "en"
-INPUTS = frozenset({"visual", "source_text", "source_feature", "target_text", "description"})
+INPUTS = frozenset({"visual", "tokens", "source_text", "source_feature", "target_text", "description", "back_text", "back_feature"})
 
 
 @dataclass(frozen=True)
 class Stage:
     """One training stage of a method, apart from how long and how fast (that is `config.StageConfig`).
 
-    needs: the fields of a batch that the stage reads, out of `INPUTS`. "source_feature" means the English feature of the caption: the
-        cached column
-        where the data names one, else made from `source_text` in every step (`methods.features.english`).
+    needs: what of a batch the stage reads, out of `INPUTS`. "visual" is a picture or one vector a row; "tokens" is a picture or any number
+        of vectors a row (tokens of a picture, frames of a video). "source_feature" means the English feature of the caption: the cached
+        column where the data names one, else made from `source_text` in every step (`methods.features.english`); "back_feature" likewise
+        that of the back-translation of the target caption.
     trains: what is trained and towards what, in a few words, for people.
     """
 
@@ -44,6 +46,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         assert self.needs <= INPUTS, f"unknown batch fields {set(self.needs - INPUTS)}"
+        assert not {"visual", "tokens"} <= self.needs, "a stage reads one vector a row or several, not both"
 
 
 class Method(ABC):
@@ -60,6 +63,7 @@ class Method(ABC):
     name: ClassVar[str]
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     gradient_checkpointing: bool = False
+    entangled: tuple[str, ...] = ()  # networks of `aux` that the main optimiser steps, too, by the gradients `losses` leaves in them
 
     def __init__(
         self,
@@ -110,14 +114,22 @@ class Method(ABC):
 
     # Encoding.
 
-    def encode_visual(self, visual: Tensor) -> dict[str, Tensor]:
-        """Pixels or cached features to {"global": (n, D), …}, n ≥ 0."""
+    @classmethod
+    def gallery(cls, options: Any) -> frozenset[str]:
+        """What of an item `encode_visual` reads: "visual" or "tokens" (as for `Stage.needs`), and "description" if it does."""
+        return frozenset({"visual"})
+
+    def encode_visual(self, visual: Tensor, mask: Tensor | None = None, description: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Items to {"global": (n, D), …}, n ≥ 0: `visual`, `visual_mask` and `description` of a batch."""
         from ccr_dist.methods.features import encode_visual
 
         return {"global": encode_visual(self.backbone, visual)}
 
-    def encode_text(self, texts: Sequence[str], lang: str) -> dict[str, Tensor]:
-        """Texts of one language to {"global": (n, D), …}, n ≥ 0. English goes to the backbone untouched, so nothing is forgotten."""
+    def encode_text(self, texts: Sequence[str], lang: str, companion: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Texts of one language to {"global": (n, D), …}, n ≥ 0. English goes to the backbone untouched, so nothing is forgotten.
+
+        companion: the aligned texts of the column that `companions` names for the language, else none.
+        """
         from ccr_dist.methods.features import encode_english
 
         return {"global": encode_english(self.backbone, texts)}
@@ -127,11 +139,39 @@ class Method(ABC):
         """Language -> column that its queries are read from. Raises ConfigError when one that the method needs is not named."""
         return dict(data.queries)
 
-    def score(self, text: Tensor, visual: Tensor) -> Tensor:
-        """Cosine of every text (Nt, D) with every item (Nv, D): (Nt, Nv)."""
-        from torch.nn.functional import normalize
+    @classmethod
+    def companions(cls, data: DataConfig, options: Any) -> dict[str, str]:
+        """Language -> a column of texts aligned with its queries that `encode_text` gets, too. ConfigError like `query_columns`."""
+        return {}
 
-        return normalize(text, dim=-1) @ normalize(visual, dim=-1).T
+    @property
+    def truncated(self) -> int:
+        """Texts that tokenisers have cut in this process so far, being longer than the positions allow."""
+        return self.backbone.truncated
+
+    def image_transform(self) -> Callable[..., Tensor]:
+        """How training sees pictures: as evaluation does, unless a method augments them (`models/augment.py`)."""
+        return self.backbone.image_transform()
+
+    # Scoring.
+
+    text_parts: tuple[str, ...] = ("global",)  # of what encode_text and encode_visual return, the parts that scores are made from
+    visual_parts: tuple[str, ...] = ("global",)
+
+    def scores(self, text: Mapping[str, Tensor], visual: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parts of the score of every text with every item, each (Nt, Nv), each pair on its own.
+
+        Args: the `text_parts` of Nt texts and the `visual_parts` of Nv items; tensors (N, …).
+        """
+        from ccr_dist.evaluate.retrieval import cosine
+
+        return cosine(text, visual)
+
+    def fusions(self) -> list[Fusion]:
+        """How the parts become one score. The first is used in training; validation chooses among them for the test."""
+        from ccr_dist.evaluate.retrieval import PLAIN
+
+        return [PLAIN]
 
     # Training.
 

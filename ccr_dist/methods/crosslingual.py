@@ -30,6 +30,7 @@ class CrossLingualOptions(MethodOptions):
     """Weights are those of the published objective; 0 leaves a term out."""
 
     frontend: FrontEndConfig = FrontEndConfig()
+    stages: tuple[Literal["cla", "cma"], ...] = Field(("cla", "cma"), description="which of the two are gone through")
     mse: float = Field(1.0, ge=0, description="weight of the squared error to the English feature, mean over D")
     cosine: float = Field(0.0, ge=0, description="weight of 1 - cosine to the English feature (not in the papers)")
     keep_english: bool = Field(False, description="the two terms above stay in CMA")
@@ -41,10 +42,14 @@ class CrossLingualOptions(MethodOptions):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
+        if self.stages not in (("cla", "cma"), ("cla",), ("cma",)):
+            raise ValueError(f"stages are [cla, cma], [cla] or [cma], not [{', '.join(self.stages)}]")
         english = self.mse + self.cosine
-        if not english or not (self.contrastive or self.keep_english):
-            stage, keys = ("cma", "contrastive and keep_english") if english else ("cla", "mse and cosine")
-            raise ValueError(f"stage {stage} would align captions with nothing: {keys} are all off")
+        learns = {"cla": english, "cma": self.contrastive or (english and self.keep_english)}
+        off = {"cla": "mse and cosine are off", "cma": "contrastive is off, and so are mse and cosine, or keep_english"}
+        for stage in self.stages:
+            if not learns[stage]:
+                raise ValueError(f"stage {stage} would align captions with nothing: {off[stage]}")
         return self
 
 
@@ -65,16 +70,18 @@ class CrossLingual(Method):
                 "`ccr-dist translate` makes one from the English captions."
             )
         self.tower = backbone.tower
+        self.teacher = backbone  # what English captions and pictures are encoded by, as constants of a step
         self.front_end = build_frontend(options.frontend, self.tower, texts=texts, state=state["front_end"] if state else None)
         self.net["front_end"] = self.front_end
 
     @classmethod
     def stages(cls, options: Any) -> dict[str, Stage]:
         cma = {"visual", "target_text"} | ({"source_feature"} if options.keep_english else set())
-        return {
+        both = {
             "cla": Stage(frozenset({"source_feature", "target_text"}), "all of net: translated captions towards English features"),
             "cma": Stage(frozenset(cma), "all of net: translated captions towards pictures"),
         }
+        return {name: both[name] for name in options.stages}
 
     def state(self) -> dict[str, Any]:
         return {"front_end": self.front_end.state()}
@@ -83,7 +90,7 @@ class CrossLingual(Method):
     def encode_target(self, tokens: Tokens, lang: str) -> dict[str, Tensor]:
         """Captions of a target language to {"global": (n, D)} and whatever else the method's losses need, n ≥ 1."""
 
-    def encode_text(self, texts: Sequence[str], lang: str) -> dict[str, Tensor]:
+    def encode_text(self, texts: Sequence[str], lang: str, companion: Sequence[str] = ()) -> dict[str, Tensor]:
         """English: the backbone, untouched. ConfigError for a language that was not trained."""
         if lang == ENGLISH:
             return super().encode_text(texts, lang)
@@ -92,17 +99,29 @@ class CrossLingual(Method):
         tokens = self.front_end.tokenize(at_least_one(texts))
         return {name: value[: len(texts)] for name, value in self.encode_target(tokens, lang).items()}
 
+    @property
+    def truncated(self) -> int:
+        teacher = self.teacher.truncated if self.teacher is not self.backbone else 0
+        return self.backbone.truncated + teacher + self.front_end.truncated
+
     def outputs(self, stage: str, batch: Batch) -> dict[str, Tensor]:
-        """What `encode_target` returns and, without gradient, english (n, D) and visual (n, D) where the stage needs them."""
-        result = self.encode_text(batch.target_text, batch.lang)
+        """`captions` and, without gradient, english (n, D) and visual (n, D) where the stage needs them."""
+        result = self.captions(batch)
         needs = self.stages(self.options)[stage].needs
         if "source_feature" in needs:
-            result["english"] = frozen(lambda: english(self.backbone, batch))
+            result["english"] = frozen(lambda: english(self.teacher, batch))
         if "visual" in needs:
-            visual = batch.visual
-            assert visual is not None
-            result["visual"] = frozen(lambda: encode_visual(self.backbone, visual))
+            assert batch.visual is not None
+            result["visual"] = self.picture(batch.visual)
         return result
+
+    def captions(self, batch: Batch) -> dict[str, Tensor]:
+        """What `encode_target` finds in the target captions of a batch."""
+        return self.encode_text(batch.target_text, batch.lang)
+
+    def picture(self, visual: Tensor) -> Tensor:
+        """(n, D): what captions are drawn towards in CMA; a constant, unless the method trains the image tower."""
+        return frozen(lambda: encode_visual(self.teacher, visual))
 
     def losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
         from torch.nn.functional import cosine_similarity

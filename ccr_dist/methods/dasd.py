@@ -9,12 +9,13 @@ Where this differs from the released code, and why:
 - Branch networks: `characteristics: code` has none, as in the released code, where they exist but never run; `figure` has what the paper
   draws.
 - f_sa is the mean over tokens; `positions: all` counts padding too, as released, which tells f_sa the caption's length.
-- The discriminator is trained by its own optimiser only. In the released code the main optimiser has it, too, and trains it to confuse
-  itself.
-- A strange pair is a random derangement of the global batch; released: the reversed batch, whose middle row may keep its own partner.
-- W_sr starts from N(0, 1/width); released: uninitialised memory.
-- Weight decay never reaches the embedding table; released: 0.2 on all rows, which shrinks the unseen ones.
-- Adam corrects its bias, and the norm of the whole gradient is clipped; released: no correction, each tensor clipped by itself.
+- `discriminator: isolated` leaves it to its own optimiser; `released`: the main optimiser has it, too, and trains it to confuse itself,
+  with weight decay, right after its own has trained it to tell pairs apart.
+- `pairing: derangement` makes strange pairs by a random derangement of the global batch; `reversed`: by the batch in reverse, as released,
+  whose middle row may keep its own partner.
+- `sr_start: normal` starts W_sr from N(0, 1/width); released: uninitialised memory, often `zeros`.
+- The rest of the released recipe is the stage's: `optimizer: bert_adam`, `schedule: bert`, `clip: tensor`, and `decay_tables: true`, which
+  lets a weight decay of 0.2 shrink the embeddings of all words that a batch lacks.
 - `positives: group` counts other captions of the same item as right in the InfoNCE; `diagonal`: as released.
 - `cma_semantics: english` keeps y the English feature in CMA; `visual`: as released, across the gap between the modalities.
 - Validation selects, never test. The InfoNCE's scale is an option that is read (released: fixed at 100, the option ignored).
@@ -55,9 +56,16 @@ class DasdOptions(CrossLingualOptions):
         "both", description="descriptors that cores are generated from; none: learned constant cores"
     )
     positions: Literal["tokens", "all"] = Field("tokens", description="of f_sa's mean; all: padding too, as released")
+    sr_start: Literal["normal", "zeros"] = Field("normal", description="of W_sr")
     consistency: float = Field(0.1, ge=0, description="weight of |f_sr - y| (CLA: L1, CMA: smooth L1), mean over D")
     adversarial: float = Field(0.001, ge=0, description="weight of the encoder's adversarial loss")
+    discriminator: Literal["isolated", "released"] = Field(
+        "isolated", description="released: the main optimiser steps it, too, by the encoder's adversarial loss"
+    )
     discriminator_lr: float = Field(1e-4, gt=0)
+    pairing: Literal["derangement", "reversed"] = Field(
+        "derangement", description="of captions and strange semantics; reversed: as released"
+    )
     cma_semantics: Literal["visual", "english"] = Field("visual", description="what y is in CMA")
 
 
@@ -85,7 +93,12 @@ class Dasd(CrossLingual):
         self.characteristics: Characteristics | None = None
         if use:
             self.characteristics = described = Characteristics(
-                tower.width, tower.dim, variant=options.characteristics, positions=options.positions, use=use
+                tower.width,
+                tower.dim,
+                variant=options.characteristics,
+                positions=options.positions,
+                use=use,
+                start=options.sr_start,
             )
             if described.trunk > tower.layers:
                 raise ConfigError(
@@ -97,11 +110,12 @@ class Dasd(CrossLingual):
         if "sa" in use and options.adversarial:
             with torch.random.fork_rng(devices=[]):  # so that the rest of the model starts alike with and without an opponent
                 self.aux["discriminator"] = Discriminator(tower.width + tower.dim)
+            self.entangled = ("discriminator",) if options.discriminator == "released" else ()
 
     @classmethod
     def stages(cls, options: DasdOptions) -> dict[str, Stage]:
         stages = super().stages(options)
-        if options.cma_semantics == "english" and options.use != "none":
+        if options.cma_semantics == "english" and options.use != "none" and "cma" in stages:
             stages["cma"] = Stage(stages["cma"].needs | {"source_feature"}, stages["cma"].trains)
         return stages
 
@@ -109,29 +123,41 @@ class Dasd(CrossLingual):
         return self.options.discriminator_lr
 
     def encode_target(self, tokens: Tokens, lang: str) -> dict[str, Tensor]:
-        """{"global": (n, D), "sr": (n, D), "sa": (n, width)}; the trunk's first block is the tower's own, computed once."""
-        import torch
-        from torch.utils.checkpoint import checkpoint
+        """{"global": (n, D), "sr": (n, D), "sa": (n, width)}."""
+        first, described = self.describe(tokens)
+        cores = self.generator(list(described.values())) if described else []
+        return {"global": self.adapt(tokens, lang, first, cores), **described}
 
-        tower, adapters, mask, end = self.tower, self.adapters, tokens.mask, tokens.end
-        recompute = partial(checkpoint, use_reentrant=False) if self.gradient_checkpointing and torch.is_grad_enabled() else _call
-        first = recompute(tower.block, 0, tower.start(self.front_end(tokens), mask), mask)
-        described: dict[str, Tensor] = {}
-        cores: list[Tensor] = []
-        if self.characteristics is not None:
-            shallow = first
-            for layer in range(1, self.characteristics.trunk):
-                shallow = recompute(tower.block, layer, shallow, mask)
-            described = self.characteristics(tower, shallow, mask, end)
-            cores = self.generator(list(described.values()))
+    def describe(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the first block makes of captions, (n, T, width), which the trunk and the adapted tower share, and their characteristics."""
+        tower, mask = self.tower, tokens.mask
+        first = self._recomputed(tower.block, 0, tower.start(self.front_end(tokens), mask), mask)
+        if self.characteristics is None:
+            return first, {}
+        shallow = first
+        for layer in range(1, self.characteristics.trunk):
+            shallow = self._recomputed(tower.block, layer, shallow, mask)
+        return first, self.characteristics(tower, shallow, mask, tokens.end)
+
+    def adapt(self, tokens: Tokens, lang: str, first: Tensor, cores: list[Tensor]) -> Tensor:
+        """(n, D): on from the first block, through the tower with the language's adapters; `cores` (n, r, r) by layer, or none."""
+        tower, adapters, mask = self.tower, self.adapters, tokens.mask
 
         def adapted_block(layer: int, h: Tensor) -> Tensor:
             return adapters(layer, tower.block(layer, h, mask), lang, cores[layer] if cores else None)
 
         h = adapters(0, first, lang, cores[0] if cores else None)
         for layer in range(1, tower.layers):
-            h = recompute(adapted_block, layer, h)
-        return {"global": tower.finish(h, mask, end), **described}
+            h = self._recomputed(adapted_block, layer, h)
+        return tower.finish(h, mask, tokens.end)
+
+    def _recomputed(self, function: Any, *inputs: Any) -> Any:
+        """`function(*inputs)`, computed again for gradients under gradient checkpointing."""
+        import torch
+        from torch.utils.checkpoint import checkpoint
+
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
+        return checkpoint(function, *inputs, use_reentrant=False) if again else function(*inputs)
 
     def losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
         from torch.nn import functional as F
@@ -144,8 +170,9 @@ class Dasd(CrossLingual):
             apart = distance(precise(outputs["sr"]), self._semantics(stage, outputs), reduction="none").mean(-1)
             terms["consistency"] = options.consistency * ctx.mean(apart)
         if "discriminator" in self.aux:
-            strange = ctx.permute(self._semantics(stage, outputs))
-            terms["adversarial"] = options.adversarial * ctx.mean(confusion_loss(self.aux["discriminator"], outputs["sa"], strange))
+            strange = ctx.permute(self._semantics(stage, outputs), options.pairing)
+            judge, isolated = self.aux["discriminator"], options.discriminator == "isolated"
+            terms["adversarial"] = options.adversarial * ctx.mean(confusion_loss(judge, outputs["sa"], strange, isolated=isolated))
         return terms
 
     def auxiliary_losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
@@ -154,12 +181,9 @@ class Dasd(CrossLingual):
         if "discriminator" not in self.aux:
             return {}
         semantic = self._semantics(stage, outputs)
-        return {"discriminator": ctx.mean(discriminator_loss(self.aux["discriminator"], outputs["sa"], semantic, ctx.permute(semantic)))}
+        strange = ctx.permute(semantic, self.options.pairing)
+        return {"discriminator": ctx.mean(discriminator_loss(self.aux["discriminator"], outputs["sa"], semantic, strange))}
 
     def _semantics(self, stage: str, outputs: dict[str, Tensor]) -> Tensor:
         """y: what f_sr should say and f_sa should not."""
         return outputs["english" if stage == "cla" or self.options.cma_semantics == "english" else "visual"]
-
-
-def _call(function: Any, *inputs: Any) -> Any:
-    return function(*inputs)

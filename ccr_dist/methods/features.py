@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ccr_dist.data.loader import Batch
     from ccr_dist.models.backbones import Backbone
+    from ccr_dist.models.towers import TextTower
 
 
 def at_least_one(texts: Sequence[str]) -> list[str]:
@@ -26,19 +27,30 @@ def encode_english(backbone: Backbone, texts: Sequence[str]) -> Tensor:
     return backbone.encode_text(at_least_one(texts))[: len(texts)]
 
 
+def one_row(rows: Tensor) -> Tensor:
+    """The rows, or one of zeros in place of none; the caller cuts the result."""
+    return rows if len(rows) else rows.new_zeros((1, *rows.shape[1:]))
+
+
 def encode_visual(backbone: Backbone, visual: Tensor) -> Tensor:
     """Pixels (n, 3, H, W) or cached features (n, F) to (n, D), n ≥ 0, not normalised."""
-    rows = visual if len(visual) else visual.new_zeros((1, *visual.shape[1:]))
-    return backbone.encode_image(rows)[: len(visual)]
+    return backbone.encode_image(one_row(visual))[: len(visual)]
 
 
 def english(backbone: Backbone, batch: Batch) -> Tensor:
     """The English captions' features (n, D), from the cached column where there is one. Keeps gradients of projection heads."""
-    if batch.source_feature is None:
-        return encode_english(backbone, batch.source_text)
-    cached = batch.source_feature
-    rows = cached if len(cached) else cached.new_zeros((1, *cached.shape[1:]))
-    return backbone.project_text(rows)[: len(cached)]
+    return _english(backbone, batch.source_text, batch.source_feature)
+
+
+def back(backbone: Backbone, batch: Batch) -> Tensor:
+    """The English features (n, D) of the target captions' back-translations, from the cached column where there is one."""
+    return _english(backbone, batch.back_text, batch.back_feature)
+
+
+def _english(backbone: Backbone, texts: Sequence[str], cached: Tensor | None) -> Tensor:
+    if cached is None:
+        return encode_english(backbone, texts)
+    return backbone.project_text(one_row(cached))[: len(cached)]
 
 
 def frozen(encode: Callable[[], Tensor]) -> Tensor:
@@ -52,3 +64,18 @@ def frozen(encode: Callable[[], Tensor]) -> Tensor:
 def precise(x: Tensor) -> Tensor:
     """Float32, where autocast left something smaller: losses are computed in it."""
     return x.float() if x.dtype.itemsize < 4 else x
+
+
+def text_states(tower: TextTower, texts: Sequence[str]) -> tuple[Tensor, Tensor, int]:
+    """Frozen states (n, L, width) of English texts behind the tower's last block, normalised without weights, their mask (n, L), n ≥ 1, and
+    how many of the texts fill the tower's context: its tokeniser cuts longer ones to that.
+    """
+    import torch
+    from torch.nn.functional import layer_norm
+
+    with torch.no_grad():
+        x, mask, _ = tower.embed_native(at_least_one(texts))
+        h = tower.start(x, mask)
+        for layer in range(tower.layers):
+            h = tower.block(layer, h, mask)
+        return layer_norm(precise(h), h.shape[-1:]), mask, int((mask.sum(1) >= tower.context_length).sum())

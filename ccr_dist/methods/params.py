@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from ccr_dist.methods.base import Method
 
@@ -26,3 +27,14 @@ def count(method: Method) -> dict[str, int]:
     parts["auxiliary"] = sum(parameter.numel() for parameter in method.aux.parameters())
     parts["trainable"] += 0
     return dict(parts)
+
+
+def summary(method: Method) -> dict[str, Any]:
+    """`count` as tables show it: {"parts": {module of `net`: number}, "front_end", "table", "total", "trainable", "share", "auxiliary"}.
+
+    share: trainable of total, 0 to 1. Parts without parameters are left out; the front end is none of them.
+    """
+    numbers = count(method)
+    apart = ("front_end", "table", "total", "trainable", "auxiliary")
+    parts = {name: number for name, number in numbers.items() if name not in apart and number}
+    return {"parts": parts, **{name: numbers[name] for name in apart}, "share": numbers["trainable"] / numbers["total"]}

@@ -83,6 +83,13 @@ class CoreGenerator(nn.Module):
 
     def forward(self, characteristics: Sequence[Tensor]) -> list[Tensor]:
         """Vectors (n, w_1), (n, w_2), … that make up `inputs` together, to `layers` tensors (n, r, r)."""
-        code = self.code(torch.cat(list(characteristics), dim=-1))
+        return self.from_code(self.to_code(characteristics))
+
+    def to_code(self, characteristics: Sequence[Tensor]) -> Tensor:
+        """W_z f (n, hidden), before QuickGELU."""
+        return self.code(torch.cat(list(characteristics), dim=-1))
+
+    def from_code(self, code: Tensor) -> list[Tensor]:
+        """The cores of `to_code`'s result."""
         code = code * torch.sigmoid(1.702 * code)
         return [layer(code).unflatten(-1, (self.rank, self.rank)) for layer in self.cores]

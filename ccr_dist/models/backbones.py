@@ -1,14 +1,17 @@
 """The pretrained dual encoder that every method stands on: `Backbone` is the contract, `build_backbone` makes one from its config.
 
-The two kinds live in `clip.py` (open_clip) and `dual.py` (two encoders joined by trained heads). Other languages do not belong here.
+The kinds live in `clip.py` (open_clip), `dual.py` (two encoders joined by trained heads) and `sentence.py` (a text encoder alone). Other
+languages do not belong here.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +22,7 @@ from ccr_dist import config
 from ccr_dist.errors import ConfigError
 from ccr_dist.models.towers import TextTower
 
-Trained = Literal["none", "heads", "all"]
+Trained = Literal["none", "heads", "text", "all"]
 PARTS = ("image", "text", "heads")
 
 
@@ -37,6 +40,7 @@ class Backbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.heads = None
+        self.truncated = 0  # texts that the tokeniser has cut in this process so far
         self._unfrozen: Trained = "none"
         self._digests: dict[str, str] = {}
 
@@ -67,6 +71,13 @@ class Backbone(nn.Module):
     def part_of(self, tensor: str) -> str:
         """The part, "image", "text" or "heads", that a parameter or buffer belongs to, by its name."""
 
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        """(n, 3, H, W) to (n, T, F): the global feature, then one vector a patch or position, row by row.
+
+        The global one is `image_features` where that is as wide as the others. ConfigError naming the architecture where there are none.
+        """
+        raise no_tokens(self.name, "it has no image encoder")
+
     def project_image(self, features: Tensor) -> Tensor:
         """Cached (n, F) to the shared space (n, D)."""
         return features
@@ -85,6 +96,14 @@ class Backbone(nn.Module):
         """English texts to (n, D), exactly as the wrapped library encodes them."""
         return self.project_text(self.text_features(texts))
 
+    @cached_property
+    def token_width(self) -> int:
+        """F of `image_tokens`, by asking the model. ConfigError as there."""
+        from PIL import Image
+
+        with torch.no_grad():
+            return self.image_tokens(self.image_transform()(Image.new("RGB", (64, 64)))[None].to(self.device)).shape[-1]
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -99,7 +118,7 @@ class Backbone(nn.Module):
         return {**self.description(), "side": side, "digest": self._digest(side)}
 
     def _digest(self, part: str) -> str:
-        if self._unfrozen == "all" or (self._unfrozen == "heads" and part == "heads"):
+        if self._unfrozen in ("all", part):
             self._digests.pop(part, None)
         if part not in self._digests:
             tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
@@ -107,12 +126,13 @@ class Backbone(nn.Module):
         return self._digests[part]
 
     def trainable_parameters(self, part: Trained) -> list[nn.Parameter]:
-        """Unfreezes "heads" or "all", freezes the rest, and returns what is trained. ConfigError where there are no heads."""
+        """Unfreezes "heads", "text" (the text encoder) or "all", freezes the rest, and returns what is trained. ConfigError where there
+        are no heads.
+        """
         if part == "heads" and self.heads is None:
             raise ConfigError(f"backbone {self.name}: it has no projection heads apart from its encoders; train 'all' instead")
-        self.requires_grad_(part == "all")
-        if part == "heads" and self.heads is not None:
-            self.heads.requires_grad_(True)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(part in ("all", self.part_of(name)))
         self._unfrozen = part
         self._digests.clear()
         self.train(self.training)
@@ -121,11 +141,11 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> Backbone:
         super().train(False)
         if self.heads is not None:
-            self.heads.train(mode and self._unfrozen != "none")
+            self.heads.train(mode and self._unfrozen in ("heads", "all"))
         return self
 
 
-def build_backbone(cfg: config.OpenClipConfig | config.DualConfig) -> Backbone:
+def build_backbone(cfg: config.BackboneConfig) -> Backbone:
     """The backbone of a config, frozen, on the CPU. Random weights, where asked for, are the same in every process.
 
     ConfigError when a model, package or file cannot be had, with what to install or change.
@@ -136,6 +156,10 @@ def build_backbone(cfg: config.OpenClipConfig | config.DualConfig) -> Backbone:
 
             torch.manual_seed(0)
             backbone: Backbone = OpenClipBackbone(cfg)
+        elif isinstance(cfg, config.SentenceConfig):
+            from ccr_dist.models.sentence import SentenceBackbone
+
+            backbone = SentenceBackbone(cfg)
         else:
             from ccr_dist.models.dual import DualBackbone
 
@@ -169,6 +193,29 @@ def load_weights(backbone: Backbone, path: Path) -> None:
     if wrong:
         raise ConfigError(f"backbone weights {file}: {len(wrong)} tensors do not fit {backbone.name}, for example backbone.{wrong[0]}")
     backbone.load_state_dict(found, strict=False)
+
+
+def no_tokens(what: str, reason: str) -> ConfigError:
+    """The error for an image side that gives no tokens; its global feature is not affected."""
+    return ConfigError(
+        f"{what}: methods that look at the tokens of a picture cannot be used with it ({reason}). Tokens come from open_clip's vision "
+        "transformers pooled at the class token or by the mean, from timm encoders as wide before as behind their pooling, and from "
+        "efficientnet-lite0."
+    )
+
+
+def pool_grid(tokens: Tensor, side: int) -> Tensor:
+    """Tokens of pictures (n, 1 + P, F), P a square grid, to (n, 1 + side², F): the mean of the patches in each cell.
+
+    ConfigError where P is no square or smaller than asked for.
+    """
+    n, count, width = tokens.shape
+    own = math.isqrt(count - 1)
+    if own * own != count - 1 or not 0 < side <= own:
+        raise ConfigError(f"a grid of {side} x {side} tokens: expected a square of patches, at least as large; there are {count - 1}")
+    patches = tokens[:, 1:].transpose(1, 2).reshape(n, width, own, own)
+    cells = torch.nn.functional.adaptive_avg_pool2d(patches, side)
+    return torch.cat([tokens[:, :1], cells.flatten(2).transpose(1, 2)], dim=1)
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -39,10 +39,18 @@ class Characteristics(nn.Module):
 
     Args:
         positions: f_sa's mean is over "tokens" only, or over "all" positions with padding, as released; then it knows the caption's length.
+        start: of W_sr, N(0, 1/width) or "zeros".
     """
 
     def __init__(
-        self, width: int, dim: int, *, variant: Variant, positions: Literal["tokens", "all"], use: tuple[str, ...] = ("sr", "sa")
+        self,
+        width: int,
+        dim: int,
+        *,
+        variant: Variant,
+        positions: Literal["tokens", "all"],
+        use: tuple[str, ...] = ("sr", "sa"),
+        start: Literal["normal", "zeros"] = "normal",
     ) -> None:
         super().__init__()
         self.trunk = TRUNK[variant]  # blocks
@@ -50,7 +58,7 @@ class Characteristics(nn.Module):
         self.use = use
         self.widths = {"sr": dim, "sa": width}
         if "sr" in use:
-            self.to_semantic = nn.Parameter(torch.randn(width, dim) * width**-0.5)  # W_sr; the released code leaves it uninitialised
+            self.to_semantic = nn.Parameter(torch.randn(width, dim) * (width**-0.5 if start == "normal" else 0.0))  # W_sr
         self.branches = nn.ModuleDict({name: Branch(width) for name in use} if variant == "figure" else {})
 
     def forward(self, tower: TextTower, h: Tensor, mask: Tensor, end: Tensor) -> dict[str, Tensor]:

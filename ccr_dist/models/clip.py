@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ccr_dist.config import OpenClipConfig
 from ccr_dist.errors import ConfigError
-from ccr_dist.models.backbones import Backbone, slug
+from ccr_dist.models.backbones import Backbone, no_tokens, slug
 from ccr_dist.models.hf_tower import HuggingFaceTower
+from ccr_dist.models.image_encoders import trunk_tokens
 from ccr_dist.models.packages import version
 from ccr_dist.models.towers import OpenClipTower, TextTower, unsupported
 
@@ -32,10 +33,18 @@ class OpenClipBackbone(Backbone):
             raise ConfigError(
                 f"backbone.pretrained: {cfg.pretrained!r} would be ignored, since '{cfg.model}' brings its own weights; leave it out"
             )
+        if cfg.pretrained is not None:
+            _check_activation(cfg.model, cfg.pretrained)
         try:
             # A scale that is a vector of one element, because DeepSpeed and FSDP take no scalars; checkpoints of either kind load.
             self.model: Any = open_clip.create_model(
-                cfg.model, cfg.pretrained, precision="fp32", nonscalar_logit_scale=True, require_pretrained=pretrained
+                cfg.model,
+                cfg.pretrained,
+                precision="fp32",
+                force_image_size=cfg.image_size,
+                force_preprocess_cfg={"resize_mode": {"crop": "shortest", "squash": "squash", None: None}[cfg.resize]},
+                nonscalar_logit_scale=True,
+                require_pretrained=pretrained,
             )
             self.tokenizer: Any = open_clip.get_tokenizer(cfg.model)
         except (RuntimeError, OSError, ValueError) as error:
@@ -46,7 +55,8 @@ class OpenClipBackbone(Backbone):
             ) from error
         self.model_name = cfg.model
         self.weights_name = Path(cfg.weights or cfg.pretrained or ("own" if pretrained else "random")).stem
-        self.name = slug(f"{Path(cfg.model).name if ':' in cfg.model else cfg.model}-{self.weights_name}")
+        size = f"-{cfg.image_size}" if cfg.image_size else ""
+        self.name = slug(f"{Path(cfg.model).name if ':' in cfg.model else cfg.model}-{self.weights_name}{size}")
         self.preprocess: dict[str, Any] = dict(self.model.visual.preprocess_cfg)
         self._transform = image_transform_v2(PreprocessCfg(**self.preprocess), is_train=False)
         self._transform.random = False
@@ -60,10 +70,38 @@ class OpenClipBackbone(Backbone):
     def image_features(self, pixels: Tensor) -> Tensor:
         return self.model.encode_image(pixels)
 
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        """As LECCR has them: final norm and projection applied to every position, so that all are in the shared space."""
+        from open_clip.timm_model import TimmModel
+        from open_clip.transformer import VisionTransformer
+
+        visual = self.model.visual
+        if isinstance(visual, TimmModel) and not hasattr(visual.head, "pool"):
+            return visual.head(trunk_tokens(visual.trunk, pixels))
+        if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
+            pooling = "" if isinstance(visual, VisionTransformer) else f" {type(visual).__name__}"
+            raise no_tokens(self.name, f"its image encoder{pooling} pools by attention")
+        found = visual.forward_intermediates(pixels, indices=1, normalize_intermediates=True, output_fmt="NLC")
+        patches = found["image_intermediates"][0]
+        if visual.proj is not None:
+            patches = patches @ visual.proj
+        return torch.cat([found["image_features"].unsqueeze(1), patches], dim=1)
+
     def text_features(self, texts: Sequence[str]) -> Tensor:
         if not texts:
             return torch.zeros(0, self.dim, device=self.device)
-        return self.model.encode_text(self.tokenizer(list(texts)).to(self.device))
+        ids = self.tokenizer(list(texts))
+        self.truncated += self._cut(texts, ids)
+        return self.model.encode_text(ids.to(self.device))
+
+    def _cut(self, texts: Sequence[str], ids: Tensor) -> int:
+        """How many texts lost their ends: those that look different where there is room for one token more."""
+        pad = int(self.tokenizer([""])[0, -1])
+        full = (ids[:, -2:] != pad).any(1).nonzero()[:, 0]
+        if not len(full):
+            return 0
+        roomier = self.tokenizer([texts[i] for i in full.tolist()], context_length=ids.shape[1] + 1)
+        return int((roomier != torch.nn.functional.pad(ids[full], (0, 1), value=pad)).any(1).sum())
 
     @cached_property
     def tower(self) -> TextTower:
@@ -112,3 +150,14 @@ class OpenClipBackbone(Backbone):
 
     def part_of(self, tensor: str) -> str:
         return "image" if tensor.startswith("model.visual.") else "text"
+
+
+def _check_activation(model: str, weights: str) -> None:
+    """open_clip only warns where weights were trained with another activation than the architecture has; their features are wrong."""
+    import open_clip
+
+    known, architecture = open_clip.get_pretrained_cfg(model, weights), open_clip.get_model_config(model)
+    if known and architecture and known.get("quick_gelu", False) and not architecture.get("quick_gelu", False):
+        raise ConfigError(
+            f"backbone: the weights '{weights}' were trained with QuickGELU, '{model}' has GELU: use model: {model}-quickgelu"
+        )

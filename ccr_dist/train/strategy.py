@@ -37,7 +37,8 @@ class Step(nn.Module):
         self.method = method  # no module: its networks are the two above
 
     def forward(self, part: str, *inputs: Any) -> Any:
-        """`part` is outputs(stage, batch), encode_visual(visual) or encode_text(texts, lang) of the method."""
+        """`part` is a function of the method: outputs(stage, batch), encode_visual(visual, mask, description) or encode_text(texts, lang,
+        companion)."""
         if part == "outputs":
             return self.method.outputs(*inputs)
         if part == "encode_visual":

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from ccr_dist.data.table import Dataset
 from ccr_dist.evaluate import retrieval
-from ccr_dist.evaluate.evaluate import evaluate
+from ccr_dist.evaluate.evaluate import encode, results
 
 atexit.register(lambda: (gc.collect(), time.sleep(0.2)))  # a gloo thread may need the interpreter after the last collective
 torch.set_num_threads(1)
@@ -35,14 +35,14 @@ def vector(text: str) -> torch.Tensor:
     return item + noise
 
 
-def encode_text(texts: list[str], lang: str) -> torch.Tensor:
+def encode_text(texts: list[str], lang: str, companion: list[str]) -> dict[str, torch.Tensor]:
     encoded.extend(f"{lang}: {text}" for text in texts)
-    return torch.stack([vector(text) for text in texts]) @ projection
+    return {"global": torch.stack([vector(text) for text in texts]) @ projection}
 
 
-def encode_visual(features: torch.Tensor) -> torch.Tensor:
+def encode_visual(features: torch.Tensor, mask: torch.Tensor | None, description: list[str]) -> dict[str, torch.Tensor]:
     pictures.extend(features[:, 0].tolist())
-    return features @ projection
+    return {"global": features @ projection}
 
 
 found_ranks: list[list[list[int]]] = []
@@ -57,20 +57,18 @@ def recorded(*args, **options):
 
 
 retrieval.ranks = recorded
-results = evaluate(
+bank = encode(
     encode_text,
     encode_visual,
     Dataset.open(sys.argv[1]),
     queries={"de": "caption.de", "fr": "caption.fr"},
     visual_column="feature.toy",
     group_column="label.concept",
-    english_column="caption.en",
     batch=int(sys.argv[3]),
-    examples=2,
-    replicates=20,
 )
+found = {lang: each.result for lang, each in results(bank, english_column="caption.en", examples=2, replicates=20).items()}
 own = {
-    "results": {lang: result.model_dump(mode="json") for lang, result in results.items()},
+    "results": {lang: result.model_dump(mode="json") for lang, result in found.items()},
     "ranks": found_ranks,
     "encoded": encoded,
     "pictures": pictures,

@@ -13,6 +13,9 @@ from torch.nn import functional
 from ccr_dist.config import RuntimeConfig
 from ccr_dist.data.order import rank_slots
 from ccr_dist.losses.adversarial import Discriminator, confusion_loss, discriminator_loss
+from ccr_dist.losses.contrastive import similarities
+from ccr_dist.losses.slots import slot_scores
+from ccr_dist.losses.soft import softened
 from ccr_dist.train.context import Context
 from ccr_dist.train.strategy import Strategy
 
@@ -38,7 +41,8 @@ def main(batch: int, out: Path, broken: str) -> None:
     mine = list(rank_slots(batch, 2, strategy.world, strategy.rank))
     wrapped = strategy.wrap(towers)
     result = {}
-    for loss_name in ("mean", "contrastive", "groups", "permute", "adversarial", "discriminator"):
+    names = ("mean", "contrastive", "groups", "permute", "adversarial", "discriminator")
+    for loss_name in (*names, "local_contrastive", "local_chunks", "soft", "vision", "minmax"):
         towers.zero_grad()
         rival.zero_grad()
         context = Context(seed=3, step=5, rows=len(mine))
@@ -51,6 +55,17 @@ def main(batch: int, out: Path, broken: str) -> None:
             share = context.mean((text * context.permute(y[mine])).sum(dim=-1))
         elif loss_name == "adversarial":
             share = context.mean(confusion_loss(rival, text, context.permute(y[mine])))
+        elif loss_name in ("local_contrastive", "local_chunks"):
+            scores = scale * slot_scores(image.unflatten(1, (2, -1)), context.gather(text[:, : DIM // 2]))
+            chunk = 4 if loss_name == "local_chunks" else None
+            share = context.matching(scores, group=group[mine] if chunk is None else None, chunk=chunk)
+        elif loss_name == "soft":
+            teacher = context.minmax(context.transpose(similarities(image, context.gather(text))))
+            share = context.mean(softened(teacher, similarities(text, context.gather(image)), 0.5))
+        elif loss_name == "vision":
+            share = context.classify(similarities(text, context.gather(image)), group=group[mine])
+        elif loss_name == "minmax":
+            share = context.mean((text * context.minmax(x[mine] @ context.gather(y[mine]).T).square().sum(1, keepdim=True)).sum(1))
         else:
             share = context.mean(discriminator_loss(rival, text.detach(), y[mine], context.permute(y[mine])))
         if loss_name == "discriminator":

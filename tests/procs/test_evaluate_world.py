@@ -14,7 +14,7 @@ import torch
 
 from ccr_dist.data.table import Dataset, create_column, create_dataset
 from ccr_dist.errors import DataError
-from ccr_dist.evaluate.evaluate import evaluate
+from ccr_dist.evaluate.evaluate import encode
 
 pytestmark = pytest.mark.procs
 
@@ -122,6 +122,25 @@ def test_a_language_without_captions_is_an_error(dataset: Dataset) -> None:
         raise AssertionError("nothing is encoded before the columns are checked")
 
     with pytest.raises(DataError, match=r"(?s)no captions of language 'cs'.*caption\.cs.*toy/test"):
-        evaluate(never, never, dataset, queries={"cs": "caption.cs"}, visual_column="feature.toy")
+        encode(never, never, dataset, queries={"cs": "caption.cs"}, visual_column="feature.toy")
     with pytest.raises(DataError, match=r"caption\.ja"):
-        evaluate(never, never, dataset, queries={"ja": "caption.ja"}, visual_column="feature.toy")
+        encode(never, never, dataset, queries={"ja": "caption.ja"}, visual_column="feature.toy")
+
+
+def test_companions_go_along_with_their_captions_and_must_be_aligned(dataset: Dataset) -> None:
+    """German has one caption an item less or more than French: not aligned. French beside English is."""
+    seen = []
+
+    def texts(captions, lang, companion):
+        seen.extend(zip(captions, companion, strict=True))
+        return {"global": torch.ones(len(captions), 2), "companion": torch.ones(len(captions), 3)}
+
+    def items(visual, mask, description):
+        return {"global": visual[:, :2]}
+
+    options = {"visual_column": "feature.toy", "batch": 3}
+    found = encode(texts, items, dataset, queries={"fr": "caption.fr"}, companions={"fr": "caption.en"}, **options)
+    assert found.queries["fr"].bank["companion"].shape == (19, 3) and len(seen) == 20
+    assert all(french.split()[0] == english.split()[0] and english.endswith("picture") for french, english in seen)
+    with pytest.raises(DataError, match=r"caption\.fr and caption\.de are not aligned"):
+        encode(texts, items, dataset, queries={"fr": "caption.fr"}, companions={"fr": "caption.de"}, **options)

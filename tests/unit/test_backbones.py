@@ -251,3 +251,9 @@ def test_vit_b_32_has_the_shapes_of_the_papers():
     with torch.inference_mode():
         torch.testing.assert_close(tower.run(*tower.embed_native(TEXTS)), backbone.encode_text(TEXTS), rtol=1e-4, atol=1e-5)
         assert backbone.encode_image(pixels(backbone)).shape == (3, 512)
+
+
+def test_weights_of_another_activation_are_refused():
+    """open_clip only warns, and the features are wrong."""
+    with pytest.raises(ConfigError, match=r"use model: ViT-B-32-quickgelu$"):
+        build_backbone(OpenClipConfig(kind="open_clip", model="ViT-B-32", pretrained="openai"))

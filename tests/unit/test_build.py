@@ -165,6 +165,7 @@ def test_stamps(tmp_path):
     assert any("mute" in note for note in summary.notes)
     assert rows_of(tmp_path / "out", "caption.pt-BR") == {"animals-birds-box": None, "animals-birds-tucan": ["Um tucano."]}
     assert rows_of(tmp_path / "out", "label.concept")["animals-birds-tucan"] == "toucan"
+    assert rows_of(tmp_path / "out", "description.folders")["animals-birds-tucan"] == ["birds, animals"]
     from ccr_dist.data.decode import decode_image
 
     image = decode_image(rows_of(tmp_path / "out", "image")["animals-birds-tucan"])

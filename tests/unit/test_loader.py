@@ -15,7 +15,7 @@ from PIL import Image
 from ccr_dist.data import store
 from ccr_dist.data.loader import Fields, content_digests, make_loader, sources
 from ccr_dist.data.order import Order
-from ccr_dist.data.sweep import Sweep, sweep
+from ccr_dist.data.sweep import Gallery, Sweep, gallery, sweep
 from ccr_dist.data.table import Dataset, create_column, create_dataset
 from ccr_dist.data.tar import forget_files
 from ccr_dist.errors import ConfigError, DataError, StorageError
@@ -172,10 +172,9 @@ def test_source_target_feature_and_description_belong_together(undisturbed):
             number = int(source.split()[-1])
             assert source == f"en {item} {number}" and target == f"{lang} {item} {number}"
             assert feature == [shard, row, number] and visual[0][0][0] == (shard * ROWS + row) * 4 % 256
-            assert description.split()[1] == item
-            seen |= {("caption", captions(row), number), ("view", description[0]), ("group", row // 2, group)}
+            assert description == f"a {item} b {item}"  # all views, in order of their names
+            seen |= {("caption", captions(row), number), ("group", row // 2, group)}
     assert {entry for entry in seen if entry[0] == "caption"} == {("caption", n, i) for n in (1, 2, 3) for i in range(n)}
-    assert {entry[1] for entry in seen if entry[0] == "view"} == {"a", "b"}
     groups = [entry[2] for entry in seen if entry[0] == "group"]
     assert len(groups) == len(set(groups)) == 5 and min(groups) >= 0
 
@@ -218,7 +217,54 @@ def test_too_many_broken_rows_end_the_run(table):
 def test_a_visual_matrix_has_one_vector_a_row(table):
     _, substituted = load(table, Fields(visual="feature.en"), languages=("en",), steps=(0, 5))
     assert {record["row"] for record in substituted} == {1, 2, 4, 5, 7, 8}
-    assert all("vectors; a visual column has one" in record["error"] for record in substituted)
+    assert all("vectors, but this method takes one a row" in record["error"] for record in substituted)
+
+
+@pytest.mark.parametrize("world", [1, 20])  # 20: some ranks hold no row
+def test_rows_with_several_vectors_are_padded_and_masked(table, world):
+    fields = Fields(visual="feature.en", many=True)
+    order = make_order(table, fields, languages=("en",))
+    seen = 0
+    for rank in range(world):
+        for batch in make_loader(order, [table], fields, world=world, rank=rank, first=0, last=3, workers=0):
+            assert batch.visual.shape[:2] == batch.visual_mask.shape and batch.visual.shape[2] == 3 and len(batch.visual) == len(batch)
+            for item, rows, mask in zip(batch.items, batch.visual, batch.visual_mask, strict=True):
+                shard, row = int(item[1]), int(item[3:])
+                assert rows[mask].tolist() == [[shard, row, i] for i in range(captions(row))] and not rows[~mask].any()
+                seen += 1
+    assert seen == 3 * 12
+
+
+def test_back_translations_belong_to_the_chosen_caption(table):
+    fields = Fields(source="caption.en", targets={"de": "caption.de.mt"}, backs={"de": "caption.en"}, back_features={"de": "feature.en"})
+    loader = make_loader(make_order(table, fields, languages=("de",)), [table], fields, world=1, rank=0, first=0, last=3, workers=0)
+    for batch in loader:
+        assert batch.back_text == batch.source_text
+        assert [vector[2] for vector in batch.back_feature.tolist()] == [int(text.split()[-1]) for text in batch.target_text]
+    with pytest.raises(ConfigError, match="no back-translation column for language 'de'"):
+        sources([table], [1], Fields(source="caption.en", targets={"de": "caption.de.mt"}, backs={"cs": "caption.en"}), ["de"])
+
+
+@pytest.mark.parametrize("world", [1, 3, 20])
+def test_a_gallery_is_every_item_once_with_its_description(table, world):
+    def read(**options):
+        return [block for r in range(world) for block in gallery(table, world=world, rank=r, block_rows=7, **options)]
+
+    blocks = [b for b in read(visual="feature.en", many=True, description="description.llm") if len(b.rows)]
+    assert [row for block in blocks for row in block.rows.tolist()] == list(range(60))
+    for block in blocks:
+        for row, vectors, mask, text in zip(block.rows.tolist(), block.visual, block.mask, block.description, strict=True):
+            shard, at = divmod(row, ROWS)
+            assert vectors[mask].tolist() == [[shard, at, i] for i in range(captions(at))] and text == f"a s{shard}r{at} b s{shard}r{at}"
+    plain = [block for block in read(visual="feature.image") if len(block.rows)]
+    assert torch.cat([block.visual for block in plain]).shape == (60, 2) and plain[0].mask is None and plain[0].description == []
+
+
+def test_a_gallery_refuses_what_it_cannot_show(table):
+    with pytest.raises(DataError, match=r"s0r1.*2 vectors a row"):
+        Gallery(table, "feature.en")[0]
+    with pytest.raises(ConfigError, match="pictures or vectors, this is a texts column"):
+        Gallery(table, "caption.en")
 
 
 class FlakyReads:
@@ -345,9 +391,9 @@ def test_a_sweep_reads_every_value_once_in_blocks_that_ignore_the_world(table, c
 
 
 def test_a_sweep_of_pictures_refuses_a_broken_one(table):
-    gallery = Sweep(table, "image", transform=to_tensor, block_rows=8)
-    assert gallery[0].values.shape == (8, 3, 4, 4) and len(gallery) == 8 and len(gallery[7].rows) == 4
+    pictures = Sweep(table, "image", transform=to_tensor, block_rows=8)
+    assert pictures[0].values.shape == (8, 3, 4, 4) and len(pictures) == 8 and len(pictures[7].rows) == 4
     with pytest.raises(DataError, match="s2r3"):
-        gallery[2]
+        pictures[2]
     with pytest.raises(ConfigError, match="rank 2 of 2"):
         Sweep(table, "image", world=2, rank=2)

@@ -6,11 +6,15 @@ import hashlib
 
 import pytest
 import torch
+from pydantic import ValidationError
 from small import ENGLISH, SPANISH, backbone, batch, context, front_end, method, unsettle
 from torch.nn import functional as F
 
+from ccr_dist.config import StageConfig
 from ccr_dist.errors import ConfigError
+from ccr_dist.methods import base
 from ccr_dist.models.characteristics import TRUNK
+from ccr_dist.train.optimizer import make_optimizer
 
 KINDS = ["clip", "custom", "bert", "dual"]
 METHODS = {
@@ -22,6 +26,8 @@ METHODS = {
     "dasd without sr": ("dasd", {"rank": 4, "use": "sa"}),
     "dasd without sa": ("dasd", {"rank": 4, "use": "sr"}),
     "dasd without generator": ("dasd", {"rank": 4, "use": "none"}),
+    "dasd released": ("dasd", {"rank": 4, "positions": "all", "discriminator": "released", "pairing": "reversed", "sr_start": "zeros"}),
+    "lora": ("lora", {"rank": 2}),
 }
 
 
@@ -93,7 +99,7 @@ def test_with_up_at_zero_the_tower_is_the_frozen_one(model, frontend, kind):
     unsettle(built.net)
     with torch.no_grad():
         for name, parameter in built.net.named_parameters():
-            if ".up." in name:
+            if ".up." in name or "lora_B" in name:
                 parameter.zero_()
         tokens = built.front_end.tokenize(SPANISH)
         plain = built.tower.run(built.front_end(tokens), tokens.mask, tokens.end)
@@ -101,6 +107,18 @@ def test_with_up_at_zero_the_tower_is_the_frozen_one(model, frontend, kind):
         unsettle(built.net)
         if kind != "none":
             assert not torch.allclose(built.encode_text(SPANISH, "es")["global"], built.encode_text(SPANISH, "to")["global"], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "dasd", "dasd figure"])
+def test_a_tower_that_attends_to_padding_is_adapted_alike(tmp_path, frontend, kind):
+    """SigLIP-like: bidirectional, pooled at the last position. LoRA: test_lora.py."""
+    built = make(kind, backbone(tmp_path, "siglip"), frontend)
+    unsettle(built.net)
+    backward(built, "cma", batch(), context())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in built.net.named_parameters() if "lang-to" not in name)
+    tokens = built.front_end.tokenize(SPANISH)
+    plain = built.tower.run(built.front_end(tokens), tokens.mask, tokens.end)
+    assert not torch.allclose(built.encode_text(SPANISH, "es")["global"], plain, atol=1e-2)
 
 
 def test_unit_cores_make_dasd_the_static_adapter(clip, frontend):
@@ -143,7 +161,7 @@ def test_a_mean_over_padding_refuses_ragged_batches(clip, frontend):
         method("dasd", clip, {**frontend, "pad": "longest"}, positions="all")
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "dasd"])
+@pytest.mark.parametrize("kind", ["bottleneck", "dasd", "lora"])
 def test_training_changes_what_is_listed_and_english_not_at_all(model, frontend, kind):
     built = make(kind, model, frontend)
     before, english = digests(model), model.encode_text(ENGLISH)
@@ -210,7 +228,7 @@ def test_checkpointing_and_autocast(model, frontend, kind):
     assert all(p.grad.isfinite().all() for p in built.net.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "dasd"])
+@pytest.mark.parametrize("kind", ["bottleneck", "dasd", "lora"])
 def test_rebuilt_from_its_state(model, tmp_path, kind):
     frontend = front_end(tmp_path, rows="used")
     built = make(kind, model, frontend)
@@ -231,3 +249,81 @@ def test_the_trunk_costs_one_block_more(clip, frontend):
     finally:
         del built.tower.block
     assert sorted(calls) == [0, 1, 1] and TRUNK["code"] == 2
+
+
+def test_the_released_start_of_the_semantic_projection(clip, frontend):
+    assert method("dasd", clip, frontend, sr_start="zeros").net["characteristics"].to_semantic.abs().sum() == 0
+    normal = method("dasd", clip, frontend).net["characteristics"].to_semantic
+    assert normal.std().item() == pytest.approx(24**-0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(("stages", "needs"), [(("cla",), {"cla"}), (("cma",), {"cma"}), (("cla", "cma"), {"cla", "cma"})])
+def test_stages_can_be_left_out(stages, needs):
+    for name in ("static", "dasd", "lora", "full"):
+        kind = base.get(name)
+        assert set(kind.stages(kind.Options(name=name, stages=stages, contrastive=1))) == needs
+    assert set(base.get("dasd").stages(base.get("dasd").Options(name="dasd", stages=["cma"], cma_semantics="english"))) == {"cma"}
+    assert base.get("static").Options(name="static", stages=["cma"], mse=0).stages == ("cma",)  # what no stage needs may be off
+    for wrong, message in (
+        ({"stages": ["cma", "cla"]}, "not .cma, cla"),
+        ({"stages": []}, "stages are"),
+        ({"mse": 0}, "mse and cosine are off"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            base.get("static").Options(name="static", **wrong)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "bert_adam"])
+@pytest.mark.parametrize("kind", ["bottleneck", "dasd", "lora"])
+def test_a_step_in_one_language_leaves_the_others_adapters_alone(clip, frontend, kind, optimizer):
+    """Joint training: neither decay nor momentum of earlier steps moves them, and the shared parts learn from every language."""
+    built = make(kind, clip, frontend)
+    trained = {name: p for name, p in built.named_parameters().items() if name.startswith(tuple(built.trainable("cla")))}
+    made = make_optimizer(StageConfig(steps=9, batch=4, lr=1e-2, weight_decay=0.1, optimizer=optimizer), trained, torch.device("cpu"))
+    moved = {}
+    for lang in ("es", "to"):
+        before = {name: p.detach().clone() for name, p in trained.items()}
+        made.zero_grad()
+        backward(built, "cla", batch(lang=lang), context())
+        made.step()
+        moved[lang] = {name for name, p in trained.items() if not torch.equal(p, before[name])}
+    for lang, other in (("es", "to"), ("to", "es")):
+        assert not any(f"lang-{other}" in name for name in moved[lang])
+        own = {name for name in trained if f"lang-{lang}" in name and (kind != "lora" or "lora_B" in name)}
+        assert own <= moved[lang]  # of LoRA, A has no gradient in the first step
+        assert {"net.front_end.linear.weight", "net.front_end.table.weight"} <= moved[lang]
+        assert kind != "dasd" or {"net.generator.code.weight", "net.characteristics.to_semantic"} <= moved[lang]
+
+
+def test_video_by_pooled_features(clip, frontend):
+    """A video is one vector, the mean of its frames' features, in the place of a picture's: training and gallery."""
+    built = make("dasd", clip, frontend)
+    frames = [clip.image_features(torch.randn(count, 3, 32, 32)) for count in (3, 5, 1, 2)]
+    pooled = torch.stack([rows.mean(0) for rows in frames]).detach()
+    outputs, losses = backward(built, "cma", batch(visual=pooled), context())
+    assert torch.equal(outputs["visual"], pooled) and torch.equal(built.encode_visual(pooled)["global"], pooled)
+    logits = 100 * F.normalize(outputs["global"], dim=-1) @ F.normalize(pooled, dim=-1).T
+    expected = (F.cross_entropy(logits, torch.arange(4)) + F.cross_entropy(logits.T, torch.arange(4))) / 2
+    torch.testing.assert_close(losses["contrastive"], expected)
+
+
+def test_texts_that_are_cut_are_counted(clip, frontend):
+    built = make("bottleneck", clip, frontend)
+    limit = clip.tower.context_length
+    clip.truncated = 0
+    built.encode_text(["un " * (limit - 2), "un " * (limit - 1), *SPANISH[:3]], "es")
+    assert built.truncated == 1
+    built.outputs("cla", batch(target_text=["perro " * 99] * 4))
+    assert built.truncated == 5
+
+
+def test_english_texts_that_are_cut_are_counted(tmp_path):
+    for kind in ("clip", "siglip", "bert", "xlm-roberta", "dual"):
+        model = backbone(tmp_path / kind, kind)
+        long, built = model.tower.context_length - 2, method("clip", model, languages=())  # without start and end
+        found = []
+        for words in (long - 1, long, long + 1, 3 * long):
+            before = built.truncated
+            built.encode_text(["lemon " * words, "a lemon"], "en")
+            found.append(built.truncated - before)
+        assert found == [0, 0, 1, 1], kind

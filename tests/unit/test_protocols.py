@@ -14,12 +14,16 @@ OWNER = np.array([0, 0, 1, 1, 2, 2])
 
 
 def column(n):
-    return torch.arange(n, dtype=torch.float32)[:, None]
+    return {"global": torch.arange(n, dtype=torch.float32)[:, None]}
+
+
+def by_table(table):
+    return lambda text, visual: {"global": table[text["global"][:, 0].long()][:, visual["global"][:, 0].long()]}
 
 
 @pytest.fixture(scope="module")
 def by_hand():
-    found = ranks(column(6), column(3), torch.from_numpy(OWNER), torch.arange(3), lambda t, v: SCORES[t[:, 0].long()][:, v[:, 0].long()])
+    found = ranks(column(6), column(3), torch.from_numpy(OWNER), torch.arange(3), by_table(SCORES))
     return found.text_to_visual.numpy(), found.visual_to_text.numpy(), found.visual_to_text_items.numpy()
 
 
@@ -44,7 +48,7 @@ def test_the_3_by_2_example(by_hand):
 def test_the_protocols_differ_where_one_item_has_several_captions_ahead():
     """Both captions of B beat A's own for picture A: third by captions, second by items."""
     scores = torch.tensor([[5, 0], [1, 0], [7, 9], [6, 9]], dtype=torch.float32)
-    found = ranks(column(4), column(2), torch.tensor([0, 0, 1, 1]), torch.arange(2), lambda t, v: scores[t[:, 0].long()][:, v[:, 0].long()])
+    found = ranks(column(4), column(2), torch.tensor([0, 0, 1, 1]), torch.arange(2), by_table(scores))
     assert found.visual_to_text.tolist() == [3, 1]
     assert found.visual_to_text_items.tolist() == [2, 1]
 

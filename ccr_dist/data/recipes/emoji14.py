@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
-import subprocess
 import tarfile
 import tempfile
 from importlib import resources
@@ -22,6 +20,7 @@ from pydantic import Field
 from ccr_dist.data import store
 from ccr_dist.data.recipes.base import ColumnSpec, Material, Recipe, Row, package_version, register
 from ccr_dist.data.recipes.cache import cache_folder
+from ccr_dist.data.recipes.npm import pack
 from ccr_dist.data.recipes.pictures import Picture, render
 from ccr_dist.data.splits import concept, split_of
 from ccr_dist.errors import ConfigError
@@ -120,19 +119,9 @@ def fetch_keywords() -> Path:
     path = cache_folder("emoji14") / f"{NPM_PACKAGE}.json"
     if path.exists():
         return path
-    if shutil.which("npm") is None:
-        raise ConfigError(
-            "keywords: npm is not installed, and OpenMoji's keywords come in its npm package; install npm, give the path of an "
-            "openmoji.json (keywords=PATH), or build without them (keywords=none)"
-        )
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(["npm", "pack", NPM_PACKAGE, "--silent"], cwd=folder, capture_output=True, text=True, check=False)
-        archives = list(Path(folder).glob("*.tgz"))
-        if done.returncode or not archives:
-            raise ConfigError(
-                f"keywords: `npm pack {NPM_PACKAGE}` failed: {done.stderr.strip()[-500:]}; try again, or build with keywords=none"
-            )
-        with tarfile.open(archives[0]) as archive:
+        instead = "give the path of an openmoji.json (keywords=PATH), or build without keywords (keywords=none)"
+        with tarfile.open(pack(NPM_PACKAGE, Path(folder), instead=instead)) as archive:
             member = archive.extractfile("package/data/openmoji.json")
             assert member is not None
             store.create_once(path, json.dumps(json.load(member), ensure_ascii=False).encode())

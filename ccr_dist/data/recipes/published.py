@@ -24,7 +24,7 @@ from ccr_dist.data.recipes.base import ColumnSpec, Material, Recipe, Row, regist
 from ccr_dist.data.recipes.captions import safe_key
 from ccr_dist.data.recipes.folder import EXTENSIONS
 from ccr_dist.data.recipes.media import SUFFIXES, Medium, find_media, read_medium
-from ccr_dist.data.splits import SPLITS
+from ccr_dist.data.splits import SPLITS, draw
 from ccr_dist.data.table import check_column_name
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
 
@@ -39,6 +39,7 @@ class ItemList(Frozen):
     """The items of a split, in their order."""
 
     read: ItemFormat
+    part: tuple[int, int] | None = Field(None, description="only items whose sha1 modulo 100 is at least the first and below the second")
     first: int | None = Field(None, gt=0, description="so many from the beginning of the list")
     first_with_media: int | None = Field(None, gt=0, description="the same, counted over those whose media are there (missing=skip)")
 
@@ -177,6 +178,8 @@ class Published(Recipe):
         items = list(dict.fromkeys(every))
         if isinstance(one.read, Names) and len(items) != len(every):
             notes.append(f"{one.read.file}: {len(every) - len(items)} repeated items taken once")
+        if one.part is not None:
+            items = [item for item in items if one.part[0] <= draw(item) < one.part[1]]
         return items[: one.first]
 
     def _item(self, raw: str, place: str) -> str:

@@ -2,6 +2,7 @@
 
 From the Debian package tuxpaint-stamps-default (GPL-2, pictures and texts): an installed one, a given folder or .deb, or one that the
 user's own apt-get fetches. Mirrored and flipped copies and alphabets are left out; where a stamp exists as PNG and as SVG the PNG is taken.
+`description.folders` is what the stamp is filed under ("apes, mammals, animals"): weak words about the picture, without its own name.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class Stamps56(Recipe):
             columns |= {f"caption.{lang}": [text] for lang, text in captions.items() if lang == "en" or lang in covered}
             for lang in covered.keys() & captions.keys():
                 covered[lang] += 1
+            folders = ", ".join(part.replace("_", " ") for part in reversed(name.parent.parts))
+            columns["description.folders"] = [folders] if folders else None
             key = re.sub(r"[^A-Za-z0-9_]+", "-", str(name.with_suffix("")))
             rows.append(Row(split_of(what), key, columns))
         if not rows:
@@ -71,6 +74,7 @@ class Stamps56(Recipe):
         specs = [
             ColumnSpec("image", "image", self.picture.format, {**source, "resvg-py": resvg, "picture": self.picture.model_dump()}, image),
             ColumnSpec("label.concept", "label", "json", {**source, "concept": "of caption.en"}, text),
+            ColumnSpec("description.folders", "texts", "json", {**source, "from": "the stamp's folders"}, text),
         ]
         languages = ("en", *(lang for lang in self.languages if lang != "en"))
         return specs + [ColumnSpec(f"caption.{x}", "texts", "json", {**source, "language": x}, text) for x in languages]

@@ -1,0 +1,20 @@
+"""Triplet ranking with the hardest negative of the batch (Faghri et al., VSE++, BMVC 2018), as NRCCR uses it. Per row; reducing is the
+caller's affair.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def hardest_negative(similarity: Tensor, own: Tensor, right: Tensor, margin: float) -> Tensor:
+    """max(0, margin + the most similar wrong column - the own partner), (n,); 0 for a row without a wrong column.
+
+    Args:
+        similarity: (n, B) of this rank's rows with all columns.
+        own: (n,) of each row with its partner.
+        right: (n, B) bool, columns that are no negatives; the partner is one of them.
+    """
+    worst = similarity.masked_fill(right, -torch.inf).amax(dim=1)
+    return (margin + worst - own).clamp(min=0)

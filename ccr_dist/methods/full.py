@@ -1,0 +1,69 @@
+"""Full fine-tuning: nothing is adapted, the text tower itself learns the other languages.
+
+Target captions go through the front end into the backbone's own text tower, and blocks, positions, final norm and projection are trained
+with the front end (`train: text`), or the whole backbone, picture side and heads included (`train: all`). Stages and losses are those of
+MLA and DASD (`crosslingual.py`). The teachers stay what they were before training: English features, and pictures under `train: text`,
+come from a frozen copy. English queries are asked of the trained tower, so results in English show what was forgotten.
+
+Not trained is what captions of other languages never pass: the tower's own token embedding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from ccr_dist.errors import ConfigError
+from ccr_dist.methods.base import register
+from ccr_dist.methods.crosslingual import CrossLingual, CrossLingualOptions
+from ccr_dist.methods.features import encode_visual
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ccr_dist.data.loader import Batch
+    from ccr_dist.models.frontend import Tokens
+
+
+class FullOptions(CrossLingualOptions):
+    name: Literal["full"]
+    train: Literal["text", "all"] = Field("text", description="the text tower, or every parameter of the backbone")
+
+
+@register("full")
+class Full(CrossLingual):
+    Options = FullOptions
+
+    def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
+        super().build(texts, state)
+        # Made before any trained weight is loaded, so on resuming it holds the original weights again. It never encodes a picture when
+        # the picture side is trained, so that side's tensors are shared.
+        backbone = self.backbone
+        tensors = [*backbone.named_parameters(), *backbone.named_buffers()]
+        shared = {id(tensor): tensor for name, tensor in tensors if backbone.part_of(name) == "image"}
+        self.teacher = copy.deepcopy(backbone, shared)
+        backbone.trainable_parameters(self.options.train)
+
+    def trainable(self, stage: str) -> list[str]:
+        if self.options.train == "all":
+            return ["net.", "backbone."]
+        own = self.tower.token_table()
+        text = [(name, tensor) for name, tensor in self.backbone.named_parameters() if self.backbone.part_of(name) == "text"]
+        return ["net.", *(f"backbone.{name}" for name, tensor in text if tensor is not own)]
+
+    def outputs(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+        self.teacher.to(self.backbone.device)
+        return super().outputs(stage, batch)
+
+    def picture(self, visual: Tensor) -> Tensor:
+        if self.options.train == "text":
+            return super().picture(visual)
+        if visual.ndim == 2:
+            raise ConfigError("data.visual is a column of features, but `train: all` trains the image encoder: name the column of pictures")
+        return encode_visual(self.backbone, visual)
+
+    def encode_target(self, tokens: Tokens, lang: str) -> dict[str, Tensor]:
+        return {"global": self.tower.run(self.front_end(tokens), tokens.mask, tokens.end, checkpoint=self.gradient_checkpointing)}

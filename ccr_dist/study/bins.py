@@ -1,0 +1,160 @@
+"""For which queries is a row good? Recall by the length of the query, or by how far two translations of it agree.
+
+Works from the ranks beside the results and from the texts of the test set; no model runs. Bins are quantiles of the queries, so that they
+hold about equally many; a cell is the mean over seeds.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..data.decode import texts_of
+from ..data.store import replace_atomic
+from ..data.table import Dataset
+from ..errors import ConfigError, DataError
+from .plan import Plan, state
+
+RECALLS = (1, 10)
+EXPLAINED = (
+    "R@1 / R@10 of text queries in percent, mean over seeds. With n queries in a bin, a recall of p has a sampling error of about "
+    f"sqrt(p (100 - p) / n), the same queries for all rows. Differences: of R@{RECALLS[-1]}, mean over seeds, ± 1.96 standard errors over "
+    "the queries of a bin (the chance of the seeds is not in them)."
+)
+
+
+@dataclass(frozen=True)
+class Binned:
+    """One language. `recalls`: row label -> (bins, len(RECALLS)) in percent; `differences`: claim -> (bins, 2), points of the last recall
+    and 1.96 standard errors.
+    """
+
+    lang: str
+    by: str
+    bins: tuple[str, ...]
+    queries: tuple[int, ...]
+    recalls: Mapping[str, np.ndarray]
+    differences: Mapping[str, np.ndarray]
+
+
+def binned(plan: Plan, by: str, count: int = 4) -> list[Binned]:
+    """Recalls by quantiles of `by`, a language at a time, of all complete runs.
+
+    by: "words", of the query; or "chrf:A:B", chrF of the query's text in column A against that in column B (`{lang}` in them is the
+    language), such as its translations into English by two systems.
+
+    Raises:
+        ConfigError: another `by`, or no chrF to be had; DataError: no complete run, or columns that are not aligned with the queries.
+    """
+    complete = [run for run in plan.runs if state(run) == "complete"]
+    if not complete:
+        raise DataError(f"{plan.study.out}: no run of the study {plan.study.name!r} is complete; `ccr-dist study run` makes them")
+    data = complete[0].config.data
+    assert data.test is not None, "checked where the study was read"
+    dataset, measure = Dataset(data.test), _measure(by)
+    found = []
+    for lang, column in data.queries.items():
+        hits: dict[str, list[np.ndarray]] = {}
+        places: np.ndarray | None = None
+        for run in complete:
+            file = run.result.with_name(f"{run.result.stem}.ranks.npz")
+            if not file.exists():
+                raise DataError(f"{file}: no ranks beside {run.result.name}; `ccr-dist evaluate … --again` writes them")
+            with np.load(file) as kept:
+                if f"{lang}/t2v" not in kept:
+                    continue
+                ranks, rows = kept[f"{lang}/t2v"], kept[f"{lang}/rows"][kept[f"{lang}/item"]]
+            if places is not None and not np.array_equal(places, rows):
+                raise DataError(f"{file}: other queries than those of {complete[0].name} ({lang}); their test sets differ")
+            places = rows
+            hits.setdefault(run.row.name, []).append(np.stack([ranks <= k for k in RECALLS], axis=1))
+        if places is None:
+            continue
+        values = measure(dataset, column, lang, places)
+        edges = np.unique(np.quantile(values, np.linspace(0, 1, count + 1)))
+        at = np.digitize(values, edges[1:-1]) if len(edges) > 2 else np.zeros(len(values), int)
+        used = sorted(set(at.tolist()))
+        names = tuple(f"{values[at == b].min():g}–{values[at == b].max():g}" for b in used)
+        mean = {name: 100 * np.mean(each, axis=0) for name, each in hits.items()}  # (queries, len(RECALLS))
+        label = {row.name: row.shown for row in plan.study.rows}
+        recalls = {label[name]: np.stack([each[at == b].mean(0) for b in used]) for name, each in mean.items()}
+        differences = {
+            each.claim: np.stack([_difference(mean[each.a][at == b, -1] - mean[each.b][at == b, -1]) for b in used])
+            for each in plan.study.comparisons
+            if each.a in mean and each.b in mean
+        }
+        found.append(Binned(lang, by, names, tuple(int((at == b).sum()) for b in used), recalls, differences))
+    return found
+
+
+def _difference(values: np.ndarray) -> np.ndarray:
+    """(2,): mean, 1.96 standard errors."""
+    return np.array([values.mean(), 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan])
+
+
+def _measure(by: str) -> Callable[[Dataset, str, str, np.ndarray], np.ndarray]:
+    kind, *columns = by.split(":")
+    if by == "words":
+        return lambda dataset, column, lang, rows: np.array([len(text.split()) for text in _queries(dataset, column, rows)])
+    if kind != "chrf" or len(columns) != 2:
+        raise ConfigError(f"--by {by}: expected words, or chrf:A:B with two columns of texts that are aligned with the queries")
+    try:
+        from sacrebleu.metrics import CHRF
+    except ImportError as error:
+        raise ConfigError("chrF needs sacrebleu: pip install 'ccr-dist[quality]'") from error
+
+    def agreement(dataset: Dataset, column: str, lang: str, rows: np.ndarray) -> np.ndarray:
+        texts = [_queries(dataset, name.format(lang=lang), rows) for name in columns]
+        score = CHRF().sentence_score
+        return np.array([round(score(a, [b]).score) for a, b in zip(*texts, strict=True)])
+
+    return agreement
+
+
+def _queries(dataset: Dataset, column: str, rows: np.ndarray) -> list[str]:
+    """The text of each query: caption 0, 1, … of the rows that are named again and again. DataError where there are not as many."""
+    texts, ends = [], np.cumsum(dataset.shard_rows)
+    source = dataset.column(column)
+    seen: dict[int, int] = {}
+    for row in rows.tolist():
+        shard = int(np.searchsorted(ends, row, side="right"))
+        found = texts_of(source.value(shard, int(row - ends[shard] + dataset.shard_rows[shard])))
+        part = seen[row] = seen.get(row, -1) + 1
+        if part >= len(found):
+            raise DataError(f"{source.folder}: row {row} has {len(found)} texts, and query {part} was asked: not aligned with the queries")
+        texts.append(found[part])
+    return texts
+
+
+def markdown(tables: list[Binned]) -> str:
+    """A table a language."""
+    lines = [EXPLAINED]
+    for table in tables:
+        heads = [f"{name} (n = {n})" for name, n in zip(table.bins, table.queries, strict=True)]
+        lines += ["", f"| {table.lang}, by {table.by} | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
+        for label, recalls in table.recalls.items():
+            lines.append(f"| {label} | " + " | ".join(" / ".join(f"{value:.1f}" for value in cell) for cell in recalls) + " |")
+        for claim, differences in table.differences.items():
+            lines.append(f"| *{claim}* | " + " | ".join(f"{mean:+.1f} ± {error:.1f}" for mean, error in differences) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write(tables: list[Binned], out: Path) -> Path:
+    """OUT/bins-WHAT.md and .csv; the path of the first."""
+    out.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["language", "by", "bin", "queries", "row", *(f"R{k}" for k in RECALLS)])
+    for table in tables:
+        for label, recalls in table.recalls.items():
+            for name, n, cell in zip(table.bins, table.queries, recalls, strict=True):
+                writer.writerow([table.lang, table.by, name, n, label, *(f"{value:.3f}" for value in cell)])
+    stem = f"bins-{tables[0].by.partition(':')[0]}"
+    replace_atomic(out / f"{stem}.csv", text.getvalue().encode())
+    replace_atomic(out / f"{stem}.md", markdown(tables).encode())
+    return out / f"{stem}.md"

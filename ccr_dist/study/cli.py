@@ -1,0 +1,76 @@
+"""`ccr-dist study ...`: parse, call, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ConfigError
+
+study_app = typer.Typer(no_args_is_help=True, help="Many runs by one command, and what they show.")
+File = Annotated[Path, typer.Argument(help="study (YAML), see configs/studies/")]
+
+
+@study_app.command("run")
+def run_command(
+    study: File,
+    jobs: Annotated[int, typer.Option(help="runs at a time, a process each")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads of each")] = 1,
+    only: Annotated[str | None, typer.Option(help="some rows: name,name")] = None,
+    seeds: Annotated[str | None, typer.Option(help="some of the seeds: 0,1")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run")] = False,
+) -> None:
+    """Carry out what is left of a study: complete runs are skipped, interrupted ones go on. Exit code 75: stopped, start it again."""
+    from .plan import load_plan
+    from .runner import run_study
+
+    given = seeds.split(",") if seeds is not None else []
+    if not all(number.strip().isdigit() for number in given):
+        raise ConfigError(f"--seeds {seeds}: expected whole numbers with commas between them, like 0,1,2")
+    rows = [name.strip() for name in only.split(",")] if only else []
+    plan = load_plan(study).select(rows, [int(number) for number in given] if seeds is not None else None)
+    if code := run_study(plan, jobs=jobs, threads=threads, dry_run=dry_run):
+        raise typer.Exit(code)
+
+
+@study_app.command("report")
+def report_command(
+    study: File, out: Annotated[Path | None, typer.Option(help="folder of the report; default: report below the study's own folder")] = None
+) -> None:
+    """Table, comparisons with intervals, plots and a page of what is complete."""
+    from rich.console import Console
+
+    from .plan import load_plan
+    from .report import sentence, summarise, table_markdown, write
+
+    plan = load_plan(study)
+    summary = summarise(plan)
+    page = write(summary, out or Path(plan.study.out) / "report")
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(table_markdown(summary))
+    for each in summary.judged:
+        console.print(f"{each.comparison.claim}: {sentence(each, summary.label)}")
+    if summary.missing:
+        console.print(f"\nincomplete: no result of {', '.join(summary.missing)}")
+    console.print(f"\n{page.resolve()}")
+
+
+@study_app.command("bins")
+def bins_command(
+    study: File,
+    by: Annotated[str, typer.Option(help="words, or chrf:A:B, two columns of the queries' translations ({lang}: the language)")] = "words",
+    count: Annotated[int, typer.Option("--count", min=1, help="bins, about equally many queries in each")] = 4,
+    out: Annotated[Path | None, typer.Option(help="folder; default: report below the study's own folder")] = None,
+) -> None:
+    """Recalls by the length of the queries, or by how far two translations of them agree."""
+    from rich.console import Console
+
+    from .bins import binned, markdown, write
+    from .plan import load_plan
+
+    plan = load_plan(study)
+    tables = binned(plan, by, count)
+    file = write(tables, out or Path(plan.study.out) / "report")
+    Console(highlight=False, markup=False, soft_wrap=True).print(f"{markdown(tables)}\n{file.resolve()}")

@@ -1,0 +1,171 @@
+"""What a study is: rows (a config, overrides and seeds each), and what is claimed of pairs of rows. Typed, strict; imports no torch.
+
+A study's YAML has a place for every error and may have a `base:`, as run configs have. Carrying it out is `runner.py`'s, judging it
+`compare.py`'s.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt
+
+from ..config import Frozen, RunConfig, as_dict, from_dict, load_config
+from ..data.store import differences, read_json
+from ..errors import ConfigError
+from ..yamlfile import load, validate
+
+
+class RowPlan(Frozen):
+    """One row of the report: the same run with several seeds."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="its run folders are OUT/NAME-sSEED")
+    label: str | None = Field(None, description="in the report; none: the name")
+    config: str = Field(description="run config, relative to the study's file")
+    overrides: tuple[str, ...] = Field((), description="key.sub=value, after the study's own")
+    group: str = Field("methods", description="section of the report")
+    seeds: tuple[NonNegativeInt, ...] | None = Field(None, min_length=1, description="none: the study's; an untrained row has one")
+
+    @property
+    def shown(self) -> str:
+        return self.label or self.name
+
+
+class Comparison(Frozen):
+    """`a` is claimed to be better than `b`."""
+
+    a: str
+    b: str
+    claim: str = Field(description="what a reader of the papers expects, in a few words: 'adapter > zero-shot'")
+    group: str = Field("claims", description="panel of the plot")
+
+
+class Study(Frozen):
+    """Many runs on the same data, and what they are to show."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    title: str
+    notes: tuple[str, ...] = Field((), description="paragraphs of the report")
+    out: str = Field(description="run folders, logs and the report go below it")
+    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    overrides: tuple[str, ...] = Field((), description="key.sub=value for every run")
+    first: tuple[RowPlan, ...] = Field(
+        (), description="runs that others stand on: carried out before all rows, with seed 0 unless they say more"
+    )
+    rows: tuple[RowPlan, ...] = Field(min_length=1)
+    comparisons: tuple[Comparison, ...] = ()
+    checkpoints: Literal["keep", "drop"] = Field(
+        "keep", description="drop: a row's checkpoints are deleted once it is measured; its selected weights stay"
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a row: its checked config, and the arguments of `ccr-dist` that carry it out."""
+
+    row: RowPlan
+    config: RunConfig
+    arguments: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.config.folder.name
+
+    @property
+    def result(self) -> Path:
+        return self.config.folder / "results" / "test.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study with all its runs. `first` come before `runs`."""
+
+    study: Study
+    first: tuple[Run, ...]
+    runs: tuple[Run, ...]
+
+    def select(self, only: Sequence[str], seeds: Sequence[int] | None) -> Plan:
+        """The part with these rows (none: all) and seeds. ConfigError for a row that is not there, or when nothing is left."""
+        known = [row.name for row in self.study.rows]
+        for name in only:
+            if name not in known:
+                raise ConfigError(f"--only {name}: the study {self.study.name!r} has no such row; {nearest(name, known)}")
+        kept = [run for run in self.runs if not only or run.row.name in only]
+        kept = [run for run in kept if seeds is None or not run.config.stages or run.config.seed in seeds]
+        if not kept:
+            raise ConfigError(f"--seeds {','.join(map(str, seeds or ()))}: no row of the study {self.study.name!r} has such a seed")
+        return Plan(self.study, self.first, tuple(kept))
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a study and check the config of every run. ConfigError with file and line for the first thing that is wrong."""
+    path = Path(path)
+    document = load(path)
+    study = validate(Study, document)
+    places = {row.name: document.place((part, n)) for part in ("first", "rows") for n, row in enumerate(getattr(study, part))}
+    rows = (*study.first, *study.rows)
+    for what, values in (("name", [row.name for row in rows]), ("label", [row.shown for row in rows])):
+        if twice := [value for value, n in Counter(values).items() if n > 1]:
+            raise ConfigError(f"{path}: two rows have the {what} {twice[0]!r}; every row needs its own")
+    known = [row.name for row in study.rows]
+    for n, comparison in enumerate(study.comparisons):
+        for side in ("a", "b"):
+            if (name := getattr(comparison, side)) not in known:
+                raise ConfigError(f"{document.place(('comparisons', n, side))}: no row is called {name!r}; {nearest(name, known)}")
+    first = [run for row in study.first for run in _runs(study, row, row.seeds or (0,), path, places[row.name])]
+    runs = [run for row in study.rows for run in _runs(study, row, row.seeds or study.seeds, path, places[row.name])]
+    return Plan(study, tuple(first), tuple(runs))
+
+
+def _runs(study: Study, row: RowPlan, seeds: Sequence[int], path: Path, place: str) -> list[Run]:
+    file = path.parent / row.config
+    own = (f"name={row.name}", f"label={json.dumps(row.shown)}", f"out={study.out}")
+    overrides = (*study.overrides, *row.overrides, *own)
+    try:
+        config = load_config(file, (*overrides, f"seed={seeds[0]}"))
+    except ConfigError as error:
+        raise ConfigError(f"{place}: row {row.name!r}: {error}") from None
+    if config.data.test is None:
+        raise ConfigError(f"{place}: row {row.name!r}: data.test names no dataset, and a study measures its runs on one")
+    if not config.stages:
+        return [Run(row, config, ("evaluate", str(file), *overrides, f"seed={seeds[0]}"))]  # nothing random in it
+    return [
+        Run(row, config.model_copy(update={"seed": seed}), ("train", str(file), *overrides, f"seed={seed}", "--test")) for seed in seeds
+    ]
+
+
+def state(run: Run) -> Literal["complete", "interrupted", "new"]:
+    """How far a run is. ConfigError when its folder holds the result of another config, with the differences."""
+    if not run.result.exists():
+        return "interrupted" if (run.config.folder / "checkpoints").exists() else "new"
+    kept = read_json(run.result).get("config") or {}
+    try:
+        known = _decisive(from_dict(kept, name=str(run.result))) if kept else None
+    except ConfigError as error:
+        raise ConfigError(f"{run.result}: measured under a config that this version does not read ({error}); {_REMEDY}") from None
+    if known is None:
+        raise ConfigError(f"{run.result}: does not say under which config it was measured; {_REMEDY}")
+    if changed := differences(known, _decisive(run.config)):
+        raise ConfigError(f"{run.result}: measured under another config:\n  " + "\n  ".join(changed[:12]) + f"\n{_REMEDY}")
+    return "complete"
+
+
+_REMEDY = "delete that run's folder to have it made anew, or give the study another `out`"
+
+
+def _decisive(config: RunConfig) -> dict[str, Any]:
+    """What decides a run's numbers. Options that are newer than the result have their defaults on both sides."""
+    values = as_dict(config)
+    precision = values.pop("runtime")["precision"]
+    return {key: value for key, value in values.items() if key not in ("label", "out")} | {"precision": precision}
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"

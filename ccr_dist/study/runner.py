@@ -1,0 +1,187 @@
+"""Carries a study out: every run a process of its own, some at a time, and whatever is complete is left alone.
+
+A run that fails does not stop the others; all failures are told at the end with what their logs say last. Interrupted runs go on where
+they were, since `ccr-dist train` does. The exit code of the whole is DONE, STOPPED (asked to stop: start it again), the failures' common
+code, or CRASH.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from ..data.store import disk_errors
+from ..errors import CRASH, DONE, STOPPED, ConfigError
+from .plan import Plan, Run, state
+
+POLL = 0.1  # seconds
+TAIL = 12  # lines of a failed run's log
+Say = Callable[[str], None]
+
+
+@dataclass
+class Failure:
+    run: Run
+    code: int
+    log: Path
+
+
+@dataclass
+class _Crew:
+    """Runs processes, `jobs` at a time."""
+
+    plan: Plan
+    jobs: int
+    threads: int
+    total: int
+    say: Say
+    done: int = 0
+    stopping: str | None = None
+    seconds: list[float] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def carry_out(self, runs: Sequence[Run]) -> None:
+        """Returns when all have ended, or after a stop request when those under way have ended."""
+        waiting, under_way = list(runs), dict[int, tuple[Run, subprocess.Popen[bytes], float]]()
+        told = False
+        while under_way or (waiting and not self.stopping):
+            while waiting and not self.stopping and len(under_way) < self.jobs:
+                run = waiting.pop(0)
+                process = self._start(run)
+                under_way[process.pid] = (run, process, time.monotonic())
+            if self.stopping and not told:
+                told = True
+                self.say(f"{self.stopping}: the runs under way save and stop")
+                for _, process, _ in under_way.values():
+                    process.terminate()
+            time.sleep(POLL)
+            for run, process, begun in list(under_way.values()):
+                if process.poll() is not None:
+                    del under_way[process.pid]
+                    self._ended(run, process.returncode, time.monotonic() - begun)
+
+    def log(self, run: Run) -> Path:
+        return Path(self.plan.study.out) / "logs" / f"{run.name}.log"
+
+    def _start(self, run: Run) -> subprocess.Popen[bytes]:
+        command, path = command_of(run, self.threads), self.log(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(path), path.open("ab") as log:
+            log.write(f"$ {shlex.join(command)}\n".encode())
+            log.flush()
+            threads = str(self.threads)
+            environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+    def _ended(self, run: Run, code: int, seconds: float) -> None:
+        if code == DONE and not run.result.exists():
+            code = CRASH
+        if self.stopping and code != DONE:
+            return  # goes on next time
+        self.done += 1
+        self.seconds.append(seconds)
+        if code != DONE:
+            self.failures.append(Failure(run, code, self.log(run)))
+        elif self.plan.study.checkpoints == "drop" and run not in self.plan.first:
+            shutil.rmtree(run.config.folder / "checkpoints", ignore_errors=True)
+        left = self.total - self.done
+        remaining = sum(self.seconds) / len(self.seconds) * left / min(self.jobs, max(1, left))
+        said = "done" if code == DONE else f"FAILED with exit code {code}"
+        self.say(f"[{self.done:>{len(str(self.total))}}/{self.total}] {run.name}: {said}, {seconds:.0f} s; ETA {_clock(remaining)}")
+
+
+def command_of(run: Run, threads: int) -> list[str]:
+    """The number of threads comes before the study's own overrides; it is no part of what decides a run's numbers."""
+    what, config, *rest = run.arguments
+    return [sys.executable, "-m", "ccr_dist", what, config, f"runtime.threads={threads}", *rest]
+
+
+def run_study(plan: Plan, *, jobs: int, threads: int = 1, dry_run: bool = False, say: Say = lambda text: print(text, flush=True)) -> int:
+    """Carry out what is left of a study; the exit code.
+
+    Args:
+        jobs: runs at a time. threads: CPU threads of each.
+        dry_run: say what would be done.
+    Raises:
+        ConfigError or DataError, before anything runs: a run folder that holds another run, a column that is not there.
+    """
+    if jobs < 1 or threads < 1:
+        raise ConfigError(f"--jobs {jobs}, --threads {threads}: expected at least 1")
+    states = {run.name: state(run) for run in (*plan.first, *plan.runs)}
+    first = [run for run in plan.first if states[run.name] != "complete"]
+    runs = [run for run in plan.runs if states[run.name] != "complete"]
+    if dry_run:
+        for run in (*plan.first, *plan.runs):
+            say(f"{states[run.name]:<11}  {run.name:<28}  ccr-dist {shlex.join(run.arguments)}")
+    interrupted = sum(kind == "interrupted" for kind in states.values())
+    left = len(first) + len(runs)
+    say(
+        f"study {plan.study.name}: {len(states)} runs, {len(states) - left} complete, {left} to do"
+        + (f" ({interrupted} of them interrupted)" if interrupted else "")
+        + f"; {jobs} at a time, logs in {plan.study.out}/logs"
+    )
+    if dry_run:
+        return DONE
+    _check_data((*first, *runs))
+    crew = _Crew(plan, jobs, threads, left, say)
+    with _stop_requests(crew):
+        crew.carry_out(first)
+        if not crew.failures:
+            crew.carry_out(runs)
+        elif runs:
+            say(f"{len(runs)} runs were not started: they stand on the one that failed")
+    _tell(crew.failures, say)
+    if crew.stopping:
+        say("stopped; the same command goes on from here")
+        return STOPPED
+    codes = {failure.code for failure in crew.failures}
+    return DONE if not codes else codes.pop() if len(codes) == 1 and min(codes) > 0 else CRASH
+
+
+def _check_data(runs: Sequence[Run]) -> None:
+    """Every column that any run reads is there. Once a row: seeds read the same."""
+    from ..train.assemble import check_columns
+
+    for run in {run.row.name: run for run in runs}.values():
+        check_columns(run.config)
+
+
+def _tell(failures: Sequence[Failure], say: Say) -> None:
+    if failures:
+        say(f"\n{len(failures)} run{'s' if len(failures) > 1 else ''} failed:")
+    for failure in failures:
+        say(f"  {failure.run.name}: exit code {failure.code}; {failure.log} ends with")
+        for line in failure.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]:
+            say(f"    | {line}")
+
+
+@contextmanager
+def _stop_requests(crew: _Crew) -> Iterator[None]:
+    """SIGINT and SIGTERM are noted; a second one is not waited for."""
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        if crew.stopping:
+            raise KeyboardInterrupt
+        crew.stopping = signal.Signals(number).name
+
+    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min" if minutes else f"{seconds:.0f} s"

@@ -1,0 +1,95 @@
+"""Methods whose steps need more of the global batch than losses do, by `accelerate launch`: gradients know nothing of the world size.
+
+NRCCR normalises over the batch and keeps running statistics; weighted brings its weights to a mean of 1; described and hybrid read
+descriptions, hybrid matches slots of all ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from ccr_dist.data.decode import encode
+from ccr_dist.data.table import create_column
+from tests import tiny, toy
+
+pytestmark = pytest.mark.procs
+
+ROOT = Path(__file__).parents[2]
+STEPS, BATCH = 3, 10  # ragged on 3 ranks
+STAGE = {"steps": STEPS, "batch": BATCH, "lr": 1e-4, "warmup": 0}  # dropout is off below: masks are drawn for each rank
+SLOTS = {"slots": 3, "slot_blocks": 1, "heads": 2, "slot_dropout": 0}
+METHODS: dict[str, dict[str, Any]] = {
+    "nrccr": {
+        "train_from": 1,
+        "max_tokens": 20,
+        "text_width": 24,
+        "image_width": 32,
+        "dim": 32,
+        "heads": 2,
+        "dropout": 0,
+        "state_dropout": 0,
+    },
+    "weighted": {"rank": 4, "confidence": "agreement", "temperature": 0.01},
+    "described": {"rank": 4, **SLOTS},
+    "hybrid": {"rank": 4, "blocks": 1, **SLOTS},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy corpus with descriptions, and the models."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny.tiny_frontend_folder(folder / "mbert", toy.ALL_TEXTS)
+    tiny.tiny_encoder(folder / "encoder", toy.ALL_TEXTS)
+    for split in ("train", "val", "test"):
+        dataset = toy.build(folder / "data", split)
+        column = create_column(dataset, "description.toy", kind="texts", extension="json", plan={"by": "this test"}, provenance={})
+        texts = [[f"one sees {toy.ENGLISH[i % len(toy.ENGLISH)]}"] for i in range(dataset.rows)]
+        for shard, part in enumerate(toy.chunks(texts, dataset.shard_rows[0])):
+            column.commit(shard, [encode("texts", value) for value in part])
+    return folder
+
+
+def train(folder: Path, name: str, world: int) -> Path:
+    method = {"name": name, **METHODS[name]}
+    if name == "nrccr":
+        method["encoder"] = str(folder / "encoder")
+    else:
+        method["frontend"] = {"embeddings": str(folder / "mbert"), "rows": "used"}
+    stages = {"train": STAGE} if name == "nrccr" else {"cla": STAGE, "cma": STAGE}
+    data = {"back_translations": {"es": "caption.en.toy"}, "description": "description.toy"}
+    config = toy.config(folder, method, stages, name=f"{name}{world}", data=data, runtime={"trace": "gradients"})
+    profile = str(ROOT / "launch" / "accelerate" / "cpu.yaml")
+    launch = ["-m", "accelerate.commands.launch", "--config_file", profile, "--num_processes", str(world)] if world > 1 else []
+    command = [sys.executable, *launch, "-m", "ccr_dist", "train", str(config), "--world", str(world), "--test"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder / "runs" / f"{name}{world}-s0"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_three_processes_have_the_gradients_of_one(folder: Path, name: str) -> None:
+    alone, together = train(folder, name, 1), train(folder, name, 3)
+    steps = STEPS if name == "nrccr" else 2 * STEPS
+    for step in range(steps):
+        one, many = (load_file(run / "trace" / f"gradients-{step:08d}.safetensors") for run in (alone, together))
+        # What comes before a batch normalisation has gradients of zero here and there; theirs are rounding.
+        largest = max(float(np.abs(gradient).max()) for gradient in one.values())
+        assert one.keys() == many.keys() and not any("running" in key for key in one) and largest > 1e-3
+        for key in one:
+            np.testing.assert_allclose(many[key], one[key], rtol=5e-3, atol=1e-4 * largest, err_msg=f"step {step}: {key}")
+    one, many = (load_file(run / "model.safetensors") for run in (alone, together))
+    statistics = [key for key in one if "running" in key]
+    assert len(statistics) == (4 if name == "nrccr" else 0)
+    for key in statistics:
+        np.testing.assert_allclose(many[key], one[key], rtol=1e-3, atol=1e-3, err_msg=key)
+    assert (together / "results" / "test.json").exists()
