@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up and runs the tests: bash launch/test.sh [pytest arguments]. Default: all but `slow` and `gpu`.
+# Sets up and runs the tests: bash launch/test.sh [pytest arguments]. Default: all but `slow` and `gpu`, in CCR_TEST_PROCESSES (2) processes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/setup.sh
@@ -9,4 +9,4 @@ if [ $# -gt 0 ]; then exec "$bin/python" -m pytest "$@"; fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy"
-exec "$bin/python" -m pytest -m "not slow and not gpu" --durations=15
+exec "$bin/python" -m pytest -m "not slow and not gpu" --numprocesses "${CCR_TEST_PROCESSES:-2}" --dist loadfile --durations=15

