@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from tiny import IMAGE_SIZE, TEXTS, tiny_clip_config, tiny_dual_config, tiny_frontend_folder
+from torch import Tensor
 
 from ccr_dist.data.loader import Batch
 from ccr_dist.methods import base
@@ -61,3 +62,16 @@ def unsettle(module: torch.nn.Module, seed: int = 1) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+def same_value_and_gradient(fast: Tensor, slow: Tensor, inputs: list[Tensor]) -> None:
+    """In float64."""
+    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-12)
+    for a, b in zip(torch.autograd.grad(fast, inputs, retain_graph=True), torch.autograd.grad(slow, inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
+
+
+def cosine(x: Tensor, y: Tensor) -> Tensor:
+    """Of two vectors, by a loop."""
+    dot = torch.stack([a * b for a, b in zip(x, y, strict=True)]).sum()
+    return dot / torch.sqrt(torch.stack([a * a for a in x]).sum()) / torch.sqrt(torch.stack([b * b for b in y]).sum())

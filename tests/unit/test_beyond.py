@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
-from small import ENGLISH, SPANISH, backbone, batch, context, front_end, method, unsettle
-from torch import Tensor
+from small import ENGLISH, SPANISH, backbone, batch, context, cosine, front_end, method, same_value_and_gradient, unsettle
 from torch.nn import functional as F
 
 from ccr_dist.errors import ConfigError
@@ -38,17 +37,6 @@ def outputs():
     sizes |= {"sa": (W,), "code": (W,), "taught_code": (W,), "local": (K, D)}
     made = {name: torch.randn(N, *size, generator=generator, dtype=torch.float64) for name, size in sizes.items()}
     return {name: value if name in ("english", "back", "own") else value.requires_grad_() for name, value in made.items()}
-
-
-def same_value_and_gradient(fast: Tensor, slow: Tensor, inputs: list[Tensor]) -> None:
-    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-12)
-    for a, b in zip(torch.autograd.grad(fast, inputs, retain_graph=True), torch.autograd.grad(slow, inputs), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
-
-
-def cosine(x, y):
-    dot = sum(a * b for a, b in zip(x, y, strict=True))
-    return dot / torch.sqrt(sum(a * a for a in x)) / torch.sqrt(sum(b * b for b in y))
 
 
 def info_nce(scores, group, weights=(1,) * N):

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from small import ENGLISH, backbone, batch, context, front_end, method
-from torch import Tensor, nn
+from small import ENGLISH, backbone, batch, context, cosine, front_end, method, same_value_and_gradient
+from torch import nn
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.evaluate.retrieval import Fusion
@@ -34,17 +34,6 @@ def outputs():
     for name in ("global", "sr", "sa"):
         made[name].requires_grad_()
     return made
-
-
-def same_value_and_gradient(fast: Tensor, slow: Tensor, inputs: list[Tensor]) -> None:
-    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-12)
-    for a, b in zip(torch.autograd.grad(fast, inputs, retain_graph=True), torch.autograd.grad(slow, inputs), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
-
-
-def cosine(x, y):
-    dot = sum(a * b for a, b in zip(x, y, strict=True))
-    return dot / torch.sqrt(sum(a * a for a in x)) / torch.sqrt(sum(b * b for b in y))
 
 
 def squared(x, y):
