@@ -188,8 +188,12 @@ def alive(pid: int) -> bool:
 def journalled(data: Path, column: str) -> dict[tuple[str, int, int], Any]:
     """The rows in all journals: (split, shard, row) -> value."""
     found = {}
-    for path in data.glob(f"*/{column}/*.journal.*"):
-        for line in path.read_bytes().splitlines(keepends=True):
+    for path in data.glob(f"*/{column}/[0-9]*.journal.*"):
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:  # just merged into its successor's, or committed
+            continue
+        for line in content.splitlines(keepends=True):
             if line.startswith(b'{"row"') and line.endswith(b"\n"):  # not what the kill tore
                 entry = json.loads(line)
                 found[path.parts[-3], int(path.name.split(".")[0]), entry["row"]] = entry["value"]
