@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from ccr_dist.evaluate.retrieval import Fusion
     from ccr_dist.train.context import Context
 
-VISUAL = ("slots", "interaction", "to_global", "to_local")
+VISUAL = ("narrow", "slots", "interaction", "to_global", "to_local")
 
 
 class HybridOptions(DasdOptions):
     name: Literal["hybrid"]  # type: ignore[assignment]
     visual: Literal["image", "video"] = Field("image", description="what tokens are: of a picture, the first one global, or frames")
+    width: int | None = Field(None, gt=0, description="project tokens to this width first; none: their own")
     slots: int = Field(4, gt=0)
     slot_blocks: int = Field(3, gt=0)
     blocks: int = Field(2, gt=0, description="of the interaction")
@@ -60,9 +61,12 @@ class Hybrid(Dasd):
         from ccr_dist.models.slots import Interaction, Slots
 
         super().build(texts, state)
-        options, backbone, width = self.options, self.backbone, self.backbone.token_width
+        options, backbone = self.options, self.backbone
+        width = options.width or backbone.token_width
         if width % options.heads:
             raise ConfigError(f"method.heads: {options.heads} heads do not divide tokens of width {width}")
+        if options.width:
+            self.net["narrow"] = nn.Linear(backbone.token_width, width)
         attention: dict[str, Any] = {"heads": options.heads, "dropout": options.slot_dropout}
         self.net["slots"] = Slots(self.tower.width, width, options.slots, options.slot_blocks, **attention)
         self.net["interaction"] = Interaction(width, options.blocks, **attention)
@@ -111,9 +115,9 @@ class Hybrid(Dasd):
                 f"data.visual holds vectors of width {tokens.shape[-1]}, but tokens of {self.backbone.name} have "
                 f"{self.backbone.token_width}: make them with `ccr-dist featurise --from image --tokens`"
             )
-        enriched, semantics = net["interaction"](
-            tokens, net["slots"](states, states_mask, self.gradient_checkpointing), mask, self.gradient_checkpointing
-        )
+        slots = net["slots"](states, states_mask, self.gradient_checkpointing)
+        read = net["narrow"](tokens) if self.options.width else tokens
+        enriched, semantics = net["interaction"](read, slots, mask, self.gradient_checkpointing)
         own = frozen(lambda: self.backbone.project_image(self._pooled(tokens, mask)))
         found = {
             "own": own,

@@ -301,8 +301,10 @@ def test_losses_of_hybrid(clip, frontend, outputs):
     assert not {"english", "local"} & set(off)
 
 
-def test_stages_of_hybrid_train_what_they_read(clip, frontend):
-    built = hybrid(clip, frontend)
+@pytest.mark.parametrize("width", [None, 8])
+def test_stages_of_hybrid_train_what_they_read(clip, frontend, width):
+    built = hybrid(clip, frontend, width=width)
+    assert ("narrow" in built.net) == (width is not None)
     stages = built.stages(built.options)
     assert stages["cla"].needs == {"source_feature", "target_text"}
     assert stages["cma"].needs == {"tokens", "description", "source_feature", "target_text"}
