@@ -55,7 +55,7 @@ say "data of $corpus"
 say "runs"
 status=0
 ccr study run "configs/studies/$corpus.yaml" "$@" || status=$?
-[ $status != 75 ] || exit 75
+case $status in 2 | 75) exit $status ;; esac # a mistake in what was asked, or stopped: nothing new to report
 say "report"
 ccr study report "configs/studies/$corpus.yaml" || { [ $status != 0 ] || status=1; }
 if declare -F after_report >/dev/null; then after_report; fi

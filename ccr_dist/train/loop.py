@@ -22,7 +22,7 @@ from ..errors import CheckpointError
 from ..methods import base
 from . import checkpoint
 from .assemble import build_method, check_columns, fields_for, open_datasets, train_sets, training_texts
-from .measure import selection_queries, validate
+from .measure import selection_queries, total, validate
 from .run import RunFolder, identity
 from .signals import StopRequest
 from .stage import Progress, StageRun
@@ -76,6 +76,7 @@ class Training:
         self._build(state)
         title = f"{self.config.name}-s{self.config.seed}"
         self.log = Telemetry(self.folder.path, active=self.strategy.main, resumed_step=done.step, total_steps=self.total, title=title)
+        self._truncated = 0
         self._introduce(done, passed, resumed=state is not None)
         self.stop = StopRequest(self.folder.path)
         try:
@@ -146,6 +147,7 @@ class Training:
         return False
 
     def _validate(self, done: Progress, stage: StageRun) -> bool:
+        self._tell_truncated(done)
         value, lines = validate(self.config, self.method, stage.wrapped, self.strategy)
         improved = done.best is None or value > done.best["value"]
         self.log.event(done.step, "validation", lines)
@@ -153,6 +155,14 @@ class Training:
         if improved:
             done.best = {"step": done.step, "stage": done.stage, "metric": self.config.select, "value": value}
         return improved
+
+    def _tell_truncated(self, done: Progress) -> None:
+        """Texts that lost their ends since this start of the run, wherever there are new ones."""
+        texts = total(self.strategy, self.method.truncated)
+        if texts > self._truncated:
+            self._truncated = texts
+            self.log.event(done.step, "truncated", {"texts": texts})
+            self.log.say(f"step {done.step}: {texts} texts were longer than the model reads, and cut (in training and validation so far)")
 
     def _save(self, done: Progress, stage: StageRun) -> None:
         def save() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -127,7 +128,9 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
     queries = method.query_columns(config.data)
     shown = {lang: config.data.queries[lang] for lang in queries}
     fusion = chosen_fusion(config, method, wrapped, strategy)
+    before = method.truncated
     test = encoded(config, method, wrapped, strategy, dataset, queries)
+    truncated = total(strategy, method.truncated - before)
     measured = results(test, score=method.scores, fusion=fusion, shown=shown, english_column=config.data.source)
     found = {lang: each.result for lang, each in measured.items()}
     if strategy.main:
@@ -151,6 +154,7 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
             config=as_dict(config),
             meta={
                 "score": str(fusion),
+                "truncated": truncated,
                 "parameters": count(method),
                 **strategy.facts,
                 **environment(),
@@ -159,9 +163,15 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
         folder.results.mkdir(parents=True, exist_ok=True)
         keep_ranks(folder.results / f"{split}.ranks.npz", {lang: each.ranks for lang, each in measured.items()})
         replace_atomic(path, result.model_dump_json(indent=1).encode())
-        print(f"{path}: written", flush=True)
+        cut = f"; {truncated} texts were longer than the model reads, and cut" if truncated else ""
+        print(f"{path}: written{cut}", flush=True)
     strategy.barrier()
     return path
+
+
+def total(strategy: Strategy, count: int) -> int:
+    """Sum of a count over ranks."""
+    return int(strategy.sum(torch.tensor(count, device=strategy.device)))
 
 
 def keep_ranks(path: Path, ranks: Mapping[str, Mapping[str, np.ndarray]]) -> None:

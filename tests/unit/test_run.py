@@ -93,6 +93,17 @@ def test_bf16_and_gradient_checkpointing_change_the_losses_little(tmp_path: Path
     assert losses[2] == pytest.approx(losses[0], rel=0.05) and losses[2] != losses[0]
 
 
+def test_texts_that_were_cut_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half of the captions are longer than the tower's 24 positions."""
+    monkeypatch.setattr(toy, "SPANISH", [text * 9 if n % 2 else text for n, text in enumerate(toy.SPANISH)])
+    config = train(toy.dasd(tmp_path, cla=4, cma=2), test=True)
+    lines = [json.loads(line) for line in (config.folder / "log.jsonl").read_text().splitlines()]
+    told = [line["texts"] for line in lines if line.get("event") == "truncated"]
+    assert told and told == sorted(set(told)) and told[0] > 4 * 10 / 4
+    assert f"{told[-1]} texts were longer than" in capsys.readouterr().err
+    assert results(config)["meta"]["truncated"] == 15, "of the 30 Spanish queries; English ones are short"
+
+
 def test_english_is_the_backbones_own_for_every_method(folder: Path) -> None:
     trained = train(toy.dasd(folder, name="english-kept"), test=True)
     untrained = load_config(toy.config(folder, {"name": "clip"}, {}))
