@@ -433,6 +433,13 @@ def test_how_scores_are_fused(make):
     assert all(sum(fusion.weights.values()) == pytest.approx(1) for fusion in candidates)
 
 
+def test_pictures_vary_in_training_alone_and_only_where_their_encoder_learns(make):
+    built = make()
+    assert built.trains_image and built.image_transform().random and not built.backbone.image_transform().random
+    for still in ({"train_image": False}, {"least_part": None}):
+        assert not make(**still).image_transform().random
+
+
 # A run.
 
 

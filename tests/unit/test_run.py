@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,14 @@ from accelerate.state import AcceleratorState
 from safetensors.numpy import load_file
 
 from ccr_dist.config import RunConfig, load_config
+from ccr_dist.data.table import Dataset
 from ccr_dist.data.transfer import push
 from ccr_dist.errors import CcrError, ConfigError, DataBudgetError, DataError, NonFiniteError
-from ccr_dist.train import checkpoint, commands
+from ccr_dist.evaluate import evaluate
+from ccr_dist.evaluate.retrieval import Fusion, cosine
+from ccr_dist.train import checkpoint, commands, measure
+from ccr_dist.train.run import RunFolder
+from ccr_dist.train.strategy import Strategy
 from tests import tiny, toy
 
 
@@ -102,6 +109,31 @@ def test_texts_that_were_cut_are_told(tmp_path: Path, monkeypatch: pytest.Monkey
     assert told and told == sorted(set(told)) and told[0] > 4 * 10 / 4
     assert f"{told[-1]} texts were longer than" in capsys.readouterr().err
     assert results(config)["meta"]["truncated"] == 15, "of the 30 Spanish queries; English ones are short"
+
+
+def test_validation_chooses_the_fusion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among three that measure differently, in any order; one alone is not measured."""
+    config = load_config(toy.config(folder, {"name": "clip"}, {}))
+    strategy = Strategy(config.runtime)
+    method, step = measure.trained_method(config, RunFolder(config.folder))
+    monkeypatch.setattr(
+        method, "scores", lambda text, visual: (c := cosine(text, visual)) | {"inverse": -c["global"], "tie": 0 * c["global"]}
+    )
+    candidates = [Fusion({part: 1.0}) for part in ("global", "inverse", "tie")]
+    val = measure.encoded(config, method, step, strategy, Dataset.open(config.data.val), measure.selection_queries(config))
+    values = {
+        str(f): statistics.fmean(
+            e.result.metrics["mR"] for e in evaluate.results(val, score=method.scores, fusion=f, replicates=0).values()
+        )
+        for f in candidates
+    }
+    assert len(set(values.values())) == 3
+    for order in itertools.permutations(candidates):
+        monkeypatch.setattr(method, "fusions", lambda order=order: list(order))
+        assert values[str(measure.chosen_fusion(config, method, step, strategy))] == max(values.values())
+    monkeypatch.setattr(method, "fusions", lambda: candidates[2:])
+    monkeypatch.setattr(measure, "encoded", None)
+    assert measure.chosen_fusion(config, method, step, strategy) == candidates[2]
 
 
 def test_english_is_the_backbones_own_for_every_method(folder: Path) -> None:
