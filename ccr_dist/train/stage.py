@@ -160,7 +160,8 @@ class StageRun:
             if parameter.grad is not None:
                 parameter.grad /= strategy.world
         strategy.sum_gradients(self._entangled.values())
-        for parameter in self.trained.values():  # of a language that this batch lacks: zero, as in flat partitions, so that moments fade alike
+        # Of a language that this batch lacks: zero, as in flat partitions, so that moments fade alike.
+        for parameter in self.trained.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         norm = strategy.clip(self.trained.values(), settings.clip_norm if settings.clip == "global" else None)
