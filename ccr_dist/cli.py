@@ -8,6 +8,7 @@ with the exit code of their class (`errors.py`).
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,12 +19,14 @@ from . import __version__, errors
 from .data.cli import shards_app
 from .generate.cli import jobs_app
 from .study.cli import study_app
+from .train.cli import checkpoint_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 config_app = typer.Typer(no_args_is_help=True, help="Look at configs.")
 app.add_typer(shards_app, name="shards")
 app.add_typer(config_app, name="config")
 app.add_typer(study_app, name="study")
+app.add_typer(checkpoint_app, name="checkpoint")
 app.registered_commands += jobs_app.registered_commands
 app.registered_groups += jobs_app.registered_groups
 
@@ -82,12 +85,15 @@ def train(
     seeds: Seeds = None,
     test: Annotated[bool, typer.Option("--test", help="measure the selected checkpoint on the test split at the end")] = False,
     world: Annotated[int | None, typer.Option(help="refuse to run on any other number of processes")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="ddp, zero1, zero2, zero3 or fsdp2; refuses another launch profile. Default: the profile's, or ddp")
+    ] = None,
 ) -> None:
     """Train a run, or go on with one that was interrupted. Start it with `accelerate launch … -m ccr_dist train` for several processes."""
     configs = _configs(config, overrides, seeds)
     from .train import commands
 
-    _exit(commands.train(configs, test=test, world=world))
+    _exit(commands.train(configs, test=test, world=world, spread=strategy))
 
 
 @app.command()
@@ -125,6 +131,20 @@ def report(
     write(runs, out=out, split=split, title=title, notes=note or [], pictures=pictures)
 
 
+@app.command()
+def doctor(
+    out: Annotated[Path, typer.Option(help="folder that run folders will lie in")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Look at this machine: software, devices, limits, disk; under a launcher also at what is between its processes.
+
+    Ends with exit code 2 when there is something to do about it.
+    """
+    from .train import doctor as machine
+
+    _exit(machine.command(out, as_json=as_json))
+
+
 def _configs(path: Path, overrides: list[str] | None, seeds: str | None) -> list:
     from .config import load_config
 
@@ -151,6 +171,9 @@ def main() -> None:
     except errors.CcrError as error:
         print(f"error: {_plain(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
+    finally:
+        # A launcher sends SIGTERM to all ranks when the first one has ended: those that are on their way out keep their exit codes.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _plain(error: errors.CcrError) -> str:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
 from . import yamlfile
 from .errors import ConfigError
@@ -65,6 +65,9 @@ class FrontEndConfig(Frozen):
     rows: Literal["all", "used", "frozen"] = Field("all", description="which rows of the embedding table are trained")
     start: Literal["ridge", "scaled", "default"] = Field("default", description="how the table-to-tower projection starts")
     pad: Literal["longest", "context"] = Field("context", description="padding of a batch")
+    buckets: int = Field(
+        1, gt=0, description="parts of similar length in which a batch passes the tower, each padded to its own longest; the same result"
+    )
     seed: int = 0
 
 
@@ -118,6 +121,9 @@ class StageConfig(Frozen):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0, description="decoupled; not of vectors (biases, norms) nor of embedding tables")
     decay_tables: bool = Field(False, description="embedding tables are decayed, too: rows of words that a batch lacks shrink")
+    lazy_tables: bool = Field(
+        False, description="a step moves only those rows of embedding tables that its batch uses; not what dense AdamW does: train/lazy.py"
+    )
     decay_vectors: tuple[str, ...] = Field((), description="names of vectors that are decayed, too; * stands for anything")
     lr_scale: dict[str, float] = Field(
         default_factory=dict, description="prefix of parameter names -> factor on their rate; the longest counts"
@@ -125,7 +131,22 @@ class StageConfig(Frozen):
     clip_norm: float | None = Field(1.0, gt=0)
     clip: Literal["global", "tensor"] = Field("global", description="clip_norm bounds the whole gradient, or each tensor's by itself")
     validate_every: int | None = Field(None, gt=0, description="steps; none: only at the end of the stage")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="validate, select and publish a moving average of the weights: how much of it a step keeps"
+    )
     train: tuple[TrainSet, ...] | None = Field(None, description="other training datasets for this stage (for example text only)")
+    negatives: Literal["global", "local"] = Field(
+        "global",
+        description="a row is held against the global batch; local: its process' rows alone, so that the result depends on "
+        "the number of processes",
+    )
+
+
+class ProfileConfig(Frozen):
+    """Steps to put under torch's profiler, counted from 1 at each start of the run."""
+
+    first: int = Field(10, gt=0)
+    steps: int = Field(3, gt=0)
 
 
 class RuntimeConfig(Frozen):
@@ -137,14 +158,55 @@ class RuntimeConfig(Frozen):
     window_rows: int = Field(4096, gt=0, description="rows shuffled together")
     checkpoint_every: int = Field(100, gt=0, description="steps")
     keep: int = Field(2, gt=0, description="checkpoints kept besides the best")
+    checkpoint: Literal["whole", "sharded"] = Field(
+        "whole",
+        description="rank 0 gathers whole tensors and writes them; sharded (fsdp2): every rank writes its parts. Resumed by any strategy",
+    )
     gradient_checkpointing: bool = False
     bad_samples: int = Field(100, ge=0, description="substituted samples tolerated in a run, over all ranks")
+    micro_batch: int | None = Field(
+        None,
+        gt=0,
+        description="rows a rank at a time; the loss is still that of the global batch, exactly, for a second forward (gradient caching)",
+    )
+    skipped_steps: int = Field(10, ge=0, description="steps without a finite gradient tolerated in a run; they change nothing")
+    timeout: float = Field(1800, gt=0, description="seconds that a collective waits for the slowest rank")
+    hang: float = Field(
+        1200,
+        gt=0,
+        description="seconds without a sign of life (a part of a step, a block of a validation) after which a rank prints its stacks and "
+        "ends; less than `timeout`, or collectives give up first",
+    )
+    cached_features: bool = Field(
+        True, description="a column of the frozen backbone's features, where there is one, stands in for what it was made of"
+    )
     threads: int | None = Field(None, gt=0, description="CPU threads a rank; none: cores / ranks of the machine")
     log_every: int = Field(10, gt=0, description="steps")
     eval_batch: int = Field(256, gt=0)
+    contrastive: Literal["auto", "gathered", "tiled", "ring"] = Field(
+        "auto",
+        description="logits a rank holds at once: gathered: (n, B); tiled: tiles; ring: tiles, and features are passed round instead of "
+        "gathered. The same loss; auto: tiled where (n, B) is more than a tile",
+    )
+    compile: bool = Field(
+        False, description="torch.compile of the backbone's frozen blocks: the same but for rounding, in resumed runs, too"
+    )
+    peak_tflops: float | None = Field(
+        None, gt=0, description="of one device at this precision, for MFU in the log; none: from a table of GPUs"
+    )
+    profile: ProfileConfig | None = Field(None, description="steps that rank 0 records in RUN/profile")
+    wandb: str | None = Field(None, description="project of Weights & Biases to log to, too; WANDB_MODE=offline is heeded")
     trace: Literal["off", "samples", "gradients"] = Field(
         "off", description="write what every rank saw (and the reduced gradients) to RUN/trace"
     )
+
+    @model_validator(mode="after")
+    def _hang_is_found_first(self) -> Self:
+        if self.hang >= self.timeout:
+            raise ValueError(
+                f"hang ({self.hang:g} s) must be less than timeout ({self.timeout:g} s): ranks that wait would end without a word"
+            )
+        return self
 
 
 class RunConfig(Frozen):

@@ -60,6 +60,12 @@ class CheckpointError(CcrError, ValueError):
 
 
 class HangError(CcrError, RuntimeError):
-    """The engine gave nothing back for too long: perhaps a dead device; another node may do better."""
+    """The engine, or a rank in training, gave no sign of life for too long: perhaps a dead device; another node may do better."""
 
     exit_code = 9
+
+
+class OutOfMemoryError(CcrError, MemoryError):
+    """The device's or the machine's memory does not hold a step; the same again will not fit either."""
+
+    exit_code = 10

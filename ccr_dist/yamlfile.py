@@ -180,6 +180,8 @@ def _convert(node: yaml.Node, path: KeyPath, file: str, places: dict[KeyPath, st
         return [_convert(item, (*path, index), file, places) for index, item in enumerate(node.value)]
     assert isinstance(node, yaml.ScalarNode)
     value = yaml.SafeLoader("").construct_object(node)
+    if isinstance(value, bool) and node.value.lower() not in ("true", "false"):
+        return node.value  # `no`, `on`, `off` are booleans in YAML 1.1 alone: here they are a language and the names of choices
     if isinstance(value, str):
         try:  # YAML 1.1 reads 1e-3 as text; every author means the number
             return float(value) if node.style is None and value[:1] in "+-.0123456789" else value

@@ -19,7 +19,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.data.payload import load_matrix
 from ccr_dist.data.recipes.cache import cache_folder
 from ccr_dist.data.store import TEMPORARY, disk_errors
 from ccr_dist.data.tar import forget_files
@@ -68,7 +67,6 @@ def payload(name: str, size: int, sha256: str, fetch: Callable[[int], None], wha
             os.fsync(fd)  # else a power cut could leave a file of zeros that looks checked
             tmp.replace(path)
             forget_files()
-            load_matrix.cache_clear()
     return path
 
 

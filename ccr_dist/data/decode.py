@@ -26,7 +26,7 @@ _VIEWS = {"views": str, "tokens": int, "finish": str}
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\x00": "tif", b"MM\x00*": "tif"}
 
 
-def check(kind: str, value: Any, what: str) -> None:
+def check(kind: str, value: Any, what: object) -> None:
     """DataError, naming `what`, unless `value` is a (non-null) value of a column of this kind."""
     if kind in BINARY:
         good = isinstance(value, bytes)
@@ -46,7 +46,7 @@ def _named(part: Any, of: type) -> bool:
     return isinstance(part, dict) and all(isinstance(name, str) and type(content) is of for name, content in part.items())
 
 
-def encode(kind: str, value: Any, what: str = "value") -> bytes:
+def encode(kind: str, value: Any, what: object = "value") -> bytes:
     """The stored bytes of a value; None is JSON `null` (a picture or video: no bytes at all). DataError for a value of another kind."""
     if value is not None:
         check(kind, value, what)
@@ -58,7 +58,7 @@ def encode(kind: str, value: Any, what: str = "value") -> bytes:
         raise DataError(f"{what}: not valid Unicode text ({e})") from e
 
 
-def decode(kind: str, data: bytes, what: str = "value", *, extension: str = "json", field: str | None = None) -> Any:
+def decode(kind: str, data: bytes, what: object = "value", *, extension: str = "json", field: str | None = None) -> Any:
     """The value in stored bytes: bytes (image, video: encoded), list[str] (texts), {"views": {...}} (views), str (label), or None for null.
 
     extension `txt`: the bytes are one plain text. `field`: the value of that key of a JSON object, a string or a list of strings
@@ -95,12 +95,12 @@ def texts_of(value: list[str] | dict[str, Any] | None) -> list[str]:
     return [value["views"][name] for name in sorted(value["views"])] if isinstance(value, dict) else list(value or ())
 
 
-def file_extension(kind: str, data: bytes, what: str = "value") -> str:
+def file_extension(kind: str, data: bytes, what: object = "value") -> str:
     """Of a picture or video, by its first bytes. DataError when they are those of neither."""
     return picture_extension(data, what) if kind == "image" else video_extension(data, what)
 
 
-def video_extension(data: bytes, what: str = "video") -> str:
+def video_extension(data: bytes, what: object = "video") -> str:
     """mp4, mov, webm, mkv, avi or gif, from the first bytes; DataError for anything else."""
     if data[4:8] == b"ftyp":
         return "mov" if data[8:10] == b"qt" else "mp4"
@@ -113,7 +113,7 @@ def video_extension(data: bytes, what: str = "video") -> str:
     raise DataError(f"{what}: not an MP4, MOV, WebM, Matroska, AVI or GIF video (first bytes {data[:12]!r})")
 
 
-def picture_extension(data: bytes, what: str = "picture") -> str:
+def picture_extension(data: bytes, what: object = "picture") -> str:
     """jpg, png, gif, bmp, tif or webp, from the first bytes; DataError for anything else."""
     for magic, extension in _MAGIC.items():
         if data.startswith(magic):
@@ -131,10 +131,10 @@ def on_white(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def decode_image(data: bytes | None, what: str = "picture") -> Image.Image:
+def decode_image(data: bytes | None, what: object = "picture") -> Image.Image:
     """The picture as RGB, alpha composited on white. DataError naming `what` (the item) when the bytes are not a whole picture."""
     from PIL import Image
 

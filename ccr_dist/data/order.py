@@ -1,59 +1,29 @@
 """Which rows make up global batch k: arithmetic on (seed, dataset digests, eligible rows, weights), without iterator state.
 
-Belongs here: the order, the lanes that let a rank read few shards, deterministic substitutes, and `mix`, from which every random choice of
-a run is derived. Does not belong here: reading rows (`loader.py`), torch, random generators. Permutations are stable argsorts of our own
-hashes, so that no library version can change them. Everything cached can be forgotten: a batch is found without the ones before it.
+Belongs here: the order, the lanes that let a rank read few shards, deterministic substitutes. Does not belong here: reading rows
+(`loader.py`), torch, random generators (`chance.py` has `mix`, from which every random choice of a run is derived). Everything cached can
+be forgotten: a batch is found without the ones before it.
 
 How a row is found. Batch k has a language (a weighted cycle over k) and L lanes; slot i belongs to lane i mod L and is position
 q = j * batch / L + i // L of that lane, if k is the j-th batch of its language. A weighted cycle over q gives the source and the position
-p in the lane's stream of (source, language). A stream passes over its eligible rows again and again: pass e permutes the shards, cuts the
-concatenated rows in L equal segments, one a lane, and shuffles each segment in windows.
+p in the lane's stream of (source, language), which `streams.py` turns into a row.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
+from ccr_dist.data.chance import WeightedCycle, mix, mixing, permutation
+from ccr_dist.data.recent import Recent
 from ccr_dist.data.store import digest_json
+from ccr_dist.data.streams import Eligible, Source, Stream
 from ccr_dist.errors import ConfigError, DataError
 
-T = TypeVar("T")
-LONGEST_CYCLE = 4096
 CACHED_WINDOW_ROWS = 1 << 24  # 8 bytes each: at most 128 MiB a process
-
-
-def mix(*parts: int | str) -> int:
-    """A 64-bit number from all parts and their order: the seed for whatever the parts name, e.g. mix(seed, "dropout", k, rank)."""
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        text = (part if isinstance(part, str) else str(int(part))).encode()
-        digest.update(b"%c%d:" % (b"s" if isinstance(part, str) else b"i", len(text)) + text)
-    return int.from_bytes(digest.digest(), "little")
-
-
-def hashes(seed: int, n: int) -> np.ndarray:
-    """`(n,)` uint64: the splitmix64 sequence (Steele et al. 2014) that starts at `seed`."""
-    x = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def permutation(seed: int, n: int) -> np.ndarray:
-    """`(n,)` int64: a permutation of range(n), the same on every machine and numpy version.
-
-    The stable argsort of the hashes' high bits; with the index as low bits all keys differ, so that numpy's fastest sort does.
-    """
-    low = np.uint64((1 << (n - 1).bit_length()) - 1) if n else np.uint64(0)
-    keys = hashes(seed, n) & ~low | np.arange(n, dtype=np.uint64)
-    keys.sort()
-    return (keys & low).astype(np.int64)
 
 
 def rank_slots(batch: int, lanes: int, world: int, rank: int) -> tuple[int, ...]:
@@ -66,179 +36,22 @@ def rank_slots(batch: int, lanes: int, world: int, rank: int) -> tuple[int, ...]
 
 
 class Slot(NamedTuple):
-    """One place in a global batch and the row in it. `draw` is a 64-bit number for choices about this slot (caption, augmentation)."""
+    """One place in a global batch and the row in it. `draw` is a 64-bit number for choices about this slot (caption, augmentation),
+    `position` the row's in its lane's stream of (source, language).
+    """
 
     slot: int
     source: int
     shard: int
     row: int
     draw: int
+    position: int
 
 
 class GlobalBatch(NamedTuple):
     k: int
     lang: str
     slots: tuple[Slot, ...]
-
-
-class Recent(OrderedDict):
-    """The values used last, at most `size`; pickled empty."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def __reduce__(self):
-        return Recent, (self.size,)
-
-    def made(self, key, make: Callable[[], T]) -> T:
-        if key in self:
-            self.move_to_end(key)
-            return self[key]
-        value = self[key] = make()
-        if len(self) > self.size:
-            self.popitem(last=False)
-        return value
-
-
-class Eligible:
-    """The rows of a source that may be drawn: a count a shard, and a packed bitmap only for shards where some may not."""
-
-    def __init__(self, shard_rows: Sequence[int], present: Iterable[np.ndarray | None] | None) -> None:
-        self.shard_rows = np.asarray(shard_rows, dtype=np.int64)
-        self.counts = self.shard_rows.copy()
-        self.bits: dict[int, np.ndarray] = {}
-        shards = 0
-        for shard, mask in enumerate([None] * len(shard_rows) if present is None else present):
-            shards += 1
-            if mask is None:
-                continue
-            if shards > len(shard_rows) or len(mask) != shard_rows[shard]:
-                raise DataError(f"the bitmap of shard {shard} has {len(mask)} rows; it must have as many as the shard")
-            mask = np.asarray(mask, dtype=bool)
-            if not mask.all():
-                self.bits[shard], self.counts[shard] = np.packbits(mask), mask.sum()
-        if shards != len(shard_rows):
-            raise DataError(f"{shards} bitmaps for {len(shard_rows)} shards; there must be one a shard")
-        self.total = int(self.counts.sum())
-
-    def rows(self, shard: int) -> np.ndarray:
-        """The eligible rows of a shard, ascending."""
-        n = int(self.shard_rows[shard])
-        return np.flatnonzero(np.unpackbits(self.bits[shard], count=n)) if shard in self.bits else np.arange(n)
-
-    def digest(self) -> str:
-        digest = hashlib.sha256(self.shard_rows.astype("<i8").tobytes())
-        for shard in sorted(self.bits):
-            digest.update(b"%d:" % shard + self.bits[shard].tobytes())
-        return digest.hexdigest()
-
-
-class Source:
-    """One dataset in the mixture.
-
-    `digest` and `name` (for messages) identify the dataset. `present[lang]` gives one bool array `(rows,)` a shard, or None in place of an
-    array, or of all arrays, where every row is eligible; iterables are consumed shard by shard and kept as packed bits. A language that is
-    not in `present` has no rows here; `present=None`: every row in every language.
-    """
-
-    def __init__(
-        self,
-        digest: str,
-        shard_rows: Sequence[int],
-        weight: float = 1.0,
-        present: Mapping[str, Iterable[np.ndarray | None] | None] | None = None,
-        name: str = "",
-    ) -> None:
-        self.digest, self.weight, self.name = digest, float(weight), name or digest[:12]
-        self.shard_rows = tuple(int(n) for n in shard_rows)
-        self._all = Eligible(self.shard_rows, None)
-        self._present = None if present is None else {lang: Eligible(self.shard_rows, masks) for lang, masks in present.items()}
-
-    def eligible(self, lang: str) -> Eligible | None:
-        return self._all if self._present is None else self._present.get(lang)
-
-
-class WeightedCycle:
-    """A fixed schedule of choices in proportion to `weights`: the shortest exact cycle up to LONGEST_CYCLE, permuted by `seed`, repeated.
-
-    Where no cycle is exact, the longest one gets quotas by largest remainder. `names` are for the ConfigError on an unusable weight.
-    """
-
-    def __init__(self, weights: Sequence[float], seed: int, names: Sequence[str]) -> None:
-        for weight, name in zip(weights, names, strict=True):
-            if not (math.isfinite(weight) and weight > 0):
-                raise ConfigError(f"the weight of {name} is {weight}; it must be a finite number above 0 (leave {name} out to not use it)")
-        share = np.array(weights, dtype=np.float64) / math.fsum(weights)
-        for length in range(1, LONGEST_CYCLE + 1):
-            quotas = np.rint(share * length).astype(np.int64)
-            if quotas.sum() == length and np.abs(share * length - quotas).max() < 1e-9 * length:
-                break
-        else:
-            quotas = np.floor(share * length).astype(np.int64)
-            remainder = share * length - quotas
-            quotas[np.argsort(-remainder, kind="stable")[: length - quotas.sum()]] += 1
-        if quotas.min() < 1:
-            name = names[int(quotas.argmin())]
-            raise ConfigError(
-                f"the weight of {name} is below 1/{LONGEST_CYCLE} of the total and would never be drawn; raise it or leave it out"
-            )
-        self.length, self.quotas = length, quotas
-        self._choices = np.repeat(np.arange(len(quotas)), quotas)[permutation(seed, length)]
-        self._before = np.empty(length, dtype=np.int64)
-        for choice in range(len(quotas)):
-            self._before[self._choices == choice] = np.arange(quotas[choice])
-
-    def at(self, n: int) -> tuple[int, int]:
-        """The n-th choice, and how often it was made before n."""
-        cycle, offset = divmod(n, self.length)
-        choice = int(self._choices[offset])
-        return choice, cycle * int(self.quotas[choice]) + int(self._before[offset])
-
-    def counts(self, n: int) -> np.ndarray:
-        """How often each choice is made before n."""
-        cycle, offset = divmod(n, self.length)
-        return cycle * self.quotas + np.bincount(self._choices[:offset], minlength=len(self.quotas))
-
-
-class _Stream:
-    """The eligible rows of one source in one language, pass after pass, cut in lanes."""
-
-    def __init__(self, eligible: Eligible, seed: int, *, batch: int, lanes: int, window_rows: int, drop_last: bool) -> None:
-        self.eligible, self.seed, self.lanes, self.window_rows = eligible, seed, lanes, window_rows
-        self.equal_rows = eligible.total // batch * (batch // lanes) if drop_last else None
-        self._shards = Recent(4)  # lanes may be one pass apart
-
-    def lane(self, lane: int) -> tuple[int, int]:
-        """First position and number of rows of a lane in every pass."""
-        start, stop = (at * self.eligible.total // self.lanes for at in (lane, lane + 1))
-        return start, stop - start if self.equal_rows is None else self.equal_rows
-
-    def shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards in the order of this pass, and the position after the last row of each."""
-
-        def make() -> tuple[np.ndarray, np.ndarray]:
-            order = permutation(mix(self.seed, "shards", epoch), len(self.eligible.counts))
-            return order, np.cumsum(self.eligible.counts[order])
-
-        return self._shards.made(epoch, make)
-
-    def window(self, lane: int, epoch: int, window: int) -> np.ndarray:
-        """`(n, 2)` int32: shard and row at each position of one window."""
-        start, rows = self.lane(lane)
-        at = start + window * self.window_rows
-        stop = min(at + self.window_rows, start + rows)
-        order, ends = self.shards(epoch)
-        parts = []
-        for i in range(int(np.searchsorted(ends, at, side="right")), len(order)):
-            if at >= stop:
-                break
-            eligible, end = self.eligible.rows(order[i]), int(ends[i])
-            part = eligible[at - end + len(eligible) : min(stop, end) - end + len(eligible)]
-            parts.append(np.stack([np.full(len(part), order[i]), part], axis=1).astype(np.int32))
-            at = max(at, min(stop, end))
-        found = np.concatenate(parts)
-        return found[permutation(mix(self.seed, "window", epoch, lane, window), len(found))]
 
 
 class Order:
@@ -280,12 +93,12 @@ class Order:
         self.lanes = self._lanes(batch, lanes, usable)
         if drop_last:
             self._require_full_batch(batch, usable)
-        self._mixtures: dict[str, tuple[WeightedCycle, list[tuple[int, np.ndarray]]]] = {}
-        self._streams: dict[str, list[tuple[int, _Stream]]] = {}
+        self._mixtures: dict[str, tuple[WeightedCycle, list[tuple[int, list[int]]]]] = {}
+        self._streams: dict[str, list[tuple[int, Stream]]] = {}
         shape = {"batch": batch, "lanes": self.lanes, "window_rows": window_rows, "drop_last": drop_last}
         for lang, streams in usable.items():
             self._streams[lang] = [
-                (s, _Stream(rows, mix(seed, "stream", self.sources[s].digest, s, lang), **shape))  # type: ignore[arg-type]
+                (s, Stream(rows, mix(seed, "stream", self.sources[s].digest, s, lang), **shape))  # type: ignore[arg-type]
                 for s, rows in streams
             ]
             used = [self.sources[s] for s, _ in streams]
@@ -294,9 +107,9 @@ class Order:
             )
             # Lanes start evenly spread over the cycle: were they in step, a batch with one slot a lane would come from a single source.
             starts = [lane * cycle.length // self.lanes for lane in range(self.lanes)]
-            self._mixtures[lang] = cycle, [(start, cycle.counts(start)) for start in starts]
+            self._mixtures[lang] = cycle, [(start, cycle.counts(start).tolist()) for start in starts]
         self.window_rows = window_rows
-        self._windows = Recent(max(16, CACHED_WINDOW_ROWS // window_rows))
+        self._windows: Recent[np.ndarray] = Recent(max(16, CACHED_WINDOW_ROWS // window_rows))
         self.digest = digest_json(
             {
                 "format": 1,
@@ -360,19 +173,26 @@ class Order:
         """Global batch k, or only the given slots of it (in that order)."""
         choice, turn = self._cycle.at(k)
         lang = list(self.languages)[choice]
-        return GlobalBatch(k, lang, tuple(self._slot(k, lang, turn, slot) for slot in (range(self.batch_size) if slots is None else slots)))
+        chosen = range(self.batch_size) if slots is None else slots
+        return GlobalBatch(k, lang, tuple(self._slots(k, lang, turn * (self.batch_size // self.lanes), chosen)))
 
-    def _slot(self, k: int, lang: str, turn: int, slot: int) -> Slot:
-        lane = slot % self.lanes
-        cycle, starts = self._mixtures[lang]
-        start, before = starts[lane]
-        choice, drawn = cycle.at(start + turn * (self.batch_size // self.lanes) + slot // self.lanes)
-        source, stream = self._streams[lang][choice]
-        epoch, position = divmod(drawn - int(before[choice]), stream.lane(lane)[1])
-        window, offset = divmod(position, self.window_rows)
-        found = self._windows.made((lang, source, lane, epoch, window), lambda: stream.window(lane, epoch, window))
-        shard, row = found[offset].tolist()
-        return Slot(slot, source, shard, row, mix(self.seed, "draw", k, slot))
+    def _slots(self, k: int, lang: str, first: int, slots: Iterable[int]) -> Iterator[Slot]:
+        """first: the batch's first position in every lane of its language."""
+        (cycle, starts), streams, lanes, draw = self._mixtures[lang], self._streams[lang], self.lanes, mixing(self.seed, "draw", k)
+        for slot in slots:
+            row, lane = divmod(slot, lanes)
+            start, before = starts[lane]
+            choice, drawn = cycle.at(start + first + row)
+            source, stream = streams[choice]
+            position = drawn - before[choice]
+            epoch, window, place = stream.at(lane, position)
+            found = self._windows.made((lang, source, lane, epoch, window), partial(stream.window, lane, epoch, window))
+            shard, at = found[place].tolist()
+            yield Slot(slot, source, shard, at, draw(slot), position)
+
+    def stream(self, lang: str, source: int) -> Stream | None:
+        """The rows of a source in a language; None where it has none."""
+        return next((stream for s, stream in self._streams[lang] if s == source), None)
 
     def substitute(self, k: int, slot: Slot, attempt: int) -> Slot:
         """What stands in for a broken row of batch k: another eligible row of the same shard, another one for each attempt 1, 2, ...

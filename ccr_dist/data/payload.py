@@ -1,12 +1,10 @@
-"""Reading the payload files of a column: where values lie in a tar, and what a matrix shard holds. Cached, read-only.
+"""Where the rows of a payload lie: read from the index of a tar, or from a matrix shard itself. Nothing is cached here.
 
-What a column is, and how payloads are committed, is in `table.py`. Caches are keyed by the payload's digest, so that they can never
-serve another payload, and are safe in threads and after fork.
+What a column is, and how payloads are committed, is in `column.py`; reading bytes at a place is in `tar.py`.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +18,11 @@ _AGAIN = "remove it and the record beside it and run the command that makes the 
 
 
 class Places(NamedTuple):
-    """The part of an index that reading needs: (rows,) byte offsets and sizes (-1: no member; empty for a matrix), and presence."""
+    """(rows,) int64 byte offsets and sizes in the payload; size 0 or -1: the row has no bytes. width: D of a matrix, else 0."""
 
     offsets: np.ndarray
     sizes: np.ndarray
-    present: np.ndarray
+    width: int = 0
 
 
 def pick(index: ShardIndex, extensions: str) -> tuple[np.ndarray, np.ndarray]:
@@ -37,24 +35,29 @@ def pick(index: ShardIndex, extensions: str) -> tuple[np.ndarray, np.ndarray]:
     return offsets, sizes
 
 
-@lru_cache(maxsize=512)
-def load_places(path: str, extensions: str, rows: int, sha256: str) -> Places:
-    """From an index file. DataError when it is damaged."""
+def tar_places(path: Path, extensions: str, rows: int) -> Places:
+    """From the index file of a tar shard. DataError when it is damaged."""
     content = store.read_json(path)
     try:
-        offsets = sizes = np.empty(0, np.int64)
-        if "members" in content:
-            offsets, sizes = pick(ShardIndex.from_json(content), extensions)
-            if len(sizes) != rows:
-                raise ValueError(f"{len(sizes)} rows, expected {rows}")
-        present = np.ones(rows, np.bool_)
-        present[np.asarray(content["nulls"], np.int64)] = False
+        offsets, sizes = pick(ShardIndex.from_json(content), extensions)
+        if len(sizes) != rows:
+            raise ValueError(f"{len(sizes)} rows, expected {rows}")
     except (KeyError, TypeError, IndexError, ValueError) as e:
         raise DataError(f"{path}: damaged index ({e!r}); {_AGAIN}") from e
-    return Places(offsets, sizes, present)
+    return Places(offsets, sizes)
 
 
-def open_matrix(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def present_rows(path: Path, rows: int) -> np.ndarray:
+    """(rows,) bool: not among the null rows of an index file. DataError when it is damaged."""
+    present = np.ones(rows, np.bool_)
+    try:
+        present[np.asarray(store.read_json(path)["nulls"], np.int64)] = False
+    except (KeyError, TypeError, IndexError, ValueError) as e:
+        raise DataError(f"{path}: damaged index ({e!r}); {_AGAIN}") from e
+    return present
+
+
+def open_matrix(path: Path) -> tuple[np.memmap, np.ndarray]:
     """(memory-mapped (N, D) float16, counts (rows,) that sum to N) of a matrix shard. DataError when it is not one."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -70,10 +73,16 @@ def open_matrix(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return array, counts
 
 
-@lru_cache(maxsize=128)
-def load_matrix(path: str, rows: int, sha256: str) -> tuple[np.ndarray, np.ndarray]:
+def load_matrix(path: Path, rows: int) -> tuple[np.memmap, np.ndarray]:
     """(memory-mapped (N, D), offsets (rows + 1,)) of a committed matrix shard."""
-    array, counts = open_matrix(Path(path))
+    array, counts = open_matrix(path)
     if len(counts) != rows:
         raise DataError(f"{path}: {len(counts)} rows, expected {rows}; {_AGAIN}")
     return array, np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def matrix_places(path: Path, rows: int) -> Places:
+    """From a matrix shard: each row's vectors as bytes, to be read like a member of a tar."""
+    array, offsets = load_matrix(path, rows)
+    vector = array.shape[1] * array.itemsize
+    return Places(array.offset + offsets[:-1] * vector, np.diff(offsets) * vector, array.shape[1])

@@ -76,6 +76,14 @@ def differences(there: Any, asked: Any, at: str = "") -> list[str]:
     return [] if there == asked else [f"{at or 'value'}: there {there!r}, asked {asked!r}"]
 
 
+def require_same(path: Path, there: Any, asked: Any, what: str) -> None:
+    """DataError naming `path`, saying `what` and showing the difference, unless two JSON values are equal."""
+    lines = differences(there, asked)
+    if lines:
+        shown = "\n  ".join(lines[:20] + ([f"... {len(lines) - 20} more"] if len(lines) > 20 else []))
+        raise DataError(f"{path}: {what}; the difference:\n  {shown}\nuse another output (or name), or remove what is there")
+
+
 @contextlib.contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
     """A full disk, quota or file-size limit inside the block becomes a StorageError that says what to do."""
@@ -85,11 +93,15 @@ def disk_errors(path: str | Path) -> Iterator[None]:
         raise
     except OSError as e:
         if e.errno in FULL:
-            raise StorageError(
-                f"{path}: cannot write: {os.strerror(e.errno or 0)}. Everything committed before is intact; "
-                "make room and run the same command again"
-            ) from e
+            raise _full(path, e) from e
         raise
+
+
+def _full(what: object, error: OSError) -> StorageError:
+    return StorageError(
+        f"{what}: cannot write: {os.strerror(error.errno or 0)}. Everything committed before is intact; "
+        "make room and run the same command again"
+    )
 
 
 def sync_folder(folder: Path) -> None:
@@ -177,18 +189,19 @@ def publish_once(tmp: Path, path: str | Path) -> bool:
         tmp.unlink(missing_ok=True)
 
 
-def retry_io(fn: Callable[[], T], *, what: str, attempts: int = 3, delay_s: float = 0.5) -> T:
+def retry_io(fn: Callable[[], T], *, what: object, attempts: int = 3, delay_s: float = 0.5) -> T:
     """fn(), tried again after an OSError (waiting delay_s, then twice that, ...); StorageError naming `what` when it keeps failing.
 
-    A full disk does not heal by waiting: StorageError at once. Errors other than OSError pass.
+    A full disk does not heal by waiting: StorageError at once. Errors other than OSError pass. `what` becomes text when it is needed.
     """
     for attempt in range(1, attempts + 1):
         try:
-            with disk_errors(what):
-                return fn()
+            return fn()
         except StorageError:
             raise
         except OSError as e:
+            if e.errno in FULL:
+                raise _full(what, e) from e
             if attempt == attempts:
                 raise StorageError(f"{what}: {e} ({attempts} attempts)") from e
             time.sleep(delay_s * 2 ** (attempt - 1))

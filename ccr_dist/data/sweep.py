@@ -15,8 +15,11 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from ccr_dist.data.batch import padded
+from ccr_dist.data.column import Item
 from ccr_dist.data.decode import decode_image, texts_of
-from ccr_dist.data.loader import Reader, as_it_is, padded
+from ccr_dist.data.loader import as_it_is
+from ccr_dist.data.rows import read_value, vector_width
 from ccr_dist.data.table import Column, Dataset
 from ccr_dist.errors import ConfigError, DataError
 
@@ -33,7 +36,7 @@ class Block(NamedTuple):
 
 
 class Items(NamedTuple):
-    """n items of a gallery: `rows` (n,) int64 row numbers; visual, mask and description as `loader.Batch` has them for training."""
+    """n items of a gallery: `rows` (n,) int64 row numbers; visual, mask and description as `batch.Batch` has them for training."""
 
     rows: torch.Tensor
     visual: torch.Tensor
@@ -47,7 +50,7 @@ class _Blocks(TorchDataset[Any]):
     def __init__(self, dataset: Dataset, *, world: int, rank: int, block_rows: int) -> None:
         if not 0 <= rank < world or block_rows < 1:
             raise ConfigError(f"rank {rank} of {world}, blocks of {block_rows} rows: expected 0 <= rank < world and at least one row")
-        self.dataset, self.block_rows, self._reader = dataset, block_rows, Reader()
+        self.dataset, self.block_rows = dataset, block_rows
         self._ends = np.cumsum(dataset.shard_rows)
         blocks = -(-dataset.rows // block_rows)
         self._first, self._last = blocks * rank // world, blocks * (rank + 1) // world
@@ -61,11 +64,11 @@ class _Blocks(TorchDataset[Any]):
         start = (self._first + i) * self.block_rows
         return range(start, min(start + self.block_rows, self.dataset.rows))
 
-    def _value(self, column: Column, row: int) -> tuple[Any, str]:
+    def _value(self, column: Column, row: int) -> tuple[Any, Item]:
         """A row's value, and where it stands."""
         shard = int(np.searchsorted(self._ends, row, side="right"))
         at = row - (int(self._ends[shard - 1]) if shard else 0)
-        return self._reader.value(column, shard, at), column.where(shard, at)
+        return read_value(column, shard, at), column.where(shard, at)
 
 
 class Sweep(_Blocks):
@@ -111,7 +114,7 @@ class Sweep(_Blocks):
 
     def _stacked(self, values: list[Any]) -> Any:
         if self.column.kind == "matrix" and not values:
-            return torch.empty(0, self._reader.matrix(self.column, 0)[0].shape[1])
+            return torch.empty(0, vector_width(self.column))
         return torch.stack(values) if values and isinstance(values[0], torch.Tensor) else values
 
 
@@ -164,7 +167,7 @@ class Gallery(_Blocks):
         visual, mask = padded(values) if several else (torch.stack(values), None)
         return Items(torch.tensor(rows, dtype=torch.int64), visual, mask, descriptions)
 
-    def _one(self, value: Any, where: str) -> torch.Tensor:
+    def _one(self, value: Any, where: Item) -> torch.Tensor:
         if self.visual.kind == "image":
             assert self.transform is not None, "pictures need a transform"
             return self.transform(decode_image(value, where))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ccr_dist.data import remote, store
+from ccr_dist.data import remote, seal, store
 from ccr_dist.data.bar import bar
 from ccr_dist.data.decode import decode_image, is_present, texts_of
 from ccr_dist.data.payload import pick
@@ -48,7 +48,7 @@ def verify(path: str | Path, *, decode: bool = True, fast: bool = False, progres
             problems += _keys(dataset)
         for name in dataset.columns():
             try:
-                columns.append(dataset.column(name))
+                columns.append(dataset.column(name).unsealed())
             except DataError as e:
                 problems.append(Problem(f"{dataset.root / name}", str(e)))
         if not dataset.columns():
@@ -69,6 +69,10 @@ def _column(column: Column, check: Callable[[int], Iterator[Problem]], advance: 
     if missing := column.missing():
         names = ", ".join(column.dataset.shards[i] for i in missing[:8])
         yield Problem(str(column.folder), f"{len(missing)} of {len(column.dataset.shards)} shards are not finished: {names}")
+    try:
+        yield from (Problem(str(column.folder / seal.META), what) for what in seal.differences(column))
+    except (DataError, OSError) as e:
+        yield Problem(str(column.folder / seal.META), str(e))
     for shard in range(len(column.dataset.shards)):
         if shard in done:
             try:
@@ -143,22 +147,21 @@ def _shard(column: Column, shard: int, decode: bool, widths: dict[int, str]) -> 
     yield from _index(column, shard)
     source = _source(column, shard)
     for row in range(record["rows"]):
+        where = column.where(shard, row)
         try:
             value = column.value(shard, row)
             if is_present(column.kind, value) != there[row]:
-                yield Problem(column.where(shard, row), f"the index says {'a value' if there[row] else 'null'}, the payload another thing")
+                yield Problem(str(where), f"the index says {'a value' if there[row] else 'null'}, the payload another thing")
             if column.kind == "image" and value is not None and decode:
-                decode_image(value, column.where(shard, row))
+                decode_image(value, where)
             if column.kind == "video" and value is not None and decode:
-                decode_video(value, column.where(shard, row), frames=1)
+                decode_video(value, where, frames=1)
             if source is not None and value is not None:
                 made_from = texts_of(source.value(shard, row))
                 if len(made_from) != len(value):
-                    yield Problem(
-                        column.where(shard, row), f"{len(value)} captions, but {len(made_from)} in {source.name}, which they were made from"
-                    )
+                    yield Problem(str(where), f"{len(value)} captions, but {len(made_from)} in {source.name}, which they were made from")
         except DataError as e:
-            yield Problem(column.where(shard, row), str(e))
+            yield Problem(str(where), str(e))
 
 
 def _index(column: Column, shard: int) -> Iterator[Problem]:

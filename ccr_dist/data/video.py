@@ -21,7 +21,7 @@ class About(NamedTuple):
     height: int
 
 
-def decode_video(data: bytes | None, what: str = "video", *, frames: int = 8) -> list[Image.Image]:
+def decode_video(data: bytes | None, what: object = "video", *, frames: int = 8) -> list[Image.Image]:
     """RGB pictures of the moments (i + 1/2) / frames of the duration: what a player shows then, in order.
 
     A frame that is shown at several of these moments is given once, so a video with fewer frames gives no more than it has. Everything up
@@ -49,14 +49,14 @@ def decode_video(data: bytes | None, what: str = "video", *, frames: int = 8) ->
         return [_upright(frame) for frame in dict.fromkeys(shown)]
 
 
-def probe(data: bytes | None, what: str = "video") -> About:
+def probe(data: bytes | None, what: object = "video") -> About:
     """Length and size, by decoding one frame. Errors as `decode_video`."""
     _, length, unit = _extent(data, what)
     picture = decode_video(data, what, frames=1)[0]
     return About(length * unit, picture.width, picture.height)
 
 
-def _extent(data: bytes | None, what: str) -> tuple[int, float, float]:
+def _extent(data: bytes | None, what: object) -> tuple[int, float, float]:
     """(time of the first frame, duration, seconds a tick), in ticks; 0 seconds: packets have no times, ticks are frames."""
     with _opened(data, what) as container:
         stream = container.streams.video[0]
@@ -74,7 +74,7 @@ def _extent(data: bytes | None, what: str) -> tuple[int, float, float]:
 
 
 @contextmanager
-def _opened(data: bytes | None, what: str) -> Iterator[Any]:
+def _opened(data: bytes | None, what: object) -> Iterator[Any]:
     try:
         import av
     except ImportError as e:

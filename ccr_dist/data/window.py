@@ -24,7 +24,9 @@ def require_room(order: Order, columns: Opened, slots: Sequence[int]) -> None:
     windows, most = 0, 0
     for lang in order.languages:
         for source, shards in order.window_shards(lang).items():
-            opened = columns[lang][source].values()
+            opened = [column for column in columns[lang][source].values() if column.dataset.remote]
+            if not opened:
+                continue
             payloads = [_fetched(opened, shard) for shard in range(len(order.sources[source].shard_rows))]
             everything |= {sha256: size for shard in payloads for sha256, size in shard.items()}
             windows += sum(sorted((sum(shard.values()) for shard in payloads), reverse=True)[:shards])
@@ -43,5 +45,5 @@ def require_room(order: Order, columns: Opened, slots: Sequence[int]) -> None:
 
 def _fetched(columns: Iterable[Column], shard: int) -> dict[str, int]:
     """{sha256: bytes} of the payloads of a shard that are read through the cache; what several columns share counts once."""
-    remote = [column for column in columns if column.dataset.remote and not column.path(shard, fetch=False).exists()]
-    return {record["sha256"]: record["bytes"] for record in (column.record(shard) for column in remote)}
+    fetched = [column for column in columns if not column.path(shard, fetch=False).exists()]
+    return {record["sha256"]: record["bytes"] for record in (column.record(shard) for column in fetched)}

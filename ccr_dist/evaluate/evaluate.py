@@ -7,8 +7,9 @@ Belongs here: reading through `data.sweep`, gathering, the check that everything
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,14 +18,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ccr_dist.data.decode import texts_of
-from ccr_dist.data.sweep import Sweep, gallery, sweep
+from ccr_dist.data.sweep import Items, Sweep, gallery, sweep
 from ccr_dist.data.table import Dataset
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate import retrieval
 from ccr_dist.evaluate.protocols import language_result
 from ccr_dist.evaluate.retrieval import Bank, merge
 from ccr_dist.evaluate.schema import Example, Hit, LanguageResult
-from ccr_dist.losses.gather import gather_rows, row_counts
+from ccr_dist.losses.gather import gather_rows, largest, row_counts
 from ccr_dist.losses.gather import world as rank_and_world
 
 SHOWN = 5  # retrieved items of an example
@@ -91,17 +92,19 @@ def encode(
     batch: int = 256,
     workers: int = 0,
     before: Callable[[str], None] = lambda what: None,
+    lockstep: bool = False,
 ) -> Encoded:
     """Reads and encodes on all processes of the default process group together.
 
     Args:
-        encode_text, encode_visual: ranks call them different numbers of times, so they must not communicate.
+        encode_text, encode_visual: ranks call them different numbers of times, so they must not communicate, unless `lockstep`.
         queries: language -> column of captions. companions: language -> column of texts aligned with them.
         visual_column: pictures (give `transform`) or vectors, one a row or, with `many`, any number. Items without one are no candidates;
             their captions are left out, counted as `captions_without_item`. description_column: "" where an item has none, counted.
         group_column: label column; items of one label are all correct. None, or no label: an item is correct for itself alone.
         batch: rows, and texts, at a time; fixed blocks, so that any world size encodes the same batches. workers: reading processes.
         before: called on every rank before the gallery ("gallery") and every language, for progress and stop requests.
+        lockstep: all ranks call equally often, for sharded models: who is done early encodes something once more and forgets it.
     Raises:
         DataError: a language without captions, companions that are not aligned, a column that is missing or incomplete.
     """
@@ -113,21 +116,29 @@ def encode(
     before("gallery")
     undescribed = 0
 
-    def items() -> Iterable[tuple[Tensor, Tensor, Bank]]:
+    def reading(world: int, rank: int) -> Iterable[Items]:
+        options = {**sweeping, "world": world, "rank": rank}
+        return gallery(dataset, visual_column, many=many, description=description_column, transform=transform, **options)
+
+    def item_bank(block: Items) -> Bank:
+        return encode_visual(block.visual.to(device).float(), None if block.mask is None else block.mask.to(device), block.description)
+
+    def items() -> Iterator[Call]:
         nonlocal undescribed
-        for block in gallery(dataset, visual_column, many=many, description=description_column, transform=transform, **sweeping):
+        for block in reading(world, rank):
             if len(block.rows):
                 undescribed += sum(not text.strip() for text in block.description)
-                mask = block.mask if block.mask is None else block.mask.to(device)
-                bank = encode_visual(block.visual.to(device).float(), mask, block.description)
-                yield block.rows, torch.zeros_like(block.rows), bank
+                yield block.rows, torch.zeros_like(block.rows), partial(item_bank, block)
 
-    gallery_rows, _, visual = _gathered(dataset, visual_column, items(), device)
+    def any_item() -> Bank:
+        return item_bank(next(block for block in reading(1, 0) if len(block.rows)))
+
+    gallery_rows, _, visual = _gathered(dataset, visual_column, _made(items(), any_item if lockstep else None, device), device)
     position = np.full(dataset.rows, -1)
     position[gallery_rows] = np.arange(len(gallery_rows))
     missing = int(merge(torch.tensor([undescribed]))) if description_column else None
 
-    def texts(lang: str, column: str, beside: str | None) -> Iterable[tuple[Tensor, Tensor, Bank]]:
+    def texts(lang: str, column: str, beside: str | None) -> Iterator[Call]:
         others = sweep(dataset, beside, **sweeping) if beside else itertools.repeat(None)
         for block, other in zip(sweep(dataset, column, **sweeping), others, strict=beside is not None):
             if other is not None and not (torch.equal(block.rows, other.rows) and torch.equal(block.parts, other.parts)):
@@ -136,13 +147,15 @@ def encode(
                 )
             for start in range(0, len(block.values), batch):
                 cut = slice(start, start + batch)
-                bank = encode_text(block.values[cut], lang, other.values[cut] if other is not None else [])
-                yield block.rows[cut], block.parts[cut], bank
+                beside_them = other.values[cut] if other is not None else []
+                yield block.rows[cut], block.parts[cut], partial(encode_text, block.values[cut], lang, beside_them)
 
     found: dict[str, Queries] = {}
     for lang, column in queries.items():
         before(lang)
-        rows, parts, bank = _gathered(dataset, column, texts(lang, column, (companions or {}).get(lang)), device)
+        beside = (companions or {}).get(lang)
+        any_text = partial(encode_text, [""], lang, [""] if beside else []) if lockstep else None
+        rows, parts, bank = _gathered(dataset, column, _made(texts(lang, column, beside), any_text, device), device)
         known = position[rows] >= 0
         if not known.any():
             raise DataError(
@@ -151,6 +164,24 @@ def encode(
         kept = {name: part[torch.from_numpy(known).to(part.device)] for name, part in bank.items()}
         found[lang] = Queries(column, rows[known], parts[known], position[rows][known], kept, int((~known).sum()))
     return Encoded(dataset, gallery_rows, _groups(dataset, group_column)[gallery_rows], visual, found, missing)
+
+
+Call = tuple[Tensor, Tensor, Callable[[], Bank]]  # rows, parts, and what encodes them
+
+
+def _made(calls: Iterator[Call], idle: Callable[[], Bank] | None, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor, Bank]]:
+    """What this rank's calls give. With `idle`, which is called in place of a call that others still have, all ranks call equally often."""
+    while True:
+        call = next(calls, None)
+        if idle is not None and not largest(torch.tensor(float(call is not None), device=device)):
+            return
+        if call is not None:
+            rows, parts, encode = call
+            yield rows, parts, encode()
+        elif idle is not None:
+            idle()
+        else:
+            return
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """A thread beside the engine: beats for the leases, and ends the process when the engine stays silent. Also: one first load a node.
 
-What to beat and what the engine is at are told by the runner.
+What to beat and what the engine is at are told by the runner. Training watches its steps with the same thread (`train/watchdog.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from ccr_dist.errors import HangError, StorageError
 
@@ -75,13 +76,37 @@ class Watch:
                 self._beat()
 
     def _give_up(self, doing: str) -> None:
-        faulthandler.dump_traceback(2, all_threads=True)
-        message = (
-            f"{HangError.__name__}: {doing}, and nothing has come back for {self._limit_s:g} s. The stacks are above. What was "
-            "journalled is kept; start the same command again, on another node if this one's device may be at fault\n"
+        end(
+            f"{doing}, and nothing has come back for {self._limit_s:g} s. The stacks are above. What was "
+            "journalled is kept; start the same command again, on another node if this one's device may be at fault"
         )
-        os.write(2, message.encode())
-        os._exit(HangError.exit_code)
+
+
+def end(message: str, *, record: Path | None = None, linger_s: float = 0.0) -> NoReturn:
+    """Stacks of all threads and the message to stderr, and to the file `record`; then the process ends with HangError's code.
+
+    Whatever the other threads are stuck in (only one that never gives back the GIL cannot be ended from here). linger_s: seconds until
+    then, for processes that wait for this one: they notice their own silence a little later, and are to say so before this one is gone.
+    """
+    faulthandler.dump_traceback(2, all_threads=True)
+    line = f"{HangError.__name__}: {message}\n"
+    os.write(2, line.encode())
+
+    def keep() -> None:
+        assert record is not None
+        with contextlib.suppress(OSError):
+            record.parent.mkdir(parents=True, exist_ok=True)
+            with record.open("w") as file:
+                file.write(line)
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+
+    if record is not None:  # in a thread of its own: perhaps it is this very disk that hangs
+        writing = threading.Thread(target=keep, daemon=True)
+        writing.start()
+        writing.join(max(linger_s, 5.0))
+    time.sleep(linger_s)
+    os._exit(HangError.exit_code)
 
 
 @contextlib.contextmanager

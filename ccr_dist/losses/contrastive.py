@@ -6,23 +6,28 @@ group in here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+Score = Callable[[Tensor, Tensor], Tensor]  # features (n, ...) and (m, ...) to (n, m), differentiable, each entry by itself
 
-def positives(rows: Tensor, columns: Tensor, among: Tensor | None = None) -> Tensor:
+
+def positives(rows: Tensor, columns: Tensor, among: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """Row-normalised label matrix, (n, B): every column of a row's group is equally right.
 
     Args:
         rows: (n,) group ids of the rows.
         columns: (B,) group ids of the columns; contains every row's group.
         among: (n, B) bool, the columns that count for a row; its own place is one of them.
+        dtype: of the labels, that of the logits they are for.
     """
     same = rows[:, None] == columns[None, :]
     if among is not None:
         same = same & among
-    same = same.float()
+    same = same.to(dtype)
     return same / same.sum(dim=1, keepdim=True)
 
 
@@ -38,16 +43,29 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return -(labels.to(logits.dtype) * functional.log_softmax(logits, dim=1)).sum(dim=1)
 
 
-def symmetric(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, labels: Tensor, scale: Tensor | float) -> Tensor:
-    """Of each of this rank's rows, (n,); the mean over the global batch is SC.
+def symmetric(
+    x: Tensor,
+    y: Tensor,
+    *,
+    all_x: Tensor,
+    all_y: Tensor,
+    group: Tensor,
+    groups: Tensor,
+    scale: Tensor | float,
+    score: Score = similarities,
+) -> Tensor:
+    """Of each of this rank's rows, (n,), by (n, B) logits with all columns; the mean over the global batch is SC.
 
     Args:
-        x, y: this rank's features, (n, D), unit length; n may be 0.
-        all_x, all_y: the global batch's features in the same order on every rank, (B, D), gathered with gradient.
-        labels: (n, B), rows sum to one.
+        x, y: this rank's features, (n, ...); n may be 0.
+        all_x, all_y: the global batch's features in the same order on every rank, (B, ...), gathered with gradient.
+        group, groups: ids (n,) of the rows and (B,) of the global batch; those with the same id are right for each other.
         scale: 1/tau.
+        score: logits are scale times this; `slots.slot_scores` takes x of (n, K, D).
 
     Returns:
         float32 (float64 for float64 features).
     """
-    return (cross_entropy(scale * similarities(x, all_y), labels) + cross_entropy(scale * similarities(y, all_x), labels)) / 2
+    forth, back = scale * score(x, all_y), scale * score(all_x, y).T
+    labels = positives(group, groups, dtype=forth.dtype)
+    return (cross_entropy(forth, labels) + cross_entropy(back, labels)) / 2

@@ -30,6 +30,22 @@ def row_counts(rows: int, device: torch.device | str = "cpu") -> list[int]:
     return [int(count) for count in counts]
 
 
+def own(counts: Sequence[int]) -> slice:
+    """Places of this rank's rows among all of `counts`; of one count, all places are this rank's."""
+    rank = world()[0] if len(counts) > 1 else 0
+    first = sum(counts[:rank])
+    return slice(first, first + counts[rank])
+
+
+def sum_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """Of (sum(counts), ...) on every rank, the sum over ranks of this rank's part: (counts[rank], ...)."""
+    if len(counts) == 1:
+        return rows
+    rows = rows.contiguous().clone()
+    dist.all_reduce(rows)
+    return rows[own(counts)]
+
+
 def _gather_padded(rows: Tensor, counts: Sequence[int]) -> Tensor:
     """All ranks' rows, (sum(counts), ...); collectives want equal sizes, so each part is padded to the largest."""
     most = max(counts)
@@ -49,11 +65,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         # Every rank's loss share depends on every row, so a row's gradient is the sum over ranks.
-        grad = grads[0].contiguous().clone()
-        dist.all_reduce(grad)
-        rank, _ = world()
-        first = sum(ctx.counts[:rank])
-        return grad[first : first + ctx.counts[rank]], None
+        return sum_rows(grads[0], ctx.counts), None
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:

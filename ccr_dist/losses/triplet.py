@@ -16,5 +16,7 @@ def hardest_negative(similarity: Tensor, own: Tensor, right: Tensor, margin: flo
         own: (n,) of each row with its partner.
         right: (n, B) bool, columns that are no negatives; the partner is one of them.
     """
+    if not similarity.shape[1]:  # no rows, either; torch knows no maximum of nothing
+        return own
     worst = similarity.masked_fill(right, -torch.inf).amax(dim=1)
     return (margin + worst - own).clamp(min=0)

@@ -39,13 +39,17 @@ class Stage:
         column where the data names one, else made from `source_text` in every step (`methods.features.english`); "back_feature" likewise
         that of the back-translation of the target caption.
     trains: what is trained and towards what, in a few words, for people.
+    frozen: "visual" or "tokens", where the stage reads pictures as features of the frozen backbone alone, always the same for the same
+        picture: cached ones may then stand in.
     """
 
     needs: frozenset[str]
     trains: str
+    frozen: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         assert self.needs <= INPUTS, f"unknown batch fields {set(self.needs - INPUTS)}"
+        assert self.frozen <= self.needs & {"visual", "tokens"}, f"not read, or no pictures: {set(self.frozen)}"
         assert not {"visual", "tokens"} <= self.needs, "a stage reads one vector a row or several, not both"
 
 
@@ -63,7 +67,11 @@ class Method(ABC):
     name: ClassVar[str]
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     gradient_checkpointing: bool = False
+    recomputes: bool = True  # it has parts that gradient checkpointing computes again
     entangled: tuple[str, ...] = ()  # networks of `aux` that the main optimiser steps, too, by the gradients `losses` leaves in them
+    shared_outputs: tuple[str, ...] = ("scale",)  # of `outputs`, what is not one a row
+    keeps_statistics: bool = False  # `outputs` writes into parameters that nobody trains (running means), so they must lie whole
+    rows_interact: bool = False  # rows of a batch meet inside `outputs`, not in `losses` alone, so that it cannot be cut into parts
 
     def __init__(
         self,

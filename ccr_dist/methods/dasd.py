@@ -24,6 +24,7 @@ Where this differs from the released code, and why:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -74,7 +75,7 @@ class Dasd(CrossLingual):
     Options = DasdOptions
 
     def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
-        """ConfigError, besides the base's, when `positions: all` would depend on what else is in a batch."""
+        """ConfigError, besides the base's, when the tower has fewer blocks than the trunk."""
         import torch
 
         from ccr_dist.losses.adversarial import Discriminator
@@ -83,10 +84,6 @@ class Dasd(CrossLingual):
 
         super().build(texts, state)
         options, backbone = self.options, self.backbone
-        if options.positions == "all" and options.frontend.pad == "longest":
-            raise ConfigError(
-                "method.positions: 'all' takes a mean over padding, so every batch needs the same length: set frontend.pad to context"
-            )
         tower, use = self.tower, USED[options.use]
         make = partial(Core, tower.width, options.rank, options.start, learned=not use)
         self.adapters = self.net["adapter"] = AdapterBank(tower.layers, self.languages, make)
@@ -116,7 +113,7 @@ class Dasd(CrossLingual):
     def stages(cls, options: DasdOptions) -> dict[str, Stage]:
         stages = super().stages(options)
         if options.cma_semantics == "english" and options.use != "none" and "cma" in stages:
-            stages["cma"] = Stage(stages["cma"].needs | {"source_feature"}, stages["cma"].trains)
+            stages["cma"] = replace(stages["cma"], needs=stages["cma"].needs | {"source_feature"})
         return stages
 
     def auxiliary_lr(self, name: str) -> float:
@@ -129,15 +126,22 @@ class Dasd(CrossLingual):
         return {"global": self.adapt(tokens, lang, first, cores), **described}
 
     def describe(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the first block makes of captions, (n, T, width), which the trunk and the adapted tower share, and their characteristics."""
-        tower, mask = self.tower, tokens.mask
+        """What the first block makes of captions, (n, T, width), which the trunk and the adapted tower share, and their characteristics.
+
+        A mean over all positions is one over the whole context, so that no caption's depends on the others in its batch: the trunk then
+        sees more padding than the tower behind it.
+        """
+        tower, length = self.tower, tokens.ids.shape[1]
+        if self.characteristics is not None and self.characteristics.positions == "all":
+            tokens = self.front_end.whole_context(tokens)
+        mask = tokens.mask
         first = self._recomputed(tower.block, 0, tower.start(self.front_end(tokens), mask), mask)
         if self.characteristics is None:
             return first, {}
         shallow = first
         for layer in range(1, self.characteristics.trunk):
             shallow = self._recomputed(tower.block, layer, shallow, mask)
-        return first, self.characteristics(tower, shallow, mask, tokens.end)
+        return first[:, :length], self.characteristics(tower, shallow, mask, tokens.end)
 
     def adapt(self, tokens: Tokens, lang: str, first: Tensor, cores: list[Tensor]) -> Tensor:
         """(n, D): on from the first block, through the tower with the language's adapters; `cores` (n, r, r) by layer, or none."""

@@ -16,6 +16,7 @@ tower twice, queries once; slots and W_d are not deployed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -24,12 +25,14 @@ from ccr_dist.errors import ConfigError
 from ccr_dist.methods.base import Stage, register
 from ccr_dist.methods.crosslingual import CrossLingual
 from ccr_dist.methods.dasd import Dasd, DasdOptions
-from ccr_dist.methods.features import at_least_one, precise, text_states
+from ccr_dist.methods.features import precise, text_states
+from ccr_dist.models import tally
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ccr_dist.data.loader import Batch
+    from ccr_dist.models.frontend import Tokens
     from ccr_dist.train.context import Context
 
 
@@ -69,7 +72,7 @@ class Described(Dasd):
 
     @classmethod
     def stages(cls, options: DescribedOptions) -> dict[str, Stage]:  # type: ignore[override]
-        return {name: Stage(stage.needs | {"description"}, stage.trains) for name, stage in super().stages(options).items()}
+        return {name: replace(stage, needs=stage.needs | {"description"}) for name, stage in super().stages(options).items()}
 
     @property
     def truncated(self) -> int:
@@ -77,16 +80,20 @@ class Described(Dasd):
 
     def captions(self, batch: Batch) -> dict[str, Tensor]:
         """DASD's and taught (n, D), code and taught_code (n, width)."""
-        tokens = self.front_end.tokenize(at_least_one(batch.target_text))
         states, mask, full = text_states(self.tower, batch.description)
-        self.filled_contexts += full
-        first, described = self.describe(tokens)
-        code = self.generator.to_code(list(described.values()))
-        taught = code + self.net["shift"](self.net["slots"](states, mask, self.gradient_checkpointing).mean(1))
-        found = {"code": code, "taught_code": taught}
-        for name, made in (("global", code), ("taught", taught)):
-            found[name] = self.adapt(tokens, batch.lang, first, self.generator.from_code(made))
-        return {name: value[: len(batch)] for name, value in (found | described).items()}
+        self.filled_contexts += tally.once(full)
+        shift = self.net["shift"](self.net["slots"](states, mask, self.gradient_checkpointing).mean(1))
+
+        def encode(tokens: Tokens, rows: Tensor) -> dict[str, Tensor]:
+            first, described = self.describe(tokens)
+            code = self.generator.to_code(list(described.values()))
+            taught = code + shift[rows.clamp(max=len(shift) - 1)]
+            found = {"code": code, "taught_code": taught}
+            for name, made in (("global", code), ("taught", taught)):
+                found[name] = self.adapt(tokens, batch.lang, first, self.generator.from_code(made))
+            return found | described
+
+        return self.by_length(batch.target_text, encode)
 
     def losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
         """DASD's; its alignment terms of the taught feature, "taught_…"; "teacher"."""

@@ -1,8 +1,8 @@
 """The English stage: contrastive fine-tuning of the backbone itself on English pairs, before any other language is looked at.
 
 For a dual encoder it trains the projection heads that make a retriever of two unimodal models; for a CLIP it is DASD's and MLA's "EN
-finetune": `train: all`, `scale: 100`, `positives: diagonal`, 5 epochs of batches of 128 at a rate of 3e-6. Other runs stand on the result
-by `backbone.weights`.
+finetune": `train: all`, `scale: 100`, `positives: diagonal`, 5 epochs of batches of 128 at a rate of 3e-6. `train: text` locks the picture
+side (LiT, Zhai et al., CVPR 2022), whose features may then be cached. Other runs stand on the result by `backbone.weights`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 class EnglishOptions(MethodOptions):
     name: Literal["english"]
-    train: Literal["heads", "all"] = Field("heads", description="projection heads of a dual encoder, or every parameter")
+    train: Literal["heads", "text", "all"] = Field(
+        "heads", description="projection heads of a dual encoder, the text encoder (and a CLIP's temperature), or every parameter"
+    )
     scale: Literal["learned"] | float = Field("learned", description="of the cosines: the backbone's own temperature, trained, or a number")
     positives: Literal["group", "diagonal"] = Field("group", description="right answers: all of a group, or the own row only, as released")
 
@@ -34,6 +36,7 @@ class EnglishOptions(MethodOptions):
 @register("english")
 class English(Method):
     Options = EnglishOptions
+    recomputes = False
 
     def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
         """ConfigError when the backbone has no heads to train."""
@@ -42,10 +45,15 @@ class English(Method):
     @classmethod
     def stages(cls, options: EnglishOptions) -> dict[str, Stage]:
         if options.train == "heads":
-            return {"english": Stage(frozenset({"visual", "source_feature"}), "projection heads: InfoNCE of pictures and English captions")}
-        return {"english": Stage(frozenset({"visual", "source_text"}), "the whole backbone: InfoNCE of pictures and English captions")}
+            needs, about = frozenset({"visual", "source_feature"}), "projection heads: InfoNCE of pictures and English captions"
+            return {"english": Stage(needs, about, frozenset({"visual"}))}
+        needs, whole = frozenset({"visual", "source_text"}), options.train == "all"
+        about = f"the {'whole backbone' if whole else 'text encoder'}: InfoNCE of pictures and English captions"
+        return {"english": Stage(needs, about, frozenset() if whole else frozenset({"visual"}))}
 
     def trainable(self, stage: str) -> list[str]:
+        if self.options.train == "text":
+            return [f"backbone.{name}" for name, _ in self.backbone.named_parameters() if self.backbone.part_of(name) == "text"]
         return ["backbone.heads."] if self.options.train == "heads" else ["backbone."]
 
     def outputs(self, stage: str, batch: Batch) -> dict[str, Tensor]:
@@ -55,7 +63,7 @@ class English(Method):
         assert batch.visual is not None
         if self.options.train == "heads":
             text = english(self.backbone, batch)
-        elif batch.visual.ndim == 2:
+        elif batch.visual.ndim == 2 and self.options.train == "all":
             raise ConfigError("data.visual is a column of features, but `train: all` trains the image encoder: name the column of pictures")
         else:
             text = encode_english(self.backbone, batch.source_text)

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.methods.base import register
+from ccr_dist.methods.base import Stage, register
 from ccr_dist.methods.crosslingual import CrossLingual, CrossLingualOptions
 from ccr_dist.methods.features import encode_visual
 
@@ -46,6 +47,11 @@ class Full(CrossLingual):
         shared = {id(tensor): tensor for name, tensor in tensors if backbone.part_of(name) == "image"}
         self.teacher = copy.deepcopy(backbone, shared)
         backbone.trainable_parameters(self.options.train)
+
+    @classmethod
+    def stages(cls, options: Any) -> dict[str, Stage]:
+        stages = super().stages(options)
+        return stages if options.train == "text" else {name: replace(stage, frozen=frozenset()) for name, stage in stages.items()}
 
     def trainable(self, stage: str) -> list[str]:
         if self.options.train == "all":

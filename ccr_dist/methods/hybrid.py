@@ -23,6 +23,7 @@ from ccr_dist.errors import ConfigError
 from ccr_dist.methods.base import Stage, register
 from ccr_dist.methods.dasd import Dasd, DasdOptions
 from ccr_dist.methods.features import frozen, text_states
+from ccr_dist.models import tally
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +82,8 @@ class Hybrid(Dasd):
         stages = super().stages(options)
         if "cma" in stages:
             needs = stages["cma"].needs - {"visual"} | cls.gallery(options) | {"source_feature"}
-            stages["cma"] = Stage(needs, "all of net: translated captions and described pictures towards each other and English features")
+            about = "all of net: translated captions and described pictures towards each other and English features"
+            stages["cma"] = Stage(needs, about, frozenset({"tokens"}))
         return stages
 
     def trainable(self, stage: str) -> list[str]:
@@ -108,7 +110,7 @@ class Hybrid(Dasd):
         if not n:  # one item that is nothing, cut off again
             visual, mask = visual.new_zeros((1, *(visual.shape[1:] if visual.ndim == 4 else (1, visual.shape[-1])))), None
         states, states_mask, full = text_states(self.tower, description)
-        self.filled_contexts += full
+        self.filled_contexts += tally.once(full)
         tokens = frozen(lambda: self.backbone.image_tokens(visual)) if visual.ndim == 4 else visual
         if tokens.shape[-1] != self.backbone.token_width:
             raise ConfigError(

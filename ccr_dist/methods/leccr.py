@@ -42,6 +42,7 @@ from ccr_dist.config import MethodOptions
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.base import Method, Stage, register
 from ccr_dist.methods.features import at_least_one, precise
+from ccr_dist.models import tally
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -209,10 +210,11 @@ class Leccr(Method):
 
     @classmethod
     def stages(cls, options: LeccrOptions) -> dict[str, Stage]:
-        image = "image encoder, " if options.visual == "image" and options.train_image else ""
+        trained = options.visual == "image" and options.train_image
         described = {"description"} if options.descriptions else set()
         needs = frozenset({"tokens", "source_text", "target_text"} | described)
-        return {"train": Stage(needs, f"{image}text encoder and slots: captions of two languages and items towards each other")}
+        about = f"{'image encoder, ' * trained}text encoder and slots: captions of two languages and items towards each other"
+        return {"train": Stage(needs, about, frozenset() if trained else frozenset({"tokens"}))}
 
     def state(self) -> dict[str, Any]:
         return {"text": self.text.state()}
@@ -301,7 +303,7 @@ class Leccr(Method):
         tower = self.backbone.tower
         x, mask, end = tower.embed_native(descriptions)
         # The tower's own tokeniser cuts without a word, so a text that fills the context is counted as cut.
-        self.filled_contexts += int((mask.sum(1) >= min(limit, tower.context_length)).sum())
+        self.filled_contexts += tally.once(int((mask.sum(1) >= min(limit, tower.context_length)).sum()))
         h = tower.start(x, mask)
         for layer in range(tower.layers):
             h = tower.block(layer, h, mask)
@@ -314,7 +316,7 @@ class Leccr(Method):
         options, prepared = self.options, []
         for caption in captions:
             words = (caption.lower().translate(PUNCTUATION) if options.caption_clean else caption).split()
-            self.cut_captions += options.caption_words is not None and len(words) > options.caption_words
+            self.cut_captions += tally.once(options.caption_words is not None and len(words) > options.caption_words)
             prepared.append(" ".join(words[: options.caption_words]))
         return prepared
 
@@ -379,17 +381,17 @@ class Leccr(Method):
             "visual_target": (1 - options.soft) * pair(visual, target),
             "english_target": pair(english, target),
         }
-        by_slot: dict[str, Tensor] = {}
         if options.scores_slots:
-            by_slot = {name: slot_scores(outputs["local"], ctx.gather(outputs[name])) for name in ("english", "target")}
-            match = partial(ctx.matching, group=batch.group if options.local_labels == "group" else None, chunk=options.local_chunk)
-            terms["local"] = options.local * sum(match(scale * scores) for scores in by_slot.values())
+            group = batch.group if options.local_labels == "group" else None
+            match = partial(self._match_slots, ctx, outputs["local"], scale=scale, group=group)
+            terms["local"] = options.local * (match(english) + match(target))
         if options.soft:
             pictures = ctx.gather(visual)
             teacher = ctx.minmax(similarities(english, pictures))
-            if by_slot:
-                slots = by_slot["english"] if options.teacher == "mixed" else ctx.transpose(by_slot["english"].detach())
-                teacher = options.soft_global * teacher + (1 - options.soft_global) * ctx.minmax(slots)
+            if options.scores_slots:
+                slots = slot_scores(outputs["local"].detach(), ctx.gather(english.detach()))
+                slots = ctx.minmax(slots if options.teacher == "mixed" else ctx.transpose(slots))
+                teacher = options.soft_global * teacher + (1 - options.soft_global) * slots
             terms["soft"] = options.soft * ctx.mean(softened(teacher, similarities(target, pictures), options.soft_temperature))
         if options.descriptions and options.diversity:
             terms["diversity"] = options.diversity * ctx.mean(overlap(outputs["slots"]))
@@ -397,3 +399,11 @@ class Leccr(Method):
             scores = similarities(outputs["slot_mean"], ctx.gather(outputs["token_mean"]))
             terms["vision"] = options.vision * ctx.classify(scores, group=batch.group)
         return terms
+
+    def _match_slots(self, ctx: Context, local: Tensor, texts: Tensor, *, scale: Tensor, group: Tensor | None) -> Tensor:
+        """Items' slots (n, K, D) against texts (n, D)."""
+        from ccr_dist.losses.slots import slot_scores
+
+        if self.options.local_chunk is None:
+            return ctx.contrastive(local, texts, scale=scale, group=group, score=slot_scores)
+        return ctx.matching(scale * slot_scores(local, ctx.gather(texts)), group=group, chunk=self.options.local_chunk)

@@ -120,6 +120,7 @@ class Nrccr(Method):
         if options.norm == "batch":
             self.running = {side: Statistics(options.dim) for side in ("text", "visual")}
             self.net["running"] = nn.ModuleDict(self.running)
+            self.rows_interact = self.keeps_statistics = True
         if options.adversarial:
             with torch.random.fork_rng(devices=[]):  # so that the rest of the model starts alike with and without an opponent
                 self.aux["discriminator"] = Discriminator(self.encoder.width)
@@ -132,7 +133,8 @@ class Nrccr(Method):
             "target_text",
             *(["back_text"] if options.back else []),
         }
-        return {"train": Stage(frozenset(needs), "all of net: triplets and distillation with translations and back-translations")}
+        about = "all of net: triplets and distillation with translations and back-translations"
+        return {"train": Stage(frozenset(needs), about, frozenset(needs & {"visual"}))}
 
     def state(self) -> dict[str, Any]:
         return {"encoder": self.encoder.state()}

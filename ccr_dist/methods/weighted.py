@@ -14,6 +14,7 @@ side; the discriminator's own loss is not. `use: none` makes it the static core'
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -43,7 +44,7 @@ class Weighted(Dasd):
     @classmethod
     def stages(cls, options: WeightedOptions) -> dict[str, Stage]:  # type: ignore[override]
         needs = {"source_feature"} | ({"back_feature"} if options.confidence == "back" else set())
-        return {name: Stage(stage.needs | needs, stage.trains) for name, stage in super().stages(options).items()}
+        return {name: replace(stage, needs=stage.needs | needs) for name, stage in super().stages(options).items()}
 
     def outputs(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         """DASD's and, for `confidence: back`, back (n, D) without gradient."""

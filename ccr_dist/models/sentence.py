@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ccr_dist.config import SentenceConfig
 from ccr_dist.errors import ConfigError
+from ccr_dist.models import tally
 from ccr_dist.models.backbones import Backbone, slug
 from ccr_dist.models.hf_tower import HuggingFaceTower, masked_mean
 from ccr_dist.models.huggingface import load_encoder, load_tokenizer, positions
@@ -40,10 +41,11 @@ class SentenceEncoder(Backbone):
 
     def _tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         batch = self.tokenizer(texts, padding="longest", truncation=True, max_length=self.context_length, return_tensors="pt")
+        tally.add(int(batch["attention_mask"].sum()))
         full = [text for text, mask in zip(texts, batch["attention_mask"], strict=True) if int(mask.sum()) == self.context_length]
         if full:  # they fit, or lost their ends
             roomier = self.tokenizer(full, truncation=True, max_length=self.context_length + 1)["input_ids"]
-            self.truncated += sum(len(ids) > self.context_length for ids in roomier)
+            self.truncated += tally.once(sum(len(ids) > self.context_length for ids in roomier))
         return batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
 
     @cached_property

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from ccr_dist.errors import ConfigError
+from ccr_dist.models import tally
 from ccr_dist.models.backbones import digest_tensors
 from ccr_dist.models.frontend import MBERT
 from ccr_dist.models.hf_tower import FAMILY, attended, masked_mean
@@ -75,7 +76,7 @@ class TextEncoder(nn.Module):
     def tokenize(self, texts: Sequence[str], limit: int) -> Tokens:
         """At most `limit` tokens a text, and never more than the encoder has positions; padded to the longest. On its device."""
         tokens = self.pieces.tokens(texts, min(limit, self.positions))
-        self.truncated += int(tokens.cut.sum())
+        self.truncated += tally.once(int(tokens.cut.sum()))
         return tokens.to(self.embeddings.word_embeddings.weight.device)
 
     def forward(self, tokens: Tokens, checkpoint: bool = False) -> Tensor:

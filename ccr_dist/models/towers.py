@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from ccr_dist.errors import ConfigError
+from ccr_dist.models import tally
 
 SUPPORTED = (
     "open_clip's CLIP and CustomTextCLIP with its own text transformer (pooled at the argmax, eos, first or last position) and "
@@ -126,6 +127,7 @@ class OpenClipTower(TextTower):
             raise unsupported(name, f"its text model {type(text).__name__} is not open_clip's text transformer")
         self.text = text
         self.tokenizer = tokenizer
+        self.pad = int(tokenizer([""])[0, -1])
         self.pool = getattr(text, "text_pool_type", None) or text.pool_type
         self.end_id = getattr(text, "text_eos_id", None) or getattr(text, "eos_id", None)
         if self.pool not in ("argmax", "eos", "first", "last"):
@@ -170,7 +172,9 @@ class OpenClipTower(TextTower):
         return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
 
     def embed_native(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        ids = self.tokenizer(list(texts)).to(self.text.token_embedding.weight.device)
+        ids = self.tokenizer(list(texts))
+        tally.add(int((ids != self.pad).sum()))
+        ids = ids.to(self.text.token_embedding.weight.device)
         positions = torch.arange(ids.shape[1], device=ids.device)
         if self.pool == "argmax":
             end = ids.argmax(-1)

@@ -3,9 +3,11 @@
     RUN/checkpoints/step-00000130/
         weights.safetensors      every parameter the method owns or trains, fp32, by name (`net.…`, `backbone.…`)
         optimizer.safetensors    `<parameter>/<state>` of the stage's optimiser; a stage starts with an empty one
-        auxiliary.safetensors    `<network>/weights/<name>` and `<network>/optimizer/<name>/<state>`
+        auxiliary.safetensors    `<network>/weights/<name>`, `<network>/optimizer/<name>/<state>`, and `ema/<parameter>`
         state.json               step, stage, counters, loss scale, run identity, sha256 of the files above; written last, inside the
         temporary folder
+
+Under `runtime.checkpoint: sharded` the first three are folders with a file of every rank's parts (`shards.py`); `load` reads either.
 
 There is no iterator and no random state to save: both are functions of the step. May change on resume: strategy, world size, workers,
 logging,
@@ -17,7 +19,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +29,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..data.store import disk_errors, sha256_file, sync_folder
+from ..data.store import disk_errors, sha256_file, staged, sync_folder
 from ..errors import CheckpointError
+from . import shards
+from .processes import Ranks
 
-FILES = ("weights.safetensors", "optimizer.safetensors", "auxiliary.safetensors")
+PARTS = ("weights", "optimizer", "auxiliary")
 FORMAT = 1
 
 
@@ -38,9 +43,9 @@ class State:
     """Everything a checkpoint holds. `values` is JSON: step, stage, counters, best metric, identity."""
 
     values: dict[str, Any]
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    optimizer: dict[str, Tensor] = field(default_factory=dict)
-    auxiliary: dict[str, Tensor] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def folder_of(root: Path, step: int) -> Path:
@@ -52,63 +57,95 @@ def steps(root: Path) -> list[int]:
     return sorted(int(p.name[5:]) for p in root.glob("step-*") if p.name[5:].isdigit())
 
 
-def save(root: Path, state: State) -> Path:
-    """Write and commit one checkpoint. A full disk raises StorageError; earlier checkpoints stay as they are."""
+def save(root: Path, state: State, ranks: Ranks | None = None) -> Path:
+    """Write and commit one checkpoint. A full disk raises StorageError; earlier checkpoints stay as they are.
+
+    ranks: all of them call this together, each with the parts of tensors that it holds, and raise alike; None: this process has the whole.
+    """
+    alone, ranks = ranks is None, ranks or Ranks()
     final = folder_of(root, state.values["step"])
-    if final.exists() and not problem(final):
+    if ranks.agree(ranks.main and final.exists() and not problem(final)):
         return final
-    tmp = root / f".{final.name}.{os.getpid()}.tmp"
+    tmp = ranks.agree(root / f".{final.name}.{os.getpid()}.tmp")
+    mine: dict[str, str] = {}
+
+    def write() -> None:
+        for name in PARTS:
+            if alone:
+                _write(tmp / f"{name}.safetensors", getattr(state, name))
+            else:
+                shards.write(tmp / name, getattr(state, name), ranks)
+        files = sorted(path for path in tmp.rglob("*") if path.is_file())
+        mine.update({str(path.relative_to(tmp)): sha256_file(path) for path in files[ranks.rank :: ranks.world]})
+
     with disk_errors(final):
-        shutil.rmtree(tmp, ignore_errors=True)
-        tmp.mkdir(parents=True)
         try:
-            for name, tensors in zip(FILES, (state.weights, state.optimizer, state.auxiliary), strict=True):
-                _write(tmp / name, {key: value.detach().cpu().contiguous() for key, value in tensors.items()})
-            digests = {name: sha256_file(tmp / name) for name in FILES}
-            text = json.dumps({"format": FORMAT, **state.values, "sha256": digests}, indent=1, ensure_ascii=False)
-            with (tmp / "state.json").open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            sync_folder(tmp)
-            shutil.rmtree(final, ignore_errors=True)  # only ever a damaged one of the same step
-            tmp.rename(final)
-            sync_folder(root)
+            ranks.together(lambda: _begin(tmp) if ranks.main else None)
+            ranks.together(write)
+            digests = {name: digest for part in ranks.all(mine) for name, digest in part.items()}
+            ranks.together(lambda: _commit(tmp, final, state.values, digests) if ranks.main else None)
         finally:
-            shutil.rmtree(tmp, ignore_errors=True)
+            if ranks.main:
+                shutil.rmtree(tmp, ignore_errors=True)
     return final
 
 
+def _begin(tmp: Path) -> None:
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir(parents=True)
+
+
+def _commit(tmp: Path, final: Path, values: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+    text = json.dumps({"format": FORMAT, **values, "sha256": dict(sorted(digests.items()))}, indent=1, ensure_ascii=False)
+    with (tmp / "state.json").open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    for folder in (*(path for path in tmp.iterdir() if path.is_dir()), tmp):
+        sync_folder(folder)
+    shutil.rmtree(final, ignore_errors=True)  # only ever a damaged one of the same step
+    tmp.rename(final)
+    sync_folder(final.parent)
+
+
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file(dict(tensors), path)
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def problem(folder: Path) -> str | None:
-    """Why this checkpoint cannot be used, or None."""
+def problem(folder: Path, ranks: Ranks | None = None) -> str | None:
+    """Why this checkpoint cannot be used, or None. `ranks`: of files that no rank reads alone, each looks at some only; not collective."""
     try:
         values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return f"state.json: {error}"
     if values.get("format") != FORMAT:
         return f"format {values.get('format')!r}, this version reads {FORMAT}"
-    for name, digest in values["sha256"].items():
+    for number, (name, digest) in enumerate(values["sha256"].items()):
         if not (folder / name).is_file():
             return f"{name} is missing"
+        if ranks and "/" in name and number % ranks.world != ranks.rank:
+            continue
         if sha256_file(folder / name) != digest:
             return f"{name} is not what state.json recorded (sha256 differs)"
     return None
 
 
-def load(folder: Path) -> State:
-    """Read a checkpoint. Raises CheckpointError naming the folder and what is wrong with it."""
-    wrong = problem(folder)
+def load(folder: Path, ranks: Ranks | None = None) -> State:
+    """Read a checkpoint of either layout; sharded tensors are read when they are asked for.
+
+    `ranks` as for `problem`. Raises CheckpointError naming the folder and what is wrong with it.
+    """
+    wrong = problem(folder, ranks)
     if wrong:
         raise CheckpointError(f"{folder}: {wrong}")
     values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    weights, optimizer, auxiliary = (load_file(folder / name) for name in FILES)
-    return State(values=values, weights=weights, optimizer=optimizer, auxiliary=auxiliary)
+    return State(values, **{name: _read(folder / name) for name in PARTS})
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    return shards.Shards(path) if path.is_dir() else load_file(path.with_name(f"{path.name}.safetensors"))
 
 
 def newest(root: Path) -> tuple[Path | None, list[str]]:
@@ -122,6 +159,52 @@ def newest(root: Path) -> tuple[Path | None, list[str]]:
     return None, passed
 
 
+class Writer:
+    """Writes checkpoints in a thread, one at a time. Its errors are raised by the next `wait`, and by `write`.
+
+    ranks: that write together, over a group that nobody else uses; None: this process writes alone.
+    """
+
+    def __init__(self, root: Path, ranks: Ranks | None = None) -> None:
+        self.root, self.ranks = root, ranks
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def write(self, state: State, committed: Callable[[], None]) -> None:
+        """Begin to write `state`, which nobody may change any more; `committed` is called in the thread when it is on disk."""
+        self.wait()
+
+        def work() -> None:
+            save(self.root, state, self.ranks)
+            committed()
+
+        self._writing = self._pool.submit(work)
+
+    def wait(self) -> None:
+        """Until everything is on disk. Raises what kept it from getting there."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Waits, and raises nothing: for the way out of an error."""
+        self._pool.shutdown(wait=True)
+
+
+def publish(weights: Mapping[str, Tensor], target: Path) -> None:
+    """A safetensors file of weights, all at once or not at all."""
+    with staged(target) as tmp:
+        _write(tmp, weights)
+        tmp.replace(target)
+        sync_folder(target.parent)
+
+
+def clear(root: Path) -> None:
+    """Delete what processes that were killed left half written or half deleted. For the one process that holds the run folder."""
+    for path in root.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def prune(root: Path, *, keep: int, best: int | None) -> None:
     """Delete all but the newest `keep` and the best. A folder is renamed first, so a half-deleted one is never taken for a checkpoint."""
     for step in steps(root)[:-keep]:
@@ -132,25 +215,9 @@ def prune(root: Path, *, keep: int, best: int | None) -> None:
             shutil.rmtree(gone)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """`<parameter>/<state>` -> tensor, for every state of every named parameter."""
-    tensors = {}
-    for name, parameter in names.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-    return tensors
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`. Raises CheckpointError on states of parameters that are not there."""
-    for key, value in tensors.items():
-        name, _, state = key.rpartition("/")
-        if name not in names:
-            raise CheckpointError(f"the checkpoint has optimiser state of {name!r}, which this run does not train")
-        parameter = names[name]
-        # AdamW keeps its step count on the CPU unless fused; the fused one wants it beside the parameter
-        on_host = state == "step" and not optimizer.defaults.get("fused")
-        optimizer.state[parameter][state] = value.clone() if on_host else value.to(parameter.device, copy=True)
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def restore_weights(parameters: Mapping[str, nn.Parameter | Tensor], weights: Mapping[str, Tensor], where: str) -> None:

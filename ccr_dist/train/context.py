@@ -1,6 +1,7 @@
 """What a method may ask about the other ranks. It is all a method sees of distribution: no rank, no world size.
 
 Every loss that a method returns is its rank's *share*: the sum over ranks is the loss of the global batch, for any split into ranks.
+Logits are those of a rank's own rows with all columns, and gradients reach the features of all ranks.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..data.order import mix
-from ..losses.contrastive import cross_entropy, positives, symmetric
-from ..losses.gather import gather_rows, largest, row_counts, world
+from ..losses import tiled
+from ..losses.contrastive import Score, cross_entropy, positives, similarities, symmetric
+from ..losses.gather import gather_rows, largest, own, row_counts, world
 
 
 class Context:
@@ -25,14 +27,29 @@ class Context:
         step: the global step k; with the seed it fixes every pairing.
         rows: rows on this rank.
         device: where collectives take their tensors.
+        loss: how `contrastive` is computed; the value is the same. gathered: (n, B) logits. tiled: never more than tiles of them.
+            ring: tiles, and features are passed round instead of gathered. auto: tiled where (n, B) is larger than a tile.
+        scope: local: the global batch is this rank's rows, and the share is that of the mean over ranks, each counting alike: as DDP
+            averages losses that each process computes by itself (LECCR, as published). The number of processes then decides the result.
     """
 
-    def __init__(self, *, seed: int, step: int, rows: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        *,
+        seed: int,
+        step: int,
+        rows: int,
+        device: torch.device | str = "cpu",
+        loss: Literal["auto", "gathered", "tiled", "ring"] = "auto",
+        scope: Literal["global", "local"] = "global",
+    ) -> None:
         self.seed = seed
         self.step = step
-        self.counts = row_counts(rows, device)
+        self.loss = loss
+        self.counts = row_counts(rows, device) if scope == "global" else [rows]
         self.batch = sum(self.counts)
-        self._first = sum(self.counts[: world()[0]])
+        self._first = own(self.counts).start
+        self._whole = self.batch if scope == "global" else max(rows, 1) * world()[1]
         self._weights: Tensor | None = None
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -41,7 +58,7 @@ class Context:
 
     def mean(self, per_row: Tensor) -> Tensor:
         """Share of the mean over the global batch of a per-row value, (n,) -> scalar."""
-        return (per_row if self._weights is None else self._weights * per_row).sum() / self.batch
+        return (per_row if self._weights is None else self._weights * per_row).sum() / self._whole
 
     def weighted(self, weights: Tensor) -> Context:
         """The same batch, where a row counts `weights` (n,) times in `mean` and in all losses, which are means of rows; 1 on average."""
@@ -49,17 +66,27 @@ class Context:
         other._weights = weights
         return other
 
-    def contrastive(self, x: Tensor, y: Tensor, *, scale: Tensor | float, group: Tensor | None = None) -> Tensor:
-        """Share of the symmetric contrastive loss of the global batch.
+    def contrastive(
+        self, x: Tensor, y: Tensor, *, scale: Tensor | float, group: Tensor | None = None, score: Score | None = None
+    ) -> Tensor:
+        """Share of the symmetric contrastive loss of the global batch, of logits scale * score(x_i, y_j).
 
         Args:
-            x, y: (n, D) features of this rank's rows; brought to unit length here.
+            x, y: features of this rank's rows; (n, D), brought to unit length here, if no `score` is given.
             scale: 1/tau, a number or a tensor (its gradient, too, is a share).
             group: (n,) int64, rows with the same number are positives of each other; None: only a row and its partner are.
+            score: of features (n, ...) and (m, ...), (n, m), such as `slot_scores`; None: cosines.
         """
-        x, y = functional.normalize(x, dim=-1), functional.normalize(y, dim=-1)
-        labels = positives(*self._ids(group, x.device))
-        return self.mean(symmetric(x, y, self.gather(x), self.gather(y), labels, scale))
+        if score is None:
+            x, y, score = functional.normalize(x, dim=-1), functional.normalize(y, dim=-1), similarities
+        small = max(self.counts) * self.batch <= tiled.tile_of(x.device) ** 2  # on all ranks alike
+        if self.loss == "gathered" or (self.loss == "auto" and small):
+            ids, all_ids = self._ids(group, x.device)
+            every_x, every_y = self.gather(x), self.gather(y)
+            return self.mean(symmetric(x, y, all_x=every_x, all_y=every_y, group=ids, groups=all_ids, scale=scale, score=score))
+        groups = None if group is None else self.gather(group)
+        around = self.loss == "ring"
+        return self.mean(tiled.symmetric(x, y, scale=scale, counts=self.counts, groups=groups, score=score, around=around))
 
     def matching(self, scores: Tensor, *, group: Tensor | None = None, chunk: int | None = None) -> Tensor:
         """Share of the symmetric contrastive loss of the global batch's logits Z (B, B), 1/2 [CE(P, Z) + CE(P, Z^T)].
@@ -74,7 +101,7 @@ class Context:
         if chunk is not None:
             rows, columns = self._ids(None, scores.device)
             near = rows[:, None] // chunk == columns[None, :] // chunk
-        labels = positives(*self._ids(group, scores.device), near)
+        labels = positives(*self._ids(group, scores.device), near, scores.dtype)
         both = scores.new_zeros(scores.shape[0])
         for logits in (scores, self.transpose(scores)):
             if near is not None:
@@ -84,7 +111,7 @@ class Context:
 
     def classify(self, scores: Tensor, *, group: Tensor | None = None) -> Tensor:
         """Share of CE(P, Z) of the global batch, rows to columns alone; arguments as in `matching`."""
-        return self.mean(cross_entropy(scores, positives(*self._ids(group, scores.device))))
+        return self.mean(cross_entropy(scores, positives(*self._ids(group, scores.device), dtype=scores.dtype)))
 
     def transpose(self, scores: Tensor) -> Tensor:
         """This rank's rows (n, B) of a matrix over the global batch to its rows of the transposed matrix, (n, B), with gradient."""
@@ -99,7 +126,9 @@ class Context:
         ends = scores.new_full((2,), -torch.inf)
         if scores.numel():
             ends = torch.stack([-scores.min(), scores.max()])
-        low, high = (largest(ends) * ends.new_tensor([-1.0, 1.0])).unbind()
+        if len(self.counts) > 1:
+            ends = largest(ends)
+        low, high = (ends * ends.new_tensor([-1.0, 1.0])).unbind()
         return (scores - low) / torch.where(high > low, high - low, 1.0)
 
     def _ids(self, group: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -107,7 +136,7 @@ class Context:
         if group is not None:
             return group, self.gather(group)
         places = torch.arange(self.batch, device=device)
-        return places[self._first : self._first + self.counts[world()[0]]], places
+        return places[own(self.counts)], places
 
     def permute(self, rows: Tensor, pairing: Literal["derangement", "reversed"] = "derangement") -> Tensor:
         """Rows of the global batch re-paired, (n, ...) -> (n, ...), without gradient.

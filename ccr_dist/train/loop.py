@@ -5,29 +5,34 @@ The steps themselves are in `stage.py`; how they are spread over processes is th
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import RunConfig
 from ..data.loader import content_digests, sources
 from ..data.order import Order, mix
-from ..data.store import staged, sync_folder
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..methods import base
-from . import checkpoint
-from .assemble import build_method, check_columns, fields_for, open_datasets, train_sets, training_texts
+from . import checkpoint, memory
+from .assemble import build_method, check_columns, open_datasets, train_sets, training_texts
+from .cached import all_fields
+from .ema import selected
 from .measure import selection_queries, total, validate
+from .phases import Phases
+from .profiler import Window
 from .run import RunFolder, identity
-from .signals import StopRequest
+from .signals import Stopped, StopRequest
 from .stage import Progress, StageRun
 from .strategy import Step, Strategy
 from .telemetry import Telemetry
+from .watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -42,30 +47,47 @@ class Outcome:
 class Training:
     """One run on this rank. Build it on every rank, call `run` once.
 
-    Raises (all ranks alike, except for what a single rank's disk says): ConfigError, DataError, DataBudgetError, StorageError,
-    NonFiniteError, CheckpointError.
+    Raises (all ranks alike, except for what a single rank's disk or memory says): ConfigError, DataError, DataBudgetError, StorageError,
+    NonFiniteError, CheckpointError, OutOfMemoryError; Stopped from the constructor alone.
     """
 
     def __init__(self, config: RunConfig, strategy: Strategy) -> None:
         self.config, self.strategy = config, strategy
+        if strategy.in_shards and strategy.name != "fsdp2":
+            raise ConfigError(
+                f"{config.name}: runtime.checkpoint: sharded is written by fsdp2 only, and this is {strategy.name}; leave it out here (any "
+                "strategy resumes from it)"
+            )
         check_columns(config)
         selection_queries(config)
-        stages = base.get(config.method.name).stages(config.method)
         self.folder = RunFolder(config.folder)
-        self.fields = {name: fields_for(config, stage) for name, stage in stages.items()}
-        self.data = {name: open_datasets(train_sets(config, name)) for name in stages}
-        self.orders = {name: self._order(name) for name in stages}
         self.total = sum(stage.steps for stage in config.stages.values())
-        digests: dict[str, str] = {}
-        for name in stages:
-            digests |= content_digests(self.data[name], self.fields[name], self.orders[name].languages)
-        plan = identity(config, digests, {name: order.digest for name, order in self.orders.items()})
+        self.phases = Phases(strategy.device)
+        self.stop = StopRequest(self.folder.path)
+        self._unless_stopped(self._open)
 
         def claim() -> None:
             self.folder.lock()
-            self.folder.claim(config, plan)
+            self.folder.claim(config, self.identity)
+            checkpoint.clear(self.folder.checkpoints)
 
         self._on_main(claim)
+
+    def _open(self) -> None:
+        """Datasets and orders, and the identity that the run has by them."""
+        self.fields, self.stand_ins = all_fields(self.config, base.get(self.config.method.name).stages(self.config.method), self.folder)
+        self.data = {name: open_datasets(train_sets(self.config, name)) for name in self.fields}
+        self.orders = {name: self._order(name) for name in self.fields}
+        digests: dict[str, str] = {}
+        for name, fields in self.fields.items():
+            digests |= content_digests(self.data[name], fields, self.orders[name].languages)
+        orders = {name: order.digest for name, order in self.orders.items()}
+        self.identity = identity(self.config, digests, orders, world=self.strategy.world)
+
+    def _unless_stopped(self, action: Callable[[], None]) -> None:
+        """What this rank does alone, before there is anything to save. Raises Stopped on all ranks where one was asked to stop."""
+        self.stop.unless(action)
+        self.stop.leave(self.strategy)
 
     def run(self) -> Outcome:
         state, passed = self._find_checkpoint()
@@ -73,23 +95,54 @@ class Training:
         resumed_at = done.step if state else None
         if done.step >= self.total and (self.folder.path / "model.safetensors").exists():
             return Outcome(done.step, None, resumed_at)
-        self._build(state)
         title = f"{self.config.name}-s{self.config.seed}"
-        self.log = Telemetry(self.folder.path, active=self.strategy.main, resumed_step=done.step, total_steps=self.total, title=title)
+        self.log = Telemetry(
+            self.folder.path, active=self.strategy.main, resumed_step=done.step, total_steps=self.total, title=title, config=self.config
+        )
         self._truncated = 0
-        self._introduce(done, passed, resumed=state is not None)
-        self.stop = StopRequest(self.folder.path)
+        self.writer = checkpoint.Writer(self.folder.checkpoints, self.strategy.beside() if self.strategy.in_shards else None)
+        profile = self.config.runtime.profile if self.strategy.main else None
+        self.profiler = Window(profile, self.folder.path / "profile", self.strategy.device)
         try:
-            stopped = self._stages(done, state)
-            if stopped is None:
-                self._on_main(self._publish)
+            with self._guarded():
+                stopped = self._train(done, state, passed)
             best = f"{done.best['metric']} {done.best['value']:.2f} at step {done.best['step']}" if done.best else ""
             self.log.say(f"stopped by {stopped} at step {done.step}, saved" if stopped else f"complete; best validation {best}")
         finally:
+            self.profiler.close()
+            self.writer.close()
             self.log.close()
         return Outcome(done.step, stopped, resumed_at)
 
-    def _build(self, state: checkpoint.State | None) -> None:
+    def _train(self, done: Progress, state: checkpoint.State | None, passed: list[str]) -> str | None:
+        """From the build to the selected weights. Returns what stopped it before, with everything saved."""
+        try:
+            with self.watchdog.loading("building the model"):
+                self.phases.enter("build")
+                self._unless_stopped(lambda: self._build(*_start(self.config, state, str(self.folder.checkpoints))))
+            self._introduce(done, passed, resumed=state is not None)
+            self._stages(done, state)
+        except Stopped as request:
+            self._written()
+            return str(request)
+        self._written()
+        self._on_main(self._publish)
+        return None
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Watched for silence; and errors that mean that memory ran out say where, and what to change."""
+        self.watchdog = Watchdog(self.phases, silence_s=self.config.runtime.hang, rank=self.strategy.rank, run=self.folder.path)
+        self.stage: StageRun | None = None
+        try:
+            with self.watchdog:
+                yield
+        except Exception as error:
+            if not memory.ran_out(error):
+                raise
+            raise memory.report(error, self.phases, self.config, self.stage, self.strategy) from error
+
+    def _build(self, weights: Mapping[str, Tensor] | None, where: str) -> None:
         """The method with the weights to go on from, on the device."""
         config, known = self.config, self.folder.method_state()
         self.method = build_method(config, texts=None if known is not None else training_texts(config), state=known)
@@ -98,10 +151,7 @@ class Training:
         self.method.aux.to(self.strategy.device)
         trained = [prefix for name in config.stages for prefix in self.method.trainable(name)]
         self.kept = {n: p for n, p in self.step.named_parameters() if n.startswith(("net.", *trained))}
-        if state:
-            checkpoint.restore_weights(self.kept, state.weights, str(self.folder.checkpoints))
-        elif config.init_from:
-            weights, where = best_weights(RunFolder(Path(config.init_from)))
+        if weights is not None:
             checkpoint.restore_weights(self.kept, weights, where)
 
     def _introduce(self, done: Progress, passed: list[str], *, resumed: bool) -> None:
@@ -109,46 +159,76 @@ class Training:
         if self.strategy.main:
             self.folder.keep_method_state(self.method.state())
             self.folder.started({"step": done.step, "resumed": resumed, "steps": self.total, **facts})
-        for message in passed:
+        self.strategy.barrier()  # a stage under a sharded strategy is built from what was just kept
+        for message in [*passed, *self.stand_ins]:
             self.log.say(message)
         what = f"resuming at step {done.step} of {self.total}" if resumed else f"{self.total} steps"
         self.log.say(f"{facts['strategy']} on {facts['world']} process(es), {facts['device']}, {facts['precision']}; {what}")
 
-    def _stages(self, done: Progress, state: checkpoint.State | None) -> str | None:
-        """All stages that are left. Returns the reason when a stop was asked for."""
-        names = list(self.config.stages)
+    def _stages(self, done: Progress, state: checkpoint.State | None) -> None:
+        """All stages that are left. Raises Stopped when there was a request, and what there is to save was given to the writer."""
+        names, said = list(self.config.stages), set[str]()
         for name in names[names.index(done.stage) if done.stage else 0 :]:
             if done.stage != name:
-                self._start_from_best(done)
+                if done.stage:
+                    self._start_from_best(done)
                 done.stage, done.stage_step, state = name, 0, None
-            stage = StageRun(
+            self.stage = StageRun(
                 name, config=self.config, step=self.step, strategy=self.strategy, folder=self.folder, stop=self.stop,
-                order=self.orders[name], datasets=self.data[name], fields=self.fields[name],
+                order=self.orders[name], datasets=self.data[name], fields=self.fields[name], state=state,
+                phases=self.phases, tell=self.log.event,
             )  # fmt: skip
-            if state:
-                stage.restore(state)
-            if self._steps(stage, done):
-                return self.strategy.agree(self.stop.reason) or "a request to another process"
-        return None
+            for text in self.stage.advice:
+                if text not in said:
+                    self.log.say(text)
+                    said.add(text)
+            self._steps(self.stage, done)
 
-    def _steps(self, stage: StageRun, done: Progress) -> bool:
-        """The steps of a stage, validated and saved as the config says. True when it was stopped before its end."""
-        runtime, settings = self.config.runtime, stage.settings
+    def _record_shards(self, done: Progress, stage: StageRun) -> None:
+        """What every rank holds after a first step, for whoever doubts that a strategy is what it says."""
+        held = self.strategy.all(stage.engine.held())
+        self.log.event(done.step, "held", {"stage": stage.name, "strategy": stage.engine.name, "bytes": held})
+
+    def _steps(self, stage: StageRun, done: Progress) -> None:
+        """The steps of a stage, validated and saved as the config says."""
+        recorded = False
+        if done.unvalidated:
+            self._between(done, stage, stopping=False)
         for values in stage.steps(done):
-            stopping, last = values.pop("stopping"), done.stage_step == settings.steps
-            self.log.step(done.step, values, keep=done.step % runtime.log_every == 0 or last)
-            improved = False
-            if last or (settings.validate_every and done.stage_step % settings.validate_every == 0):
+            if not recorded:
+                recorded = True
+                self._record_shards(done, stage)
+            stopping, logged = values.pop("stopping"), values.pop("logged")
+            self.log.step(done.step, values, keep=logged)
+            self.profiler.step()
+            self._between(done, stage, stopping=stopping)
+
+    def _between(self, done: Progress, stage: StageRun, *, stopping: bool) -> None:
+        """Validation and checkpoint, where they are due. Raises Stopped when asked to; a validation that is cut short is made up for."""
+        every, last = stage.settings.validate_every, done.stage_step == stage.settings.steps
+        improved = False
+        try:
+            done.unvalidated = last or bool(every and done.stage_step % every == 0)
+            if done.unvalidated:
                 improved = self._validate(done, stage)
-            if last or stopping or improved or done.step % runtime.checkpoint_every == 0:
-                self._save(done, stage)
-            if stopping and not last:
-                return True
-        return False
+                done.unvalidated = False
+            elif stopping:
+                self.stop.leave(self.strategy)
+        except Stopped:
+            self._save(done, stage)
+            raise
+        if last or improved or done.step % self.config.runtime.checkpoint_every == 0:
+            self._save(done, stage)
 
     def _validate(self, done: Progress, stage: StageRun) -> bool:
         self._tell_truncated(done)
-        value, lines = validate(self.config, self.method, stage.wrapped, self.strategy)
+
+        def before(what: str) -> None:
+            self.phases.heard()
+            self.stop.leave(self.strategy)
+
+        with self.phases.during("validation"), stage.ema.in_place() if stage.ema else nullcontext():
+            value, lines = validate(self.config, self.method, stage.engine, self.strategy, before=before, alive=self.phases.heard)
         improved = done.best is None or value > done.best["value"]
         self.log.event(done.step, "validation", lines)
         self.log.say(f"step {done.step}: validation {self.config.select} {value:.2f}" + (" (best so far)" if improved else ""))
@@ -165,27 +245,34 @@ class Training:
             self.log.say(f"step {done.step}: {texts} texts were longer than the model reads, and cut (in training and validation so far)")
 
     def _save(self, done: Progress, stage: StageRun) -> None:
-        def save() -> None:
-            scaler = self.strategy.scaler
-            values = {"step": done.step, "progress": vars(done), "scaler": scaler.state_dict() if scaler is not None else None}
-            state = checkpoint.State(values, dict(self.kept), stage.optimizer_state(), stage.auxiliary_state())
-            checkpoint.save(self.folder.checkpoints, state)
-            if done.best:
-                self.folder.keep_best(done.best)
-            checkpoint.prune(self.folder.checkpoints, keep=self.config.runtime.keep, best=done.best["step"] if done.best else None)
-
+        """Copies the state to the CPU of those who write it while training goes on: rank 0, or all. Waits for the save before."""
         begun = time.perf_counter()
-        self._on_main(save)
+        self.phases.enter("checkpoint")
+        self._written()
+        scaler = self.strategy.scaler
+        values = {"step": done.step, "progress": vars(done), "scaler": scaler.state_dict() if scaler is not None else None}
+        values["made_by"] = {"strategy": self.strategy.name, "world": self.strategy.world}
+        weights, optimizer, auxiliary = stage.engine.weights(self.kept), stage.engine.optimizer_state(), stage.auxiliary_state()
+        state = checkpoint.State(copy.deepcopy(values), weights, optimizer, auxiliary)
+        best = copy.deepcopy(done.best)
+
+        def committed() -> None:
+            if best:
+                self.folder.keep_best(best)
+            checkpoint.prune(self.folder.checkpoints, keep=self.config.runtime.keep, best=best["step"] if best else None)
+
+        if self.strategy.main or self.strategy.in_shards:
+            self.writer.write(state, committed if self.strategy.main else lambda: None)
         self.log.event(done.step, "checkpoint", {"stall_s": time.perf_counter() - begun})
+
+    def _written(self) -> None:
+        """The last save is on disk, or every rank raises why it is not."""
+        self.strategy.together(self.writer.wait)
 
     def _publish(self) -> None:
         """RUN/model.safetensors: the selected weights, for everything that comes after training."""
         weights, _ = best_weights(self.folder)
-        target = self.folder.path / "model.safetensors"
-        with staged(target) as tmp:
-            save_file(weights, tmp)
-            tmp.replace(target)
-            sync_folder(target.parent)
+        checkpoint.publish(weights, self.folder.path / "model.safetensors")
 
     def _find_checkpoint(self) -> tuple[checkpoint.State | None, list[str]]:
         """The newest healthy checkpoint, chosen by rank 0 and checked by every rank."""
@@ -193,15 +280,26 @@ class Training:
         if path is None:
             return None, passed
         state: list[checkpoint.State] = []
-        self.strategy.together(lambda: state.append(checkpoint.load(path)))
+        self.strategy.together(lambda: state.append(checkpoint.load(path, self.strategy)))
         return state[0], passed
 
     def _start_from_best(self, done: Progress) -> None:
         """A later stage starts from the best checkpoint of the stage before it, not from its last."""
-        if done.best and done.best["stage"] == done.stage and done.best["step"] != done.step:
-            best = checkpoint.load(checkpoint.folder_of(self.folder.checkpoints, done.best["step"]))
-            checkpoint.restore_weights(self.kept, best.weights, f"best checkpoint of stage {done.stage}")
-            self.log.say(f"next stage starts from step {done.best['step']}, the best of stage {done.stage}")
+        self._written()
+        earlier = done.best["step"] if done.best and done.best["stage"] == done.stage else done.step
+        if self.strategy.replicated and earlier == done.step and not self.config.stages[done.stage].ema:
+            return
+        path = checkpoint.folder_of(self.folder.checkpoints, earlier)
+        state = checkpoint.load(path)
+        if self.strategy.replicated:
+            checkpoint.restore_weights(self.kept, selected(state), str(path))
+        else:  # what a sharded stage has made of the modules is not undone: they are built anew
+            self._build(selected(state), str(path))
+        for key, network in self.method.aux.items():
+            own = checkpoint.below(f"{key}/weights/", state.auxiliary)
+            checkpoint.restore_weights(dict(network.named_parameters()), own, f"{path}: auxiliary network {key}")
+        if earlier != done.step:
+            self.log.say(f"next stage starts from step {earlier}, the best of stage {done.stage}")
 
     def _order(self, name: str) -> Order:
         fields, runtime = self.fields[name], self.config.runtime
@@ -221,10 +319,17 @@ class Training:
         self.strategy.together(action if self.strategy.main else lambda: None)
 
 
+def _start(config: RunConfig, state: checkpoint.State | None, where: str) -> tuple[Mapping[str, Tensor] | None, str]:
+    """The weights that a run goes on from or begins with, None for the method's own, and where they are from."""
+    if state:
+        return state.weights, where
+    return best_weights(RunFolder(Path(config.init_from))) if config.init_from else (None, "")
+
+
 def best_weights(folder: RunFolder) -> tuple[dict[str, Tensor], str]:
     """Weights of a run's selected checkpoint, and its path. Raises CheckpointError naming the folder when there is none."""
     best = folder.best()
     if best is None:
         raise CheckpointError(f"{folder.path} has no selected checkpoint (best.json); train that run first")
     path = checkpoint.folder_of(folder.checkpoints, best["step"])
-    return checkpoint.load(path).weights, str(path)
+    return selected(checkpoint.load(path)), str(path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +31,38 @@ from ..methods.params import count
 from .assemble import build_method, check_columns, learnt_languages
 from .checkpoint import restore_weights
 from .run import RunFolder, environment
+from .signals import StopRequest
+from .strategies.base import Engine
 from .strategy import Step, Strategy
 
 SELECTABLE = (*RECALL_NAMES, "SumR", "mR")
 
 
 def encoded(
-    config: RunConfig, method: Method, wrapped: nn.Module, strategy: Strategy, dataset: Dataset, queries: dict[str, str]
+    config: RunConfig,
+    method: Method,
+    wrapped: nn.Module | Engine,
+    strategy: Strategy,
+    dataset: Dataset,
+    queries: dict[str, str],
+    *,
+    before: Callable[[str], None] = lambda what: None,
+    alive: Callable[[], None] = lambda: None,
 ) -> Encoded:
-    """Gallery and queries as the method encodes them, on all ranks. Leaves the modules in eval mode."""
+    """Gallery and queries as the method encodes them, on all ranks. Leaves the modules in eval mode.
+
+    before: as for `evaluate.encode`. alive: called for every block.
+    """
     needs, companions = method.gallery(config.method), method.companions(config.data, config.method)
 
     def encode_text(texts: Sequence[str], lang: str, companion: Sequence[str]) -> dict[str, Tensor]:
+        alive()
         with strategy.autocast():
             bank = wrapped("encode_text", texts, lang, companion)
         return {name: bank[name].float() for name in method.text_parts}
 
     def encode_visual(visual: Tensor, mask: Tensor | None, description: Sequence[str]) -> dict[str, Tensor]:
+        alive()
         with strategy.autocast():
             bank = wrapped("encode_visual", visual, mask, description)
         return {name: bank[name].float() for name in method.visual_parts}
@@ -58,7 +73,7 @@ def encoded(
         description_column=config.data.description if "description" in needs else None,
         companions={lang: column for lang, column in companions.items() if lang in queries}, group_column=config.data.group,
         transform=method.backbone.image_transform(), device=strategy.device, batch=config.runtime.eval_batch,
-        workers=config.runtime.workers,
+        workers=config.runtime.workers, before=before, lockstep=isinstance(wrapped, Engine) and not wrapped.replicated,
     )  # fmt: skip
 
 
@@ -73,13 +88,15 @@ def selection_queries(config: RunConfig) -> dict[str, str]:
     return queries
 
 
-def validate(config: RunConfig, method: Method, wrapped: nn.Module, strategy: Strategy) -> tuple[float, dict[str, Any]]:
+def validate(
+    config: RunConfig, method: Method, wrapped: nn.Module | Engine, strategy: Strategy, **watched: Any
+) -> tuple[float, dict[str, Any]]:
     """The selection metric on the validation split, mean over the learnt languages, and lines for the log.
 
-    Leaves the modules in eval mode.
+    Leaves the modules in eval mode. watched: `before` and `alive` of `encoded`.
     """
     found = results(
-        _validation(config, method, wrapped, strategy), score=method.scores, fusion=method.fusions()[0], replicates=0, examples=0
+        _validation(config, method, wrapped, strategy, **watched), score=method.scores, fusion=method.fusions()[0], replicates=0, examples=0
     )
     metrics = {lang: each.result.metrics for lang, each in found.items()}
     value = statistics.fmean(each[config.select] for each in metrics.values())
@@ -87,16 +104,16 @@ def validate(config: RunConfig, method: Method, wrapped: nn.Module, strategy: St
     return value, {config.select: value, **lines}
 
 
-def _validation(config: RunConfig, method: Method, wrapped: nn.Module, strategy: Strategy) -> Encoded:
-    return encoded(config, method, wrapped, strategy, Dataset.open(config.data.val), selection_queries(config))
+def _validation(config: RunConfig, method: Method, wrapped: nn.Module | Engine, strategy: Strategy, **watched: Any) -> Encoded:
+    return encoded(config, method, wrapped, strategy, Dataset.open(config.data.val), selection_queries(config), **watched)
 
 
-def chosen_fusion(config: RunConfig, method: Method, wrapped: nn.Module, strategy: Strategy) -> Fusion:
+def chosen_fusion(config: RunConfig, method: Method, wrapped: nn.Module | Engine, strategy: Strategy, **watched: Any) -> Fusion:
     """Of the method's ways to fuse its scores, the one that validation likes best; with a single one nothing is measured."""
     candidates = method.fusions()
     if len(candidates) == 1:
         return candidates[0]
-    val = _validation(config, method, wrapped, strategy)
+    val = _validation(config, method, wrapped, strategy, **watched)
 
     def value(fusion: Fusion) -> float:
         found = results(val, score=method.scores, fusion=fusion, replicates=0, examples=0)
@@ -109,9 +126,14 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
     """Measure the selected weights of a run, or an untrained method, and write RUN/results/SPLIT.json.
 
     A result that is there already is kept unless `again`; the file says how often the split was read by this run. Raises ConfigError when
-    the run is not complete.
+    the run is not complete, Stopped when a stop request came before the split was read to its end.
     """
     folder = RunFolder(config.folder)
+    stop = StopRequest(folder.path)
+
+    def leave(what: str) -> None:
+        stop.leave(strategy)
+
     path = folder.results / f"{split}.json"
     location = config.data.test if split == "test" else config.data.val
     if location is None:
@@ -127,9 +149,9 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
     dataset = Dataset.open(location)
     queries = method.query_columns(config.data)
     shown = {lang: config.data.queries[lang] for lang in queries}
-    fusion = chosen_fusion(config, method, wrapped, strategy)
+    fusion = chosen_fusion(config, method, wrapped, strategy, before=leave)
     before = method.truncated
-    test = encoded(config, method, wrapped, strategy, dataset, queries)
+    test = encoded(config, method, wrapped, strategy, dataset, queries, before=leave)
     truncated = total(strategy, method.truncated - before)
     measured = results(test, score=method.scores, fusion=fusion, shown=shown, english_column=config.data.source)
     found = {lang: each.result for lang, each in measured.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..config import StageConfig
 from ..errors import ConfigError
+from .lazy import is_table, lazily
 
 
 def rate(stage: StageConfig, k: int) -> float:
@@ -40,7 +41,7 @@ def set_rate(optimizer: Any, learning_rate: float) -> None:
 def make_optimizer(stage: StageConfig, parameters: Mapping[str, nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
     """The stage's optimiser over named parameters, in groups by weight decay and by factor on the rate (`scale`).
 
-    Raises ConfigError where `lr_scale` or `decay_vectors` names nothing that is trained.
+    Raises ConfigError where `lr_scale`, `decay_vectors` or `lazy_tables` means nothing that is trained.
     """
     _check_names(stage, parameters)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -50,16 +51,17 @@ def make_optimizer(stage: StageConfig, parameters: Mapping[str, nn.Parameter], d
         groups.setdefault((stage.weight_decay if is_decayed(stage, name, parameter) else 0.0, scale), []).append(parameter)
     made = [{"params": members, "weight_decay": decay, "scale": scale} for (decay, scale), members in groups.items()]
     common: dict[str, Any] = {"lr": stage.lr, "betas": stage.betas, "eps": stage.eps}
-    if stage.optimizer == "bert_adam":
-        return BertAdam(made, **common)
-    return torch.optim.AdamW(made, **common, fused=device.type == "cuda" or None)
+    kind: type[torch.optim.Optimizer] = BertAdam
+    if stage.optimizer == "adamw":
+        kind, common["fused"] = torch.optim.AdamW, True
+    return (lazily(kind) if stage.lazy_tables else kind)(made, **common)
 
 
 def is_decayed(stage: StageConfig, name: str, parameter: Tensor) -> bool:
     """Matrices are decayed. Vectors (biases, norms, temperatures) are where the stage names them; embedding tables where it says so: rows
     of unseen words would shrink towards zero with every step, as they do in the published DASD code.
     """
-    if ".table." in name:
+    if is_table(name):
         return stage.decay_tables
     return parameter.ndim >= 2 or any(fnmatchcase(name, pattern) for pattern in stage.decay_vectors)
 
@@ -75,6 +77,8 @@ def _check_names(stage: StageConfig, parameters: Mapping[str, nn.Parameter]) -> 
                 raise ConfigError(
                     f"stages: {key} names '{each}', but no trained parameter is called so; one is {next(iter(parameters), '(none)')}"
                 )
+    if stage.lazy_tables and not any(map(is_table, parameters)):
+        raise ConfigError("stages: lazy_tables is set, but no embedding table is trained (method.frontend.rows); leave it out")
 
 
 class BertAdam(torch.optim.Optimizer):
@@ -108,7 +112,13 @@ class BertAdam(torch.optim.Optimizer):
                 parameter.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-group["lr"])
 
 
-def clip_each(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
-    """Scale every parameter's gradient down to a norm of at most `max_norm`, each by itself."""
-    for parameter in parameters:
-        nn.utils.clip_grad_norm_(parameter, max_norm)
+def clip(gradients: Sequence[Tensor], max_norm: float, norm: Tensor) -> None:
+    """Scale gradients, whose norm is `norm`, down to a norm of at most `max_norm`, in place."""
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(list(gradients), factor)
+
+
+def clip_each(gradients: Sequence[Tensor], max_norm: float) -> None:
+    """Scale every gradient down to a norm of at most `max_norm`, each by itself."""
+    for gradient in gradients:
+        clip([gradient], max_norm, torch.linalg.vector_norm(gradient))

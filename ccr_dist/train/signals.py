@@ -1,12 +1,27 @@
-"""Requests to stop: SIGTERM, SIGUSR1, SIGUSR2, SIGINT, or a file `stop` in the run folder. Only noticed here;
-the loop lets all ranks agree on it.
+"""Requests to stop: SIGTERM, SIGUSR1, SIGUSR2, SIGINT, or a file `stop` in the run folder. Noticed here on each rank, and agreed on:
+nobody leaves alone, since the others would wait for it.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
+
+from .processes import Processes
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """A stop request that all ranks have agreed to honour; the message says what asked for it."""
+
+
+class _Broken(BaseException):
+    """Ends `StopRequest.unless`; no handler of errors on the way is to take it for one."""
 
 
 class StopRequest:
@@ -15,6 +30,7 @@ class StopRequest:
     def __init__(self, run: Path) -> None:
         self.file = run / "stop"
         self.reason: str | None = None
+        self._breaks, self._process = False, os.getpid()
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
             signal.signal(number, self._heard)
 
@@ -22,8 +38,32 @@ class StopRequest:
         if number == signal.SIGINT and self.reason:
             raise KeyboardInterrupt
         self.reason = signal.Signals(number).name
+        if self._breaks and os.getpid() == self._process:  # loader processes inherit this
+            raise _Broken
 
     def seen(self) -> bool:
         if self.reason is None and self.file.exists():
             self.reason = f"file {self.file}"
         return self.reason is not None
+
+    def unless(self, action: Callable[[], T]) -> T | None:
+        """The action's result; None when there is a request, and a signal ends the action wherever it is.
+
+        Only for what this rank does alone, and what may be left half done; then all ranks call `leave`.
+        """
+        if self.seen():
+            return None
+        try:
+            try:
+                self._breaks = True
+                return action()
+            finally:
+                self._breaks = False
+        except _Broken:
+            self._breaks = False
+            return None
+
+    def leave(self, processes: Processes) -> None:
+        """Raise Stopped on every rank when some rank was asked to stop. Collective."""
+        if processes.any(self.seen()):
+            raise Stopped(processes.agree(self.reason) or "a request to another process")

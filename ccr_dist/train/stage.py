@@ -1,13 +1,12 @@
-"""One training stage: optimisers, the step itself, and the guards around it. What comes between steps (validation, checkpoints) is the
-loop's.
+"""One training stage: the step itself. What comes between steps (validation, checkpoints) is the loop's; what may go wrong, `guards.py`'s.
 
 A step is a pure function of (weights, optimiser state, seed, step): batch, pairings and random state are computed from the step number,
-so a run that
-was killed and resumed ends with the same bits as one that was not (same world and strategy).
+so a run that was killed and resumed ends with the same bits as one that was not (same world and strategy).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -16,19 +15,27 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import RunConfig
-from ..data.loader import Batch, Fields, make_loader
+from ..data.loader import Batch, Fields, make_loader, on_device
 from ..data.order import Order
 from ..data.table import Dataset
-from ..errors import DataBudgetError, NonFiniteError
-from . import checkpoint
+from ..errors import ConfigError
+from . import checkpoint, memory
 from .assemble import seed_all
+from .caching import CachedOutputs, rounds
+from .compiled import compile_blocks
 from .context import Context
-from .optimizer import clip_each, make_optimizer, rate, set_rate
+from .ema import Ema
+from .guards import Guards, Tell
+from .optimizer import rate
+from .phases import Phases
 from .run import RunFolder
 from .signals import StopRequest
+from .speed import Speed, groups_of
+from .strategies.advice import advice
+from .strategies.replicated import Single
 from .strategy import Step, Strategy
 
 
@@ -40,7 +47,9 @@ class Progress:
     stage: str = ""
     stage_step: int = 0
     substituted: int = 0
+    skipped: int = 0
     best: dict[str, Any] | None = None
+    unvalidated: bool = False  # a stop request came before this step's validation was over
 
 
 class StageRun:
@@ -49,7 +58,12 @@ class StageRun:
     Args:
         name: of the stage, in the config and in the method.
         step: backbone and method; which of their parameters are trained is set here.
+        state: a checkpoint of this stage to go on from; its weights are in `step` already.
         order, datasets, fields: what the stage reads.
+        phases: told what this rank is at. tell: takes events for the log.
+
+    Raises:
+        ConfigError: the method cannot be trained in this way under this strategy.
     """
 
     def __init__(
@@ -64,66 +78,126 @@ class StageRun:
         order: Order,
         datasets: Sequence[Dataset],
         fields: Fields,
+        state: checkpoint.State | None = None,
+        phases: Phases | None = None,
+        tell: Tell = lambda step, name, values: None,
     ) -> None:
         self.name, self.config, self.strategy, self.folder, self.stop = name, config, strategy, folder, stop
         self.settings, self.method = config.stages[name], step.method
         self._source = order, datasets, fields
+        self.phases = phases or Phases(strategy.device)
+        self._speed = Speed(strategy, self.phases, config.runtime)
+        self._guards = Guards(config, strategy, folder, tell)
+        self._check(config)
         prefixes = tuple(self.method.trainable(name))
         for parameter_name, parameter in step.named_parameters():
             parameter.requires_grad_(parameter_name.startswith(prefixes))
-        self.trained = {n: p for n, p in step.named_parameters() if p.requires_grad}
+        trained = {n: p for n, p in step.named_parameters() if p.requires_grad}
         self._entangled = {f"aux.{key}.{n}": p for key in self.method.entangled for n, p in self.method.aux[key].named_parameters()}
-        self.trained |= self._entangled
-        self._inner = make_optimizer(self.settings, self.trained, strategy.device)
-        self._optimizer = strategy.optimizer(self._inner)
+        self.advice = self._advice(step)
+        if config.runtime.compile:
+            compile_blocks(step, strategy.name)
+        self.engine = strategy.engine(step, trained | self._entangled, self.settings)
+        if state:
+            self.engine.restore(state.optimizer)
         self._auxiliary = {
-            key: torch.optim.Adam(network.parameters(), lr=self.method.auxiliary_lr(key), betas=(0.9, 0.999))
+            key: Single(strategy, network, dict(network.named_parameters()), self._adam(key), self.settings)
             for key, network in self.method.aux.items()
         }
-        self.wrapped = strategy.wrap(step)
+        for engine in (self.engine, *self._auxiliary.values()):
+            engine.room = {}  # a save is on disk before the next one is made (`Training._save`)
+        self.ema = Ema(self.engine, self.settings.ema) if self.settings.ema else None
+        self._groups = groups_of(list(self.engine.trained))
+        if state:
+            self._restore_rest(state)
+
+    def _check(self, config: RunConfig) -> None:
+        if self.method.entangled and not self.strategy.replicated:
+            raise ConfigError(
+                f"{config.name}: the main optimiser has {', '.join(self.method.entangled)}, too, in this variant of {config.method.name}; "
+                f"{self.strategy.name} has it over the wrapped step alone: use ddp"
+            )
+        if self.settings.ema and self.strategy.name.startswith("zero"):
+            raise ConfigError(
+                f"{config.name}: stages.{self.name}.ema needs the weights between steps, which {self.strategy.name} keeps in partitions; "
+                "use ddp or fsdp2, or leave it out"
+            )
+        if self.method.keeps_statistics and self.strategy.name in ("zero3", "fsdp2"):
+            raise ConfigError(
+                f"{config.name}: this variant of {config.method.name} keeps running statistics (batch normalisation), which are written in "
+                f"a forward, and {self.strategy.name} throws away a forward's parameters: use ddp, zero1 or zero2, or normalise by layer"
+            )
+        if config.runtime.micro_batch and self.settings.negatives == "local":
+            raise ConfigError(f"{config.name}: runtime.micro_batch needs stages.{self.name}.negatives: global; leave one of them out")
+        if config.runtime.micro_batch and self.method.rows_interact:
+            raise ConfigError(
+                f"{config.name}: runtime.micro_batch cuts batches, but rows of a batch meet inside this variant of {config.method.name} "
+                "(batch normalisation); leave it out, or choose another normalisation"
+            )
+
+    def _advice(self, step: Step) -> list[str]:
+        """What is said about this stage under this strategy before its first step."""
+        sizes = {True: 0, False: 0}
+        for parameter in step.parameters():
+            sizes[parameter.requires_grad] += parameter.numel() * parameter.element_size()
+        return advice(
+            self.strategy.name,
+            world=self.strategy.world,
+            trained=sizes[True],
+            frozen=sizes[False],
+            rows=-(-self.settings.batch // self.strategy.world),
+            runtime=self.config.runtime,
+            offload=self.strategy.offload,
+            gpu=self.strategy.device.type == "cuda",
+            recomputes=self.method.recomputes,
+        )
+
+    def _adam(self, key: str) -> Any:
+        return lambda parameters: torch.optim.Adam(parameters.values(), lr=self.method.auxiliary_lr(key), betas=(0.9, 0.999))
 
     # State.
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        return checkpoint.optimizer_tensors(self._inner, self.trained)
-
     def auxiliary_state(self) -> dict[str, Tensor]:
-        """`<network>/weights/<name>` and `<network>/optimizer/<name>/<state>`."""
-        tensors: dict[str, Tensor] = {}
-        for key, network in self.method.aux.items():
-            names = dict(network.named_parameters())
-            states = checkpoint.optimizer_tensors(self._auxiliary[key], names)
-            tensors |= {f"{key}/weights/{n}": p for n, p in names.items()} | {f"{key}/optimizer/{n}": v for n, v in states.items()}
+        """`<network>/weights/<name>`, `<network>/optimizer/<name>/<state>` and `ema/<name>`, for a checkpoint (`Engine.kept`)."""
+        tensors = self.ema.state() if self.ema else {}
+        for key, engine in self._auxiliary.items():
+            weights, states = engine.weights(engine.trained), engine.optimizer_state()
+            tensors |= {f"{key}/weights/{n}": p for n, p in weights.items()} | {f"{key}/optimizer/{n}": v for n, v in states.items()}
         return tensors
 
-    def restore(self, state: checkpoint.State) -> None:
-        """Optimisers, auxiliary networks and loss scale of a checkpoint of this stage (weights are restored by the loop)."""
-        checkpoint.restore_optimizer(self._inner, self.trained, state.optimizer)
-        for key, network in self.method.aux.items():
-            names = dict(network.named_parameters())
-            weights, states = (
-                {n.removeprefix(prefix): v for n, v in state.auxiliary.items() if n.startswith(prefix)}
-                for prefix in (f"{key}/weights/", f"{key}/optimizer/")
-            )
-            checkpoint.restore_weights(names, weights, f"auxiliary network {key}")
-            checkpoint.restore_optimizer(self._auxiliary[key], names, states)
+    def _restore_rest(self, state: checkpoint.State) -> None:
+        for key, engine in self._auxiliary.items():
+            weights = checkpoint.below(f"{key}/weights/", state.auxiliary)
+            checkpoint.restore_weights(engine.trained, weights, f"auxiliary network {key}")
+            engine.restore(checkpoint.below(f"{key}/optimizer/", state.auxiliary))
+        if self.ema:
+            self.ema.restore(state.auxiliary)
         if self.strategy.scaler is not None and state.values.get("scaler"):
             self.strategy.scaler.load_state_dict(state.values["scaler"])
 
     # Steps.
 
     def steps(self, done: Progress) -> Iterator[dict[str, Any]]:
-        """Do what is left of the stage; after each step, advance `done` and yield the step's numbers. `stopping`:
-        some rank was asked to stop.
+        """Do what is left of the stage; after each step, advance `done` and yield the step's numbers.
+
+        Among them: `logged`: they are for the log, and have `speed` and `norms` (gradient norms of groups of parameters, before clipping)
+        with them; `stopping`: some rank was asked to stop. Raises Stopped while the first batch is waited for, on all ranks.
         """
-        waiting = time.perf_counter()
-        for batch in self._batches(done.stage_step):
-            begun = time.perf_counter()
-            self.wrapped.train()
-            values = self._step(done, batch)
-            now = time.perf_counter()
-            yield {**values, "data_s": begun - waiting, "step_s": now - begun, "samples_per_s": self.settings.batch / (now - waiting)}
+        every, last = self.config.runtime.log_every, self.settings.steps
+        batches = self._batches(done.stage_step)
+        while True:
+            logged = (done.step + 1) % every == 0 or done.stage_step + 1 == last
             waiting = time.perf_counter()
+            self.phases.begin(done.step, measured=logged)
+            batch = next(batches, None)
+            if batch is None:
+                return
+            begun = time.perf_counter()
+            self.engine.train()
+            values = self._step(done, batch, logged)
+            now = time.perf_counter()
+            values |= {"data_s": begun - waiting, "step_s": now - begun, "samples_per_s": self.settings.batch / (now - waiting)}
+            yield {**values, "logged": logged}
 
     def _batches(self, first: int) -> Iterator[Batch]:
         order, datasets, fields = self._source
@@ -140,34 +214,53 @@ class StageRun:
             transform=self.method.image_transform(),
             pin_memory=strategy.device.type == "cuda",
         )
-        return iter(loader)
 
-    def _step(self, done: Progress, batch: Batch) -> dict[str, Any]:
-        strategy, settings, seed = self.strategy, self.settings, self.config.seed
-        batch = batch.to(strategy.device)
-        context = Context(seed=seed, step=done.step, rows=len(batch), device=strategy.device)
-        # Dropout masks differ between ranks, and a resumed run draws the same ones.
-        seed_all(seed, "step", done.step, strategy.rank)
-        learning_rate = rate(settings, done.stage_step)
-        set_rate(self._optimizer, learning_rate)
-        self._optimizer.zero_grad(set_to_none=True)
-        with strategy.autocast():
-            outputs = self.wrapped("outputs", self.name, batch)
-            extra = self._auxiliary_step(batch, outputs, context)
-            losses = self.method.losses(self.name, batch, outputs, context)
-        strategy.backward(torch.stack(list(losses.values())).sum())
-        for parameter in self._entangled.values():  # they are outside the wrapper, which averages
-            if parameter.grad is not None:
-                parameter.grad /= strategy.world
-        strategy.sum_gradients(self._entangled.values())
-        # Of a language that this batch lacks: zero, as in flat partitions, so that moments fade alike.
-        for parameter in self.trained.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        norm = strategy.clip(self.trained.values(), settings.clip_norm if settings.clip == "global" else None)
-        if settings.clip == "tensor" and settings.clip_norm is not None:
-            clip_each(self.trained.values(), settings.clip_norm)
+        def warm_up() -> tuple[list[Batch], Iterator[Batch]]:  # workers start, shards are opened: it may take long
+            batches = iter(loader)
+            return list(itertools.islice(batches, 1)), batches
+
+        warm = self.stop.unless(warm_up)
+        self.stop.leave(strategy)
+        assert warm is not None
+        yield from on_device(itertools.chain(*warm), strategy.device)
+
+    def _step(self, done: Progress, batch: Batch, logged: bool) -> dict[str, Any]:
+        strategy, settings, phases, size = self.strategy, self.settings, self.phases, self.config.runtime.micro_batch
+        phases.batch = memory.sizes(batch)
+        phases.enter("agree")
+        self._speed.begin()
+        loss, scope = self.config.runtime.contrastive, settings.negatives
+        context = Context(seed=self.config.seed, step=done.step, rows=len(batch), device=strategy.device, loss=loss, scope=scope)
+
+        def forward(part: Batch, number: int) -> dict[str, Tensor]:
+            # Dropout masks differ between ranks and parts, and a resumed run draws the same ones.
+            seed_all(self.config.seed, "step", done.step, strategy.rank, *([number] if number else []))
+            with strategy.autocast():
+                return self.engine("outputs", self.name, part)
+
+        most = rounds(context.counts, size) if size else 1
+        phases.enter("forward")
+        cached = None
+        if size and most > 1:
+            cached = CachedOutputs(self.engine, forward, batch, size=size, rounds=most, shared=self.method.shared_outputs)
+        with self._speed.counting(batch.lang):
+            outputs = cached.outputs if cached else forward(batch, 0)
+            phases.enter("losses")
+            with strategy.autocast():
+                extra = self._auxiliary_step(batch, outputs, context)
+                losses = self.method.losses(self.name, batch, outputs, context)
+            share = torch.stack(list(losses.values())).sum()
+            phases.enter("backward")
+            cached.backward(share) if cached else self.engine.backward(share)
+        self._sum_entangled(cached is None)
+        phases.enter("update")
         self._trace(done.step, batch)
+        norms = self.engine.norms(self._groups) if logged else {}
+        learning_rate = rate(settings, done.stage_step)
+        norm = self.engine.update(learning_rate)
+        if self.ema and math.isfinite(norm):
+            self.ema.update(done.stage_step)
+        phases.enter("agree")
         # One small collective carries all that ranks have to agree on.
         report = [*losses.values(), *extra.values(), len(batch.substituted), self.stop.seen()]
         sums = strategy.sum(
@@ -175,12 +268,21 @@ class StageRun:
         ).tolist()
         terms = dict(zip([*losses, *extra], sums[:-2], strict=True))
         total = sum(terms[name] for name in losses)
-        values = {"stage": self.name, "lang": batch.lang, "loss": total, "lr": learning_rate, "grad_norm": float(norm), **terms}
-        self._check_finite(done, values)
-        self._optimizer.step()
+        values = {"stage": self.name, "lang": batch.lang, "loss": total, "lr": learning_rate, "grad_norm": norm, **terms}
+        self._guards.finite(done, batch, values, self.engine.refused, scaled=strategy.scaler is not None)
         done.step, done.stage_step = done.step + 1, done.stage_step + 1
-        self._count_substituted(done, batch, int(sums[-2]))
+        self._guards.substituted(done, batch, int(sums[-2]))
+        self._guards.spike(done, batch, total)
+        if logged:
+            values |= {"norms": norms, "speed": self._speed.of_step(batch.lang)}
         return {**values, "stopping": sums[-1] > 0}
+
+    def _sum_entangled(self, scaled: bool) -> None:
+        """They are outside the wrapper, which averages; their gradient was multiplied by the world size (not where outputs were cached)."""
+        for parameter in self._entangled.values():
+            if parameter.grad is not None and scaled:
+                parameter.grad /= self.strategy.world
+        self.strategy.sum_gradients(self._entangled.values())
 
     def _auxiliary_step(self, batch: Batch, outputs: dict[str, Tensor], context: Context) -> dict[str, Tensor]:
         """Step the auxiliary networks (a discriminator) first, on detached outputs; they are replicated, so their gradients are summed."""
@@ -188,43 +290,23 @@ class StageRun:
             return {}
         losses = self.method.auxiliary_losses(self.name, batch, {key: value.detach() for key, value in outputs.items()}, context)
         for key, loss in losses.items():
+            optimizer = self._auxiliary[key].optimizer
             loss.backward()
-            self.strategy.sum_gradients(self.method.aux[key].parameters())
-            self._auxiliary[key].step()
-            self._auxiliary[key].zero_grad(set_to_none=True)
+            parameters = list(self.method.aux[key].parameters())
+            self.strategy.sum_gradients(parameters)
+            if torch.isfinite(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])):
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return {f"aux_{key}": loss for key, loss in losses.items()}
 
-    # Guards.
-
-    def _check_finite(self, done: Progress, values: dict[str, Any]) -> None:
-        scaled = self.strategy.scaler is not None  # fp16: an infinite gradient norm is how the loss scale is found
-        if not math.isfinite(values["loss"]) or not (scaled or math.isfinite(values["grad_norm"])):
-            shown = {key: value for key, value in values.items() if isinstance(value, float)}
-            raise NonFiniteError(
-                f"step {done.step} of {self.folder.path}: loss or gradient norm is not finite: {shown}. The last "
-                "checkpoint is intact; a lower lr, bf16 instead of fp16, or clip_norm are the usual remedies"
-            )
-
-    def _count_substituted(self, done: Progress, batch: Batch, everywhere: int) -> None:
-        if everywhere == 0:
-            return
-        lists = self.strategy.all(batch.substituted)
-        done.substituted += everywhere
-        if self.strategy.main:
-            for entry in (entry for entries in lists for entry in entries):
-                self.folder.append("substituted.jsonl", {"step": done.step, **entry})
-        if done.substituted > self.config.runtime.bad_samples:
-            raise DataBudgetError(
-                f"{done.substituted} broken samples were substituted, runtime.bad_samples allows {self.config.runtime.bad_samples}; "
-                f"they are listed in {self.folder.path / 'substituted.jsonl'}; `ccr-dist shards verify` checks the whole dataset"
-            )
-
     def _trace(self, step: int, batch: Batch) -> None:
-        """For audits and tests: which samples this rank saw, and rank 0's reduced gradients (clipped as the optimiser sees them)."""
+        """For audits and tests: which samples this rank saw, and the reduced gradients, before clipping."""
         if self.config.runtime.trace == "off":
             return
         line = {"step": step, "k": batch.k, "lang": batch.lang, "slots": batch.slots.tolist(), "items": batch.items}
         self.folder.append(f"trace/rank{self.strategy.rank}.jsonl", line)
-        if self.config.runtime.trace == "gradients" and self.strategy.main:
-            gradients = {n: p.grad.detach().cpu().contiguous() for n, p in self.trained.items() if p.grad is not None}
-            save_file(gradients, self.folder.path / "trace" / f"gradients-{step:08d}.safetensors")
+        if self.config.runtime.trace == "gradients":
+            gradients = self.engine.gradients()
+            if self.strategy.main:
+                kept = {name: value.detach().cpu().contiguous() for name, value in gradients.items()}
+                save_file(kept, self.folder.path / "trace" / f"gradients-{step:08d}.safetensors")

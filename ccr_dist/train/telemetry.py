@@ -1,18 +1,27 @@
-"""What a run says about itself: progress on the terminal, `log.jsonl`, TensorBoard. Written by rank 0 only."""
+"""What a run says about itself: progress on the terminal, `log.jsonl`, TensorBoard, and Weights & Biases where it is asked for. Written by
+rank 0 only.
+
+A line is a step, with its loss terms and times, or an event: validation, checkpoint (`stall_s`: how long training waited), truncated,
+held (bytes on each rank), spike. What nests in a line is `group/key` elsewhere: `speed` (`speed.py`) and `norms`, of the gradient's groups.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..config import RunConfig, as_dict
 from ..data.store import disk_errors, replace_atomic
+from ..errors import ConfigError
 
 
 class Telemetry:
@@ -22,11 +31,17 @@ class Telemetry:
         run: the run folder.
         active: False on every rank but 0: then all calls do nothing.
         resumed_step: lines of later steps, written by a process that died, are dropped.
+        config: of the run, for Weights & Biases, which is logged to where `runtime.wandb` names a project.
+
+    Raises:
+        ConfigError: runtime.wandb is set, but wandb is not installed (on every rank).
     """
 
-    def __init__(self, run: Path, *, active: bool, resumed_step: int, total_steps: int, title: str) -> None:
+    def __init__(self, run: Path, *, active: bool, resumed_step: int, total_steps: int, title: str, config: RunConfig) -> None:
         self.active = active
         self.console = Console(stderr=True)
+        if config.runtime.wandb is not None and importlib.util.find_spec("wandb") is None:
+            raise ConfigError("runtime.wandb: wandb is not installed: pip install wandb, or leave the key out")
         if not active:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -35,6 +50,7 @@ class Telemetry:
         _truncate(self.path, resumed_step)
         self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_step + 1)
+        self._wandb = _wandb(run, title, config)
         self._total = total_steps
         self._title = title
         self._spoken = time.monotonic()
@@ -75,9 +91,11 @@ class Telemetry:
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
             self._file.flush()
         kind = line.get("event", "train")
-        for key, value in line.items():
-            if isinstance(value, int | float) and key != "step":
-                self._board.add_scalar(f"{kind}/{key}", value, line["step"])
+        numbers = {f"{kind}/{key}": value for key, value in _flat(line) if key != "step"}
+        for key, value in numbers.items():
+            self._board.add_scalar(key, value, line["step"])
+        if self._wandb is not None:
+            self._wandb.log({**numbers, "step": line["step"]})
 
     def close(self) -> None:
         if self.active:
@@ -85,6 +103,29 @@ class Telemetry:
                 self._bar.stop()
             self._file.close()
             self._board.close()
+            if self._wandb is not None:
+                self._wandb.finish()
+
+
+def _flat(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers in a line, those of its groups as `group/key`."""
+    for key, value in line.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}/{inner}", number) for inner, number in _flat(value))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield key, value
+
+
+def _wandb(run: Path, title: str, config: RunConfig) -> Any:
+    """The run over there, one and the same however often this one is resumed; None where none is asked for."""
+    if config.runtime.wandb is None:
+        return None
+    import wandb
+
+    identity = hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:16]
+    logged = wandb.init(project=config.runtime.wandb, name=title, id=identity, resume="allow", dir=run, config=as_dict(config))
+    logged.define_metric("*", step_metric="step")  # its own counter cannot go back to where a resumed run begins
+    return logged
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

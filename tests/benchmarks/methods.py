@@ -28,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from record import pictures, record
 
-from ccr_dist.config import from_dict
+from ccr_dist.config import RunConfig, from_dict
 from ccr_dist.errors import CcrError
 from ccr_dist.methods import base
 
@@ -80,7 +80,7 @@ def main() -> None:
     if asked.one:
         if asked.memory_gb:  # private writable memory: an allocation beyond it fails, instead of the machine
             resource.setrlimit(resource.RLIMIT_DATA, (int(asked.memory_gb * 2**30),) * 2)
-        print(json.dumps(measure(json.loads(asked.one))))
+        print(json.dumps(measure(from_dict(json.loads(asked.one), name="bench"))))
         return
     chosen = asked.methods.split(",") if asked.methods else base.names()
     with tempfile.TemporaryDirectory() as folder:
@@ -157,8 +157,10 @@ def run(name: str, variant: str, root: Path, asked: argparse.Namespace) -> dict[
     return line
 
 
-def measure(values: dict[str, Any]) -> dict[str, Any]:
-    """{"stage", "samples_per_s": {"median", "min", "max"}, "peak_mb", "built_mb", "device", "trainable"}, or {"refused": why}."""
+def measure(wanted: RunConfig) -> dict[str, Any]:
+    """The last stage of a run: {"stage", "samples_per_s": {"median", "min", "max"} without the first step, "rates", "losses" of all steps,
+    "peak_mb", "built_mb", "device", "trainable"}, or {"refused": why}.
+    """
     import torch
 
     from ccr_dist.train.assemble import build_method, fields_for, open_datasets, training_texts
@@ -167,7 +169,6 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
     from ccr_dist.train.stage import Progress, StageRun
     from ccr_dist.train.strategy import Step, Strategy
 
-    wanted = from_dict(values, name="bench")
     name = list(wanted.stages)[-1]
     try:
         strategy = Strategy(wanted.runtime)
@@ -183,20 +184,23 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
             name, config=wanted, step=step, strategy=strategy, folder=folder, stop=StopRequest(folder.path),
             order=order(wanted, name, fields), datasets=open_datasets(wanted.data.train), fields=fields,
         )  # fmt: skip
-        rates = [values["samples_per_s"] for values in stage.steps(Progress())][1:]
+        steps = [(values["samples_per_s"], values["loss"]) for values in stage.steps(Progress())]
     except CcrError as error:
         return {"refused": str(error)}
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
             return {"refused": "out of memory"}
         raise
+    rates, losses = zip(*steps, strict=True)
     return {
         "stage": name,
-        "samples_per_s": {"median": statistics.median(rates), "min": min(rates), "max": max(rates)},
+        "samples_per_s": {"median": statistics.median(rates[1:]), "min": min(rates[1:]), "max": max(rates[1:])},
+        "rates": rates,
+        "losses": losses,
         "peak_mb": peak_mb(strategy.device),
         "built_mb": built,
         "device": torch.cuda.get_device_name() if strategy.device.type == "cuda" else "cpu",
-        "trainable": sum(parameter.numel() for parameter in stage.trained.values()),
+        "trainable": sum(parameter.numel() for parameter in stage.engine.trained.values()),
     }
 
 

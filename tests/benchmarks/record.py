@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,21 @@ def record(name: str, results: dict[str, Any], *, save: bool) -> None:
 
 
 def pictures(root: Path, rows: int, *, shards: int, side: int, seed: int) -> Dataset:
-    """JPEGs of coloured noise, all different: nothing can be cached."""
+    """A dataset of `noise`."""
+    return dataset(root, "image", "image", "jpg", noise(side=side, seed=seed), rows, shards)
+
+
+def noise(*, side: int, seed: int) -> Iterator[bytes]:
+    """JPEGs of coloured noise, all different, without end: nothing can be cached."""
     import numpy as np
     from PIL import Image
 
     dice = np.random.default_rng(seed)
-
-    def picture() -> bytes:
+    while True:
         coarse = dice.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         file = io.BytesIO()
         Image.fromarray(coarse).resize((side, side), resample=3).save(file, "jpeg", quality=90)
-        return file.getvalue()
-
-    return dataset(root, "image", "image", "jpg", (picture() for _ in range(rows)), rows, shards)
+        yield file.getvalue()
 
 
 def captions(root: Path, texts: list[list[str]], *, shards: int) -> Dataset:

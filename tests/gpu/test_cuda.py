@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from ccr_dist.config import load_config
 from ccr_dist.train import commands
@@ -19,7 +18,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_run_trains_and_is_measured(tmp_path: Path, precision: str) -> None:
     config = load_config(toy.dasd(tmp_path, cla=40, cma=10), [f"runtime.precision={precision}", "runtime.workers=2"])
-    AcceleratorState._reset_state(reset_partial_state=True)
     assert commands.train([config], test=True, world=None) == 0
     start = json.loads((config.folder / "starts.jsonl").read_text())
     assert start["precision"] == precision and start["device"] == torch.cuda.get_device_name()

@@ -5,55 +5,66 @@ real gloo processes, float64, ragged and empty ranks.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.procs
 
-WORKER = Path(__file__).with_name("gradients_worker.py")
-
-
-def run(world: int, batch: int, out: Path, *, broken: str = "") -> dict[str, dict[str, list[float]]]:
-    target = out / f"{world}-{batch}{broken}.json"
-    launch = (
-        [sys.executable]
-        if world == 1
-        else [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(world), "--master_port", "0"]
-    )
-    launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"] if world > 1 else []
-    done = subprocess.run([*launch, str(WORKER), str(batch), str(target), broken], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(target.read_text())
-
-
-def distance(a: dict[str, dict[str, list[float]]], b: dict[str, dict[str, list[float]]]) -> dict[str, float]:
-    """Largest relative difference of each loss over its value and all its gradients."""
-    assert a.keys() == b.keys()
-    worst = {}
-    for loss in a:
-        assert a[loss].keys() == b[loss].keys()
-        differences = []
-        for name in a[loss]:
-            scale = max(max(map(abs, a[loss][name])), 1e-30)
-            differences.append(max(abs(x - y) for x, y in zip(a[loss][name], b[loss][name], strict=True)) / scale)
-        worst[loss] = max(differences)
-    return worst
+ROOT = Path(__file__).parents[2]
+Losses = dict[str, dict[str, list[float]]]  # loss -> its value, and the gradient of each parameter
+MANY = ["2 ddp", "3 ddp", "4 ddp", "3 fsdp2"]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, dict[str, list[float]]]]:
-    folder = tmp_path_factory.mktemp("alone")
-    return {batch: run(1, batch, folder) for batch in (10, 2)}
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """By world size and strategy; one start computes all losses of both batches."""
+    out = tmp_path_factory.mktemp("gradients") / "found.json"
+    command = [sys.executable, "-m", "tests.procs.gradients_worker", str(out)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize(("world", "batch"), [(2, 10), (3, 10), (3, 2)], ids=["2 ranks", "3 ranks, ragged", "3 ranks, one empty"])
-def test_any_world_size_gives_the_gradients_of_one_process(alone: dict, tmp_path: Path, world: int, batch: int) -> None:
-    for loss, worst in distance(alone[batch], run(world, batch, tmp_path)).items():
-        assert worst < 1e-12, loss
+def distances(many: Losses, alone: Losses) -> dict[str, float]:
+    """Largest relative difference of each loss over its value and all its gradients."""
+    assert {loss: found.keys() for loss, found in many.items()} == {loss: alone[loss].keys() for loss in many}
+    return {loss: max(distance(found[name], alone[loss][name]) for name in found) for loss, found in many.items()}
 
 
-def test_a_gradient_scaled_by_the_world_size_is_caught_for_every_loss(alone: dict, tmp_path: Path) -> None:
-    assert all(worst > 0.1 for worst in distance(alone[10], run(2, 10, tmp_path, broken="scaled")).values())
+def distance(a: list[float], b: list[float]) -> float:
+    return max(abs(x - y) for x, y in zip(a, b, strict=True)) / max(map(abs, b))
+
+
+@pytest.mark.parametrize("batch", ["10", "2"])  # 10 does not divide by 3 and 4; with 2 rows, a third rank holds none
+@pytest.mark.parametrize("world", MANY)
+def test_any_world_size_gives_the_losses_and_gradients_of_one_process(results: dict[str, Any], world: str, batch: str) -> None:
+    alone, many = (results[size][batch] for size in ("1 ddp", world))
+    assert {loss: worst for loss, worst in distances(many, alone).items() if worst > 1e-12} == {}
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "groups", "slots", "texts alone", "images alone", "temperature alone"])
+def test_all_ways_to_compute_the_contrastive_loss_give_the_same(results: dict[str, Any], loss: str) -> None:
+    for found in results.values():
+        gathered, *others = ({loss: found["10"][f"{loss}, {way}"]} for way in ("gathered", "tiled", "ring"))
+        assert all(worst < 1e-12 for other in others for worst in distances(other, gathered).values())
+
+
+@pytest.mark.parametrize("world", MANY)
+def test_a_loss_multiplied_by_the_world_size_is_caught_everywhere(results: dict[str, Any], world: str) -> None:
+    alone, many = results["1 ddp"]["10"], results[world]["scaled"]
+    assert len(many) > 30
+    for loss, found in many.items():
+        assert all(distance(found[name], alone[loss][name]) > 0.1 for name in found), loss
+
+
+@pytest.mark.parametrize("world", ["1 ddp", *MANY])
+def test_what_a_rank_holds(results: dict[str, Any], world: str) -> None:
+    """(n, B) logits; the global batch's features; its own."""
+    batch, dim = 90, 16
+    rows = -(-batch // int(world[0]))
+    assert results[world]["largest"] == {"gathered": rows * batch, "tiled": batch * dim, "ring": rows * dim}

@@ -76,7 +76,7 @@ def train(folder: Path, name: str, world: int) -> Path:
     return folder / "runs" / f"{name}{world}-s0"
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["nrccr", "hybrid", *(pytest.param(name, marks=pytest.mark.slow) for name in ("weighted", "described"))])
 def test_three_processes_have_the_gradients_of_one(folder: Path, name: str) -> None:
     alone, together = train(folder, name, 1), train(folder, name, 3)
     steps = STEPS if name == "nrccr" else 2 * STEPS
@@ -86,7 +86,7 @@ def test_three_processes_have_the_gradients_of_one(folder: Path, name: str) -> N
         largest = max(float(np.abs(gradient).max()) for gradient in one.values())
         assert one.keys() == many.keys() and not any("running" in key for key in one) and largest > 1e-3
         for key in one:
-            np.testing.assert_allclose(many[key], one[key], rtol=5e-3, atol=1e-4 * largest, err_msg=f"step {step}: {key}")
+            np.testing.assert_allclose(many[key], one[key], rtol=5e-3, atol=3e-4 * largest, err_msg=f"step {step}: {key}")
     one, many = (load_file(run / "model.safetensors") for run in (alone, together))
     statistics = [key for key in one if "running" in key]
     assert len(statistics) == (4 if name == "nrccr" else 0)

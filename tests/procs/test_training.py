@@ -69,7 +69,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return config, folder / "runs" / "one-s0"
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_share_the_work_of_one(traced: tuple[Path, Path], world: int) -> None:
     config, alone = traced
     train(config, f"name=world{world}", "--test", world=world)
@@ -127,7 +127,7 @@ def kill_after(config: Path, *arguments: str, run: Path, step: int, every: int, 
     return max(losses(run))
 
 
-@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path, world: int) -> None:
     every, total = 9, 70
     config = toy.dasd(tmp_path, cla=40, cma=30, runtime={"checkpoint_every": every, "trace": "samples"}, name="calm")
@@ -161,13 +161,20 @@ def test_without_its_checkpoints_a_killed_run_starts_again(tmp_path: Path) -> No
 
 
 def test_a_stop_file_saves_and_ends_with_its_own_exit_code(tmp_path: Path) -> None:
-    config = toy.dasd(tmp_path, cla=40, cma=30, runtime={"checkpoint_every": 1000})
+    config = toy.dasd(tmp_path, cla=400, cma=30, runtime={"checkpoint_every": 1000})
     run = tmp_path / "runs" / "dasd-s0"
-    run.mkdir(parents=True)
+    process = subprocess.Popen(command(config, world=1), env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not ((run / "log.jsonl").exists() and losses(run)):
+        time.sleep(0.01)
     (run / "stop").touch()
-    assert "stopped by file" in train(config, world=1, code=75)
+    said = process.communicate(timeout=200)[1]
+    (stopped,) = (int(path.name[5:]) for path in (run / "checkpoints").iterdir())
+    assert process.returncode == 75 and 0 < stopped < 400 and f"stopped by file {run / 'stop'} at step {stopped}, saved" in said
+    assert "stopped by file" in train(config, world=1, code=75), "before it builds anything"
     (run / "stop").unlink()
-    assert "resuming at step 1 of 70" in train(config, world=1)
+    shorter = (f"stages.cla.steps={stopped + 5}", "stages.cma.steps=5")
+    assert f"resuming at step {stopped} of {stopped + 10}" in train(config, *shorter, world=1)
 
 
 def test_a_launcher_that_starts_fewer_processes_is_an_error(tmp_path: Path) -> None:

@@ -43,15 +43,15 @@ def pixels(backbone):
 
 @pytest.mark.parametrize("text", ["clip", "custom", "siglip", "bert", "xlm-roberta"])
 @torch.no_grad()
-def test_english_is_open_clips_own_encoding_bit_for_bit(tmp_path, text):
+def test_english_is_open_clips_own_encoding(tmp_path, text):
     import open_clip
 
     config = tiny_clip_config(tmp_path, text=text)
     backbone = build_backbone(config)
     model = open_clip.create_model(config.model).eval()
     tokens = open_clip.get_tokenizer(config.model)(list(TEXTS))
-    assert torch.equal(backbone.encode_text(TEXTS), model.encode_text(tokens))
-    assert torch.equal(backbone.encode_image(pixels(backbone)), model.encode_image(pixels(backbone)))
+    torch.testing.assert_close(backbone.encode_text(TEXTS), model.encode_text(tokens))  # but for rounding (`models/attention.py`)
+    torch.testing.assert_close(backbone.encode_image(pixels(backbone)), model.encode_image(pixels(backbone)))
 
 
 @torch.no_grad()

@@ -444,8 +444,6 @@ def test_pictures_vary_in_training_alone_and_only_where_their_encoder_learns(mak
 
 
 def test_a_run_learns_and_its_fusion_is_chosen_on_validation(tmp_path):
-    from accelerate.state import AcceleratorState
-
     from ccr_dist.train import commands
 
     encoder = tiny_encoder(tmp_path / "encoder", toy.ALL_TEXTS)
@@ -461,7 +459,6 @@ def test_a_run_learns_and_its_fusion_is_chosen_on_validation(tmp_path):
     }
     stage = {"train": {"steps": 30, "batch": 15, "lr": 5e-3, "warmup": 0.1}}
     config = load_config(toy.config(tmp_path, options, stage, data={"description": "caption.en"}))
-    AcceleratorState._reset_state(reset_partial_state=True)  # Accelerate keeps one precision for the life of a process
     assert commands.train([config], test=True, world=None) == 0
     result = json.loads((config.folder / "results" / "test.json").read_text())
     lines = [json.loads(line) for line in (config.folder / "log.jsonl").read_text().splitlines()]

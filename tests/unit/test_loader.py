@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -12,7 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ccr_dist.data import loader as loader_module
 from ccr_dist.data import store
+from ccr_dist.data.batch import Batch
 from ccr_dist.data.loader import Fields, content_digests, make_loader, sources
 from ccr_dist.data.order import Order
 from ccr_dist.data.sweep import Gallery, Sweep, gallery, sweep
@@ -134,10 +137,50 @@ def test_any_world_size_and_workers_give_the_same_batches_and_stand_ins(table, u
     assert all(len(slots) == 12 for slots in undisturbed[0].values())
 
 
-def test_a_start_in_the_middle_gives_the_same_batches(table, undisturbed):
-    found, substituted = load(table, steps=(7, 12))
-    assert found == {k: undisturbed[0][k] for k in range(7, 12)}
-    assert substituted == [record for record in undisturbed[1] if record["k"] >= 7]
+@pytest.mark.parametrize(("world", "workers", "first"), [(1, 0, 7), (1, 2, 5), (2, 2, 1), (3, 0, 11), (4, 1, 6), (13, 0, 3)])
+def test_a_start_in_the_middle_gives_the_same_batches_to_any_world(table, undisturbed, world, workers, first):
+    found, substituted = load(table, world=world, workers=workers, steps=(first, 12))
+    assert found == {k: undisturbed[0][k] for k in range(first, 12)}
+    assert substituted == [record for record in undisturbed[1] if record["k"] >= first]
+
+
+@pytest.mark.parametrize(("world", "size"), [(1, 5), (2, 4), (5, 2), (13, 1)])
+def test_micro_batches_of_all_ranks_are_the_global_batch(table, undisturbed, world, size):
+    order, found = make_order(table), {}
+    for rank in range(world):
+        for batch in make_loader(order, [table], FIELDS, world=world, rank=rank, first=2, last=5, workers=0, transform=to_tensor):
+            parts = batch.parts(size)
+            assert all(len(part) <= size for _, part in parts) and len(parts) == max(1, -(-len(batch) // size))
+            for _, part in parts:
+                for i, slot in enumerate(part.slots.tolist()):
+                    texts = (part.source_text[i], part.target_text[i], part.description[i])
+                    row = (part.lang, part.items[i], int(part.group[i]), *texts, part.visual[i].tolist(), part.source_feature[i].tolist())
+                    assert found.setdefault(part.k, {}).setdefault(slot, row) is row
+    assert found == {k: undisturbed[0][k] for k in range(2, 5)}
+
+
+def test_batches_are_moved_one_ahead_of_their_use(table, monkeypatch):
+    """With a stand-in for CUDA; tests/gpu has the real one."""
+    batches = list(make_loader(make_order(table), [table], FIELDS, world=1, rank=0, first=0, last=4, workers=0, transform=to_tensor))
+    assert [batch.k for batch in loader_module.on_device(batches, torch.device("cpu"))] == [0, 1, 2, 3]
+    log = []
+
+    class Stream:
+        def __init__(self, device):
+            pass
+
+        def record_event(self):
+            return "event"
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(Batch, "to", lambda self, device: log.append(("copy", self.k)) or self)
+    monkeypatch.setattr(loader_module, "_arrived", lambda batch, event: log.append((event, batch.k)) or batch)
+    for batch in loader_module.on_device(iter(batches), torch.device("cuda")):
+        log.append(("use", batch.k))
+    steps = [[("copy", k + 1)] * (k < 3) + [("event", k), ("use", k)] for k in range(4)]
+    assert log == [("copy", 0), *(entry for step in steps for entry in step)]
+    assert list(loader_module.on_device([], torch.device("cuda"))) == []
 
 
 def test_ragged_ranks_and_a_rank_without_rows(table):
@@ -327,8 +370,8 @@ def test_the_dataset_survives_pickling_as_spawned_workers_need(table, undisturbe
     order = make_order(table)
     loader = make_loader(order, [table], FIELDS, world=1, rank=0, first=0, last=1, workers=0, transform=to_tensor)
     next(iter(loader))
-    again = pickle.loads(pickle.dumps(loader.dataset)).__getitems__(order.batch(5))
-    assert again.items == [undisturbed[0][5][slot][1] for slot in range(12)]
+    again = pickle.loads(pickle.dumps(loader.dataset))[5]
+    assert again.items == [undisturbed[0][5][slot][1] for slot in again.slots.tolist()] and len(again) == 12
 
 
 def test_mixtures_may_lack_a_language(table, tmp_path):

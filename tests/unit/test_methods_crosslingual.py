@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ccr_dist.config import StageConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods import base
+from ccr_dist.models import tally
 from ccr_dist.models.characteristics import TRUNK
 from ccr_dist.train.optimizer import make_optimizer
 
@@ -156,9 +157,40 @@ def test_padding_to_the_longest_gives_the_same(model, tmp_path, kind):
     torch.testing.assert_close(short.encode_text(SPANISH, "es"), padded.encode_text(SPANISH, "es"), rtol=1e-5, atol=1e-5)
 
 
-def test_a_mean_over_padding_refuses_ragged_batches(clip, frontend):
-    with pytest.raises(ConfigError, match=r"set frontend\.pad to context"):
-        method("dasd", clip, {**frontend, "pad": "longest"}, positions="all")
+def test_a_mean_over_padding_is_one_over_the_context_whatever_else_is_in_the_batch(model, tmp_path):
+    padded, short = (make("dasd released", model, front_end(tmp_path / pad, pad=pad)) for pad in ("context", "longest"))
+    short.net.load_state_dict(padded.net.state_dict())
+    expected = padded.encode_text(SPANISH, "es")
+    torch.testing.assert_close(short.encode_text(SPANISH, "es"), expected, rtol=1e-5, atol=1e-5)
+    alone = short.encode_text(SPANISH[:1], "es")
+    torch.testing.assert_close(alone["sa"], expected["sa"][:1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "dasd", "dasd released", "lora"])
+@pytest.mark.parametrize("rows", [0, 1, 2, 5])
+def test_parts_of_similar_length_give_the_same_values_and_gradients(clip, tmp_path, kind, rows):
+    """Also fewer rows than parts. Two texts are equally long; the front end's calls are counted."""
+    texts = [*SPANISH, "dos", "un limón " * 4][:rows]
+    whole, cut = (make(kind, clip, front_end(tmp_path / str(n), pad="longest", buckets=n)) for n in (1, 3))
+    cut.net.load_state_dict(whole.net.state_dict())
+    lengths: list[int] = []
+    cut.front_end.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].ids.shape[1]))
+    outputs, expected = cut.encode_text(texts, "es"), whole.encode_text(texts, "es")
+    wide = "released" in kind
+    assert len(lengths) == 3 and (wide or lengths == sorted(lengths))
+    assert wide or rows < 5 or lengths[0] < lengths[2]
+    torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-5)
+    for found in (outputs, expected):
+        sum(value.square().sum() for value in found.values()).backward()
+    for mine, theirs in zip(cut.net.parameters(), whole.net.parameters(), strict=True):
+        assert (mine.grad is None) == (theirs.grad is None)
+        if mine.grad is not None:
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_buckets_of_texts_that_are_all_equally_long(clip, frontend):
+    with pytest.raises(ConfigError, match="buckets: 2 would change nothing"):
+        method("dasd", clip, {**frontend, "pad": "context", "buckets": 2})
 
 
 @pytest.mark.parametrize("kind", ["bottleneck", "dasd", "lora"])
@@ -315,6 +347,10 @@ def test_texts_that_are_cut_are_counted(clip, frontend):
     assert built.truncated == 1
     built.outputs("cla", batch(target_text=["perro " * 99] * 4))
     assert built.truncated == 5
+    with tally.again():
+        built.outputs("cla", batch(target_text=["perro " * 99] * 4))
+        built.encode_text(["perro " * 99], "es")
+    assert built.truncated == 5, "they were counted before"
 
 
 def test_english_texts_that_are_cut_are_counted(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -216,6 +217,26 @@ def test_english_stage_of_a_whole_clip(models, frontend):
     model.trainable_parameters("none")
     with pytest.raises(ConfigError, match="no projection heads"):
         method("english", model, languages=())
+
+
+@pytest.mark.parametrize("kind", ["clip", "dual"])
+def test_english_stage_of_the_text_encoder_alone(models, kind):
+    """The picture side is locked: pictures and their cached features are the same to it."""
+    model = models[kind]
+    built = method("english", model, languages=(), train="text")
+    data = batch()
+    if kind == "dual":
+        data.visual = torch.nn.functional.interpolate(data.visual, size=160)
+    cached = dataclasses.replace(data, visual=model.image_features(data.visual).detach())
+    outputs = built.outputs("english", data)
+    torch.testing.assert_close(built.outputs("english", cached), outputs)
+    built.losses("english", data, outputs, context())["contrastive"].backward()
+    reached = {f"backbone.{name}" for name, p in model.named_parameters() if p.grad is not None}
+    assert reached and reached <= set(built.trainable("english"))
+    assert all(model.part_of(name.removeprefix("backbone.")) == "text" for name in built.trainable("english"))
+    assert ("backbone.model.logit_scale" in reached) == (kind == "clip")
+    model.zero_grad()
+    model.trainable_parameters("none")
 
 
 @pytest.mark.parametrize(("kind", "options"), [("dual", {}), ("clip", {"train": "all"})])

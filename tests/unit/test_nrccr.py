@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from small import ENGLISH, SPANISH, backbone, batch, context, method, unsettle
 from torch import Tensor, nn
@@ -377,15 +375,6 @@ def test_autocast_and_checkpointing(model, encoder, what):
 # A whole run.
 
 
-@pytest.fixture
-def own_signals():
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
 def run(folder: Path, name: str, *overrides: str, test: bool = False, **sections):
     encoder = folder / "encoder"
     if not encoder.exists():
@@ -394,12 +383,11 @@ def run(folder: Path, name: str, *overrides: str, test: bool = False, **sections
     stage = {"train": {"steps": 60, "batch": 10, "lr": 5e-3, "warmup": 0, "validate_every": 20}}
     sections = {"data": {"back_translations": {"es": "caption.en.toy"}}, "runtime": {"keep": 9}, **sections}
     config = load_config(toy.config(folder, options, stage, **{"name": name, **sections}), overrides)
-    AcceleratorState._reset_state(reset_partial_state=True)
     assert commands.train([config], test=test, world=None) in (0, 3)
     return config
 
 
-def test_a_run_learns_and_says_that_its_scores_are_fused(tmp_path, own_signals):
+def test_a_run_learns_and_says_that_its_scores_are_fused(tmp_path):
     config = run(tmp_path, "fused", test=True)
     log = [json.loads(line) for line in (config.folder / "log.jsonl").read_text().splitlines()]
     losses = [line for line in log if "loss" in line]
@@ -409,7 +397,7 @@ def test_a_run_learns_and_says_that_its_scores_are_fused(tmp_path, own_signals):
     assert result["languages"]["es"]["metrics"]["t2v_R10"] > 100 * 10 / 30
 
 
-def test_a_resumed_run_has_the_running_statistics_of_an_undisturbed_one(tmp_path, own_signals):
+def test_a_resumed_run_has_the_running_statistics_of_an_undisturbed_one(tmp_path):
     whole = run(tmp_path, "whole", "stages.train.steps=6", "runtime.checkpoint_every=3")
     half = run(tmp_path, "halves", "stages.train.steps=6", "runtime.checkpoint_every=3")
     newest = half.folder / "checkpoints" / "step-00000006"
@@ -423,7 +411,7 @@ def test_a_resumed_run_has_the_running_statistics_of_an_undisturbed_one(tmp_path
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_missing_columns_are_named_before_training(tmp_path, own_signals):
+def test_missing_columns_are_named_before_training(tmp_path):
     with pytest.raises(ConfigError, match=r"back_translations names no column for es.*translate --back"):
         run(tmp_path, "unbacked", data={"back_translations": {}})
     with pytest.raises(ConfigError, match=r"data\.translated_queries: no column for 'es'.*set method\.fusion to \[0\]"):

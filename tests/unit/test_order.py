@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccr_dist.data import order as order_module
-from ccr_dist.data.order import Order, Source, WeightedCycle, mix, permutation, rank_slots
+from ccr_dist.data import chance
+from ccr_dist.data.chance import WeightedCycle, mix, permutation
+from ccr_dist.data.order import Order, rank_slots
+from ccr_dist.data.streams import Source
 from ccr_dist.errors import ConfigError, DataError
 
 
@@ -152,7 +154,7 @@ def test_a_weighted_cycle_counts_what_it_chose(weights, n):
     choice, before = cycle.at(n)
     assert before == cycle.counts(n)[choice] and cycle.counts(n).sum() == n
     assert cycle.counts(n + 1)[choice] == before + 1
-    assert np.abs(cycle.quotas / cycle.length - np.array(weights) / sum(weights)).max() <= 1 / order_module.LONGEST_CYCLE
+    assert np.abs(cycle.quotas / cycle.length - np.array(weights) / sum(weights)).max() <= 1 / chance.LONGEST_CYCLE
 
 
 def test_a_source_without_a_language_is_left_out_of_it():
@@ -250,6 +252,31 @@ def test_other_wrong_requests_are_named():
         rank_slots(8, 2, 2, 2)
 
 
+@settings(max_examples=40)
+@given(order=orders(max_sources=1), start=st.integers(0, 200), length=st.integers(0, 90))
+def test_a_run_is_what_windows_shuffle(order, start, length):
+    """Whole windows of a lane hold the rows of the run at their positions; a run goes through shards in ascending rows, over passes."""
+    lang = next(iter(order.languages))
+    stream = order.stream(lang, 0)
+    for lane in range(order.lanes):
+        rows = stream.lane(lane)[1]
+        for position in (start, start + rows):
+            epoch, window, place = stream.at(lane, position)
+            first = position - place
+            found = stream.window(lane, epoch, window)
+            run = [(shard, int(row)) for shard, part in stream.run(lane, first, first + len(found)) for row in part]
+            assert sorted(map(tuple, found.tolist())) == sorted(run)
+        pieces = list(stream.run(lane, start, start + length))
+        assert sum(len(part) for _, part in pieces) == length
+        assert all((np.diff(part) > 0).all() and len(part) for _, part in pieces)
+
+
+@given(first=st.lists(st.one_of(st.integers(), st.text()), max_size=3), last=st.integers())
+def test_mixing_is_mix(first, last):
+    assert chance.mixing(*first)(last) == mix(*first, last)
+    assert mix(np.int64(3), True) == mix(3, 1)
+
+
 def test_golden_values():
     """The order of existing runs: these numbers may only change together with the digest's format number."""
     assert (mix(1, "a"), mix("1", "a")) == (12463034207613233928, 3877307851856781048)
@@ -270,8 +297,8 @@ def test_golden_values():
 def test_a_start_deep_in_a_large_source_is_cheap(monkeypatch):
     """100 million rows in 10,000 shards: no work grows with the rows or with k, only with shards and with this rank's windows."""
     hashed = []
-    real = order_module.hashes
-    monkeypatch.setattr(order_module, "hashes", lambda seed, n: hashed.append(n) or real(seed, n))
+    real = chance.hashes
+    monkeypatch.setattr(chance, "hashes", lambda seed, n: hashed.append(n) or real(seed, n))
     order = Order([Source("a", [10_000] * 10_000)], batch=1024, seed=1, languages={"de": 1}, lanes=1024)
     order.batch(10_000_019, rank_slots(1024, 1024, 64, 17))
     assert sum(hashed) <= 3 * 10_000 + 16 * 4096

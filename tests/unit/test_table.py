@@ -197,6 +197,21 @@ def test_a_missing_column_says_what_there_is_and_what_makes_it(dataset):
         dataset.column("caption.de.opus")
 
 
+def test_keys_by_row(dataset):
+    assert [[dataset.key(shard, row) for row in range(len(keys))] for shard, keys in enumerate(KEYS)] == KEYS
+    assert [list(dataset.keys(shard)) for shard in range(2)] == KEYS
+    with pytest.raises(IndexError):
+        dataset.key(1, 1)
+    path = dataset.root / "keys/000000.txt"
+    for damaged in ("a\nb\nx/d\n", "a\nb\nx/c", "a\nb\nx/c\n\n", ""):
+        path.write_text(damaged)
+        with pytest.raises(DataError, match=r"keys/000000\.txt.*not the keys"):
+            Dataset(dataset.root).key(0, 0)
+    path.unlink()
+    with pytest.raises(DataError, match=r"000000\.txt: missing"):
+        Dataset(dataset.root).keys(0)
+
+
 def test_an_unfinished_column_says_which_shards(dataset):
     column = texts(dataset)
     column.commit(1, [None])

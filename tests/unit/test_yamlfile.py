@@ -65,6 +65,8 @@ def test_exponent_without_point_is_a_number_but_quoted_text_stays(tmp_path: Path
 
 def test_norwegian_is_a_language(tmp_path: Path) -> None:
     assert list(yamlfile.load(write(tmp_path, "run.yaml", "parts:\n  no: {}\n  es: {}")).data["parts"]) == ["no", "es"]
+    values = yamlfile.load(write(tmp_path, "run.yaml", "languages: [no, de]\ntrace: off\ncache: true\ndry: False")).data
+    assert values == {"languages": ["no", "de"], "trace": "off", "cache": True, "dry": False}
 
 
 @pytest.mark.parametrize(

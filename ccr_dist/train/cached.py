@@ -1,0 +1,93 @@
+"""Columns of cached features that stand in for what a frozen encoder would compute again in every step (`runtime.cached_features`).
+
+A column stands in where a stage reads its input as features of the frozen backbone alone (`Stage.frozen`, "source_feature",
+"back_feature"), and where the column's plan says that this very encoder (preprocessing, digest of the weights) made it of this very
+content, at this run's precision or in fp32. Features are stored as float16, so a run that reads them has slightly other numbers; which
+columns a run reads is part of its identity, and a run that has begun goes on with those it began with, whatever has been made since.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from ..config import RunConfig
+from ..data.column import Column
+from ..data.loader import Fields
+from ..data.store import read_json
+from ..data.table import Dataset
+from ..methods.base import Stage
+from ..models.backbones import Backbone, build_backbone
+from .assemble import fields_for, open_datasets, train_sets
+from .run import RunFolder
+
+
+def all_fields(config: RunConfig, stages: Mapping[str, Stage], folder: RunFolder) -> tuple[dict[str, Fields], list[str]]:
+    """The columns that each stage reads, cached features in them where there are such, and a line about each of those for people."""
+    fields = {name: fields_for(config, stage) for name, stage in stages.items()}
+    if not config.runtime.cached_features:
+        return fields, []
+    begun = folder.path / "identity.json"
+    finder = _Finder(config, set(read_json(begun)["datasets"]) if begun.exists() else None)
+    found = {name: finder.stand_in(stage, fields[name], open_datasets(train_sets(config, name))) for name, stage in stages.items()}
+    return found, list(dict.fromkeys(finder.lines))
+
+
+class _Finder:
+    def __init__(self, config: RunConfig, known: set[str] | None) -> None:
+        """`known`: the columns that the run reads, as its identity names them; None: it has not begun."""
+        self._config, self._known = config, known
+        self._backbone: Backbone | None = None
+        self.lines: list[str] = []
+
+    def stand_in(self, stage: Stage, fields: Fields, datasets: Sequence[Dataset]) -> Fields:
+        """The fields of a stage, with cached features where they are the same thing."""
+        if fields.visual and {"visual", "tokens"} & stage.frozen:
+            visual = self._find(datasets, fields.visual, "image", tokens=fields.many)
+            fields = dataclasses.replace(fields, visual=visual or fields.visual)
+        if fields.source and "source_feature" in stage.needs and not fields.source_feature:
+            fields = dataclasses.replace(fields, source_feature=self._find(datasets, fields.source, "text"))
+        if fields.backs and "back_text" not in stage.needs:
+            found = {lang: self._find(datasets, column, "text") for lang, column in fields.backs.items()}
+            features = {lang: column for lang, column in found.items() if column}
+            if features.keys() == fields.backs.keys():
+                fields = dataclasses.replace(fields, backs={}, back_features=features)
+        return fields
+
+    def _find(self, datasets: Sequence[Dataset], source: str, side: Literal["image", "text"], *, tokens: bool = False) -> str | None:
+        """The first column by name that every dataset has, complete, made of `source`; the backbone is only built where there is one."""
+        for name in sorted(datasets[0].columns()):
+            if not all(name in dataset.columns() and self._alike(dataset, name, source, tokens) for dataset in datasets):
+                continue
+            wanted = self._identity(side)
+            if all(dataset.column(name).plan["backbone"] == wanted for dataset in datasets):
+                self.lines.append(
+                    f"reads cached features, {name}, in place of {source}; with runtime.cached_features=false they are computed"
+                )
+                return name
+        return None
+
+    def _alike(self, dataset: Dataset, name: str, source: str, tokens: bool) -> bool:
+        """What can be said of a column without its encoder."""
+        column = dataset.column(name)
+        plan: dict[str, Any] = column.plan
+        return (
+            plan.get("processor") == "featurise"
+            and plan.get("tokens") == ({"grid": None} if tokens else None)
+            and plan.get("precision") in ("fp32", self._config.runtime.precision)
+            and (self._known is None or f"{dataset.name}/{dataset.split}/{name}" in self._known)
+            and not column.missing()
+            and source in dataset.columns()
+            and dataset.column(source).kind != "video"  # of which features are of some frames, put together in some way
+            and _content(dataset.column(source)) == plan.get("inputs")
+        )
+
+    def _identity(self, side: Literal["image", "text"]) -> dict[str, Any]:
+        self._backbone = self._backbone or build_backbone(self._config.backbone)
+        return self._backbone.feature_identity(side)
+
+
+def _content(column: Column) -> dict[str, str] | None:
+    """As the plan of a column made of this one has it; None while shards are missing."""
+    return None if column.missing() else {column.name: column.digest}

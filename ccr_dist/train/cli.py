@@ -1,0 +1,144 @@
+"""`ccr-dist checkpoint ...`: parse, call, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import CheckpointError, ConfigError
+
+checkpoint_app = typer.Typer(no_args_is_help=True, help="Look at checkpoints, check them, convert them.")
+Target = Annotated[Path, typer.Argument(help="run folder, or one checkpoint of it")]
+
+
+@checkpoint_app.command("inspect")
+def inspect_command(
+    path: Target,
+    every: Annotated[bool, typer.Option("--tensors", help="list every tensor")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """What there is: of a run its checkpoints and why they are kept; of a checkpoint its progress, tensors by module, and sizes."""
+    import json
+
+    from rich.console import Console
+
+    from . import contents
+
+    alone = contents.checkpoints_of(path) == [path]
+    found = contents.inspect(path) if alone else contents.inspect_run(path)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False, indent=1))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    if isinstance(found, list):
+        console.print(_run_table(found))
+        return
+    row = found
+    for line in _lines(row):
+        console.print(line, markup=False)
+    for part, tensors in row["tensors"].items():
+        if tensors and every:
+            for name, tensor in tensors.items():
+                console.print(f"{part}  {name}  {tensor['dtype']} {tensor['shape']}  {_size(tensor['bytes'])}", markup=False)
+        elif tensors:
+            console.print(_group_table(part, contents.groups(tensors)))
+
+
+@checkpoint_app.command("verify")
+def verify_command(path: Target) -> None:
+    """Compare every file with the digest that was recorded when it was written. Exit code 8 when one is damaged."""
+    from . import contents
+
+    damaged, healthy = [], []
+    for folder, wrong in contents.verify(path):
+        print(f"{folder}: {wrong or 'as it was written'}", flush=True)
+        if wrong:
+            damaged.append(f"{folder.name}: {wrong}")
+        else:
+            healthy.append(folder)
+    if gone := contents.missing_best(path):
+        damaged.append(gone)
+    if damaged:
+        resumed = f"; a resume goes on from {healthy[-1].name}" if healthy else "; a resume begins anew"
+        raise CheckpointError(f"{path}: {'; '.join(damaged)}{resumed if path != contents.checkpoints_of(path)[0] else ''}")
+
+
+@checkpoint_app.command("convert")
+def convert_command(
+    path: Annotated[Path, typer.Argument(help="one checkpoint, of either layout")],
+    out: Annotated[Path, typer.Argument(help="NAME.safetensors: the weights alone; a folder: below it the checkpoint, with whole tensors")],
+    bf16: Annotated[bool, typer.Option("--bf16", help="weights in bfloat16")] = False,
+) -> None:
+    """Weights for other programs, as they were validated (averaged, where the run averages); or a sharded checkpoint made whole."""
+    from .checkpoint import load, publish, save
+
+    alone = out.suffix == ".safetensors"
+    if out.exists() and (alone or any(out.iterdir())):
+        raise ConfigError(f"{out} is there already; give a name that is not, or delete it")
+    if bf16 and not alone:
+        raise ConfigError(f"--bf16 is for weights alone (NAME.safetensors); the checkpoint below {out} could not be resumed exactly")
+    if not (path / "state.json").exists():
+        raise CheckpointError(f"{path}: no checkpoint; expected RUN/checkpoints/step-00000100")
+    state = load(path)
+    if alone:
+        from .ema import selected
+
+        weights = selected(state)
+        publish({name: value.bfloat16() if bf16 and value.is_floating_point() else value for name, value in weights.items()}, out)
+    else:
+        save(out, state)
+    print(out)
+
+
+def _lines(row: dict[str, Any]) -> list[str]:
+    made, best = row["made_by"] or {}, row["best"]
+    return [
+        row["path"],
+        f"step {row['step']}, stage {row['stage']} step {row['stage_step']}; {row['layout']}, {_size(row['bytes'])}; saved "
+        f"{_age(row['age_s'])} ago by {made.get('strategy', '?')} on {made.get('world', '?')} process(es)",
+        f"best so far: {best['metric']} {best['value']:.2f} at step {best['step']} ({best['stage']})" if best else "not validated yet",
+        f"{row['skipped']} steps skipped, {row['substituted']} samples substituted; optimiser states: "
+        + (", ".join(row["optimizer_states"]) or "none: the stage has just begun"),
+    ]
+
+
+def _run_table(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table("step", "stage", "made by", "layout", "size", "age", "kept")
+    for row in rows:
+        if "problem" in row:
+            table.add_row(Path(row["path"]).name, row["problem"])
+            continue
+        made = row["made_by"] or {}
+        table.add_row(
+            str(row["step"]), f"{row['stage']} {row['stage_step']}", f"{made.get('strategy', '?')} x {made.get('world', '?')}",
+            row["layout"], _size(row["bytes"]), _age(row["age_s"]), "; ".join(row["kept"]) or "nothing: goes with the next save",
+        )  # fmt: skip
+    return table
+
+
+def _group_table(part: str, groups: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(part, "tensors", "numbers", "size", "dtypes")
+    for group in groups:
+        table.add_row(group["module"], str(group["tensors"]), f"{group['numbers']:,}", _size(group["bytes"]), ", ".join(group["dtypes"]))
+    return table
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,138 @@
+"""What checkpoints hold and whether they are what was written, for people: from the headers of their files, without loading a tensor.
+
+`checkpoint.py` writes and reads them; this file only looks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..config import RuntimeConfig, from_dict
+from ..errors import CheckpointError
+from . import checkpoint
+from .run import RunFolder
+from .speed import groups_of
+
+Tensors = dict[str, dict[str, Any]]  # name: {"dtype", "shape", "bytes"}
+
+
+def checkpoints_of(path: Path) -> list[Path]:
+    """A checkpoint itself, or all of a run, oldest first. CheckpointError when it is neither, or a run without any."""
+    if (path / "state.json").exists() or re.fullmatch(r"step-\d+", path.name):
+        found = [path] if path.is_dir() else []
+    else:
+        found = [checkpoint.folder_of(path / "checkpoints", step) for step in checkpoint.steps(path / "checkpoints")]
+    if not found:
+        raise CheckpointError(f"{path}: no checkpoint and no run folder with one; expected RUN, or RUN/checkpoints/step-00000100")
+    return found
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """All that there is to tell about one checkpoint. CheckpointError when its state cannot be read."""
+    values = _state(path)
+    done = values["progress"]
+    parts = {part: tensors(path, part) for part in checkpoint.PARTS}
+    kinds = sorted({name.rpartition("/")[2] for name in parts["optimizer"]})
+    return {
+        "path": str(path),
+        "step": values["step"],
+        **{key: done.get(key) for key in ("stage", "stage_step", "substituted", "skipped", "best")},
+        "made_by": values.get("made_by"),
+        "layout": "sharded" if any((path / part).is_dir() for part in checkpoint.PARTS) else "whole",
+        "optimizer_states": kinds,
+        "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        "age_s": round(time.time() - (path / "state.json").stat().st_mtime),
+        "tensors": parts,
+    }
+
+
+def inspect_run(run: Path) -> list[dict[str, Any]]:
+    """`inspect` of each checkpoint with "kept": why it is; or its "path" and "problem"."""
+    why, rows = _reasons(run), []
+    for folder in checkpoints_of(run):
+        try:
+            row = inspect(folder)
+            rows.append({**row, "kept": why[row["step"]]})
+        except CheckpointError as error:
+            rows.append({"path": str(folder), "problem": str(error)})
+    return rows
+
+
+def _state(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        return {**values, "progress": {"stage": "", **values["progress"]}}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}/state.json: no state of a checkpoint: {error}") from None
+
+
+def tensors(path: Path, part: str) -> Tensors:
+    """Of a part ("weights", "optimizer" or "auxiliary") of a checkpoint in either layout; shapes are those of the whole."""
+    found: Tensors = {}
+    for file in [path / f"{part}.safetensors"] if not (path / part).is_dir() else sorted((path / part).glob("*.safetensors")):
+        header = _header(file)
+        offsets = json.loads(header.pop("__metadata__", {}).get("DCP_SHARDING_INFO", "{}"))
+        for name, entry in header.items():
+            begin = offsets.get(name, {}).get("saved_offsets", [0] * len(entry["shape"]))
+            end = [first + length for first, length in zip(begin, entry["shape"], strict=True)]
+            known = found.setdefault(name, {"dtype": entry["dtype"], "shape": end, "bytes": 0})
+            known["shape"] = [max(pair) for pair in zip(known["shape"], end, strict=True)]
+            known["bytes"] += entry["data_offsets"][1] - entry["data_offsets"][0]
+    return dict(sorted(found.items()))
+
+
+def _header(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as opened:
+            return json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    except (OSError, ValueError, MemoryError, OverflowError) as error:
+        raise CheckpointError(f"{file}: no safetensors file: {error}") from None
+
+
+def groups(found: Tensors) -> list[dict[str, Any]]:
+    """A part's tensors by module: {"module", "tensors", "numbers", "bytes", "dtypes"}."""
+    return [
+        {
+            "module": module,
+            "tensors": len(names),
+            "numbers": sum(math.prod(found[name]["shape"]) for name in names),
+            "bytes": sum(found[name]["bytes"] for name in names),
+            "dtypes": sorted({found[name]["dtype"] for name in names}),
+        }
+        for module, names in groups_of(list(found), most=16).items()
+    ]
+
+
+def _reasons(run: Path) -> dict[int, list[str]]:
+    """Why a run still has each of its checkpoints, by step."""
+    steps, best = checkpoint.steps(run / "checkpoints"), RunFolder(run).best()
+    keep = RuntimeConfig().keep
+    if (run / "config.yaml").exists():
+        import yaml
+
+        keep = from_dict(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")), name=str(run / "config.yaml")).runtime.keep
+    found: dict[int, list[str]] = {step: [] for step in steps}
+    for step in steps[-keep:]:
+        found[step].append("newest: a resume starts here" if step == steps[-1] else f"among the newest {keep}")
+    if best and best["step"] in found:
+        found[best["step"]].append(f"best, {best['metric']} {best['value']:.2f}")
+    return found
+
+
+def verify(path: Path) -> Iterator[tuple[Path, str | None]]:
+    """Each checkpoint and what is wrong with it, None where its files are those that were written."""
+    return ((folder, checkpoint.problem(folder)) for folder in checkpoints_of(path))
+
+
+def missing_best(run: Path) -> str | None:
+    """That the selected checkpoint of a run is not there, or None."""
+    best = RunFolder(run).best()
+    if best is None or checkpoint.folder_of(run / "checkpoints", best["step"]).is_dir():
+        return None
+    return f"best.json selects step {best['step']}, which has no checkpoint"

@@ -1,0 +1,112 @@
+"""What may go wrong in a step without ending the run: counted, written down, bounded. And losses that stand out.
+
+Everything is decided by numbers that all ranks share, so they decide alike. What is remembered here beside `Progress` has no influence on
+training, and no place in a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..config import RunConfig
+from ..data.batch import Batch
+from ..data.store import replace_atomic
+from ..errors import DataBudgetError, NonFiniteError
+from .processes import Processes
+from .run import RunFolder
+
+if TYPE_CHECKING:
+    from .stage import Progress
+
+WINDOW, LEAST, MADS = 64, 16, 8.0  # losses remembered a language, those needed for a verdict, and how far off is a spike
+
+Tell = Callable[[int, str, Mapping[str, Any]], None]
+
+
+class Guards:
+    """Of one stage. All methods are collective; each takes the step that was just done, before `done` moves on.
+
+    tell: (step, name, values) of an event for the log.
+    """
+
+    def __init__(self, config: RunConfig, processes: Processes, folder: RunFolder, tell: Tell) -> None:
+        self._config, self._processes, self._folder, self._tell = config, processes, folder, tell
+        self._recent: dict[str, deque[float]] = {}
+
+    def finite(self, done: Progress, batch: Batch, values: Mapping[str, Any], norms: Mapping[str, float], *, scaled: bool) -> None:
+        """Count a step that was not made, on any rank, since its gradient was not finite (`Engine.update`), or whose loss was not.
+
+        Each leaves RUN/nonfinite/step-N.json, with what it takes to make it again. scaled: fp16, where an infinite norm is how the loss
+        scale is found. Raises NonFiniteError past runtime.skipped_steps.
+        """
+        shown = {key: value for key, value in values.items() if isinstance(value, float)}
+        if all(math.isfinite(value) for key, value in shown.items() if not (scaled and key == "grad_norm")):
+            return
+        done.skipped += 1
+        ranks = self._processes.all({"slots": batch.slots.tolist(), "items": batch.items})
+        record = self._folder.path / "nonfinite" / f"step-{done.step:08d}.json"
+        if self._processes.main:
+            facts = {"step": done.step, "stage": values["stage"], "k": batch.k, "lang": batch.lang, "seed": self._config.seed}
+            facts |= {"values": shown, "gradient_norms": dict(norms), "skipped": done.skipped, "ranks": ranks}
+            self._folder.append("skipped.jsonl", {"step": done.step, **shown})
+            record.parent.mkdir(exist_ok=True)
+            replace_atomic(record, json.dumps(_strict(facts), indent=1, ensure_ascii=False).encode())
+        allowed = self._config.runtime.skipped_steps
+        if done.skipped > allowed:
+            worst = [name for name, norm in norms.items() if not math.isfinite(norm)]
+            raise NonFiniteError(
+                f"step {done.step} of {self._folder.path}: loss or gradient norm is not finite: {shown}; {done.skipped} such steps, "
+                f"runtime.skipped_steps allows {allowed}. {len(worst)} of {len(norms)} gradients are not finite"
+                f"{f', the first that of {worst[0]}' if worst else ''}; batch and norms are in {record}. The last checkpoint is intact; "
+                "a lower lr, bf16 instead of fp16, or clip_norm are the usual remedies"
+            )
+
+    def substituted(self, done: Progress, batch: Batch, everywhere: int) -> None:
+        """Count broken samples that others stood in for. Raises DataBudgetError past runtime.bad_samples."""
+        if everywhere == 0:
+            return
+        lists = self._processes.all(batch.substituted)
+        done.substituted += everywhere
+        if self._processes.main:
+            for entry in (entry for entries in lists for entry in entries):
+                self._folder.append("substituted.jsonl", {"step": done.step, **entry})
+        allowed = self._config.runtime.bad_samples
+        if done.substituted > allowed:
+            raise DataBudgetError(
+                f"{done.substituted} broken samples were substituted, runtime.bad_samples allows {allowed}; they are listed in "
+                f"{self._folder.path / 'substituted.jsonl'}; `ccr-dist shards verify` checks the whole dataset"
+            )
+
+    def spike(self, done: Progress, batch: Batch, loss: float) -> None:
+        """Log a loss far above the last ones of its language, with the items of its batch: some of them may be what is wrong."""
+        recent = self._recent.setdefault(batch.lang, deque(maxlen=WINDOW))
+        limit = bound(recent)
+        if not math.isfinite(loss):
+            return
+        recent.append(loss)
+        if loss <= limit:
+            return
+        items = [item for items in self._processes.all(batch.items) for item in items]
+        self._tell(done.step, "spike", {"lang": batch.lang, "k": batch.k, "loss": loss, "bound": limit, "items": items})
+
+
+def bound(losses: deque[float]) -> float:
+    """Median + MADS x the median absolute deviation, which is taken for 1 % of the median at least; infinite while there are few."""
+    if len(losses) < LEAST:
+        return math.inf
+    middle = statistics.median(losses)
+    return middle + MADS * max(statistics.median(abs(loss - middle) for loss in losses), 0.01 * abs(middle))
+
+
+def _strict(value: Any) -> Any:
+    """JSON knows no NaN: numbers that are not finite as strings."""
+    if isinstance(value, dict):
+        return {key: _strict(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_strict(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,159 @@
+"""ZeRO-1, 2 and 3 by DeepSpeed: optimiser state, then gradients, then parameters in partitions.
+
+The engine gets the stage's own optimiser and clipping; precision is autocast's, as under the other strategies, so DeepSpeed itself runs in
+fp32. What only DeepSpeed's internals offer (state in and out of flat partitions) is in `zero_state.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...errors import ConfigError
+from ..optimizer import set_rate
+from . import zero_state
+from .base import Engine, MakeOptimizer
+
+OURS = {  # key of a DeepSpeed config: what says it here
+    "train_batch_size": "stages.*.batch", "train_micro_batch_size_per_gpu": "runtime.micro_batch", "gradient_accumulation_steps":
+    "runtime.micro_batch", "gradient_clipping": "stages.*.clip_norm", "optimizer": "stages.*.optimizer", "scheduler": "stages.*.schedule",
+    "fp16": "runtime.precision", "bf16": "runtime.precision", "amp": "runtime.precision", "torch_autocast": "runtime.precision",
+}  # fmt: skip
+
+
+class _Zero(Engine):
+    stage: ClassVar[int]
+
+    def build(self, make_optimizer: MakeOptimizer, options: Mapping[str, Any]) -> None:
+        deepspeed = imported()
+        settings = self.settings
+        if settings.clip == "tensor" and settings.clip_norm is not None:
+            raise ConfigError(f"stages: clip: tensor needs whole gradients, but {self.name} partitions them flat; use ddp, or clip: global")
+        config = {
+            **options,
+            "train_micro_batch_size_per_gpu": 1,  # means nothing here: the order deals out the batches
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": settings.clip_norm or 0.0,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+        config["zero_optimization"] = {**options.get("zero_optimization", {}), "stage": self.stage}
+        self.wrapped, self.optimizer, *_ = deepspeed.initialize(
+            model=self.step, optimizer=make_optimizer(self.trained), config=config, dist_init_required=False
+        )
+        actual = self.wrapped.zero_optimization_stage()
+        if actual != self.stage:
+            raise ConfigError(f"{self.name} was asked for, but DeepSpeed runs ZeRO stage {actual}: look at {sorted(options)}")
+        self.inner: torch.optim.Optimizer = self.optimizer.optimizer  # over flat partitions
+
+    def accumulate(self, last: bool) -> AbstractContextManager[Any]:
+        @contextmanager
+        def bounded() -> Any:
+            self.wrapped.set_gradient_accumulation_boundary(last)
+            yield
+
+        return bounded()
+
+    def backward(self, share: Tensor) -> None:
+        self.wrapped.backward(share * self.processes.world, scale_wrt_gas=False)
+
+    def update(self, rate: float) -> float:
+        set_rate(self.optimizer, rate)
+        self.wrapped.step()
+        return float(self.wrapped.get_global_grad_norm())
+
+    def norms(self, groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
+        return {}  # flat partitions: a parameter's norm would take a reduction of its whole gradient
+
+    def gradients(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_grad
+
+        return {name: safe_get_full_grad(parameter).clone() for name, parameter in self.trained.items()}
+
+    def weights(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        return self._on_main((name, zero_state.whole(parameter)) for name, parameter in parameters.items())
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        return self._on_main(zero_state.states(self.optimizer, self.trained, stage=self.stage))
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        zero_state.restore(self.optimizer, self.trained, tensors, stage=self.stage)
+
+    def held(self) -> dict[str, int]:
+        states = (v for state in self.inner.state.values() for v in state.values() if isinstance(v, Tensor) and v.ndim)
+        return {
+            "parameters": sum(zero_state.local_bytes(parameter) for parameter in self.step.parameters()),
+            "optimizer": sum(v.numel() * v.element_size() for v in states),
+        }
+
+
+class Zero1(_Zero):
+    name, stage = "zero1", 1
+
+
+class Zero2(_Zero):
+    name, stage = "zero2", 2
+
+
+class Zero3(_Zero):
+    name, stage = "zero3", 3
+
+    def build(self, make_optimizer: MakeOptimizer, options: Mapping[str, Any]) -> None:
+        own = functional.linear
+        super().build(make_optimizer, options)
+        self._linear, functional.linear = functional.linear, own
+        self._strays = zero_state.strays(self.step)
+
+    @contextmanager
+    def _its_linear(self) -> Iterator[None]:
+        """DeepSpeed's `linear`, which lets go of gathered weights and rounds otherwise in bf16, in place of PyTorch's; DeepSpeed leaves it
+        there for all that this process does later."""
+        own, functional.linear = functional.linear, self._linear
+        try:
+            yield
+        finally:
+            functional.linear = own
+
+    def backward(self, share: Tensor) -> None:
+        with self._its_linear():  # forwards are made again under gradient checkpointing
+            super().backward(share)
+
+    def __call__(self, part: str, *inputs: Any) -> Any:
+        with self._its_linear():
+            outputs = super().__call__(part, *inputs)
+        found = zero_state.strays(self.step)
+        if found != self._strays:
+            self._strays = found
+            zero_state.forget_order(self.optimizer)
+        return outputs
+
+    def update(self, rate: float) -> float:
+        norm = super().update(rate)
+        zero_state.forget_gradients(self.optimizer)
+        return norm
+
+
+def imported() -> Any:
+    """DeepSpeed, ready for this device. ConfigError where it is not installed."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # it insists on a launcher's variables, which a process alone need not have
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+        import deepspeed.ops
+    except ImportError as error:
+        raise ConfigError(f"ZeRO needs DeepSpeed (pip install 'ccr-dist[deepspeed]'), which cannot be imported: {error}") from None
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed calls functions that have new names
+    deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns of optimisers that it does not know, and of steps that were not made
+    if not torch.cuda.is_available():
+        # Gloo reduces; otherwise a C++ extension for reductions in shared memory is compiled at the first start (a minute).
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

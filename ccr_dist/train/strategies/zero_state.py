@@ -1,0 +1,119 @@
+"""State into and out of DeepSpeed's flat partitions, by parameter name. The one file that uses private names of DeepSpeed (0.19).
+
+A partition is a flat tensor of which a parameter, or a part of it, is a slice. DeepSpeed's own getters return whole tensors but work after
+a first step alone; its setters fail where sizes do not divide, and its checkpoints want the same world size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ...errors import CheckpointError
+from .base import by_parameter
+
+
+def whole(parameter: nn.Parameter) -> Tensor:
+    """A parameter's whole value. Collective under ZeRO-3."""
+    if not hasattr(parameter, "ds_id"):
+        return parameter.detach()
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().clone()
+
+
+def local_bytes(parameter: Any) -> int:
+    """Under ZeRO-3 the rank's part, and the whole of what is gathered now: small tensors always are, unless the profile says otherwise."""
+    mine = [parameter, parameter.ds_tensor] if hasattr(parameter, "ds_id") else [parameter]
+    return sum(tensor.numel() * tensor.element_size() for tensor in mine)
+
+
+def states(optimizer: Any, trained: Mapping[str, nn.Parameter], *, stage: int) -> Iterator[tuple[str, Tensor]]:
+    """`<parameter>/<state>` and its whole tensor. Collective; nothing before the first update."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    inner: torch.optim.Optimizer = optimizer.optimizer
+    if stage < 3:
+        _link(optimizer)
+    first: dict[str, Any] = next((state for state in inner.state.values() if state), {})
+    flat = [key for key, value in first.items() if isinstance(value, Tensor) and value.ndim]
+    for name, parameter in trained.items():
+        for key in flat:
+            value = safe_get_full_optimizer_state(parameter, key)
+            yield f"{name}/{key}", value.reshape(_shape(parameter))
+        for key in first.keys() - set(flat):  # counters: a partition has one for all of its parameters
+            yield f"{name}/{key}", torch.as_tensor(first[key])
+
+
+def restore(optimizer: Any, trained: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], *, stage: int) -> None:
+    """Make the state of every partition out of whole tensors. CheckpointError where counters differ between parameters."""
+    found = by_parameter(tensors, trained)
+    if not found:
+        return
+    like = next(iter(found.values()))
+    flat = [key for key, value in like.items() if value.ndim]
+    counters: dict[str, Tensor] = {}
+    for key in like.keys() - set(flat):
+        values = {float(state[key]) for state in found.values()}
+        if len(values) > 1:
+            raise CheckpointError(f"optimiser state {key!r} differs between parameters ({sorted(values)[:3]}…): ZeRO keeps one for all")
+        counters[key] = like[key]
+    inner: torch.optim.Optimizer = optimizer.optimizer
+    partitions = [parameter for group in inner.param_groups for parameter in group["params"]]
+    if stage == 3:
+        partitions = list(optimizer.fp32_partitioned_groups_flat)
+    for partition in partitions:
+        inner.state[partition] = {key: torch.zeros_like(partition) for key in flat} | {k: v.clone() for k, v in counters.items()}
+    if stage < 3:
+        _link(optimizer)
+    for name, state in found.items():
+        for key in flat:
+            _put(trained[name], key, state[key], stage)
+
+
+def _link(optimizer: Any) -> None:
+    """Tell parameters where their state is. ZeRO-1 and 2 do so when the first group has made its first step; others have no state then."""
+    optimizer._hp_optimizer_states_linked = False
+    optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _put(parameter: Any, key: str, value: Tensor, stage: int) -> None:
+    if stage < 3:
+        parameter.set_full_hp_param(value.to(parameter.device), key)
+        return
+    from deepspeed.utils import safe_set_local_optimizer_state
+
+    size, world = parameter.ds_tensor.ds_numel, dist.get_world_size()
+    padded = torch.nn.functional.pad(value.flatten(), (0, size * world - value.numel()))
+    safe_set_local_optimizer_state(parameter, padded[size * dist.get_rank() :][:size].to(parameter.device), key)
+
+
+def strays(step: nn.Module) -> int:
+    """Parameters that ZeRO-3 has seen used outside the module that owns them; it gathers them for the module that was running."""
+    found: Any = (module._external_params for module in step.modules())
+    return sum(map(len, found))
+
+
+def forget_order(optimizer: Any) -> None:
+    """Fetch parameters when they are needed, until ZeRO-3 has learnt anew in which order they are. An order that was learnt before a stray
+    was seen (a parameter of another language) does not have it, and would be an error in the next step."""
+    coordinator = optimizer.parameter_offload.get_param_coordinator()
+    if not coordinator.is_invalid_trace():
+        coordinator._invalidate_trace()
+
+
+def forget_gradients(optimizer: Any) -> None:
+    """ZeRO-3 writes gradients over those of the step before; a parameter that a batch does not use would be moved by its last one again."""
+    optimizer.grad_partitions_flat_buffer.zero_()
+    if optimizer.offload_optimizer:
+        for partition in optimizer.fp32_partitioned_groups_flat:
+            partition.grad.zero_()
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
