@@ -18,6 +18,7 @@ alternate. open_clip's own figure (samples/s in its log) is kept beside it.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import os
@@ -67,6 +68,8 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=256, help="of the pictures")
     parser.add_argument("--save", action="store_true", help="keep the JSON in results/")
     asked = parser.parse_args()
+    if importlib.util.find_spec("pandas") is None:
+        raise SystemExit("open_clip's training script imports pandas: pip install 'open_clip_torch[training]'")
     worlds = [int(world) for world in asked.worlds.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         tars = shards(Path(folder), asked, samples=asked.batch * max(worlds) * (asked.steps + 2), count=4 * max(worlds) * asked.workers)
@@ -126,12 +129,13 @@ class Pair:
 
     def rate(self, process: subprocess.Popen[bytes], log: Path, line: re.Pattern[str]) -> float:
         """Samples/s between the arrivals of the lines of the second and of the last step."""
-        arrivals: list[float] = []
+        arrivals, begun = list[float](), time.time()
         while process.poll() is None:
             time.sleep(0.02)
             arrivals += [time.perf_counter()] * (len(line.findall(log.read_text())) - len(arrivals) if log.exists() else 0)
         if process.returncode or len(arrivals) < self.steps:
-            raise SystemExit(f"{log}: {len(arrivals)} of {self.steps} steps, exit code {process.returncode}")
+            said = "".join(path.read_text()[-3000:] for path in sorted(self.folder.glob("*.log")) if path.stat().st_mtime >= begun)
+            raise SystemExit(f"{log.name}: {len(arrivals)} of {self.steps} steps, exit code {process.returncode}\n{said}")
         return self.asked.batch * self.world * (self.steps - 2) / (arrivals[self.steps - 1] - arrivals[1])
 
     def peer(self, name: str) -> list[str]:
