@@ -4,9 +4,9 @@
 
 Both train a whole open_clip model contrastively on pictures and English captions: here `method: english, train: all`, the complete command
 `ccr-dist train` (one process, or DDP by torchrun). AdamW with the same rates, decay and no clipping, logits of a rank's own rows with all
-columns, gathered with gradient. Data: WebDataset tars with jpg and txt, which this project reads where they are (`shards index`). Two
-things differ: open_clip crops at random (its `RandomResizedCrop`), and its script hands DDP a device id that a CPU must not have, which is
-taken away here.
+columns, gathered with gradient. Data: WebDataset tars with jpg and txt, which this project reads where they are (`shards index`). open_clip
+crops at random (its `RandomResizedCrop`). Its script needs two changes to run here at all: it hands DDP a device id that a CPU must not
+have, and does not know the empty members by which webdataset marks the end of a tar.
 
 Second table, text side alone: `train: text` against `--lock-image`, where features of pictures are constant: this project reads them from
 a cached column, as it does by itself once there is one; the column is made before and not counted.
@@ -46,13 +46,16 @@ WORDS = ["a", "the", "small", "old", "red", "boat", "dog", "woman", "man", "chil
 SAID = re.compile(r"Train Epoch.* ([0-9.]+)/s, ")
 STEP = re.compile(r'^\{"step": \d+, "stage": "english"', re.MULTILINE)
 PEER = """
-import sys, torch
+import torch
 from torch.nn import parallel
 wrapped = parallel.DistributedDataParallel
 if not torch.cuda.is_available():
     parallel.DistributedDataParallel = lambda module, device_ids=None, **rest: wrapped(module, **rest)
+import webdataset.tariterators as tars
+expand = tars.tar_file_expander
+tars.tar_file_expander = lambda *arguments, **options: (member for member in expand(*arguments, **options) if member)
 from open_clip_train.main import main
-main(sys.argv[1:])
+main({options})
 """
 
 
@@ -98,9 +101,9 @@ class Pair:
     def measure(self) -> None:
         name = f"{self.part}-{self.world}-{next(self.number)}"
         log = self.folder / f"{name}.log"
-        script = self.folder / "peer.py"
-        script.write_text(PEER)
-        self.rates["open_clip"].append(self.rate(self.launch([str(script), *self.peer(name)], log), log, SAID))
+        script = self.folder / f"{name}.py"  # torchrun takes a script's options for its own where they begin alike
+        script.write_text(PEER.format(options=self.peer(name)))
+        self.rates["open_clip"].append(self.rate(self.launch([str(script)], log), log, SAID))
         self.rates["open_clip_says"].append(statistics.median(float(x) for x in SAID.findall(log.read_text())[2:]))
         config = self.folder / f"{name}.yaml"
         config.write_text(json.dumps(self.ours(name)))
