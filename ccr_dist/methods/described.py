@@ -25,14 +25,13 @@ from ccr_dist.errors import ConfigError
 from ccr_dist.methods.base import Stage, register
 from ccr_dist.methods.crosslingual import CrossLingual
 from ccr_dist.methods.dasd import Dasd, DasdOptions
-from ccr_dist.methods.features import precise, text_states
+from ccr_dist.methods.features import at_least_one, precise, text_states
 from ccr_dist.models import tally
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ccr_dist.data.loader import Batch
-    from ccr_dist.models.frontend import Tokens
     from ccr_dist.train.context import Context
 
 
@@ -84,16 +83,13 @@ class Described(Dasd):
         self.filled_contexts += tally.once(full)
         shift = self.net["shift"](self.net["slots"](states, mask, self.gradient_checkpointing).mean(1))
 
-        def encode(tokens: Tokens, rows: Tensor) -> dict[str, Tensor]:
-            first, described = self.describe(tokens)
-            code = self.generator.to_code(list(described.values()))
-            taught = code + shift[rows.clamp(max=len(shift) - 1)]
-            found = {"code": code, "taught_code": taught}
-            for name, made in (("global", code), ("taught", taught)):
-                found[name] = self.adapt(tokens, batch.lang, first, self.generator.from_code(made))
-            return found | described
-
-        return self.by_length(batch.target_text, encode)
+        tokens = self.front_end.tokenize(at_least_one(batch.target_text))
+        first, described = self.describe(tokens)
+        code = self.generator.to_code(list(described.values()))
+        found = {"code": code, "taught_code": code + shift}
+        for name, made in (("global", "code"), ("taught", "taught_code")):
+            found[name] = self.adapt(tokens, batch.lang, first, self.generator.from_code(found[made]))
+        return {name: value[: len(batch.target_text)] for name, value in (found | described).items()}
 
     def losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
         """DASD's; its alignment terms of the taught feature, "taught_…"; "teacher"."""

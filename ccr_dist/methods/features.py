@@ -75,7 +75,5 @@ def text_states(tower: TextTower, texts: Sequence[str]) -> tuple[Tensor, Tensor,
 
     with torch.no_grad():
         x, mask, _ = tower.embed_native(at_least_one(texts))
-        h = tower.start(x, mask)
-        for layer in range(tower.layers):
-            h = tower.block(layer, h, mask)
+        h = tower.states(x, mask)
         return layer_norm(precise(h), h.shape[-1:]), mask, int((mask.sum(1) >= tower.context_length).sum())

@@ -72,4 +72,5 @@ class Full(CrossLingual):
         return encode_visual(self.backbone, visual)
 
     def encode_target(self, tokens: Tokens, lang: str) -> dict[str, Tensor]:
-        return {"global": self.tower.run(self.front_end(tokens), tokens.mask, tokens.end, checkpoint=self.gradient_checkpointing)}
+        x, again = self.front_end(tokens), self.gradient_checkpointing
+        return {"global": self.tower.run(x, tokens.mask, tokens.end, checkpoint=again, rows=tokens.rows)}

@@ -304,10 +304,7 @@ class Leccr(Method):
         x, mask, end = tower.embed_native(descriptions)
         # The tower's own tokeniser cuts without a word, so a text that fills the context is counted as cut.
         self.filled_contexts += tally.once(int((mask.sum(1) >= min(limit, tower.context_length)).sum()))
-        h = tower.start(x, mask)
-        for layer in range(tower.layers):
-            h = tower.block(layer, h, mask)
-        h, mask = h[:, :limit], mask[:, :limit]
+        h, mask = tower.states(x, mask)[:, :limit], mask[:, :limit]
         single = h.reshape(-1, 1, tower.width)
         states = tower.finish(single, mask.new_ones(single.shape[:2]), end.new_zeros(len(single)))
         return states.view(*mask.shape, -1), mask

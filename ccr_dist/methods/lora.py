@@ -50,5 +50,5 @@ class Lora(CrossLingual):
         )
 
     def encode_target(self, tokens: Tokens, lang: str) -> dict[str, Tensor]:
-        x, blocks = self.front_end(tokens), self.lora.variants(lang)
-        return {"global": self.tower.run(x, tokens.mask, tokens.end, checkpoint=self.gradient_checkpointing, blocks=blocks)}
+        x, blocks, again = self.front_end(tokens), self.lora.variants(lang), self.gradient_checkpointing
+        return {"global": self.tower.run(x, tokens.mask, tokens.end, checkpoint=again, blocks=blocks, rows=tokens.rows)}

@@ -51,4 +51,5 @@ class Static(CrossLingual):
     def encode_target(self, tokens: Tokens, lang: str) -> dict[str, Tensor]:
         adapters = self.adapters
         after = None if adapters is None else lambda layer, h: adapters(layer, h, lang)
-        return {"global": self.tower.run(self.front_end(tokens), tokens.mask, tokens.end, after, self.gradient_checkpointing)}
+        x, again = self.front_end(tokens), self.gradient_checkpointing
+        return {"global": self.tower.run(x, tokens.mask, tokens.end, after, again, rows=tokens.rows)}

@@ -1,7 +1,7 @@
-"""Adapters: small trained maps that sit after each block of a frozen text tower, `(layer, h, lang, context) -> h`.
+"""Adapters: small trained maps that sit after each block of a frozen text tower, `(layer, h, lang, core) -> h`.
 
 `AdapterBank` holds one adapter a layer and language, of any kind; `Bottleneck` is MLA's (Zhang et al. 2022), `Core` DASD's (Cai et al.,
-AAAI 2025), and `CoreGenerator` makes the context of DASD's: one core a layer and caption. What captions are described by is in
+AAAI 2025), and `CoreGenerator` makes what DASD's need: one core a layer and caption. What captions are described by is in
 `characteristics.py`.
 """
 
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 Start = Literal["identity", "default"]
+Map = Callable[[Tensor], Tensor]
 
 
 class Bottleneck(nn.Module):
-    """h + Up(ReLU(Down(h))). Without use for a context.
+    """h + Up(ReLU(Down(h))). Without use for a core.
 
     `start` "identity": Up begins at zero, so that training begins at the frozen tower; "default": PyTorch's, as published.
     """
@@ -30,37 +31,39 @@ class Bottleneck(nn.Module):
             nn.init.zeros_(self.up.weight)
             nn.init.zeros_(self.up.bias)
 
-    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
-        """(n, T, width) to the same."""
+    def forward(self, h: Tensor, core: Map | None = None) -> Tensor:
+        """(…, width) to the same."""
         return h + self.up(torch.relu(self.down(h)))
 
 
 class Core(Bottleneck):
-    """h + Up(ReLU(Down(h) G)): G (r, r) comes with each caption as the context (n, r, r), or is one learned matrix."""
+    """h + Up(ReLU(Down(h) G)): G (r, r) is generated for each caption, or is one learned matrix."""
 
     def __init__(self, width: int, rank: int, start: Start, *, learned: bool) -> None:
         super().__init__(width, rank, start)
         self.core = nn.Parameter(torch.eye(rank)) if learned else None
 
-    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
-        """h (n, T, width) to the same; a learned core ignores the context."""
-        core = context if self.core is None else self.core
+    def forward(self, h: Tensor, core: Map | None = None) -> Tensor:
+        """h (…, width) to the same; `core` maps (…, r) to (…, r G), each position by its caption's G. A learned one ignores it."""
+        down = self.down(h)
+        if self.core is not None:
+            return h + self.up(torch.relu(down @ self.core))
         assert core is not None, "a generated core is missing"
-        return h + self.up(torch.relu(self.down(h) @ core))
+        return h + self.up(torch.relu(core(down)))
 
 
 class AdapterBank(nn.Module):
-    """One adapter a layer and language. `bank(layer, h, lang, context)` with context (n, …) or None."""
+    """One adapter a layer and language. `bank(layer, h, lang, core)`."""
 
     def __init__(self, layers: int, languages: Iterable[str], make: Callable[[], nn.Module]) -> None:
         super().__init__()
         # The prefix keeps languages apart from attributes of modules: "to" is Tongan.
         self.languages = nn.ModuleDict({f"lang-{lang}": nn.ModuleList(make() for _ in range(layers)) for lang in languages})
 
-    def forward(self, layer: int, h: Tensor, lang: str, context: Tensor | None = None) -> Tensor:
+    def forward(self, layer: int, h: Tensor, lang: str, core: Map | None = None) -> Tensor:
         adapters = self.languages[f"lang-{lang}"]
         assert isinstance(adapters, nn.ModuleList)
-        return adapters[layer](h, context)
+        return adapters[layer](h, core)
 
 
 class CoreGenerator(nn.Module):

@@ -19,8 +19,8 @@ class SelfAttention(nn.MultiheadAttention):
     def forward(  # type: ignore[override]
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """(n, T, width) to the same; `attn_mask` (T, T) is added to the logits. All three inputs are the same values (under ZeRO-3 not the
-        same tensor).
+        """(n, T, width) to the same; `attn_mask` (T, T) or (n, 1, T, T) is added to the logits. All three inputs are the same values (under
+        ZeRO-3 not the same tensor).
         """
         assert query.shape == key.shape == value.shape and not need_weights, "an open_clip block attends to itself"
         whole = F.linear(query, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, self.head_dim))

@@ -82,8 +82,7 @@ class FrontEnd(nn.Module):
         *,
         width: int,
         context_length: int,
-        pad: Literal["longest", "context"],
-        buckets: int = 1,
+        pad: Literal["longest", "context", "packed"],
         special: dict[str, Tensor | None],
         state: dict[str, Any],
     ) -> None:
@@ -93,7 +92,6 @@ class FrontEnd(nn.Module):
         self.linear = nn.Linear(table.width, width)
         self.context_length = context_length
         self.pad = pad
-        self.parts = buckets
         self.truncated = 0
         for name in ("start", "end"):
             vector = special[name]
@@ -105,26 +103,10 @@ class FrontEnd(nn.Module):
         return self._state
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """On the front end's device. A text too long for the context loses pieces at its end, never its end token."""
-        return self._tokens(texts).to(self.linear.weight.device)
-
-    def _tokens(self, texts: Sequence[str]) -> Tokens:
+        """n ≥ 1 texts, on the front end's device. A text too long for the context loses pieces at its end, never its end token."""
         tokens = self.pieces.tokens(texts, self.context_length, fill=self.pad == "context")
         self.truncated += tally.once(int(tokens.cut.sum()))
-        return tokens
-
-    def buckets(self, texts: Sequence[str]) -> list[tuple[Tensor, Tokens]]:
-        """`tokenize`, in as many parts of similar length as `FrontEndConfig.buckets` says: [(places of the part's texts, tokens), ...].
-
-        Every process has as many parts, whatever it holds (wrappers count calls of a module): too few texts are made up by empty ones, with
-        places behind the texts'.
-        """
-        tokens = self._tokens([*texts, *[""] * (self.parts - len(texts))])
-        cut = [(torch.arange(len(tokens.end)), tokens)]
-        if self.parts > 1:
-            cut = [(rows, tokens.take(rows)) for rows in tokens.end.argsort(stable=True).tensor_split(self.parts)]
-        device = self.linear.weight.device
-        return [(rows.to(device), part.to(device)) for rows, part in cut]
+        return (tokens.packed(self.context_length) if self.pad == "packed" else tokens).to(self.linear.weight.device)
 
     def whole_context(self, tokens: Tokens) -> Tokens:
         """The tokens with padding up to the tower's context."""
@@ -158,10 +140,10 @@ def build_frontend(
     `texts`: all texts of the training set, read only where `cfg.rows` is "used". `state`: of a front end built before, whose tensors are
     going to be loaded: then neither texts nor a start of the projection are needed. ConfigError on a request that cannot be met.
     """
-    if tower.fixed_length and cfg.pad == "longest":
-        raise ConfigError("front end: `pad: longest` changes the result of this text tower, which attends to padding; use `pad: context`")
-    if cfg.buckets > 1 and cfg.pad == "context":
-        raise ConfigError(f"front end: buckets: {cfg.buckets} would change nothing, since `pad: context` makes all texts equally long")
+    if tower.fixed_length and cfg.pad != "context":
+        raise ConfigError(f"front end: `pad: {cfg.pad}` changes the result of this tower, which attends to padding; use `pad: context`")
+    if cfg.pad == "packed" and not tower.packs:
+        raise ConfigError("front end: `pad: packed` needs a tower whose attention takes a mask a row; use `pad: longest` with this one")
     pieces, table = load_embeddings(cfg.embeddings)
     digest = None if cfg.rows == "all" else hashlib.sha256(table.contiguous().numpy().data).hexdigest()
     restored = state is not None
@@ -180,7 +162,6 @@ def build_frontend(
             width=tower.width,
             context_length=tower.context_length,
             pad=cfg.pad,
-            buckets=cfg.buckets,
             special=tower.special,
             state=state,
         )

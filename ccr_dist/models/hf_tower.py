@@ -21,9 +21,11 @@ def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
 
 
 def attended(config: Any, h: Tensor, mask: Tensor) -> Any:
-    """What a block of the family takes as its attention mask; h (n, T, w), mask (n, T) bool."""
+    """What a block of the family takes as its attention mask; h (n, T, w), mask (n, T) or (n, T, T) bool."""
     if config._attn_implementation == "sdpa":
-        return mask[:, None, None, :]  # as transformers would, without its check for padding, which waits for the device
+        return mask.unsqueeze(1) if mask.ndim == 3 else mask[:, None, None, :]  # transformers' check for padding waits for the device
+    if mask.ndim == 3:
+        return torch.zeros_like(mask, dtype=h.dtype).masked_fill(~mask, torch.finfo(h.dtype).min).unsqueeze(1)
     from transformers.masking_utils import create_bidirectional_mask
 
     return create_bidirectional_mask(config=config, inputs_embeds=h, attention_mask=mask.long())
@@ -53,6 +55,7 @@ class HuggingFaceTower(TextTower):
         self.layers = model.config.num_hidden_layers
         self.dim = dim
         self.context_length = context_length
+        self.packs = model.config._attn_implementation in ("sdpa", "eager")
 
     @property
     def special(self) -> dict[str, Tensor | None]:
@@ -67,10 +70,11 @@ class HuggingFaceTower(TextTower):
     def blocks(self) -> Sequence[nn.Module]:
         return self.model.encoder.layer
 
-    def through(self, block: nn.Module, h: Tensor, mask: Tensor) -> Tensor:
-        if not len(h):  # a rank without samples: the encoder's reshapes refuse to guess
-            return h
-        return block(h, attended(self.model.config, h, mask))
+    def seen(self, h: Tensor, mask: Tensor) -> Any:
+        return attended(self.model.config, h, mask) if len(h) else None
+
+    def through(self, block: nn.Module, h: Tensor, seen: Any) -> Tensor:
+        return block(h, seen) if len(h) else h  # a rank without samples: the encoder's reshapes refuse to guess
 
     def sentence(self, h: Tensor, mask: Tensor, end: Tensor) -> Tensor:
         return h[:, 0]

@@ -63,7 +63,7 @@ class SplitAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """As `nn.MultiheadAttention` with `batch_first`: (n, T, width) to (n, T, width); `attn_mask` (T, T) is added to the logits."""
+        """As `nn.MultiheadAttention` with `batch_first`: (n, T, width) to (n, T, width); `attn_mask` is added to the logits."""
         parts = (self.q(query), self.k(key), self.v(value))
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in parts)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if attn_mask is None else attn_mask.to(q.dtype))

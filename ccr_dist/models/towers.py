@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.models import tally
+from ccr_dist.models.attention import SelfAttention
+from ccr_dist.models.packing import Rows
 
 SUPPORTED = (
     "open_clip's CLIP and CustomTextCLIP with its own text transformer (pooled at the argmax, eos, first or last position) and "
@@ -43,6 +45,7 @@ class TextTower(ABC):
     context_length: int  # most positions
     dim: int  # D, width of the shared space
     fixed_length: bool = False  # padding positions take part in the result, so every batch must be padded to `context_length`
+    packs: bool = True  # texts may share rows (`packing.py`)
 
     @property
     def special(self) -> dict[str, Tensor | None]:
@@ -59,12 +62,16 @@ class TextTower(ABC):
         """The frozen blocks, first to last."""
 
     @abstractmethod
-    def through(self, block: nn.Module, h: Tensor, mask: Tensor) -> Tensor:
-        """h (n, T, width) through one of the blocks, or through a variant of one (`lora.py`), to the same shape."""
+    def seen(self, h: Tensor, mask: Tensor) -> Any:
+        """What this tower's blocks take as their attention mask on h (R, L, width); `mask` (R, L) or (R, L, L) as in `Rows`."""
 
-    def block(self, layer: int, h: Tensor, mask: Tensor) -> Tensor:
-        """One frozen block, (n, T, width) to (n, T, width)."""
-        return self.through(self.blocks[layer], h, mask)
+    @abstractmethod
+    def through(self, block: nn.Module, h: Tensor, seen: Any) -> Tensor:
+        """h (R, L, width) through one of the blocks, or through a variant of one (`lora.py`), to the same shape."""
+
+    def block(self, layer: int, h: Tensor, seen: Any) -> Tensor:
+        """One frozen block, (R, L, width) to (R, L, width)."""
+        return self.through(self.blocks[layer], h, seen)
 
     @abstractmethod
     def finish(self, h: Tensor, mask: Tensor, end: Tensor) -> Tensor:
@@ -86,6 +93,14 @@ class TextTower(ABC):
     def token_table(self) -> Tensor:
         """The tower's own token embedding (V, width)."""
 
+    def states(self, x: Tensor, mask: Tensor) -> Tensor:
+        """start and all blocks: (n, T, width)."""
+        h = self.start(x, mask)
+        seen = self.seen(h, mask)
+        for layer in range(self.layers):
+            h = self.block(layer, h, seen)
+        return h
+
     def run(
         self,
         x: Tensor,
@@ -94,18 +109,21 @@ class TextTower(ABC):
         after: Callable[[int, Tensor], Tensor] | None = None,
         checkpoint: bool = False,
         blocks: Sequence[nn.Module] | None = None,
+        rows: Rows | None = None,
     ) -> Tensor:
         """start, all blocks with `after(layer, h)` behind each, finish: (n, D). `checkpoint`: blocks are computed again for gradients;
-        `blocks`: variants in place of the tower's own."""
+        `blocks`: variants in place of the tower's own; `rows`: how the texts lie in the rows that blocks see, by default one a row."""
+        rows = rows or Rows(mask)
+        h = rows.lay(self.start(x, mask))
+        seen = self.seen(h, rows.mask)
 
         def step(layer: int, h: Tensor) -> Tensor:
-            h = self.block(layer, h, mask) if blocks is None else self.through(blocks[layer], h, mask)
+            h = self.through((blocks or self.blocks)[layer], h, seen)
             return h if after is None else after(layer, h)
 
-        h = self.start(x, mask)
         for layer in range(self.layers):
             h = recompute(step, layer, h, use_reentrant=False) if checkpoint and torch.is_grad_enabled() else step(layer, h)
-        return self.finish(h, mask, end)
+        return self.finish(rows.texts(h), mask, end)
 
 
 def at(h: Tensor, position: Tensor) -> Tensor:
@@ -145,6 +163,7 @@ class OpenClipTower(TextTower):
         else:
             self.dim = projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
         self.fixed_length = self.text.attn_mask is None or self.pool == "last"
+        self.packs = all(isinstance(block.attn, SelfAttention) for block in self.blocks)
 
     def start(self, x: Tensor, mask: Tensor) -> Tensor:
         return x + self.text.positional_embedding[: x.shape[1]].to(x.dtype)
@@ -153,11 +172,15 @@ class OpenClipTower(TextTower):
     def blocks(self) -> Sequence[nn.Module]:
         return self.text.transformer.resblocks
 
-    def through(self, block: nn.Module, h: Tensor, mask: Tensor) -> Tensor:
+    def seen(self, h: Tensor, mask: Tensor) -> Tensor | None:
         causal = self.text.attn_mask
-        if causal is not None:
-            causal = causal[: h.shape[1], : h.shape[1]]
-        return block(h, attn_mask=causal)
+        if causal is None:
+            return None
+        causal = causal[: h.shape[1], : h.shape[1]]
+        return causal if mask.ndim == 2 else torch.where(mask, causal, -torch.inf).unsqueeze(1)
+
+    def through(self, block: nn.Module, h: Tensor, seen: Any) -> Tensor:
+        return block(h, attn_mask=seen)
 
     def sentence(self, h: Tensor, mask: Tensor, end: Tensor) -> Tensor:
         if self.pool == "first":

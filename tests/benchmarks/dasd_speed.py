@@ -41,7 +41,7 @@ LADDERS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         ("this project's loop", "exact", {"ours": True}),
         ("rows of used words alone", "exact", {"rows": "used"}),
         ("tower cut at the longest caption", "exact", {"pad": "longest"}),
-        ("4 parts of similar length", "exact", {"buckets": 4}),
+        ("packed captions", "exact", {"pad": "packed"}),
         ("cached image features", "float16", {"visual": "feature.image"}),
         ("cached English features", "float16", {"source_feature": "feature.en"}),
         ("f_sa over tokens, not padding", "no", {"positions": "tokens"}),
@@ -153,7 +153,7 @@ def config(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     line, root = job["line"], asked.work / "train"
     front_end = {"embeddings": str(asked.work / "mbert"), "rows": line.get("rows", "all"), "pad": line.get("pad", "context")}
     options = {
-        "name": "dasd", "stages": [job["stage"]], "frontend": {**front_end, "buckets": line.get("buckets", 1)}, "keep_english": True,
+        "name": "dasd", "stages": [job["stage"]], "frontend": front_end, "keep_english": True,
         "positives": "diagonal", "positions": line.get("positions", "all"), "discriminator": "released", "pairing": "reversed",
     }  # fmt: skip
     data = {"train": [{"path": str(root)}], "val": str(root), "targets": {"de": "caption.de"}, "queries": {"de": "caption.de"}}

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.procs
 TABLE = "net.front_end.table.weight"
 LAZY = (
     *(f"stages.{stage}.lazy_tables=true" for stage in ("cla", "cma")),
-    *(f"method.frontend.{option}" for option in ("rows=all", "pad=longest", "buckets=2")),
+    *(f"method.frontend.{option}" for option in ("rows=all", "pad=packed")),
 )
 
 

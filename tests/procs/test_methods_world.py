@@ -55,6 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         texts = [[f"one sees {toy.ENGLISH[i % len(toy.ENGLISH)]}"] for i in range(dataset.rows)]
         for shard, part in enumerate(toy.chunks(texts, dataset.shard_rows[0])):
             column.commit(shard, [encode("texts", value) for value in part])
+        numbers = np.arange(dataset.rows) % len(toy.ENGLISH)
+        toy.add_feature(dataset, "feature.spread", np.random.default_rng(0).normal(size=(len(toy.ENGLISH), tiny.DIM))[numbers])
     return folder
 
 
@@ -65,7 +67,11 @@ def train(folder: Path, name: str, world: int) -> Path:
     else:
         method["frontend"] = {"embeddings": str(folder / "mbert"), "rows": "used"}
     stages = {"train": STAGE} if name == "nrccr" else {"cla": STAGE, "cma": STAGE}
-    data = {"back_translations": {"es": "caption.en.toy"}, "description": "description.toy"}
+    data: dict[str, Any] = {"back_translations": {"es": "caption.en.toy"}, "description": "description.toy"}
+    if name == "nrccr":
+        # A random tiny CLIP's features differ by 3 % of their size from picture to picture, which a batch normalisation behind them makes
+        # up for: gradients then have 1 / 0.03^2 times the rounding. These differ as features of a real one do.
+        data["visual"] = "feature.spread"
     config = toy.config(folder, method, stages, name=f"{name}{world}", data=data, runtime={"trace": "gradients"})
     profile = str(ROOT / "launch" / "accelerate" / "cpu.yaml")
     launch = ["-m", "accelerate.commands.launch", "--config_file", profile, "--num_processes", str(world)] if world > 1 else []
@@ -82,11 +88,11 @@ def test_three_processes_have_the_gradients_of_one(folder: Path, name: str) -> N
     steps = STEPS if name == "nrccr" else 2 * STEPS
     for step in range(steps):
         one, many = (load_file(run / "trace" / f"gradients-{step:08d}.safetensors") for run in (alone, together))
-        # What comes before a batch normalisation has gradients of zero here and there; theirs are rounding.
+        # What comes right before a batch normalisation has a gradient of zero; theirs is rounding.
         largest = max(float(np.abs(gradient).max()) for gradient in one.values())
         assert one.keys() == many.keys() and not any("running" in key for key in one) and largest > 1e-3
         for key in one:
-            np.testing.assert_allclose(many[key], one[key], rtol=5e-3, atol=3e-4 * largest, err_msg=f"step {step}: {key}")
+            np.testing.assert_allclose(many[key], one[key], rtol=1e-3, atol=1e-5 * largest, err_msg=f"step {step}: {key}")
     one, many = (load_file(run / "model.safetensors") for run in (alone, together))
     statistics = [key for key in one if "running" in key]
     assert len(statistics) == (4 if name == "nrccr" else 0)

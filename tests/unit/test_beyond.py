@@ -157,9 +157,7 @@ def test_taught_features_by_their_formula(clip, frontend):
     found, net, tower = built.outputs("cla", described_batch()), built.net, built.tower
     for row in range(N):
         x, mask, _ = tower.embed_native([DESCRIPTIONS[row]])
-        h = tower.start(x, mask)
-        for layer in range(tower.layers):
-            h = tower.block(layer, h, mask)
+        h = tower.states(x, mask)
         slots = net["slots"](F.layer_norm(h[:, : int(mask.sum())], (W,)))
         tokens = built.front_end.tokenize([SPANISH[row]])
         first, own = built.describe(tokens)
@@ -252,9 +250,7 @@ def test_described_pictures_by_their_formula(clip, frontend):
     cached = built.encode_visual(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool), DESCRIPTIONS)
     for row in range(N):
         x, mask, _ = tower.embed_native([DESCRIPTIONS[row]])
-        h = tower.start(x, mask)
-        for layer in range(tower.layers):
-            h = tower.block(layer, h, mask)
+        h = tower.states(x, mask)
         slots = net["slots"](F.layer_norm(h[:, : int(mask.sum())], (W,)))
         enriched = net["interaction"].visual(tokens[row : row + 1], slots)[0]
         semantics = net["interaction"].slots(slots, tokens[row : row + 1])[0]

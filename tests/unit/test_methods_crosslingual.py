@@ -166,31 +166,48 @@ def test_a_mean_over_padding_is_one_over_the_context_whatever_else_is_in_the_bat
     torch.testing.assert_close(alone["sa"], expected["sa"][:1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "dasd", "dasd released", "lora"])
-@pytest.mark.parametrize("rows", [0, 1, 2, 5])
-def test_parts_of_similar_length_give_the_same_values_and_gradients(clip, tmp_path, kind, rows):
-    """Also fewer rows than parts. Two texts are equally long; the front end's calls are counted."""
+@pytest.mark.parametrize("kind", ["bottleneck", "core", "dasd", "dasd without generator", "dasd released", "lora"])
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_packed_texts_give_the_same_values_and_gradients(model, tmp_path, kind, rows):
+    """Two texts are equally long, and all share one row, of which a part stays empty."""
     texts = [*SPANISH, "dos", "un limón " * 4][:rows]
-    whole, cut = (make(kind, clip, front_end(tmp_path / str(n), pad="longest", buckets=n)) for n in (1, 3))
-    cut.net.load_state_dict(whole.net.state_dict())
-    lengths: list[int] = []
-    cut.front_end.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].ids.shape[1]))
-    outputs, expected = cut.encode_text(texts, "es"), whole.encode_text(texts, "es")
-    wide = "released" in kind
-    assert len(lengths) == 3 and (wide or lengths == sorted(lengths))
-    assert wide or rows < 5 or lengths[0] < lengths[2]
+    padded, packed = (make(kind, model, front_end(tmp_path / pad, pad=pad)) for pad in ("longest", "packed"))
+    unsettle(padded.net)
+    packed.net.load_state_dict(padded.net.state_dict())
+    outputs, expected = packed.encode_text(texts, "es"), padded.encode_text(texts, "es")
     torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-5)
     for found in (outputs, expected):
         sum(value.square().sum() for value in found.values()).backward()
-    for mine, theirs in zip(cut.net.parameters(), whole.net.parameters(), strict=True):
+    for mine, theirs in zip(packed.net.parameters(), padded.net.parameters(), strict=True):
         assert (mine.grad is None) == (theirs.grad is None)
         if mine.grad is not None:
             torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_buckets_of_texts_that_are_all_equally_long(clip, frontend):
-    with pytest.raises(ConfigError, match="buckets: 2 would change nothing"):
-        method("dasd", clip, {**frontend, "pad": "context", "buckets": 2})
+def test_packed_texts_share_rows_inside_of_blocks(clip, tmp_path):
+    built = make("dasd", clip, front_end(tmp_path, pad="packed"))
+    shapes = []
+    hooks = [block.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[:2])) for block in built.tower.blocks]
+    built.encode_text(SPANISH * 20, "es")
+    for hook in hooks:
+        hook.remove()
+    used = 20 * int((built.front_end.tokenize(SPANISH).end + 1).sum())
+    assert len(set(shapes)) == 1 and used <= shapes[0].numel() <= 1.05 * used + 64
+
+
+def test_towers_that_texts_cannot_be_packed_for(clip, frontend, tmp_path):
+    fixed = backbone(tmp_path, "siglip")
+    with pytest.raises(ConfigError, match=r"pad: packed.*changes the result"):
+        method("dasd", fixed, {**frontend, "pad": "packed"})
+    blocks, usual = clip.tower.blocks, clip.tower.blocks[0].attn.__class__
+    try:
+        blocks[0].attn.__class__ = torch.nn.MultiheadAttention
+        del clip.__dict__["tower"]
+        with pytest.raises(ConfigError, match=r"pad: packed.*pad: longest"):
+            method("dasd", clip, {**frontend, "pad": "packed"})
+    finally:
+        blocks[0].attn.__class__ = usual
+        del clip.__dict__["tower"]
 
 
 @pytest.mark.parametrize("kind", ["bottleneck", "dasd", "lora"])

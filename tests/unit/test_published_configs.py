@@ -81,7 +81,7 @@ def test_dasd_and_mla_train_as_released(path: str) -> None:
         there = config.stages[stage].model_dump()
         assert {key: there[key] for key in published} == published
     options = config.method.model_dump()
-    assert options["frontend"] == {"embeddings": "mbert", "rows": "all", "start": "default", "pad": "context", "buckets": 1, "seed": 0}
+    assert options["frontend"] == {"embeddings": "mbert", "rows": "all", "start": "default", "pad": "context", "seed": 0}
     assert (options["mse"], options["contrastive"], options["scale"], options["positives"]) == (1, 1, 100, "diagonal")
     if config.method.name == "dasd":
         published = {
