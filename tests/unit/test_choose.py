@@ -144,6 +144,12 @@ def test_a_deepspeed_config_says_nothing_but_zero(tmp_path: Path, options: Any, 
         deepspeed_config(str(file))
 
 
+def test_a_profile_used_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"zero2\.json: .*seen from {tmp_path}.*Start in the folder"):
+        deepspeed_config("launch/deepspeed/zero2.json")
+
+
 def test_processes_without_a_gpu_each_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

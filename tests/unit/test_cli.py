@@ -58,3 +58,16 @@ def test_wrong_input_is_one_message(arguments: tuple[str, ...], code: int, messa
     done = ccr_dist(*arguments)
     assert done.returncode == code, done.stderr
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_process_on_its_way_out_keeps_its_exit_code() -> None:
+    """Launchers send SIGTERM to all ranks when the first has ended."""
+    code = """
+import atexit, os, signal, sys
+from ccr_dist import cli
+atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+sys.argv = ["ccr-dist", "train", "nowhere.yaml"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr

@@ -103,6 +103,11 @@ def deepspeed_config(path: str | None) -> dict[str, Any]:
     if path in (None, "", "none"):
         raise ConfigError("the launch profile uses DeepSpeed without a deepspeed_config_file: see launch/accelerate/zero2.yaml")
     file = Path(str(path))
+    if not file.exists():
+        raise ConfigError(
+            f"{file}: the launch profile's DeepSpeed config is not there, seen from {Path.cwd()}. Start in the folder that the profile's "
+            "path counts from (of the profiles here: the one that holds launch/), or give it whole in the profile"
+        )
     try:
         options = json.loads(file.read_text(encoding="utf-8"))
         zero = dict(options.get("zero_optimization", {}))
