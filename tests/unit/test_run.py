@@ -18,7 +18,7 @@ from ccr_dist.errors import CcrError, ConfigError, DataBudgetError, DataError, N
 from ccr_dist.evaluate import evaluate
 from ccr_dist.evaluate.retrieval import Fusion, cosine
 from ccr_dist.train import checkpoint, commands, loop, measure
-from ccr_dist.train.run import RunFolder
+from ccr_dist.train.run import RunFolder, identity
 from ccr_dist.train.strategy import Strategy
 from tests import tiny, toy
 
@@ -136,6 +136,14 @@ def test_a_run_folder_of_another_plan_is_refused_with_the_difference_and_left_al
         train(toy.dasd(folder, name="plan"), "stages.cla.lr=0.5")
     assert "init_from" in str(error.value)
     assert before == {path: path.stat().st_mtime_ns for path in config.folder.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+def test_the_number_of_processes_is_part_of_a_run_whose_losses_depend_on_it(folder: Path) -> None:
+    def same(*overrides: str) -> bool:
+        config = load_config(toy.dasd(folder, name="places"), overrides)
+        return identity(config, {}, {}, world=1) == identity(config, {}, {}, world=2)
+
+    assert same() and not same("stages.cma.negatives=local")
 
 
 def test_a_stage_starts_from_the_best_of_the_one_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
