@@ -184,6 +184,14 @@ def test_packed_texts_give_the_same_values_and_gradients(model, tmp_path, kind, 
             torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
+def test_packed_texts_in_a_tower_without_fused_attention(tmp_path):
+    model = backbone(tmp_path / "bert", "bert")
+    model.tower.model.config._attn_implementation = "eager"
+    padded, packed = (make("dasd", model, front_end(tmp_path / pad, pad=pad)) for pad in ("longest", "packed"))
+    packed.net.load_state_dict(padded.net.state_dict())
+    torch.testing.assert_close(packed.encode_text(SPANISH, "es"), padded.encode_text(SPANISH, "es"), rtol=1e-5, atol=1e-5)
+
+
 def test_packed_texts_share_rows_inside_of_blocks(clip, tmp_path):
     built = make("dasd", clip, front_end(tmp_path, pad="packed"))
     shapes = []
