@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from . import __version__, errors
+from .cluster.cli import pipelines_app
 from .data.cli import shards_app
 from .generate.cli import jobs_app
 from .study.cli import study_app
@@ -27,7 +28,7 @@ app.add_typer(shards_app, name="shards")
 app.add_typer(config_app, name="config")
 app.add_typer(study_app, name="study")
 app.add_typer(checkpoint_app, name="checkpoint")
-app.registered_commands += jobs_app.registered_commands
+app.registered_commands += jobs_app.registered_commands + pipelines_app.registered_commands
 app.registered_groups += jobs_app.registered_groups
 
 Config = Annotated[Path, typer.Argument(help="run config (YAML)")]
@@ -90,7 +91,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a run, or go on with one that was interrupted. Start it with `accelerate launch … -m ccr_dist train` for several processes."""
-    configs = _configs(config, overrides, seeds)
+    configs = configs_of(config, overrides, seeds)
     from .train import commands
 
     _exit(commands.train(configs, test=test, world=world, spread=strategy))
@@ -110,7 +111,7 @@ def evaluate(
     """Measure a run's selected checkpoint (or an untrained method) on a split; writes RUN/results/SPLIT.json."""
     if split not in ("val", "test"):
         raise errors.ConfigError(f"--split {split}: expected val or test")
-    configs = _configs(config, overrides, seeds)
+    configs = configs_of(config, overrides, seeds)
     from .train import commands
 
     _exit(commands.evaluate(configs, split=split, again=again, world=world))
@@ -145,7 +146,8 @@ def doctor(
     _exit(machine.command(out, as_json=as_json))
 
 
-def _configs(path: Path, overrides: list[str] | None, seeds: str | None) -> list:
+def configs_of(path: Path, overrides: list[str] | None, seeds: str | None) -> list:
+    """The run configs of a command: one, or one a seed."""
     from .config import load_config
 
     overrides = overrides or []

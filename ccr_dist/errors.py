@@ -65,6 +65,12 @@ class HangError(CcrError, RuntimeError):
     exit_code = 9
 
 
+class SupersededError(CcrError, RuntimeError):
+    """A later attempt of the same job works on the same run; what this process would still write is not wanted."""
+
+    exit_code = 12
+
+
 class OutOfMemoryError(CcrError, MemoryError):
     """The device's or the machine's memory does not hold a step; the same again will not fit either."""
 

@@ -56,6 +56,10 @@ if [[ $modes != *eng-spa* ]]; then
         echo "setup: apertium with eng-spa is missing, so Spanish is left out; \`sudo apt-get install apertium apertium-eng-spa\` adds it"
     fi
 fi
+# The tests of SLURM start a cluster of namespaces of this machine; without it they fail, and say what is missing.
+if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+    bash tests/slurm/testbed/testbed.sh install || echo "setup: SLURM could not be installed; tests/slurm will fail"
+fi
 "$venv/bin/python" - <<'PY'
 import torch
 from importlib.metadata import distributions

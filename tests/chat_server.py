@@ -1,6 +1,8 @@
 """A server with an OpenAI-compatible chat API that does what the user's text says, for tests of the engine `openai`.
 
-    python chat_server.py FOLDER     listens on a free port, written to FOLDER/port; each request is appended to FOLDER/log.jsonl
+    python chat_server.py FOLDER [HOST]     listens on a free port, written to FOLDER/port; each request is appended to FOLDER/log.jsonl
+
+A file FOLDER/delay holds seconds that every answer takes.
 
 "500" and "429" always fail; "once 503 …" fails the first time; "hang" is not answered for a minute; "413" is refused;
 "401" is a wrong key; "filter" is filtered; "nonsense" is no chat completion; "describe" tells the sizes of the pictures;
@@ -59,6 +61,8 @@ class Handler(BaseHTTPRequestHandler):
             log.write(json.dumps({"text": text, "at": time.monotonic(), "body": {**body, "messages": len(body["messages"])}}) + "\n")
             first = text not in seen
             seen.add(text)
+        if (FOLDER / "delay").exists():
+            time.sleep(float((FOLDER / "delay").read_text()))
         if text == "hang":
             time.sleep(60)
         if (FOLDER / "down").exists():
@@ -79,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1", 0), Handler)
     (FOLDER / "port.new").write_text(str(server.server_port))
     (FOLDER / "port.new").rename(FOLDER / "port")
     server.serve_forever()

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import ccr_dist
+from ccr_dist import stopfile
 from ccr_dist.data import store
 from ccr_dist.data.table import Column, Dataset, create_column
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
@@ -114,8 +115,8 @@ def run(
     others hold are finished, and take over those whose owner dies; else they are reported as busy. silence_s: an engine that gives
     nothing back for so long ends the process with HangError's exit code.
 
-    SIGTERM and SIGINT end it after the batch in flight, with `stopped` set. Raises DataError (inputs missing, another plan there),
-    DataBudgetError, EngineError, StorageError; finished shards and journals survive all of them.
+    SIGTERM, SIGINT, SIGUSR1 and a stop file (`stopfile.py`) end it after the batch in flight, with `stopped` set. Raises DataError (inputs
+    missing, another plan there), DataBudgetError, EngineError, StorageError; finished shards and journals survive all of them.
     """
     if not 0 <= share[0] < share[1]:
         raise DataError(f"share {share[0]}/{share[1]}: expected i/n with 0 <= i < n")
@@ -408,19 +409,25 @@ def _first(tickets: Iterator[Ticket | None]) -> Ticket | None:
 
 @contextlib.contextmanager
 def _signals(job: _Job) -> Iterator[None]:
-    """SIGTERM and SIGINT ask the job to stop after the batch in flight; a second one interrupts it at once (the journal is safe)."""
+    """SIGTERM, SIGINT and SIGUSR1 (a stop file, too) ask the job to stop after the batch in flight; the first two, if they come again,
+    interrupt it at once (the journal is safe).
+    """
+    heard: set[int] = set()
 
     def ask(number: int, frame: object) -> None:
-        if job.stop:
+        if number in heard and number != signal.SIGUSR1:
             raise KeyboardInterrupt
+        heard.add(number)
         job.stop = True
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    unheed = stopfile.heed()
     try:
         yield
     finally:
+        unheed()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -57,8 +58,10 @@ def steps(root: Path) -> list[int]:
     return sorted(int(p.name[5:]) for p in root.glob("step-*") if p.name[5:].isdigit())
 
 
-def save(root: Path, state: State, ranks: Ranks | None = None) -> Path:
+def save(root: Path, state: State, ranks: Ranks | None = None, may_commit: Callable[[], None] = lambda: None) -> Path:
     """Write and commit one checkpoint. A full disk raises StorageError; earlier checkpoints stay as they are.
+
+    may_commit: raises what keeps the one that commits from doing so, such as another process that trains the same run by now.
 
     ranks: all of them call this together, each with the parts of tensors that it holds, and raise alike; None: this process has the whole.
     """
@@ -66,7 +69,7 @@ def save(root: Path, state: State, ranks: Ranks | None = None) -> Path:
     final = folder_of(root, state.values["step"])
     if ranks.agree(ranks.main and final.exists() and not problem(final)):
         return final
-    tmp = ranks.agree(root / f".{final.name}.{os.getpid()}.tmp")
+    tmp = ranks.agree(root / f".{final.name}.{secrets.token_hex(4)}.tmp")  # a pid may be another one's on another host
     mine: dict[str, str] = {}
 
     def write() -> None:
@@ -83,7 +86,12 @@ def save(root: Path, state: State, ranks: Ranks | None = None) -> Path:
             ranks.together(lambda: _begin(tmp) if ranks.main else None)
             ranks.together(write)
             digests = {name: digest for part in ranks.all(mine) for name, digest in part.items()}
-            ranks.together(lambda: _commit(tmp, final, state.values, digests) if ranks.main else None)
+
+            def commit() -> None:
+                may_commit()
+                _commit(tmp, final, state.values, digests)
+
+            ranks.together(commit if ranks.main else lambda: None)
         finally:
             if ranks.main:
                 shutil.rmtree(tmp, ignore_errors=True)
@@ -162,11 +170,11 @@ def newest(root: Path) -> tuple[Path | None, list[str]]:
 class Writer:
     """Writes checkpoints in a thread, one at a time. Its errors are raised by the next `wait`, and by `write`.
 
-    ranks: that write together, over a group that nobody else uses; None: this process writes alone.
+    ranks: that write together, over a group that nobody else uses; None: this process writes alone. may_commit: as for `save`.
     """
 
-    def __init__(self, root: Path, ranks: Ranks | None = None) -> None:
-        self.root, self.ranks = root, ranks
+    def __init__(self, root: Path, ranks: Ranks | None = None, may_commit: Callable[[], None] = lambda: None) -> None:
+        self.root, self.ranks, self._may_commit = root, ranks, may_commit
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -175,7 +183,7 @@ class Writer:
         self.wait()
 
         def work() -> None:
-            save(self.root, state, self.ranks)
+            save(self.root, state, self.ranks, self._may_commit)
             committed()
 
         self._writing = self._pool.submit(work)

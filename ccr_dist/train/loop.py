@@ -100,7 +100,8 @@ class Training:
             self.folder.path, active=self.strategy.main, resumed_step=done.step, total_steps=self.total, title=title, config=self.config
         )
         self._truncated = 0
-        self.writer = checkpoint.Writer(self.folder.checkpoints, self.strategy.beside() if self.strategy.in_shards else None)
+        beside = self.strategy.beside() if self.strategy.in_shards else None
+        self.writer = checkpoint.Writer(self.folder.checkpoints, beside, self.folder.require_held)
         profile = self.config.runtime.profile if self.strategy.main else None
         self.profiler = Window(profile, self.folder.path / "profile", self.strategy.device)
         try:
@@ -272,6 +273,7 @@ class Training:
     def _publish(self) -> None:
         """RUN/model.safetensors: the selected weights, for everything that comes after training."""
         weights, _ = best_weights(self.folder)
+        self.folder.require_held()
         checkpoint.publish(weights, self.folder.path / "model.safetensors")
 
     def _find_checkpoint(self) -> tuple[checkpoint.State | None, list[str]]:

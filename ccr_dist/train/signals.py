@@ -1,5 +1,5 @@
-"""Requests to stop: SIGTERM, SIGUSR1, SIGUSR2, SIGINT, or a file `stop` in the run folder. Noticed here on each rank, and agreed on:
-nobody leaves alone, since the others would wait for it.
+"""Requests to stop: SIGTERM, SIGUSR1, SIGUSR2, SIGINT, a file `stop` in the run folder, or the launcher's stop file (`stopfile.py`).
+Noticed here on each rank, and agreed on: nobody leaves alone, since the others would wait for it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
+from .. import stopfile
 from .processes import Processes
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class StopRequest:
         self._breaks, self._process = False, os.getpid()
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
             signal.signal(number, self._heard)
+        stopfile.heed()
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.reason:

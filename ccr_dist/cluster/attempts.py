@@ -1,0 +1,83 @@
+"""What is kept of a step's attempts: RUN/steps/STEP/attempts/TASK.jsonl, a line when an attempt starts and one when it ends.
+
+Only the attempt itself writes, so that nobody's line is torn. One whose end is missing was killed, with its node or by SLURM.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.store import disk_errors
+from .progress import Progress
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """`end` is None while it runs, and for ever where it was killed."""
+
+    name: str  # JOB.RESTART
+    start: Mapping[str, Any]
+    end: Mapping[str, Any] | None
+
+    @property
+    def job(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def done(self) -> bool:
+        return self.end is not None and self.end["decision"] == "done"
+
+
+def step_folder(run: Path, step: str) -> Path:
+    return run / "steps" / step
+
+
+def path_of(run: Path, step: str, task: int) -> Path:
+    return step_folder(run, step) / "attempts" / f"{task}.jsonl"
+
+
+def write(path: Path, line: Mapping[str, Any]) -> None:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**line, "time": round(time.time(), 3)}, ensure_ascii=False) + "\n")
+
+
+def read(path: Path) -> list[Attempt]:
+    """In their order. A line that was torn by a crash is left out."""
+    starts: dict[str, Mapping[str, Any]] = {}
+    ends: dict[str, Mapping[str, Any]] = {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    for line in text.splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        (starts if values["event"] == "start" else ends)[values["attempt"]] = values
+    return [Attempt(name, start, ends.get(name)) for name, start in starts.items()]
+
+
+def strikes(attempts: Sequence[Attempt], now: Progress) -> int:
+    """Attempts in a row, up to the last one, that were counted and made no progress; being killed counts. now: what there is by now."""
+    count, after = 0, now
+    for attempt in reversed(attempts):
+        before = Progress.from_json(attempt.start["progress"])
+        if after.beyond(before):
+            break
+        if attempt.end is None or attempt.end["counted"]:
+            count += 1
+        after = before
+    return count
+
+
+def excluded(attempts: Sequence[Attempt]) -> frozenset[str]:
+    """All nodes that some attempt was told to stay away from, from then on."""
+    return frozenset(node for attempt in attempts if attempt.end for node in attempt.end["exclude"])

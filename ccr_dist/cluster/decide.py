@@ -1,0 +1,96 @@
+"""What becomes of a job whose command has ended: one table, asked on clusters and on single machines alike. Pure.
+
+The first row that fits decides. "Strikes" are attempts in a row that were counted and made no progress; `retries` of them are followed by
+another one, more are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from .. import errors
+
+Action = Literal["done", "again", "fail", "leave"]
+NODE = 11  # exit code of a node that is not fit (slurm/node.sh, preflight.py)
+NEVER = (errors.ConfigError, errors.DataError, errors.DataBudgetError, errors.CheckpointError, errors.OutOfMemoryError)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an attempt ended.
+
+    code: the exit code that tells most, of all processes. taken: SLURM has taken the job away already (cancelled, requeued, its node
+    lost), and goes on with it by itself. preempted: it is about to. warned: the batch script heard a signal. held: a person asked to stop
+    (RUN/stop). progressed: more is committed than when the attempt began. strikes: of the attempts before this one. blamed: nodes to run
+    without, should the code say that a node is at fault; all_blamed: each of several. nonfinite_before: an earlier attempt ended so.
+    """
+
+    code: int
+    taken: bool = False
+    preempted: bool = False
+    warned: bool = False
+    held: bool = False
+    progressed: bool = False
+    strikes: int = 0
+    retries: int = 3
+    blamed: frozenset[str] = frozenset()
+    all_blamed: bool = False
+    nonfinite_before: bool = False
+
+    @property
+    def spent(self) -> bool:
+        """One strike more would be too many."""
+        return not self.progressed and self.strikes >= self.retries
+
+
+@dataclass(frozen=True)
+class Decision:
+    """counted: it is a strike where there was no progress. back: from the checkpoint before the newest. exclude: nodes not to run on."""
+
+    action: Action
+    why: str
+    counted: bool = False
+    back: bool = False
+    exclude: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    fits: Callable[[Ended], bool]
+    action: Action
+    counted: bool = False
+    back: bool = False
+    exclude: bool = False
+
+
+def _code(*kinds: type[errors.CcrError]) -> Callable[[Ended], bool]:
+    codes = {kind.exit_code for kind in kinds}
+    return lambda ended: ended.code in codes
+
+
+TABLE = (
+    Row("done", lambda e: e.code == errors.DONE, "done"),
+    Row("wrong config, wrong or too much bad data, damaged checkpoint, out of memory", _code(*NEVER), "fail"),
+    Row("cancelled, requeued, or its node lost: SLURM goes on with it", lambda e: e.taken, "leave"),
+    Row("a person asked to stop", lambda e: e.held and e.code == errors.STOPPED, "fail"),
+    Row("preempted", lambda e: e.preempted, "again"),
+    Row("not a number, again", lambda e: e.code == errors.NonFiniteError.exit_code and e.nonfinite_before, "fail"),
+    Row("not a number: once more, from the checkpoint before", _code(errors.NonFiniteError), "again", counted=True, back=True),
+    Row("no node is fit", lambda e: e.code == NODE and e.all_blamed, "fail"),
+    Row("too often without progress", lambda e: e.spent, "fail", counted=True),
+    Row("a node is not fit", lambda e: e.code == NODE, "again", counted=True, exclude=True),
+    Row("hang, or a dead device", _code(errors.HangError), "again", counted=True, exclude=True),
+    Row("time limit", lambda e: e.warned, "again", counted=True),
+    Row("stopped, or others still work on it", lambda e: e.code == errors.STOPPED, "again", counted=True),
+    Row("storage or engine failed", _code(errors.StorageError, errors.EngineError), "again", counted=True),
+    Row("crash", lambda e: True, "again", counted=True),
+)
+
+
+def decide(ended: Ended) -> Decision:
+    row = next(row for row in TABLE if row.fits(ended))
+    exclude = ended.blamed if row.exclude and not ended.all_blamed else frozenset[str]()
+    return Decision(row.action, row.name, counted=row.counted, back=row.back, exclude=exclude)

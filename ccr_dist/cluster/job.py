@@ -1,0 +1,242 @@
+"""What the batch script of a step asks before and after its work (slurm/job.sh): python -m ccr_dist.cluster.job begin|end ... -- COMMAND.
+
+`begin` writes down that an attempt starts. `end` gathers how it ended (exit codes of all processes, progress since the start, what SLURM
+says of the job, which node is to blame), has `decide.py` decide, and does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import errors
+from ..data.store import read_json
+from . import attempts, slurm
+from .decide import NODE, Decision, Ended, decide
+from .facts import Facts, facts_of, run_folders
+from .progress import Progress, progress
+
+RETRIES = 3  # where no profile says
+HANG = re.compile(r"rank \d+ \(pid \d+ on (?P<host>[^)\s]+)\): step \d+, (?P<phase>[^,]+),")
+
+
+@dataclass(frozen=True)
+class Here:
+    """This attempt, from the environment that slurm/job.sh or `local.py` makes."""
+
+    run: Path
+    step: str
+    task: int
+    tasks: int
+    name: str
+    retries: int
+    notes: Path
+
+    @classmethod
+    def from_environment(cls) -> Here:
+        get = os.environ.__getitem__
+        run, step = Path(get("CCR_RUN")), get("CCR_STEP")
+        tasks = int(os.environ.get("CCR_TASKS", "1"))
+        return cls(run, step, int(get("CCR_TASK")), tasks, get("CCR_ATTEMPT"), int(get("CCR_RETRIES")), Path(get("CCR_NOTES")))
+
+    @property
+    def restart(self) -> int:
+        return int(self.name.partition(".")[2])
+
+    @property
+    def path(self) -> Path:
+        return attempts.path_of(self.run, self.step, self.task)
+
+    def facts(self, command: Sequence[str]) -> Facts:
+        return facts_of(command, f"step {self.step}")
+
+    def progress(self, facts: Facts) -> Progress:
+        return progress(facts, (self.task, self.tasks))
+
+    def earlier(self) -> list[attempts.Attempt]:
+        """Of the same job, without this one."""
+        job = self.name.partition(".")[0]
+        return [attempt for attempt in attempts.read(self.path) if attempt.job == job and attempt.name != self.name]
+
+
+def begin(here: Here, command: Sequence[str], *, nodes: Sequence[str], job: str | None) -> Decision | None:
+    """What becomes of an attempt that is over before it began: too many were killed, or it runs on a node that it was to avoid."""
+    facts = here.facts(command)
+    now, earlier = here.progress(facts), here.earlier()
+    strikes = attempts.strikes(earlier, now)
+    start = {"event": "start", "attempt": here.name, "nodes": list(nodes), "command": list(command), "progress": now.to_json()}
+    attempts.write(here.path, start)
+    avoid = sorted(attempts.excluded(earlier) & set(nodes))
+    if avoid and job is not None:
+        return _close(here, Ended(NODE, blamed=frozenset(avoid), strikes=strikes, retries=here.retries), now, job=job, extra={})
+    if strikes > here.retries:
+        return _close(here, Ended(errors.CRASH, strikes=strikes, retries=here.retries), now, job=None, extra={})
+    return None
+
+
+def end(here: Here, command: Sequence[str], *, code: int, heard: str, job: str | None) -> Decision:
+    """Decides, and acts."""
+    facts = here.facts(command)
+    earlier = here.earlier()
+    [this] = [attempt for attempt in attempts.read(here.path) if attempt.name == here.name]
+    now, began = here.progress(facts), float(this.start["time"])
+    code = combined(code, here.notes)
+    hangs = stuck(run_folders(facts), began)
+    if hangs and code == errors.CRASH:
+        code = errors.HangError.exit_code
+    state = slurm.job(job) if job is not None else None
+    nodes = frozenset(this.start["nodes"])
+    blamed = bad_nodes(here.notes, nodes) if code == NODE else blame(hangs, nodes)
+    ended = Ended(
+        code,
+        taken=state is not None and (state.restarts != here.restart or (state.state != "RUNNING" and not state.timed_out)),
+        preempted=state is not None and state.preempted,
+        warned=bool(heard) or (state is not None and state.timed_out),
+        held=(here.run / "stop").exists(),
+        progressed=now.beyond(Progress.from_json(this.start["progress"])),
+        strikes=attempts.strikes(earlier, Progress.from_json(this.start["progress"])),
+        retries=here.retries,
+        blamed=blamed,
+        all_blamed=len(nodes) > 1 and blamed >= nodes,
+        nonfinite_before=any(a.end is not None and a.end["code"] == errors.NonFiniteError.exit_code for a in earlier),
+    )
+    extra: dict[str, Any] = {"heard": heard or None, **saved(here.notes, run_folders(facts))}
+    if code == NODE:
+        records = map(read_json, sorted(here.notes.glob("node-*.json")))
+        extra["problems"] = {record["node"]: record["problems"] for record in records if record["problems"]}
+        for node, problems in extra["problems"].items():
+            print(f"preflight: {node}: {'; '.join(problems)}", file=sys.stderr)
+    return _close(here, ended, now, job=job, extra=extra, state=state, facts=facts)
+
+
+def _close(
+    here: Here,
+    ended: Ended,
+    now: Progress,
+    *,
+    job: str | None,
+    extra: dict[str, Any],
+    state: slurm.Job | None = None,
+    facts: Facts | None = None,
+) -> Decision:
+    decision = decide(ended)
+    back = [str(path) for path in step_back(run_folders(facts))] if decision.back and facts else []
+    attempts.write(
+        here.path,
+        {
+            "event": "end", "attempt": here.name, "code": ended.code, "decision": decision.action, "why": decision.why,
+            "counted": decision.counted, "progressed": ended.progressed, "exclude": sorted(decision.exclude), "progress": now.to_json(),
+            **({"set_aside": back} if back else {}), **extra,
+        },
+    )  # fmt: skip
+    why = decision.why + (f"; saved {extra['saved_s']} s after the signal" if "saved_s" in extra else "")
+    print(f"attempt {here.name} of {here.step}: exit code {ended.code}: {why}: {told(decision)}", file=sys.stderr, flush=True)
+    shutil.rmtree(here.notes, ignore_errors=True)
+    if decision.action == "again" and job is not None:
+        slurm.requeue(job, sorted(decision.exclude), state.excluded if state else slurm.job(job).excluded)
+    return decision
+
+
+def told(decision: Decision) -> str:
+    what = {"done": "done", "again": "runs again", "fail": "given up", "leave": "left to SLURM"}[decision.action]
+    return what + (f", without {', '.join(sorted(decision.exclude))}" if decision.exclude else "")
+
+
+def combined(code: int, notes: Path) -> int:
+    """The exit code that tells most. A launcher's own tells only whether all went well; those of its ranks lie in the notes."""
+    codes = {read_json(path)["code"] for path in notes.glob("rank-*.json")}
+    if code == errors.DONE:
+        return errors.STOPPED if errors.STOPPED in codes else code  # see rank.py
+    special = codes - {errors.DONE, errors.CRASH, errors.STOPPED}
+    if not codes:  # no rank began; the first node that finds a problem has srun kill the others, whose code is the higher one
+        return NODE if any(read_json(path)["problems"] for path in notes.glob("node-*.json")) else code
+    if code == NODE:
+        return code
+    if special:
+        return min(special)
+    return errors.STOPPED if errors.STOPPED in codes else errors.CRASH
+
+
+def stuck(runs: Sequence[Path], since: float) -> dict[str, str]:
+    """Of the ranks that ended because of silence since then: host -> the part of a step that it was in."""
+    found = {}
+    for path in (path for run in runs for path in (run / "hang").glob("rank-*.txt")):
+        if path.stat().st_mtime >= since and (match := HANG.search(path.read_text(encoding="utf-8", errors="replace"))):
+            found[match["host"].partition(".")[0]] = match["phase"]  # SLURM's names of nodes are without a domain
+    return found
+
+
+def blame(hangs: dict[str, str], nodes: frozenset[str]) -> frozenset[str]:
+    """The node that could not even say where it stands, or the one that stands somewhere else than all the others; else nobody."""
+    if len(nodes) == 1:
+        return nodes
+    silent = nodes - hangs.keys()
+    if hangs and len(silent) == 1:
+        return silent
+    usual = Counter(hangs.values()).most_common(1)
+    others = frozenset(host for host, phase in hangs.items() if phase != usual[0][0])
+    return others & nodes if len(others) == 1 and len(hangs) > 2 else frozenset()
+
+
+def bad_nodes(notes: Path, nodes: frozenset[str]) -> frozenset[str]:
+    """Those with a problem, or without a word, in their preflight."""
+    records = {record["node"]: record for record in map(read_json, notes.glob("node-*.json"))}
+    return frozenset(node for node in nodes if node not in records or records[node]["problems"])
+
+
+def step_back(runs: Sequence[Path]) -> list[Path]:
+    """Set the newest checkpoint of each run aside, so that the next start takes the one before it. A selected one stays."""
+    moved = []
+    for run in runs:
+        there = sorted((run / "checkpoints").glob("step-*"))
+        best = run / "best.json"
+        if len(there) < 2 or (best.exists() and int(there[-1].name[5:]) == read_json(best)["step"]):
+            continue
+        aside = run / "nonfinite" / there[-1].name
+        aside.parent.mkdir(exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        moved.append(there[-1].rename(aside))
+    return moved
+
+
+def saved(notes: Path, runs: Sequence[Path]) -> dict[str, float]:
+    """How long it took from the signal to the last checkpoint after it. Seconds."""
+    heard = notes / "heard"
+    if not heard.exists():
+        return {}
+    signalled = float(heard.read_text())
+    times = [path.stat().st_mtime for run in runs for path in (run / "checkpoints").glob("step-*/state.json")]
+    later = [when for when in times if when >= signalled]
+    return {"heard_at": signalled, **({"saved_s": round(max(later) - signalled, 2)} if later else {})}
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m ccr_dist.cluster.job")
+    parser.add_argument("what", choices=("begin", "end"))
+    parser.add_argument("--code", type=int, default=0)
+    parser.add_argument("--heard", default="")
+    parser.add_argument("command", nargs="+")
+    given = parser.parse_args(arguments)
+    here, job = Here.from_environment(), os.environ["CCR_JOB"]
+    try:
+        if given.what == "end":
+            decision = end(here, given.command, code=given.code, heard=given.heard, job=job)
+            return (given.code or errors.CRASH) if decision.action == "fail" else errors.DONE
+        nodes = slurm.call("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
+        stopped = begin(here, given.command, nodes=nodes, job=job)
+        return errors.DONE if stopped is None else NODE if stopped.action == "again" else errors.CRASH
+    except errors.CcrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,145 @@
+"""The run folder of a pipeline: what was asked, what was queued, what is done.
+
+RUN/pipeline.yaml, profile.yaml     as they were submitted, values put in
+RUN/record.json                     by whom, when, from which commit, with which software
+RUN/jobs.jsonl                      a line before each sbatch and one after it: a submission that dies in between is found by its token
+RUN/steps/STEP/                     script.sbatch, logs/, attempts/TASK.jsonl (`attempts.py`)
+RUN/stop                            made by a person: what is under way saves and stops, and is not started again by itself
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import getpass
+import json
+import shlex
+import socket
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..data.store import disk_errors, pretty_json, replace_atomic
+from ..errors import ConfigError
+from ..train.run import commit
+from . import attempts
+from .pipeline import Job, Plan, load_plan
+from .profile import Profile, load_profile
+from .slurm import Queued
+
+OVER = frozenset(
+    {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED", "REVOKED"}
+)
+
+
+@dataclass
+class Submitted:
+    """A job of a step, or an array of it. job None: whether it was queued is not known."""
+
+    token: str
+    step: str
+    tasks: list[int]
+    offset: int
+    job: str | None = None
+    fresh: bool = False  # of this very submission
+
+
+@dataclass
+class Ledger:
+    """`run` with its records."""
+
+    run: Path
+    submitted: list[Submitted] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, run: Path) -> Ledger:
+        found: dict[str, Submitted] = {}
+        path = run / "jobs.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            values = json.loads(line)
+            if values["event"] == "submitting":
+                found[values["token"]] = Submitted(values["token"], values["step"], values["tasks"], values["offset"])
+            elif values["event"] == "submitted":
+                found[values["token"]].job = values["job"]
+        return cls(run, list(found.values()))
+
+    def write(self, **line: Any) -> None:
+        path = self.run / "jobs.jsonl"
+        with disk_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**line, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}) + "\n")
+            file.flush()
+
+    def jobs(self) -> list[str]:
+        return [each.job for each in self.submitted if each.job is not None]
+
+
+@contextlib.contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Only one process submits, resumes or runs a pipeline at a time. ConfigError for the second."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{run}: another process submits or runs this pipeline; wait for it") from None
+        yield
+
+
+def record(plan: Plan, profile: Profile | None, software: Mapping[str, str] | None) -> None:
+    """Write down what is asked for, and from where."""
+    run = plan.run
+    run.mkdir(parents=True, exist_ok=True)
+    replace_atomic(run / "pipeline.yaml", _yaml(plan.pipeline.model_dump(mode="json", exclude_defaults=True)))
+    if profile is not None:
+        replace_atomic(run / "profile.yaml", _yaml(profile.model_dump(mode="json", exclude_defaults=True)))
+    facts = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "user": getpass.getuser(),
+        "host": socket.gethostname(),
+        "folder": str(Path.cwd()),
+        "commit": commit(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "software": dict(software) if software is not None else None,
+    }
+    replace_atomic(run / "record.json", pretty_json(facts))
+
+
+def _yaml(values: Mapping[str, Any]) -> bytes:
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).encode()
+
+
+def forbid_stopped(run: Path) -> None:
+    if (run / "stop").exists():
+        raise ConfigError(f"{run / 'stop'} is there, which keeps everything from running: remove it first")
+
+
+def recorded(run: Path, overrides: Iterable[str] = ()) -> tuple[Plan, Profile | None]:
+    """What a run folder was asked to do. profile None: it was run without SLURM."""
+    if not (run / "pipeline.yaml").exists():
+        raise ConfigError(f"{run}: no run of a pipeline (no pipeline.yaml); `ccr-dist submit` and `ccr-dist run` make one, in FOLDER/NAME")
+    plan = load_plan(run / "pipeline.yaml", [*overrides, f"folder={run.parent}"])
+    profile = run / "profile.yaml"
+    return plan, load_profile(str(profile), run) if profile.exists() else None
+
+
+def undone(run: Path, job: Job) -> list[int]:
+    """The tasks of a step that never ended well with this command."""
+    return [task for task in range(job.step.tasks) if not done(run, job, task)]
+
+
+def done(run: Path, job: Job, task: int) -> bool:
+    tried = attempts.read(attempts.path_of(run, job.name, task))
+    return any(attempt.done and attempt.start["command"] == list(job.command) for attempt in tried)
+
+
+def alive(queued: list[Queued], submitted: Submitted) -> list[int]:
+    """The tasks of a submission that SLURM will still run, or runs."""
+    if submitted.job is None:
+        return []
+    mine = [line for line in queued if line.job == submitted.job and line.state not in OVER]
+    return [submitted.offset + (line.task or 0) for line in mine]

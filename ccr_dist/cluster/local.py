@@ -1,0 +1,119 @@
+"""`ccr-dist run`: a pipeline on this machine, without SLURM. The same steps in their order, the same files, the same decisions.
+
+Tasks of an array follow one another, and a step for several nodes runs on the one that is there: batches do not depend on either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+from .. import errors, stopfile
+from . import checks, job, ledger
+from .attempts import step_folder
+from .decide import Decision
+from .pipeline import RANKS, Job, Plan
+from .preflight import gpus_here
+
+Say = Callable[[str], None]
+FREE_DISK_GIB = 1.0
+POLL_S = 0.2
+
+
+class _Heard:
+    """Signals to this process while a step runs: passed on as the stop file, once."""
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    @contextlib.contextmanager
+    def passed_on(self) -> Iterator[None]:
+        def hear(number: int, frame: FrameType | None) -> None:
+            self.name = self.name or signal.Signals(number).name
+
+        before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run(plan: Plan, say: Say) -> int:
+    """The exit code: DONE, STOPPED (the same command goes on), or that of the step that failed. Raises ConfigError before anything runs."""
+    heard = _Heard()
+    with ledger.held(plan.run), heard.passed_on():
+        ledger.forbid_stopped(plan.run)
+        for note in checks.check(plan, free_disk_gib=FREE_DISK_GIB).notes:
+            say(note)
+        ledger.record(plan, None, None)
+        for step in plan.jobs.values():
+            waiting = ledger.undone(plan.run, step)
+            if not waiting:
+                say(f"{step.name}: done already")
+            for task in waiting:
+                code = _task(plan, step, task, heard, say)
+                if code != errors.DONE:
+                    say(f"{step.name}: {'stopped; the same command goes on' if code == errors.STOPPED else 'failed'}")
+                    return code
+    return errors.DONE
+
+
+def _task(plan: Plan, step: Job, task: int, heard: _Heard, say: Say) -> int:
+    """Attempts, until the task is done or given up."""
+    folder, start = step_folder(plan.run, step.name), secrets.token_hex(4)
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    restart = 0
+    while True:
+        name = f"{start}.{restart}"
+        here = job.Here(plan.run, step.name, task, step.step.tasks, name, job.RETRIES, folder / "notes" / name)
+        here.notes.mkdir(parents=True)
+        log = logs / f"{start}_{task}.log"
+        decision: Decision | None = job.begin(here, step.command, nodes=[os.uname().nodename], job=None)
+        code = errors.CRASH
+        if decision is None:
+            say(f"{step.name}{f' task {task}' if step.step.tasks > 1 else ''}: {log}")
+            code = _attempt(step, here, log, heard)
+            decision = job.end(here, step.command, code=code, heard=heard.name, job=None)
+        if decision.action == "done":
+            return errors.DONE
+        if decision.action == "fail":
+            return code or errors.CRASH
+        if heard.name:
+            return errors.STOPPED
+        restart += 1
+
+
+def _attempt(step: Job, here: job.Here, log: Path, heard: _Heard) -> int:
+    words = [sys.executable, "-m"]
+    processes = step.step.ranks or gpus_here() or 1
+    if step.kind in RANKS and processes > 1:
+        words += ["accelerate.commands.launch", "--config_file", step.step.launch, "--num_processes", str(processes), "-m"]
+    words += ["ccr_dist.cluster.rank", *step.command]
+    if step.kind in RANKS:
+        words += ["--world", str(processes)]
+    if step.step.tasks > 1:
+        words += ["--share", f"{here.task}/{step.step.tasks}"]
+    stop = here.notes / "stop"
+    variables = {"CCR_NOTES": str(here.notes), stopfile.VARIABLE: f"{stop}{os.pathsep}{here.run / 'stop'}", "CCR_ATTEMPT": here.name}
+    # A session of its own: a terminal's Ctrl-C is for this process, which passes it on.
+    with (
+        log.open("ab") as out,
+        subprocess.Popen(words, stdout=out, stderr=out, start_new_session=True, env={**os.environ, **variables}) as process,
+    ):
+        while process.poll() is None:
+            if heard.name and not stop.exists():
+                (here.notes / "heard").write_text(str(time.time()))
+                stop.write_text(heard.name)
+            time.sleep(POLL_S)
+    code = process.returncode
+    return 128 - code if code < 0 else code

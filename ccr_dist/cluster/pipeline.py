@@ -1,0 +1,134 @@
+"""Pipelines: which `ccr-dist` commands an experiment consists of, in which order, and what each needs. Typed YAML, nothing is run here.
+
+A step's command is written as it would be typed; `$name` stands for an entry of `values`. Steps follow one another unless they say `after`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from .. import yamlfile
+from ..config import Frozen
+from ..errors import ConfigError
+from .profile import TimeLimit
+
+Kind = Literal["describe", "translate", "featurise", "task", "train", "evaluate"]
+SHARED = ("describe", "translate", "featurise")  # kinds whose work an array of tasks shares
+RANKS = ("train", "evaluate")  # kinds that a launcher starts, on one or more nodes
+
+
+class Step(Frozen):
+    """A command, and what it needs. Nodes, GPUs, CPUs and memory are those of one array task where there are several."""
+
+    command: str = Field(min_length=1, description="a ccr-dist command, without the word ccr-dist; $name is an entry of `values`")
+    after: tuple[str, ...] | None = Field(None, description="steps that must be done before; none: the step above")
+    kind: Kind | None = Field(None, description="the script, slurm/KIND.sbatch; none: by the command's first word")
+    tasks: int = Field(1, gt=0, description="array size: workers that share the shards")
+    nodes: str = Field("1", description="nodes, 2 or 2-4: elastic, as many as there are")
+    ranks: int | None = Field(None, gt=0, description="processes a node; none: one a GPU of the node, or 1")
+    gpus: int = Field(0, ge=0, description="a node")
+    cpus: int = Field(2, gt=0, description="a node")
+    memory: str | None = Field(None, pattern=r"^\d+[KMGT]?$", description="a node; none: the site's default")
+    time: TimeLimit | None = Field(None, description="limit; none: the profile's")
+    launch: str = Field("launch/accelerate/ddp.yaml", description="launch profile of ranks")
+
+    @field_validator("nodes", mode="before")
+    @classmethod
+    def _nodes(cls, value: object) -> object:
+        text = str(value)
+        low, _, high = text.partition("-")
+        if not (low.isdecimal() and int(low) and (text == low or (high.isdecimal() and int(high) >= int(low)))):
+            raise ValueError("expected a number of nodes, or a range like 2-4")
+        return text
+
+    @property
+    def least_nodes(self) -> int:
+        return int(self.nodes.partition("-")[0])
+
+
+class Pipeline(Frozen):
+    """An experiment."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    folder: str = Field("runs/pipelines", description="state lies in FOLDER/NAME")
+    values: dict[str, str | int | float] = Field(default_factory=dict, description="what $name in commands stands for")
+    steps: dict[str, Step] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        known: list[str] = []
+        for name, step in self.steps.items():
+            if not all(c.isalnum() or c in "._-" for c in name):
+                raise ValueError(f"step {name!r}: expected letters, digits, dots, dashes")
+            for before in step.after or ():
+                if before not in known:
+                    raise ValueError(f"step {name!r} comes after {before!r}, no step above it; there are: {', '.join(known) or 'none'}")
+            known.append(name)
+        return self
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step, ready to be run: its words, and the steps that it waits for."""
+
+    name: str
+    command: tuple[str, ...]
+    kind: Kind
+    after: tuple[str, ...]
+    step: Step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A pipeline, checked, with all values put in. `document` knows the line of each key."""
+
+    pipeline: Pipeline
+    jobs: dict[str, Job]
+    document: yamlfile.Document
+
+    @property
+    def run(self) -> Path:
+        return Path(self.pipeline.folder) / self.pipeline.name
+
+    def place(self, step: str) -> str:
+        return self.document.place(("steps", step))
+
+
+def load_plan(path: str | Path, overrides: Iterable[str] = ()) -> Plan:
+    """Read and check a pipeline. Raises ConfigError naming file, line, key and the nearest valid key."""
+    return plan_of(yamlfile.load(path, overrides))
+
+
+def plan_of(document: yamlfile.Document) -> Plan:
+    pipeline = yamlfile.validate(Pipeline, document)
+    jobs: dict[str, Job] = {}
+    above: tuple[str, ...] = ()
+    for name, step in pipeline.steps.items():
+        place = document.place(("steps", name, "command"))
+        command = _words(step.command, pipeline.values, f"{place}: steps.{name}.command")
+        first = command[0]
+        kind: Kind = step.kind or (first if first in (*SHARED, *RANKS) else "task")  # type: ignore[assignment]
+        if step.tasks > 1 and kind not in SHARED:
+            raise ConfigError(f"{place}: steps.{name}.tasks: only {', '.join(SHARED)} are shared by several tasks, and this is {kind}")
+        if step.nodes != "1" and kind not in RANKS:
+            raise ConfigError(f"{place}: steps.{name}.nodes: only {', '.join(RANKS)} run on several nodes, and this is {kind}; use `tasks`")
+        jobs[name] = Job(name, command, kind, above if step.after is None else step.after, step)
+        above = (name,)
+    return Plan(pipeline, jobs, document)
+
+
+def _words(command: str, values: Mapping[str, object], place: str) -> tuple[str, ...]:
+    """Split as a shell would, then `$name` put in, so that a value with spaces stays one word."""
+    try:
+        return tuple(Template(word).substitute(values) for word in shlex.split(command))
+    except KeyError as error:
+        raise ConfigError(f"{place}: ${error.args[0]} is no entry of `values`; there are {', '.join(values) or 'none'}") from None
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}; write $$ for a dollar sign") from None

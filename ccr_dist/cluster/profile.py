@@ -1,0 +1,68 @@
+"""Site profiles: what a cluster calls its partitions and GPUs, how its environment is set up, how much warning it gives. Typed YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from .. import yamlfile
+from ..config import Frozen
+from ..errors import ConfigError
+
+
+def _quoted(value: object) -> object:
+    if isinstance(value, int):  # 24:00:00 without quotes is a number in YAML 1.1
+        raise ValueError("expected a time limit as text: write it in quotes, such as '24:00:00'")
+    return value
+
+
+TimeLimit = Annotated[str, BeforeValidator(_quoted), Field(pattern=r"^(\d+-)?\d+(:\d\d){0,2}$")]
+
+
+class Preflight(Frozen):
+    """What a node must have before ranks start on it."""
+
+    bandwidth: bool = Field(True, description="measure a short all-reduce between the nodes, too; its slowest link is named in the log")
+    least_gbs: float | None = Field(None, gt=0, description="GB/s of that all-reduce below which the slowest node is taken for broken")
+    free_memory_gib: float = Field(1.0, ge=0, description="a node")
+    free_disk_gib: float = Field(1.0, ge=0, description="in the scratch folder of a node")
+    wait_s: float = Field(120.0, gt=0, description="for the slowest node to appear")
+
+
+class Profile(Frozen):
+    """A site, as its users know it."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpus: str = Field("--gpus-per-node={n}", description="how GPUs of a node are asked for, such as --gres=gpu:a100:{n}", pattern=r"\{n\}")
+    setup: tuple[str, ...] = Field((), description="lines of shell before anything else: modules, conda")
+    python: str = Field("python", description="the interpreter on the nodes, with ccr_dist in it")
+    prefix: str = Field("", description="put before every command on a node, such as `apptainer exec --nv image.sif`")
+    environment: dict[str, str] = Field(default_factory=dict, description="variables of every job: NCCL_SOCKET_IFNAME and such")
+    time: TimeLimit = Field("24:00:00", description="limit of steps that name none")
+    lead_s: int = Field(120, gt=0, description="seconds before the time limit at which a job is warned, and saves")
+    grace_s: float = Field(30.0, gt=0, description="seconds between SIGTERM and SIGKILL: the partition's GraceTime, or KillWait")
+    scratch: str | None = Field(None, description="folder on each node for temporary files; a job removes its own folder in it")
+    free_disk_gib: float = Field(10.0, ge=0, description="that must be free where runs and datasets are written, at submission")
+    mail: str | None = None
+    mail_type: str = "FAIL,END"
+    max_array: int | None = Field(None, gt=0, description="tasks in one array; none: the site's MaxArraySize")
+    throttle: int | None = Field(None, gt=0, description="tasks of an array that run at a time")
+    retries: int = Field(3, ge=0, description="attempts without progress after which a job is given up")
+    sbatch: tuple[str, ...] = Field((), description="further options of sbatch, such as --exclusive")
+    preflight: Preflight | Literal["off"] = Preflight()
+
+
+def load_profile(name: str, folder: Path) -> Profile:
+    """A file's path, or the name of one in FOLDER without .yaml. Raises ConfigError with file, line and the nearest valid key."""
+    path = Path(name)
+    if path.suffix != ".yaml":
+        path = folder / f"{name}.yaml"
+        if not path.exists():
+            known = ", ".join(sorted(each.stem for each in folder.glob("*.yaml"))) or "none"
+            raise ConfigError(f"--profile {name}: there is no {path}; known profiles: {known}; or give a file's path")
+    return yamlfile.validate(Profile, yamlfile.load(path))

@@ -1,0 +1,89 @@
+"""A step's script: a copy of slurm/KIND.sbatch with the block between `>>> settings` and `<<< settings` filled in, and nothing else."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..errors import ConfigError
+from .attempts import step_folder
+from .pipeline import RANKS, Job, Plan
+from .profile import Profile
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "slurm"
+PROFILES = SCRIPTS / "profiles"
+BEGIN, END = "# >>> settings", "# <<< settings"
+
+
+def script_of(kind: str) -> Path:
+    path = SCRIPTS / f"{kind}.sbatch"
+    if not path.exists():
+        raise ConfigError(f"{path}: there is no such script: submit from a clone of the repository, where slurm/ is")
+    return path
+
+
+def render(plan: Plan, job: Job, profile: Profile, *, root: Path, tasks: Sequence[int], offset: int) -> str:
+    """root: where relative paths begin. tasks: of the step's array, those from `offset` on that this script is for."""
+    path = script_of(job.kind)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        begin, end = lines.index(BEGIN), lines.index(END)
+    except ValueError:
+        raise ConfigError(f"{path}: expected the lines {BEGIN!r} and {END!r}") from None
+    indices = [task - offset for task in tasks]
+    settings = [*_directives(plan, job, profile, root, indices), *_variables(plan, job, profile, root, offset)]
+    return "\n".join([*lines[: begin + 1], *settings, *lines[end:]]) + "\n"
+
+
+def _directives(plan: Plan, job: Job, profile: Profile, root: Path, indices: Sequence[int]) -> Iterator[str]:
+    step, array = job.step, job.step.tasks > 1
+    logs = root / step_folder(plan.run, job.name) / "logs"
+    options = {
+        "job-name": f"{plan.pipeline.name}.{job.name}",
+        "chdir": root,
+        "output": logs / ("%A_%a.log" if array else "%j.log"),
+        "partition": profile.partition,
+        "account": profile.account,
+        "qos": profile.qos,
+        "constraint": profile.constraint,
+        "array": _ranges(indices) + (f"%{profile.throttle}" if profile.throttle else "") if array else None,
+        "nodes": step.nodes,  # no ntasks-per-node: SLURM then takes the least of a range
+        "cpus-per-task": step.cpus,
+        "mem": step.memory,
+        "time": step.time or profile.time,
+        "signal": f"B:USR1@{profile.lead_s}",
+        "mail-user": profile.mail,
+        "mail-type": profile.mail_type if profile.mail else None,
+    }
+    yield from (f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None)
+    yield from (f"#SBATCH {option}" for option in ([profile.gpus.format(n=step.gpus)] if step.gpus else []))
+    yield from (f"#SBATCH {option}" for option in ("--requeue", "--open-mode=append", *profile.sbatch))
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    """[0, 1, 2, 5] -> 0-2,5"""
+    parts: list[list[int]] = []
+    for index in indices:
+        if parts and index == parts[-1][1] + 1:
+            parts[-1][1] = index
+        else:
+            parts.append([index, index])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
+
+
+def _variables(plan: Plan, job: Job, profile: Profile, root: Path, offset: int) -> Iterator[str]:
+    step = job.step
+    values: dict[str, object] = {"ROOT": root, "SCRIPTS": SCRIPTS, "RUN": plan.run, "STEP": job.name, "PYTHON": profile.python}
+    values |= {"RETRIES": profile.retries, "TASKS": step.tasks, "OFFSET": offset}
+    if profile.scratch:
+        values["SCRATCH"] = profile.scratch
+    if job.kind in RANKS:
+        values |= {"LAUNCH": step.launch, "RANKS": step.ranks or ""}
+        values["PREFLIGHT"] = "off" if profile.preflight == "off" else profile.preflight.model_dump_json(exclude_defaults=True)
+    if profile.prefix:
+        values["PREFIX"] = profile.prefix
+    yield from (f"{name}={shlex.quote(str(value))}" for name, value in values.items())
+    yield from (f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items())
+    yield from profile.setup
+    yield f"COMMAND=({shlex.join(job.command)})"

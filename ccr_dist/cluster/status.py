@@ -1,0 +1,109 @@
+"""How far a pipeline is, from its run folder, what its steps have committed, and one question to SLURM. Changes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from . import attempts, slurm
+from .facts import facts_of
+from .ledger import OVER, Ledger, done, recorded
+from .pipeline import Job
+from .progress import Progress, progress
+
+
+def status(run: Path) -> dict[str, Any]:
+    """{"run", "stop", "steps": [{"step", "states", "attempts", "done", "total", "unit", "rate", "eta_s", "jobs", "nodes", "why", "logs"}]}
+
+    rate: units a second since the attempts that run now began. states: tasks by state: done, running, queued, waiting (for other steps),
+    failed, cancelled, interrupted (without SLURM), or what SLURM says of a job that is over; none: not queued.
+    Raises ConfigError when `run` is no run of a pipeline.
+    """
+    plan, profile = recorded(run)
+    known = Ledger.read(run)
+    queued = slurm.queue(known.jobs()) if profile is not None and known.jobs() else []
+    lines: dict[tuple[str, int], slurm.Queued] = {}
+    for submitted in known.submitted:  # the last submission of a task has the last word
+        lines |= {(submitted.step, submitted.offset + (line.task or 0)): line for line in queued if line.job == submitted.job}
+    steps = [_step(run, job, {task: line for (step, task), line in lines.items() if step == job.name}) for job in plan.jobs.values()]
+    return {"run": str(run), "stop": (run / "stop").exists(), "steps": steps}
+
+
+def _step(run: Path, job: Job, lines: dict[int, slurm.Queued]) -> dict[str, Any]:
+    tried = {task: attempts.read(attempts.path_of(run, job.name, task)) for task in range(job.step.tasks)}
+    states: Counter[str] = Counter()
+    why: list[str] = []
+    facts, share = facts_of(job.command, f"step {job.name}"), job.step.tasks
+    now, rate = progress(facts), 0.0
+    for task, of_task in tried.items():
+        state, reason = _state(run, job, task, of_task, lines.get(task))
+        states[state] += 1
+        if reason:
+            why.append(f"task {task}: {reason}" if share > 1 else reason)
+        if state == "running" and of_task and of_task[-1].end is None:
+            made = progress(facts, (task, share)).done - Progress.from_json(of_task[-1].start["progress"]).done
+            rate += made / max(1e-3, time.time() - of_task[-1].start["time"])
+    return {
+        "step": job.name,
+        "states": dict(states),
+        "attempts": sum(map(len, tried.values())),
+        "done": now.done,
+        "total": now.total,
+        "unit": now.unit,
+        "rate": rate or None,
+        "eta_s": (now.total - now.done) / rate if rate else None,
+        "jobs": sorted({line.job for line in lines.values()}),
+        "nodes": sorted({line.nodes for line in lines.values() if line.nodes and line.state not in OVER}),
+        "why": why,
+        "logs": str(attempts.step_folder(run, job.name) / "logs"),
+    }
+
+
+def _state(run: Path, job: Job, task: int, tried: list[attempts.Attempt], line: slurm.Queued | None) -> tuple[str, str]:
+    """And the reason, where there is something to tell."""
+    if done(run, job, task):
+        return "done", ""
+    last = tried[-1] if tried else None
+    told = f"attempt {last.name}: {last.end['why']} (exit code {last.end['code']})" if last and last.end else ""
+    if line is not None and line.state not in OVER:
+        if line.state != "PENDING":
+            return "running", told
+        return ("waiting", "") if line.reason == "Dependency" else ("queued", told or line.reason)
+    if last is not None and last.end is not None and last.end["decision"] == "fail":
+        return "failed", told
+    if line is not None:
+        return ("cancelled" if line.state == "CANCELLED" else line.state.lower()), told
+    return ("interrupted" if tried else "none"), told
+
+
+def text(found: dict[str, Any]) -> str:
+    """For a terminal: a line a step, and below it what there is to know."""
+    rows = [("step", "state", "attempts", "progress", "rate", "left", "jobs", "nodes")]
+    for step in found["steps"]:
+        states = step["states"]
+        rows.append(
+            (
+                step["step"],
+                next(iter(states)) if sum(states.values()) == 1 else ", ".join(f"{count} {state}" for state, count in states.items()),
+                str(step["attempts"]),
+                f"{step['done']}/{step['total']} {step['unit']}" if step["total"] else "",
+                f"{step['rate']:.3g}/s" if step["rate"] else "",
+                _span(step["eta_s"]) if step["eta_s"] is not None else "",
+                ",".join(step["jobs"]),
+                ",".join(step["nodes"]),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [f"{step['step']}: {reason}" for step in found["steps"] for reason in step["why"]]
+    if found["stop"]:
+        lines.append(f"{found['run']}/stop is there: everything saves and stops; remove it, then resume")
+    lines.append(f"logs: {found['run']}/steps/STEP/logs")
+    return "\n".join(lines)
+
+
+def _span(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}"

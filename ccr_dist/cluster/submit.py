@@ -1,0 +1,116 @@
+"""`ccr-dist submit`, `resume` and `cancel`: a pipeline becomes a chain of SLURM jobs. What is done, or queued, is not queued again."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..data.store import replace_atomic
+from . import checks, ledger, slurm
+from .attempts import step_folder
+from .ledger import Ledger, Submitted
+from .pipeline import Job, Plan
+from .profile import Profile
+from .render import render
+
+Say = Callable[[str], None]
+
+
+def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
+    """Check everything, write the scripts, try them out, queue them. dry_run: all but the last.
+
+    Raises ConfigError (also `slurm.Refused`, with the step) before anything is queued, wherever it can be known then.
+    """
+    with ledger.held(plan.run):
+        ledger.forbid_stopped(plan.run)
+        checked = checks.check(plan, free_disk_gib=profile.free_disk_gib)
+        software = checks.environment(profile)
+        checks.grace(plan, checked, profile)
+        known = Ledger.read(plan.run)
+        queued = slurm.queue() if known.submitted else []
+        _adopt(known, queued)
+        limit = profile.max_array or slurm.array_limit()
+        parts = {name: _parts(known, queued, job, limit) for name, job in plan.jobs.items()}
+        scripts = {
+            (name, offset): _write(plan, plan.jobs[name], profile, tasks, offset)
+            for name, of_step in parts.items()
+            for offset, tasks in of_step.items()
+        }
+        for (name, _), script in scripts.items():
+            try:
+                slurm.try_out(script)
+            except slurm.Refused as error:
+                raise slurm.Refused(f"{plan.place(name)}: step {name}: SLURM refuses {script}: {error}") from None
+        for note in checked.notes:
+            say(note)
+        if dry_run:
+            for (name, offset), script in scripts.items():
+                say(f"{name}: {len(parts[name][offset])} task(s): {script}")
+            return
+        ledger.record(plan, profile, software)
+        _release(known, queued, say)
+        for name, job in plan.jobs.items():
+            _queue(known, queued, job, {offset: (parts[name][offset], scripts[name, offset]) for offset in parts[name]}, say)
+
+
+def _parts(known: Ledger, queued: list[slurm.Queued], job: Job, limit: int) -> dict[int, list[int]]:
+    """The tasks to queue, by the array (its offset) that they go into."""
+    waiting = {task for each in known.submitted if each.step == job.name for task in ledger.alive(queued, each)}
+    parts: dict[int, list[int]] = {}
+    for task in ledger.undone(known.run, job):
+        if task not in waiting:
+            parts.setdefault(task // limit * limit, []).append(task)
+    return parts
+
+
+def _write(plan: Plan, job: Job, profile: Profile, tasks: Sequence[int], offset: int) -> Path:
+    folder = step_folder(plan.run, job.name)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    path = folder / (f"script-{offset}.sbatch" if offset else "script.sbatch")
+    replace_atomic(path, render(plan, job, profile, root=Path.cwd(), tasks=tasks, offset=offset).encode())
+    return path
+
+
+def _queue(known: Ledger, queued: list[slurm.Queued], job: Job, parts: dict[int, tuple[list[int], Path]], say: Say) -> None:
+    before = [each.job for each in known.submitted if each.step in job.after and each.job and (each.fresh or ledger.alive(queued, each))]
+    for offset, (tasks, script) in parts.items():
+        entry = Submitted(f"ccr-{secrets.token_hex(6)}", job.name, tasks, offset, fresh=True)
+        known.write(event="submitting", token=entry.token, step=entry.step, tasks=tasks, offset=offset)
+        dependency = [f"--dependency=afterok:{':'.join(before)}", "--kill-on-invalid-dep=yes"] if before else []
+        entry.job = slurm.submit(script, f"--comment={entry.token}", *dependency)
+        known.write(event="submitted", token=entry.token, job=entry.job)
+        known.submitted.append(entry)
+        say(f"{job.name}: job {entry.job}, {len(tasks)} task(s)" + (f", after {', '.join(before)}" if before else ""))
+    if not parts:
+        say(f"{job.name}: nothing to queue: it is done, or queued already")
+
+
+def _adopt(known: Ledger, queued: list[slurm.Queued]) -> None:
+    """Jobs that were queued by a submission that died before it could write down their numbers."""
+    jobs = {line.comment: line.job for line in queued}
+    for each in known.submitted:
+        if each.job is None and each.token in jobs:
+            each.job = jobs[each.token]
+            known.write(event="submitted", token=each.token, job=each.job)
+
+
+def _release(known: Ledger, queued: list[slurm.Queued], say: Say) -> None:
+    """Jobs that SLURM holds, such as after a launch that failed on a broken node."""
+    for line in queued:
+        if line.job in known.jobs() and line.state == "PENDING" and "held" in line.reason.lower():
+            job = line.job if line.task is None else f"{line.job}_{line.task}"
+            slurm.call("scontrol", "release", job)
+            say(f"job {job} was held ({line.reason}): released")
+
+
+def cancel(run: Path, say: Say) -> None:
+    """End all jobs of a run that are queued or run. What runs is told by SIGTERM, and saves."""
+    known = Ledger.read(run)
+    queued = slurm.queue() if known.submitted else []
+    _adopt(known, queued)
+    jobs = [each.job for each in known.submitted if each.job and ledger.alive(queued, each)]
+    if jobs:
+        slurm.call("scancel", *reversed(jobs))
+        known.write(event="cancelled", jobs=jobs)
+    say(f"{run}: {'cancelled ' + ', '.join(jobs) if jobs else 'nothing is queued'}")

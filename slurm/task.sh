@@ -1,0 +1,3 @@
+# One process on its node, started by srun: task.sh COMMAND...
+. "$SCRIPTS/node.sh"
+"$PYTHON" -m ccr_dist.cluster.rank "$@"

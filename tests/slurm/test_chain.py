@@ -1,0 +1,46 @@
+"""The demo as a chain of jobs, to its final report: what a user's first pipeline does."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import yaml
+
+from ccr_dist.data.table import Dataset
+from tests.slurm.cluster import ROOT, Cluster
+from tests.slurm.experiment import CPU, Experiment, Run, model_server
+
+SMALL = ("values.limit=100", "values.engine=openai", "values.model=toy", "values.cla=stages.cla.steps=8", "values.cma=stages.cma.steps=4")
+
+
+def test_the_demo_to_its_report(cluster: Cluster, shared: Path) -> None:
+    """As it is shipped, but with few rows and steps, no GPUs, and a model server that says what it is told."""
+    place = shared / "demo"
+    experiment = Experiment.made(cluster, place, {}, preflight={"free_memory_gib": 0.1, "free_disk_gib": 0.1})
+    for name in ("configs", "launch"):
+        (place / name).symlink_to(ROOT / name)
+    pipeline = ROOT / "configs" / "pipelines" / "emoji14.yaml"
+    overrides = [*SMALL, f"folder={experiment.folder}/runs", "name=toy"]
+    for step, settings in yaml.safe_load(pipeline.read_text())["steps"].items():
+        if "gpus" in settings:
+            overrides += [f"steps.{step}.gpus=0", f"steps.{step}.ranks=1", f"steps.{step}.launch={CPU}"]
+    with model_server(cluster, shared / "demo-server") as url:
+        profile = yaml.safe_load((place / "profile.yaml").read_text())
+        profile["environment"]["OPENAI_BASE_URL"] = url
+        experiment.write("profile", profile)
+        words = ["submit", pipeline, "--profile", place / "profile.yaml", *overrides]
+        done = cluster.run(sys.executable, "-m", "ccr_dist", *words, cwd=place)
+        assert done.returncode == 0, done.stderr
+        experiment.finish(900)
+    found = experiment.status()
+    assert {state for each in found.values() for state in each["states"]} == {"done"} and found["describe"]["states"] == {"done": 4}
+    Dataset.open(place / "data" / "emoji14" / "train").column("description.mllm").require_complete()
+    for name in ("dasd", "described"):
+        [start] = Run(place / "runs" / "emoji14" / f"{name}-s0").starts()
+        assert start["world"] == 2 and len({process["host"] for process in start["processes"]}) == 2
+    rows = list(csv.DictReader((place / "runs" / "emoji14" / "report" / "results.csv").open()))
+    assert {row["label"] for row in rows} == {"zero-shot", "DASD", "DASD, described"}
+    said = "".join(path.read_text() for path in (experiment.run / "steps" / "dasd" / "logs").iterdir())
+    assert "preflight: all-reduce" in said and "slowest link" in said
