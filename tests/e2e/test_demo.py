@@ -14,6 +14,7 @@ import pytest
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).parents[2]
+OUT = ROOT / "runs" / "smoke"
 
 
 def demo() -> str:
@@ -24,19 +25,26 @@ def demo() -> str:
     return done.stdout + done.stderr
 
 
-def test_from_pictures_to_a_table_and_again_without_work() -> None:
-    out = ROOT / "runs" / "smoke"
-    shutil.rmtree(out, ignore_errors=True)
-    said = demo()
-    page = out / "report" / "report.html"
+@pytest.fixture(scope="module")
+def said() -> str:
+    """By the demo, of what it did."""
+    shutil.rmtree(OUT, ignore_errors=True)
+    return demo()
+
+
+def test_from_pictures_to_a_table(said: str) -> None:
+    page = OUT / "report" / "report.html"
     assert str(page) in said and page.stat().st_size > 100_000
-    rows = list(csv.DictReader((out / "report" / "results.csv").open()))
+    rows = list(csv.DictReader((OUT / "report" / "results.csv").open()))
     recall = {row["label"]: float(row["t2v_R10"]) for row in rows if row["language"] != "en"}
     assert recall.keys() == {"zero-shot", "translate-test", "linear only", "static adapter", "DASD"}
     assert recall["DASD"] > 2 * recall["zero-shot"], recall
     ceiling = {float(row["t2v_R10"]) for row in rows if row["language"] == "en"}
     assert len(ceiling) == 1, "English is exactly the backbone's for every method"
 
+
+@pytest.mark.slow
+def test_again_without_work(said: str) -> None:
     again = demo()
     assert "nothing to train" in again and "measured already" in again
     assert "cla loss" not in again

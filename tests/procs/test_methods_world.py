@@ -82,7 +82,7 @@ def train(folder: Path, name: str, world: int) -> Path:
     return folder / "runs" / f"{name}{world}-s0"
 
 
-@pytest.mark.parametrize("name", ["nrccr", "hybrid", *(pytest.param(name, marks=pytest.mark.slow) for name in ("weighted", "described"))])
+@pytest.mark.parametrize("name", ["nrccr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("weighted", "described", "hybrid"))])
 def test_three_processes_have_the_gradients_of_one(folder: Path, name: str) -> None:
     alone, together = train(folder, name, 1), train(folder, name, 3)
     steps = STEPS if name == "nrccr" else 2 * STEPS

@@ -128,6 +128,7 @@ def test_fewer_nodes_make_the_same_batches(cluster: Cluster, ground: Ground, sha
     assert run.losses() == pytest.approx(undisturbed.losses(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_nodes_with_different_numbers_of_ranks(cluster: Cluster, ground: Ground, shared: Path, undisturbed: Run) -> None:
     """Three GPUs on two nodes that have two each: as many ranks as SLURM gives GPUs. (There are none; the ranks take the CPU.)"""
     step = {**training(ground.config("uneven", steps=12), 2, gpus=3), "ranks": None}

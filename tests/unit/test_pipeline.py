@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import jobs
 import pytest
 
 from ccr_dist import errors
@@ -18,7 +19,6 @@ from ccr_dist.cluster.profile import Preflight, Profile, load_profile
 from ccr_dist.cluster.progress import Progress, progress
 from ccr_dist.cluster.render import PROFILES, SCRIPTS, render
 from ccr_dist.errors import ConfigError
-from tests import jobs
 
 NAN, HANG = errors.NonFiniteError.exit_code, errors.HangError.exit_code
 
