@@ -5,14 +5,13 @@ Only the attempt itself writes, so that nobody's line is torn. One whose end is 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.store import disk_errors
+from ..data.store import append_line, read_lines
 from .progress import Progress
 
 
@@ -42,25 +41,14 @@ def path_of(run: Path, step: str, task: int) -> Path:
 
 
 def write(path: Path, line: Mapping[str, Any]) -> None:
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, "time": round(time.time(), 3)}, ensure_ascii=False) + "\n")
+    append_line(path, {**line, "time": round(time.time(), 3)})
 
 
 def read(path: Path) -> list[Attempt]:
     """In their order. A line that was torn by a crash is left out."""
     starts: dict[str, Mapping[str, Any]] = {}
     ends: dict[str, Mapping[str, Any]] = {}
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    for line in text.splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
+    for values in read_lines(path):
         (starts if values["event"] == "start" else ends)[values["attempt"]] = values
     return [Attempt(name, start, ends.get(name)) for name, start in starts.items()]
 

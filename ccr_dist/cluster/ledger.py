@@ -13,7 +13,6 @@ import contextlib
 import datetime
 import fcntl
 import getpass
-import json
 import shlex
 import socket
 import sys
@@ -24,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from ..data.store import disk_errors, pretty_json, replace_atomic
+from ..data.store import append_line, pretty_json, read_lines, replace_atomic
 from ..errors import ConfigError
 from ..train.run import commit
 from . import attempts
@@ -59,9 +58,7 @@ class Ledger:
     @classmethod
     def read(cls, run: Path) -> Ledger:
         found: dict[str, Submitted] = {}
-        path = run / "jobs.jsonl"
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            values = json.loads(line)
+        for values in read_lines(run / "jobs.jsonl"):
             if values["event"] == "submitting":
                 found[values["token"]] = Submitted(values["token"], values["step"], values["tasks"], values["offset"])
             elif values["event"] == "submitted":
@@ -69,10 +66,7 @@ class Ledger:
         return cls(run, list(found.values()))
 
     def write(self, **line: Any) -> None:
-        path = self.run / "jobs.jsonl"
-        with disk_errors(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}) + "\n")
-            file.flush()
+        append_line(self.run / "jobs.jsonl", {**line, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")})
 
     def jobs(self) -> list[str]:
         return [each.job for each in self.submitted if each.job is not None]

@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,6 +144,27 @@ def replace_atomic(path: str | Path, data: bytes) -> None:
         write_synced(tmp, data)
         tmp.replace(path)
         sync_folder(path.parent)
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """A JSON line at the end of a file, on a line of its own also where the one before was torn by a crash. StorageError."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of `append_line`, those that a crash has torn left out; none where there is no file."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def create_once(path: str | Path, data: bytes) -> bool:

@@ -127,3 +127,13 @@ def test_a_temporary_file_that_the_winner_tidied_away_is_a_lost_race(tmp_path):
     path.write_bytes(b"theirs")
     assert store.publish_once(tmp_path / ".tmp-a", path) is False
     assert path.read_bytes() == b"theirs"
+
+
+def test_a_line_behind_a_torn_one_is_a_line_of_its_own(tmp_path):
+    path = tmp_path / "folder" / "log.jsonl"
+    assert store.read_lines(path) == []
+    store.append_line(path, {"n": 1})
+    with path.open("a") as file:
+        file.write('{"n": 2, "te')
+    store.append_line(path, {"n": 3, "name": "é"})
+    assert store.read_lines(path) == [{"n": 1}, {"n": 3, "name": "é"}]
