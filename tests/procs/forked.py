@@ -9,11 +9,15 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
+import json
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ccr_dist.methods import base
@@ -70,6 +74,27 @@ def world(size: int, function: Callable[..., None], *arguments: Any, timeout: fl
         raise RuntimeError(f"{function.__name__} with {size} processes: exit codes {codes}")
 
 
+def trainings(config: Path, *runs: tuple[int, Sequence[str]]) -> None:
+    """`ccr-dist train CONFIG ARGUMENTS` for each (world, arguments), one after the other. AssertionError when one fails."""
+    words = [sys.executable, "-m", "tests.procs.forked", str(config), json.dumps(runs)]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(words, cwd=Path(__file__).parents[2], env=variables, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 def _rank(variables: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     os.environ |= variables
     function(*arguments)
+
+
+def _train(arguments: Sequence[str]) -> None:
+    from ccr_dist import cli
+
+    sys.argv = ["ccr-dist", "train", *arguments]
+    cli.main()
+
+
+if __name__ == "__main__":
+    prepare()
+    for size, words in json.loads(sys.argv[2]):
+        world(size, _train, [sys.argv[1], *words, "--world", str(size)])

@@ -81,7 +81,9 @@ def alone(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict:
     return run(dataset, 1, tmp_path_factory.mktemp("alone"))[0]
 
 
-@pytest.mark.parametrize(("world", "batch"), [(2, 3), (3, 3), (3, 12)])  # the last: two blocks of rows for three processes
+@pytest.mark.parametrize(
+    ("world", "batch"), [pytest.param(2, 3, marks=pytest.mark.slow), (3, 3), (3, 12)]
+)  # the last: two blocks of rows for three processes
 def test_any_world_size_gives_the_same_ranks(dataset: Dataset, alone: dict, tmp_path: Path, world: int, batch: int) -> None:
     ranks = run(dataset, world, tmp_path, batch)
     assert len({rank["pid"] for rank in ranks}) == world

@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests import toy
-from tests.procs.test_training import gradients, lines, losses, train
+from tests.procs import forked
+from tests.procs.test_training import gradients, lines, losses
 
 pytestmark = pytest.mark.procs
 
@@ -21,12 +22,14 @@ LAZY = (
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A config and its one-process run. Batches of 10 by parts of 3 rows: uneven on 3 processes, and gradients add up over the parts."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all runs. Batches of 10 by parts of 3 rows: uneven on 3 processes, and gradients add up over the parts."""
     folder = tmp_path_factory.mktemp("lazy")
-    config = toy.dasd(folder, cla=3, cma=3, runtime={"trace": "gradients", "micro_batch": 3}, name="one")
-    train(config, *LAZY, world=1)
-    return config, folder / "runs" / "one-s0"
+    config = toy.dasd(folder, cla=3, cma=3, runtime={"trace": "gradients", "micro_batch": 3})
+    resumed = (*LAZY, "name=resumed", "runtime.checkpoint_every=1")
+    worlds = [(world, (*LAZY, f"name=world{world}")) for world in (1, 2, 3)]
+    forked.trainings(config, *worlds, (2, (*resumed, "stages.cma.steps=1")), (1, resumed))
+    return folder / "runs"
 
 
 def weights(run: Path, kind: str = "weights") -> dict[str, Any]:
@@ -34,10 +37,8 @@ def weights(run: Path, kind: str = "weights") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_processes_train_what_one_trains(alone: tuple[Path, Path], world: int) -> None:
-    config, one = alone
-    train(config, *LAZY, f"name=world{world}", world=world)
-    run = one.parent / f"world{world}-s0"
+def test_processes_train_what_one_trains(runs: Path, world: int) -> None:
+    one, run = runs / "world1-s0", runs / f"world{world}-s0"
     assert lines(run / "starts.jsonl")[-1]["world"] == world
     expected, found = losses(one), losses(run)
     for step in expected:
@@ -53,14 +54,11 @@ def test_processes_train_what_one_trains(alone: tuple[Path, Path], world: int) -
     ]
 
 
-def test_resumed_on_another_number_of_processes(alone: tuple[Path, Path]) -> None:
+def test_resumed_on_another_number_of_processes(runs: Path) -> None:
     """After 4 of 6 steps on 2 processes the run goes on alone; its state is laid out as the dense optimiser's."""
-    config, one = alone
-    short = (*LAZY, "name=resumed", "runtime.checkpoint_every=1")
-    train(config, *short, "stages.cma.steps=1", world=2)
-    train(config, *short, world=1)
-    expected, found = losses(one), losses(one.parent / "resumed-s0")
-    assert found[6] == pytest.approx(expected[6], rel=1e-3)
+    one, run = runs / "world1-s0", runs / "resumed-s0"
+    assert [(start["world"], start["step"]) for start in lines(run / "starts.jsonl")] == [(2, 0), (1, 4)]
+    assert losses(run)[6] == pytest.approx(losses(one)[6], rel=1e-3)
     states = weights(one, "optimizer")
     assert {name for name in states if name.startswith(TABLE)} == {f"{TABLE}/{key}" for key in ("exp_avg", "exp_avg_sq", "step")}
     assert states[f"{TABLE}/exp_avg"].shape == weights(one)[TABLE].shape

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests import toy
-from tests.procs.test_training import gradients, losses, train
+from tests.procs import forked
+from tests.procs.test_training import gradients, losses
 
 pytestmark = pytest.mark.procs
 
@@ -18,8 +19,7 @@ def test_processes_share_the_work_of_one_by_the_released_recipe(tmp_path: Path) 
     recipe = ["method.discriminator=released", "method.pairing=reversed", "method.adversarial=0.1"]
     for stage in ("cla", "cma"):
         recipe += [f"stages.{stage}.{key}" for key in ("batch=9", "optimizer=bert_adam", "schedule=bert", "clip=tensor")]
-    for world in (1, 2):
-        train(config, f"name=world{world}", *recipe, world=world)
+    forked.trainings(config, *((world, [f"name=world{world}", *recipe]) for world in (1, 2)))
     one, two = (tmp_path / "runs" / f"world{world}-s0" for world in (1, 2))
     assert losses(one).keys() == losses(two).keys() == {1, 2, 3, 4}
     for step, numbers in losses(one).items():

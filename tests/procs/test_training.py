@@ -127,7 +127,7 @@ def kill_after(config: Path, *arguments: str, run: Path, step: int, every: int, 
     return max(losses(run))
 
 
-@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("world", [1, pytest.param(3, marks=pytest.mark.slow)])  # several: also in test_resume_matrix.py
 def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path, world: int) -> None:
     every, total = 9, 70
     config = toy.dasd(tmp_path, cla=40, cma=30, runtime={"checkpoint_every": every, "trace": "samples"}, name="calm")
@@ -148,6 +148,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path, w
         assert (hurt / name).read_bytes() == (calm / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_without_its_checkpoints_a_killed_run_starts_again(tmp_path: Path) -> None:
     """The counterpart of the test above: it is the checkpoints that carry a run."""
     config = toy.dasd(tmp_path, cla=40, cma=30, runtime={"checkpoint_every": 9})

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from tests import toy
-from tests.slurm.cluster import ROOT, SCRIPT, Cluster, log_of, until
+from tests.slurm.cluster import OVER, ROOT, SCRIPT, Cluster, log_of, until
 
 PROMPTS = {
     "describe": {"views": {"detail": {"text": "{media} of {captions}", "max_tokens": 64}}},
@@ -185,13 +185,17 @@ class Experiment:
         return f"{self.ccr_dist('status', self.run).stdout}\n{log_of(self.run)}"
 
     def until(self, what: str, look: Callable[[], Any], seconds: float = 900) -> None:
-        """As `cluster.until`; ends at once when a job has failed."""
+        """As `cluster.until`; ends at once when a job ended badly, and says what there is to be said."""
 
         def alive() -> Any:
-            assert "FAILED" not in self.cluster.jobs("--jobs=" + ",".join(self.jobs().values())).values(), self.why()
+            states = self.cluster.jobs("--jobs=" + ",".join(self.jobs().values()))
+            assert not OVER - {"COMPLETED"} & set(states.values()), f"{states}\n{self.why()}"
             return look()
 
-        until(what, alive, seconds)
+        try:
+            until(what, alive, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.cluster.slurm('scontrol', 'show', 'job')}\n{self.why()}") from error
 
     def await_saved(self, run: Run, step: int) -> None:
         self.until(f"step {step} is saved", lambda: run.saved() >= step)

@@ -12,7 +12,14 @@ from ccr_dist.data.table import Dataset
 from tests.slurm.cluster import ROOT, Cluster
 from tests.slurm.experiment import CPU, Experiment, Run, model_server
 
-SMALL = ("values.limit=100", "values.engine=openai", "values.model=toy", "values.cla=stages.cla.steps=8", "values.cma=stages.cma.steps=4")
+SMALL = (
+    "values.limit=64",
+    "steps.describe.tasks=2",
+    "values.engine=openai",
+    "values.model=toy",
+    "values.cla=stages.cla.steps=3",
+    "values.cma=stages.cma.steps=2",
+)
 
 
 def test_the_demo_to_its_report(cluster: Cluster, shared: Path) -> None:
@@ -35,7 +42,7 @@ def test_the_demo_to_its_report(cluster: Cluster, shared: Path) -> None:
         assert done.returncode == 0, done.stderr
         experiment.finish(900)
     found = experiment.status()
-    assert {state for each in found.values() for state in each["states"]} == {"done"} and found["describe"]["states"] == {"done": 4}
+    assert {state for each in found.values() for state in each["states"]} == {"done"} and found["describe"]["states"] == {"done": 2}
     Dataset.open(place / "data" / "emoji14" / "train").column("description.mllm").require_complete()
     for name in ("dasd", "described"):
         [start] = Run(place / "runs" / "emoji14" / f"{name}-s0").starts()

@@ -80,6 +80,8 @@ def test_dry_run_cancel_stop_and_resume(cluster: Cluster, ground: Ground, shared
     job = experiment.submit()["train"]
     assert experiment.status()["train"]["states"] == {"queued": 1}
     cluster.slurm("scontrol", "hold", job)  # as SLURM does itself with a job that could not be launched
+    held = experiment.status()["train"]
+    assert held["states"] == {"held": 1} and f"ccr-dist resume {experiment.run}" in held["why"][0], held
     cluster.slurm("scancel", busy)
     done = experiment.ccr_dist("resume", experiment.run)
     assert done.returncode == 0 and f"job {job} was held" in done.stderr, done.stderr
