@@ -18,7 +18,8 @@ def status(run: Path) -> dict[str, Any]:
     """{"run", "stop", "steps": [{"step", "states", "attempts", "done", "total", "unit", "rate", "eta_s", "jobs", "nodes", "why", "logs"}]}
 
     rate: units a second since the attempts that run now began. states: tasks by state: done, running, queued, held (SLURM or a person keeps
-    it from running; `resume` releases it), waiting (for other steps), failed, cancelled, interrupted (without SLURM), or what SLURM says of a job that is over; none: not queued.
+    it from running; `resume` releases it), waiting (for other steps), failed, cancelled, interrupted (without SLURM), or what SLURM says
+    of a job that is over; none: not queued.
     Raises ConfigError when `run` is no run of a pipeline.
     """
     plan, profile = recorded(run)
