@@ -10,7 +10,9 @@ Each line of the table adds one step to the line above it and is a run of its ow
 figure is the median of all its steps but each process' first. Processes keep the memory that they once had, which spares the peer most: it
 makes gradients of the whole table anew in every step. `exact`: the same losses but for rounding; `float16`: the same but for the
 storage of cached features; `no`: other losses, by how much is in the last columns: largest relative difference from the exact run's over
---effect steps, and that of the last loss. Data, order, start and losses of the first step are those of the peer, which is checked.
+--effect steps, and that of the last loss; `limit`: no training, but products that training ours cannot do without: of a batch's tokens
+with the weights of the text tower's blocks, and of as many gradients. Data, order, start and losses of the first step are those of the
+peer, which is checked.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from record import pictures, record
 PIECES, WIDTH, SIDE = 119_547, 768, 432
 LR = 2e-4
 PEER = "published loop"
+LIMIT = "frozen tower's products alone"
 KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 40), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}  # memory is not handed back between steps
 LADDERS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
     "cma": [
@@ -49,6 +52,7 @@ LADDERS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         ("f_sa over tokens, not padding", "no", {"positions": "tokens"}),
         ("lazy rows", "no", {"lazy": True}),
         ("bf16", "no", {"precision": "bf16"}),
+        (LIMIT, "limit", {"limit": True}),
     ],
 }
 LADDERS["cla"] = [step for step in LADDERS["cma"] if "image" not in step[0]]
@@ -76,7 +80,8 @@ def main() -> None:
     asked.threads = asked.threads or len(os.sched_getaffinity(0))
     if asked.one:
         job = json.loads(asked.one)
-        print(json.dumps((ours if "ours" in job["line"] else peer)(asked, job)))
+        kind = limit if "limit" in job["line"] else ours if "ours" in job["line"] else peer
+        print(json.dumps(kind(asked, job)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         asked.work = asked.work or Path(temporary)
@@ -129,7 +134,7 @@ def compare(asked: argparse.Namespace, stage: str, lines: list[dict[str, Any]]) 
 
     wanted = losses(exact[-1])
     for line in lines:
-        if "ours" in line["options"] and line is not exact[-1]:
+        if "ours" in line["options"] and line["exact"] != "limit" and line is not exact[-1]:
             apart = [abs(mine / right - 1) for mine, right in zip(losses(line), wanted, strict=True)]
             line["largest_difference"], line["last_difference"] = max(apart), apart[-1]
 
@@ -190,13 +195,11 @@ def peer(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     """The published loop on the batches, and from the weights, of ours."""
     import open_clip
     import torch
-    from methods import order, peak_mb
+    from methods import peak_mb
     from published_dasd import PublishedDasd, Savings, train
 
     from ccr_dist.config import from_dict
-    from ccr_dist.data.order import rank_slots
-    from ccr_dist.data.table import Dataset
-    from ccr_dist.train.assemble import build_method, fields_for
+    from ccr_dist.train.assemble import build_method
 
     torch.set_num_threads(asked.threads)
     wanted = from_dict(config(asked, job), name="bench")
@@ -208,13 +211,11 @@ def peer(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     model = PublishedDasd(clip, front_end.table.weight.detach().clone())
     copy_start(method, model)
     model.to(device)
-    fields = fields_for(wanted, method.stages(wanted.method)[job["stage"]])
-    batches = order(wanted, job["stage"], fields)
-    dataset, mine = Dataset.open(wanted.data.train[0].path), rank_slots(asked.batch, batches.lanes, 1, 0)
-    rows = []
-    for slot in (slot for k in range(job["steps"]) for slot in batches.batch(k, mine).slots):
-        english, german = (dataset.column(name).value(slot.shard, slot.row)[0] for name in ("caption.en", "caption.de"))
-        rows.append((asked.work / "pictures" / f"{dataset.keys(slot.shard)[slot.row]}.jpg", english, german))
+    rows = [
+        (asked.work / "pictures" / f"{key}.jpg", english, german)
+        for batch in captioned(wanted, method, job)
+        for key, english, german in batch
+    ]
 
     def target_tokens(texts: list[str]) -> Any:
         tokens = front_end.tokenize(texts)
@@ -227,6 +228,57 @@ def peer(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     done = list(steps)
     return {"rates": [s["samples_per_s"] for s in done], "losses": [s["loss"] for s in done], "peak_mb": peak_mb(device)}
+
+
+def captioned(wanted: Any, method: Any, job: dict[str, Any]) -> list[list[tuple[str, str, str]]]:
+    """The batches of the steps, as (key, English, German)."""
+    from methods import order
+
+    from ccr_dist.data.order import rank_slots
+    from ccr_dist.data.table import Dataset
+    from ccr_dist.train.assemble import fields_for
+
+    batches = order(wanted, job["stage"], fields_for(wanted, method.stages(wanted.method)[job["stage"]]))
+    size = wanted.stages[job["stage"]].batch
+    dataset, mine = Dataset.open(wanted.data.train[0].path), rank_slots(size, batches.lanes, 1, 0)
+    english, german = dataset.column("caption.en"), dataset.column("caption.de")
+    return [
+        [
+            (dataset.keys(slot.shard)[slot.row], english.value(slot.shard, slot.row)[0], german.value(slot.shard, slot.row)[0])
+            for slot in batches.batch(k, mine).slots
+        ]
+        for k in range(job["steps"])
+    ]
+
+
+def limit(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
+    """Each product as often as a step makes it: in every block, again in the trunk's later ones, forward and for the input's gradient."""
+    import time
+
+    import torch
+    from methods import peak_mb
+
+    from ccr_dist.config import from_dict
+    from ccr_dist.train.assemble import build_method
+
+    torch.set_num_threads(asked.threads)
+    wanted = from_dict(config(asked, job), name="bench")
+    method = build_method(wanted)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if job["line"].get("precision") == "bf16" else torch.float32
+    blocks = [*method.tower.blocks, *method.tower.blocks[1 : method.characteristics.trunk]]
+    weights = [p.detach().to(device, dtype) for block in blocks for p in block.parameters() if p.ndim == 2]
+    rates = []
+    for batch in captioned(wanted, method, job):
+        tokens = int(method.front_end.tokenize([german for _, _, german in batch]).mask.sum())
+        inputs = {width: torch.randn(tokens, width, device=device, dtype=dtype) for width in {p.shape[1] for p in weights}}
+        begun = time.perf_counter()
+        for weight in weights:
+            inputs[weight.shape[1]] @ weight.T @ weight
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        rates.append(len(batch) / (time.perf_counter() - begun))
+    return {"rates": rates, "losses": [float("nan")], "peak_mb": peak_mb(device)}
 
 
 def copy_start(method: Any, model: Any) -> None:
