@@ -8,6 +8,10 @@ bin=${VENV:-.venv}/bin
 if [ $# -gt 0 ]; then exec "$bin/python" -m pytest "$@"; fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-"$bin/mypy"
+"$bin/mypy" & # takes a minute in a fresh clone
+types=$!
 # Four on two cores: tests on SLURM wait most of the time. The longest files start first (tests/conftest.py).
-exec "$bin/python" -m pytest -m "not slow and not gpu" --numprocesses "${CCR_TEST_PROCESSES:-4}" --dist loadfile --no-loadscope-reorder --durations=15
+status=0
+"$bin/python" -m pytest -m "not slow and not gpu" --numprocesses "${CCR_TEST_PROCESSES:-4}" --dist loadfile --no-loadscope-reorder --durations=15 || status=$?
+wait $types || status=1
+exit $status

@@ -82,7 +82,7 @@ def alone(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("world", "batch"), [pytest.param(2, 3, marks=pytest.mark.slow), (3, 3), (3, 12)]
+    ("world", "batch"), [pytest.param(2, 3, marks=pytest.mark.slow), pytest.param(3, 3, marks=pytest.mark.slow), (3, 12)]
 )  # the last: two blocks of rows for three processes
 def test_any_world_size_gives_the_same_ranks(dataset: Dataset, alone: dict, tmp_path: Path, world: int, batch: int) -> None:
     ranks = run(dataset, world, tmp_path, batch)

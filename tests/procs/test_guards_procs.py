@@ -65,6 +65,7 @@ def test_a_stop_on_one_rank_during_a_validation_is_everybodys(tmp_path: Path) ->
     assert progress["unvalidated"] and progress["best"] is None
 
 
+@pytest.mark.slow
 def test_the_doctor_measures_what_is_between_processes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -39,7 +39,7 @@ def check(found: dict[str, Any], strategy: str, *sharded: str) -> None:
             assert share <= 1 / 2 + 0.05 if what in sharded else share == 1, (what, share)
 
 
-@pytest.mark.parametrize(("profile", "strategy"), [("zero3_offload", "zero3"), ("fsdp2", "fsdp2")])
+@pytest.mark.parametrize(("profile", "strategy"), [pytest.param("zero3_offload", "zero3", marks=pytest.mark.slow), ("fsdp2", "fsdp2")])
 def test_a_profile_starts_its_strategy(tmp_path: Path, profile: str, strategy: str) -> None:
     finished(start(profile, tmp_path / "found.json", "--num_processes", "2"))
     found = json.loads((tmp_path / "found.json").read_text())

@@ -1,4 +1,4 @@
-"""Methods whose steps need more of the global batch than losses do, by `accelerate launch`: gradients know nothing of the world size.
+"""Methods whose steps need more of the global batch than losses do: gradients know nothing of the world size.
 
 NRCCR normalises over the batch and keeps running statistics; weighted brings its weights to a mean of 1; described and hybrid read
 descriptions, hybrid matches slots of all ranks.
@@ -6,9 +6,6 @@ descriptions, hybrid matches slots of all ranks.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +16,10 @@ from safetensors.numpy import load_file
 from ccr_dist.data.decode import encode
 from ccr_dist.data.table import create_column
 from tests import tiny, toy
+from tests.procs import forked
 
 pytestmark = pytest.mark.procs
 
-ROOT = Path(__file__).parents[2]
 STEPS, BATCH = 3, 10  # ragged on 3 ranks
 STAGE = {"steps": STEPS, "batch": BATCH, "lr": 1e-4, "warmup": 0}  # dropout is off below: masks are drawn for each rank
 SLOTS = {"slots": 3, "slot_blocks": 1, "heads": 2, "slot_dropout": 0}
@@ -60,7 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(folder: Path, name: str, world: int) -> Path:
+def trained(folder: Path, name: str) -> tuple[Path, Path]:
+    """Its runs on one process and on three."""
     method = {"name": name, **METHODS[name]}
     if name == "nrccr":
         method["encoder"] = str(folder / "encoder")
@@ -72,19 +70,14 @@ def train(folder: Path, name: str, world: int) -> Path:
         # A random tiny CLIP's features differ by 3 % of their size from picture to picture, which a batch normalisation behind them makes
         # up for: gradients then have 1 / 0.03^2 times the rounding. These differ as features of a real one do.
         data["visual"] = "feature.spread"
-    config = toy.config(folder, method, stages, name=f"{name}{world}", data=data, runtime={"trace": "gradients"})
-    profile = str(ROOT / "launch" / "accelerate" / "cpu.yaml")
-    launch = ["-m", "accelerate.commands.launch", "--config_file", profile, "--num_processes", str(world)] if world > 1 else []
-    command = [sys.executable, *launch, "-m", "ccr_dist", "train", str(config), "--world", str(world), "--test"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder / "runs" / f"{name}{world}-s0"
+    config = toy.config(folder, method, stages, data=data, runtime={"trace": "gradients"})
+    forked.trainings(config, *((world, [f"name={name}{world}", "--test"]) for world in (1, 3)))
+    return folder / "runs" / f"{name}1-s0", folder / "runs" / f"{name}3-s0"
 
 
 @pytest.mark.parametrize("name", ["nrccr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("weighted", "described", "hybrid"))])
 def test_three_processes_have_the_gradients_of_one(folder: Path, name: str) -> None:
-    alone, together = train(folder, name, 1), train(folder, name, 3)
+    alone, together = trained(folder, name)
     steps = STEPS if name == "nrccr" else 2 * STEPS
     for step in range(steps):
         one, many = (load_file(run / "trace" / f"gradients-{step:08d}.safetensors") for run in (alone, together))

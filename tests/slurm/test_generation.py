@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.slurm.cluster import Cluster, until
 from tests.slurm.experiment import COLUMNS, Experiment, Ground, columns, model_server
 
@@ -51,6 +53,7 @@ def test_tasks_are_retried_alone(cluster: Cluster, ground: Ground, shared: Path)
     assert columns(data) == expected
 
 
+@pytest.mark.slow
 def test_a_task_that_keeps_failing_is_given_up_alone_and_resumed(cluster: Cluster, ground: Ground, shared: Path) -> None:
     server = shared / "failing-server"
     with model_server(cluster, server) as url:
