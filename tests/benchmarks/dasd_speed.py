@@ -52,7 +52,7 @@ LADDERS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         ("f_sa over tokens, not padding", "no", {"positions": "tokens"}),
         ("lazy rows", "no", {"lazy": True}),
         ("bf16", "no", {"precision": "bf16"}),
-        (LIMIT, "limit", {"limit": True}),
+        (LIMIT, "limit", {"limit": True, "rows": "all"}),
     ],
 }
 LADDERS["cla"] = [step for step in LADDERS["cma"] if "image" not in step[0]]
@@ -265,7 +265,7 @@ def limit(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     wanted = from_dict(config(asked, job), name="bench")
     method = build_method(wanted)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if job["line"].get("precision") == "bf16" else torch.float32
+    dtype = torch.bfloat16 if has_bf16(asked) else torch.float32
     blocks = [*method.tower.blocks, *method.tower.blocks[1 : method.characteristics.trunk]]
     weights = [p.detach().to(device, dtype) for block in blocks for p in block.parameters() if p.ndim == 2]
     rates = []
@@ -278,7 +278,7 @@ def limit(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
         if device.type == "cuda":
             torch.cuda.synchronize()
         rates.append(len(batch) / (time.perf_counter() - begun))
-    return {"rates": rates, "losses": [float("nan")], "peak_mb": peak_mb(device)}
+    return {"rates": rates, "losses": [None], "peak_mb": peak_mb(device)}
 
 
 def copy_start(method: Any, model: Any) -> None:
