@@ -10,8 +10,8 @@ Each line of the table adds one step to the line above it and is a run of its ow
 figure is the median of all its steps but each process' first. Processes keep the memory that they once had, which spares the peer most: it
 makes gradients of the whole table anew in every step. `exact`: the same losses but for rounding; `float16`: the same but for the
 storage of cached features; `no`: other losses, by how much is in the last columns: largest relative difference from the exact run's over
---effect steps, and that of the last loss; `limit`: no training, but products that training ours cannot do without: of a batch's tokens
-with the weights of the text tower's blocks, and of as many gradients. Data, order, start and losses of the first step are those of the
+--effect steps, and that of the last loss; `limit`: no training, but the products alone that ours makes of a batch's tokens with the
+weights of the text tower's blocks, and of as many gradients. Data, order, start and losses of the first step are those of the
 peer, which is checked.
 """
 

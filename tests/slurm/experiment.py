@@ -189,7 +189,7 @@ class Experiment:
 
         def alive() -> Any:
             states = self.cluster.jobs("--jobs=" + ",".join(self.jobs().values()))
-            assert not OVER - {"COMPLETED"} & set(states.values()), f"{states}\n{self.why()}"
+            assert not (OVER - {"COMPLETED"}) & set(states.values()), states
             return look()
 
         try:
