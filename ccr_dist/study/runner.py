@@ -7,22 +7,21 @@ code, or CRASH.
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
 from ..data.store import disk_errors
 from ..errors import CRASH, DONE, STOPPED, ConfigError
 from .plan import Plan, Run, state
+from .warm import Warm
 
 POLL = 0.1  # seconds
 TAIL = 12  # lines of a failed run's log
@@ -43,6 +42,7 @@ class _Crew:
     plan: Plan
     jobs: int
     threads: int
+    warm: Warm
     total: int
     say: Say
     done: int = 0
@@ -52,13 +52,12 @@ class _Crew:
 
     def carry_out(self, runs: Sequence[Run]) -> None:
         """Returns when all have ended, or after a stop request when those under way have ended."""
-        waiting, under_way = list(runs), dict[int, tuple[Run, subprocess.Popen[bytes], float]]()
+        waiting, under_way = list(runs), dict[str, tuple[Run, BaseProcess, float]]()
         told = False
         while under_way or (waiting and not self.stopping):
             while waiting and not self.stopping and len(under_way) < self.jobs:
                 run = waiting.pop(0)
-                process = self._start(run)
-                under_way[process.pid] = (run, process, time.monotonic())
+                under_way[run.name] = (run, self._start(run), time.monotonic())
             if self.stopping and not told:
                 told = True
                 self.say(f"{self.stopping}: the runs under way save and stop")
@@ -66,22 +65,19 @@ class _Crew:
                     process.terminate()
             time.sleep(POLL)
             for run, process, begun in list(under_way.values()):
-                if process.poll() is not None:
-                    del under_way[process.pid]
-                    self._ended(run, process.returncode, time.monotonic() - begun)
+                if process.exitcode is not None:
+                    del under_way[run.name]
+                    self._ended(run, process.exitcode, time.monotonic() - begun)
 
     def log(self, run: Run) -> Path:
         return Path(self.plan.study.out) / "logs" / f"{run.name}.log"
 
-    def _start(self, run: Run) -> subprocess.Popen[bytes]:
+    def _start(self, run: Run) -> BaseProcess:
         command, path = command_of(run, self.threads), self.log(run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with disk_errors(path), path.open("ab") as log:
-            log.write(f"$ {shlex.join(command)}\n".encode())
-            log.flush()
-            threads = str(self.threads)
-            environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        with disk_errors(path), path.open("a", encoding="utf-8") as log:
+            log.write(f"$ ccr-dist {shlex.join(command)}\n")
+        return self.warm.start(command, path)
 
     def _ended(self, run: Run, code: int, seconds: float) -> None:
         if code == DONE and not run.result.exists():
@@ -101,9 +97,9 @@ class _Crew:
 
 
 def command_of(run: Run, threads: int) -> list[str]:
-    """The number of threads comes before the study's own overrides; it is no part of what decides a run's numbers."""
+    """Arguments of `ccr-dist`. The number of threads comes before the study's own overrides; it decides none of a run's numbers."""
     what, config, *rest = run.arguments
-    return [sys.executable, "-m", "ccr_dist", what, config, f"runtime.threads={threads}", *rest]
+    return [what, config, f"runtime.threads={threads}", *rest]
 
 
 def run_study(plan: Plan, *, jobs: int, threads: int = 1, dry_run: bool = False, say: Say = lambda text: print(text, flush=True)) -> int:
@@ -133,7 +129,7 @@ def run_study(plan: Plan, *, jobs: int, threads: int = 1, dry_run: bool = False,
     if dry_run:
         return DONE
     _check_data((*first, *runs))
-    crew = _Crew(plan, jobs, threads, left, say)
+    crew = _Crew(plan, jobs, threads, Warm(threads), left, say)
     with _stop_requests(crew):
         crew.carry_out(first)
         if not crew.failures:

@@ -357,6 +357,17 @@ def test_recomputing_activations_changes_nothing(make, options):
     torch.testing.assert_close(found[0], found[1])
 
 
+def test_packed_texts_change_nothing(make):
+    found = []
+    for pad in ("longest", "packed"):
+        torch.manual_seed(0)
+        built = make(dropout=0.0, mode="intended", train_image=False, text_pad=pad)
+        loss = total(built, data())
+        loss.backward()
+        found.append((loss.detach(), {name: grad for name, grad in gradients(built).items() if grad is not None}))
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_bf16_is_close_to_float32(make):
     built = make(dropout=0.0, mode="intended")
     expected = float(total(built, data()).detach())

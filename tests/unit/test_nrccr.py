@@ -186,6 +186,17 @@ def test_outputs_caption_by_caption(model, encoder, pooling):
     assert (len(states_of(ENGLISH[0])[0]) == 20) == (pooling == "all")
 
 
+def test_packed_texts_change_nothing_and_need_no_padding(model, encoder):
+    found = []
+    for pad in ("longest", "packed"):
+        torch.manual_seed(0)
+        built = make(model, encoder, pad=pad, norm="layer", dropout=0.0, state_dropout=0.0)
+        found.append(built.outputs("train", data()))
+    torch.testing.assert_close(found[1], found[0])
+    with pytest.raises(ValueError, match="padding"):
+        make(model, encoder, pad="packed", pooling="all")
+
+
 def test_batch_norm_is_that_of_torch_in_one_process():
     torch.manual_seed(0)
     ours, running, theirs = BatchNorm(6).double(), Statistics(6).double(), nn.BatchNorm1d(6).double()

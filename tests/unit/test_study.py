@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -187,6 +188,21 @@ note("end")
 """
 
 
+class Actor(subprocess.Popen):
+    exitcode = property(subprocess.Popen.poll)
+
+
+class Actors:
+    """In place of `Warm`: processes of the script."""
+
+    def __init__(self, script: Path) -> None:
+        self.script = script
+
+    def start(self, arguments: list[str], log: Path) -> Actor:
+        with log.open("ab") as file:
+            return Actor([sys.executable, str(self.script), *arguments], stdout=file, stderr=file)
+
+
 class Acted:
     """Runs are acted; `trace()` says what began and ended, in order."""
 
@@ -195,11 +211,9 @@ class Acted:
         script = folder / "actor.py"
         script.write_text(ACTOR)
         monkeypatch.setattr(
-            runner, "command_of",
-            lambda run, threads: [
-                sys.executable, str(script), run.name, str(run.result), self.behaviour.get(run.name, "work"), str(self.file),
-            ],
-        )  # fmt: skip
+            runner, "command_of", lambda run, threads: [run.name, str(run.result), self.behaviour.get(run.name, "work"), str(self.file)]
+        )
+        monkeypatch.setattr(runner, "Warm", lambda threads: Actors(script))
         self.said: list[str] = []
 
     def run(self, plan: Plan, jobs: int = 2, **options: Any) -> int:

@@ -61,6 +61,22 @@ def test_a_text_does_not_depend_on_its_batch(sources, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_packed_texts_have_the_states_and_gradients_of_padded_ones(sources, family):
+    texts, found = [*TEXTS, TEXTS[0] * 9, *TEXTS], []
+    for pad in ("longest", "packed"):
+        encoder = build_text_encoder(sources[family], pad=pad, dropout=0.0)
+        tokens = encoder.tokenize(texts, 40)
+        states = encoder(tokens)
+        weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
+        (states * weights)[tokens.mask].sum().backward()
+        found.append((tokens.mask, states[tokens.mask], {name: p.grad for name, p in encoder.named_parameters()}, tokens.rows.mask.shape))
+        del states
+    torch.testing.assert_close(found[1][:3], found[0][:3])
+    (padded, length), (rows, width, _) = found[0][3], found[1][3]
+    assert rows * width < 0.8 * padded * length  # fewer positions were computed
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_truncation_is_always_enforced_and_counted(sources, family):
     encoder = build_text_encoder(sources[family]).eval()
     texts = ["un limón " * 200, "dos perros", ""]

@@ -1,0 +1,53 @@
+"""A study's runs as they really are: forks of one process that has imported torch, each a command of its own."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ccr_dist import __version__
+from ccr_dist.data.store import read_json
+from ccr_dist.errors import DONE
+from ccr_dist.study.plan import load_plan
+from ccr_dist.study.runner import run_study
+from ccr_dist.study.warm import Warm
+from tests import toy
+
+pytestmark = pytest.mark.procs
+
+
+def test_a_study_from_configs_to_results(tmp_path: Path) -> None:
+    dasd = toy.dasd(tmp_path, cla=2, cma=2)
+    zero = toy.config(tmp_path, {"name": "clip"}, {})
+    rows = [{"name": "zero", "config": zero.name}, {"name": "dasd", "config": dasd.name}]
+    study = {"name": "toy", "title": "toy", "out": str(tmp_path / "out"), "seeds": [0, 1], "rows": rows}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    plan, said = load_plan(tmp_path / "study.yaml"), list[str]()
+    assert run_study(plan, jobs=2, say=said.append) == DONE, said
+    assert [read_json(run.result)["name"] for run in plan.runs] == ["zero-s0", "dasd-s0", "dasd-s1"]
+    first, *log = (tmp_path / "out/logs/dasd-s1.log").read_text().splitlines()
+    assert first.startswith("$ ccr-dist train ") and "seed=1 --test" in first
+    assert any("complete; best validation" in line for line in log) and str(plan.runs[2].result) in log[-1]
+
+
+def test_commands_have_their_own_exit_codes_and_output(tmp_path: Path) -> None:
+    warm = Warm(1)
+    runs = {name: warm.start(arguments, tmp_path / name) for name, arguments in {
+        "well": ["--version"], "wrong": ["train", str(tmp_path / "nowhere.yaml")], "nonsense": ["trayn"],
+    }.items()}  # fmt: skip
+    for process in runs.values():
+        process.join(60)
+    assert {name: process.exitcode for name, process in runs.items()} == {"well": 0, "wrong": 2, "nonsense": 2}
+    assert (tmp_path / "well").read_text().strip() == __version__ and "nowhere.yaml: no such file" in (tmp_path / "wrong").read_text()
+    ended = warm.start(["study", "run", "--help"], tmp_path / "ended")
+    ended.kill()
+    ended.join(60)
+    assert ended.exitcode == -9
+    deadline = time.monotonic() + 60  # an end that nobody waited for is seen, too: a study only looks
+    looked_at = warm.start(["--version"], tmp_path / "again")
+    while looked_at.exitcode is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert looked_at.exitcode == 0
