@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from ccr_dist import __version__
-from ccr_dist.data.store import read_json
 from ccr_dist.errors import DONE
-from ccr_dist.study.plan import load_plan
+from ccr_dist.study.plan import load_plan, state
+from ccr_dist.study.report import summarise
 from ccr_dist.study.runner import run_study
 from ccr_dist.study.warm import Warm
 from tests import toy
@@ -19,18 +19,24 @@ from tests import toy
 pytestmark = pytest.mark.procs
 
 
-def test_a_study_from_configs_to_results(tmp_path: Path) -> None:
-    dasd = toy.dasd(tmp_path, cla=2, cma=2)
-    zero = toy.config(tmp_path, {"name": "clip"}, {})
+def test_a_real_study_from_run_to_report(tmp_path: Path) -> None:
+    """Two real processes; what they leave is complete, comparable, and not done again."""
+    zero, dasd = toy.config(tmp_path, {"name": "clip"}, {}), toy.dasd(tmp_path, cla=2, cma=2)
     rows = [{"name": "zero", "config": zero.name}, {"name": "dasd", "config": dasd.name}]
-    study = {"name": "toy", "title": "toy", "out": str(tmp_path / "out"), "seeds": [0, 1], "rows": rows}
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    plan, said = load_plan(tmp_path / "study.yaml"), list[str]()
-    assert run_study(plan, jobs=2, say=said.append) == DONE, said
-    assert [read_json(run.result)["name"] for run in plan.runs] == ["zero-s0", "dasd-s0", "dasd-s1"]
-    first, *log = (tmp_path / "out/logs/dasd-s1.log").read_text().splitlines()
-    assert first.startswith("$ ccr-dist train ") and "seed=1 --test" in first
-    assert any("complete; best validation" in line for line in log) and str(plan.runs[2].result) in log[-1]
+    study = {"name": "real", "title": "Real", "out": str(tmp_path / "out"), "seeds": [0], "rows": rows}
+    path = tmp_path / "real.yaml"
+    path.write_text(yaml.safe_dump(study))
+    said: list[str] = []
+    assert run_study(load_plan(path), jobs=2, say=said.append) == DONE, said
+    plan = load_plan(path)
+    assert [state(run) for run in plan.runs] == ["complete", "complete"]
+    assert run_study(plan, jobs=2, say=said.append) == DONE and "2 complete, 0 to do" in said[-1]
+    first, *log = (tmp_path / "out/logs/dasd-s0.log").read_text().splitlines()
+    assert first.startswith("$ ccr-dist train ") and any("complete; best validation" in line for line in log)
+    summary = summarise(plan, replicates=50)
+    assert summary.targets == ("es",) and summary.missing == ()
+    parameters = {line.row.name: line.parameters for line in summary.lines}
+    assert parameters["zero"] == 0 < parameters["dasd"]
 
 
 def test_commands_have_their_own_exit_codes_and_output(tmp_path: Path) -> None:

@@ -481,22 +481,3 @@ def test_shipped_studies_and_their_configs_are_right(file: Path) -> None:
 def test_nothing_to_report_is_said(configs: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no run of the study 'toy' is complete"):
         summarise(study(configs, tmp_path))
-
-
-@pytest.mark.procs
-def test_a_real_study_from_run_to_report(tmp_path: Path) -> None:
-    """Two real processes; what they leave is complete, comparable, and not done again."""
-    zero, dasd = toy.config(tmp_path, {"name": "clip"}, {}), toy.dasd(tmp_path, cla=2, cma=2)
-    rows = [{"name": "zero", "config": zero.name}, {"name": "dasd", "config": dasd.name}]
-    study = {"name": "real", "title": "Real", "out": str(tmp_path / "out"), "seeds": [0], "rows": rows}
-    path = tmp_path / "real.yaml"
-    path.write_text(yaml.safe_dump(study))
-    said: list[str] = []
-    assert run_study(load_plan(path), jobs=2, say=said.append) == DONE, said
-    plan = load_plan(path)
-    assert [state(run) for run in plan.runs] == ["complete", "complete"]
-    assert run_study(plan, jobs=2, say=said.append) == DONE and "2 complete, 0 to do" in said[-1]
-    summary = summarise(plan, replicates=50)
-    assert summary.targets == ("es",) and summary.missing == ()
-    parameters = {line.row.name: line.parameters for line in summary.lines}
-    assert parameters["zero"] == 0 < parameters["dasd"]
