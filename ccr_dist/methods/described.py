@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class DescribedOptions(DasdOptions):
     name: Literal["described"]  # type: ignore[assignment]
     taught: float = Field(1.0, gt=0, description="weight of the alignment losses of the taught feature")
-    teacher: float = Field(1.0, ge=0, description="weight of the distance of the codes; 0: cores merely see descriptions beside their own")
+    teacher: float = Field(0.1, ge=0, description="weight of the distance of the codes; 0: cores merely see descriptions beside their own")
     slots: int = Field(4, gt=0)
     slot_blocks: int = Field(2, gt=0)
     heads: int = Field(8, gt=0, description="of the slots' attention")

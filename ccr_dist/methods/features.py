@@ -34,7 +34,31 @@ def one_row(rows: Tensor) -> Tensor:
 
 def encode_visual(backbone: Backbone, visual: Tensor) -> Tensor:
     """Pixels (n, 3, H, W) or cached features (n, F) to (n, D), n ≥ 0, not normalised."""
-    return backbone.encode_image(one_row(visual))[: len(visual)]
+    rows = one_row(visual)
+    features = _in_slices(backbone, backbone.image_features, rows) if rows.ndim == 4 else rows
+    return backbone.project_image(features)[: len(visual)]
+
+
+def image_tokens(backbone: Backbone, pixels: Tensor, *, recompute: bool = False) -> Tensor:
+    """Pixels (n, 3, H, W), n ≥ 1, to (n, T, F). recompute: a backward pass does the image encoder's work once more, slice by slice."""
+    from torch.utils.checkpoint import checkpoint
+
+    def again(some: Tensor) -> Tensor:
+        found: Tensor = checkpoint(backbone.image_tokens, some, use_reentrant=False)
+        return found
+
+    return _in_slices(backbone, again if recompute else backbone.image_tokens, pixels, keeps=not recompute)
+
+
+def _in_slices(backbone: Backbone, encode: Callable[[Tensor], Tensor], pixels: Tensor, *, keeps: bool = True) -> Tensor:
+    """`encode(pixels)` of n ≥ 1 pictures, some at a time where no activations are kept for a backward pass: those of 512 pictures are
+    gigabytes, and on a CPU those of 16 stay in its caches, which makes EfficientNet-Lite0 more than twice as fast.
+    """
+    import torch
+
+    if not backbone.slices or (keeps and torch.is_grad_enabled() and backbone.trains("image")):
+        return encode(pixels)
+    return torch.cat([encode(some) for some in pixels.split(16 if pixels.device.type == "cpu" else 128)])
 
 
 def english(backbone: Backbone, batch: Batch) -> Tensor:

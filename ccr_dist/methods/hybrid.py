@@ -22,7 +22,7 @@ from pydantic import Field
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.base import Stage, register
 from ccr_dist.methods.dasd import Dasd, DasdOptions
-from ccr_dist.methods.features import frozen, text_states
+from ccr_dist.methods.features import frozen, image_tokens, text_states
 from ccr_dist.models import tally
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Hybrid(Dasd):
             visual, mask = visual.new_zeros((1, *(visual.shape[1:] if visual.ndim == 4 else (1, visual.shape[-1])))), None
         states, states_mask, full = text_states(self.tower, description)
         self.filled_contexts += tally.once(full)
-        tokens = frozen(lambda: self.backbone.image_tokens(visual)) if visual.ndim == 4 else visual
+        tokens = frozen(lambda: image_tokens(self.backbone, visual)) if visual.ndim == 4 else visual
         if tokens.shape[-1] != self.backbone.token_width:
             raise ConfigError(
                 f"data.visual holds vectors of width {tokens.shape[-1]}, but tokens of {self.backbone.name} have "

@@ -41,7 +41,7 @@ from pydantic import Field, model_validator
 from ccr_dist.config import MethodOptions
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.base import Method, Stage, register
-from ccr_dist.methods.features import at_least_one, precise
+from ccr_dist.methods.features import at_least_one, image_tokens, precise
 from ccr_dist.models import tally
 
 if TYPE_CHECKING:
@@ -271,9 +271,6 @@ class Leccr(Method):
         return {name: value[:n] for name, value in found.items()}, mask if mask is None else mask[:n]
 
     def _tokens(self, visual: Tensor) -> Tensor:
-        import torch
-        from torch.utils.checkpoint import checkpoint
-
         if visual.ndim == 3:
             if self.trains_image:
                 raise ConfigError(
@@ -284,12 +281,7 @@ class Leccr(Method):
             return visual
         if self.options.visual == "video":
             raise ConfigError("data.visual is a column of pictures, but `visual: video` reads frame features, made by `ccr-dist featurise`")
-        if not self.trains_image:
-            with torch.no_grad():
-                return self.backbone.image_tokens(visual)
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self.backbone.image_tokens, visual, use_reentrant=False)
-        return self.backbone.image_tokens(visual)
+        return image_tokens(self.backbone, visual, recompute=self.trains_image and self.gradient_checkpointing)
 
     def _states(self, descriptions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """States (n, L, width) of descriptions, n ≥ 1, and their mask. Without gradient, but with dropout in training, as released."""

@@ -41,6 +41,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.heads = None
         self.truncated = 0  # texts that the tokeniser has cut in this process so far
+        self.slices = True  # its owner may call it more than once for a batch; not where weights are in shards: all ranks then call it alike
         self._unfrozen: Trained = "none"
         self._digests: dict[str, str] = {}
 
@@ -137,6 +138,10 @@ class Backbone(nn.Module):
         self._digests.clear()
         self.train(self.training)
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def trains(self, part: str) -> bool:
+        """Something of this part is trained."""
+        return any(parameter.requires_grad for name, parameter in self.named_parameters() if self.part_of(name) == part)
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(False)

@@ -148,6 +148,7 @@ class Training:
         config, known = self.config, self.folder.method_state()
         self.method = build_method(config, texts=None if known is not None else training_texts(config), state=known)
         self.method.gradient_checkpointing = config.runtime.gradient_checkpointing
+        self.method.backbone.slices = not self.strategy.shards_weights
         self.step = Step(self.method).to(self.strategy.device)
         self.method.aux.to(self.strategy.device)
         trained = [prefix for name in config.stages for prefix in self.method.trainable(name)]

@@ -122,7 +122,7 @@ class StageRun:
                 f"{config.name}: stages.{self.name}.ema needs the weights between steps, which {self.strategy.name} keeps in partitions; "
                 "use ddp or fsdp2, or leave it out"
             )
-        if self.method.keeps_statistics and self.strategy.name in ("zero3", "fsdp2"):
+        if self.method.keeps_statistics and self.strategy.shards_weights:
             raise ConfigError(
                 f"{config.name}: this variant of {config.method.name} keeps running statistics (batch normalisation), which are written in "
                 f"a forward, and {self.strategy.name} throws away a forward's parameters: use ddp, zero1 or zero2, or normalise by layer"

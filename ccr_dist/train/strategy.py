@@ -98,6 +98,11 @@ class Strategy(Processes):
         """Every rank holds all weights."""
         return engine_of(self.name).replicated
 
+    @property
+    def shards_weights(self) -> bool:
+        """Each rank holds a part of the weights: a forward pass gathers them, so that all ranks make the same ones."""
+        return self.name in ("zero3", "fsdp2")
+
     def autocast(self) -> Any:
         if self.precision == "fp32":
             return contextlib.nullcontext()

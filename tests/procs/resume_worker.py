@@ -110,6 +110,7 @@ def run(settings: RunConfig, strategy: Strategy, seen: dict[str, Any]) -> loop.O
     class Witness(StageRun):
         def __init__(self, *arguments: Any, state: checkpoint.State | None = None, **rest: Any) -> None:
             super().__init__(*arguments, state=state, **rest)
+            assert rest["step"].method.backbone.slices == (strategy.name not in ("zero3", "fsdp2"))  # weights of these are in shards
             if state is not None:
                 kept = {name: p for name, p in rest["step"].named_parameters() if name in state.weights}
                 held = [self.engine.weights(kept), self.engine.optimizer_state(), self.auxiliary_state()]
