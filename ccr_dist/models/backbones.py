@@ -41,7 +41,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.heads = None
         self.truncated = 0  # texts that the tokeniser has cut in this process so far
-        self.slices = True  # its owner may call it more than once for a batch; not where weights are in shards: all ranks then call it alike
+        self.slices = True  # a batch may come in parts; not where weights are in shards, since all ranks then have to call it alike
         self._unfrozen: Trained = "none"
         self._digests: dict[str, str] = {}
 
