@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/setup.sh
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+unset PYTHONDONTWRITEBYTECODE # hundreds of processes start here; without it each would compile the package anew
 bin=${VENV:-.venv}/bin
 if [ $# -gt 0 ]; then exec "$bin/python" -m pytest "$@"; fi
 "$bin/ruff" check .

@@ -8,7 +8,8 @@ captions of about 12 words, translations, back-translations, descriptions of 80 
 same. `cached`: the visual column and the English features are read instead of computed, where the method allows it (LECCR then keeps its
 image encoder as it is, so less is trained). Without --backbone:
 EfficientNet-Lite0 and MiniLM from packages; multilingual texts: multilingual-e5-small's two languages. Peak memory: of a CPU run resident
-memory of the whole process, of a CUDA run what torch had allocated at most. Ratios are to the plain run of the same method.
+memory of the whole process, of a CUDA run what torch had allocated at most. Ratios are to the plain run of the same method. A CPU that
+has no bf16 instructions multiplies bf16 matrices thirty times more slowly: measure that there with a small --batch, for the memory's sake.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def main() -> None:
     compare(lines)
     show(lines)
     about = {name: value for name, value in vars(asked).items() if name not in ("save", "one")}
-    record("methods", {**about, "lines": lines}, save=asked.save)
+    record(f"methods_{asked.batch}", {**about, "lines": lines}, save=asked.save)
     if any("failed" in line for line in lines):
         raise SystemExit("not every process ended well; what they said is above")
 
