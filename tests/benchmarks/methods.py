@@ -19,6 +19,7 @@ import json
 import os
 import random
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -84,19 +85,21 @@ def main() -> None:
         print(json.dumps(measure(from_dict(json.loads(asked.one), name="bench"))))
         return
     chosen = asked.methods.split(",") if asked.methods else base.names()
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "train"
-        build(root, asked)
-        lines = [
-            run(name, variant, root, asked)
-            for name in chosen
-            if base.get(name).stages(base.get(name).Options(name=name))
-            for variant in asked.variants.split(",")
-        ]
-    compare(lines)
-    show(lines)
-    about = {name: value for name, value in vars(asked).items() if name not in ("save", "one")}
-    record(f"methods_{asked.batch}", {**about, "lines": lines}, save=asked.save)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the process that measures ends, too
+    lines: list[dict[str, Any]] = []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder) / "train"
+            build(root, asked)
+            for name in chosen:
+                if base.get(name).stages(base.get(name).Options(name=name)):
+                    for variant in asked.variants.split(","):
+                        lines.append(run(name, variant, root, asked))
+    finally:  # stopped after an hour, it keeps what it has measured
+        compare(lines)
+        show(lines)
+        about = {name: value for name, value in vars(asked).items() if name not in ("save", "one")}
+        record(f"methods_{asked.batch}", {**about, "lines": lines}, save=asked.save and bool(lines))
     if any("failed" in line for line in lines):
         raise SystemExit("not every process ended well; what they said is above")
 
