@@ -1,8 +1,7 @@
 """The command line: parse, call, print. Sub-commands of the data and generation rooms live beside what they call.
 
 Starts without torch; a command imports what it needs when it runs. Errors that a user can act on are shown as one message, and end the
-process
-with the exit code of their class (`errors.py`).
+process with the exit code of their class (`errors.py`).
 """
 
 from __future__ import annotations
