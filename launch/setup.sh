@@ -25,8 +25,7 @@ if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
 else
     echo "setup: making $venv with $("$python" --version) and torch for $kind$([ "$vllm" = 1 ] && echo ', vLLM included' || echo ', without vLLM')"
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-    # Python compiles what is imported, once; compiling all of the packages, most of which is never imported, takes longer than a minute.
-    pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile)
+    pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
     if [ "$kind" = cpu ]; then
         pip+=(--constraint launch/constraints-cpu.txt)
         # The CPU build is a tenth of the default one. Where pip is configured to find a CPU build by itself, that one is taken.

@@ -52,14 +52,11 @@ def precision(saved: Place) -> str:
 
 
 def chosen() -> list[Case]:
-    """Every strategy to itself (some killed), every ordered pair of strategies, every ordered pair of worlds, and two elastic runs in bf16:
-    few places to save, since each is a training of its own.
-    """
-    saved = {name: Place(name, world) for name, world in zip(STRATEGIES, (1, 4, 2, 2, 2), strict=True)}
-    others = [Case(saved[a], Place(b, WORLDS[i % 3])) for a in STRATEGIES for i, b in enumerate(each for each in STRATEGIES if each != a)]
-    same = [Case(place, place) for place in saved.values() if place not in {case.saved for case in KILLED}]
-    elastic = [Case(Place("zero3", 4), Place("zero3", 2)), Case(Place("fsdp2", 1), Place("fsdp2", 4))]
-    return [*same, *others, *elastic, *KILLED]
+    """Every place to itself (some killed), every ordered pair of strategies, every ordered pair of worlds."""
+    worlds = itertools.cycle(itertools.product(WORLDS, repeat=2))
+    others = [Case(Place(a, w), Place(b, v)) for (a, b), (w, v) in zip(itertools.permutations(STRATEGIES, 2), worlds, strict=False)]
+    elastic = [Case(Place(name, WORLDS[i % 3]), Place(name, WORLDS[(i + 1) % 3])) for i, name in enumerate(STRATEGIES)]
+    return [*(Case(place, place) for place in PLACES if place not in {case.saved for case in KILLED}), *others, *elastic, *KILLED]
 
 
 def every() -> list[Case]:
