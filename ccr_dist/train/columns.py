@@ -88,8 +88,14 @@ def wanted(config: RunConfig) -> dict[tuple[str, str], str]:
 
 def check_columns(config: RunConfig) -> None:
     """Say early, with the key that names it and the command that makes it, which dataset or column is missing. Reads metadata only."""
+    places = {path: key for key, path in (("data.test", config.data.test), ("data.val", config.data.val)) if path}
+    places |= {entry.path: f"stages.{name}.train" for name, stage in config.stages.items() for entry in stage.train or ()}
+    places |= {entry.path: "data.train" for entry in config.data.train}
     for (path, column), key in wanted(config).items():
+        place = places[path]
         try:
-            Dataset.open(path).column(column).require_complete()
+            dataset = Dataset.open(path)
+            place = key
+            dataset.column(column).require_complete()
         except DataError as error:
-            raise type(error)(f"{config.name}: {key}: {error}") from None
+            raise type(error)(f"{config.name}: {place}: {error}") from None

@@ -136,6 +136,12 @@ def test_a_column_that_is_not_there_is_named_with_its_key_and_its_job(folder: Pa
     assert f"`ccr-dist {job.replace('TRAIN', str(data / 'train')).replace('VAL', str(data / 'val'))}" in str(error.value)
 
 
+@pytest.mark.parametrize(("key", "place"), [("train", [{"path": "nowhere"}]), ("val", "nowhere"), ("test", "nowhere")])
+def test_a_dataset_that_is_not_there_is_named_with_its_own_key(folder: Path, key: str, place: Any) -> None:
+    with pytest.raises(DataError, match=rf"dasd: data\.{key}: nowhere: not a dataset"):
+        check_columns(run(folder, "dasd", {key: place}))
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
