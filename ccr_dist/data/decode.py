@@ -8,6 +8,7 @@ import io
 import json
 from typing import TYPE_CHECKING, Any
 
+from ccr_dist.data.text import has_text, is_unicode, texts_of
 from ccr_dist.errors import DataError
 
 if TYPE_CHECKING:
@@ -67,9 +68,9 @@ def decode(kind: str, data: bytes, what: object = "value", *, extension: str = "
     if kind in BINARY:
         return data or None
     try:
-        text = data.decode()
+        text = data.decode("utf-8-sig")
         value = text.strip() if extension == "txt" else json.loads(text)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise DataError(f"{what}: expected {KINDS[kind]}; not readable as UTF-8 {extension} ({e})") from e
     if field is not None:
         if not isinstance(value, dict):
@@ -79,20 +80,16 @@ def decode(kind: str, data: bytes, what: object = "value", *, extension: str = "
         value = [value]
     if value is not None:
         check(kind, value, what)
+        if b"\\u" in data and not is_unicode(json.dumps(value, ensure_ascii=False)):
+            raise DataError(f"{what}: not valid Unicode text: half of a surrogate pair in {ascii(value)[:120]}; write the row anew")
     return value
 
 
 def is_present(kind: str, value: Any) -> bool:
-    """Whether a decoded value says anything: not null, and not only empty or blank texts."""
+    """Whether a decoded value says anything: not null, and with at least one text that says something (`text.has_text`)."""
     if value is None or kind in BINARY:
         return bool(value)
-    texts = [value] if kind == "label" else value["views"].values() if kind == "views" else value
-    return any(text.strip() for text in texts)
-
-
-def texts_of(value: list[str] | dict[str, Any] | None) -> list[str]:
-    """The texts of a decoded `texts` or `views` value, views by name; none of a null one."""
-    return [value["views"][name] for name in sorted(value["views"])] if isinstance(value, dict) else list(value or ())
+    return any(map(has_text, [value] if kind == "label" else texts_of(value)))
 
 
 def file_extension(kind: str, data: bytes, what: object = "value") -> str:
