@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from . import __version__, errors
 from .cluster.cli import pipelines_app
@@ -21,7 +21,21 @@ from .generate.cli import jobs_app
 from .study.cli import study_app
 from .train.cli import checkpoint_app
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+class Group(TyperGroup):
+    """All commands, within the boundary at which errors become messages and exit codes. Typer would give interrupts codes of its own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        code = errors.DONE
+        with errors.boundary():
+            try:
+                super().invoke(ctx)
+            except typer.Exit as end:
+                code = end.exit_code
+        raise typer.Exit(code)
+
+
+app = typer.Typer(cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 config_app = typer.Typer(no_args_is_help=True, help="Look at configs.")
 app.add_typer(shards_app, name="shards")
 app.add_typer(config_app, name="config")
@@ -168,15 +182,7 @@ def main() -> None:
     # imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        app(standalone_mode=True)
-    except errors.CcrError as error:
-        print(f"error: {_plain(error)}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        app()
     finally:
         # A launcher sends SIGTERM to all ranks when the first one has ended: those that are on their way out keep their exit codes.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _plain(error: errors.CcrError) -> str:
-    """The message; an error that crossed from a loader process carries that process's traceback in front of it."""
-    return str(error).rpartition(f"\n{type(error).__module__}.{type(error).__name__}: ")[2]

@@ -1,4 +1,4 @@
-"""Errors that a user can act on, and the exit code that each one ends a process with.
+"""Errors that a user can act on, the exit code that each one ends a process with, and the one place where that happens (`boundary`).
 
 Every message names the file, key or item, what was expected and what to do. The exit codes are a contract with whoever started the
 process (a shell, SLURM): they say whether trying again can help. Anything not listed here is a bug and ends with a traceback and code 1.
@@ -6,9 +6,22 @@ process (a shell, SLURM): they say whether trying again can help. Anything not l
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
+import os
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
 DONE = 0
 CRASH = 1
 STOPPED = 75  # asked to stop, state saved: start the same command again (BSD's EX_TEMPFAIL)
+INTERRUPTED = 128 + signal.SIGINT
+UNREAD = 128 + signal.SIGPIPE  # whoever read the output has left, as `head` does
 
 
 class CcrError(Exception):
@@ -75,3 +88,94 @@ class OutOfMemoryError(CcrError, MemoryError):
     """The device's or the machine's memory does not hold a step; the same again will not fit either."""
 
     exit_code = 10
+
+
+# What to do about an error of the system, by its number.
+_ROOM = "make room and run the same command again"
+_ALLOWED = "see that you may read and write there (or name another place, or work on a copy), then run the same command again"
+_MOVED = "put it back where it was, or name the right place, and run the same command again"
+_NAMED = "name another place"
+_DESCRIPTORS = "allow more open files (`ulimit -n`), or take fewer workers, and run the same command again"
+_NETWORK = "see that the other side can be reached from this machine, and run the same command again"
+_ANY = "see what the system's log says of the disk or the file server, and run the same command again"
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _ALLOWED),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ESTALE), _MOVED),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.ENOTEMPTY, errno.EXDEV, errno.EINVAL), _NAMED),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _DESCRIPTORS),
+}
+
+
+def storage(error: OSError, path: object = None) -> StorageError:
+    """What the system said, as a sentence. path: the place, where the system names none or a temporary one."""
+    names = [os.fsdecode(name) if isinstance(name, bytes) else str(name) for name in (error.filename, error.filename2) if name is not None]
+    where = str(path or " -> ".join(names)) or _place(error)
+    intact = "Everything committed before is intact"
+    if error.errno is not None and error.errno in errno.errorcode:
+        advice = _NETWORK if isinstance(error, ConnectionError | TimeoutError) else _ADVICE.get(error.errno, _ANY)
+        return StorageError(f"{where}: {os.strerror(error.errno)}. {intact}; {advice}")
+    said = _said(error)
+    if type(error).__module__.partition(".")[0] in ("socket", "ssl", "urllib", "requests", "urllib3", "httpx"):
+        return StorageError(f"{where}: {said}. {intact}; {_NETWORK}")
+    return StorageError(f"{where}: {type(error).__name__}: {said}. {intact}; CCR_TRACEBACK=1 shows where this comes from")
+
+
+def _said(error: Exception) -> str:
+    """The message; one that crossed from a loader's process carries that process's traceback in front of it."""
+    kind = type(error)
+    text = str(error)
+    for name in (f"{kind.__module__}.{kind.__name__}", kind.__name__):
+        text = text.rpartition(f"\n{name}: ")[2]
+    return text.strip() or kind.__name__
+
+
+def _place(error: BaseException) -> str:
+    """Where the error came up, for those that tell no path: the innermost line of this package, or the current folder when it is gone."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return "the current folder"
+    package = Path(__file__).parent
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(package)]
+    inside = [frame for frame in frames if frame.filename != __file__] or frames
+    return f"{Path(inside[-1].filename).relative_to(package.parent)}, line {inside[-1].lineno}" if inside else type(error).__name__
+
+
+@contextlib.contextmanager
+def boundary() -> Iterator[None]:
+    """What a command may end with, at the one place where it does: message and exit code (SystemExit) for the errors of this file, for
+    those of the system (as StorageError), for Ctrl-C, and for output that nobody reads. All else is a bug, and passes.
+
+    With CCR_TRACEBACK set the traceback is printed as well.
+    """
+    try:
+        yield
+        sys.stdout.flush()  # else it fails when the interpreter is gone already, and with another code
+    except CcrError as error:
+        _end(error, _said(error), error.exit_code)
+    except OSError as error:
+        if isinstance(error, io.UnsupportedOperation) or error.errno == errno.EBADF:  # a bug: nothing that a disk does
+            raise
+        if isinstance(error, BrokenPipeError) and (unread := [fd for fd in (1, 2) if _unread(fd)]):
+            for fd in unread:  # the interpreter flushes them once more when it ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+            sys.exit(UNREAD)
+        _end(error, str(storage(error)), StorageError.exit_code)
+    except KeyboardInterrupt as error:
+        _end(error, "interrupted. Everything committed before is intact; the same command goes on", INTERRUPTED, word="")
+
+
+def _end(error: BaseException, text: str, code: int, word: str = "error: ") -> None:
+    if os.environ.get("CCR_TRACEBACK"):
+        traceback.print_exception(error)
+    with contextlib.suppress(OSError):  # there may be no room for the message, either
+        print(f"{word}{text}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _unread(fd: int) -> bool:
+    """Whether the other end of a pipe or socket is gone."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -226,17 +226,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("command", nargs="+")
     given = parser.parse_args(arguments)
     here, job = Here.from_environment(), os.environ["CCR_JOB"]
-    try:
-        if given.what == "end":
-            decision = end(here, given.command, code=given.code, heard=given.heard, job=job)
-            return (given.code or errors.CRASH) if decision.action == "fail" else errors.DONE
-        nodes = slurm.call("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
-        stopped = begin(here, given.command, nodes=nodes, job=job)
-        return errors.DONE if stopped is None else NODE if stopped.action == "again" else errors.CRASH
-    except errors.CcrError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    if given.what == "end":
+        decision = end(here, given.command, code=given.code, heard=given.heard, job=job)
+        return (given.code or errors.CRASH) if decision.action == "fail" else errors.DONE
+    nodes = slurm.call("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
+    stopped = begin(here, given.command, nodes=nodes, job=job)
+    return errors.DONE if stopped is None else NODE if stopped.action == "again" else errors.CRASH
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with errors.boundary():
+        sys.exit(main(sys.argv[1:]))

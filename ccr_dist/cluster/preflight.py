@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import errors
 from ..data.store import read_json, replace_atomic
 from ..train.run import PACKAGES
 from .decide import NODE
@@ -165,4 +166,5 @@ def _wishes() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with errors.boundary():
+        sys.exit(main())

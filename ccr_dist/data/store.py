@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ccr_dist import errors
 from ccr_dist.errors import DataError, StorageError
 
 T = TypeVar("T")
@@ -86,22 +87,19 @@ def require_same(path: Path, there: Any, asked: Any, what: str) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
-    """A full disk, quota or file-size limit inside the block becomes a StorageError that says what to do."""
+    """A full disk, quota or file-size limit inside the block becomes a StorageError; other errors of the system that tell no path, or a
+    temporary one, get this one, and pass.
+    """
     try:
         yield
     except StorageError:
         raise
     except OSError as e:
         if e.errno in FULL:
-            raise _full(path, e) from e
+            raise errors.storage(e, path) from e
+        if e.errno is not None and (e.filename is None or Path(os.fsdecode(e.filename)).name.startswith(TEMPORARY)):
+            e.filename, e.filename2 = str(path), None
         raise
-
-
-def _full(what: object, error: OSError) -> StorageError:
-    return StorageError(
-        f"{what}: cannot write: {os.strerror(error.errno or 0)}. Everything committed before is intact; "
-        "make room and run the same command again"
-    )
 
 
 def sync_folder(folder: Path) -> None:
@@ -222,7 +220,7 @@ def retry_io(fn: Callable[[], T], *, what: object, attempts: int = 3, delay_s: f
             raise
         except OSError as e:
             if e.errno in FULL:
-                raise _full(what, e) from e
+                raise errors.storage(e, what) from e
             if attempt == attempts:
                 raise StorageError(f"{what}: {e} ({attempts} attempts)") from e
             time.sleep(delay_s * 2 ** (attempt - 1))

@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from jobs import Shout, captions, column_files, content
 
-from ccr_dist.errors import CcrError
+from ccr_dist import errors
 from ccr_dist.generate.cli import jobs_app
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import Translate
@@ -82,9 +82,5 @@ if __name__ == "__main__":
         if shift := os.environ.get("CLOCK_SHIFT"):
             right = time.time
             time.time = lambda: right() + float(shift)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                jobs_app()
-        except CcrError as e:
-            print(e, file=sys.stderr)
-            sys.exit(e.exit_code)
+        with errors.boundary(), contextlib.redirect_stdout(io.StringIO()):
+            jobs_app()

@@ -1,0 +1,147 @@
+"""The boundary of the command line: what the system says becomes a sentence and an exit code, whichever command it hits."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ccr_dist import cli, errors
+from ccr_dist.data import store
+from tests import toy
+
+ROOT = Path(__file__).parents[2]
+
+
+def ended(error: BaseException) -> int:
+    """The exit code of a command that raises this."""
+    with pytest.raises(SystemExit) as end, errors.boundary():
+        raise error
+    return end.value.code
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EROFS, "read and write"),
+        (errno.EACCES, "read and write"),
+        (errno.EPERM, "read and write"),
+        (errno.ENOSPC, "make room"),
+        (errno.EDQUOT, "make room"),
+        (errno.EIO, "system's log"),
+        (errno.ENOENT, "put it back"),
+        (errno.ESTALE, "put it back"),
+        (errno.ENOTDIR, "put it back"),
+        (errno.ENAMETOOLONG, "another place"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ECONNREFUSED, "reached"),
+        (errno.ETIMEDOUT, "reached"),
+    ],
+)
+def test_errors_of_the_system(number: int, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(OSError(number, os.strerror(number), "/data/x.tar")) == errors.StorageError.exit_code
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: /data/x.tar: {os.strerror(number)}. Everything committed before is intact; ") and advice in said
+    assert said.count("\n") == 1
+
+
+def test_two_paths_are_both_named(capsys: pytest.CaptureFixture[str]) -> None:
+    ended(OSError(errno.EXDEV, "", "a", None, "b"))
+    assert "error: a -> b: " in capsys.readouterr().err
+
+
+def test_without_a_path_the_line_of_code_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit), errors.boundary():
+        store.sync_folder(_Broken())  # type: ignore[arg-type]
+    assert "error: ccr_dist/data/store.py, line " in capsys.readouterr().err
+
+
+class _Broken:
+    def __fspath__(self) -> str:
+        raise OSError(errno.EIO, "")
+
+
+def test_a_folder_that_is_gone_below_us(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(SystemExit), errors.boundary():
+        Path("x").absolute()
+    assert "error: the current folder: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ENOSPC])
+def test_writing_names_the_file_and_not_its_temporary_name(number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for without in (True, False):
+        with pytest.raises(SystemExit), errors.boundary(), store.staged(tmp_path / "a.tar") as tmp:
+            raise OSError(number, "") if without else OSError(number, "", str(tmp))
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'a.tar'}: {os.strerror(number)}.")
+
+
+def test_an_error_from_a_loaders_process_is_its_last_line(capsys: pytest.CaptureFixture[str]) -> None:
+    text = 'Caught it in process 0.\nOriginal Traceback (most recent call last):\n  File "x.py"\n'
+    assert ended(OSError(f"{text}OSError: [Errno 5] Input/output error: 'a.tar'\n")) == 5
+    assert ended(errors.DataError(f"{text}ccr_dist.errors.DataError: a.tar: row 3")) == 3
+    said = capsys.readouterr().err
+    assert (
+        "Traceback" not in said.replace("CCR_TRACEBACK", "")
+        and "[Errno 5] Input/output error: 'a.tar'" in said
+        and "error: a.tar: row 3" in said
+    )
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    for bug in (io.UnsupportedOperation("not readable"), OSError(errno.EBADF, ""), KeyError("x")):
+        with pytest.raises(type(bug)), errors.boundary():
+            raise bug
+
+
+def test_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err.startswith("interrupted")
+
+
+CODE = "import sys; from ccr_dist import errors\nwith errors.boundary():\n    {}\nprint('went on', file=sys.stderr)"
+
+
+@pytest.mark.parametrize(
+    "statement", ["print('x' * 200_000)", "print('x')", "sys.stdout.write('x' * 200_000); raise errors.DataError('bad')"]
+)
+def test_output_that_nobody_reads_ends_quietly(statement: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    code = CODE.format(statement)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_full_disk_below_the_output() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", CODE.format("print('x')")], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 5 and "No space left on device" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_commands_that_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that cannot be made (its parent is a file) stands for all that the system may refuse."""
+    monkeypatch.chdir(tmp_path)
+    config = toy.dasd(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "file.jsonl").write_text('{"id": "a", "text": "x"}\n')
+    (tmp_path / "p.yaml").write_text("name: p\nfolder: file/x\nsteps: {a: {command: methods}}\n")
+    there = "file/x"
+    for command in (
+        ["shards", "build", "texts", "--out", there, "file=file.jsonl", "name=t", "keep_apart=false", "-q"],
+        ["train", str(config), f"out={there}"],
+        ["run", "p.yaml"],
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.app(command)
+        said = capsys.readouterr().err
+        assert end.value.code == 5 and there in said and "Not a directory" in said and "Traceback" not in said, (command, said)
