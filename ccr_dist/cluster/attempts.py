@@ -28,6 +28,11 @@ class Attempt:
         return self.name.partition(".")[0]
 
     @property
+    def identity(self) -> str | None:
+        """What it ran as (`identity.py`); None: of no pipeline, or written before attempts had one."""
+        return self.start.get("identity")
+
+    @property
     def done(self) -> bool:
         return self.end is not None and self.end["decision"] == "done"
 

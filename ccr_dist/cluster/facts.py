@@ -7,6 +7,7 @@ No dataset is opened here; whether what is read is there is asked in `checks.py`
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +49,15 @@ def facts_of(command: Sequence[str], place: str) -> Facts:
     return Facts(name)
 
 
-def _parse(command: Sequence[str], place: str) -> tuple[str, dict[str, Any]]:
+@functools.cache
+def _commands() -> Any:
     from ..cli import app
 
-    current: Any = typer.main.get_command(app)
+    return typer.main.get_command(app)
+
+
+def _parse(command: Sequence[str], place: str) -> tuple[str, dict[str, Any]]:
+    current = _commands()
     names: list[str] = []
     while isinstance(current, typer.core.TyperGroup):
         word = command[len(names)] if len(names) < len(command) else ""

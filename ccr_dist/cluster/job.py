@@ -19,7 +19,7 @@ from typing import Any
 
 from .. import errors
 from ..data.store import read_json
-from . import attempts, slurm
+from . import attempts, identity, ledger, slurm
 from .decide import NODE, Decision, Ended, decide
 from .facts import Facts, facts_of, run_folders
 from .progress import Progress, progress
@@ -72,8 +72,10 @@ def begin(here: Here, command: Sequence[str], *, nodes: Sequence[str], job: str 
     facts = here.facts(command)
     now, earlier = here.progress(facts), here.earlier()
     strikes = attempts.strikes(earlier, now)
-    start = {"event": "start", "attempt": here.name, "nodes": list(nodes), "command": list(command), "progress": now.to_json()}
-    attempts.write(here.path, start)
+    start: dict[str, Any] = {"event": "start", "attempt": here.name, "nodes": list(nodes), "command": list(command)}
+    if (here.run / "pipeline.yaml").exists():  # else a script was submitted by hand
+        start["identity"] = identity.of_attempt(ledger.recorded(here.run)[0], here.step)
+    attempts.write(here.path, {**start, "progress": now.to_json()})
     avoid = sorted(attempts.excluded(earlier) & set(nodes))
     if avoid and job is not None:
         return _close(here, Ended(NODE, blamed=frozenset(avoid), strikes=strikes, retries=here.retries), now, job=job, extra={})

@@ -14,6 +14,7 @@ import datetime
 import fcntl
 import getpass
 import shlex
+import shutil
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,8 +27,8 @@ import yaml
 from ..data.store import append_line, pretty_json, read_lines, replace_atomic
 from ..errors import ConfigError
 from ..train.run import commit
-from . import attempts
-from .pipeline import Job, Plan, load_plan
+from . import slurm
+from .pipeline import Plan, load_plan
 from .profile import Profile, load_profile
 from .slurm import Queued
 
@@ -46,6 +47,7 @@ class Submitted:
     offset: int
     job: str | None = None
     fresh: bool = False  # of this very submission
+    asked: Mapping[str, Any] | None = None  # what it was asked to do, as digests (`submit.py`); None: written before that was kept
 
 
 @dataclass
@@ -60,7 +62,9 @@ class Ledger:
         found: dict[str, Submitted] = {}
         for values in read_lines(run / "jobs.jsonl"):
             if values["event"] == "submitting":
-                found[values["token"]] = Submitted(values["token"], values["step"], values["tasks"], values["offset"])
+                found[values["token"]] = Submitted(
+                    values["token"], values["step"], values["tasks"], values["offset"], asked=values.get("asked")
+                )
             elif values["event"] == "submitted":
                 found[values["token"]].job = values["job"]
         return cls(run, list(found.values()))
@@ -112,6 +116,15 @@ def forbid_stopped(run: Path) -> None:
         raise ConfigError(f"{run / 'stop'} is there, which keeps everything from running: remove it first")
 
 
+def forbid_queued(run: Path) -> None:
+    """Raises ConfigError while SLURM has jobs of a run: two would work on the same step. Where SLURM is not at hand it cannot be known."""
+    known = Ledger.read(run)
+    if known.jobs() and shutil.which("squeue"):
+        queued = slurm.queue(known.jobs())
+        if jobs := [each.job for each in known.submitted if each.job and alive(queued, each)]:
+            raise ConfigError(f"{run}: SLURM still has jobs of it ({', '.join(jobs)}): `ccr-dist cancel {run}` first, or wait for them")
+
+
 def recorded(run: Path, overrides: Iterable[str] = ()) -> tuple[Plan, Profile | None]:
     """What a run folder was asked to do. profile None: it was run without SLURM."""
     if not (run / "pipeline.yaml").exists():
@@ -119,16 +132,6 @@ def recorded(run: Path, overrides: Iterable[str] = ()) -> tuple[Plan, Profile | 
     plan = load_plan(run / "pipeline.yaml", [*overrides, f"folder={run.parent}"])
     profile = run / "profile.yaml"
     return plan, load_profile(str(profile), run) if profile.exists() else None
-
-
-def undone(run: Path, job: Job) -> list[int]:
-    """The tasks of a step that never ended well with this command."""
-    return [task for task in range(job.step.tasks) if not done(run, job, task)]
-
-
-def done(run: Path, job: Job, task: int) -> bool:
-    tried = attempts.read(attempts.path_of(run, job.name, task))
-    return any(attempt.done and attempt.start["command"] == list(job.command) for attempt in tried)
 
 
 def alive(queued: list[Queued], submitted: Submitted) -> list[int]:

@@ -20,6 +20,7 @@ from .. import errors, stopfile
 from . import checks, job, ledger
 from .attempts import step_folder
 from .decide import Decision
+from .identity import Standing
 from .pipeline import RANKS, Job, Plan
 from .preflight import gpus_here
 
@@ -48,15 +49,18 @@ class _Heard:
 
 
 def run(plan: Plan, say: Say) -> int:
-    """The exit code: DONE, STOPPED (the same command goes on), or that of the step that failed. Raises ConfigError before anything runs."""
+    """The exit code: DONE, STOPPED (the same command goes on), or that of the step that failed. Raises ConfigError before anything runs:
+    for what `checks.py` finds, and while SLURM still runs the same pipeline.
+    """
     heard = _Heard()
     with ledger.held(plan.run), heard.passed_on():
         ledger.forbid_stopped(plan.run)
         for note in checks.check(plan, free_disk_gib=FREE_DISK_GIB).notes:
             say(note)
+        ledger.forbid_queued(plan.run)
         ledger.record(plan, None, None)
         for step in plan.jobs.values():
-            waiting = ledger.undone(plan.run, step)
+            waiting = Standing(plan).undone(step.name)  # anew for each: files may have changed while steps ran
             if not waiting:
                 say(f"{step.name}: done already")
             for task in waiting:

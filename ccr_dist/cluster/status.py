@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from . import attempts, slurm
-from .facts import facts_of
-from .ledger import OVER, Ledger, done, recorded
+from .identity import Standing
+from .ledger import OVER, Ledger, recorded
 from .pipeline import Job
 from .progress import Progress, progress
 
@@ -19,7 +19,7 @@ def status(run: Path) -> dict[str, Any]:
 
     rate: units a second since the attempts that run now began. states: tasks by state: done, running, queued, held (SLURM or a person keeps
     it from running; `resume` releases it), waiting (for other steps), failed, cancelled, interrupted (without SLURM), or what SLURM says
-    of a job that is over; none: not queued.
+    of a job that is over; outdated (done, but not as it is asked for now); none: not queued.
     Raises ConfigError when `run` is no run of a pipeline.
     """
     plan, profile = recorded(run)
@@ -28,18 +28,20 @@ def status(run: Path) -> dict[str, Any]:
     lines: dict[tuple[str, int], slurm.Queued] = {}
     for submitted in known.submitted:  # the last submission of a task has the last word
         lines |= {(submitted.step, submitted.offset + (line.task or 0)): line for line in queued if line.job == submitted.job}
-    steps = [_step(run, job, {task: line for (step, task), line in lines.items() if step == job.name}) for job in plan.jobs.values()]
+    standing = Standing(plan)
+    steps = [_step(standing, job, {task: line for (step, task), line in lines.items() if step == job.name}) for job in plan.jobs.values()]
     return {"run": str(run), "stop": (run / "stop").exists(), "steps": steps}
 
 
-def _step(run: Path, job: Job, lines: dict[int, slurm.Queued]) -> dict[str, Any]:
+def _step(standing: Standing, job: Job, lines: dict[int, slurm.Queued]) -> dict[str, Any]:
+    run = standing.plan.run
     tried = {task: attempts.read(attempts.path_of(run, job.name, task)) for task in range(job.step.tasks)}
     states: Counter[str] = Counter()
     why: list[str] = []
-    facts, share = facts_of(job.command, f"step {job.name}"), job.step.tasks
+    facts, share = standing.facts[job.name], job.step.tasks
     now, rate = progress(facts), 0.0
     for task, of_task in tried.items():
-        state, reason = _state(run, job, task, of_task, lines.get(task))
+        state, reason = _state(standing, job, task, of_task, lines.get(task))
         states[state] += 1
         if reason:
             why.append(f"task {task}: {reason}" if share > 1 else reason)
@@ -62,9 +64,9 @@ def _step(run: Path, job: Job, lines: dict[int, slurm.Queued]) -> dict[str, Any]
     }
 
 
-def _state(run: Path, job: Job, task: int, tried: list[attempts.Attempt], line: slurm.Queued | None) -> tuple[str, str]:
+def _state(standing: Standing, job: Job, task: int, tried: list[attempts.Attempt], line: slurm.Queued | None) -> tuple[str, str]:
     """And the reason, where there is something to tell."""
-    if done(run, job, task):
+    if task not in standing.undone(job.name):
         return "done", ""
     last = tried[-1] if tried else None
     told = f"attempt {last.name}: {last.end['why']} (exit code {last.end['code']})" if last and last.end else ""
@@ -72,10 +74,12 @@ def _state(run: Path, job: Job, task: int, tried: list[attempts.Attempt], line: 
         if line.state != "PENDING":
             return "running", told
         if "held" in line.reason.lower():
-            return "held", f"{line.reason}; `ccr-dist resume {run}` releases it"
+            return "held", f"{line.reason}; `ccr-dist resume {standing.plan.run}` releases it"
         return ("waiting", "") if line.reason == "Dependency" else ("queued", told or line.reason)
     if last is not None and last.end is not None and last.end["decision"] == "fail":
         return "failed", told
+    if standing.outdated(job.name, task):
+        return "outdated", "done, but its command, a file that it names or a step before it has changed since: the next start does it again"
     if line is not None:
         return ("cancelled" if line.state == "CANCELLED" else line.state.lower()), told
     return ("interrupted" if tried else "none"), told

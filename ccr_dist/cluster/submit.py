@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..data.store import replace_atomic
+from ..data.store import digest_json, replace_atomic
+from ..errors import ConfigError
 from . import checks, ledger, slurm
 from .attempts import step_folder
+from .identity import Standing
 from .ledger import Ledger, Submitted
 from .pipeline import Job, Plan
 from .profile import Profile
@@ -30,8 +32,10 @@ def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
         known = Ledger.read(plan.run)
         queued = slurm.queue() if known.submitted else []
         _adopt(known, queued)
+        standing = Standing(plan)
+        _forbid_changed(known, queued, standing)
         limit = profile.max_array or slurm.array_limit()
-        parts = {name: _parts(known, queued, job, limit) for name, job in plan.jobs.items()}
+        parts = {name: _parts(known, queued, standing, name, limit) for name in plan.jobs}
         scripts = {
             (name, offset): _write(plan, plan.jobs[name], profile, tasks, offset)
             for name, of_step in parts.items()
@@ -51,14 +55,48 @@ def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
         ledger.record(plan, profile, software)
         _release(known, queued, say)
         for name, job in plan.jobs.items():
-            _queue(known, queued, job, {offset: (parts[name][offset], scripts[name, offset]) for offset in parts[name]}, say)
+            _queue(
+                known,
+                queued,
+                job,
+                {offset: (parts[name][offset], scripts[name, offset]) for offset in parts[name]},
+                _asked(standing, name),
+                say,
+            )
 
 
-def _parts(known: Ledger, queued: list[slurm.Queued], job: Job, limit: int) -> dict[int, list[int]]:
+def _asked(standing: Standing, step: str) -> dict[str, str]:
+    """What is kept beside a job that is queued, for later submissions to be held against."""
+    return {"step": digest_json(standing.plan.jobs[step].step.model_dump(mode="json")), "planned": standing.planned[step]}
+
+
+def _forbid_changed(known: Ledger, queued: list[slurm.Queued], standing: Standing) -> None:
+    """ConfigError where a step is queued, or runs, that is asked for in another way now: it would not be run so, and count as done."""
+    changed = []
+    for each in known.submitted:
+        if each.asked is None or not ledger.alive(queued, each):
+            continue
+        if each.step not in standing.planned:
+            changed.append(f"step {each.step} (job {each.job}) is not in it any more")
+            continue
+        asked, place = _asked(standing, each.step), standing.plan.place(each.step)
+        if asked["planned"] != each.asked["planned"]:
+            changed.append(f"{place}: step {each.step} (job {each.job}): its command, a file that it names, or a step before it")
+        elif asked["step"] != each.asked["step"]:
+            changed.append(f"{place}: step {each.step} (job {each.job}): what it asks SLURM for")
+    if changed:
+        raise ConfigError(
+            f"{known.run} is queued, or runs, and the pipeline has changed since:\n  "
+            + "\n  ".join(dict.fromkeys(changed))
+            + f"\n`ccr-dist cancel {known.run}` first, undo the change, or use another `name`"
+        )
+
+
+def _parts(known: Ledger, queued: list[slurm.Queued], standing: Standing, step: str, limit: int) -> dict[int, list[int]]:
     """The tasks to queue, by the array (its offset) that they go into."""
-    waiting = {task for each in known.submitted if each.step == job.name for task in ledger.alive(queued, each)}
+    waiting = {task for each in known.submitted if each.step == step for task in ledger.alive(queued, each)}
     parts: dict[int, list[int]] = {}
-    for task in ledger.undone(known.run, job):
+    for task in standing.undone(step):
         if task not in waiting:
             parts.setdefault(task // limit * limit, []).append(task)
     return parts
@@ -72,11 +110,13 @@ def _write(plan: Plan, job: Job, profile: Profile, tasks: Sequence[int], offset:
     return path
 
 
-def _queue(known: Ledger, queued: list[slurm.Queued], job: Job, parts: dict[int, tuple[list[int], Path]], say: Say) -> None:
+def _queue(
+    known: Ledger, queued: list[slurm.Queued], job: Job, parts: dict[int, tuple[list[int], Path]], asked: Mapping[str, str], say: Say
+) -> None:
     before = [each.job for each in known.submitted if each.step in job.after and each.job and (each.fresh or ledger.alive(queued, each))]
     for offset, (tasks, script) in parts.items():
-        entry = Submitted(f"ccr-{secrets.token_hex(6)}", job.name, tasks, offset, fresh=True)
-        known.write(event="submitting", token=entry.token, step=entry.step, tasks=tasks, offset=offset)
+        entry = Submitted(f"ccr-{secrets.token_hex(6)}", job.name, tasks, offset, fresh=True, asked=asked)
+        known.write(event="submitting", token=entry.token, step=entry.step, tasks=tasks, offset=offset, asked=dict(asked))
         dependency = [f"--dependency=afterok:{':'.join(before)}", "--kill-on-invalid-dep=yes"] if before else []
         entry.job = slurm.submit(script, f"--comment={entry.token}", *dependency)
         known.write(event="submitted", token=entry.token, job=entry.job)
