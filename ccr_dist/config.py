@@ -163,7 +163,12 @@ class RuntimeConfig(Frozen):
         description="rank 0 gathers whole tensors and writes them; sharded (fsdp2): every rank writes its parts. Resumed by any strategy",
     )
     gradient_checkpointing: bool = False
-    bad_samples: int = Field(100, ge=0, description="substituted samples tolerated in a run, over all ranks")
+    bad_samples: int = Field(
+        100, ge=0, description="broken samples, for which others stand in, tolerated in a run, over all ranks; 0: none"
+    )
+    bad_fraction: float = Field(
+        0.01, ge=0, le=1, description="of all samples drawn so far, tolerated where this is more than `bad_samples`"
+    )
     micro_batch: int | None = Field(
         None,
         gt=0,

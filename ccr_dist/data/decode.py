@@ -89,7 +89,7 @@ def is_present(kind: str, value: Any) -> bool:
     """Whether a decoded value says anything: not null, and with at least one text that says something (`text.has_text`)."""
     if value is None or kind in BINARY:
         return bool(value)
-    return any(map(has_text, [value] if kind == "label" else texts_of(value)))
+    return any(map(has_text, texts_of(value)))
 
 
 def file_extension(kind: str, data: bytes, what: object = "value") -> str:

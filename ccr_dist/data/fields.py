@@ -23,7 +23,7 @@ class Fields:
     source: English captions, or descriptions, whose views in order of their names count as the row's captions; targets: captions by
     language, aligned with the source caption by caption, as are backs (back-translations into English, by language); source_feature and
     back_features: matrices with one vector for each such caption; description: views or texts; group: labels, rows with the same label
-    count as the same thing (default: each row is its own).
+    count as the same thing (default: each row is its own). Of a row's captions those are drawn that say something in every such column.
     """
 
     visual: str | None = None

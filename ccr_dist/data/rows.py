@@ -22,11 +22,12 @@ from ccr_dist.data.ahead import ReadAhead
 from ccr_dist.data.batch import Batch, padded
 from ccr_dist.data.chance import mix
 from ccr_dist.data.column import Column
-from ccr_dist.data.decode import decode_image, texts_of
+from ccr_dist.data.decode import decode_image
 from ccr_dist.data.fields import Fields
 from ccr_dist.data.order import GlobalBatch, Order, Slot
 from ccr_dist.data.store import retry_io
 from ccr_dist.data.table import Dataset
+from ccr_dist.data.text import has_text, texts_of, with_text
 from ccr_dist.errors import ConfigError, DataError
 
 ATTEMPTS = 8  # stand-ins tried for one slot
@@ -34,9 +35,16 @@ CAPTIONS = ("source", "target", "source_feature", "back", "back_feature")  # hav
 
 
 def read_value(column: Column, shard: int, row: int) -> Any:
-    """Like `Column.value`, matrices as float32 `(n, D)`. DataError for wrong content, StorageError when reading keeps failing."""
+    """Like `Column.value`, matrices as float32 `(n, D)`, all of it finite. DataError for wrong content, StorageError when reading keeps
+    failing.
+    """
     value = retry_io(partial(column.value, shard, row), what=column.where(shard, row))
-    return np.array(value, dtype=np.float32) if column.kind == "matrix" and value is not None else value
+    if column.kind != "matrix" or value is None:
+        return value
+    if not np.isfinite(value).all():
+        broken = int((~np.isfinite(value)).any(1).sum())
+        raise DataError(f"{column.where(shard, row)}: {broken} of {len(value)} vectors have values that are NaN or infinite; make it again")
+    return np.array(value, dtype=np.float32)
 
 
 def vector_width(column: Column) -> int:
@@ -154,16 +162,21 @@ class TableRows(TorchDataset[Batch]):
                         f"{columns[role].where(slot.shard, slot.row)}: {len(values[role])} values, but "
                         f"{columns[captions[0]].name} has {number}; they must be aligned one by one"
                     )
-                chosen = values[role][slot.draw % number]
-                row[role] = torch.from_numpy(chosen) if columns[role].kind == "matrix" else self._text(columns[role], slot, chosen)
+            # A draw falls on what says something in all columns: "" stands where a translation was dropped.
+            texts = {role: values[role] for role in captions if columns[role].kind != "matrix"}
+            there = with_text(*texts.values()) if texts else range(number)
+            if not there:
+                names = ", ".join(columns[role].name for role in texts)
+                raise DataError(f"{columns[captions[0]].where(slot.shard, slot.row)}: no caption says something in all of {names}")
+            at = there[slot.draw % len(there)]
+            for role in captions:
+                row[role] = values[role][at] if role in texts else torch.from_numpy(values[role][at])
         if "description" in values:
-            row["description"] = self._text(columns["description"], slot, " ".join(values["description"]))
+            said = [text for text in values["description"] if has_text(text)]
+            if not said:
+                raise DataError(f"{columns['description'].where(slot.shard, slot.row)}: the description is blank")
+            row["description"] = " ".join(said)
         return row
-
-    def _text(self, column: Column, slot: Slot, text: str) -> str:
-        if not text.strip():
-            raise DataError(f"{column.where(slot.shard, slot.row)}: the chosen text is blank")
-        return text
 
     def _visual(self, column: Column, slot: Slot, value: Any) -> torch.Tensor:
         if column.kind == "image":

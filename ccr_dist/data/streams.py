@@ -130,5 +130,7 @@ class Stream:
                 return
             shard, end = int(order[i]), int(ends[i])
             rows = self.eligible.rows(shard)
+            if not len(rows):
+                continue
             yield shard, rows[start - end + len(rows) : min(stop, end) - end + len(rows)]
             start = max(start, min(stop, end))

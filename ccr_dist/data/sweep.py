@@ -1,13 +1,15 @@
 """Every row once, in order: what evaluation encodes. `Sweep` reads one column (all captions of a language), `Gallery` what is known of
 items.
 
-Rows are cut in blocks that do not depend on the world size; a rank reads a contiguous share of them. Nothing is drawn, repeated, dropped or
-substituted: null rows are left out (`rows` tells which are there), broken content is a DataError.
+Rows are cut in blocks that do not depend on the world size; a rank reads a contiguous share of them. Nothing is drawn, repeated or
+substituted: null rows are left out (`rows` tells which are there), as are texts that say nothing, which are counted; broken content is a
+DataError.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,22 +19,30 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ccr_dist.data.batch import padded
 from ccr_dist.data.column import Item
-from ccr_dist.data.decode import decode_image, texts_of
+from ccr_dist.data.decode import decode_image
 from ccr_dist.data.loader import as_it_is
+from ccr_dist.data.recent import Recent
 from ccr_dist.data.rows import read_value, vector_width
 from ccr_dist.data.table import Column, Dataset
+from ccr_dist.data.text import has_text, texts_of, with_text
 from ccr_dist.errors import ConfigError, DataError
 
 
-class Block(NamedTuple):
+@dataclass
+class Block:
     """n values: `rows` (n,) int64 row numbers in the dataset; `parts` (n,) int64 which caption, vector or view of the row (views by name).
 
     values: list[str] for texts, views and labels; (n, D) float32 for a matrix; (n, ...) for pictures with a transform, else bytes.
+    beside: of texts, the aligned ones of the column `beside`. blank: texts that were left out because they, or those beside them, say
+    nothing; without: the rows of which that leaves none, although the index has a value for them.
     """
 
     rows: torch.Tensor
     parts: torch.Tensor
     values: Any
+    beside: list[str] = field(default_factory=list)
+    blank: int = 0
+    without: list[int] = field(default_factory=list)
 
 
 class Items(NamedTuple):
@@ -52,6 +62,7 @@ class _Blocks(TorchDataset[Any]):
             raise ConfigError(f"rank {rank} of {world}, blocks of {block_rows} rows: expected 0 <= rank < world and at least one row")
         self.dataset, self.block_rows = dataset, block_rows
         self._ends = np.cumsum(dataset.shard_rows)
+        self._present: Recent[np.ndarray] = Recent(4)
         blocks = -(-dataset.rows // block_rows)
         self._first, self._last = blocks * rank // world, blocks * (rank + 1) // world
 
@@ -66,19 +77,36 @@ class _Blocks(TorchDataset[Any]):
 
     def _value(self, column: Column, row: int) -> tuple[Any, Item]:
         """A row's value, and where it stands."""
-        shard = int(np.searchsorted(self._ends, row, side="right"))
-        at = row - (int(self._ends[shard - 1]) if shard else 0)
+        shard, at = self._place(row)
         return read_value(column, shard, at), column.where(shard, at)
+
+    def _place(self, row: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._ends, row, side="right"))
+        return shard, row - (int(self._ends[shard - 1]) if shard else 0)
+
+    def _texts(self, column: Column, row: int) -> list[str]:
+        """All texts of a row; none where its index says that there is nothing, whatever broken value it has."""
+        try:
+            return texts_of(self._value(column, row)[0])
+        except DataError:
+            if self._there(column, row):
+                raise
+            return []
+
+    def _there(self, column: Column, row: int) -> bool:
+        shard, at = self._place(row)
+        return bool(self._present.made((column.name, shard), lambda: column.present(shard))[at])
 
 
 class Sweep(_Blocks):
-    """The values of a column, a `Block` at a time."""
+    """The values of a column, a `Block` at a time. beside: a column of texts, one for each text of this one, that come with them."""
 
     def __init__(
         self,
         dataset: Dataset,
         column: str,
         *,
+        beside: str | None = None,
         transform: Callable[[Any], torch.Tensor] | None = None,
         world: int = 1,
         rank: int = 0,
@@ -86,10 +114,15 @@ class Sweep(_Blocks):
     ) -> None:
         super().__init__(dataset, world=world, rank=rank, block_rows=block_rows)
         self.column: Column = dataset.column(column)
-        self.column.require_complete()
+        self.beside: Column | None = dataset.column(beside) if beside else None
+        for opened in filter(None, (self.column, self.beside)):
+            opened.require_complete()
         self.transform = transform
 
     def __getitem__(self, i: int) -> Block:
+        return self._read_texts(i) if self.column.kind in ("texts", "views", "label") else self._read(i)
+
+    def _read(self, i: int) -> Block:
         rows: list[int] = []
         parts: list[int] = []
         values: list[Any] = []
@@ -100,6 +133,36 @@ class Sweep(_Blocks):
             values += found
         return Block(torch.tensor(rows, dtype=torch.int64), torch.tensor(parts, dtype=torch.int64), self._stacked(values))
 
+    def _read_texts(self, i: int) -> Block:
+        rows: list[int] = []
+        parts: list[int] = []
+        block = Block(torch.empty(0), torch.empty(0), [])
+        for row in self._block(i):
+            texts = self._texts(self.column, row)
+            beside = self._aligned(row, len(texts)) if self.beside is not None and texts else None
+            there = with_text(texts) if beside is None else with_text(texts, beside)
+            rows += [row] * len(there)
+            parts += there
+            block.values += [texts[at] for at in there]
+            block.beside += [] if beside is None else [beside[at] for at in there]
+            block.blank += len(texts) - len(there)
+            if not there and self._there(self.column, row):
+                block.without.append(row)
+        block.rows, block.parts = (torch.tensor(numbers, dtype=torch.int64) for numbers in (rows, parts))
+        return block
+
+    def _aligned(self, row: int, number: int) -> list[str]:
+        """The texts beside those of a row; a null row has none that says anything."""
+        assert self.beside is not None
+        texts = self._texts(self.beside, row)
+        if texts and len(texts) != number:
+            where = self.column.where(*self._place(row))
+            raise DataError(
+                f"columns {self.column.name} and {self.beside.name} are not aligned caption by caption: {where} has {number}, the other "
+                f"{len(texts)}"
+            )
+        return texts or [""] * number
+
     def _values(self, row: int) -> list[Any]:
         value, where = self._value(self.column, row)
         if value is None:
@@ -108,9 +171,7 @@ class Sweep(_Blocks):
             return [value]
         if self.column.kind == "image":
             return [value if self.transform is None else self.transform(decode_image(value, where))]
-        if self.column.kind == "matrix":
-            return list(torch.from_numpy(value))
-        return [value] if self.column.kind == "label" else texts_of(value)
+        return list(torch.from_numpy(value))
 
     def _stacked(self, values: list[Any]) -> Any:
         if self.column.kind == "matrix" and not values:
@@ -160,7 +221,7 @@ class Gallery(_Blocks):
             rows.append(row)
             values.append(self._one(value, where))
             if self.description is not None:
-                descriptions.append(" ".join(texts_of(self._value(self.description, row)[0])))
+                descriptions.append(" ".join(filter(has_text, self._texts(self.description, row))))
         several = self.many and self.visual.kind == "matrix"
         if not rows:
             return Items(torch.zeros(0, dtype=torch.int64), torch.zeros(0), None, [])

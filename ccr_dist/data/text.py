@@ -32,8 +32,10 @@ def has_text(text: Any) -> bool:
     return isinstance(text, str) and _INK.search(text) is not None and is_unicode(text)
 
 
-def texts_of(value: Sequence[str] | Mapping[str, Any] | None) -> list[str]:
-    """The texts of a decoded `texts` or `views` value, views by name, blank ones included; none of a null one."""
+def texts_of(value: Sequence[str] | Mapping[str, Any] | str | None) -> list[str]:
+    """The texts of a decoded `texts`, `views` or `label` value, views by name, blank ones included; none of a null one."""
+    if isinstance(value, str):
+        return [value]
     return [value["views"][name] for name in sorted(value["views"])] if isinstance(value, Mapping) else list(value or ())
 
 

@@ -6,9 +6,8 @@ Belongs here: reading through `data.sweep`, gathering, the check that everything
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ccr_dist.data.decode import texts_of
 from ccr_dist.data.sweep import Items, Sweep, gallery, sweep
 from ccr_dist.data.table import Dataset
+from ccr_dist.data.text import has_text, texts_of
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate import retrieval
 from ccr_dist.evaluate.protocols import language_result
@@ -48,7 +47,7 @@ class Found:
     """One language's result, and the ranks (`retrieval.Ranks`, with each caption's item) that comparisons of runs are made from."""
 
     result: LanguageResult
-    ranks: dict[str, np.ndarray]  # t2v (Nt,), v2t (Nv,), item (Nt,), rows (Nv,): row numbers of the gallery
+    ranks: dict[str, np.ndarray]  # t2v (Nt,), v2t (Nv,), item (Nt,), part (Nt,): as in `Queries`; rows (Nv,): row numbers of the gallery
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ class Queries:
     item: np.ndarray  # (Nt,) row in the gallery
     bank: Bank
     without_item: int
+    blank: int  # texts that were not asked: they, or those beside them, say nothing
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def encode(
 
     Args:
         encode_text, encode_visual: ranks call them different numbers of times, so they must not communicate, unless `lockstep`.
-        queries: language -> column of captions. companions: language -> column of texts aligned with them.
+        queries: language -> column of captions. Blank ones are no queries, and counted as `captions_blank`.
+        companions: language -> column of texts aligned with them; a caption whose companion is blank is left out, and counted, too.
         visual_column: pictures (give `transform`) or vectors, one a row or, with `many`, any number. Items without one are no candidates;
             their captions are left out, counted as `captions_without_item`. description_column: "" where an item has none, counted.
         group_column: label column; items of one label are all correct. None, or no label: an item is correct for itself alone.
@@ -127,43 +128,52 @@ def encode(
         nonlocal undescribed
         for block in reading(world, rank):
             if len(block.rows):
-                undescribed += sum(not text.strip() for text in block.description)
+                undescribed += sum(not has_text(text) for text in block.description)
                 yield block.rows, torch.zeros_like(block.rows), partial(item_bank, block)
 
     def any_item() -> Bank:
         return item_bank(next(block for block in reading(1, 0) if len(block.rows)))
 
-    gallery_rows, _, visual = _gathered(dataset, visual_column, _made(items(), any_item if lockstep else None, device), device)
+    gallery_rows, _, visual = _gathered(dataset, visual_column, _made(items(), any_item if lockstep else None, device), [], device)
     position = np.full(dataset.rows, -1)
     position[gallery_rows] = np.arange(len(gallery_rows))
     missing = int(merge(torch.tensor([undescribed]))) if description_column else None
 
-    def texts(lang: str, column: str, beside: str | None) -> Iterator[Call]:
-        others = sweep(dataset, beside, **sweeping) if beside else itertools.repeat(None)
-        for block, other in zip(sweep(dataset, column, **sweeping), others, strict=beside is not None):
-            if other is not None and not (torch.equal(block.rows, other.rows) and torch.equal(block.parts, other.parts)):
-                raise DataError(
-                    f"{dataset.root}: columns {column} and {beside} are not aligned caption by caption near row {block.rows[:1].tolist()}"
-                )
+    def texts(lang: str, column: str, beside: str | None, left_out: _LeftOut) -> Iterator[Call]:
+        for block in sweep(dataset, column, beside=beside, **sweeping):
+            left_out.texts += block.blank
+            left_out.rows += block.without
             for start in range(0, len(block.values), batch):
                 cut = slice(start, start + batch)
-                beside_them = other.values[cut] if other is not None else []
-                yield block.rows[cut], block.parts[cut], partial(encode_text, block.values[cut], lang, beside_them)
+                yield block.rows[cut], block.parts[cut], partial(encode_text, block.values[cut], lang, block.beside[cut])
 
     found: dict[str, Queries] = {}
     for lang, column in queries.items():
         before(lang)
         beside = (companions or {}).get(lang)
         any_text = partial(encode_text, [""], lang, [""] if beside else []) if lockstep else None
-        rows, parts, bank = _gathered(dataset, column, _made(texts(lang, column, beside), any_text, device), device)
+        left_out = _LeftOut()
+        made = _made(texts(lang, column, beside, left_out), any_text, device)
+        rows, parts, bank = _gathered(dataset, column, made, left_out.rows, device)
         known = position[rows] >= 0
+        if not len(rows):
+            raise DataError(f"{dataset.root}: all captions of language {lang!r} in {column}{f' or {beside}' if beside else ''} are blank")
         if not known.any():
             raise DataError(
                 f"{dataset.root}: no caption of language {lang!r} in {column} belongs to an item that has a value in {visual_column}"
             )
         kept = {name: part[torch.from_numpy(known).to(part.device)] for name, part in bank.items()}
-        found[lang] = Queries(column, rows[known], parts[known], position[rows][known], kept, int((~known).sum()))
+        without, blank = int((~known).sum()), int(merge(torch.tensor([left_out.texts])))
+        found[lang] = Queries(column, rows[known], parts[known], position[rows][known], kept, without, blank)
     return Encoded(dataset, gallery_rows, _groups(dataset, group_column)[gallery_rows], visual, found, missing)
+
+
+@dataclass
+class _LeftOut:
+    """What this rank does not ask: texts that say nothing, and the rows of which nothing is left."""
+
+    texts: int = 0
+    rows: list[int] = field(default_factory=list)
 
 
 Call = tuple[Tensor, Tensor, Callable[[], Bank]]  # rows, parts, and what encodes them
@@ -220,13 +230,13 @@ def results(
         for q, top, values in zip(picked, best.tolist(), scores.tolist(), strict=True):
             hits = [(gallery_rows[v], round(value, 6), bool(group[v] == group[item[q]])) for v, value in zip(top, values, strict=True)]
             kept.append(table.example(asked.rows[q], int(asked.parts[q]), int(t2v[q]), hits))
-        counts = {"captions_without_item": asked.without_item, "groups": len(np.unique(group))}
+        counts = {"captions_without_item": asked.without_item, "captions_blank": asked.blank, "groups": len(np.unique(group))}
         if encoded.undescribed is not None:
             counts["items_without_description"] = encoded.undescribed
         result = language_result(
             asked.column, t2v, v2t, v2t_items, item, counts=counts, examples=tuple(kept), replicates=replicates, seed=seed
         )
-        languages[lang] = Found(result, {"t2v": t2v, "v2t": v2t, "item": item, "rows": gallery_rows})
+        languages[lang] = Found(result, {"t2v": t2v, "v2t": v2t, "item": item, "part": asked.parts, "rows": gallery_rows})
     return languages
 
 
@@ -241,9 +251,12 @@ def _require_captions(dataset: Dataset, lang: str, name: str) -> None:
 
 
 def _gathered(
-    dataset: Dataset, column: str, blocks: Iterable[tuple[Tensor, Tensor, Bank]], device: torch.device | str
+    dataset: Dataset, column: str, blocks: Iterable[tuple[Tensor, Tensor, Bank]], without: list[int], device: torch.device | str
 ) -> tuple[np.ndarray, np.ndarray, Bank]:
-    """Row numbers (N,), parts (N,) and bank of N of all ranks, in row order; checked that every value was read exactly once."""
+    """Row numbers (N,), parts (N,) and bank of N of all ranks, in row order; checked that every value was read exactly once.
+
+    without: rows of this rank that turned out to have nothing, once `blocks` are read.
+    """
     read = [(place.to(device), part.to(device), bank) for place, part, bank in blocks]
     shapes = _agreed({name: tuple(x.shape[1:]) for name, x in read[0][2].items()} if read else None)
     places = torch.zeros(0, 2, dtype=torch.int64, device=device)
@@ -253,10 +266,20 @@ def _gathered(
         bank = {name: torch.cat([p[2][name] for p in read]).to(device, torch.float32) for name in shapes}
     counts = row_counts(len(places), device)
     rows, part = gather_rows(places, counts).cpu().numpy().T
-    later = (np.diff(rows) > 0) | ((np.diff(rows) == 0) & (np.diff(part) == 1))
+    later = (np.diff(rows) > 0) | ((np.diff(rows) == 0) & (np.diff(part) > 0))
+    times = torch.zeros(dataset.rows, dtype=torch.int64)
+    times[without] = 1
+    times = merge(times).numpy()
+    times[np.unique(rows)] += 1
     source = dataset.column(column)
-    expected = np.flatnonzero(np.concatenate([source.present(shard) for shard in range(len(dataset.shards))]))
-    assert later.all() and np.array_equal(np.unique(rows), expected), f"{column}: not every value was read exactly once"
+    expected = np.concatenate([source.present(shard) for shard in range(len(dataset.shards))])
+    assert later.all(), f"{column}: a value was read twice"
+    if not np.array_equal(times, expected):
+        row = int(np.flatnonzero(times != expected)[0])
+        raise DataError(
+            f"{source.folder}: the index and the payload do not agree on which rows have a value (row {row} is the first); "
+            "`ccr-dist shards verify` names what is damaged"
+        )
     return rows, part, {name: gather_rows(x, counts) for name, x in bank.items()}
 
 
@@ -277,7 +300,7 @@ def _groups(dataset: Dataset, column: str | None) -> np.ndarray:
     number: dict[str, int] = {}
     source = Sweep(dataset, column, block_rows=1024)
     for block in (source[i] for i in range(len(source))):
-        for row, label in zip(block.rows.tolist(), block.values, strict=True):
+        for row, label in zip(block.rows.tolist(), block.values, strict=True):  # blank ones are none
             alone[row] = dataset.rows + number.setdefault(label, len(number))
     return alone
 
@@ -320,5 +343,9 @@ class _Texts:
         return texts[part]
 
     def english(self, row: int) -> str | None:
-        texts = texts_of(self._english.value(*self._place(row))) if self._english else None
-        return texts[0] if texts else None
+        """Of a broken one none: it is only shown."""
+        try:
+            texts = texts_of(self._english.value(*self._place(row))) if self._english else []
+        except DataError:
+            return None
+        return next(filter(has_text, texts), None)

@@ -109,7 +109,9 @@ def _bodies(rows: Sequence[Row], columns: int, cells: Callable[[Row, Sequence[Ro
     """A `tbody` a language, headed by its name; `cells` of a row, given the rows it competes with."""
     html = []
     for group in _groups(rows):
-        counts = f"{group[0].counts['captions']} captions, {group[0].counts['items']} items"
+        asked = sorted({row.counts["captions"] for row in group})  # fewer of a row whose translated queries are blank here and there
+        captions = f"{asked[0]} captions" if len(asked) == 1 else f"{asked[0]} to {asked[-1]} captions, not the same for all rows"
+        counts = f"{captions}, {group[0].counts['items']} items"
         heading = _title(group[0], alone=_one_dataset(rows)) + (" (ceiling)" if group[0].ceiling else "")
         html.append(f"<tbody><tr><th colspan={columns}><span>{heading}<small>{counts}</small></span></th></tr>")
         for label, row in merged_ceiling(group):

@@ -21,7 +21,8 @@ LanguageResult:
      "item_level": the same keys, with visual→text counted over items (MLA, DASD),
      "ci": {"t2v_R1": [low, high], …, "SumR", "mR"},   95 % percentile bootstrap over items
      "curve": {"k": [1, 2, …], "t2v": […], "v2t": […]},
-     "counts": {"captions", "items", "groups", "queries_v2t", "items_without_caption", "captions_without_item"},
+     "counts": {"captions", "items", "groups", "queries_v2t", "items_without_caption", "captions_without_item",
+                "captions_blank"},   texts that say nothing are no queries; "captions" are those that were asked
      "examples": [{"item": key, "query": text, "english": text|null, "rank": 3,
                    "top": [{"item": key, "score": 0.31, "correct": false, "english": text|null}, …]}]}
 """

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.decode import texts_of
 from ..data.store import replace_atomic
 from ..data.table import Dataset
+from ..data.text import texts_of
 from ..errors import ConfigError, DataError
 from .plan import Plan, state
 
@@ -69,9 +69,14 @@ def binned(plan: Plan, by: str, count: int = 4) -> list[Binned]:
                 if f"{lang}/t2v" not in kept:
                     continue
                 ranks, rows = kept[f"{lang}/t2v"], kept[f"{lang}/rows"][kept[f"{lang}/item"]]
-            if places is not None and not np.array_equal(places, rows):
-                raise DataError(f"{file}: other queries than those of {complete[0].name} ({lang}); their test sets differ")
-            places = rows
+                # Ranks of before blank captions were left out do not tell which captions they are: all of a row, one after another.
+                parts = kept[f"{lang}/part"] if f"{lang}/part" in kept else _counted(rows)
+            asked = np.stack([rows, parts], axis=1)
+            if places is not None and not np.array_equal(places, asked):
+                raise DataError(
+                    f"{file}: other queries than those of {complete[0].name} ({lang}): test sets or their blank captions differ"
+                )
+            places = asked
             hits.setdefault(run.row.name, []).append(np.stack([ranks <= k for k in RECALLS], axis=1))
         if places is None:
             continue
@@ -97,10 +102,17 @@ def _difference(values: np.ndarray) -> np.ndarray:
     return np.array([values.mean(), 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan])
 
 
+def _counted(rows: np.ndarray) -> np.ndarray:
+    """(Nt,): 0, 1, … for each row of `rows` (Nt,) that is named again and again."""
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    return np.arange(len(rows)) - np.repeat(starts, np.diff(starts, append=len(rows)))
+
+
 def _measure(by: str) -> Callable[[Dataset, str, str, np.ndarray], np.ndarray]:
+    """(dataset, column, language, (Nt, 2) row and number of each caption) -> (Nt,)."""
     kind, *columns = by.split(":")
     if by == "words":
-        return lambda dataset, column, lang, rows: np.array([len(text.split()) for text in _queries(dataset, column, rows)])
+        return lambda dataset, column, lang, asked: np.array([len(text.split()) for text in _queries(dataset, column, asked)])
     if kind != "chrf" or len(columns) != 2:
         raise ConfigError(f"--by {by}: expected words, or chrf:A:B with two columns of texts that are aligned with the queries")
     try:
@@ -108,23 +120,21 @@ def _measure(by: str) -> Callable[[Dataset, str, str, np.ndarray], np.ndarray]:
     except ImportError as error:
         raise ConfigError("chrF needs sacrebleu: pip install 'ccr-dist[quality]'") from error
 
-    def agreement(dataset: Dataset, column: str, lang: str, rows: np.ndarray) -> np.ndarray:
-        texts = [_queries(dataset, name.format(lang=lang), rows) for name in columns]
+    def agreement(dataset: Dataset, column: str, lang: str, asked: np.ndarray) -> np.ndarray:
+        texts = [_queries(dataset, name.format(lang=lang), asked) for name in columns]
         score = CHRF().sentence_score
         return np.array([round(score(a, [b]).score) for a, b in zip(*texts, strict=True)])
 
     return agreement
 
 
-def _queries(dataset: Dataset, column: str, rows: np.ndarray) -> list[str]:
-    """The text of each query: caption 0, 1, … of the rows that are named again and again. DataError where there are not as many."""
+def _queries(dataset: Dataset, column: str, asked: np.ndarray) -> list[str]:
+    """The text of each query; `asked` (Nt, 2): row and number of the caption. DataError where a row has none of this number."""
     texts, ends = [], np.cumsum(dataset.shard_rows)
     source = dataset.column(column)
-    seen: dict[int, int] = {}
-    for row in rows.tolist():
+    for row, part in asked.tolist():
         shard = int(np.searchsorted(ends, row, side="right"))
         found = texts_of(source.value(shard, int(row - ends[shard] + dataset.shard_rows[shard])))
-        part = seen[row] = seen.get(row, -1) + 1
         if part >= len(found):
             raise DataError(f"{source.folder}: row {row} has {len(found)} texts, and query {part} was asked: not aligned with the queries")
         texts.append(found[part])

@@ -166,5 +166,6 @@ def _check_same_queries(outcomes: Sequence[Outcome]) -> None:
             if not same:
                 raise DataError(
                     f"{known.result.name} and {outcome.result.name} were asked different queries ({lang}): test sets, galleries or "
-                    "captions differ, so they cannot be compared item by item"
+                    "captions differ, or which captions are blank (of translations, where those are asked; `captions_blank` in their "
+                    "results), so they cannot be compared item by item"
                 )

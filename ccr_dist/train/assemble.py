@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 from ..config import RunConfig, TrainSet
 from ..data.order import mix
 from ..data.table import Dataset
+from ..data.text import has_text, texts_of
+from ..errors import DataError
 from ..methods import base
 from ..methods.base import Method
 from ..models.backbones import build_backbone
@@ -66,6 +69,5 @@ def training_texts(config: RunConfig) -> Iterator[str]:
             captions.require_complete()
             for shard, rows in enumerate(dataset.shard_rows):
                 for row in range(rows):
-                    for text in captions.value(shard, row) or ():
-                        if text:
-                            yield text
+                    with contextlib.suppress(DataError):  # a bad item is counted and named when it is drawn
+                        yield from filter(has_text, texts_of(captions.value(shard, row)))

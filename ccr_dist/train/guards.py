@@ -17,6 +17,7 @@ from ..config import RunConfig
 from ..data.batch import Batch
 from ..data.store import replace_atomic
 from ..errors import DataBudgetError, NonFiniteError
+from ..methods import base
 from .processes import Processes
 from .run import RunFolder
 
@@ -67,7 +68,7 @@ class Guards:
             )
 
     def substituted(self, done: Progress, batch: Batch, everywhere: int) -> None:
-        """Count broken samples that others stood in for. Raises DataBudgetError past runtime.bad_samples."""
+        """Count broken samples that others stood in for. Raises DataBudgetError past runtime.bad_samples and runtime.bad_fraction."""
         if everywhere == 0:
             return
         lists = self._processes.all(batch.substituted)
@@ -75,10 +76,11 @@ class Guards:
         if self._processes.main:
             for entry in (entry for entries in lists for entry in entries):
                 self._folder.append("substituted.jsonl", {"step": done.step, **entry})
-        allowed = self._config.runtime.bad_samples
-        if done.substituted > allowed:
+        runtime, drawn = self._config.runtime, samples(self._config, done)
+        if done.substituted > (max(runtime.bad_samples, math.floor(runtime.bad_fraction * drawn)) if runtime.bad_samples else 0):
             raise DataBudgetError(
-                f"{done.substituted} broken samples were substituted, runtime.bad_samples allows {allowed}; they are listed in "
+                f"{done.substituted} of {drawn} samples were broken and substituted; runtime.bad_samples allows {runtime.bad_samples}"
+                f"{f', runtime.bad_fraction {runtime.bad_fraction:.2%} of the samples' if runtime.bad_samples else ''}; they are listed in "
                 f"{self._folder.path / 'substituted.jsonl'}; `ccr-dist shards verify` checks the whole dataset"
             )
 
@@ -93,6 +95,13 @@ class Guards:
             return
         items = [item for items in self._processes.all(batch.items) for item in items]
         self._tell(done.step, "spike", {"lang": batch.lang, "k": batch.k, "loss": loss, "bound": limit, "items": items})
+
+
+def samples(config: RunConfig, done: Progress) -> int:
+    """All that a run has drawn so far, in this stage and those before it."""
+    stages = list(base.get(config.method.name).stages(config.method))
+    earlier = (config.stages[name] for name in stages[: stages.index(done.stage)])
+    return sum(stage.steps * stage.batch for stage in earlier) + done.stage_step * config.stages[done.stage].batch
 
 
 def bound(losses: deque[float]) -> float:

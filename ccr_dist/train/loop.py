@@ -24,7 +24,7 @@ from . import checkpoint, memory
 from .assemble import build_method, check_columns, open_datasets, train_sets, training_texts
 from .cached import all_fields
 from .ema import selected
-from .measure import selection_queries, total, validate
+from .measure import blank, selection_queries, total, validate
 from .phases import Phases
 from .profiler import Window
 from .run import RunFolder, identity
@@ -233,7 +233,9 @@ class Training:
             value, lines = validate(self.config, self.method, stage.engine, self.strategy, before=before, alive=self.phases.heard)
         improved = done.best is None or value > done.best["value"]
         self.log.event(done.step, "validation", lines)
-        self.log.say(f"step {done.step}: validation {self.config.select} {value:.2f}" + (" (best so far)" if improved else ""))
+        left_out = blank({key.split("/")[0]: int(n) for key, n in lines.items() if key.endswith("/captions_blank")})
+        best = " (best so far)" if improved else ""
+        self.log.say(f"step {done.step}: validation {self.config.select} {value:.2f}{best}{left_out}")
         if improved:
             done.best = {"step": done.step, "stage": done.stage, "metric": self.config.select, "value": value}
         return improved

@@ -101,6 +101,7 @@ def validate(
     metrics = {lang: each.result.metrics for lang, each in found.items()}
     value = statistics.fmean(each[config.select] for each in metrics.values())
     lines = {f"{lang}/{key}": each[key] for lang, each in metrics.items() for key in (config.select, "t2v_R1", "t2v_R10")}
+    lines |= {f"{lang}/captions_blank": n for lang, each in found.items() if (n := each.result.counts["captions_blank"])}
     return value, {config.select: value, **lines}
 
 
@@ -186,9 +187,15 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
         keep_ranks(folder.results / f"{split}.ranks.npz", {lang: each.ranks for lang, each in measured.items()})
         replace_atomic(path, result.model_dump_json(indent=1).encode())
         cut = f"; {truncated} texts were longer than the model reads, and cut" if truncated else ""
-        print(f"{path}: written{cut}", flush=True)
+        print(f"{path}: written{cut}{blank({lang: each.counts['captions_blank'] for lang, each in found.items()})}", flush=True)
     strategy.barrier()
     return path
+
+
+def blank(counts: Mapping[str, int]) -> str:
+    """Tells of captions by language that are no queries; nothing where there are none."""
+    some = ", ".join(f"{n} in {lang}" for lang, n in counts.items() if n)
+    return f"; blank captions are no queries: {some}" if some else ""
 
 
 def total(strategy: Strategy, count: int) -> int:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from ccr_dist.data.decode import encode
 from ccr_dist.data.table import Dataset, create_column, create_dataset
 from ccr_dist.errors import ConfigError, DataError
-from ccr_dist.study.bins import _queries, binned, markdown
+from ccr_dist.study.bins import _counted, _queries, binned, markdown
 from ccr_dist.study.cli import study_app
 from ccr_dist.study.plan import Plan, load_plan
 from tests import toy
@@ -59,7 +59,7 @@ def test_recalls_by_length_are_those_of_the_queries_of_that_length(plan):
 
 
 def test_differences_are_paired_over_queries(plan, monkeypatch):
-    monkeypatch.setattr("ccr_dist.study.bins._measure", lambda by: lambda dataset, column, lang, rows: rows.astype(float))
+    monkeypatch.setattr("ccr_dist.study.bins._measure", lambda by: lambda dataset, column, lang, asked: asked[:, 0].astype(float))
     (table,) = binned(plan, "rows", 2)
     assert table.bins == ("3–14", "15–26") and table.queries == (12, 12)
     dasd, zero = ([ranks_of(run) for run in plan.runs if run.row.name == name] for name in ("dasd", "zero"))
@@ -86,9 +86,12 @@ def test_captions_of_one_row_are_asked_in_their_order(tmp_path):
     column = create_column(dataset, "caption.es", kind="texts", extension="json", plan={}, provenance={})
     for shard, values in enumerate(([["one", "two"], None], [["three"]])):
         column.commit(shard, [encode("texts", value) for value in values])
-    assert _queries(Dataset(tmp_path / "d"), "caption.es", np.array([0, 0, 2])) == ["one", "two", "three"]
+    asked = np.array([[0, 0], [0, 1], [2, 0]])
+    assert np.array_equal(_counted(asked[:, 0]), asked[:, 1])
+    assert _queries(Dataset(tmp_path / "d"), "caption.es", asked) == ["one", "two", "three"]
+    assert _queries(Dataset(tmp_path / "d"), "caption.es", np.array([[0, 1]])) == ["two"], "the first was blank"
     with pytest.raises(DataError, match=r"caption\.es: row 2 has 1 texts, and query 1 was asked"):
-        _queries(Dataset(tmp_path / "d"), "caption.es", np.array([0, 0, 2, 2]))
+        _queries(Dataset(tmp_path / "d"), "caption.es", np.array([[2, 1]]))
 
 
 def test_what_cannot_be_binned_is_refused(plan, configs, tmp_path):
