@@ -1,18 +1,16 @@
-"""Bytes to values and back, one rule per column kind. Reading and writing files is not done here, nor the decoding of videos (`video.py`);
-torch is not needed here.
+"""Bytes to values and back, one rule per column kind. Reading and writing files is not done here, nor the decoding of pictures
+(`pictures.py`) and videos (`video.py`); torch is not needed here.
 """
 
 from __future__ import annotations
 
-import io
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ccr_dist.data.pictures import decode_image as decode_image
+from ccr_dist.data.pictures import picture_extension
 from ccr_dist.data.text import has_text, is_unicode, texts_of
 from ccr_dist.errors import DataError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 KINDS = {
     "image": "the bytes of a picture",
@@ -24,7 +22,6 @@ KINDS = {
 }
 BINARY = ("image", "video")  # values are the bytes themselves; null is no bytes at all
 _VIEWS = {"views": str, "tokens": int, "finish": str}
-_MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\x00": "tif", b"MM\x00*": "tif"}
 
 
 def check(kind: str, value: Any, what: object) -> None:
@@ -108,40 +105,3 @@ def video_extension(data: bytes, what: object = "video") -> str:
     if data.startswith(b"GIF8"):
         return "gif"
     raise DataError(f"{what}: not an MP4, MOV, WebM, Matroska, AVI or GIF video (first bytes {data[:12]!r})")
-
-
-def picture_extension(data: bytes, what: object = "picture") -> str:
-    """jpg, png, gif, bmp, tif or webp, from the first bytes; DataError for anything else."""
-    for magic, extension in _MAGIC.items():
-        if data.startswith(magic):
-            return extension
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    raise DataError(f"{what}: not a JPEG, PNG, WebP, GIF, BMP or TIFF picture (first bytes {data[:8]!r})")
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """RGB; what is transparent becomes white."""
-    from PIL import Image
-
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def decode_image(data: bytes | None, what: object = "picture") -> Image.Image:
-    """The picture as RGB, alpha composited on white. DataError naming `what` (the item) when the bytes are not a whole picture."""
-    from PIL import Image
-
-    if not data:
-        raise DataError(f"{what}: there is no picture (null row)")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return on_white(image)
-    except MemoryError:
-        raise
-    except Exception as e:  # the bytes are in memory: whatever Pillow's decoders raise (OSError included) is about the format
-        raise DataError(f"{what}: broken picture of {len(data)} bytes ({type(e).__name__}: {e})") from e

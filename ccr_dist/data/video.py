@@ -1,16 +1,34 @@
-"""Videos to frames, with PyAV (the extra `video`). What a video column stores, and its formats, is in `decode.py`."""
+"""Videos to frames, with PyAV (the extra `video`). What a video column stores, and its formats, is in `decode.py`.
+
+Frames are as a player shows them: turned and mirrored by the file's display matrix, with square pixels, and on white where the codec has
+transparency. Part of the rule of `pictures.VERSION`.
+"""
 
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ccr_dist.data.pictures import check_size, on_white
 from ccr_dist.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+_TURNS: dict[tuple[int, ...], str] = {  # by the signs of a display matrix: where the right and the lower neighbour of a pixel go
+    (-1, 0, 0, 1): "FLIP_LEFT_RIGHT",
+    (-1, 0, 0, -1): "ROTATE_180",
+    (1, 0, 0, -1): "FLIP_TOP_BOTTOM",
+    (0, 1, 1, 0): "TRANSPOSE",
+    (0, 1, -1, 0): "ROTATE_270",
+    (0, -1, -1, 0): "TRANSVERSE",
+    (0, -1, 1, 0): "ROTATE_90",
+}
+_ALPHA = ("rgba", "bgra", "argb", "abgr", "yuva", "gbrap", "ya", "pal8")  # pixel formats that begin so can be transparent
 
 
 class About(NamedTuple):
@@ -46,7 +64,8 @@ def decode_video(data: bytes | None, what: object = "video", *, frames: int = 8)
         if last is None:
             raise DataError(f"{what}: no frame of the video can be decoded")
         shown += [last] * len(moments)
-        return [_upright(frame) for frame in dict.fromkeys(shown)]
+        pixel = container.streams.video[0].sample_aspect_ratio
+        return [_seen(frame, float(pixel or 1)) for frame in dict.fromkeys(shown)]
 
 
 def probe(data: bytes | None, what: object = "video") -> About:
@@ -85,6 +104,8 @@ def _opened(data: bytes | None, what: object) -> Iterator[Any]:
         with av.open(io.BytesIO(data)) as container:
             if not container.streams.video:
                 raise DataError(f"{what}: the file has no video stream")
+            stream = container.streams.video[0]
+            check_size(round(stream.width * float(stream.sample_aspect_ratio or 1)), stream.height, what)
             yield container
     except (av.FFmpegError, ValueError) as e:
         if isinstance(e, DataError):
@@ -92,7 +113,24 @@ def _opened(data: bytes | None, what: object) -> Iterator[Any]:
         raise DataError(f"{what}: broken video of {len(data)} bytes ({type(e).__name__}: {e})") from e
 
 
-def _upright(frame: Any) -> Image.Image:
-    """RGB, turned as the file says (phones film upright)."""
-    picture: Image.Image = frame.to_image()
-    return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
+def _seen(frame: Any, pixel: float) -> Image.Image:
+    """RGB, turned as the file says (phones film upright). pixel: width of one by its height."""
+    from PIL import Image
+
+    if frame.format.name.startswith(_ALPHA):
+        picture = on_white(Image.fromarray(frame.to_ndarray(format="rgba")))
+    else:
+        picture = frame.to_image()
+    if pixel != 1:
+        picture = picture.resize((max(1, round(picture.width * pixel)), picture.height), Image.Resampling.BICUBIC)
+    turn = _TURNS.get(_signs(frame))
+    return picture.transpose(Image.Transpose[turn]) if turn else picture
+
+
+def _signs(frame: Any) -> tuple[int, ...]:
+    """Of the display matrix (a, b, c, d): x' = ax + cy, y' = bx + dy; what is below a thousandth counts as 0."""
+    for side in frame.side_data:
+        if side.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side))
+            return tuple((n > 65) - (n < -65) for n in (a, b, c, d))
+    return (1, 0, 0, 1)

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from ccr_dist.data.pictures import open_picture
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate import plots
 from ccr_dist.evaluate.protocols import RECALL_NAMES
@@ -234,13 +235,7 @@ def _thumbnail(item: str, data: bytes | None) -> str:
     """A data URL; empty without a picture."""
     if data is None:
         return ""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            small = picture.convert("RGBA")
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"item {item!r}: its picture cannot be decoded ({error}); `ccr-dist shards verify` checks all") from None
+    small = open_picture(data, f"item {item!r}: its picture").convert("RGBA")
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     out = io.BytesIO()
     small.save(out, "WEBP", quality=80)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ccr_dist.data.decode import decode_image, texts_of
+from ccr_dist.data.pictures import VERSION
 from ccr_dist.data.table import Dataset
 from ccr_dist.data.video import decode_video
 from ccr_dist.errors import ConfigError, DataError
@@ -88,7 +89,8 @@ class Describe(Generate):
 
     def plan(self) -> dict[str, Any]:
         frames = {"frames": self._frames} if self._video else {}
-        return {"processor": "describe", "engine": self.engine.identity(), "prompt": plan_of(self.prompt), **frames}
+        rules = {"prompt": plan_of(self.prompt), "pictures": VERSION}
+        return {"processor": "describe", "engine": self.engine.identity(), **rules, **frames}
 
     def asker(self) -> Asker:
         return Look(self.prompt, self.inputs[0], self._video, self._frames, self.inputs[1] if len(self.inputs) > 1 else None)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ccr_dist.data.decode import decode_image, texts_of
+from ccr_dist.data.pictures import VERSION
 from ccr_dist.data.table import Dataset
 from ccr_dist.data.video import decode_video
 from ccr_dist.errors import ConfigError, DataError, EngineError
@@ -124,7 +125,8 @@ class Featurise(Processor):
         video = {"frames": self._frames, "pool": self._pool} if self._kind == "video" else {}
         tokens = {"tokens": {"grid": self._grid}} if self._tokens else {}
         identity = self.backbone.feature_identity(self._side)
-        return {"processor": "featurise", "backbone": identity, "precision": self._precision, **video, **tokens}
+        seen = {"pictures": VERSION} if self._side == "image" else {}
+        return {"processor": "featurise", "backbone": identity, "precision": self._precision, **video, **tokens, **seen}
 
     def provenance(self) -> dict[str, Any]:
         import torch

@@ -32,6 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import ccr_dist
 from ccr_dist import stopfile
 from ccr_dist.data import store
+from ccr_dist.data.pictures import require_rule
 from ccr_dist.data.table import Column, Dataset, create_column
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
 from ccr_dist.generate.lease import Leases, look
@@ -134,6 +135,8 @@ def run(
         "command": shlex.join(argv),
         **processor.provenance(),
     }
+    if column in dataset.columns():
+        require_rule(f"{dataset.place}/{column}", dataset.column(column).plan, plan)
     target = create_column(dataset, column, kind=processor.kind, extension=processor.extension, plan=plan, provenance=provenance)
     shards = range(share[0], len(dataset.shards), share[1])
     job = _Job(target, processor, inputs, shards, budget, Leases(target.folder, lease_s), wait, on_event)

@@ -2,8 +2,9 @@
 
 A column stands in where a stage reads its input as features of the frozen backbone alone (`Stage.frozen`, "source_feature",
 "back_feature"), and where the column's plan says that this very encoder (preprocessing, digest of the weights) made it of this very
-content, at this run's precision or in fp32. Features are stored as float16, so a run that reads them has slightly other numbers; which
-columns a run reads is part of its identity, and a run that has begun goes on with those it began with, whatever has been made since.
+content, by today's rule for pictures, at this run's precision or in fp32. Features are stored as float16, so a run that reads them has
+slightly other numbers; which columns a run reads is part of its identity, and a run that has begun goes on with those it began with,
+whatever has been made since.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal
 from ..config import RunConfig
 from ..data.column import Column
 from ..data.loader import Fields
+from ..data.pictures import VERSION
 from ..data.store import read_json
 from ..data.table import Dataset
 from ..methods.base import Stage
@@ -61,7 +63,15 @@ class _Finder:
             if not all(name in dataset.columns() and self._alike(dataset, name, source, tokens) for dataset in datasets):
                 continue
             wanted = self._identity(side)
-            if all(dataset.column(name).plan["backbone"] == wanted for dataset in datasets):
+            plans = [dataset.column(name).plan for dataset in datasets]
+            if any(plan["backbone"] != wanted for plan in plans):
+                continue
+            if side == "image" and self._known is None and any(plan.get("pictures", 0) != VERSION for plan in plans):
+                self.lines.append(
+                    f"does not read {name} in place of {source}: it was made when pictures were read by another rule (not {VERSION}: "
+                    "ccr_dist/data/pictures.py); `ccr-dist featurise --column NAME` makes such features anew"
+                )
+            else:
                 self.lines.append(
                     f"reads cached features, {name}, in place of {source}; with runtime.cached_features=false they are computed"
                 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ..config import RunConfig, TrainSet
 from ..data.fields import Fields
+from ..data.store import differences
 from ..data.table import Dataset
 from ..errors import ConfigError, DataError
 from ..methods import base
@@ -91,11 +93,25 @@ def check_columns(config: RunConfig) -> None:
     places = {path: key for key, path in (("data.test", config.data.test), ("data.val", config.data.val)) if path}
     places |= {entry.path: f"stages.{name}.train" for name, stage in config.stages.items() for entry in stage.train or ()}
     places |= {entry.path: "data.train" for entry in config.data.train}
+    made: dict[str, tuple[str, dict[str, Any]]] = {}
     for (path, column), key in wanted(config).items():
         place = places[path]
         try:
             dataset = Dataset.open(path)
             place = key
             dataset.column(column).require_complete()
+            _require_alike(made, dataset, column)
         except DataError as error:
             raise type(error)(f"{config.name}: {place}: {error}") from None
+
+
+def _require_alike(made: dict[str, tuple[str, dict[str, Any]]], dataset: Dataset, column: str) -> None:
+    """DataError where features of one name were made in different ways in two datasets: they would be compared with each other."""
+    plan = dataset.column(column).plan
+    if plan.get("processor") == "featurise":
+        how = {key: plan.get(key) for key in ("backbone", "pictures", "tokens", "frames", "pool")}
+        other, theirs = made.setdefault(column, (dataset.place, how))
+        if lines := differences(theirs, how):
+            shown = "\n  ".join(lines[:10]).replace(": there ", f": {other} ").replace(", asked ", f", {dataset.place} ")
+            where = f"{column} was made in another way in {dataset.place} than in {other}"
+            raise DataError(f"{where}:\n  {shown}\nmake both by the same command, as a column of another name")

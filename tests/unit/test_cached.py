@@ -11,12 +11,13 @@ import yaml
 
 from ccr_dist.config import RunConfig, load_config
 from ccr_dist.data.table import Dataset
-from ccr_dist.errors import ConfigError
+from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate.featurise import Featurise
 from ccr_dist.generate.runner import run
 from ccr_dist.methods import base
 from ccr_dist.models.backbones import build_backbone
 from ccr_dist.train import cached, commands
+from ccr_dist.train.columns import check_columns
 from ccr_dist.train.run import RunFolder
 from tests import toy
 
@@ -28,8 +29,24 @@ def path(tmp_path: Path) -> Path:
     return toy.dasd(tmp_path, cla=2, cma=2)
 
 
-def featurise(path: Path, source: str, name: str, *, dataset: Path | None = None, share: tuple[int, int] = (0, 1), **options: Any) -> None:
-    processor = Featurise(lambda: build_backbone(load_config(path).backbone), source, device="cpu", **options)
+class Before(Featurise):
+    """As it was before pictures were turned by EXIF: no rule in the plan."""
+
+    def plan(self) -> dict[str, Any]:
+        return {key: value for key, value in super().plan().items() if key != "pictures"}
+
+
+def featurise(
+    path: Path,
+    source: str,
+    name: str,
+    *,
+    dataset: Path | None = None,
+    share: tuple[int, int] = (0, 1),
+    kind: Any = Featurise,
+    **options: Any,
+) -> None:
+    processor = kind(lambda: build_backbone(load_config(path).backbone), source, device="cpu", **options)
     run(Dataset.open(dataset or path.parent / "data" / "train"), processor, name, share=share, progress=False)
 
 
@@ -99,6 +116,34 @@ def test_what_does_not_stand_in(path, tmp_path):
     assert read(path, more)[0]["cma"].visual == "image"  # half a column
     featurise(path, "image", IMAGE, dataset=others.root)
     assert read(path, more)[0]["cma"].visual == IMAGE
+
+
+def test_pictures_that_were_read_by_another_rule_do_not_stand_in_for_those_of_today(path):
+    data = path.parent / "data"
+    featurise(path, "image", IMAGE, kind=Before)
+    assert "pictures" not in Dataset.open(data / "train").column(IMAGE).plan
+    fields, lines = read(path)
+    assert fields["cma"].visual == "image"
+    assert any(f"does not read {IMAGE} in place of image" in line and "featurise" in line for line in lines)
+    with pytest.raises(DataError, match=r"(?s)by rule 0, they are now read by rule 1.*--column NAME"):
+        featurise(path, "image", IMAGE)
+    assert len(Dataset.open(data / "train").column(IMAGE).value(0, 0)) == 1  # what is there can be read as before
+    folder = RunFolder(load_config(path).folder)
+    folder.path.mkdir(parents=True)
+    (folder.path / "identity.json").write_text(json.dumps({"datasets": {f"toy/train/{IMAGE}": "0"}}))
+    assert read(path)[0]["cma"].visual == IMAGE  # a run goes on with what it began with
+
+
+def test_features_of_one_name_that_were_made_in_two_ways_are_not_compared_with_each_other(path):
+    data = path.parent / "data"
+    config = load_config(path, [f"data.visual={IMAGE}"])
+    featurise(path, "image", IMAGE, kind=Before)
+    others = {str(place) for place in (config.data.val, config.data.test) if place}
+    for place in others:
+        featurise(path, "image", IMAGE, dataset=Path(place))
+    with pytest.raises(DataError, match=rf"(?s){IMAGE} was made in another way.*pictures: .*train None, .*val 1"):
+        check_columns(config)
+    assert data.exists() and others
 
 
 @pytest.mark.parametrize(

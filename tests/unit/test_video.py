@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("av")
 from generation import video
@@ -62,6 +65,69 @@ def test_a_video_of_one_frame():
 def test_broken_ones_are_named(data):
     with pytest.raises(DataError, match=r"^this one: "):
         decode_video(data, "this one")
+
+
+ONE = 1 << 16
+MATRICES = {  # of MP4: x' = ax + cy, y' = bx + dy. What is seen in the corners, in reading order, of a film with A B above C D
+    "upright": ((ONE, 0, 0, ONE), "ABCD"),
+    "turned right": ((0, ONE, -ONE, 0), "CADB"),
+    "upside down": ((-ONE, 0, 0, -ONE), "DCBA"),
+    "turned left": ((0, -ONE, ONE, 0), "BDAC"),
+    "mirrored": ((-ONE, 0, 0, ONE), "BADC"),
+    "mirrored, upside down": ((ONE, 0, 0, -ONE), "CDAB"),
+    "mirrored, turned left": ((0, ONE, ONE, 0), "ACBD"),
+    "mirrored, turned right": ((0, -ONE, -ONE, 0), "DBCA"),
+}
+CORNERS = {"A": 20, "B": 90, "C": 160, "D": 230}  # grey
+
+
+def corners(pixel: int = 1) -> bytes:
+    import av
+    import numpy as np
+
+    data = io.BytesIO()
+    with av.open(data, "w", format="mp4") as out:
+        stream = out.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(pixel, 1)
+        grey = np.repeat(np.repeat(np.array([[20, 90], [160, 230]], np.uint8), 24, 0), 32, 1)
+        for packet in [*stream.encode(av.VideoFrame.from_ndarray(np.stack([grey] * 3, -1), "rgb24")), *stream.encode()]:
+            out.mux(packet)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_frames_are_turned_and_mirrored_as_a_player_does(name):
+    (a, b, c, d), seen = MATRICES[name]
+    data = corners()
+    at = data.index(b"tkhd") + 44
+    assert struct.unpack(">9i", data[at : at + 36]) == (ONE, 0, 0, 0, ONE, 0, 0, 0, 1 << 30)
+    data = data[:at] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[at + 36 :]
+    (frame,) = decode_video(data, frames=1)
+    assert frame.size == ((64, 48) if a else (48, 64)) == probe(data)[1:]
+    places = [(x * frame.width // 4, y * frame.height // 4) for y in (1, 3) for x in (1, 3)]
+    found = [min(CORNERS, key=lambda corner: abs(CORNERS[corner] - frame.getpixel(place)[0])) for place in places]
+    assert "".join(found) == seen
+
+
+def test_pixels_are_square():
+    (frame,) = decode_video(corners(pixel=2), frames=1)
+    assert frame.size == (128, 48)
+    assert abs(frame.getpixel((96, 12))[0] - 90) < 8
+
+
+def test_what_is_transparent_is_white():
+    data, clear = io.BytesIO(), Image.new("RGBA", (10, 10), (0, 0, 0, 0))
+    clear.save(data, "GIF", save_all=True, append_images=[Image.new("RGBA", (10, 10), "red")], duration=100)
+    assert [frame.getpixel((3, 3)) for frame in decode_video(data.getvalue(), frames=2)] == [(255, 255, 255), (255, 0, 0)]
+
+
+def test_a_film_whose_frames_would_take_gigabytes_is_refused_by_its_header():
+    with pytest.raises(DataError, match="film: 4096 x 16 pixels; expected one side at most 200 times"):
+        decode_video(video(1, size=(4096, 16)), "film")
+    gif = b"GIF89a" + struct.pack("<HH", 20_000, 20_000) + video(2, container="gif")[10:]
+    with pytest.raises(DataError, match="film: 20000 x 20000 pixels"):
+        decode_video(gif, "film")
 
 
 def test_sound_alone_is_no_video():

@@ -148,11 +148,11 @@ def film(path: str, size: int) -> bytes:
     import av
     from PIL import Image, ImageOps
 
-    from ccr_dist.data.decode import on_white
+    from ccr_dist.data.pictures import on_white
 
     data, options = io.BytesIO(), dict(_FORMAT)
     try:
-        with Image.open(path) as animation, av.open(data, "w", format="mp4") as out:
+        with Image.open(path, formats=("WEBP",)) as animation, av.open(data, "w", format="mp4") as out:
             stream: Any = out.add_stream(options.pop("codec"), rate=24, options=options)
             stream.width = stream.height = size
             stream.pix_fmt = "yuv420p"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ccr_dist.config import Frozen
+from ccr_dist.data import store
 from ccr_dist.errors import DataError
 
 
@@ -30,20 +31,17 @@ def render(path: str, picture: Picture) -> bytes:
     """The file (.svg by resvg, anything else by Pillow) as stored bytes. DataError for a broken, empty or wholly transparent picture."""
     from PIL import Image
 
-    from ccr_dist.data.decode import on_white
+    from ccr_dist.data.pictures import on_white, open_picture
 
-    try:
-        if path.endswith(".svg"):
-            import resvg_py
+    data = store.retry_io(Path(path).read_bytes, what=path)
+    if path.endswith(".svg"):
+        import resvg_py
 
-            # dpi: at its default of 0 resvg takes sizes in pt or mm for nothing and refuses the file
+        try:  # dpi: at its default of 0 resvg takes sizes in pt or mm for nothing and refuses the file
             data = bytes(resvg_py.svg_to_bytes(svg_path=path, width=picture.size * (2 if picture.crop else 1), dpi=96))
-        else:
-            data = Path(path).read_bytes()
-        with Image.open(io.BytesIO(data)) as opened:
-            image = opened.convert("RGBA")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise DataError(f"{path}: cannot be rendered ({e})") from e
+        except ValueError as e:
+            raise DataError(f"{path}: cannot be rendered ({e})") from e
+    image = open_picture(data, path).convert("RGBA")
     box = image.getchannel("A").getbbox()
     if box is None:
         raise DataError(f"{path}: nothing but transparency")
