@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ccr_dist.data import remote, store
 from ccr_dist.data.table import Column, Dataset, open_all
+from ccr_dist.errors import DataError
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -85,6 +86,13 @@ def _short(column: Column, shard: int, row: int) -> Any:
     size = column.record(shard)["bytes"]
     if size > FETCHED_BYTES and column.dataset.remote and not column.path(shard, fetch=False).exists():
         return f"in the store; its shard of {size} bytes is not fetched for a look"
+    try:
+        return _shown(column, shard, row)
+    except DataError as e:
+        return f"broken: {e}"
+
+
+def _shown(column: Column, shard: int, row: int) -> Any:
     value = column.value(shard, row)
     if value is None:
         return None

@@ -9,8 +9,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccr_dist.data.decode import texts_of
 from ccr_dist.data.table import Column, Dataset, open_all
+from ccr_dist.data.text import has_text, texts_of
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate.translate import language_of
 
@@ -26,9 +26,11 @@ def quality(
     human: column to compare with; default `caption.<lang>`, where it is. source: what the captions were made from; default: as the plan
     says. back: captions translated back into the source's language; default: where a column was made from this one.
 
-    Each has `rows` (with captions), `captions`, `nulls` (null rows), `unfinished` (rows in shards that are not done), and
+    Each has `rows` (with captions), `captions` (that say something), `nulls` (rows without one), `unfinished` (rows in shards that are not
+    done), and
     - `chrf` in 0 .. 100, over `chrf_captions`: against the human captions. Where a row has as many as there are translations, the i-th
-      against the i-th, else each translation against all of them (the best one counts);
+      against the i-th, else each translation against all of them (the best one counts). A blank translation agrees with nothing; a blank
+      human caption asks for none;
     - `back_chrf`, over `back_captions`: the i-th caption there and back against the i-th of the source;
     - `length_ratio`: characters per character of the source; `identical` and `empty`: shares of the source's captions that came out as
       they went in, or as nothing. Blank ones of the source are left out.
@@ -86,19 +88,20 @@ def _measure(dataset: Dataset, column: Column, human: str | None, source: str | 
             if mine is None:
                 nulls += 1
                 continue
-            rows, captions = rows + 1, captions + len(mine)
+            said = sum(map(has_text, mine))
+            rows, nulls, captions = rows + bool(said), nulls + (not said), captions + said
             if humans is not None and (theirs := humans.value(shard, row)):
-                chrf.add(mine, [[text] for text in theirs] if len(theirs) == len(mine) else [theirs] * len(mine))
+                _compare(chrf, mine, [[text] for text in theirs] if len(theirs) == len(mine) else [theirs] * len(mine))
             if made_from is None or (before := made_from.value(shard, row)) is None:
                 continue
             pairs = [(" ".join(a.split()), b) for a, b in zip(before, texts.aligned(mine, made_from, before, shard, row), strict=True)]
-            pairs = [(a, b) for a, b in pairs if a]
+            pairs = [(a, b) for a, b in pairs if has_text(a)]
             originals += len(pairs)
             identical += sum(a == b for a, b in pairs)
-            empty += sum(not b.strip() for _, b in pairs)
+            empty += sum(not has_text(b) for _, b in pairs)
             letters = [letters[0] + sum(len(a) for a, _ in pairs), letters[1] + sum(len(b) for _, b in pairs)]
             if returned is not None and (again := returned.value(shard, row)) is not None:
-                back_chrf.add(returned.aligned(again, made_from, before, shard, row), [[text] for text in before])
+                _compare(back_chrf, returned.aligned(again, made_from, before, shard, row), [[text] for text in before])
     return {
         "dataset": dataset.place,
         "split": dataset.split,
@@ -118,6 +121,13 @@ def _measure(dataset: Dataset, column: Column, human: str | None, source: str | 
         "identical": round(identical / originals, 4) if originals else None,
         "empty": round(empty / originals, 4) if originals else None,
     }
+
+
+def _compare(chrf: _Chrf, texts: list[str], references: list[list[str]]) -> None:
+    """Adds the texts that have a reference; references: of each text, any number, blank ones among them."""
+    said = [list(filter(has_text, some)) for some in references]
+    if any(said):
+        chrf.add([text for text, some in zip(texts, said, strict=True) if some], [some for some in said if some])
 
 
 def _returned(dataset: Dataset, name: str, source: str | None) -> str | None:

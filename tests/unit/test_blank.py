@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from ccr_dist.data.inspect import describe
 from ccr_dist.data.loader import Fields, make_loader, sources
 from ccr_dist.data.order import Order
 from ccr_dist.data.rows import read_value
@@ -187,6 +188,12 @@ def test_half_of_a_surrogate_pair_is_a_bad_item_in_training_and_named_in_a_sweep
     assert {record["item"] for batch in found for record in batch.substituted} == {"k1"}
     with pytest.raises(DataError, match=r"item 'k1'.*not valid Unicode"):
         Sweep(dataset, "caption.en")[0]
+
+
+def test_a_look_at_a_dataset_shows_a_broken_value_as_one(tmp_path):
+    dataset = broken_indexed(tmp_path / "d", [b'["one"]', b'["\\ud800"]', b'["three"]'], [])
+    shown = [row["values"]["caption.en"] for row in describe(dataset.root, rows=3)["datasets"][0]["shown"]]
+    assert shown[0] == ["one"] and shown[1].startswith("broken: caption.en/000000 item 'k1'") and shown[2] == ["three"]
 
 
 def test_a_broken_value_that_the_index_counts_as_null_is_not_asked(tmp_path):

@@ -48,10 +48,18 @@ def test_against_human_captions(dataset: Dataset) -> None:
         "caption.de",
         4,
         3,
-        6,
+        4,  # two are blank
         1,
         0,
     )
+
+
+def test_what_says_nothing_is_neither_counted_nor_a_reference(dataset: Dataset) -> None:
+    add(dataset, "caption.de.mt", [["\u200b", ""], ["zwei Hunde laufen", "\ufeff"], ["eine Katze", "Katzen"], None], "caption.en")
+    add(dataset, "caption.de", [["ein Bus", ""], ["\u200b"], ["Katze", "\u00a0"], ["ein Haus"]])
+    [one] = quality(dataset.root, "caption.de.mt")
+    assert (one["rows"], one["captions"], one["nulls"], one["chrf_captions"], one["empty"]) == (2, 3, 2, 2, 0.4)
+    assert one["chrf"] == round(CHRF().corpus_score(["\u200b", "eine Katze"], [["ein Bus", "Katze"]]).score, 2)
 
 
 def test_as_many_human_captions_are_compared_one_by_one(dataset: Dataset) -> None:
@@ -72,7 +80,8 @@ def test_there_and_back(dataset: Dataset) -> None:
     add(dataset, "caption.en.back-de-opus", BACK, "caption.de.opus")
     [one] = quality(dataset.root, "caption.de.opus")
     flat = [[text for row in rows if row for text in row] for rows in (BACK, ENGLISH)]
-    assert one["back"] == "caption.en.back-de-opus" and one["back_captions"] == 6
+    flat = [texts[:3] + texts[4:] for texts in flat]  # a blank caption asks for nothing
+    assert one["back"] == "caption.en.back-de-opus" and one["back_captions"] == 5
     assert one["back_chrf"] == round(CHRF().corpus_score(flat[0], [flat[1]]).score, 2) < 100
 
 
