@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nearness import close
 from tiny import IMAGE_SIZE, TEXTS, tiny_clip_config, tiny_dual_config, tiny_frontend_folder
 from torch import Tensor
 
@@ -66,9 +67,9 @@ def unsettle(module: torch.nn.Module, seed: int = 1) -> None:
 
 def same_value_and_gradient(fast: Tensor, slow: Tensor, inputs: list[Tensor]) -> None:
     """In float64."""
-    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-12)
+    close(fast, slow)
     for a, b in zip(torch.autograd.grad(fast, inputs, retain_graph=True), torch.autograd.grad(slow, inputs), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
+        close(a, b)
 
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nearness import close
 from safetensors.numpy import load_file
 
 from tests import toy
@@ -45,10 +46,9 @@ def test_processes_train_what_one_trains(runs: Path, world: int) -> None:
         assert found[step] == pytest.approx(expected[step], rel=2e-4), f"step {step}"
     for step in range(6):
         mine, theirs = gradients(one, step), gradients(run, step)
-        for name, value in mine.items():
-            assert abs(theirs[name] - value).max() <= 1e-3 * abs(value).max() + 1e-9, f"step {step}: {name}"
+        close(theirs, mine, tolerance=1e-3, msg=f"step {step}:")
     table, moved = weights(one)[TABLE], weights(run)[TABLE]
-    assert abs(table - moved).max() < 1e-3
+    close(moved, table, tolerance=1e-2)  # steps of Adam: where a gradient is all rounding, its sign is chance
     assert [(row != 0).any() for row in weights(one, "optimizer")[f"{TABLE}/exp_avg"]] == [
         (row != 0).any() for row in weights(run, "optimizer")[f"{TABLE}/exp_avg"]
     ]

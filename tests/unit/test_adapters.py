@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nearness import apart, close
 
 from ccr_dist.models.adapters import AdapterBank, Bottleneck, Core, CoreGenerator
 from ccr_dist.models.characteristics import Characteristics
@@ -36,8 +37,8 @@ def test_identity_start_changes_nothing_and_can_learn(make):
 def test_the_unit_core_is_the_static_adapter():
     static, dynamic, h = Bottleneck(8, 4, "default"), Core(8, 4, "default", learned=False), torch.randn(2, 3, 8)
     dynamic.load_state_dict(static.state_dict())
-    torch.testing.assert_close(dynamic(h, lambda down: down @ torch.eye(4)), static(h))
-    assert not torch.allclose(dynamic(h, lambda down: down @ (2 * torch.eye(4))), static(h))
+    close(dynamic(h, lambda down: down @ torch.eye(4)), static(h))
+    assert apart(dynamic(h, lambda down: down @ (2 * torch.eye(4))), static(h))
 
 
 def test_a_core_by_its_formula():
@@ -48,13 +49,13 @@ def test_a_core_by_its_formula():
         for position in range(4):
             x = h[caption, position]
             expected = x + adapter.up.bias + torch.clamp((x @ down + adapter.down.bias) @ cores[caption], min=0) @ up
-            torch.testing.assert_close(adapter(h, lambda down: down @ cores)[caption, position], expected)
+            close(adapter(h, lambda down: down @ cores)[caption, position], expected)
 
 
 def test_languages_and_layers_have_adapters_of_their_own():
     bank, h = AdapterBank(2, ["es", "to"], lambda: Bottleneck(6, 3, "default")), torch.randn(1, 2, 6)
     outputs = [bank(layer, h, lang) for layer in (0, 1) for lang in ("es", "to")]
-    assert all(not torch.allclose(a, b) for i, a in enumerate(outputs) for b in outputs[:i])
+    assert all(apart(a, b) for i, a in enumerate(outputs) for b in outputs[:i])
 
 
 def test_generator_by_its_formula():
@@ -63,7 +64,7 @@ def test_generator_by_its_formula():
     z = z / (1 + torch.exp(-1.702 * z))
     for core, layer in zip(generator([first, second]), generator.cores, strict=True):
         for row in range(2):
-            torch.testing.assert_close(core[row], (layer.weight @ z[row] + layer.bias).reshape(3, 3))
+            close(core[row], (layer.weight @ z[row] + layer.bias).reshape(3, 3))
     assert torch.equal(CoreGenerator(5, 4, 3, 2, "identity")([first, second])[1], torch.eye(3).expand(2, 3, 3))
 
 
@@ -90,9 +91,9 @@ def test_characteristics_by_their_formula(variant, positions):
                 x = x + second.weight @ torch.clamp(first.weight @ x + first.bias, min=0) + second.bias
             return (x - x.mean()) / torch.sqrt(x.var(correction=0) + 1e-5)
 
-        torch.testing.assert_close(found["sr"][row], state(end[row], "sr") @ described.to_semantic)
+        close(found["sr"][row], state(end[row], "sr") @ described.to_semantic)
         counted = range(5) if positions == "all" else range(int(end[row]) + 1)
-        torch.testing.assert_close(found["sa"][row], torch.stack([state(p, "sa") for p in counted]).mean(0))
+        close(found["sa"][row], torch.stack([state(p, "sa") for p in counted]).mean(0))
 
 
 def test_padding_reaches_the_free_vector_only_where_it_is_asked_for():
@@ -102,4 +103,4 @@ def test_padding_reaches_the_free_vector_only_where_it_is_asked_for():
     for positions, same in (("tokens", True), ("all", False)):
         described = Characteristics(6, 4, variant="code", positions=positions)
         a, b = (described(_Sentence(), x, mask, end)["sa"] for x in (h, padded))
-        assert torch.allclose(a, b) == same
+        assert apart(a, b) != same

@@ -29,7 +29,7 @@ def test_losses_of_compiled_blocks_are_those_of_eager_ones(tmp_path: Path) -> No
         lines = list(map(json.loads, (config.folder / "log.jsonl").read_text().splitlines()))
         found.append([line["loss"] for line in lines if "event" not in line])
     eager, compiled = found
-    assert compiled == pytest.approx(eager, rel=1e-4) and compiled != eager
+    assert compiled == pytest.approx(eager, rel=1e-3) and compiled != eager
     assert counters["stats"]["unique_graphs"] <= 4, "a graph for all blocks alike, not one a block or a length"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from nearness import close
 from safetensors.torch import load_file
 
 from ccr_dist.config import RunConfig, load_config
@@ -47,13 +48,13 @@ def test_the_average_is_that_of_the_formula_and_published_and_restored(folder: P
         one, two = states[1].weights[name].double(), states[2].weights[name].double()
         expected = average(states[1])[name].double()
         decay = 2 / 11  # min(0.5, (1 + k) / (10 + k)) of k = 1
-        torch.testing.assert_close(value.double(), decay * expected + (1 - decay) * two, rtol=1e-6, atol=1e-8)
+        close(value, (decay * expected + (1 - decay) * two).float())
         assert torch.equal(states[2].weights[name], saved(plain, 2).weights[name]), "training does not see it"
         assert not torch.equal(one, two) or torch.equal(value, average(states[1])[name])
     last = average(states[6])
     for name, value in average(states[5]).items():
         decay = 6 / 15
-        torch.testing.assert_close(last[name], decay * value + (1 - decay) * states[6].weights[name], rtol=1e-6, atol=1e-7)
+        close(last[name], decay * value + (1 - decay) * states[6].weights[name])
     best = json.loads((config.folder / "best.json").read_text())["step"]
     published = load_file(config.folder / "model.safetensors")
     assert all(torch.equal(published[name], value) for name, value in average(states[best]).items())
@@ -63,7 +64,7 @@ def test_the_average_is_that_of_the_formula_and_published_and_restored(folder: P
     chosen = max((line for line in validations(config) if line["step"] <= 6), key=lambda line: line["mR"])["step"]
     decay, start, first = 1 / 10, average(states[chosen]), average(states[7])
     for name, value in first.items():
-        torch.testing.assert_close(value, decay * start[name] + (1 - decay) * states[7].weights[name], rtol=1e-6, atol=1e-7)
+        close(value, decay * start[name] + (1 - decay) * states[7].weights[name])
 
 
 @pytest.mark.parametrize("step", [3, 8])
@@ -91,7 +92,7 @@ def test_shards_are_averaged_like_the_whole(folder: Path) -> None:
         for mine, theirs in ((one.weights, other.weights), (average(one), average(other))):
             assert mine.keys() == theirs.keys()
             for name, value in mine.items():
-                torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-5)
+                close(theirs[name], value)
 
 
 def test_what_cannot_be_averaged_is_refused(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nearness import close
 from tiny import DIM, tiny_clip_config, tiny_dual_config, tiny_encoder, tiny_frontend_folder
 
 from ccr_dist.config import FrontEndConfig
@@ -65,7 +66,7 @@ def test_one_end_token_even_after_truncation_and_where_a_text_spells_it_out(sour
 def test_pad_to_the_longest_or_to_the_context_is_the_same_for_a_causal_tower(source, clip):
     longest, context = build(source, clip.tower), build(source, clip.tower, pad="context")
     assert longest.tokenize(FOREIGN).ids.shape[1] < context.tokenize(FOREIGN).ids.shape[1] == clip.tower.context_length
-    torch.testing.assert_close(encode(longest, clip.tower, FOREIGN), encode(context, clip.tower, FOREIGN), rtol=1e-5, atol=1e-6)
+    close(encode(longest, clip.tower, FOREIGN), encode(context, clip.tower, FOREIGN))
 
 
 def test_a_tower_that_attends_to_padding_refuses_pad_longest(source, folder):
@@ -91,9 +92,9 @@ def test_start_and_end_become_the_towers_own_vectors(source, clip, dual):
     x = frontend(tokens)
     assert torch.equal(x[:, 0], dual.tower.special["start"].expand(3, -1))
     assert torch.equal(x[torch.arange(3), tokens.end], dual.tower.special["end"].expand(3, -1))
-    assert torch.allclose(x[0, 1], frontend.linear(frontend.table(tokens.ids[0, 1])))
+    close(x[0, 1], frontend.linear(frontend.table(tokens.ids[0, 1])))
     frontend = build(source, clip.tower)
-    assert torch.allclose(frontend(tokens), frontend.linear(frontend.table(tokens.ids)))
+    close(frontend(tokens), frontend.linear(frontend.table(tokens.ids)))
 
 
 # Rows
@@ -111,9 +112,9 @@ def test_used_rows_compute_and_learn_what_all_rows_do(source, dual):
     rows = torch.tensor(used.state()["rows"])
     assert used.table.rows.shape == (len(rows), 20) and len(rows) < len(every.table.weight)
     assert used.table.rows.grad.abs().sum() > 0
-    torch.testing.assert_close(used.table.rows.grad, every.table.weight.grad[rows])
+    close(used.table.rows.grad, every.table.weight.grad[rows])
     assert every.table.weight.grad.abs().sum() > used.table.rows.grad.abs().sum()  # the untrained tokens did have a gradient there
-    torch.testing.assert_close(used.linear.weight.grad, every.linear.weight.grad)
+    close(used.linear.weight.grad, every.linear.weight.grad)
 
 
 def test_used_rows_are_those_of_the_texts(source, dual):
@@ -176,8 +177,8 @@ def test_ridge_equals_the_textbook():
     penalty = (0.1 * 200 * x.var(0, correction=0).mean()).sqrt() * torch.eye(5)
     design = torch.cat([x - x.mean(0), penalty])
     expected = torch.linalg.lstsq(design, torch.cat([y - y.mean(0), torch.zeros(5, 4)])).solution
-    torch.testing.assert_close(weight, expected.T, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(x.mean(0) @ weight.T + bias, y.mean(0), rtol=1e-4, atol=1e-4)
+    close(weight, expected.T)
+    close(x.mean(0) @ weight.T + bias, y.mean(0))
 
 
 def test_ridge_finds_the_map_and_random_does_not(folder):
@@ -218,7 +219,7 @@ def test_ridge_needs_shared_words(source, folder, dual):
 def test_scaled_has_the_towers_mean_and_spread(source, dual):
     frontend = build(source, dual.tower, start="scaled")
     ours, theirs = frontend.linear(frontend.table.weight), dual.tower.token_table()
-    torch.testing.assert_close(ours.mean(0), theirs.mean(0), rtol=0, atol=1e-4)
+    close(ours.mean(0), theirs.mean(0))
     assert abs((ours.var(0).mean() / theirs.var(0).mean()).item() - 1) < 0.05
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from nearness import close
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,8 +72,8 @@ def test_the_first_step_is_the_dense_one_on_the_rows_of_the_batch(rows, options)
         assert model.table.grad.is_sparse == flag
         made.update(0.1)
     touched = torch.tensor([1, 2] if rows == "used" else [1, 4])
-    torch.testing.assert_close(lazy.table[touched], dense.table[touched])
-    assert not torch.isclose(lazy.table[touched], start[touched]).any()
+    close(lazy.table[touched], dense.table[touched])
+    assert ((lazy.table[touched] - start[touched]).abs() > 1e-3).all()
     others = [i for i in range(len(start)) if i not in touched]
     assert torch.equal(lazy.table[others], start[others])
     assert torch.equal(lazy.front.linear.weight, dense.front.linear.weight)
@@ -100,9 +101,9 @@ def test_by_loops(options):
                 number[:] = [p, m, v]
     expected = torch.tensor(slow, dtype=torch.float64)
     state = made.optimizer_state()
-    torch.testing.assert_close(model.table.detach(), expected[..., 0])
-    torch.testing.assert_close(state["front.table.weight/exp_avg"], expected[..., 1])
-    torch.testing.assert_close(state["front.table.weight/exp_avg_sq"], expected[..., 2])
+    close(model.table.detach(), expected[..., 0])
+    close(state["front.table.weight/exp_avg"], expected[..., 1])
+    close(state["front.table.weight/exp_avg_sq"], expected[..., 2])
     assert not state["front.table.weight/exp_avg"][[0, 4, 6]].any()
 
 
@@ -115,7 +116,7 @@ def test_clipping_counts_the_rows_like_any_gradient():
             norms.append(steps(model, engine(model, **options, lazy_tables=flag), batches[:1]))
             moved.append(model.table.detach().clone())
         assert norms[0] == pytest.approx(norms[1], rel=1e-12)
-        torch.testing.assert_close(moved[0], moved[1])
+        close(moved[0], moved[1])
     made = engine(Model(), lazy_tables=True)
     made.backward(made(torch.tensor(batches[0])))
     before = made.gradients()
@@ -136,7 +137,7 @@ def test_state_goes_from_the_dense_optimiser_to_the_lazy_one_and_back(options):
         made.restore(state)
         steps(changing, made, [every] * 2)
         state = made.optimizer_state()
-    torch.testing.assert_close(changing.table, straight.table)
+    close(changing.table, straight.table)
     dense = engine(straight, **options)
     steps(straight, dense, [every])
     assert {name: v.shape for name, v in dense.optimizer_state().items()} == {name: v.shape for name, v in state.items()}
@@ -181,7 +182,7 @@ def test_the_dense_gradient_and_the_sparse_one_are_equal():
             model.front.table.lazy = lazy
             F.normalize(model.front.table(ids), dim=-1)[..., 0].sum().backward()
             found.append(model.table.grad.to_dense() if lazy else model.table.grad)
-        torch.testing.assert_close(found[1], found[0])
+        close(found[1], found[0])
 
 
 def test_what_is_refused():
@@ -207,4 +208,4 @@ def test_rates_and_groups_stay_as_they_are():
     made.step()
     assert [list(map(id, group["params"])) for group in made.param_groups] == before
     assert set(made.state) == set(model.parameters())
-    torch.testing.assert_close((model.table - start)[2].abs(), torch.full((WIDTH,), 0.05, dtype=torch.float64))
+    close((model.table - start)[2].abs(), torch.full((WIDTH,), 0.05, dtype=torch.float64), tolerance=1e-6)  # but for eps

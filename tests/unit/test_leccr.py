@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import toy
+from nearness import apart, close
 from small import backbone, batch, context, method, unsettle
 from tiny import TEXTS, tiny_encoder
 from torch.nn import functional as F
@@ -149,9 +150,9 @@ def test_shapes(make):
         "token_mean": (4, 16),
     }
     for name in ("english", "target", "visual"):
-        torch.testing.assert_close(outputs[name].norm(dim=1), torch.ones(4))
+        close(outputs[name].norm(dim=1), torch.ones(4))
     assert (outputs["local"].norm(dim=-1) - 1).abs().max() > 0.01
-    torch.testing.assert_close(outputs["scale"], torch.tensor([1 / 0.07]))
+    close(outputs["scale"], torch.tensor([1 / 0.07]))
 
 
 def test_visual_side_by_its_formulas():
@@ -177,9 +178,9 @@ def test_visual_side_by_its_formulas():
             for block in visual.interaction.slots.blocks:
                 s1 = block(s1, v0)
             pooled = v1.mean(1) if blocks_in_time else v1[:, 0]
-            torch.testing.assert_close(found["global"][i], F.normalize(visual.to_global(pooled), dim=-1)[0])
-            torch.testing.assert_close(found["local"][i], visual.to_local(s1)[0])
-            torch.testing.assert_close(found["slots"][i], s0[0])
+            close(found["global"][i], F.normalize(visual.to_global(pooled), dim=-1)[0])
+            close(found["local"][i], visual.to_local(s1)[0])
+            close(found["slots"][i], s0[0])
 
 
 @pytest.mark.parametrize("mode", ["released", "intended"])
@@ -192,14 +193,14 @@ def test_padding_changes_nothing(make, mode):
     longer = F.pad(given.visual, (0, 0, 0, 2), value=7.0)
     padded = data(visual=longer, visual_mask=F.pad(given.visual_mask, (0, 2)))
     for name, value in built.outputs("train", padded).items():
-        torch.testing.assert_close(value, outputs[name], msg=name)
+        close(value, outputs[name], msg=name)
     for i in range(4):  # an item alone: neither its frames nor its description are padded
         n = int(given.visual_mask[i].sum())
         alone = built.encode_visual(given.visual[i : i + 1, :n], given.visual_mask[i : i + 1, :n], given.description[i : i + 1])
         for name, value in alone.items():
-            torch.testing.assert_close(value[0], whole[name][i], msg=name)
+            close(value[0], whole[name][i], msg=name)
         means = built.outputs("train", data(1, visual=given.visual[i : i + 1, :n], visual_mask=None, description=[DESCRIPTIONS[i]]))
-        torch.testing.assert_close(means["token_mean"][0], outputs["token_mean"][i])
+        close(means["token_mean"][0], outputs["token_mean"][i])
 
 
 def test_what_a_description_reaches(make):
@@ -209,12 +210,12 @@ def test_what_a_description_reaches(make):
     whole = built.encode_visual(given.visual, None, given.description)
     other = built.encode_visual(given.visual, None, [*given.description[:3], "dos perros"])
     for name in ("global", "local"):
-        torch.testing.assert_close(other[name][:3], whole[name][:3])
-        assert not torch.allclose(other[name][3], whole[name][3], atol=1e-3), name
-    apart = make(interaction=False)
-    apart.net.eval()
-    pictures = [apart.encode_visual(given.visual, None, words) for words in (given.description, given.description[::-1])]
-    assert torch.equal(pictures[0]["global"], pictures[1]["global"]) and not torch.allclose(pictures[0]["local"], pictures[1]["local"])
+        close(other[name][:3], whole[name][:3])
+        assert apart(other[name][3], whole[name][3], least=1e-3), name
+    separate = make(interaction=False)
+    separate.net.eval()
+    pictures = [separate.encode_visual(given.visual, None, words) for words in (given.description, given.description[::-1])]
+    assert torch.equal(pictures[0]["global"], pictures[1]["global"]) and apart(pictures[0]["local"], pictures[1]["local"])
 
 
 @pytest.mark.parametrize("which", ["shared", "frozen", "clip"])
@@ -231,15 +232,15 @@ def test_description_encoders(make, clip):
     for built in (shared, frozen, other):
         built.net.eval()
     x, mask = shared._states(DESCRIPTIONS)
-    torch.testing.assert_close(frozen._states(DESCRIPTIONS)[0], x)
+    close(frozen._states(DESCRIPTIONS)[0], x)
     for built in (shared, frozen):
         unsettle(built.text)
-    assert not torch.allclose(shared._states(DESCRIPTIONS)[0], x)
-    torch.testing.assert_close(frozen._states(DESCRIPTIONS)[0], x)
+    assert apart(shared._states(DESCRIPTIONS)[0], x)
+    close(frozen._states(DESCRIPTIONS)[0], x)
     assert not any("describer" in name for name in frozen.named_parameters())
     states, mask = other._states(DESCRIPTIONS)
     ends = mask.sum(1) - 1
-    torch.testing.assert_close(states[torch.arange(4), ends], clip.encode_text(DESCRIPTIONS))  # the projected state of the end token
+    close(states[torch.arange(4), ends], clip.encode_text(DESCRIPTIONS))  # the projected state of the end token
     assert states.shape[-1] == clip.dim and other.visual.slots.linear.in_features == clip.dim
 
 
@@ -248,10 +249,10 @@ def test_slots_that_begin_at_zero_coincide_and_others_do_not(make):
         built = make(slot_start=start)
         built.net.eval()
         slots = built.outputs("train", data())["slots"]
-        assert torch.allclose(slots[:, 0], slots[:, 1], atol=1e-6) is alike
+        assert apart(slots[:, 0], slots[:, 1], least=1e-3) is not alike
         built.net.train()
         slots = built.outputs("train", data())["slots"]
-        assert not torch.allclose(slots[:, 0], slots[:, 1], atol=1e-3)
+        assert apart(slots[:, 0], slots[:, 1])
 
 
 def test_modes_set_switches_and_each_can_be_set_by_itself():
@@ -280,7 +281,7 @@ def test_captions_are_prepared_alike_and_cut_with_a_count(make):
     texts = ["A yellow/Lemon, on-a table!", "two dogs"]
     assert built._prepared(texts) == ["a yellow lemon on", "two dogs"] and built.truncated == 1
     plain = built.encode_text(["a yellow lemon on"], "en")["global"]
-    torch.testing.assert_close(built.encode_text(texts, "es")["global"][:1], plain)  # the language makes no difference
+    close(built.encode_text(texts, "es")["global"][:1], plain)  # the language makes no difference
     assert make(caption_clean=False, caption_words=None)._prepared(texts)[0] == "A yellow/Lemon, on-a table!"
 
 
@@ -291,7 +292,7 @@ def test_long_descriptions_are_cut_with_a_count(make):
         built.net.eval()
         first = built.encode_visual(data().visual, None, long)
         assert built.truncated == cut, which
-        torch.testing.assert_close(first, built.encode_visual(data().visual, None, [text[:1500] for text in long]))
+        close(first, built.encode_visual(data().visual, None, [text[:1500] for text in long]))
     assert not make().encode_text(["lemon"], "en")["global"].isnan().any()
 
 
@@ -354,7 +355,7 @@ def test_recomputing_activations_changes_nothing(make, options):
         loss = total(built, given)
         loss.backward()
         found.append((loss.detach(), {name: grad.clone() for name, grad in gradients(built).items()}))
-    torch.testing.assert_close(found[0], found[1])
+    close(found[0], found[1])
 
 
 def test_packed_texts_change_nothing(make):
@@ -365,7 +366,7 @@ def test_packed_texts_change_nothing(make):
         loss = total(built, data())
         loss.backward()
         found.append((loss.detach(), {name: grad for name, grad in gradients(built).items() if grad is not None}))
-    torch.testing.assert_close(found[1], found[0])
+    close(found[1], found[0])
 
 
 def test_bf16_is_close_to_float32(make):
@@ -388,7 +389,7 @@ def test_cached_tokens_are_the_computed_ones(make, clip):
         tokens = clip.image_tokens(data().visual)
     cached = built.outputs("train", data(visual=tokens, visual_mask=torch.ones(tokens.shape[:2], dtype=torch.bool)))
     for name, value in pictures.items():
-        torch.testing.assert_close(cached[name], value, msg=name)
+        close(cached[name], value, msg=name)
     with pytest.raises(ConfigError, match="width 3; this model was made for 16"):
         built.encode_visual(torch.zeros(2, 4, 3), None, ["", ""])
     with pytest.raises(ConfigError, match="name the column of pictures"):
@@ -424,8 +425,8 @@ def test_fused_scores_for_any_number_of_captions(make):
     for j in range(7):
         for i in range(4):
             x, g, local = text["global"][j], visual["global"][i], visual["local"][i]
-            torch.testing.assert_close(parts["global"][j, i], x @ g)
-            torch.testing.assert_close(parts["local"][j, i], max(x @ slot for slot in local))
+            close(parts["global"][j, i], x @ g)
+            close(parts["local"][j, i], max(x @ slot for slot in local))
     (fusion,) = built.fusions()
     assert fusion == Fusion({"global": 0.8, "local": 0.2})
     item = torch.tensor([0, 1, 2, 3, 0, 1, 3])

@@ -6,6 +6,7 @@ import hashlib
 
 import pytest
 import torch
+from nearness import apart, close
 from pydantic import ValidationError
 from small import ENGLISH, SPANISH, backbone, batch, context, front_end, method, unsettle
 from torch.nn import functional as F
@@ -91,7 +92,7 @@ def test_dasd_by_its_formulas(clip, frontend):
             h = h + adapter.up(torch.relu(adapter.down(h) @ core))
         expected = text.ln_final(h)[end] @ text.text_projection
         for name, value in (("global", expected), ("sr", sr), ("sa", sa)):
-            torch.testing.assert_close(fast[name][row], value, rtol=1e-4, atol=1e-5)
+            close(fast[name][row], value)
 
 
 @pytest.mark.parametrize("kind", METHODS)
@@ -104,10 +105,10 @@ def test_with_up_at_zero_the_tower_is_the_frozen_one(model, frontend, kind):
                 parameter.zero_()
         tokens = built.front_end.tokenize(SPANISH)
         plain = built.tower.run(built.front_end(tokens), tokens.mask, tokens.end)
-        torch.testing.assert_close(built.encode_text(SPANISH, "es")["global"], plain, rtol=1e-5, atol=1e-6)
+        close(built.encode_text(SPANISH, "es")["global"], plain)
         unsettle(built.net)
         if kind != "none":
-            assert not torch.allclose(built.encode_text(SPANISH, "es")["global"], built.encode_text(SPANISH, "to")["global"], atol=1e-4)
+            assert apart(built.encode_text(SPANISH, "es")["global"], built.encode_text(SPANISH, "to")["global"])
 
 
 @pytest.mark.parametrize("kind", ["bottleneck", "dasd", "dasd figure"])
@@ -119,7 +120,7 @@ def test_a_tower_that_attends_to_padding_is_adapted_alike(tmp_path, frontend, ki
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in built.net.named_parameters() if "lang-to" not in name)
     tokens = built.front_end.tokenize(SPANISH)
     plain = built.tower.run(built.front_end(tokens), tokens.mask, tokens.end)
-    assert not torch.allclose(built.encode_text(SPANISH, "es")["global"], plain, atol=1e-2)
+    assert apart(built.encode_text(SPANISH, "es")["global"], plain)
 
 
 def test_unit_cores_make_dasd_the_static_adapter(clip, frontend):
@@ -127,7 +128,7 @@ def test_unit_cores_make_dasd_the_static_adapter(clip, frontend):
     unsettle(dynamic.net["adapter"])
     static.net["adapter"].load_state_dict(dynamic.net["adapter"].state_dict())
     static.net["front_end"].load_state_dict(dynamic.net["front_end"].state_dict())
-    torch.testing.assert_close(dynamic.encode_text(SPANISH, "es")["global"], static.encode_text(SPANISH, "es")["global"])
+    close(dynamic.encode_text(SPANISH, "es")["global"], static.encode_text(SPANISH, "es")["global"])
 
 
 def test_every_caption_has_cores_of_its_own(clip, frontend):
@@ -136,8 +137,8 @@ def test_every_caption_has_cores_of_its_own(clip, frontend):
     built.generator.register_forward_hook(lambda module, inputs, cores: seen.update(enumerate(cores)))
     built.encode_text([SPANISH[0], SPANISH[1], SPANISH[0]], "es")
     for core in seen.values():
-        assert not torch.allclose(core[0], core[1], atol=1e-4)
-        torch.testing.assert_close(core[0], core[2])
+        assert apart(core[0], core[1])
+        close(core[0], core[2])
 
 
 @pytest.mark.parametrize("kind", METHODS)
@@ -146,24 +147,24 @@ def test_rows_do_not_see_each_other(model, frontend, kind):
     whole, order = built.encode_text(SPANISH, "es"), [2, 0, 3, 1]
     turned = built.encode_text([SPANISH[i] for i in order], "es")
     for name in whole:
-        torch.testing.assert_close(turned[name], whole[name][order], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(built.encode_text(SPANISH[:1], "es")[name], whole[name][:1], rtol=1e-5, atol=1e-6)
+        close(turned[name], whole[name][order])
+        close(built.encode_text(SPANISH[:1], "es")[name], whole[name][:1])
 
 
 @pytest.mark.parametrize("kind", ["bottleneck", "dasd"])
 def test_padding_to_the_longest_gives_the_same(model, tmp_path, kind):
     padded, short = (make(kind, model, front_end(tmp_path / pad, pad=pad)) for pad in ("context", "longest"))
     short.net.load_state_dict(padded.net.state_dict())
-    torch.testing.assert_close(short.encode_text(SPANISH, "es"), padded.encode_text(SPANISH, "es"), rtol=1e-5, atol=1e-5)
+    close(short.encode_text(SPANISH, "es"), padded.encode_text(SPANISH, "es"))
 
 
 def test_a_mean_over_padding_is_one_over_the_context_whatever_else_is_in_the_batch(model, tmp_path):
     padded, short = (make("dasd released", model, front_end(tmp_path / pad, pad=pad)) for pad in ("context", "longest"))
     short.net.load_state_dict(padded.net.state_dict())
     expected = padded.encode_text(SPANISH, "es")
-    torch.testing.assert_close(short.encode_text(SPANISH, "es"), expected, rtol=1e-5, atol=1e-5)
+    close(short.encode_text(SPANISH, "es"), expected)
     alone = short.encode_text(SPANISH[:1], "es")
-    torch.testing.assert_close(alone["sa"], expected["sa"][:1], rtol=1e-5, atol=1e-5)
+    close(alone["sa"], expected["sa"][:1])
 
 
 @pytest.mark.parametrize("kind", ["bottleneck", "core", "dasd", "dasd without generator", "dasd released", "lora"])
@@ -175,13 +176,13 @@ def test_packed_texts_give_the_same_values_and_gradients(model, tmp_path, kind, 
     unsettle(padded.net)
     packed.net.load_state_dict(padded.net.state_dict())
     outputs, expected = packed.encode_text(texts, "es"), padded.encode_text(texts, "es")
-    torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-5)
+    close(outputs, expected)
     for found in (outputs, expected):
         sum(value.square().sum() for value in found.values()).backward()
     for mine, theirs in zip(packed.net.parameters(), padded.net.parameters(), strict=True):
         assert (mine.grad is None) == (theirs.grad is None)
         if mine.grad is not None:
-            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+            close(mine.grad, theirs.grad)
 
 
 def test_packed_texts_in_a_tower_without_fused_attention(tmp_path):
@@ -189,7 +190,7 @@ def test_packed_texts_in_a_tower_without_fused_attention(tmp_path):
     model.tower.model.config._attn_implementation = "eager"
     padded, packed = (make("dasd", model, front_end(tmp_path / pad, pad=pad)) for pad in ("longest", "packed"))
     packed.net.load_state_dict(padded.net.state_dict())
-    torch.testing.assert_close(packed.encode_text(SPANISH, "es"), padded.encode_text(SPANISH, "es"), rtol=1e-5, atol=1e-5)
+    close(packed.encode_text(SPANISH, "es"), padded.encode_text(SPANISH, "es"))
 
 
 def test_packed_texts_share_rows_inside_of_blocks(clip, tmp_path):
@@ -235,7 +236,7 @@ def test_training_changes_what_is_listed_and_english_not_at_all(model, frontend,
     assert not still
     assert torch.equal(built.encode_text(ENGLISH, "en")["global"], english)
     assert torch.equal(english, model.encode_text(ENGLISH))
-    assert not torch.allclose(built.encode_text(ENGLISH, "es")["global"], english)
+    assert apart(built.encode_text(ENGLISH, "es")["global"], english)
     assert torch.equal(built.encode_visual(batch().visual)["global"], model.encode_image(batch().visual))
 
 
@@ -274,7 +275,7 @@ def test_checkpointing_and_autocast(model, frontend, kind):
         built.net.zero_grad()
         backward(built, "cma", batch(), context())
         grads.append({name: p.grad for name, p in built.net.named_parameters() if p.grad is not None})
-    torch.testing.assert_close(grads[0], grads[1])
+    close(grads[0], grads[1])
     exact = built.outputs("cma", batch())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = built.outputs("cma", batch())
@@ -292,7 +293,7 @@ def test_rebuilt_from_its_state(model, tmp_path, kind):
     unsettle(built.net)
     again = type(built)(built.options, model, built.languages, state=built.state())
     again.net.load_state_dict(built.net.state_dict())
-    torch.testing.assert_close(again.encode_text(SPANISH, "to"), built.encode_text(SPANISH, "to"))
+    close(again.encode_text(SPANISH, "to"), built.encode_text(SPANISH, "to"))
 
 
 def test_the_trunk_costs_one_block_more(clip, frontend):
@@ -361,7 +362,7 @@ def test_video_by_pooled_features(clip, frontend):
     assert torch.equal(outputs["visual"], pooled) and torch.equal(built.encode_visual(pooled)["global"], pooled)
     logits = 100 * F.normalize(outputs["global"], dim=-1) @ F.normalize(pooled, dim=-1).T
     expected = (F.cross_entropy(logits, torch.arange(4)) + F.cross_entropy(logits.T, torch.arange(4))) / 2
-    torch.testing.assert_close(losses["contrastive"], expected)
+    close(losses["contrastive"], expected)
 
 
 def test_texts_that_are_cut_are_counted(clip, frontend):

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from nearness import close
 from small import ENGLISH, backbone, batch, context, cosine, front_end, method, same_value_and_gradient
 from torch import nn
 
@@ -171,8 +172,8 @@ def test_cached_english_features_are_the_computed_ones(models, frontend):
         with torch.no_grad():
             cached = built.outputs("cla", batch(source_text=[], source_feature=model.text_features(ENGLISH)))
             pictures = built.outputs("cma", batch(visual=model.image_features(batch().visual)))
-        torch.testing.assert_close(cached["english"], texts["english"], msg=kind)
-        torch.testing.assert_close(pictures["visual"], built.outputs("cma", batch())["visual"], msg=kind)
+        close(cached["english"], texts["english"], msg=kind)
+        close(pictures["visual"], built.outputs("cma", batch())["visual"], msg=kind)
         assert texts["global"].requires_grad
         model.trainable_parameters("all")  # a teacher is a constant, whoever trains the backbone
         assert not any(built.outputs("cma", batch())[name].requires_grad for name in ("english", "visual"))
@@ -189,7 +190,7 @@ def test_english_stage_of_heads(models):
     loss = built.losses("english", data, outputs, context())["contrastive"]
     scale = math.exp(float(model.heads.logit_scale.detach()))
     double = {name: value.detach().double() for name, value in outputs.items()}
-    assert float(loss.detach()) == pytest.approx(float(info_nce(double["visual"], double["english"], [1, 2, 1, 3], scale)), rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(float(info_nce(double["visual"], double["english"], [1, 2, 1, 3], scale)), rel=1e-4)
     loss.backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
     assert reached == {name for name, _ in model.named_parameters() if name.startswith("heads.")} and "heads.logit_scale" in reached
@@ -210,7 +211,7 @@ def test_english_stage_of_a_whole_clip(models, frontend):
     for right, group in (("group", [1, 2, 1, 3]), ("diagonal", range(N))):
         built = method("english", model, languages=(), train="all", scale=100.0, positives=right)
         loss = built.losses("english", data, outputs, context())["contrastive"]
-        assert float(loss.detach()) == pytest.approx(float(info_nce(double["visual"], double["english"], group, 100.0)), rel=1e-5)
+        assert float(loss.detach()) == pytest.approx(float(info_nce(double["visual"], double["english"], group, 100.0)), rel=1e-4)
     with pytest.raises(ConfigError, match="name the column of pictures"):
         built.outputs("english", batch(visual=torch.zeros(N, D)))
     model.zero_grad()
@@ -229,7 +230,7 @@ def test_english_stage_of_the_text_encoder_alone(models, kind):
         data.visual = torch.nn.functional.interpolate(data.visual, size=160)
     cached = dataclasses.replace(data, visual=model.image_features(data.visual).detach())
     outputs = built.outputs("english", data)
-    torch.testing.assert_close(built.outputs("english", cached), outputs)
+    close(built.outputs("english", cached), outputs)
     built.losses("english", data, outputs, context())["contrastive"].backward()
     reached = {f"backbone.{name}" for name, p in model.named_parameters() if p.grad is not None}
     assert reached and reached <= set(built.trainable("english"))
@@ -256,5 +257,5 @@ def test_score_is_the_cosine(models):
     built = method("clip", models["clip"], languages=())
     score = built.scores({"global": text}, {"global": visual})["global"]
     assert score.shape == (3, 5) and built.fusions() == [Fusion({"global": 1.0})]
-    torch.testing.assert_close(score[1, 2], cosine(text[1], visual[2]))
+    close(score[1, 2], cosine(text[1], visual[2]))
     assert isinstance(method("clip", models["clip"], languages=()).net, nn.ModuleDict)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nearness import apart, close
 from safetensors.torch import load_file
 from small import ENGLISH, SPANISH, backbone, batch, context, method, unsettle
 from torch import Tensor, nn
@@ -55,11 +56,11 @@ def outputs():
 
 
 def same_value_and_gradient(fast: Tensor, slow: Tensor, inputs: list[Tensor]) -> None:
-    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-12)
+    close(fast, slow)
     fast_gradients = torch.autograd.grad(fast, inputs, retain_graph=True, allow_unused=True)
     slow_gradients = torch.autograd.grad(slow, inputs, retain_graph=True, allow_unused=True)
     for a, b in zip(fast_gradients, slow_gradients, strict=True):
-        torch.testing.assert_close(torch.zeros(()) if a is None else a, torch.zeros(()) if b is None else b, rtol=1e-8, atol=1e-12)
+        close(torch.zeros(()) if a is None else a, torch.zeros(()) if b is None else b)
 
 
 def dot(x, y):
@@ -181,8 +182,8 @@ def test_outputs_caption_by_caption(model, encoder, pooling):
             "teacher": torch.cat([normed(text.attended, attend(x, y[es_mask])), y]).mean(0),
         }
         for name, value in expected.items():
-            torch.testing.assert_close(found[name][row], common(value), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(found["state_target"][row], es.mean(0), rtol=1e-4, atol=1e-5)
+            close(found[name][row], common(value))
+        close(found["state_target"][row], es.mean(0))
     assert (len(states_of(ENGLISH[0])[0]) == 20) == (pooling == "all")
 
 
@@ -192,7 +193,7 @@ def test_packed_texts_change_nothing_and_need_no_padding(model, encoder):
         torch.manual_seed(0)
         built = make(model, encoder, pad=pad, norm="layer", dropout=0.0, state_dropout=0.0)
         found.append(built.outputs("train", data()))
-    torch.testing.assert_close(found[1], found[0])
+    close(found[1], found[0])
     with pytest.raises(ValueError, match="padding"):
         make(model, encoder, pad="packed", pooling="all")
 
@@ -206,22 +207,22 @@ def test_batch_norm_is_that_of_torch_in_one_process():
     for rows in (7, 4):
         x = torch.randn(rows, 6, dtype=torch.float64, requires_grad=True)
         a, b = ours(x, running), theirs(x)
-        torch.testing.assert_close(a, b)
+        close(a, b)
         weight = torch.randn_like(a)
         inputs = [x, ours.weight], [x, theirs.weight]
         for one, other in zip(
             torch.autograd.grad((a * weight).sum(), inputs[0]), torch.autograd.grad((b * weight).sum(), inputs[1]), strict=True
         ):
-            torch.testing.assert_close(one, other)
-    torch.testing.assert_close((running.mean.data, running.variance.data), (theirs.running_mean, theirs.running_var))
+            close(one, other)
+    close((running.mean.data, running.variance.data), (theirs.running_mean, theirs.running_var))
     x = torch.randn(3, 6, dtype=torch.float64)
-    torch.testing.assert_close(ours.eval()(x, running), theirs.eval()(x))
+    close(ours.eval()(x, running), theirs.eval()(x))
     assert ours.train()(x[:1], running).isfinite().all()  # a batch of one
 
 
 def test_the_mapping_ends_at_unit_length():
     space = CommonSpace(6, D, "layer", 0.0)
-    torch.testing.assert_close(space(torch.randn(4, 6), None).norm(dim=1), torch.ones(4))
+    close(space(torch.randn(4, 6), None).norm(dim=1), torch.ones(4))
 
 
 def test_running_statistics_follow_training_and_are_never_trained(model, encoder):
@@ -246,7 +247,7 @@ def test_rows_do_not_see_each_other_in_evaluation(model, encoder):
         for row in range(4):
             alone = built.encode_text(SPANISH[row : row + 1], "es", ENGLISH[row : row + 1])
             for name in ("global", "translated"):
-                torch.testing.assert_close(alone[name][0], whole[name][row], rtol=1e-4, atol=1e-5)
+                close(alone[name][0], whole[name][row])
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
@@ -280,9 +281,9 @@ def test_frames_are_a_masked_mean_and_limited(model, encoder):
     mask = torch.tensor([[True, True, False, False], [True, True, True, True]])
     both = built.encode_visual(frames, mask)["global"]
     frames[0, 2:] = 9  # padding
-    torch.testing.assert_close(built.encode_visual(frames, mask)["global"], both)
-    torch.testing.assert_close(built.encode_visual(frames[:1, :2])["global"][0], both[0], rtol=1e-4, atol=1e-6)
-    assert not torch.allclose(built.encode_visual(frames[1:, [1, 0, 2, 3]])["global"][0], both[1], atol=1e-4)  # positions count
+    close(built.encode_visual(frames, mask)["global"], both)
+    close(built.encode_visual(frames[:1, :2])["global"][0], both[0])
+    assert apart(built.encode_visual(frames[1:, [1, 0, 2, 3]])["global"][0], both[1])  # positions count
     for wrong in (torch.randn(1, 6, 6), torch.randn(1, 4, 7), batch(1).visual):
         with pytest.raises(ConfigError, match=r"at most 5 frames of width 6 an item: set method\.max_frames"):
             built.encode_visual(wrong)
@@ -293,7 +294,7 @@ def test_frozen_picture_features_cached_or_not(model, encoder):
     built.net.eval()
     with torch.no_grad():
         cached = model.image_features(batch().visual)
-    torch.testing.assert_close(built.encode_visual(cached)["global"], built.encode_visual(batch().visual)["global"])
+    close(built.encode_visual(cached)["global"], built.encode_visual(batch().visual)["global"])
     built.net.train()
     sum(built.losses("train", data(), built.outputs("train", data()), context()).values()).backward()
     assert all(p.grad is None for p in model.parameters())
@@ -321,8 +322,8 @@ def test_scores_are_fused_with_those_of_the_translation(model, encoder):
     built.net.eval()
     text, visual = built.encode_text(SPANISH, "es", ENGLISH), built.encode_visual(batch().visual)
     parts = built.scores(text, visual)
-    torch.testing.assert_close(parts["global"][1, 2], dot(text["global"][1], visual["global"][2]))
-    torch.testing.assert_close(parts["translated"], built.encode_text(ENGLISH, "en")["global"] @ visual["global"].T)
+    close(parts["global"][1, 2], dot(text["global"][1], visual["global"][2]))
+    close(parts["translated"], built.encode_text(ENGLISH, "en")["global"] @ visual["global"].T)
     english = built.encode_text(ENGLISH, "en")
     assert torch.equal(english["global"], english["translated"])
     off = make(model, encoder, fusion=(0,))
@@ -341,7 +342,7 @@ def test_languages_and_encoder_are_checked(model, encoder, tmp_path):
     again = type(built)(built.options, model, built.languages, state=built.state())
     again.net.load_state_dict(built.net.state_dict())
     again.net.eval(), built.net.eval()
-    torch.testing.assert_close(again.encode_text(SPANISH, "es", ENGLISH), built.encode_text(SPANISH, "es", ENGLISH))
+    close(again.encode_text(SPANISH, "es", ENGLISH), built.encode_text(SPANISH, "es", ENGLISH))
     other = tiny.tiny_encoder(tmp_path / "other", seed=5)
     changed = built.options.model_copy(update={"encoder": other})
     with pytest.raises(ConfigError, match="what is frozen of it is not what the saved weights were trained beside"):
@@ -380,7 +381,7 @@ def test_autocast_and_checkpointing(model, encoder, what):
             assert all(value.isfinite().all() for value in gradients().values())
     else:
         built.gradient_checkpointing = True
-        torch.testing.assert_close(gradients(), exact)
+        close(gradients(), exact)
 
 
 # A whole run.

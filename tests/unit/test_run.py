@@ -74,7 +74,7 @@ def test_bf16_and_gradient_checkpointing_change_the_losses_little(tmp_path: Path
         config = train(path, f"name={name}", *overrides)
         log = map(json.loads, (config.folder / "log.jsonl").read_text().splitlines())
         losses.append([line["loss"] for line in log if line.get("stage") == "cla" and "event" not in line])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert losses[2] == pytest.approx(losses[0], rel=0.05) and losses[2] != losses[0]
 
 

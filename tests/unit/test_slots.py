@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from nearness import close
 from torch import nn
 
 from ccr_dist.models.slots import CrossBlock, CrossStack, Interaction, Slots
@@ -63,9 +64,9 @@ def test_a_block_is_the_published_formula_gradients_included(masked):
     mask = torch.tensor([[True, True, False, True], [False, True, True, False]]) if masked else None
     leaves = [queries.requires_grad_(), memory.requires_grad_(), *block.parameters()]
     fast, slow = block(queries, memory, mask), slow_block(block, queries, memory, mask)
-    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
+    close(fast, slow)
     for ours, theirs in zip(*(torch.autograd.grad((out * upstream).sum(), leaves) for out in (fast, slow)), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+        close(ours, theirs)
 
 
 def test_the_residual_is_on_the_queries_alone():
@@ -73,7 +74,7 @@ def test_the_residual_is_on_the_queries_alone():
     nn.init.zeros_(block.outer.weight)
     nn.init.zeros_(block.outer.bias)
     queries, memory = tensors((2, 3, WIDTH), (2, 4, WIDTH))
-    torch.testing.assert_close(block(queries, memory), block.norm(queries))
+    close(block(queries, memory), block.norm(queries))
 
 
 def test_dropout_is_on_attention_weights_behind_gelu_and_behind_the_feed_forward():
@@ -130,7 +131,7 @@ def test_zero_queries_make_equal_slots_until_dropout_parts_them():
     states, mask = torch.randn(3, 5, 6), torch.ones(3, 5, dtype=torch.bool)
     released, intended = (Slots(6, WIDTH, 4, 2, start, heads=HEADS) for start in ("zero", "normal"))
     assert not released.queries.any() and 0.01 < intended.queries.std() < 0.03
-    assert spread(released.eval()(states, mask)) < 1e-6 < 1e-3 < spread(intended.eval()(states, mask))
+    assert spread(released.eval()(states, mask)) < 1e-5 < 1e-3 < spread(intended.eval()(states, mask))
     assert spread(released.train()(states, mask)) > 1e-3
 
 
@@ -139,8 +140,8 @@ def test_interaction_reads_what_came_in_side_by_side():
     visual, slots = tensors((2, 5, WIDTH), (2, 3, WIDTH))
     mask = torch.tensor([[True] * 5, [True, True, True, False, False]])
     v1, s1 = interaction(visual, slots, mask)
-    torch.testing.assert_close(v1, interaction.visual(visual, slots))
-    torch.testing.assert_close(s1, interaction.slots(slots, visual, mask))
+    close(v1, interaction.visual(visual, slots))
+    close(s1, interaction.slots(slots, visual, mask))
     assert {id(p) for p in interaction.visual.parameters()}.isdisjoint(id(p) for p in interaction.slots.parameters())
 
 
@@ -149,10 +150,10 @@ def test_padding_is_not_read_and_rows_do_not_see_each_other():
     (states,) = tensors((3, 5, 6))
     mask = torch.tensor([[True] * 5, [True, True, False, False, False], [False] * 5])
     out = slots(states, mask)
-    torch.testing.assert_close(slots(torch.where(mask.unsqueeze(-1), states, 7.0), mask), out)
-    torch.testing.assert_close(slots(states[1:2, :2], mask[1:2, :2]), out[1:2])
+    close(slots(torch.where(mask.unsqueeze(-1), states, 7.0), mask), out)
+    close(slots(states[1:2, :2], mask[1:2, :2]), out[1:2])
     turned = torch.tensor([2, 0, 1])
-    torch.testing.assert_close(slots(states[turned], mask[turned]), out[turned])
+    close(slots(states[turned], mask[turned]), out[turned])
 
 
 def test_a_row_of_padding_alone_is_finite_and_so_are_its_gradients():
@@ -171,7 +172,7 @@ def test_a_video_of_padding_alone_is_finite_in_inference_too():
     with torch.inference_mode():
         out = temporal(frames, mask)
     assert out.isfinite().all()
-    torch.testing.assert_close(out, temporal(frames, mask))
+    close(out, temporal(frames, mask))
 
 
 @pytest.mark.parametrize(("tokens", "length"), [(5, 7), (0, 0)])
@@ -204,7 +205,7 @@ def test_half_precision_stays_close_and_finite():
     mask = torch.tensor([[True] * 5, [False] * 5])
     with torch.autocast("cpu", torch.bfloat16):
         half = slots(states, mask, True)
-    torch.testing.assert_close(half.float(), slots(states, mask), rtol=0.05, atol=0.05)
+    close(half.float(), slots(states, mask), tolerance=0.05)
 
 
 # Videos
@@ -215,14 +216,14 @@ def test_frames_read_frames_and_their_padding_changes_nothing():
     (frames,) = tensors((2, 5, WIDTH))
     mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
     out = temporal(frames, mask)
-    torch.testing.assert_close(out, slow_block(temporal.block, frames, frames, mask))
+    close(out, slow_block(temporal.block, frames, frames, mask))
     short = temporal(frames[1:, :2], mask[1:, :2])
-    torch.testing.assert_close(out[1:, :2], short)
-    torch.testing.assert_close(mean_over_time(out, mask)[1:], mean_over_time(short))
+    close(out[1:, :2], short)
+    close(mean_over_time(out, mask)[1:], mean_over_time(short))
 
 
 def test_the_mean_over_time_is_that_of_the_frames_that_are_there():
     (frames,) = tensors((3, 4, 2))
     mask = torch.tensor([[True] * 4, [True, False, True, False], [False] * 4])
     expected = [[sum(frames[n, t, w] for t in range(4) if mask[n, t]) / max(1, mask[n].sum()) for w in range(2)] for n in range(3)]
-    torch.testing.assert_close(mean_over_time(frames, mask), torch.tensor(expected, dtype=torch.float64))
+    close(mean_over_time(frames, mask), torch.tensor(expected, dtype=torch.float64))

@@ -47,7 +47,7 @@ def test_looking_changes_nothing_and_says_where_the_time_went(folder: Path) -> N
         assert 0 < speed["forward_s"] < spent <= line["data_s"] + line["step_s"]
         assert speed["memory_bytes"] > 2**27 and 0 < speed["mfu"] < 1e4 and speed["tokens_per_s"] * spent > 2 * 10
         whole = sum(norm**2 for norm in line["norms"].values()) ** 0.5
-        assert whole == pytest.approx(line["grad_norm"], rel=1e-5) and 2 <= len(line["norms"]) <= 8
+        assert whole == pytest.approx(line["grad_norm"], rel=1e-4) and 2 <= len(line["norms"]) <= 8
     assert all("speed" in line for line in steps(blind)) and "mfu" not in steps(blind)[0]["speed"]
 
     trace = json.loads((seen.folder / "profile" / "trace.json").read_text())

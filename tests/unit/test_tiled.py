@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nearness import apart, close
 from small import same_value_and_gradient
 from torch import Tensor
 from watch import largest_tensor
@@ -42,7 +43,7 @@ def test_the_formula_by_a_loop():
     loop = torch.stack([(one_way(i, x, y) + one_way(i, y, x)) / 2 for i in range(4)])
     fast = tiled.symmetric(x, y, scale=scale, counts=[4], groups=torch.tensor(group), tile=3)
     weights = torch.tensor([1.0, -0.5, 2.0, 0.0], dtype=torch.float64)  # every row has its own gradient
-    torch.testing.assert_close(fast, loop)
+    close(fast, loop)
     same_value_and_gradient(weights @ fast, weights @ loop, [x, y, scale])
 
 
@@ -54,9 +55,9 @@ def test_any_shape_any_tile_any_groups(rows: int, tile: int, groups: int | None,
     ids = None if groups is None else torch.randint(groups, (rows,), generator=generator)
     weights = torch.randn(rows, generator=generator, dtype=torch.float64)
     fast, slow = tiled.symmetric(x, y, scale=scale, counts=[rows], groups=ids, tile=tile), whole(x, y, scale, ids)
-    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
+    close(fast, slow)
     for a, b in zip(*(torch.autograd.grad(weights @ loss, (x, y, scale)) for loss in (fast, slow)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        close(a, b)
 
 
 def test_a_score_of_its_own():
@@ -74,7 +75,7 @@ def test_float32_with_logits_as_large_as_they_come(scale: Tensor | float):
     y = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [1.0, 0.0]])
     for a, b in ((x, y), (y, x)):
         loss = tiled.symmetric(a, b, scale=scale, counts=[4], tile=4)
-        torch.testing.assert_close(loss.double(), whole(a.double(), b.double(), 100.0), rtol=1e-5, atol=1e-4)
+        close(loss.double(), whole(a.double(), b.double(), 100.0), tolerance=1e-5)  # of logits in float32
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.float16, 1e-3), (torch.bfloat16, 1e-2)])
@@ -87,10 +88,10 @@ def test_features_of_any_precision_are_multiplied_in_float32_under_autocast_too(
     assert loss.dtype == torch.float32
     slow = whole(*exact)
     slow.sum().backward()
-    torch.testing.assert_close(loss.double(), slow, rtol=1e-5, atol=1e-5)
+    close(loss.double(), slow, tolerance=1e-5)
     for ours, theirs in zip((x, y, scale), exact, strict=True):
         assert ours.grad is not None and ours.grad.dtype == dtype  # rounded once, at the end
-        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=rounding * float(theirs.grad.abs().max()))
+        close(ours.grad.double(), theirs.grad, tolerance=rounding)
 
 
 def test_gradients_only_where_they_are_asked_for():
@@ -135,4 +136,4 @@ def test_the_context_chooses(monkeypatch):
     assert taken == ["gathered", "tiled", "tiled", "gathered", "tiled"]
     for value in values[1:]:
         same_value_and_gradient(value, loss("gathered"), [x, y, scale])
-    assert not torch.isclose(values[0], Context(seed=0, step=0, rows=8).contrastive(x, y, scale=scale))
+    assert apart(values[0], Context(seed=0, step=0, rows=8).contrastive(x, y, scale=scale))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nearness import apart, close
 from tiny import DIM, TEXTS, tiny_clip_config, tiny_dual_config
 
 from ccr_dist.errors import ConfigError
@@ -26,7 +27,7 @@ def test_blocks_in_a_row_equal_the_library(backbone):
     assert torch.pdist(torch.nn.functional.normalize(expected, dim=-1)).min() > 1e-3  # else agreeing would show nothing
     actual = tower.run(*tower.embed_native(TEXTS))
     assert actual.shape == (len(TEXTS), DIM) == (len(TEXTS), tower.dim)
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    close(actual, expected)
 
 
 @torch.no_grad()
@@ -35,7 +36,7 @@ def test_texts_too_long_for_the_context(backbone):
     texts = ["lemon " * 200, "a lemon"]
     x, mask, end = tower.embed_native(texts)
     assert x.shape[1] <= tower.context_length
-    torch.testing.assert_close(tower.run(x, mask, end), backbone.encode_text(texts), rtol=1e-5, atol=1e-6)
+    close(tower.run(x, mask, end), backbone.encode_text(texts))
 
 
 @torch.no_grad()
@@ -48,7 +49,7 @@ def test_a_slot_after_each_block(backbone):
     assert torch.equal(same, tower.run(x, mask, end))
     for layer in range(tower.layers):
         bumped = tower.run(x, mask, end, after=lambda at, h, layer=layer: h + torch.linspace(-1, 1, h.shape[-1]) * (at == layer))
-        assert not torch.allclose(bumped, same)
+        assert apart(bumped, same)
 
 
 def test_checkpointing_gives_the_same_gradients(backbone):
@@ -62,7 +63,7 @@ def test_checkpointing_gives_the_same_gradients(backbone):
 
     plain = gradient(False)
     assert plain.abs().min() > 0
-    torch.testing.assert_close(gradient(True), plain)
+    close(gradient(True), plain)
 
 
 @torch.no_grad()
@@ -70,7 +71,7 @@ def test_rows_do_not_leak_into_each_other_and_no_rows_are_fine(backbone):
     tower = backbone.tower
     x, mask, end = tower.embed_native(TEXTS)
     order = torch.arange(len(TEXTS)).flip(0)
-    torch.testing.assert_close(tower.run(x[order], mask[order], end[order]), tower.run(x, mask, end)[order], rtol=1e-5, atol=1e-6)
+    close(tower.run(x[order], mask[order], end[order]), tower.run(x, mask, end)[order])
     assert tower.run(x[:0], mask[:0], end[:0]).shape == (0, DIM)
     assert backbone.encode_text([]).shape == (0, DIM)
 
@@ -83,12 +84,12 @@ def test_padding_is_neutral_unless_the_length_is_fixed(backbone):
     longer = x.shape[1] + 3 <= tower.context_length
     longest = int(end.max()) + 1
     if tower.fixed_length:
-        assert not torch.allclose(tower.run(x[:, :-3], mask[:, :-3], end), full, atol=1e-4)
+        assert apart(tower.run(x[:, :-3], mask[:, :-3], end), full)
     elif longer:
         padded = torch.nn.functional.pad(x, (0, 0, 0, 3), value=7.0)
-        torch.testing.assert_close(tower.run(padded, torch.nn.functional.pad(mask, (0, 3)), end), full, rtol=1e-5, atol=1e-5)
+        close(tower.run(padded, torch.nn.functional.pad(mask, (0, 3)), end), full)
     else:
-        torch.testing.assert_close(tower.run(x[:, :longest], mask[:, :longest], end), full, rtol=1e-5, atol=1e-5)
+        close(tower.run(x[:, :longest], mask[:, :longest], end), full)
 
 
 @torch.no_grad()

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# The tests that compare computed numbers, on the kernels of other CPUs: bash launch/kernels.sh [pytest arguments]. Minutes; not part of test.sh.
+# PyTorch, oneDNN and MKL take an older instruction set than the machine has, and another number of threads: other orders of sums, other
+# roundings. What fails here and not in test.sh holds a CPU to its last bits: see tests/nearness.py.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
+mapfile -t files < <(grep -l nearness tests/unit/test_*.py)
+status=0
+for kernels in "default SSE41 SSE4_2 2" "avx2 AVX2 AVX2 1" "widest ALL any 2"; do
+  read -r aten onednn mkl threads <<<"$kernels"
+  echo "== $aten, $threads thread(s)"
+  chosen=(OMP_NUM_THREADS="$threads")
+  [ "$aten" = widest ] || chosen+=(ATEN_CPU_CAPABILITY="$aten" ONEDNN_MAX_CPU_ISA="$onednn" MKL_ENABLE_INSTRUCTIONS="$mkl")
+  env "${chosen[@]}" "${VENV:-.venv}/bin/python" -m pytest -q -m "not slow and not gpu" "${files[@]}" "$@" || status=1
+done
+exit $status
