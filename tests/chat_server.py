@@ -7,6 +7,8 @@ A file FOLDER/delay holds seconds that every answer takes.
 "500" and "429" always fail; "once 503 …" fails the first time; "hang" is not answered for a minute; "413" is refused;
 "401" is a wrong key; "filter" is filtered; "nonsense" is no chat completion; "describe" tells the sizes of the pictures;
 any other text comes back in capitals.
+
+For servers of other manners, `serving(behave)` runs one in a thread: `behave(handler, body, number)` answers the number-th POST.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(sys.argv[1])
+FOLDER = Path()  # set when it runs as a process
 seen: set[str] = set()
 lock = threading.Lock()
 
@@ -82,7 +86,74 @@ class Handler(BaseHTTPRequestHandler):
         )
 
 
+def completion(text: Any, finish: Any = "stop", **more: Any) -> dict[str, Any]:
+    """A chat completion as the API describes it."""
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}
+    usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    return {"id": "1", "object": "chat.completion", "created": 0, "model": "toy", "choices": [choice], "usage": usage, **more}
+
+
+class Odd(BaseHTTPRequestHandler):
+    """One that answers as it was told to. `text`: what the user asks in a request."""
+
+    protocol_version = "HTTP/1.1"
+    server: Any
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def answer(self, body: Any, status: int = 200, kind: str = "application/json", **headers: str) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        self.server.models(self)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        content = body["messages"][-1]["content"]
+        self.text = content if isinstance(content, str) else content[-1]["text"]
+        with lock:
+            self.server.posts.append((self.path, dict(self.headers), body))
+            number = len(self.server.posts)
+        self.server.behave(self, body, number)
+
+
+def lists_models(handler: Odd) -> None:
+    handler.answer({"object": "list", "data": [{"id": "toy", "object": "model", "created": 0, "owned_by": "test"}]})
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+    posts: list[tuple[str, dict[str, str], dict[str, Any]]]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that give up are expected."""
+
+
+@contextmanager
+def serving(behave: Callable[[Odd, dict[str, Any], int], None], models: Callable[[Odd], None] = lists_models) -> Iterator[Any]:
+    """A running server: `url`, and `posts` (path, headers, body) as they come."""
+    server: Any = _Server(("127.0.0.1", 0), Odd)
+    server.behave, server.models, server.posts = behave, models, []
+    server.url = f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 if __name__ == "__main__":
+    FOLDER = Path(sys.argv[1])
     server = ThreadingHTTPServer((sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1", 0), Handler)
     (FOLDER / "port.new").write_text(str(server.server_port))
     (FOLDER / "port.new").rename(FOLDER / "port")

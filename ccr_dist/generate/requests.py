@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ccr_dist.errors import DataError
+from ccr_dist.errors import DataError, EngineError
 from ccr_dist.generate.engines.generator import Answer, Generation, Generator, Renderer
 from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket
 
@@ -121,6 +121,9 @@ class Generate(Processor):
                     done, yielded = [], time.monotonic()
             if done:
                 yield done
+        except EngineError:
+            yield done  # these are paid for
+            raise
         finally:
             if flying:  # asked to stop: the engine must not bring these to the next dataset's rows
                 self.close()

@@ -167,6 +167,19 @@ def test_a_job_goes_on_after_the_engine_died(tmp_path: Path) -> None:
     assert dataset.column("description.x").digest == undisturbed.column("description.x").digest
 
 
+def test_answers_that_were_there_when_the_engine_died_are_kept(tmp_path: Path) -> None:
+    class Dying(Parrot):
+        def advance(self) -> list[Any]:
+            if len(self.started) - len(self._waiting) >= 6:
+                raise EngineError("gone")
+            return super().advance()
+
+    dataset = pictures(tmp_path / "d", rows=(6,))
+    with pytest.raises(EngineError, match="gone"):
+        run(dataset, Describe(Dying(Options(at_once=2)), prompt(tmp_path)), "description.x", workers=0, batch=100, progress=False)
+    assert run(dataset, Describe(Parrot(), prompt(tmp_path)), "description.x", workers=0, progress=False).resumed_rows > 0
+
+
 def test_one_load_for_all_datasets_and_one_close(tmp_path: Path) -> None:
     processor = Describe(engine := Parrot(), prompt(tmp_path))
     for name in ("a", "b"):

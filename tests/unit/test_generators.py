@@ -303,16 +303,18 @@ def test_openai_one_bad_item_alone_is_told_from_a_server_that_is_gone(folder: Pa
     lone = answers(served(), [Request("a", "500")])
     assert isinstance(lone[0], DataError)
     assert asked(folder)[-1]["text"] == "Say yes."
-    engine = served()
+    engine = served(patience_s=0.2)
     (folder / "down").touch()
-    with pytest.raises(EngineError, match=r"/v1/ is gone: a failed 3 times \(500 .*\), and a small request, too"):
+    with pytest.raises(EngineError, match=r"/v1/ is gone, or takes no more requests: nobody was answered for .*at last: 500 "):
         answers(engine, [Request("a", "echo")])
 
 
 def test_openai_hanging_requests_time_out(folder: Path, served: Any) -> None:
     engine = served(timeout_s=0.4, retries=1)
     found = answers(engine, [Request("a", "hang"), Request("b", "echo b")])
-    assert isinstance(found[0], DataError) and "a: the server failed on it 2 times, but not on others: APITimeoutError" in str(found[0])
+    assert isinstance(
+        found[0], DataError
+    ) and "a: the server failed on it 2 times, but not on others: no whole answer within timeout_s 0.4" in str(found[0])
     assert isinstance(found[1], Generation)
     patient = served(timeout_s=50)
     patient.start(0, rendered(patient, [Request("a", "hang")])[0])
@@ -325,11 +327,11 @@ def test_openai_hanging_requests_time_out(folder: Path, served: Any) -> None:
 
 
 def test_openai_wrong_keys_models_and_addresses_end_the_job_at_once(folder: Path, served: Any) -> None:
-    with pytest.raises(EngineError, match=r"answers 401 .*see model, base_url and OPENAI_API_KEY"):
+    with pytest.raises(EngineError, match=r"answers 401 .*see base_url, OPENAI_API_KEY and your account"):
         answers(served(), [Request("a", "401")])
     assert len(asked(folder)) == 1
-    with pytest.raises(EngineError, match="answers nonsense"):
-        answers(served(), [Request("a", "nonsense")])
+    nonsense = answers(served(), [Request("a", "nonsense"), Request("b", "echo b")])
+    assert isinstance(nonsense[0], DataError) and "a chat completion without choices" in str(nonsense[0])
     with pytest.raises(EngineError, match="has no model 'other'; it has: toy"):
         served(model="other")
     with pytest.raises(EngineError, match=r"http://127.0.0.1:9/v1/ does not answer .APIConnectionError.*; is the server up"):

@@ -1,38 +1,66 @@
-"""Any server with an OpenAI-compatible chat API (`vllm serve` and others), with bounded concurrency, retries and back-off."""
+"""Any server with an OpenAI-compatible chat API (`vllm serve` and others).
+
+Requests run in one thread's event loop, as many at once as the server can bear (`traffic.py`). What a single one comes to is told in
+`openai_http.py`, what an answer says in `completion.py`.
+Nothing that is the server's fault becomes an item's: a request is sent again for as long as anybody gets answers.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
-import json
-import os
 import queue
+import random
+import sys
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Coroutine
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ccr_dist.errors import DataError, EngineError
 from ccr_dist.generate.engines import base
 from ccr_dist.generate.engines.chat import shrunk
-from ccr_dist.generate.engines.generator import Answer, Generation, Generator, GeneratorOptions, Request, generators, request_seed
+from ccr_dist.generate.engines.generator import Answer, Generator, GeneratorOptions, Request, generators, request_seed
+from ccr_dist.generate.engines.openai_http import Fault, Refused, Server
+from ccr_dist.generate.engines.traffic import Traffic
 
 _NAME = "openai"
-_REFUSES_ITEM = (400, 413, 422)
-_REFUSES_ALL = (401, 403, 404)
-_LONGEST_WAIT_S = 60.0
 _MOMENT_S = 1.0  # how long `advance` waits at most: the caller has other things to do, too
+_SAID_EVERY_S = 30.0
+
+Omitted = Literal["temperature", "top_p", "top_k", "seed", "stop", "repetition_penalty", "response_format"]
 
 
 class OpenAiOptions(GeneratorOptions):
     base_url: str | None = Field(None, description="e.g. http://node7:8000/v1; default: the environment's OPENAI_BASE_URL")
-    concurrency: int = Field(64, ge=1, description="requests at once")
-    timeout_s: float = Field(300, gt=0, description="seconds a request may take")
-    retries: int = Field(5, ge=0, description="times a request is sent again after 429, 5xx, a timeout or a broken connection")
+    concurrency: int = Field(64, ge=1, description="requests at once, at most; fewer while the server is overloaded")
+    timeout_s: float = Field(300, gt=0, description="seconds that a request may take in all")
+    retries: int = Field(5, ge=0, description="times a request is sent again that fails while others are answered")
     backoff_s: float = Field(1, gt=0, description="seconds before the first retry; doubled before each next one, unless the server says")
+    patience_s: float = Field(180, gt=0, description="seconds without any answer to anybody after which the server is given up")
+    omit: tuple[Omitted, ...] = Field((), description="parameters that this server refuses, not to be sent: it uses its own defaults")
+    check_model: bool = Field(True, description="ask the server for its models first, and refuse one that it does not list")
+
+    @field_validator("omit", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("base_url")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        if value is not None and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname):
+            raise ValueError("expected http://HOST:PORT/v1 or https://...")
+        return value
+
+    def sampling(self) -> dict[str, Any]:
+        return super().sampling() | ({"omit": sorted(self.omit)} if self.omit else {})
 
 
 @dataclass(frozen=True)
@@ -49,9 +77,8 @@ class Render:
         options = self.options
         content: list[dict[str, Any]] = [_image(_data_url(image, "png")) for image in shrunk(request.images, options.max_pixels)]
         frames = shrunk(request.frames, options.max_pixels)
-        if options.video and frames:  # a list of JPEGs is how vLLM's server takes frames without a container
-            jpegs = ",".join(_base64(frame, "jpeg") for frame in frames)
-            content.append({"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{jpegs}"}})
+        if options.video and frames:
+            content.append(_video(_base64(frame, "jpeg") for frame in frames))
         else:
             content += [_image(_data_url(frame, "png")) for frame in frames]
         system = [{"role": "system", "content": request.system}] if request.system else []
@@ -72,6 +99,7 @@ class Render:
         further: dict[str, Any] = {"top_k": options.top_k} if options.temperature and options.top_k else {}
         if options.repetition_penalty != 1:
             further["repetition_penalty"] = options.repetition_penalty
+        body, further = ({key: part[key] for key in part if key not in options.omit} for part in (body, further))
         if further:  # not in OpenAI's own API, but in vLLM's
             body["extra_body"] = further
         return Item(body, request.id)
@@ -79,6 +107,11 @@ class Render:
 
 def _image(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _video(jpegs: Any) -> dict[str, Any]:
+    """A list of JPEGs is how vLLM's server takes frames without a container."""
+    return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{','.join(jpegs)}"}}
 
 
 def _data_url(image: Any, kind: str) -> str:
@@ -91,12 +124,26 @@ def _base64(image: Any, kind: str) -> str:
     return base64.b64encode(data.getvalue()).decode()
 
 
+def _small(body: dict[str, Any]) -> dict[str, Any]:
+    """A request that any server answers that takes requests of this form: the same settings, as many media, nothing to do."""
+    from PIL import Image
+
+    grey, asked = Image.new("RGB", (64, 64), "grey"), body["messages"][-1]["content"]
+    content: Any = "Say yes."
+    if not isinstance(asked, str):
+        media = [part for part in asked if part["type"] != "text"]
+        content = [_image(_data_url(grey, "png")) if part["type"] == "image_url" else _video([_base64(grey, "jpeg")]) for part in media]
+        content.append({"type": "text", "text": "Say yes."})
+    return {**body, "messages": [{"role": "user", "content": content}]}
+
+
 @generators.register(_NAME)
 class OpenAi(Generator):
-    """Requests in threads. What the server refuses for its content is an item error; what it refuses to everybody is an EngineError.
+    """What the server refuses for its content is an item error; what it refuses to everybody, or when it is gone, an EngineError.
 
-    A request that failed after all retries is an item error when another one was answered meanwhile, or when a tiny one is answered now:
-    then the fault is the item's. Otherwise the server is gone.
+    A request that the server has no room for waits for its turn again. One that fails in another way is followed by small ones of the same
+    form: only when those are answered, `retries` + 1 times in a row, the fault is the item's. When nobody is answered for `patience_s`, the
+    server is gone.
     """
 
     Options = OpenAiOptions
@@ -107,7 +154,7 @@ class OpenAi(Generator):
             import openai
         self._library = openai
         self.in_flight = options.concurrency
-        self._client: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def identity(self) -> dict[str, Any]:
         options = self._options
@@ -118,112 +165,166 @@ class OpenAi(Generator):
         return {"openai": self._library.__version__}
 
     def load(self) -> None:
-        """Asks the server for its models. EngineError when it does not answer or does not have this one."""
-        options = self._options
-        key = os.environ.get("OPENAI_API_KEY", "none")  # servers of one's own want none
-        self._client = self._library.OpenAI(base_url=options.base_url, api_key=key, timeout=options.timeout_s, max_retries=0)
-        self._where = str(self._client.base_url)
-        self._answered = 0.0
-        self._pool = ThreadPoolExecutor(options.concurrency, "openai")
+        """Asks the server for its models. EngineError when it does not answer or does not have this one, ConfigError for its address."""
+        self._server = Server(self._library, self._options)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=_NAME, daemon=True)
+        self._thread.start()
         self._done: queue.SimpleQueue[tuple[int, Future[Answer]]] = queue.SimpleQueue()
         self._flying = 0
-        self._closed = threading.Event()
-        try:
-            names = [model.id for model in self._persist(self._client.models.list, self._closed).data]
-        except self._library.OpenAIError as e:
-            raise EngineError(f"engine 'openai': {self._where} does not answer ({_said(e)}); is the server up, and is it base_url?") from e
-        if names and options.model not in names:
-            raise EngineError(f"engine 'openai': {self._where} has no model {options.model!r}; it has: {', '.join(names[:20])}")
+        self._failed: BaseException | None = None
+        self._fruitless: float | None = None  # since when requests fail and none is answered
+        self._said_at = 0.0
+        self._traffic = Traffic(self._options.concurrency, self._options.backoff_s)
+        self._run(self._greet()).result()
 
     def close(self) -> None:
-        if self._client is not None:
-            self._closed.set()
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._client.close()
-            self._client = None
+        if (loop := self._loop) is None:
+            return
+        self._loop = None
+        self._done = queue.SimpleQueue()  # what ends from now on is nobody's
+
+        async def end() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await self._server.close()
+
+        try:
+            asyncio.run_coroutine_threadsafe(end(), loop).result(10)
+        except TimeoutError:  # a daemon thread: it ends with the process
+            return
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+        loop.close()
 
     def renderer(self) -> Render:
         return Render(self._options)
 
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
     def start(self, number: int, item: Item) -> None:
         self._flying += 1
-        done = self._done  # this load's: what ends after `close` is nobody's
-        self._pool.submit(self._ask, item, self._client, self._closed).add_done_callback(lambda future: done.put((number, future)))
+        done = self._done
+        self._run(self._ask(number, item)).add_done_callback(lambda future: done.put((number, future)))
 
     def advance(self) -> list[tuple[int, Answer]]:
-        if not self._flying:
-            return []
+        """What was answered before the server was found to be gone comes back first."""
         done: list[tuple[int, Answer]] = []
         try:
-            number, future = self._done.get(timeout=_MOMENT_S)
-            while True:
+            while self._flying and self._failed is None:
+                number, future = self._done.get(timeout=0 if done else _MOMENT_S)
                 self._flying -= 1
-                done.append((number, future.result()))
-                number, future = self._done.get_nowait()
+                self._failed = future.exception()
+                if self._failed is None:
+                    done.append((number, future.result()))
         except queue.Empty:
             return done
+        if self._failed is not None and not done:
+            raise self._failed
+        return done
 
-    def _ask(self, item: Item, client: Any, closed: threading.Event) -> Answer:
-        """In a thread of the pool."""
-        began = time.monotonic()
-        try:
-            answer = self._persist(lambda: client.chat.completions.create(**item.body), closed)
-        except self._library.APIStatusError as e:
-            if e.status_code in _REFUSES_ITEM:
-                self._answered = time.monotonic()
-                return DataError(f"{item.id}: the server refuses it ({_said(e)})")
-            return self._blame(item, began, client, e)
-        except self._library.OpenAIError as e:
-            return self._blame(item, began, client, e)
-        self._answered = time.monotonic()
-        return self._read(item, answer)
+    # -- in the thread of the event loop
 
-    def _persist(self, call: Any, closed: threading.Event) -> Any:
-        """call(), again after what may pass. EngineError for what will not pass; OpenAIError when it did not pass or is the item's."""
-        for attempt in range(self._options.retries + 1):
+    async def _greet(self) -> None:
+        server, options = self._server, self._options
+        for attempt in range(options.retries + 1):
             try:
-                return call()
-            except self._library.APIStatusError as e:
-                error: Exception = e
-                if e.status_code in _REFUSES_ALL:
-                    raise EngineError(f"engine 'openai': {self._where} answers {_said(e)}; see model, base_url and OPENAI_API_KEY") from e
-                if e.status_code != 429 and e.status_code < 500:
-                    raise
-                asked = e.response.headers.get("retry-after", "")
-            except self._library.APIConnectionError as e:  # timeouts included
-                error, asked = e, ""
-            pause = float(asked) if asked.isdecimal() else self._options.backoff_s * 2**attempt
-            if attempt < self._options.retries and closed.wait(min(pause, _LONGEST_WAIT_S)):
-                raise EngineError("engine 'openai' was closed")
-        raise error
+                if options.check_model and (names := await server.models()) and options.model not in names:
+                    raise EngineError(
+                        f"engine 'openai': {server.where} has no model {options.model!r}; it has: {', '.join(names[:20])}. If it knows "
+                        "more than it lists, give --set check_model=false"
+                    )
+                return
+            except Refused as e:
+                await self._try_out(str(e))
+                return
+            except Fault as e:
+                fault = e
+            if attempt < options.retries:
+                await asyncio.sleep(fault.wait_s if fault.wait_s is not None else self._traffic.pause(attempt + 1))
+        raise EngineError(f"engine 'openai': {server.where} does not answer ({fault}); is the server up, and is it base_url?")
 
-    def _blame(self, item: Item, began: float, client: Any, error: Exception) -> DataError:
-        """The item's error, if the server answers others; else EngineError."""
-        tries = self._options.retries + 1
-        if self._answered <= began:
-            control = {"model": self._options.model, "messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 1}
-            try:
-                client.chat.completions.create(**control)
-            except self._library.OpenAIError as e:
-                raise EngineError(
-                    f"engine 'openai': {self._where} is gone: {item.id} failed {tries} times ({_said(error)}), and a small request, too "
-                    f"({_said(e)})"
-                ) from e
-        return DataError(f"{item.id}: the server failed on it {tries} times, but not on others: {_said(error)}")
+    async def _try_out(self, why: str) -> None:
+        """A first question to a server that does not tell its models."""
+        item = Render(self._options)(Request("first", "Say yes.", max_tokens=16))
+        answer = await self._ask(-1, item)
+        if isinstance(answer, DataError):
+            raise EngineError(f"engine 'openai': {self._server.where} does not tell its models ({why}), and of a first question: {answer}")
 
-    def _read(self, item: Item, answer: Any) -> Answer:
+    async def _ask(self, number: int, item: Item) -> Answer:
+        options, tries, blamed = self._options, 0, 0
+        unsure = False  # others were not answered either; a coin then keeps item and control from taking turns with a broken replica
+        while True:
+            late = tries > options.retries  # it had its turns before those that came later
+            async with self._traffic.turn(late, number) as sent:
+                try:
+                    answer = await self._server.ask(item.body, item.id)
+                    self._answered()
+                    return answer
+                except Refused as e:
+                    fault = await self._control(item)
+                    if fault is None:
+                        return DataError(f"{item.id}: the server refuses it ({e})")
+                    if isinstance(fault, Refused):
+                        raise self._refuses_all(item, e, fault) from None
+                except Fault as e:
+                    fault = e
+                tries += 1
+                self._failing(fault, sent)
+                if (not fault.no_room or late) and not (unsure and random.random() < 0.5):
+                    unsure = not await self._answers_others(item, blamed + 1)
+                    blamed = 0 if unsure else blamed + 1
+                    if blamed > options.retries:
+                        return DataError(f"{item.id}: the server failed on it {tries} times, but not on others: {fault}")
+                    if unsure:
+                        self._traffic.jam(sent)
+            if not fault.no_room:
+                await asyncio.sleep(fault.wait_s if fault.wait_s is not None else self._traffic.pause(tries))
+
+    async def _answers_others(self, item: Item, times: int) -> bool:
+        """More and more of them, for there may be several replicas, one of them broken, that take turns."""
+        for _ in range(times):
+            if await self._control(item) is not None:
+                return False
+        return True
+
+    async def _control(self, item: Item) -> Refused | Fault | None:
+        """None when a small request of the same form is answered now."""
         try:
-            choice, usage = answer.choices[0], answer.usage
-            text, finish = choice.message.content or "", choice.finish_reason
-            counts = int(usage.completion_tokens), int(usage.prompt_tokens)
-        except (AttributeError, IndexError, TypeError) as e:
-            shown = json.dumps(answer.model_dump(mode="json"))[:300] if hasattr(answer, "model_dump") else str(answer)[:300]
-            raise EngineError(f"engine 'openai': {self._where} answers nonsense ({e}): {shown}") from e
-        if finish not in ("stop", "length"):
-            return DataError(f"{item.id}: the server gave up on it: {finish}")
-        return Generation(text.strip(), *counts, finish)
+            await self._server.ask(_small(item.body), item.id)
+        except (Refused, Fault) as e:
+            return e
+        self._answered()
+        return None
 
+    def _answered(self) -> None:
+        self._fruitless = None
+        self._traffic.answered()
 
-def _said(error: Exception) -> str:
-    status = getattr(error, "status_code", "")
-    return f"{status} {type(error).__name__}: {str(error)[:300]}".strip()
+    def _failing(self, fault: Fault, sent: float) -> None:
+        """EngineError when nobody has been answered for too long."""
+        if fault.no_room:
+            self._traffic.jam(sent, fault.wait_s)
+        now = time.monotonic()
+        if self._fruitless is None:
+            self._fruitless = now
+        seconds, where = now - self._fruitless, f"engine 'openai': {self._server.where}"
+        if seconds >= self._options.patience_s:
+            raise EngineError(
+                f"{where} is gone, or takes no more requests: nobody was answered for {seconds:.0f} s (patience_s "
+                f"{self._options.patience_s:g}); at last: {fault}. Start the same command again when it is back: what was answered is kept"
+            )
+        if seconds > 5 and now - self._said_at > _SAID_EVERY_S:
+            self._said_at = now
+            print(f"{where} has answered nobody for {seconds:.0f} s ({fault}); it is asked again", file=sys.stderr, flush=True)
+
+    def _refuses_all(self, item: Item, refused: Refused, control: Refused) -> EngineError:
+        sent = sorted((item.body.keys() | item.body.get("extra_body", {}).keys()) & set(Omitted.__args__))  # type: ignore[attr-defined]
+        return EngineError(
+            f"engine 'openai': {self._server.where} refuses {item.id} ({refused}) and a small request of the same form, too ({control}). "
+            f"See model, base_url and OPENAI_API_KEY; a parameter that it does not take is left out by --set omit=NAME ({', '.join(sent)})"
+        )

@@ -1,0 +1,123 @@
+"""What servers with an OpenAI-compatible chat API send back, read leniently where the meaning is clear. Pure functions; no HTTP here.
+
+Servers differ in how they name the end of an answer, in what they leave out, and in how they say that something went wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from ccr_dist.errors import DataError
+from ccr_dist.generate.engines.generator import Answer, Generation
+
+WRAPPED = "answer"  # the key under which a value stands that may not be the root of a schema
+
+_ENDED = {"stop", "eos", "eos_token", "end", "end_turn", "complete", "completed", "stop_sequence", "stop_token", "stop_word"}
+_CUT = {"length", "max_tokens", "max_output_tokens", "max_new_tokens", "model_length", "token_limit"}
+_FILTERED = {"content_filter", "content_filtered", "safety", "recitation", "blocklist", "prohibited_content", "refusal", "sensitive"}
+_FAILED = {"abort", "aborted", "cancelled", "canceled", "error", "insufficient_system_resource", "network_error", "timeout"}
+_STATUSES = {str(status) for status in range(400, 600)}
+_CALLS = {"function_call", "tool_calls", "tool_use"}
+_WRAPPER = re.compile(rf'^\s*\{{\s*"{WRAPPED}"\s*:\s*')
+
+
+class Unreadable(Exception):
+    """An answer that is none: whatever stood between made it, or the server was interrupted. Asking again may help."""
+
+
+def parsed(data: bytes) -> dict[str, Any]:
+    """The JSON object in a body. Unreadable for everything else (a page of a gateway, a cut or endlessly nested text)."""
+    try:
+        payload = json.loads(data)
+    except (ValueError, RecursionError) as e:
+        raise Unreadable(f"no JSON ({type(e).__name__}): {_shown(data)}") from None
+    if not isinstance(payload, dict):
+        raise Unreadable(f"no JSON object: {_shown(data)}")
+    return payload
+
+
+def error_in(payload: dict[str, Any]) -> tuple[int, str] | None:
+    """(its status, what it says) of an error that came with status 200, as proxies send them; None where there is none."""
+    error = payload.get("error")
+    if payload.get("object") == "error":
+        error = payload
+    if not error or payload.get("choices"):
+        return None
+    said = _shown(error)
+    named = [str(error.get(name)) for name in ("code", "status")] if isinstance(error, dict) else []
+    statuses = [int(name) for name in named if name in _STATUSES]
+    return statuses[0] if statuses else 429 if "rate_limit" in said else 500, said
+
+
+def read(payload: dict[str, Any], name: str, *, max_tokens: int, wrapped: bool = False) -> Answer:
+    """The answer in a chat completion; DataError, naming the item, for one that the server filtered. Unreadable where there is none.
+
+    Of several choices the first. Token counts that are not given are 0. An end that is not named, or by a word unknown here, is `length`
+    when all tokens are used up that were allowed, else `stop`. wrapped: the text is a JSON object whose only value is meant.
+    """
+    choice = _choice(payload)
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise Unreadable(f"a choice without a message: {_shown(choice)}")
+    text = _text(message.get("content"))
+    if text is None:
+        text = _text(message.get("refusal"))  # filters know a refusal by its words
+    tokens, prompt_tokens = _count(payload, "completion_tokens"), _count(payload, "prompt_tokens")
+    reason = choice.get("finish_reason")
+    how = str(reason or "").lower()
+    if how in _FAILED:
+        raise Unreadable(f"the answer was broken off: {how}")
+    if how in _FILTERED or (how in _CALLS and not text):
+        return DataError(f"{name}: the server gave up on it: {reason}")
+    length = how in _CUT or (how not in _ENDED and 0 < max_tokens <= tokens)
+    return Generation(_unwrapped(text or "", wrapped).strip(), tokens, prompt_tokens, "length" if length else "stop")
+
+
+def _choice(payload: dict[str, Any]) -> dict[str, Any]:
+    choices = payload.get("choices")
+    if not isinstance(choices, list) or not choices or not all(isinstance(choice, dict) for choice in choices):
+        raise Unreadable(f"a chat completion without choices: {_shown(payload)}")
+    return next((choice for choice in choices if choice.get("index") == 0), choices[0])
+
+
+def _text(content: Any) -> str | None:
+    """Of a string, or of the parts that some servers make of it."""
+    if content is None or isinstance(content, str):
+        return content
+    if isinstance(content, dict):
+        content = [content]
+    if not isinstance(content, list):
+        raise Unreadable(f"expected text, found {_shown(content)}")
+    parts = [part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None for part in content]
+    return "".join(part for part in parts if isinstance(part, str))
+
+
+def _count(payload: dict[str, Any], name: str) -> int:
+    usage = payload.get("usage")
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return int(count) if isinstance(count, int | float) and 0 <= count < 2**53 else 0
+
+
+def _unwrapped(text: str, wrapped: bool) -> str:
+    """The bare value; of an object that was cut off, what there is of it. Text that is no such object stays as it is."""
+    if not wrapped:
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return _WRAPPER.sub("", text)
+    return json.dumps(value[WRAPPED], ensure_ascii=False) if isinstance(value, dict) and value.keys() == {WRAPPED} else text
+
+
+def _shown(what: Any) -> str:
+    """The beginning of a body, or of a JSON value, on one line."""
+    if isinstance(what, bytes):
+        text = what[:600].decode(errors="replace")
+    else:
+        try:
+            text = json.dumps(what, ensure_ascii=False)
+        except (ValueError, RecursionError):
+            text = "..."
+    return " ".join(text.split())[:300] or "nothing"
