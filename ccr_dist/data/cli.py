@@ -140,14 +140,20 @@ def verify_command(
     path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
     decode: Annotated[bool, typer.Option(help="decode every picture")] = True,
     fast: Annotated[bool, typer.Option("--fast", help="records, keys, sizes and indexes only: no payload is read")] = False,
+    mend: Annotated[bool, typer.Option("--repair", help="put right what can be; set aside what its command must make again")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Check digests, keys, indexes and every value. Exit code 3 when something is wrong."""
     from ccr_dist.data.remote import as_url
+    from ccr_dist.data.repair import repair
     from ccr_dist.data.verify import verify
 
     place = as_url(path) or path
     problems = verify(path, decode=decode, fast=fast, progress=not quiet)
+    if mend and problems:
+        for line in repair(problems):
+            show(line, "yellow")
+        problems = [p for p in verify(path, fast=True)] + [p for p in problems if not p.damage]
     if problems:
         shown = "\n".join(str(problem) for problem in problems[:50]) + ("\n..." if len(problems) > 50 else "")
         raise DataError(f"{place}: {len(problems)} problems\n{shown}")

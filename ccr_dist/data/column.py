@@ -5,25 +5,27 @@ The layout on disk is described in `table.py`, values and bytes of each kind in 
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Container, Iterable, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ccr_dist.data import decode, seal, store
+from ccr_dist.data import decode, records, remote, seal, store
 from ccr_dist.data.keys import keys_digest
-from ccr_dist.data.names import maker
-from ccr_dist.data.payload import Places, load_matrix, matrix_places, open_matrix, pick, present_rows, tar_places
+from ccr_dist.data.names import is_column_name, maker
+from ccr_dist.data.payload import Places, load_matrix, matrix_places, open_matrix, pick, present_rows, read_index, tar_places
 from ccr_dist.data.recent import Recent
-from ccr_dist.data.tar import ShardIndex, TarWriter, read_at, will_read
+from ccr_dist.data.tar import ShardIndex, TarWriter, forget_files, read_at, will_read
 from ccr_dist.errors import DataError
 
 if TYPE_CHECKING:
     from ccr_dist.data.table import Dataset
 
+_META = {"kind": str, "extension": str, "plan": dict, "provenance": dict, "view_of": str, "field": str}
 _PLACES_HELD = 1 << 23  # rows whose places a column keeps at hand, 16 bytes each
 
 
@@ -51,6 +53,24 @@ class Opened(NamedTuple):
     places: Places
 
 
+@lru_cache(maxsize=1 << 16)
+def _digest(path: str, mtime: int) -> str:
+    """sha256 of a file as it was changed at `mtime` (ns)."""
+    return store.sha256_file(path)
+
+
+class Foreign(NamedTuple):
+    """What indexing found out about a tar and one column in it. crc: CRC-32 of each row's member, 0 where it has none; nulls: rows that
+    say nothing; bad: rows (among the nulls) whose value cannot be used, and why; mtime: ns."""
+
+    bytes: int
+    sha256: str
+    mtime: int
+    crc: list[int]
+    nulls: list[int]
+    bad: dict[int, str]
+
+
 class Column:
     """One column of a dataset: `name`, `kind`, `extension`, `plan`, `plan_digest`, `provenance`, `view_of`, `field`.
 
@@ -61,18 +81,19 @@ class Column:
         self.dataset = dataset
         self.name = name
         self.folder = dataset.root / name
-        meta = store.read_json(self.folder / "column.json")
-        try:
-            self.kind: str = meta["kind"]
-            self.extension: str = meta["extension"]
-            self.plan: dict[str, Any] = meta["plan"]
-            self.provenance: dict[str, Any] = meta["provenance"]
-        except (KeyError, TypeError) as e:
-            raise DataError(f"{self.folder / 'column.json'}: expected kind, extension, plan and provenance ({e!r})") from None
+        path = self.folder / "column.json"
+        meta = store.check_object(store.read_json(path), _META, path, optional=("view_of", "field"))
+        self.kind: str = meta["kind"]
+        self.extension: str = meta["extension"]
+        self.plan: dict[str, Any] = meta["plan"]
+        self.provenance: dict[str, Any] = meta["provenance"]
         self.view_of: str | None = meta.get("view_of")
         self.field: str | None = meta.get("field")
+        if self.kind not in decode.KINDS or not is_column_name(self.view_of or "image"):
+            raise DataError(f"{path}: kind {self.kind!r}, view of {self.view_of!r}: the file was edited or damaged")
         self.plan_digest = store.digest_json(self.plan)
         self._records: dict[int, dict[str, Any]] = {}
+        self._whole: set[int] = set()  # shards whose payload was found to be of the recorded size
         self._shards: Recent[Opened] = Recent(max(16, _PLACES_HELD // max(1, max(dataset.shard_rows, default=1))))
 
     def __repr__(self) -> str:
@@ -97,41 +118,111 @@ class Column:
 
         StorageError, ConfigError.
         """
-        name, remote = self.dataset.shards[shard], self.dataset.remote
+        name, behind = self.dataset.shards[shard], self.dataset.remote
         if what in ("record", "stats"):
             return self.folder / (name + {"record": ".json", "stats": ".stats.json"}[what])
         recorded = self._seal or shard in self._records or self.path(shard, "record").exists()
         if what == "index":
             path = self.folder / f"{name}.index.json"
-            if remote and recorded and fetch:
-                remote.bring(path, lambda: [f"{self.name}/{self.dataset.shards[i]}.index.json" for i in self.finished()])
+            if behind and recorded and fetch:
+                behind.bring(path, lambda: [f"{self.name}/{self.dataset.shards[i]}.index.json" for i in self.recorded()])
             return path
-        own = name + (".npy" if self.kind == "matrix" else ".tar")
         if not recorded:
-            return self.folder / own
-        path = self.folder / self.record(shard).get("url", own)
-        return remote.payload(path, self.record(shard)) if remote and fetch else path
+            return self.own_payload(shard)
+        path = self.folder / self.record(shard).get("url", self._own(shard))
+        return behind.payload(path, self.record(shard)) if behind and fetch else path
 
-    def finished(self) -> set[int]:
+    def _own(self, shard: int) -> str:
+        return self.dataset.shards[shard] + (".npy" if self.kind == "matrix" else ".tar")
+
+    def own_payload(self, shard: int) -> Path:
+        """Where a payload that is made here lies, whether it is there or not."""
+        return self.folder / self._own(shard)
+
+    def recorded(self) -> set[int]:
         """The shards that have a commit record, by looking."""
+        if self._seal:
+            return set(range(len(self.dataset.shards)))
         names = set(os.listdir(self.folder))  # noqa: PTH208
         return {i for i, shard in enumerate(self.dataset.shards) if f"{shard}.json" in names}
+
+    def finished(self) -> set[int]:
+        """The shards that are there: with a commit record, an index, and a payload of the recorded size. By looking; nothing is read.
+
+        Behind a store: by its listing. OSErrors pass; StorageError.
+        """
+        return self.recorded() - self.lost().keys()
+
+    def lost(self) -> dict[int, str]:
+        """What is wrong with shards that have a commit record but whose record is damaged, or whose payload or index is gone or cut.
+
+        Committing such a shard makes it anew (`settled`); one with a damaged record is put right by `shards verify --repair`.
+        """
+        names = set(os.listdir(self.folder))  # noqa: PTH208
+        faults = {shard: self._fault(shard, names) for shard in sorted(self.recorded())}
+        return {shard: why for shard, why in faults.items() if why is not None}
+
+    def whole(self, shard: int) -> bool:
+        """Whether one shard is finished, by looking."""
+        if not (self._seal or self.path(shard, "record").exists()):
+            return False
+        names = (self._own(shard), f"{self.dataset.shards[shard]}.index.json")
+        return self._fault(shard, {name for name in names if (self.folder / name).exists()}) is None
+
+    def _fault(self, shard: int, names: Container[str]) -> str | None:
+        """names: what is in the column's folder. A record that another process replaced since is read again."""
+        again = shard in self._records
+        try:
+            why = self._fault_of(shard, self.record(shard), names)
+            if why and again and not self._seal:
+                self._forget(shard)
+                why = self._fault_of(shard, self.record(shard), names)
+        except DataError as e:
+            return str(e)
+        return why
+
+    def _fault_of(self, shard: int, record: dict[str, Any], names: Container[str]) -> str | None:
+        own, behind, name = self._own(shard), self.dataset.remote, self.dataset.shards[shard]
+        if not (self._seal or behind or f"{name}.index.json" in names):
+            return f"{self.path(shard, 'index')}: missing"
+        if shard in self._whole and ("url" in record or behind or own in names):
+            return None
+        path = self.folder / record.get("url", own)
+        size = records.size_of(path) if "url" in record or own in names else None
+        if size is None and behind:
+            size = behind.sizes().get(remote.relative(path, self.dataset.root, self.dataset.place))
+        if (why := records.fault(record, size)) is not None:
+            return f"{path}: {why}"
+        self._whole.add(shard)
+        return None
+
+    def _forget(self, shard: int) -> None:
+        self._records.pop(shard, None)
+        self._whole.discard(shard)
+        self._shards.pop(shard)
 
     def missing(self) -> list[int]:
         done = self.finished()
         return [i for i in range(len(self.dataset.shards)) if i not in done]
 
+    @property
+    def remedy(self) -> str:
+        """The command that makes what is missing of this column, as far as is known."""
+        if self.dataset.remote and self.dataset.remote.mirror:
+            return f"ccr-dist shards push FOLDER {self.dataset.place}"
+        if "indexed" in self.plan:
+            return str(self.provenance.get("command", "ccr-dist shards index"))
+        return str(self.provenance.get("command", maker(self.name, self.dataset.place)))
+
     def require_complete(self) -> None:
         """DataError naming the missing shards and what would make them."""
-        if self._seal:
-            return
         if missing := self.missing():
+            lost = self.lost()
             names = ", ".join(self.dataset.shards[i] for i in missing[:8]) + (", ..." if len(missing) > 8 else "")
-            raise DataError(
-                f"{self.dataset.place}/{self.name}: {len(missing)} of {len(self.dataset.shards)} shards are missing ({names}); "
-                f"run the command that makes the column (usually `{maker(self.name, self.dataset.place)}`) again, "
-                "it makes the missing ones only"
-            )
+            what = f"{self.dataset.place}/{self.name}: {len(missing)} of {len(self.dataset.shards)} shards are missing ({names}); "
+            if lost:
+                what += f"of {len(lost)} the payload or the record is lost: {next(iter(lost.values()))}; "
+            raise DataError(what + f"run the command that makes the column (usually `{self.remedy}`) again, it makes the missing ones only")
 
     def record(self, shard: int) -> dict[str, Any]:
         """The commit record of a shard. DataError when it is not finished, or not of this dataset and plan."""
@@ -146,7 +237,8 @@ class Column:
         except DataError:
             if path.exists():
                 raise
-            raise DataError(f"{path}: this shard is not finished; `{maker(self.name, self.dataset.place)}` makes such columns") from None
+            raise DataError(f"{path}: this shard is not finished; `{self.remedy}` makes such columns") from None
+        records.check(record, path)
         expected = {"rows": self.dataset.shard_rows[shard], "keys": self.dataset.shard_keys[shard], "plan": self.plan_digest}
         store.require_same(path, {k: record.get(k) for k in expected}, expected, "the record belongs to other rows or another plan")
         return record
@@ -165,19 +257,35 @@ class Column:
 
     def present(self, shard: int) -> np.ndarray:
         """(rows,) bool: the row has a value that is not null and not empty."""
-        rows = self.record(shard)["rows"]
-        return self._seal.present(shard) if self._seal else present_rows(self.path(shard, "index"), rows)
+        record = self.record(shard)
+        return self._seal.present(shard) if self._seal else present_rows(self.path(shard, "index"), record.get("index"), record["rows"])
+
+    def index(self, shard: int) -> dict[str, Any]:
+        """The content of the index file of a finished shard. DataError when it is damaged."""
+        return read_index(self.path(shard, "index"), self.record(shard).get("index"))
 
     # -- reading
 
     def _open(self, shard: int) -> Opened:
-        record, remote = self.record(shard), self.dataset.remote
-        path = None if remote else str(self.path(shard))
+        record = self.record(shard)
+        path = None if self.dataset.remote else str(self._unchanged(shard, self.path(shard)))
         if self._seal:
             return Opened(path, record["sha256"], self._seal.places(shard))
         if self.kind == "matrix":
             return Opened(path, record["sha256"], matrix_places(self.path(shard), record["rows"]))
-        return Opened(path, record["sha256"], tar_places(self.path(shard, "index"), self.extension, record["rows"]))
+        return Opened(path, record["sha256"], tar_places(self.path(shard, "index"), record.get("index"), self.extension, record["rows"]))
+
+    def _unchanged(self, shard: int, path: Path) -> Path:
+        """The payload's path. DataError when it is not the file that was recorded, as far as size and time tell.
+
+        A tar made elsewhere whose time is another is read whole, once a process: it may have been copied, or been written anew.
+        """
+        record, found = self.record(shard), os.stat(path)  # noqa: PTH116 (often)
+        if why := records.fault(record, found.st_size):
+            raise DataError(f"{path}: {why}: cut, damaged or changed since; `{self.remedy}` makes it again")
+        if record.get("mtime", found.st_mtime_ns) != found.st_mtime_ns and _digest(str(path), found.st_mtime_ns) != record["sha256"]:
+            raise DataError(f"{path}: changed after it was indexed (time and sha256 are others); index it again: `{self.remedy}`")
+        return path
 
     def _opened(self, shard: int) -> Opened:
         return self._shards.made(shard, lambda: self._open(shard))
@@ -229,6 +337,41 @@ class Column:
 
     # -- writing
 
+    def settled(self, shard: int) -> bool:
+        """Whether nothing is to be made of a shard: it is finished, or its payload waits for a record. One that is lost is set aside first.
+
+        To be asked by whoever may make the shard now. DataError for a damaged record.
+        """
+        if self._seal or self.path(shard, "record").exists():
+            if self.whole(shard) or self._fault(shard, set(os.listdir(self.folder))) is None:  # noqa: PTH208 (a listing is fresh on NFS)
+                return True
+            record, payload = self.record(shard), self.own_payload(shard)
+            if records.size_of(payload) != record["bytes"] or store.sha256_file(payload) != record["sha256"]:
+                self.set_aside(shard)
+            else:  # only its index is gone: as if nobody had recorded the payload yet
+                self.path(shard, "record").unlink()
+                self._forget(shard)
+        return self.own_payload(shard).exists()
+
+    def set_aside(self, shard: int) -> Path | None:
+        """Makes a damaged shard a missing one: its own payload is kept as `<name>.damaged` (returned), what tells about it is removed.
+
+        The record goes last: a shard that this was interrupted over is lost still, and set aside again.
+        """
+        payload, kept = self.own_payload(shard), None
+        record = self.path(shard, "record")
+        seal.remove(self.folder)
+        self.__dict__.pop("_seal", None)
+        self._forget(shard)
+        forget_files()  # what is made anew may have the same digest
+        if os.path.lexists(payload):
+            kept = payload.with_name(f"{payload.name}.damaged")
+            payload.replace(kept)
+        for path in (self.path(shard, "index", fetch=False), self.path(shard, "stats"), record.with_suffix(".errors.jsonl"), record):
+            path.unlink(missing_ok=True)
+        store.sync_folder(self.folder)
+        return kept
+
     def commit(self, shard: int, values: Iterable[bytes | None]) -> bool:
         """Writes a shard from its rows' encoded values, in key order; null rows are None. Exactly one of several committers gets True.
 
@@ -236,10 +379,10 @@ class Column:
         """
         if self.kind == "matrix":
             raise DataError(f"{self.folder}: commit_matrix() writes a matrix column")
-        payload = self.path(shard)
-        if self.path(shard, "record").exists():
+        if self.whole(shard):
             return False
-        if not payload.exists():
+        payload = self.own_payload(shard)
+        if not self.settled(shard):
             keys, null, count = self.dataset.keys(shard), b"" if self.kind in decode.BINARY else b"null", 0
             with store.staged(payload) as tmp:
                 with TarWriter(tmp) as tar:
@@ -254,7 +397,7 @@ class Column:
                 if count != len(keys):
                     raise DataError(f"{payload}: {count} values for the {len(keys)} rows of the shard")
                 store.publish_once(tmp, payload)
-        return self._record_payload(shard)
+        return self.commit_payload(shard)
 
     def _check(self, data: bytes, what: str) -> None:
         if self.kind in decode.BINARY:
@@ -276,10 +419,10 @@ class Column:
         """
         if self.kind != "matrix":
             raise DataError(f"{self.folder}: commit() writes a {self.kind} column")
-        payload, rows = self.path(shard), self.dataset.shard_rows[shard]
-        if self.path(shard, "record").exists():
+        payload, rows = self.own_payload(shard), self.dataset.shard_rows[shard]
+        if self.whole(shard):
             return False
-        if not payload.exists():
+        if not self.settled(shard):
             number = np.ones(rows, np.int32) if counts is None else np.asarray(counts, np.int32)
             null_rows = np.fromiter(nulls, np.int64)
             if len(null_rows) and counts is None:
@@ -297,45 +440,53 @@ class Column:
                     np.save(file, half, allow_pickle=False)
                     np.save(file, number, allow_pickle=False)
                 store.publish_once(tmp, payload)
-        return self._record_payload(shard)
+        return self.commit_payload(shard)
 
-    def commit_foreign(self, shard: int, url: Path, index: ShardIndex, sha256: str) -> bool:
+    def commit_foreign(self, shard: int, url: Path, index: ShardIndex, found: Foreign) -> bool:
         """Records a shard whose payload is a tar made elsewhere (absolute `url`); `index` is what `ShardIndex.scan` found in it."""
-        return self._record(shard, {"url": str(url)}, index, url.stat().st_size, sha256)
+        about = {"crc": found.crc} | ({"bad": {str(row): why for row, why in found.bad.items()}} if found.bad else {})
+        content = {**index.to_json(), **about, "nulls": found.nulls}
+        return self._publish(shard, content, found.bytes, found.sha256, {"url": str(url), "mtime": found.mtime})
 
     def write_stats(self, shard: int, stats: dict[str, Any]) -> None:
         """Telemetry beside the shard (seconds, host, bad rows); replaces an earlier one."""
         store.replace_atomic(self.path(shard, "stats"), store.pretty_json(stats))
 
-    def _record_payload(self, shard: int) -> bool:
+    def commit_payload(self, shard: int) -> bool:
         """Index and record of the payload that is there: one's own, another committer's, or one that a crash left without a record."""
-        payload = self.path(shard)
-        index = None if self.kind == "matrix" else ShardIndex.scan(payload)
-        return self._record(shard, {}, index, payload.stat().st_size, store.sha256_file(payload))
+        payload = self.own_payload(shard)
+        sha256 = store.sha256_file(payload)
+        return self._publish(shard, self.content_of(shard, payload, sha256), payload.stat().st_size, sha256, {})
 
-    def _record(self, shard: int, extra: dict[str, Any], index: ShardIndex | None, size: int, sha256: str) -> bool:
-        path = Path(extra.get("url", self.path(shard)))
-        if index is None:
+    def content_of(self, shard: int, path: Path, sha256: str) -> dict[str, Any]:
+        """What belongs into the index of a payload made here. DataError for one that is not of this shard."""
+        if self.kind == "matrix":
             _, counts = open_matrix(path)
             if len(counts) != self.dataset.shard_rows[shard]:
                 raise DataError(f"{path}: left by something else (wrong number of rows); remove it and run again")
-            nulls = np.flatnonzero(counts == 0).tolist()
             content: dict[str, Any] = {"keys": self.dataset.shard_keys[shard]}
             if (counts != 1).any():
                 content["counts"] = counts.tolist()
-        else:
-            if keys_digest(index.keys) != self.dataset.shard_keys[shard]:
-                where = f"shard {self.dataset.shards[shard]} of {self.dataset.root}"
-                raise DataError(f"{path}: its keys are not those of {where}; remove it and run again")
-            offsets, sizes = pick(index, self.extension)
-            nulls = [i for i in range(len(index.keys)) if not self._present(path, sha256, int(offsets[i]), int(sizes[i]), index.keys[i])]
-            content = index.to_json()
-        store.create_once(self.path(shard, "index"), store.canonical_json({**content, "nulls": nulls}))
+            return {**content, "nulls": np.flatnonzero(counts == 0).tolist()}
+        index = ShardIndex.scan(path)
+        if keys_digest(index.keys) != self.dataset.shard_keys[shard]:
+            where = f"shard {self.dataset.shards[shard]} of {self.dataset.root}"
+            raise DataError(f"{path}: its keys are not those of {where}; remove it and run again")
+        offsets, sizes = pick(index, self.extension)
+        there = (self._present(path, sha256, int(offsets[i]), int(sizes[i]), key) for i, key in enumerate(index.keys))
+        return {**index.to_json(), "nulls": [i for i, present in enumerate(there) if not present]}
+
+    def _publish(self, shard: int, content: dict[str, Any], size: int, sha256: str, extra: dict[str, Any]) -> bool:
+        """Index, then record: the shard is there. The index of another payload, which a crash left, is replaced."""
+        path, data = self.path(shard, "index", fetch=False), store.canonical_json(content)
+        if not store.create_once(path, data) and path.read_bytes() != data:
+            store.replace_atomic(path, data)
         record = {"rows": self.dataset.shard_rows[shard], "bytes": size, "sha256": sha256, "plan": self.plan_digest}
-        record |= {"keys": self.dataset.shard_keys[shard], "nulls": len(nulls), **extra}
+        record |= {"keys": self.dataset.shard_keys[shard], "nulls": len(content["nulls"]), "index": hashlib.sha256(data).hexdigest()}
         seal.remove(self.folder)
         self.__dict__.pop("_seal", None)
-        return store.create_once(self.path(shard, "record"), store.pretty_json(record))
+        self._forget(shard)
+        return store.create_once(self.path(shard, "record"), store.pretty_json(store.with_digest({**record, **extra})))
 
     def _present(self, path: Path, sha256: str, offset: int, size: int, key: str) -> bool:
         if size <= 0 or self.kind in decode.BINARY:

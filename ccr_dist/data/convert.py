@@ -188,7 +188,7 @@ def _file_names(dataset: Dataset) -> dict[str, str]:
     names = {key: f"{key}.jpg" for shard in range(len(dataset.shards)) for key in dataset.keys(shard)}
     media = next((name for name in ("image", "video") if name in dataset.columns()), None)
     for shard in range(len(dataset.shards)) if media else ():
-        index = store.read_json(dataset.column(media or "").path(shard, "index"))
+        index = dataset.column(media or "").index(shard)
         for extension, places in index["members"].items():
             names |= {key: f"{key}.{extension}" for key, size in zip(index["keys"], places["sizes"], strict=True) if size > 0}
     return names

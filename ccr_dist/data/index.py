@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import glob
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ccr_dist.data import store
+from ccr_dist.data import decode, store
 from ccr_dist.data.bar import bar
+from ccr_dist.data.column import Foreign
+from ccr_dist.data.payload import pick
 from ccr_dist.data.remote import require_local
 from ccr_dist.data.table import Column, Dataset, create_column, create_dataset
-from ccr_dist.data.tar import ShardIndex
+from ccr_dist.data.tar import ShardIndex, read_at
 from ccr_dist.errors import ConfigError, DataError
 
 PICTURES = "jpg;jpeg;png;webp;gif;bmp;tif;tiff"
@@ -138,7 +141,15 @@ def _record(columns: list[Column], shard: int, path: Path, scan: ShardIndex, sum
         extensions = column.extension.split(";")
         own = ShardIndex(scan.keys, {ext: places for ext, places in scan.members.items() if ext in extensions}, scan.ignored)
         if column in todo:
-            summary.recorded += column.commit_foreign(shard, path, own, sha256)
+            offsets, sizes = pick(own, column.extension)
+            crc, nulls, found = [], [], path.stat()
+            for row, key in enumerate(scan.keys):
+                data = read_at(path, int(offsets[row]), int(sizes[row]), sha256) if sizes[row] > 0 else b""
+                what = f"{path} item {key!r}"
+                value = decode.decode(column.kind, data, what, extension=column.extension, field=column.field) if data else None
+                nulls += [row] * (not decode.is_present(column.kind, value))
+                crc.append(zlib.crc32(data))
+            summary.recorded += column.commit_foreign(shard, path, own, Foreign(found.st_size, sha256, found.st_mtime_ns, crc, nulls, {}))
         else:
             summary.there += 1
         gone = [key for row, key in enumerate(scan.keys) if all(sizes[row] < 0 for _, sizes in own.members.values())]

@@ -22,11 +22,12 @@ class Keys:
     def __init__(self, path: Path, digest: str) -> None:
         try:
             self._data = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise DataError(f"{path}: missing; the dataset is damaged") from None
         if hashlib.sha256(self._data[:-1]).hexdigest() != digest or self._data[-1:] not in (b"", b"\n"):
             raise DataError(
-                f"{path}: not the keys that dataset.json speaks of: damaged, or left by another build; remove {path.parent.parent}"
+                f"{path}: not the keys that dataset.json speaks of: damaged, or left by another build; `ccr-dist shards verify --repair` "
+                f"takes them from a column where it can; else remove {path.parent.parent}"
             )
         self._ends = np.flatnonzero(np.frombuffer(self._data, np.uint8) == ord("\n")).astype(np.int32)
 

@@ -5,16 +5,17 @@ What a column is, and how payloads are committed, is in `column.py`; reading byt
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ccr_dist.data import store
 from ccr_dist.data.tar import ShardIndex
 from ccr_dist.errors import DataError
 
-_AGAIN = "remove it and the record beside it and run the command that makes the column again"
+_AGAIN = "`ccr-dist shards verify --repair` puts it right, or says what does"
 
 
 class Places(NamedTuple):
@@ -35,24 +36,45 @@ def pick(index: ShardIndex, extensions: str) -> tuple[np.ndarray, np.ndarray]:
     return offsets, sizes
 
 
-def tar_places(path: Path, extensions: str, rows: int) -> Places:
-    """From the index file of a tar shard. DataError when it is damaged."""
-    content = store.read_json(path)
+def read_index(path: Path, sha256: str | None) -> dict[str, Any]:
+    """The content of an index file. DataError unless it is there, and is what the commit record says (None: it says nothing)."""
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: there is no such file; {_AGAIN}") from None
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise DataError(f"{path}: damaged index (not the sha256 that the commit record says); {_AGAIN}")
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{path}: damaged index (not valid JSON: {e}); {_AGAIN}") from e
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: damaged index ({repr(content)[:80]}); {_AGAIN}")
+    return content
+
+
+def tar_places(path: Path, sha256: str | None, extensions: str, rows: int) -> Places:
+    """From the index file of a tar shard; rows with a bad value have no place. DataError when it is damaged."""
+    content = read_index(path, sha256)
     try:
         offsets, sizes = pick(ShardIndex.from_json(content), extensions)
         if len(sizes) != rows:
             raise ValueError(f"{len(sizes)} rows, expected {rows}")
-    except (KeyError, TypeError, IndexError, ValueError) as e:
+        sizes[[int(row) for row in content.get("bad", ())]] = -1
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as e:
         raise DataError(f"{path}: damaged index ({e!r}); {_AGAIN}") from e
     return Places(offsets, sizes)
 
 
-def present_rows(path: Path, rows: int) -> np.ndarray:
+def present_rows(path: Path, sha256: str | None, rows: int) -> np.ndarray:
     """(rows,) bool: not among the null rows of an index file. DataError when it is damaged."""
-    present = np.ones(rows, np.bool_)
+    present, content = np.ones(rows, np.bool_), read_index(path, sha256)
     try:
-        present[np.asarray(store.read_json(path)["nulls"], np.int64)] = False
-    except (KeyError, TypeError, IndexError, ValueError) as e:
+        nulls = np.asarray(content["nulls"], np.int64)
+        if nulls.ndim != 1 or nulls.min(initial=0) < 0:
+            raise ValueError(f"null rows {nulls.tolist()[:8]}")
+        present[nulls] = False
+    except (KeyError, TypeError, IndexError, ValueError, OverflowError) as e:
         raise DataError(f"{path}: damaged index ({e!r}); {_AGAIN}") from e
     return present
 
@@ -64,9 +86,12 @@ def open_matrix(path: Path) -> tuple[np.memmap, np.ndarray]:
         with path.open("rb") as file:
             file.seek(array.offset + array.nbytes)
             counts = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, AttributeError) as e:
+        whole = int(counts.sum()) == len(array) and counts.min(initial=0) >= 0
+    except OSError:
+        raise
+    except Exception as e:  # NumPy raises nearly anything over a damaged header: MemoryError for a size that cannot be, SyntaxError
         raise DataError(f"{path}: not a whole matrix shard ({e}); {_AGAIN}") from e
-    if array.ndim != 2 or array.dtype != np.float16 or counts.ndim != 1 or int(counts.sum()) != len(array):
+    if array.ndim != 2 or array.dtype != np.float16 or counts.ndim != 1 or not whole:
         raise DataError(
             f"{path}: expected (N, D) float16 and counts that sum to N, found {array.dtype} {array.shape} and {counts.shape}; {_AGAIN}"
         )

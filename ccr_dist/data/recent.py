@@ -21,6 +21,10 @@ class Recent(Generic[T]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def pop(self, key: Hashable) -> None:
+        """Forgets a value, if it is kept."""
+        self._values.pop(key, None)
+
     def made(self, key: Hashable, make: Callable[[], T]) -> T:
         """The value kept under `key`, or else what make() gives, in place of the one made first."""
         value = self._values.get(key)

@@ -38,6 +38,7 @@ _PART, _PARTS = 8 << 20, 4  # bytes of a range of a payload; ranges asked for at
 _LOOK_AGAIN_S = 60.0  # a process that opens a URL again within this time does not ask the store again
 
 _looked: dict[Path, float] = {}
+_listed: dict[str, tuple[float, dict[str, int]]] = {}
 
 
 def as_url(path: str | Path) -> str | None:
@@ -185,6 +186,14 @@ class Remote:
     root: Path
     mirror: bool
 
+    def sizes(self) -> dict[str, int]:
+        """{name: bytes} of what the store has; asked for once a minute at most."""
+        when, found = _listed.get(self.url, (float("-inf"), {}))
+        if time.monotonic() - when >= _LOOK_AGAIN_S:
+            found = {name: size for name, (size, _) in Store(self.url).listing().items()}
+            _listed[self.url] = (time.monotonic(), found)
+        return found
+
     def bring(self, path: Path, siblings: Callable[[], Iterable[str]]) -> None:
         """Makes a small file be there, with its siblings (names relative to the dataset), which will be wanted as well."""
         if path.exists():
@@ -223,7 +232,7 @@ def behind(root: Path) -> Remote | None:
     path = root / MARK
     if not path.exists():
         return None
-    mark = store.read_json(path)
+    mark = store.check_object(store.read_json(path), {"url": str, "mirror": bool}, path)
     return Remote(mark["url"], root, mark["mirror"])
 
 
@@ -256,6 +265,7 @@ def mirror(url: str) -> Path:
 def look_again() -> None:
     """Makes the next opening of any URL ask the store (after this process has written to one)."""
     _looked.clear()
+    _listed.clear()
 
 
 def _refresh(where: Store, root: Path) -> None:

@@ -1,7 +1,8 @@
 """A sealed column: what its records and indexes say, in two files, so that opening it takes two reads instead of two a shard.
 
     COLUMN/sealed.json   {"format": 1, "dataset", "plan": digests, "width": D of a matrix, else 0, "places": {"bytes", "sha256"} of
-                         sealed.npy, "shards": [{"bytes", "sha256", "nulls" [, "url"]}]}; written last
+                         sealed.npy, "shards": [what the commit record has beside rows, plan and keys, and "check": sha256 of the
+                         shard's part of sealed.npy], "digest": of the rest}; written last
     COLUMN/sealed.npy    uint8, the rows with a value as bits, each shard from a new byte on (empty if there is no null row); then, in
                          the same file, int64 (rows, 2), offset and size in the payload (of a matrix: its vectors' bytes; size 0 or
                          -1: no bytes)
@@ -12,6 +13,7 @@ removes it. `tests/benchmarks/loader_start.py` measures what it saves.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ccr_dist.data import store
+from ccr_dist.data import records, store
 from ccr_dist.data.bar import bar
 from ccr_dist.data.payload import Places
 from ccr_dist.data.tar import read_at
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from ccr_dist.data.table import Dataset
 
 FORMAT = 1
+_FIELDS = {"format": int, "dataset": str, "plan": str, "width": int, "places": dict, "shards": list}
+_AGAIN = "remove it, or make it again with `ccr-dist shards seal`"
 META, _PLACES = "sealed.json", "sealed.npy"
 
 
@@ -42,7 +46,9 @@ class Seal:
         asked = {"format": FORMAT, "dataset": dataset.digest, "plan": column.plan_digest}
         rows = np.asarray(dataset.shard_rows, np.int64)
         try:
-            self._shards, self._width, self._sha256 = meta["shards"], int(meta["width"]), meta["places"]["sha256"]
+            store.check_object(meta, _FIELDS, meta_path)
+            self._shards = meta["shards"]
+            self._width, self._sha256 = meta["width"], str(meta["places"]["sha256"])
             fits = {key: meta[key] for key in asked} == asked and len(self._shards) == len(rows)
             with self._path.open("rb") as file:
                 self._bits = np.load(file, allow_pickle=False)
@@ -50,33 +56,50 @@ class Seal:
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)
                 self._at = file.tell()
                 size = os.fstat(file.fileno()).st_size
+            fits = fits and all(isinstance(shard, dict) for shard in self._shards) and self._bits.dtype == np.uint8 and self._bits.ndim == 1
             fits = fits and shape == (dataset.rows, 2) and dtype == np.int64 and size == meta["places"]["bytes"]
-        except (KeyError, TypeError, ValueError, EOFError, FileNotFoundError) as e:
-            raise DataError(f"{meta_path}: damaged seal ({e!r}); remove it, or make it again with `ccr-dist shards seal`") from e
+        except (FileNotFoundError, DataError) as e:
+            raise DataError(f"{meta_path}: damaged seal ({e}); {_AGAIN}") from e
+        except OSError:
+            raise
+        except Exception as e:  # NumPy raises nearly anything over a damaged header
+            raise DataError(f"{meta_path}: damaged seal ({e!r}); {_AGAIN}") from e
         if not fits:
-            raise DataError(f"{meta_path}: the seal of something else; remove it, or make it again with `ccr-dist shards seal`")
+            raise DataError(f"{meta_path}: the seal of something else; {_AGAIN}")
         self._first = np.concatenate([[0], np.cumsum(rows)])
         self._first_bit = np.concatenate([[0], np.cumsum((rows + 7) // 8)])
 
     def record(self, shard: int) -> dict[str, Any]:
         """As the commit record has it."""
-        dataset, mine = self._column.dataset, self._shards[shard]
-        same = {"rows": dataset.shard_rows[shard], "bytes": mine["bytes"], "sha256": mine["sha256"], "plan": self._column.plan_digest}
-        return {**same, "keys": dataset.shard_keys[shard], **{key: mine[key] for key in ("nulls", "url") if key in mine}}
+        dataset, mine = self._column.dataset, {key: value for key, value in self._shards[shard].items() if key != "check"}
+        record = {"rows": dataset.shard_rows[shard], "plan": self._column.plan_digest, "keys": dataset.shard_keys[shard], **mine}
+        return records.check(record, self._column.folder / META)
 
-    def present(self, shard: int) -> np.ndarray:
-        """(rows,) bool."""
-        rows = self._column.dataset.shard_rows[shard]
-        if not self._shards[shard]["nulls"]:
-            return np.ones(rows, np.bool_)
-        start, stop = self._first_bit[shard : shard + 2]
-        return np.unpackbits(self._bits[start:stop], count=rows).astype(np.bool_)
-
-    def places(self, shard: int) -> Places:
+    def _part(self, shard: int) -> tuple[bytes, bytes]:
+        """(bits of the rows with a value, places) as they are stored. DataError when they are not what was sealed."""
         start, stop = (int(row) for row in self._first[shard : shard + 2])
         data = read_at(self._path, self._at + 16 * start, 16 * (stop - start), self._sha256)
-        pairs = np.frombuffer(data, np.int64).reshape(-1, 2)
+        first, last = self._first_bit[shard : shard + 2]
+        bits = self._bits[first:last].tobytes()
+        if self._shards[shard].get("check", check := _check(bits, data)) != check:
+            name = self._column.dataset.shards[shard]
+            raise DataError(f"{self._path}: damaged seal (the part of shard {name} is not what was sealed); {_AGAIN}")
+        return bits, data
+
+    def present(self, shard: int) -> np.ndarray:
+        """(rows,) bool. DataError."""
+        rows = self._column.dataset.shard_rows[shard]
+        if not self.record(shard)["nulls"]:
+            return np.ones(rows, np.bool_)
+        return np.unpackbits(np.frombuffer(self._part(shard)[0], np.uint8), count=rows).astype(np.bool_)
+
+    def places(self, shard: int) -> Places:
+        pairs = np.frombuffer(self._part(shard)[1], np.int64).reshape(-1, 2)
         return Places(pairs[:, 0], pairs[:, 1], self._width)
+
+
+def _check(bits: bytes, places: bytes) -> str:
+    return hashlib.sha256(bits + places).hexdigest()
 
 
 def load(column: Column) -> Seal | None:
@@ -98,13 +121,17 @@ def seal(dataset: Dataset, *, progress: bool = False) -> tuple[list[str], list[s
     """
     if dataset.remote:
         raise ConfigError(f"{dataset.place}: columns are sealed where all their files are; `ccr-dist shards pull` the dataset first")
-    columns = [dataset.column(name) for name in dataset.columns()]
-    todo = [column for column in columns if not column.missing() and not _sealed(column)]
+    for folder in (dataset.root / name for name in dataset.columns()):
+        store.tidy(folder)
+    columns = [column for name in dataset.columns() if not _sealed(column := dataset.column(name).unsealed())]
+    left = [column.name for column in columns if column.missing()]
+    todo = [column for column in columns if column.name not in left]
     with bar(progress, "sealing", len(todo) * len(dataset.shards), "shards") as advance:
         for column in todo:
             for _ in _write(column):
                 advance()
-    return [column.name for column in todo], [column.name for column in columns if column.missing()]
+            dataset.forget(column.name)
+    return [column.name for column in todo], left
 
 
 def _sealed(column: Column) -> bool:
@@ -118,20 +145,23 @@ def _sealed(column: Column) -> bool:
 
 def _write(column: Column) -> Iterator[None]:
     shards = range(len(column.dataset.shards))
-    records = [column.record(shard) for shard in shards]
-    some = any(record["nulls"] for record in records)
-    masks = [np.packbits(column.present(shard)) for shard in shards] if some else [np.zeros(0, np.uint8)]
+    said = [column.record(shard) for shard in shards]
+    some = any(record["nulls"] for record in said)
+    masks = [np.packbits(column.present(shard)) for shard in shards] if some else [np.zeros(0, np.uint8)] * len(shards)
+    checks = []
     widths: dict[int, str] = {}
     path = column.folder / _PLACES
     with store.staged(path) as tmp:
         with tmp.open("wb") as file:
-            np.save(file, np.concatenate(masks))
+            np.save(file, np.concatenate([*masks, np.zeros(0, np.uint8)]))
             header = {"descr": "<i8", "fortran_order": False, "shape": (column.dataset.rows, 2)}
             np.lib.format.write_array_header_1_0(file, header)
             for shard in shards:
                 places = column.places(shard)
                 widths.setdefault(places.width, column.dataset.shards[shard])
-                file.write(np.stack([places.offsets, places.sizes], axis=1).astype("<i8").tobytes())
+                data = np.stack([places.offsets, places.sizes], axis=1).astype("<i8").tobytes()
+                checks.append(_check(masks[shard].tobytes(), data))
+                file.write(data)
                 yield
             file.flush()
             os.fsync(file.fileno())
@@ -141,9 +171,13 @@ def _write(column: Column) -> Iterator[None]:
         sha256, size = store.sha256_file(tmp), tmp.stat().st_size
         tmp.replace(path)  # there may be one of a seal that was removed
         store.sync_folder(column.folder)
-    kept = [{key: record[key] for key in ("bytes", "sha256", "nulls", "url") if key in record} for record in records]
+    kept = [
+        {**{key: value for key, value in record.items() if key not in records.OF_THE_DATASET}, "check": check}
+        for record, check in zip(said, checks, strict=True)
+    ]
     about = {"format": FORMAT, "dataset": column.dataset.digest, "plan": column.plan_digest, "width": next(iter(widths), 0)}
-    store.create_once(column.folder / META, store.canonical_json({**about, "places": {"bytes": size, "sha256": sha256}, "shards": kept}))
+    content = store.with_digest({**about, "places": {"bytes": size, "sha256": sha256}, "shards": kept})
+    store.create_once(column.folder / META, store.canonical_json(content))
 
 
 def differences(column: Column) -> Iterator[str]:
@@ -151,10 +185,14 @@ def differences(column: Column) -> Iterator[str]:
     if (sealed := load(column)) is None:
         return
     for shard in range(len(column.dataset.shards)):
-        same = column.path(shard, "record").exists() and sealed.record(shard) == column.record(shard)
-        if same:
-            mine, theirs = sealed.places(shard), column.places(shard)
-            same = np.array_equal(mine.offsets, theirs.offsets) and np.array_equal(mine.sizes, theirs.sizes) and mine.width == theirs.width
-            same = same and np.array_equal(sealed.present(shard), column.present(shard))
+        record, mine, bits = sealed.record(shard), sealed.places(shard), sealed.present(shard)
+        try:
+            theirs, same = column.places(shard), record == column.record(shard)
+            same = same and np.array_equal(mine.offsets, theirs.offsets) and np.array_equal(mine.sizes, theirs.sizes)
+            same = same and mine.width == theirs.width and np.array_equal(bits, column.present(shard))
+        except (DataError, OSError):
+            if column.path(shard, "record").exists():
+                continue  # what is wrong is told where the shard itself is looked at
+            same = False
         if not same:
             yield f"not what the record and index of shard {column.dataset.shards[shard]} say; remove it, or seal again"

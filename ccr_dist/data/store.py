@@ -10,10 +10,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,10 +54,37 @@ def read_json(path: str | Path) -> Any:
     try:
         with open(path, "rb") as file:  # noqa: PTH123 (thousands of files)
             return json.loads(file.read())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path}: there is no such file") from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise DataError(f"{path}: not valid JSON ({e})") from e
+
+
+def with_digest(obj: dict[str, Any]) -> dict[str, Any]:
+    """The JSON object with a last key `digest`, that of all the others."""
+    obj = json.loads(json.dumps(obj, allow_nan=False))  # as it will be when read back: lists for tuples, text for numbers as keys
+    return {**obj, "digest": digest_json(obj)}
+
+
+def check_object(obj: Any, fields: Mapping[str, type], place: object, *, optional: Container[str] = ()) -> dict[str, Any]:
+    """`obj`, when it is a JSON object of exactly these fields and types whose `digest`, if it has one, is that of the rest; else DataError.
+
+    Numbers are whole and not negative. Files from before there were digests have none, which is why the field may be missing.
+    """
+    if not isinstance(obj, dict):
+        raise DataError(f"{place}: expected a JSON object, found {repr(obj)[:80]}: the file was edited or damaged")
+    wrong = [key for key in obj if key != "digest" and key not in fields]
+    wrong += [key for key in fields if key not in obj and key not in optional]
+    wrong += [key for key, of in fields.items() if key in obj and (type(obj[key]) is not of or (of is int and obj[key] < 0))]
+    if wrong:
+        raise DataError(f"{place}: {', '.join(map(repr, wrong[:8]))} unknown, missing or of a wrong type: the file was edited or damaged")
+    try:
+        same = "digest" not in obj or obj["digest"] == digest_json({key: value for key, value in obj.items() if key != "digest"})
+    except ValueError:  # no JSON that was written here: NaN, half of a surrogate pair
+        same = False
+    if not same:
+        raise DataError(f"{place}: the digest does not match the content: the file was edited or damaged")
+    return obj
 
 
 def differences(there: Any, asked: Any, at: str = "") -> list[str]:
@@ -100,6 +128,28 @@ def disk_errors(path: str | Path) -> Iterator[None]:
         if e.errno is not None and (e.filename is None or Path(os.fsdecode(e.filename)).name.startswith(TEMPORARY)):
             e.filename, e.filename2 = str(path), None
         raise
+
+
+def tidy(folder: Path) -> None:
+    """Removes the temporary files in a folder that processes of this host left when they were killed; those of others may be in use."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 (thousands of names)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    ours = re.compile(rf"{re.escape(TEMPORARY)}.+\.{re.escape(socket.gethostname())}\.(\d+)\.[0-9a-f]{{8}}")
+    for name in names:
+        if (match := ours.fullmatch(name)) and not _alive(int(match[1])):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -34,6 +34,8 @@ from ccr_dist.errors import ConfigError, DataError
 
 FORMAT = 1
 _EXTENSION = re.compile(r"^[a-z0-9][a-z0-9.]*(;[a-z0-9][a-z0-9.]*)*$")
+_META = {"format": int, "name": str, "split": str, "shards": list}
+_SHARD = {"id": str, "rows": int, "keys": str}
 _KEYS_HELD, _COLUMNS_HELD = 1024, 256  # shards; columns
 
 
@@ -61,16 +63,23 @@ def create_dataset(root: str | Path, *, name: str, split: str, keys: Sequence[Se
         for i, shard in zip(ids, keys, strict=True):
             store.create_once(root / "keys" / f"{i}.txt", "".join(f"{key}\n" for key in shard).encode())
         store.create_once(path, store.pretty_json(asked))
-    store.require_same(path, store.read_json(path), asked, "another dataset is there already")
+    there = store.read_json(path)
+    check_meta(there, str(path))
+    store.require_same(path, there, asked, "another dataset is there already")
     return Dataset(root)
 
 
 def check_meta(meta: Any, place: str) -> None:
     """DataError unless the content of a dataset.json is whole and of a format that is known."""
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise DataError(f"{place}: expected format {FORMAT}, found {meta.get('format') if isinstance(meta, dict) else meta!r}")
-    if store.digest_json({k: v for k, v in meta.items() if k != "digest"}) != meta.get("digest"):
-        raise DataError(f"{place}: the digest does not match the content: the file was edited or damaged")
+        raise DataError(f"{place}: expected format {FORMAT}, found {repr(meta.get('format') if isinstance(meta, dict) else meta)[:80]}")
+    store.check_object(meta, _META, place)
+    if "digest" not in meta:
+        raise DataError(f"{place}: no digest: the file was edited or damaged")
+    for number, shard in enumerate(meta["shards"]):
+        about = store.check_object(shard, _SHARD, f"{place}, shard {number}")
+        if about["id"] != f"{number:06d}":  # it becomes the name of files
+            raise DataError(f"{place}: shard {number} has the id {repr(about['id'])[:80]}, expected {number:06d}")
 
 
 class Dataset:
@@ -119,13 +128,14 @@ class Dataset:
         return self._keys(shard)[row]
 
     def _keys(self, shard: int) -> Keys:
-        def load() -> Keys:
-            path = self.root / "keys" / f"{self.shards[shard]}.txt"
-            if self.remote:
-                self.remote.bring(path, lambda: [f"keys/{name}.txt" for name in self.shards])
-            return Keys(path, self.shard_keys[shard])
+        return self._loaded.made(shard, lambda: self.read_keys(shard))
 
-        return self._loaded.made(shard, load)
+    def read_keys(self, shard: int) -> Keys:
+        """The keys file of a shard, read now. DataError when it is damaged."""
+        path = self.root / "keys" / f"{self.shards[shard]}.txt"
+        if self.remote:
+            self.remote.bring(path, lambda: [f"keys/{name}.txt" for name in self.shards])
+        return Keys(path, self.shard_keys[shard])
 
     def columns(self) -> list[str]:
         """The names of the columns that have been begun, found by looking."""
@@ -134,6 +144,10 @@ class Dataset:
     def column(self, name: str) -> Column:
         """DataError, listing what is there and what would make the column, when there is none of this name."""
         return self._columns.made(name, lambda: self._open_column(name))
+
+    def forget(self, name: str) -> None:
+        """The column is opened anew when it is next asked for."""
+        self._columns.pop(name)
 
     def _open_column(self, name: str) -> Column:
         check_column_name(name)
@@ -181,8 +195,9 @@ def create_column(
     asked = json.loads(store.canonical_json(asked))  # tuples become lists, as they will be when read back
     path = dataset.root / name / "column.json"
     path.parent.mkdir(exist_ok=True)
-    if not store.create_once(path, store.pretty_json({**asked, "provenance": provenance})):
-        there = {k: v for k, v in store.read_json(path).items() if k != "provenance"}
+    if not store.create_once(path, store.pretty_json(store.with_digest({**asked, "provenance": provenance}))):
+        Column(dataset, name)  # refuses what is no column.json
+        there = {k: v for k, v in store.read_json(path).items() if k not in ("provenance", "digest")}
         store.require_same(path, there, asked, "the column was made under another plan")
     return Column(dataset, name)
 

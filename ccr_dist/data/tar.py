@@ -80,7 +80,7 @@ class ShardIndex:
     ignored: int = 0  # members that WebDataset passes over as well (see `split_name`)
 
     @staticmethod
-    def scan(path: str | Path) -> ShardIndex:
+    def scan(path: str | Path, *, prefix: str = "") -> ShardIndex:
         """Reads the headers of a tar. DataError, naming tar, offset and member, on truncation, garbage, duplicates and odd members."""
         rows: dict[str, int] = {}
         found: dict[str, dict[int, tuple[int, int]]] = {}
@@ -102,7 +102,7 @@ class ShardIndex:
                     if name is None:
                         ignored += 1
                         continue
-                    key, extension = name
+                    key, extension = prefix + name[0], name[1]
                     row = rows.setdefault(key, len(rows))
                     column = found.setdefault(extension, {})
                     if row in column:

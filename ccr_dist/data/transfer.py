@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ccr_dist.data import store
+from ccr_dist.data import records, store
 from ccr_dist.data.bar import bar
 from ccr_dist.data.cache import claimed, gb
 from ccr_dist.data.remote import MARK, Store, as_url, checked_names, datasets, is_metadata, look_again, relative, require_local
 from ccr_dist.data.table import Column, Dataset, check_meta, open_all
+from ccr_dist.data.tar import forget_files
 from ccr_dist.errors import ConfigError, DataError
 
 A = TypeVar("A")
@@ -77,23 +78,28 @@ def _push(dataset: Dataset, target: Store, names: Sequence[str], progress: bool)
             target.write(name, store.pretty_json(ours[name]))
     summary = Summary(target.url, len(columns))
 
+    def is_there(column: Column, shard: int, record: dict[str, Any]) -> bool:
+        """With a payload that is as large as the record says: one that was lost in the store is pushed again."""
+        payload = _payload_name(column, shard, record)
+        return _record_name(column, shard) in there and there.get(payload, (None,))[0] == record["bytes"]
+
     def copy(shard: int) -> tuple[int, int, int]:
-        records = {column.name: _record_name(column, shard) for column in columns if _record_name(column, shard) in ours}
-        todo = [column for column in columns if column.name in records and records[column.name] not in there]
+        known = {column.name: _record_name(column, shard) for column in columns if _record_name(column, shard) in ours}
+        todo = [column for column in columns if column.name in known and not is_there(column, shard, ours[known[column.name]])]
         sent: dict[str, int] = {}
         for column in todo:
-            record, stem = ours[records[column.name]], f"{column.name}/{dataset.shards[shard]}"
+            record, stem = ours[known[column.name]], f"{column.name}/{dataset.shards[shard]}"
             payload = _payload_name(column, shard, record)
             owner = f"{payload.rsplit('.', 1)[0]}.json"  # where a view's payload belongs to another column, that one's record
-            if payload not in sent and owner not in there:
+            if payload not in sent and (owner not in there or there.get(payload, (None,))[0] != record["bytes"]):
                 target.upload(payload, column.path(shard))
                 sent[payload] = record["bytes"]
             target.write(f"{stem}.index.json", column.path(shard, "index").read_bytes())
             if (stats := column.path(shard, "stats")).exists():
                 target.write(f"{stem}.stats.json", stats.read_bytes())
         for column in todo:
-            target.write(records[column.name], store.pretty_json(ours[records[column.name]]))
-        return len(todo), len(records) - len(todo), sum(sent.values())
+            target.write(known[column.name], store.pretty_json(ours[known[column.name]]))
+        return len(todo), len(known) - len(todo), sum(sent.values())
 
     _each_shard(dataset, copy, summary, "pushing", progress)
     return summary
@@ -163,9 +169,15 @@ def _fetch(source: Store, name: str, path: Path, record: dict[str, Any], *, chec
     """Bytes fetched: none where the payload is there, which is checked where it has no record yet."""
     path.parent.mkdir(exist_ok=True)
     with claimed(path) as (tmp, fd):
-        if not path.exists():
+        there = records.size_of(path)
+        if there is None:
             source.download(name, fd, record)
             store.publish_once(tmp, path)
+            return int(record["bytes"])
+        if there != record["bytes"] and not check:  # cut since it was pulled
+            source.download(name, fd, record)
+            tmp.replace(path)
+            forget_files()
             return int(record["bytes"])
     if check and (path.stat().st_size != record["bytes"] or store.sha256_file(path) != record["sha256"]):
         raise DataError(f"{path}: not the payload of {source.url}/{name}, left by something else; remove it and pull again")
@@ -209,9 +221,10 @@ def _published(column: Column) -> Iterator[tuple[int, dict[str, Any]]]:
     for shard in column.finished():
         record = column.record(shard)
         if "url" in record:
-            record = {key: value for key, value in record.items() if key != "url"}
+            record = {key: value for key, value in record.items() if key not in ("url", "mtime", "digest")}
             if owner and owner.path(shard, "record").exists() and owner.record(shard)["sha256"] == record["sha256"]:
                 record["url"] = f"../{_payload_name(owner, shard, {})}"
+            record = store.with_digest(record)
         yield shard, record
 
 
@@ -241,5 +254,5 @@ def _compare(place: str, there: dict[str, Any], asked: dict[str, Any]) -> None:
 
 def _differences(there: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
     for name, value in there.items():
-        mine, other = ({k: v for k, v in one.items() if k != "provenance"} for one in (asked[name], value))
+        mine, other = (records.identity(one) for one in (asked[name], value))
         yield from (f"{name}: {line}" for line in store.differences(other, mine))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,22 @@ from ccr_dist.data.payload import pick
 from ccr_dist.data.table import Column, Dataset, keys_digest, open_all
 from ccr_dist.data.tar import ShardIndex
 from ccr_dist.data.video import decode_video
-from ccr_dist.errors import DataError
+from ccr_dist.errors import DataError, StorageError
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as recorded: which file, and what about it."""
+    """Something that is not as recorded: which file, and what about it.
+
+    damage: what `repair` can do something about: `record`, `payload` or `index` of a shard of `column`, its `seal`, or the `keys` of one.
+    """
 
     where: str
     what: str
+    damage: str = ""
+    dataset: Dataset | None = field(default=None, repr=False, compare=False)
+    column: Column | None = field(default=None, repr=False, compare=False)
+    shard: int = -1
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
@@ -34,18 +42,18 @@ def verify(path: str | Path, *, decode: bool = True, fast: bool = False, progres
     """Problems of a dataset, or of a folder of them; none: it is sound.
 
     Checked: digests, keys and indexes of every shard, that every value is of its column's kind, pictures and videos decode (unless
-    decode=False), vectors are finite and of one width, translated captions are as many as those they were made from, nothing is unfinished.
-    DataError only where PATH holds no dataset.
+    decode=False), vectors are finite and of one width, translated captions are as many as those they were made from, columns were made
+    from what is there now, nothing is unfinished. DataError only where PATH holds no dataset. `repair.py` mends what can be mended.
 
-    fast: no payload is read. Checked are records and keys, that payloads are there and of the recorded size, and that the indexes have the
-    keys and as many null rows as recorded.
+    fast: no payload is read. Checked are records and keys, that payloads are there and of the recorded size, and that the indexes are as
+    recorded.
     """
     problems: list[Problem] = []
+    remote.look_again()
     datasets = open_all(path)
     columns: list[Column] = []
     for dataset in datasets:
-        if fast:
-            problems += _keys(dataset)
+        problems += _keys(dataset)
         for name in dataset.columns():
             try:
                 columns.append(dataset.column(name).unsealed())
@@ -56,7 +64,7 @@ def verify(path: str | Path, *, decode: bool = True, fast: bool = False, progres
     with bar(progress, "verifying", sum(len(column.dataset.shards) for column in columns), "shards") as advance:
         for column in columns:
             widths: dict[int, str] = {}
-            check = _fast(column) if fast else lambda shard, column=column, widths=widths: _shard(column, shard, decode, widths)
+            check = _fast if fast else partial(_shard, decode=decode, widths=widths)
             problems += _column(column, check, advance)
             if len(widths) > 1:
                 found = ", ".join(f"{d} in {where}" for d, where in widths.items())
@@ -64,85 +72,91 @@ def verify(path: str | Path, *, decode: bool = True, fast: bool = False, progres
     return problems
 
 
-def _column(column: Column, check: Callable[[int], Iterator[Problem]], advance: Callable[[], None]) -> Iterator[Problem]:
-    done = column.finished()
-    if missing := column.missing():
+def _column(column: Column, check: Callable[[Column, int], Iterator[Problem]], advance: Callable[[], None]) -> Iterator[Problem]:
+    recorded, lost = column.recorded(), column.lost()
+    mend = partial(Problem, dataset=column.dataset, column=column)
+    if missing := [i for i in range(len(column.dataset.shards)) if i not in recorded]:
         names = ", ".join(column.dataset.shards[i] for i in missing[:8])
-        yield Problem(str(column.folder), f"{len(missing)} of {len(column.dataset.shards)} shards are not finished: {names}")
+        what = f"{len(missing)} of {len(column.dataset.shards)} shards are not finished: {names}"
+        yield Problem(str(column.folder), f"{what}; to make them: {column.remedy}")
     try:
-        yield from (Problem(str(column.folder / seal.META), what) for what in seal.differences(column))
+        yield from (mend(str(column.folder / seal.META), what, "seal") for what in seal.differences(column))
     except (DataError, OSError) as e:
-        yield Problem(str(column.folder / seal.META), str(e))
-    for shard in range(len(column.dataset.shards)):
-        if shard in done:
-            try:
-                yield from check(shard)
-            except (DataError, OSError) as e:
-                yield Problem(str(column.path(shard, "record")), str(e))
+        yield mend(str(column.folder / seal.META), str(e), "seal")
+    for shard in sorted(recorded):
+        record = column.path(shard, "record")
+        try:
+            column.record(shard)
+            if shard in lost:
+                part = "index" if lost[shard].startswith(str(column.path(shard, "index", fetch=False))) else "payload"
+                again = f"; to make it again: {column.remedy}" if part == "payload" else ""
+                yield mend(str(record), f"{lost[shard]}{again}", part, shard=shard)
+            else:
+                yield from check(column, shard)
+        except (DataError, OSError) as e:
+            part = "record" if not isinstance(e, StorageError) and str(e).startswith(str(record)) else ""
+            part = part or ("index" if str(e).startswith(str(column.path(shard, "index", fetch=False))) else "")
+            yield mend(str(record), str(e), part, shard=shard)
         advance()
+    yield from _inputs(column)
+
+
+def _inputs(column: Column) -> Iterator[Problem]:
+    """Of a column that a job made: whether what it was made from is still what is there."""
+    inputs = column.plan.get("inputs")
+    for name, digest in inputs.items() if isinstance(inputs, dict) else ():
+        if name not in column.dataset.columns() or not re.fullmatch("[0-9a-f]{64}", str(digest)):
+            continue
+        try:
+            source = column.dataset.column(name)
+            changed = not source.missing() and source.digest != digest
+        except (DataError, OSError):
+            continue  # told where the source itself is looked at
+        if changed:
+            what = f"made from {name} as it was before: its content is another now; make {column.name} again, under another name or after"
+            yield Problem(str(column.folder), f"{what} removing {column.folder}")
 
 
 def _keys(dataset: Dataset) -> Iterator[Problem]:
     for shard in range(len(dataset.shards)):
         try:
-            dataset.keys(shard)
+            dataset.read_keys(shard)
         except DataError as e:
-            yield Problem(str(dataset.root / "keys"), str(e))
+            yield Problem(str(dataset.root / "keys"), str(e), "keys", dataset=dataset, shard=shard)
 
 
-def _fast(column: Column) -> Callable[[int], Iterator[Problem]]:
-    dataset, suffix = column.dataset, ".npy" if column.kind == "matrix" else ".tar"
-
-    @cache
-    def stored() -> dict[str, tuple[int, int]]:
-        """What the store behind the dataset has, so that nothing is fetched to know its size."""
-        assert dataset.remote is not None
-        return remote.Store(dataset.remote.url).listing()
-
-    def size(payload: Path) -> int | None:
-        try:
-            return payload.stat().st_size
-        except FileNotFoundError:
-            there = dataset.remote and stored().get(remote.relative(payload, dataset.root, dataset.place))
-            return there[0] if there else None
-
-    def check(shard: int) -> Iterator[Problem]:
-        record = column.record(shard)
-        payload = column.folder / record.get("url", dataset.shards[shard] + suffix)
-        if (found := size(payload)) != record["bytes"]:
-            what = "missing" if found is None else f"{found} bytes"
-            yield Problem(str(payload), f"{what}, the commit record says {record['bytes']} bytes; build or index it again")
-        path = column.path(shard, "index")
-        index = store.read_json(path)
-        try:
-            keys = index["keys"] if column.kind == "matrix" else keys_digest(index["keys"])
-            nulls = len(index["nulls"])
-        except (KeyError, TypeError) as e:
-            raise DataError(f"{path}: damaged index ({e!r})") from e
-        if keys != record["keys"] or nulls != record["nulls"]:
-            yield Problem(str(path), f"{nulls} null rows{' and other keys' * (keys != record['keys'])}, the record says {record['nulls']}")
-
-    return check
+def _fast(column: Column, shard: int) -> Iterator[Problem]:
+    record, path, index = column.record(shard), column.path(shard, "index"), column.index(shard)
+    try:
+        keys = index["keys"] if column.kind == "matrix" else keys_digest(index["keys"])
+        nulls = len(index["nulls"])
+    except (KeyError, TypeError) as e:
+        raise DataError(f"{path}: damaged index ({e!r})") from e
+    if keys != record["keys"] or nulls != record["nulls"]:
+        what = f"{nulls} null rows{' and other keys' * (keys != record['keys'])}, the record says {record['nulls']}"
+        yield Problem(str(path), what, "index", column.dataset, column, shard)
 
 
-def _shard(column: Column, shard: int, decode: bool, widths: dict[int, str]) -> Iterator[Problem]:
+def _shard(column: Column, shard: int, *, decode: bool, widths: dict[int, str]) -> Iterator[Problem]:
     record = column.record(shard)
     payload = column.path(shard)
-    if payload.stat().st_size != record["bytes"] or store.sha256_file(payload) != record["sha256"]:
-        yield Problem(
-            str(payload), "its bytes are not those of the commit record (size or sha256): damaged or changed; build or index it again"
-        )
+    if store.sha256_file(payload) != record["sha256"]:
+        do = f"index it again: {column.remedy}" if "indexed" in column.plan else f"`shards verify --repair`, then {column.remedy}"
+        what = f"its bytes are not those of the commit record (sha256): damaged or changed; to make it again: {do}"
+        yield Problem(str(payload), what, "payload", column.dataset, column, shard)
         return
     there = column.present(shard)
     if int((~there).sum()) != record["nulls"]:
-        yield Problem(str(column.path(shard, "index")), f"{int((~there).sum())} null rows, the record says {record['nulls']}")
+        what = f"{int((~there).sum())} null rows, the record says {record['nulls']}"
+        yield Problem(str(column.path(shard, "index")), what, "index", column.dataset, column, shard)
     if column.kind == "matrix":
         array, offsets = column.matrix(shard)
         widths.setdefault(array.shape[1], column.dataset.shards[shard])
         if not np.isfinite(array).all():
             yield Problem(str(payload), f"{int((~np.isfinite(array)).any(1).sum())} vectors are not finite")
         if not np.array_equal(np.diff(offsets) > 0, there):
-            yield Problem(str(column.path(shard, "index")), "its null rows are not those of the payload")
+            what = "its null rows are not those of the payload"
+            yield Problem(str(column.path(shard, "index")), what, "index", column.dataset, column, shard)
         return
     yield from _index(column, shard)
     source = _source(column, shard)
@@ -165,10 +179,17 @@ def _shard(column: Column, shard: int, decode: bool, widths: dict[int, str]) -> 
 
 
 def _index(column: Column, shard: int) -> Iterator[Problem]:
-    stored = ShardIndex.from_json(store.read_json(column.path(shard, "index")))
-    found = ShardIndex.scan(column.path(shard))
-    if stored.keys != found.keys or not all(map(np.array_equal, pick(stored, column.extension), pick(found, column.extension))):
-        yield Problem(str(column.path(shard, "index")), "does not fit the payload; remove it and the record and run again")
+    path, content = column.path(shard, "index"), column.index(shard)
+    try:
+        stored = ShardIndex.from_json(content)
+        found = ShardIndex.scan(column.path(shard), prefix=str(content.get("prefix", "")))
+        same = stored.keys == found.keys and all(map(np.array_equal, pick(stored, column.extension), pick(found, column.extension)))
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
+        if isinstance(e, DataError):
+            raise
+        raise DataError(f"{path}: damaged index ({e!r})") from e
+    if not same:
+        yield Problem(str(path), "does not fit the payload; `verify --repair` makes it again", "index", column.dataset, column, shard)
 
 
 def _source(column: Column, shard: int) -> Column | None:

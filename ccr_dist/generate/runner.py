@@ -263,7 +263,7 @@ class _Job:
                 self._drop_lost()
                 if shard in finished and self.target.dataset.shards[shard] not in traces:
                     self._skip(shard)
-                elif shard not in finished and self.target.path(shard, "record").exists():
+                elif shard not in finished and self.target.whole(shard):
                     rest.append(shard)  # since the look: let its owner tidy up
                 else:
                     try:
@@ -316,7 +316,7 @@ class _Job:
     def _leave(self, shards: list[int]) -> None:
         """What others hold, when it is not to be waited for."""
         for shard in shards:
-            if self.target.path(shard, "record").exists():
+            if self.target.whole(shard):
                 self._skip(shard)
             else:
                 self.summary.busy += 1

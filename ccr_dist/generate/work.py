@@ -144,7 +144,7 @@ class Bench:
         name, folder = self.name(shard), self.target.folder
         traces = look(folder, name).get(name, Traces())
         past = self._past(shard, traces)
-        settled = self.target.path(shard, "record").exists() or self.target.path(shard).exists()
+        settled = self.target.settled(shard)
         journal = None
         if not settled:
             journal = Journal.create(journal_path(folder, name, lease.generation), self.target.kind, self._header(shard), past.outcomes)
@@ -185,7 +185,7 @@ class Bench:
 
     def _write(self, work: Work, width: Callable[[], int]) -> bool:
         values = [] if work.settled else [work.outcomes[row].value for row in range(work.rows)]
-        if self.target.path(work.shard, "record").exists():
+        if self.target.whole(work.shard):
             return False
         if self.target.kind == "matrix":
             there = [value for value in values if value is not None]
@@ -195,7 +195,7 @@ class Bench:
 
     def _explain(self, work: Work, mine: bool, stats: dict[str, Any]) -> None:
         """errors.jsonl and stats of the payload that is there."""
-        absent = set(store.read_json(self.target.path(work.shard, "index"))["nulls"])
+        absent = set(self.target.index(work.shard)["nulls"])
         bad = []
         for row, key in enumerate(self.target.dataset.keys(work.shard)):
             outcome = work.outcomes.get(row)

@@ -227,6 +227,10 @@ def test_damage_is_noticed(dataset):
     column = filled(dataset)
     record = store.read_json(column.path(0, "record"))
     column.path(0, "record").write_text(json.dumps({**record, "plan": "0"}))
+    with pytest.raises(DataError, match=r"000000\.json: the digest does not match"):
+        Dataset(dataset.root).column("caption.en").value(0, 0)
+    del record["digest"]
+    column.path(0, "record").write_text(json.dumps(store.with_digest({**record, "plan": "0"})))
     with pytest.raises(DataError, match="another plan"):
         Dataset(dataset.root).column("caption.en").value(0, 0)
     (dataset.root / "dataset.json").write_text((dataset.root / "dataset.json").read_text().replace('"train"', '"test"'))
