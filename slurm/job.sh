@@ -9,6 +9,8 @@
 
 set -u
 cd "${ROOT:-$SLURM_SUBMIT_DIR}" || exit 2
+# Where jobs begin without their user's variables (sbatch --export=NONE), srun would hand on none either: not even those made below.
+unset SLURM_EXPORT_ENV
 export SCRIPTS SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 export PYTHON=${PYTHON:-python} TOKENIZERS_PARALLELISM=false
 export CCR_RUN=$RUN CCR_STEP=$STEP CCR_TASKS=${TASKS:-1} CCR_TASK=$((${OFFSET:-0} + ${SLURM_ARRAY_TASK_ID:-0}))
@@ -71,7 +73,7 @@ finish() { # CODE
 run_task() {
     begin
     if [ "${TASKS:-1}" -gt 1 ]; then set -- "$@" --share "$CCR_TASK/$TASKS"; fi
-    supervise srun --nodes=1 --ntasks=1 ${PREFIX:-} bash "$SCRIPTS/task.sh" "$@"
+    supervise srun --export=ALL --nodes=1 --ntasks=1 ${PREFIX[@]+"${PREFIX[@]}"} bash "$SCRIPTS/task.sh" "$@"
     finish $?
 }
 
@@ -80,6 +82,7 @@ run_ranks() {
     CCR_HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -1)
     CCR_PORT=$((15000 + 2 * ((SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 7500))) # and the next one
     export CCR_HEAD CCR_PORT CCR_LAUNCH=${LAUNCH:-launch/accelerate/ddp.yaml} CCR_RANKS=${RANKS:-} CCR_PREFLIGHT=${PREFLIGHT:-full}
-    supervise srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 ${PREFIX:-} bash "$SCRIPTS/ranks.sh" "$@"
+    supervise srun --export=ALL --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \
+        ${PREFIX[@]+"${PREFIX[@]}"} bash "$SCRIPTS/ranks.sh" "$@"
     finish $?
 }

@@ -5,6 +5,7 @@ environment whole; does the site's warning leave time to save. What SLURM thinks
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -77,9 +78,12 @@ def _missing(facts: Facts, before: list[Facts]) -> Iterator[str]:
                 Dataset.open(dataset).column(column).require_complete()
         except DataError as error:
             yield f"no step before makes {column}, and {error}"
-    runs = {run for other in before for run in other.makes_runs}
+    for need in facts.needs:
+        if not Path(need).exists() and not any(_inside(need, folder) for folder, _ in made):
+            yield f"{need}: there is no such file or folder, and no step before makes it"
+    runs = {Path(run).resolve() for other in before for run in other.makes_runs}
     for run in facts.reads_runs:
-        if str(Path(run)) not in {str(Path(each)) for each in runs} and not Path(run).exists():
+        if Path(run).resolve() not in runs and not Path(run).exists():
             yield f"{run}: there is no such run, and no step before trains it"
 
 
@@ -101,7 +105,7 @@ def _is_dataset(path: str) -> bool:
 
 
 def _inside(path: str, folder: str) -> bool:
-    return Path(path).absolute().is_relative_to(Path(folder).absolute())
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
 def _room(plan: Plan, facts: dict[str, Facts], free_disk_gib: float) -> Iterator[str]:
@@ -120,8 +124,9 @@ def environment(profile: Profile) -> dict[str, str] | None:
     """
     if profile.prefix:
         return None
-    ask = f"{profile.python} -c 'import json; from ccr_dist.cluster.preflight import software; print(json.dumps(software()))'"
-    exports = [f"export {name}='{value}'" for name, value in profile.environment.items()]
+    say = "import json; from ccr_dist.cluster.preflight import software; print(json.dumps(software()))"
+    ask = shlex.join([profile.python, "-c", say])
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()]
     done = subprocess.run(["bash", "-c", "\n".join([*exports, *profile.setup, ask])], capture_output=True, text=True)
     try:
         found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])

@@ -33,6 +33,7 @@ class Facts:
     makes: tuple[tuple[str, str | None], ...] = ()  # column None: datasets in that folder, with columns that only the recipe knows
     reads_runs: tuple[str, ...] = ()
     makes_runs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # other files and folders that must be there
 
 
 def facts_of(command: Sequence[str], place: str) -> Facts:
@@ -42,10 +43,15 @@ def facts_of(command: Sequence[str], place: str) -> Facts:
         return _of_job(name, given, place)
     if name in ("train", "evaluate"):
         return _of_training(name, given, place)
-    if name in ("shards build", "shards index"):
-        return Facts(name, makes=((str(given["out"]), None),))
+    if name == "shards build":
+        return _of_build(given, place)
+    if name == "shards index":
+        plain = tuple(url for url in given["urls"] if not set("{*?[") & set(url) and "://" not in url)
+        return Facts(name, makes=((str(given["out"]), None),), needs=plain)
     if name in ("report", "scale"):
-        return Facts(name, reads_runs=tuple(str(run) for run in given["runs"]))
+        pictures = given.get("pictures")
+        reads = ((str(pictures), None),) if pictures else ()
+        return Facts(name, reads=reads, reads_runs=tuple(str(run) for run in given["runs"]))
     return Facts(name)
 
 
@@ -91,11 +97,54 @@ def _of_job(name: str, given: dict[str, Any], place: str) -> Facts:
     if given["share"] != "0/1":
         raise ConfigError(f"{place}: --share is what `tasks` is for: each task of the array gets its own")
     source = None if name == "replay" else given["source"]
-    if name == "featurise" and given["config"] is not None:
-        load_config(given["config"], [f"backbone.{option}" for option in given["options"] or []])
+    needs = [str(given["file"])] if name == "replay" else []
+    try:
+        if name == "featurise" and given["config"] is not None:
+            load_config(given["config"], [f"backbone.{option}" for option in given["options"] or []])
+        if name in ("describe", "translate"):
+            needs += _of_engine(name, given)
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None
     captions = given.get("captions")
     reads = [(dataset, source)] + ([(dataset, captions)] if captions else [])
-    return Facts(name, reads=tuple(reads), makes=((dataset, column),))
+    return Facts(name, reads=tuple(reads), makes=((dataset, column),), needs=tuple(needs))
+
+
+def _of_engine(name: str, given: dict[str, Any]) -> list[str]:
+    """The files of an engine. Raises ConfigError for a name, an option or a prompt that there is not. Nothing is loaded."""
+    from ..generate import describe, llm_translate
+    from ..generate.cli import options_of
+    from ..generate.engines.base import EngineOptions, check_options, translators
+    from ..generate.engines.generator import generators
+    from ..generate.prompts import load_prompt
+
+    engine, dedicated = given["engine"], translators.names() if name == "translate" else []
+    kind: type[EngineOptions]
+    if engine in dedicated:
+        kind = translators.get(engine).Options
+    else:
+        known = {f"{each}-llm" if each in dedicated else each: each for each in generators.names()}
+        if engine not in known:
+            names = [*dedicated, *known]
+            near = difflib.get_close_matches(engine, names, 1)
+            raise ConfigError(
+                f"unknown engine {engine!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}")
+            )
+        kind = generators.get(known[engine]).Options
+        load_prompt(given["prompt"] or "translate", describe.FIELDS if name == "describe" else llm_translate.FIELDS)
+    options = check_options(engine, kind, options_of(given["options"], given["model"]))
+    return [options.path] if engine == "replay" else []  # type: ignore[attr-defined]
+
+
+def _of_build(given: dict[str, Any], place: str) -> Facts:
+    from ..data.recipes.base import load_recipe
+
+    try:
+        recipe = load_recipe(given["recipe"], given["overrides"] or [])
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None
+    needs = tuple(str(value) for _, value in recipe if isinstance(value, Path))
+    return Facts("shards build", makes=((str(given["out"]), None),), needs=needs)
 
 
 def _of_training(name: str, given: dict[str, Any], place: str) -> Facts:

@@ -5,6 +5,7 @@ A step's command is written as it would be typed; `$name` stands for an entry of
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from .. import yamlfile
 from ..config import Frozen
 from ..errors import ConfigError
-from .profile import TimeLimit
+from .profile import Line, TimeLimit, one_line
 
 Kind = Literal["describe", "translate", "featurise", "task", "train", "evaluate"]
 SHARED = ("describe", "translate", "featurise")  # kinds whose work an array of tasks shares
@@ -37,7 +38,7 @@ class Step(Frozen):
     cpus: int = Field(2, gt=0, description="a node")
     memory: str | None = Field(None, pattern=r"^\d+[KMGT]?$", description="a node; none: the site's default")
     time: TimeLimit | None = Field(None, description="limit; none: the profile's")
-    launch: str = Field("launch/accelerate/ddp.yaml", description="launch profile of ranks")
+    launch: Line = Field("launch/accelerate/ddp.yaml", description="launch profile of ranks")
 
     @field_validator("nodes", mode="before")
     @classmethod
@@ -57,16 +58,23 @@ class Pipeline(Frozen):
     """An experiment."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    folder: str = Field("runs/pipelines", description="state lies in FOLDER/NAME")
+    folder: Line = Field("runs/pipelines", description="state lies in FOLDER/NAME")
     values: dict[str, str | int | float] = Field(default_factory=dict, description="what $name in commands stands for")
     steps: dict[str, Step] = Field(min_length=1)
+
+    @field_validator("folder")
+    @classmethod
+    def _folder(cls, value: str) -> str:
+        if set(":\\") & set(value):  # lists of paths have colons between them, and sbatch takes backslashes away
+            raise ValueError("expected a path without colons and backslashes")
+        return value
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
         known: list[str] = []
         for name, step in self.steps.items():
-            if not all(c.isalnum() or c in "._-" for c in name):
-                raise ValueError(f"step {name!r}: expected letters, digits, dots, dashes")
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"step {name!r}: expected letters (a-z), digits, dots, dashes")
             for before in step.after or ():
                 if before not in known:
                     raise ValueError(f"step {name!r} comes after {before!r}, no step above it; there are: {', '.join(known) or 'none'}")
@@ -127,8 +135,12 @@ def plan_of(document: yamlfile.Document) -> Plan:
 def _words(command: str, values: Mapping[str, object], place: str) -> tuple[str, ...]:
     """Split as a shell would, then `$name` put in, so that a value with spaces stays one word."""
     try:
-        return tuple(Template(word).substitute(values) for word in shlex.split(command))
+        words = tuple(one_line(Template(word).substitute(values)) for word in shlex.split(command))
     except KeyError as error:
         raise ConfigError(f"{place}: ${error.args[0]} is no entry of `values`; there are {', '.join(values) or 'none'}") from None
     except ValueError as error:
-        raise ConfigError(f"{place}: {error}; write $$ for a dollar sign") from None
+        hint = "; write $$ for a dollar sign" if "placeholder" in str(error) else ""
+        raise ConfigError(f"{place}: {error}{hint}") from None
+    if not words:
+        raise ConfigError(f"{place}: expected a command")
+    return words

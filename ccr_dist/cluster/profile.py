@@ -2,14 +2,52 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from .. import yamlfile
 from ..config import Frozen
 from ..errors import ConfigError
+
+
+def one_line(text: str) -> str:
+    """As it is. ValueError where it holds a line break or another control character: it would begin a line of its own in a script."""
+    if any(ord(c) < 32 or ord(c) in (127, 0x85, 0x2028, 0x2029) for c in text):
+        raise ValueError("expected one line of text without control characters")
+    return text
+
+
+Line = Annotated[str, AfterValidator(one_line)]
+
+
+def _options(text: str) -> str:
+    shlex.split(text)  # ValueError where a quotation mark is not closed
+    return text
+
+
+Options = Annotated[Line, AfterValidator(_options)]
+
+
+def _gpus(text: str) -> str:
+    if "{n}" not in text or set("{}") & set(text.replace("{n}", "")):
+        raise ValueError("expected an option of sbatch with {n} for the number of GPUs, and no other braces")
+    return text
+
+
+def _interpreter(text: str) -> str:
+    if set('"\\') & set(text) or not text.strip():
+        raise ValueError("expected the name or path of an interpreter, without quotation marks and backslashes")
+    return text
+
+
+def _variables(values: dict[str, str]) -> dict[str, str]:
+    if bad := [name for name in values if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)]:
+        raise ValueError(f"{bad[0]!r} is no name of a variable")
+    return values
 
 
 def _quoted(value: object) -> object:
@@ -34,26 +72,30 @@ class Preflight(Frozen):
 class Profile(Frozen):
     """A site, as its users know it."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    gpus: str = Field("--gpus-per-node={n}", description="how GPUs of a node are asked for, such as --gres=gpu:a100:{n}", pattern=r"\{n\}")
+    partition: Line | None = None
+    account: Line | None = None
+    qos: Line | None = None
+    constraint: Line | None = None
+    gpus: Annotated[Options, AfterValidator(_gpus)] = Field(
+        "--gpus-per-node={n}", description="how GPUs of a node are asked for, such as --gres=gpu:a100:{n}"
+    )
     setup: tuple[str, ...] = Field((), description="lines of shell before anything else: modules, conda")
-    python: str = Field("python", description="the interpreter on the nodes, with ccr_dist in it")
-    prefix: str = Field("", description="put before every command on a node, such as `apptainer exec --nv image.sif`")
-    environment: dict[str, str] = Field(default_factory=dict, description="variables of every job: NCCL_SOCKET_IFNAME and such")
+    python: Annotated[Line, AfterValidator(_interpreter)] = Field("python", description="the interpreter on the nodes, with ccr_dist in it")
+    prefix: Options = Field("", description="put before every command on a node, such as `apptainer exec --nv image.sif`")
+    environment: Annotated[dict[str, Line], AfterValidator(_variables)] = Field(
+        default_factory=dict, description="variables of every job: NCCL_SOCKET_IFNAME and such"
+    )
     time: TimeLimit = Field("24:00:00", description="limit of steps that name none")
     lead_s: int = Field(120, gt=0, description="seconds before the time limit at which a job is warned, and saves")
     grace_s: float = Field(30.0, gt=0, description="seconds between SIGTERM and SIGKILL: the partition's GraceTime, or KillWait")
-    scratch: str | None = Field(None, description="folder on each node for temporary files; a job removes its own folder in it")
+    scratch: Line | None = Field(None, description="folder on each node for temporary files; a job removes its own folder in it")
     free_disk_gib: float = Field(10.0, ge=0, description="that must be free where runs and datasets are written, at submission")
-    mail: str | None = None
-    mail_type: str = "FAIL,END"
+    mail: Line | None = None
+    mail_type: Line = "FAIL,END"
     max_array: int | None = Field(None, gt=0, description="tasks in one array; none: the site's MaxArraySize")
     throttle: int | None = Field(None, gt=0, description="tasks of an array that run at a time")
     retries: int = Field(3, ge=0, description="attempts without progress after which a job is given up")
-    sbatch: tuple[str, ...] = Field((), description="further options of sbatch, such as --exclusive")
+    sbatch: tuple[Options, ...] = Field((), description="further options of sbatch, such as --exclusive")
     preflight: Preflight | Literal["off"] = Preflight()
 
 

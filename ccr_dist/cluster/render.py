@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ def script_of(kind: str) -> Path:
 
 def render(plan: Plan, job: Job, profile: Profile, *, root: Path, tasks: Sequence[int], offset: int) -> str:
     """root: where relative paths begin. tasks: of the step's array, those from `offset` on that this script is for."""
+    if any(set(str(each)) & set("\\\n\r") for each in (root, SCRIPTS)):
+        raise ConfigError(f"{str(root)!r}: a path that SLURM's scripts cannot name: work in a folder without backslashes and line breaks")
     path = script_of(job.kind)
     lines = path.read_text(encoding="utf-8").splitlines()
     try:
@@ -38,11 +41,12 @@ def render(plan: Plan, job: Job, profile: Profile, *, root: Path, tasks: Sequenc
 
 def _directives(plan: Plan, job: Job, profile: Profile, root: Path, indices: Sequence[int]) -> Iterator[str]:
     step, array = job.step, job.step.tasks > 1
-    logs = root / step_folder(plan.run, job.name) / "logs"
+    # sbatch fills in %x and the like in names of logs alone; what the folder has of them is itself
+    logs = str(root / step_folder(plan.run, job.name) / "logs").replace("%", "%%")
     options = {
         "job-name": f"{plan.pipeline.name}.{job.name}",
         "chdir": root,
-        "output": logs / ("%A_%a.log" if array else "%j.log"),
+        "output": f"{logs}/{'%A_%a' if array else '%j'}.log",
         "partition": profile.partition,
         "account": profile.account,
         "qos": profile.qos,
@@ -56,9 +60,18 @@ def _directives(plan: Plan, job: Job, profile: Profile, root: Path, indices: Seq
         "mail-user": profile.mail,
         "mail-type": profile.mail_type if profile.mail else None,
     }
-    yield from (f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None)
-    yield from (f"#SBATCH {option}" for option in ([profile.gpus.format(n=step.gpus)] if step.gpus else []))
-    yield from (f"#SBATCH {option}" for option in ("--requeue", "--open-mode=append", *profile.sbatch))
+    words = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    words += shlex.split(profile.gpus.replace("{n}", str(step.gpus))) if step.gpus else []
+    words += ["--requeue", "--open-mode=append", *(word for option in profile.sbatch for word in shlex.split(option))]
+    yield from (f"#SBATCH {_for_sbatch(word)}" for word in words)
+
+
+def _for_sbatch(word: str) -> str:
+    """A word as sbatch reads it: in double quotes where it must be, a backslash before quotes and backslashes."""
+    if re.fullmatch(r"[A-Za-z0-9_@%+=:,./|&\[\]*()!-]+", word):
+        return word
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _ranges(indices: Sequence[int]) -> str:
@@ -81,9 +94,9 @@ def _variables(plan: Plan, job: Job, profile: Profile, root: Path, offset: int) 
     if job.kind in RANKS:
         values |= {"LAUNCH": step.launch, "RANKS": step.ranks or ""}
         values["PREFLIGHT"] = "off" if profile.preflight == "off" else profile.preflight.model_dump_json(exclude_defaults=True)
-    if profile.prefix:
-        values["PREFIX"] = profile.prefix
     yield from (f"{name}={shlex.quote(str(value))}" for name, value in values.items())
+    if profile.prefix:
+        yield f"PREFIX=({shlex.join(shlex.split(profile.prefix))})"
     yield from (f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items())
     yield from profile.setup
     yield f"COMMAND=({shlex.join(job.command)})"

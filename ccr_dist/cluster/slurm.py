@@ -65,7 +65,8 @@ class Job:
 
 def job(number: str) -> Job:
     text = call("scontrol", "show", "job", "-o", number)
-    fields = dict(part.partition("=")[::2] for part in text.split() if "=" in part)
+    # Of words that come twice the first one counts: paths, which may hold anything, stand behind what is asked for here.
+    fields = dict(part.partition("=")[::2] for part in reversed(text.split()) if "=" in part)
     excluded = fields.get("ExcNodeList", "(null)")
     return Job(
         state=fields.get("JobState", "?"),

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..errors import DONE, STOPPED
 from . import attempts, slurm
 from .identity import Standing
 from .ledger import OVER, Ledger, recorded
 from .pipeline import Job
 from .progress import Progress, progress
+
+LOG_TAIL = 2**20  # bytes of a log that are looked at
+RANK = re.compile(r"^\[rank\d+\]:\s*")
+RAISED = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)\b")
 
 
 def status(run: Path) -> dict[str, Any]:
@@ -40,8 +46,11 @@ def _step(standing: Standing, job: Job, lines: dict[int, slurm.Queued]) -> dict[
     why: list[str] = []
     facts, share = standing.facts[job.name], job.step.tasks
     now, rate = progress(facts), 0.0
+    errors = errors_in(attempts.step_folder(run, job.name) / "logs", job.name) if any(map(_failed, tried.values())) else {}
     for task, of_task in tried.items():
         state, reason = _state(standing, job, task, of_task, lines.get(task))
+        if state != "done" and _failed(of_task) and (said := errors.get(of_task[-1].name)):
+            reason += f": {said}"
         states[state] += 1
         if reason:
             why.append(f"task {task}: {reason}" if share > 1 else reason)
@@ -83,6 +92,28 @@ def _state(standing: Standing, job: Job, task: int, tried: list[attempts.Attempt
     if line is not None:
         return ("cancelled" if line.state == "CANCELLED" else line.state.lower()), told
     return ("interrupted" if tried else "none"), told
+
+
+def _failed(tried: list[attempts.Attempt]) -> bool:
+    return bool(tried) and tried[-1].end is not None and tried[-1].end["code"] not in (DONE, STOPPED)
+
+
+def errors_in(logs: Path, step: str) -> dict[str, str]:
+    """By attempt, what its log says of the error: the last message of `ccr-dist`, else the last line of a traceback, else the last line."""
+    found = {}
+    for path in logs.glob("*.log"):
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LOG_TAIL))
+            lines = [RANK.sub("", line.strip()) for line in file.read().decode(errors="replace").splitlines()]
+        begin = 0
+        for number, line in enumerate(lines):
+            if match := re.match(rf"attempt (\S+) of {re.escape(step)}: exit code ", line):
+                part = [line for line in lines[begin:number] if line]
+                kinds = ([line for line in part if line.startswith("error: ")], [line for line in part if RAISED.match(line)], part)
+                if said := next((kind[-1] for kind in kinds if kind), None):
+                    found[match[1]] = said.removeprefix("error: ")[:500]
+                begin = number + 1
+    return found
 
 
 def text(found: dict[str, Any]) -> str:

@@ -145,7 +145,8 @@ def _release(known: Ledger, queued: list[slurm.Queued], say: Say) -> None:
 
 
 def cancel(run: Path, say: Say) -> None:
-    """End all jobs of a run that are queued or run. What runs is told by SIGTERM, and saves."""
+    """End all jobs of a run that are queued or run. What runs is told by SIGTERM, and saves. Raises ConfigError where there is no run."""
+    ledger.recorded(run)
     known = Ledger.read(run)
     queued = slurm.queue() if known.submitted else []
     _adopt(known, queued)

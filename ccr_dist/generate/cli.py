@@ -102,7 +102,7 @@ def describe(
     from ccr_dist.generate.describe import Describe, default_column
     from ccr_dist.generate.engines.generator import make_generator
 
-    values = _options(options, model)
+    values = options_of(options, model)
     processor = Describe(make_generator(engine, values), prompt, source, frames=frames, captions=captions)
     _run_each(dataset, processor, column or default_column(str(values.get("model") or engine)), job)
 
@@ -139,7 +139,7 @@ def translate(
     if back_options and not back:
         raise ConfigError("--back-set is for the way back: give --back, too")
 
-    values = _options(options, model)
+    values = options_of(options, model)
     language, name = source_language or language_of(source), column or default_column(to, engine)
     ways = [(make_translation(engine, language, to, values, source, prompt=prompt), name)]
     if back:  # made now, so that a wrong option is not found out when the first way is done
@@ -323,20 +323,28 @@ def _need_whole(folder: Path, column: str) -> None:
 
 
 def _share(text: str) -> tuple[int, int]:
-    """I/N; `slurm`: SLURM_ARRAY_TASK_ID counted from SLURM_ARRAY_TASK_MIN, of SLURM_ARRAY_TASK_COUNT."""
+    """I/N; `slurm`: the place of this task among the array's. ConfigError for an array with gaps, in which SLURM does not tell it."""
     if text == "slurm":
         try:
             task, first, count = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "COUNT"))
         except KeyError as e:
             raise ConfigError(f"--share slurm: {e.args[0]} is not set; this is no SLURM array task. Give --share I/N instead") from None
-        return task - first, count
+        step = int(os.environ.get("SLURM_ARRAY_TASK_STEP") or 1)
+        place, rest = divmod(task - first, step)
+        last = int(os.environ.get("SLURM_ARRAY_TASK_MAX") or first + step * (count - 1))
+        if rest or not task <= last == first + step * (count - 1):
+            raise ConfigError(
+                f"--share slurm: the array's {count} tasks from {first} to {last} have gaps, and SLURM does not tell which place task "
+                f"{task} has among them: submit an array like 0-7 or 0-6:2, or give --share I/N"
+            )
+        return place, count
     index, _, count_text = text.partition("/")
     if not (index.isdecimal() and count_text.isdecimal() and int(index) < int(count_text)):
         raise ConfigError(f"--share {text!r}: expected I/N with 0 <= I < N, for example 0/8, or slurm")
     return int(index), int(count_text)
 
 
-def _options(pairs: list[str] | None, model: str | None) -> dict[str, object]:
+def options_of(pairs: list[str] | None, model: str | None) -> dict[str, object]:
     """The engine's options; --model is one of them."""
     values = dict(_pair(option) for option in pairs or [])
     return values if model is None else {**values, "model": model}

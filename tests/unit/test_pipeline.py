@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +164,10 @@ def test_a_container_is_put_before_what_runs_on_nodes_alone(tmp_path: Path) -> N
     """The batch script itself needs SLURM's commands, which images have not."""
     plan, site = plan_in(tmp_path), load_profile("example", PROFILES)
     text = render(plan, plan.jobs["train"], site, root=tmp_path, tasks=[0], offset=0)
-    assert f"PREFIX={shlex.quote(site.prefix)}\n" in text and "\nmodule load apptainer\nCOMMAND=" in text
+    assert f"PREFIX=({site.prefix})\nexport " in text and "\nmodule load apptainer\nCOMMAND=" in text
     shared = (SCRIPTS / "job.sh").read_text()
     for script in ("ranks.sh", "task.sh"):
-        assert f'${{PREFIX:-}} bash "$SCRIPTS/{script}"' in shared
+        assert f'${{PREFIX[@]+"${{PREFIX[@]}}"}} bash "$SCRIPTS/{script}"' in shared
 
 
 def test_every_setting_of_a_profile_is_in_the_readme() -> None:
