@@ -56,7 +56,7 @@ def build(recipe: Recipe, out: str | Path, *, workers: int | None = None, progre
     out.mkdir(parents=True, exist_ok=True)
     limited = {} if recipe.limit is None else {"limit": recipe.limit}
     plan = {"recipe": recipe.kind, "name": recipe.name, "shard_rows": recipe.shard_rows, "rows": material.plan, **limited}
-    _claim(out / "recipe.json", plan)
+    _claim(out / "recipe.json", plan, lambda: recipe.advice(out, material))
     summary = Summary(out, notes=tuple(material.notes), columns=len(material.columns))
     work: list[tuple[Column, int, list[Row]]] = []
     for split in SPLITS:
@@ -92,12 +92,10 @@ def _spaced(rows: list[Row], limit: int | None) -> list[Row]:
     return rows if limit is None or limit >= len(rows) else [rows[i * len(rows) // limit] for i in range(limit)]
 
 
-def _claim(path: Path, plan: dict[str, Any]) -> None:
+def _claim(path: Path, plan: dict[str, Any], advice: Callable[[], str]) -> None:
     """One build a folder: create-once, and equal from then on."""
     if not store.create_once(path, store.pretty_json(plan)) and (lines := store.differences(store.read_json(path), plan)):
-        raise DataError(
-            f"{path.parent}: holds another build; the difference:\n  " + "\n  ".join(lines) + "\nuse another --out, or remove it"
-        )
+        raise DataError(f"{path.parent}: holds another build; the difference:\n  " + "\n  ".join(lines) + f"\n{advice()}")
 
 
 def _export(dataset: Dataset, material: Material, rows: list[Row]) -> list[Path]:

@@ -4,12 +4,49 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from ccr_dist.data import store
 from ccr_dist.errors import ConfigError, DataError
+
+
+def not_utf8(path: Path) -> DataError:
+    """What is wrong with a file of text that is not UTF-8: the first such line, and how to convert it."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                return DataError(f"{path}: it is UTF-16; expected UTF-8: `iconv -f UTF-16 -t UTF-8 {path.name} > NEW` converts it")
+            try:
+                line.decode()
+            except UnicodeDecodeError as e:
+                found = f"byte {line[e.start]:#04x} is not UTF-8; in Latin-1 (Windows-1252) it is"
+                letter = line[e.start : e.start + 1].decode("cp1252", "replace")
+                convert = f"`iconv -f WINDOWS-1252 -t UTF-8 {path.name} > NEW` converts such a file"
+                return DataError(f"{path}:{number}: {found} {letter!r}: {convert}")
+    return DataError(f"{path}: not UTF-8")
+
+
+def walk(root: Path) -> Iterator[str]:
+    """The files below a folder, as paths relative to it, sorted; hidden ones left out. Links are followed, to each folder once."""
+    seen: set[str] = set()
+
+    def unreadable(error: OSError) -> None:
+        raise error  # else what is in such a folder would be missing without a word
+
+    for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = os.path.relpath(folder, root)
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield name if inside == "." else os.path.join(inside, name)  # noqa: PTH118 (a hundred thousand times)
 
 
 class Files:
@@ -50,8 +87,10 @@ class Files:
             with self._open(path) as file:
                 for number, line in enumerate(file, 1):
                     yield f"{path}:{number}", line.rstrip("\r\n")
-        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as e:
-            raise DataError(f"{path}: not readable as UTF-8 text after line {number} ({e})") from e
+        except UnicodeDecodeError:
+            raise not_utf8(path) from None
+        except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+            raise DataError(f"{path}: a damaged .gz, readable up to line {number} ({e}); get it again") from e
 
     def document(self, name: str) -> Any:
         """The content of a .json file; of a .jsonl file: the list of its lines' values."""

@@ -74,6 +74,10 @@ class Recipe(Frozen):
         """Looks at the source and says what there is to build; renders nothing. ConfigError or DataError: the source is not as expected."""
         raise TypeError(f"{type(self).__name__} must define material()")
 
+    def advice(self, out: Path, material: Material) -> str:
+        """What to do where OUT holds another build than the one asked for."""
+        return "use another --out, or remove it"
+
 
 R = TypeVar("R", bound=type[Recipe])
 _RECIPES: dict[str, type[Recipe]] = {}

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from ccr_dist.data import store
 from ccr_dist.data.decode import file_extension
+from ccr_dist.data.formats.files import walk
 from ccr_dist.data.index import expand
 from ccr_dist.data.tar import ShardIndex, read_at
 from ccr_dist.errors import DataError
 
 SUFFIXES = {
-    "image": ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"),
+    "image": ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"),
     "video": ("mp4", "webm", "mkv", "avi", "mov", "gif"),
 }
 
@@ -59,10 +60,9 @@ def find_media(roots: Sequence[str], kind: str, wanted: Container[str], item_of:
 
     for root in roots:
         if Path(root).is_dir():
-            for folder, _, names in os.walk(root, followlinks=True):
-                for name in sorted(names):
-                    path = os.path.join(folder, name)  # noqa: PTH118 (a hundred thousand times)
-                    add(name, lambda path=path: Medium(path, os.stat(path).st_size))  # type: ignore[misc]  # noqa: PTH116
+            for name in walk(Path(root)):
+                path = os.path.join(root, name)  # noqa: PTH118 (a hundred thousand times)
+                add(os.path.basename(name), lambda path=path: Medium(path, os.stat(path).st_size))  # type: ignore[misc]  # noqa: PTH116, PTH119
             continue
         for tar in expand([root]):
             index = ShardIndex.scan(tar)

@@ -24,7 +24,7 @@ class Texts(Recipe):
     """A file of texts."""
 
     kind: Literal["texts"]
-    file: Path = Field(description="JSONL, CSV or TXT")
+    file: Path = Field(description="JSONL, JSON, CSV, TSV or TXT")
     field: str = Field("text", description="key or CSV column of the text")
     language: str = Field("en", pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]+)*$")
     split: Literal["train", "val", "test"] = "train"
@@ -37,11 +37,14 @@ class Texts(Recipe):
     def material(self) -> Material:
         rows: dict[str, Row] = {}
         seen: set[tuple[str, ...]] = set()
-        repeated = apart = 0
+        repeated = apart = blank = 0
         for place, record in records(self.file):
             if self.field not in record:
                 raise DataError(f"{place}: expected the key {self.field!r} (option `field`), found {', '.join(record)}")
             texts = texts_of(record[self.field], place)
+            if not texts:
+                blank += 1
+                continue
             if tuple(texts) in seen:
                 repeated += 1
                 continue
@@ -58,4 +61,5 @@ class Texts(Recipe):
         spec = ColumnSpec(f"caption.{self.language}", "texts", "json", {**plan, "language": self.language}, about)
         notes = [f"{repeated} repeated texts taken once"] * bool(repeated)
         notes += [f"{apart} texts left out: their concepts belong to other splits (keep_apart)"] * bool(apart)
+        notes += [f"{blank} records without a text left out"] * bool(blank)
         return Material(plan, [spec], list(rows.values()), notes)
