@@ -267,9 +267,9 @@ def _gathered(
     counts = row_counts(len(places), device)
     rows, part = gather_rows(places, counts).cpu().numpy().T
     later = (np.diff(rows) > 0) | ((np.diff(rows) == 0) & (np.diff(part) > 0))
-    times = torch.zeros(dataset.rows, dtype=torch.int64)
-    times[without] = 1
-    times = merge(times).numpy()
+    empty = torch.zeros(dataset.rows, dtype=torch.int64)
+    empty[without] = 1
+    times = merge(empty).numpy()
     times[np.unique(rows)] += 1
     source = dataset.column(column)
     expected = np.concatenate([source.present(shard) for shard in range(len(dataset.shards))])
