@@ -13,10 +13,8 @@ import contextlib
 import datetime
 import fcntl
 import getpass
-import shlex
 import shutil
 import socket
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +24,7 @@ import yaml
 
 from ..data.store import append_line, pretty_json, read_lines, replace_atomic
 from ..errors import ConfigError
+from ..redact import command_line
 from ..train.run import commit
 from . import slurm
 from .pipeline import Plan, load_plan
@@ -101,7 +100,7 @@ def record(plan: Plan, profile: Profile | None, software: Mapping[str, str] | No
         "host": socket.gethostname(),
         "folder": str(Path.cwd()),
         "commit": commit(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "software": dict(software) if software is not None else None,
     }
     replace_atomic(run / "record.json", pretty_json(facts))

@@ -44,7 +44,9 @@ class Job:
         typer.Option("--workers", min=0, help="Processes that prepare rows ahead of the engine; 0: threads. Default: what suits the job."),
     ] = None
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that do so, with --workers 0.")] = 4
-    bad_items: Annotated[int, typer.Option("--bad-items", min=0, help="Bad items tolerated a dataset ...")] = 10
+    bad_items: Annotated[
+        int, typer.Option("--bad-items", min=0, help="Bad items tolerated a dataset (of a small one half of its rows) ...")
+    ] = 10
     bad_fraction: Annotated[
         float, typer.Option("--bad-fraction", min=0, max=1, help="... or this fraction of the rows, whichever is more.")
     ] = 0.01

@@ -11,7 +11,7 @@ from typing import Any
 from ccr_dist.data import store
 from ccr_dist.data.processes import spawn_pool
 from ccr_dist.data.table import Column
-from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.errors import CcrError, ConfigError, DataError
 from ccr_dist.generate.processor import Outcome, Ticket
 
 Preparer = Callable[[str, dict[str, Any]], Any]
@@ -61,6 +61,10 @@ def prepare(preparer: Preparer, inputs: dict[str, Column], ticket: Ticket) -> An
         item = preparer(ticket.key, {name: read(source) for name, source in inputs.items()})
     except DataError as e:
         return Outcome(error=str(e))
+    except (CcrError, OSError, ImportError):
+        raise
+    except Exception as e:  # whatever a decoder, a template or a tokenizer makes of one row: no other row has to do with it
+        return Outcome(error=f"{ticket.key}: cannot be prepared ({type(e).__name__}: {str(e)[:300]})")
     return Outcome() if item is None else item
 
 

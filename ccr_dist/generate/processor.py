@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ccr_dist.data.table import Dataset
-from ccr_dist.errors import EngineError
+from ccr_dist.errors import CcrError, DataError, EngineError
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,38 @@ class Processor(ABC):
         Rows in `feed.settled` are journalled with the next yield, an empty one too. An engine with its own continuous batching overrides
         this one; for all others it is `process` on batches.
         """
+        worked = False
         while (taken := feed.take(batch)) is not None:
-            outcomes = self.process([item for _, item in taken]) if taken else []
+            outcomes = self._processed([item for _, item in taken], worked=worked) if taken else []
+            worked = worked or any(outcome.error is None for outcome in outcomes)
             if len(outcomes) != len(taken):
                 raise EngineError(f"{type(self).__name__}: {len(outcomes)} results for {len(taken)} items; nothing of this batch was kept")
             yield [(ticket, outcome) for (ticket, _), outcome in zip(taken, outcomes, strict=True)]
+
+    def _processed(self, items: list[Any], *, worked: bool) -> list[Outcome]:
+        """`process`; what it fails on is found by taking the items one by one. When it fails on all of several the error is its own, and of
+        a single item unless it has `worked` on others.
+        """
+        error: Exception
+        try:
+            return self.process(items)
+        except DataError as e:
+            error = e
+        except (CcrError, OSError):
+            raise
+        except Exception as e:
+            error = e
+        if len(items) == 1:
+            if isinstance(error, DataError) or worked:
+                return [Outcome(error=_blamed(error))]
+            raise error
+        outcomes = [outcome for item in items for outcome in self._processed([item], worked=True)]
+        if not isinstance(error, DataError) and all(outcome.error is not None for outcome in outcomes):
+            raise error
+        return outcomes
+
+
+def _blamed(error: Exception) -> str:
+    if isinstance(error, DataError):
+        return str(error)
+    return f"the engine fails on it, but not on others ({type(error).__name__}: {str(error)[:300]})"

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import platform
-import shlex
 import signal
 import sys
 import threading
@@ -21,8 +19,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,62 +31,18 @@ from ccr_dist.data import store
 from ccr_dist.data.pictures import require_rule
 from ccr_dist.data.table import Column, Dataset, create_column
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
+from ccr_dist.generate.first import first_load
 from ccr_dist.generate.lease import Leases, look
 from ccr_dist.generate.prepare import Preparation
 from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket
-from ccr_dist.generate.watch import Watch, first_load
+from ccr_dist.generate.summary import Budget, Summary
+from ccr_dist.generate.watch import Watch
 from ccr_dist.generate.work import Bench, Lost, Work
+from ccr_dist.redact import command_line
+
+FRUITLESS = 100  # rows without any value from the start after which a job is ended
 
 Event = Callable[[str, dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How many bad items a run tolerates: `items`, or `fraction` of the rows of its share, whichever is more."""
-
-    items: int = 10
-    fraction: float = 0.01
-
-    def limit(self, rows: int) -> int:
-        return max(self.items, math.floor(self.fraction * rows))
-
-
-@dataclass
-class Summary:
-    """What a run did to its share of the shards. `stopped`: it was asked to stop and the rest waits for the next start."""
-
-    column: str
-    shards: int = 0  # in the share
-    skipped: int = 0  # finished before
-    done: int = 0  # committed by this run
-    busy: int = 0  # another process works on them
-    lost: int = 0  # taken over by another process while this one was silent; its rows made here do not count
-    rows: int = 0  # made by this run
-    resumed_rows: int = 0  # taken over from journals
-    bad: int = 0  # null rows with an error
-    dropped_lines: int = 0  # torn journal lines, made again
-    counts: dict[str, int] = field(default_factory=dict)  # of the shards committed by this run
-    seconds: float = 0.0
-    waited_s: float = 0.0  # the engine waited for prepared rows
-    stopped: bool = False
-
-    @property
-    def complete(self) -> bool:
-        """The whole share is finished."""
-        return self.skipped + self.done == self.shards
-
-    def __str__(self) -> str:
-        parts = [f"{self.done} of {self.shards} shards done"]
-        parts += [f"{self.skipped} there already and reused"] * (self.skipped > 0)
-        parts += [f"{self.resumed_rows} rows resumed from journals"] * (self.resumed_rows > 0)
-        parts += [f"{self.rows} rows made in {self.seconds:.1f} s"] * (self.rows > 0)
-        parts += [f"{self.dropped_lines} torn journal lines dropped"] * (self.dropped_lines > 0)
-        parts += [f"{self.bad} bad items (null rows; see *.errors.jsonl)"] * (self.bad > 0)
-        parts += [f"{self.busy} shards skipped: another process works on them"] * (self.busy > 0)
-        parts += [f"{self.lost} shards lost to another process that took over; what was made of them here is dropped"] * (self.lost > 0)
-        parts += [", ".join(f"{name} {n}" for name, n in sorted(self.counts.items()))] * bool(self.counts)
-        parts += ["stopped on request: the same command goes on from here"] * self.stopped
-        return f"{self.column}: " + "; ".join(parts)
 
 
 def run(
@@ -128,11 +80,10 @@ def run(
         source.require_complete()
     processor.check(dataset)
     plan = {**processor.plan(), "inputs": {name: source.digest for name, source in inputs.items()}}
-    argv = [Path(sys.argv[0]).name, *sys.argv[1:]]
     provenance = {
         "ccr_dist": ccr_dist.__version__,
         "python": platform.python_version(),
-        "command": shlex.join(argv),
+        "command": command_line(),
         **processor.provenance(),
     }
     if column in dataset.columns():
@@ -158,7 +109,8 @@ class _Job:
         self.target, self.processor, self.inputs, self.shards = target, processor, inputs, shards
         self.bench, self.leases, self.wait = Bench(target, leases), leases, wait
         self.event: Event = on_event or (lambda name, info: None)
-        self.limit = budget.limit(sum(target.dataset.shard_rows[s] for s in shards))
+        self.rows = sum(target.dataset.shard_rows[s] for s in shards)
+        self.limit = budget.limit(self.rows)
         self.open: dict[int, Work] = {}
         self.again: list[int] = []  # lost to others: whether those finish them is still to be seen
         self.errors: dict[str, str] = {}
@@ -166,6 +118,7 @@ class _Job:
         self.stop = False
         self.summary = Summary(target.name, shards=len(shards))
         self.counts: Counter[str] = Counter()
+        self.seen: Counter[str] = Counter()  # of the shards that came to be committed here: rows by what became of them
         self.advance: Callable[[int], None] = lambda rows: None
         self.feed: Feed | None = None
 
@@ -184,17 +137,22 @@ class _Job:
                 if (first := _first(tickets)) is not None:  # there is work: only then are models loaded
                     with Preparation(self.processor.preparer(), self.inputs, workers=workers, threads=threads) as preparation:
                         preparation.begin()  # its processes take as long as the model to get ready
-                        with first_load(self.processor.load_key()), watch.loading(f"{self.target.folder}: the model is being loaded"):
-                            self.processor.load()
-                        rows = itertools.chain([first], tickets)
-                        ahead = max(2 * batch, 4 * workers)
-                        self.feed = Feed(rows, lambda ticket: self._submit(ticket, preparation), ahead)
-                        self._drive(self.feed, batch, watch)
+                        with (
+                            first_load(self.processor.load_key(), lambda: self.stop),
+                            watch.loading(f"{self.target.folder}: the model is being loaded"),
+                        ):
+                            if not self.stop:
+                                self.processor.load()
+                        if not self.stop:
+                            rows = itertools.chain([first], tickets)
+                            ahead = max(2 * batch, 4 * workers)
+                            self.feed = Feed(rows, lambda ticket: self._submit(ticket, preparation), ahead)
+                            self._drive(self.feed, batch, watch)
             finally:
                 for work in self.open.values():
                     work.close()
         self._sum_up(time.perf_counter() - started)
-        if progress:
+        if progress or self.summary.bad or self.summary.fruitless:
             console.print(str(self.summary), markup=False, highlight=False, soft_wrap=True)
         if self.refused:
             raise DataBudgetError("\n".join(self.refused))
@@ -310,6 +268,8 @@ class _Job:
             yield None
 
     def _skip(self, shard: int) -> None:
+        nulls = int(self.target.record(shard)["nulls"])
+        self.seen += Counter(made=self.target.dataset.shard_rows[shard] - nulls, absent=nulls)
         self.summary.skipped += 1
         self.advance(self.target.dataset.shard_rows[shard])
 
@@ -386,6 +346,8 @@ class _Job:
 
     def _commit(self, work: Work) -> None:
         waited_s = (self.feed.waited_s if self.feed else 0.0) - work.waited_s
+        became = Counter(made=1) if work.settled else work.became(self.target.kind)  # else: whatever it is, it is final
+        self._require_something(became)
         try:
             mine = self.bench.commit(work, lambda: self.processor.width, {"waited_s": round(waited_s, 3)})
         except Lost:
@@ -394,11 +356,30 @@ class _Job:
         del self.open[work.shard]
         if mine:
             self.summary.done += 1
-            self.counts.update(self.bench.counts(work))
+            self.summary.absent += became["absent"]
+            self.summary.fruitless += became["fruitless"]
+            self.counts.update(work.counts())
         else:
             self.summary.skipped += 1
             self.summary.lost += not work.settled  # an overtaken worker woke and was quicker
         self.event("committed", {"shard": self.target.dataset.shards[work.shard], "mine": mine})
+
+    def _require_something(self, became: Counter[str]) -> None:
+        """DataBudgetError, before anything is final, for a job that gives nothing: its first rows, or all of a small one, have no value."""
+        self.seen += became
+        nothing = self.seen["bad"] + self.seen["fruitless"]
+        if self.seen["made"] or not nothing or self.limit >= self.rows:
+            return
+        if nothing >= FRUITLESS or self.seen.total() == self.rows:
+            total = sum((work.counts() for work in self.open.values()), Counter[str]())
+            counts = ", ".join(f"{name} {n}" for name, n in sorted(total.items())) or "no counts"
+            errors = "".join(f"\n  {key}: {error}" for key, error in list(self.errors.items())[:5])
+            raise DataBudgetError(
+                f"{self.target.folder}: none of the first {nothing} rows has a value: {self.seen['bad']} are bad items, of "
+                f"{self.seen['fruitless']} nothing usable came back ({counts}).{errors}\nThey are not committed. See whether model, "
+                "prompt, language and filters fit these rows, and remove the column's folder for another try; --bad-fraction 1 "
+                "allows it"
+            )
 
 
 def _first(tickets: Iterator[Ticket | None]) -> Ticket | None:

@@ -1,4 +1,4 @@
-"""A thread beside the engine: beats for the leases, and ends the process when the engine stays silent. Also: one first load a node.
+"""A thread beside the engine: beats for the leases, and ends the process when the engine stays silent.
 
 What to beat and what the engine is at are told by the runner. Training watches its steps with the same thread (`train/watchdog.py`).
 """
@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import fcntl
-import hashlib
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from ccr_dist.errors import HangError, StorageError
+from ccr_dist.errors import HangError
 
 LOAD_S = 3600.0
 
@@ -107,37 +104,3 @@ def end(message: str, *, record: Path | None = None, linger_s: float = 0.0) -> N
         writing.join(max(linger_s, 5.0))
     time.sleep(linger_s)
     os._exit(HangError.exit_code)
-
-
-@contextlib.contextmanager
-def first_load(key: str | None) -> Iterator[None]:
-    """Of the processes of this user on this node, only one is inside at a time, until one of them has left it in peace.
-
-    A model's first load downloads, compiles and fills caches; the processes that come after find all that. None: no lock.
-    """
-    if key is None:
-        yield
-        return
-    folder = Path(tempfile.gettempdir()) / f"ccr-dist-{os.getuid()}"
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    lock, done = folder / f"load-{digest}.lock", folder / f"load-{digest}.done"
-    if done.exists():
-        yield
-        return
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as e:
-        raise StorageError(
-            f"{lock}: cannot make the lock for the model's first load ({e.strerror}); set TMPDIR to a folder of yours"
-        ) from e
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        if done.exists():
-            os.close(fd)
-            fd = -1
-        yield
-        done.touch()
-    finally:
-        if fd >= 0:
-            os.close(fd)

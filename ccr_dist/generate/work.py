@@ -50,6 +50,21 @@ class Work:
     def missing(self) -> list[int]:
         return [] if self.settled else [row for row in range(self.rows) if row not in self.outcomes]
 
+    def became(self, kind: str) -> Counter[str]:
+        """Rows by what became of them: `made`, `bad`, `fruitless` (something was asked, nothing usable came back), `absent`."""
+        found: Counter[str] = Counter()
+        for outcome in self.outcomes.values():
+            if outcome.error is not None:
+                found["bad"] += 1
+            elif _there(kind, outcome.value):
+                found["made"] += 1
+            else:
+                found["fruitless" if outcome.counts.get("requests") or outcome.counts.get("empty") else "absent"] += 1
+        return found
+
+    def counts(self) -> Counter[str]:
+        return sum((Counter(outcome.counts) for outcome in self.outcomes.values()), Counter())
+
     def beat(self) -> None:
         """In the watch's thread: says that the shard is worked on, and finds out whether it still is one's own."""
         self.lease.beat(len(self.outcomes), self.tokens)
@@ -212,12 +227,8 @@ class Bench:
         if mine or not self.target.path(work.shard, "stats").exists():
             seconds = time.perf_counter() - work.started
             times = {"began": round(work.began, 3), "ended": round(time.time(), 3), "seconds": round(seconds, 3)}
-            rows = {"rows": work.rows, "resumed": work.resumed, "nulls": len(absent), "bad": len(bad), "counts": self.counts(work)}
+            rows = {"rows": work.rows, "resumed": work.resumed, "nulls": len(absent), "bad": len(bad), "counts": dict(work.counts())}
             self.target.write_stats(work.shard, {**times, **rows, "host": self.leases.host, "worker": self.leases.worker, **stats})
-
-    @staticmethod
-    def counts(work: Work) -> dict[str, int]:
-        return dict(sum((Counter(outcome.counts) for outcome in work.outcomes.values()), Counter()))
 
 
 def _there(kind: str, value: Any) -> bool:

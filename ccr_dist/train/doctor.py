@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DONE, ConfigError
+from ..redact import is_secret, without_secrets
 from .run import PACKAGES, hardware
 
 TRIED = ("torch", "torchvision", "open_clip", "transformers", "deepspeed", "vllm")  # imported in processes of their own
 VARIABLES = ("ACCELERATE_", "CUDA_", "GLOO_", "HF_", "MASTER_", "NCCL_", "OMP_", "PYTORCH_", "SLURM_", "TORCH_", "WANDB_")
-SECRET = ("TOKEN", "KEY", "PASSWORD", "SECRET")
 GIB = 2**30
 
 
@@ -82,7 +82,7 @@ def examine(out: Path) -> Report:
         report.facts[name] = look(report)
     report.facts["disk"] = _disk(report, out)
     report.facts["environment"] = {
-        key: value for key, value in sorted(os.environ.items()) if key.startswith(VARIABLES) and not any(word in key for word in SECRET)
+        key: without_secrets(value) for key, value in sorted(os.environ.items()) if key.startswith(VARIABLES) and not is_secret(key)
     }
     return report
 

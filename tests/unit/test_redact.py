@@ -1,0 +1,59 @@
+"""What is kept and shown of commands and of the environment holds no secrets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jobs import Shout, captions
+
+from ccr_dist.generate.runner import run
+from ccr_dist.generate.translate import Translate
+from ccr_dist.redact import command_line, is_secret, without_secrets
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("http://me:pw@host:8000/v1", "http://***@host:8000/v1"),
+        ("base_url=https://tok3n@host/v1?api_key=abc&api-version=2", "base_url=https://***@host/v1?api_key=***&api-version=2"),
+        ("s3://AKIA:abc@bucket/x and s3://bucket/y", "s3://***@bucket/x and s3://bucket/y"),
+        ("https://h/x?X-Amz-Signature=abc&sig=def", "https://h/x?X-Amz-Signature=***&sig=***"),
+        ("http://host/v1 mail me@host.org", "http://host/v1 mail me@host.org"),
+        ("http://host/@cf/model", "http://host/@cf/model"),
+    ],
+)
+def test_addresses(text: str, kept: str) -> None:
+    assert without_secrets(text) == kept
+
+
+def test_commands() -> None:
+    words = [
+        "ccr-dist",
+        "translate",
+        "d",
+        "--set",
+        "api_key=abc",
+        "--set",
+        "base_url=http://u:p@h/v1",
+        "--set",
+        "max_tokens=5",
+        "--token=abc",
+    ]
+    assert command_line(words) == (
+        "ccr-dist translate d --set 'api_key=***' --set 'base_url=http://***@h/v1' --set max_tokens=5 '--token=***'"
+    )
+
+
+def test_variables() -> None:
+    secret = ("SLURM_JWT", "HF_PASS", "HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "SLURM_AUTH", "HF_PASSWORD", "CUDA_CREDENTIALS")
+    assert all(map(is_secret, secret))
+    assert not any(map(is_secret, ("SLURM_JOB_ID", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HOME", "MASTER_ADDR", "SLURM_NTASKS")))
+
+
+def test_provenance_of_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/usr/bin/ccr-dist", "translate", "--set", "base_url=http://me:pa55@host/v1?key=qu3ry"])
+    dataset = captions(tmp_path / "d")
+    run(dataset, Translate(Shout(), "caption.en"), "caption.xx.shout", progress=False)
+    text = (dataset.root / "caption.xx.shout" / "column.json").read_text()
+    assert "ccr-dist translate --set" in text and not any(secret in text for secret in ("pa55", "qu3ry", "me:"))
