@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,11 @@ from ccr_dist.data.pictures import VERSION
 from ccr_dist.data.table import Dataset
 from ccr_dist.data.video import decode_video
 from ccr_dist.errors import ConfigError, DataError
-from ccr_dist.generate.engines.generator import Generation, Generator, Request
-from ccr_dist.generate.filters import judge, list_of
+from ccr_dist.generate import filters
+from ccr_dist.generate.engines.generator import Answer, Generator, Request
+from ccr_dist.generate.filters import kept_of, tally
 from ccr_dist.generate.processor import Outcome
-from ccr_dist.generate.prompts import LIST_SCHEMA, Prompt, View, load_prompt, plan_of
+from ccr_dist.generate.prompts import LIST_SCHEMA, Prompt, load_prompt, plan_of
 from ccr_dist.generate.requests import Asked, Asker, Generate, spare_cores
 
 FIELDS = ("media", "captions")
@@ -58,9 +60,9 @@ class Look:
 class Describe(Generate):
     """(picture or video) -> {"views": {name: text}, "tokens": {name: n}, "finish": {name: how it ended}}.
 
-    An answer that a filter drops is left out of "views" and "finish" says why: `refused`, `repeated`, `short`, or `malformed` where
-    a list was asked for; these are counted, and `cut`: answers that were cut back to a whole sentence. prompt: name or path.
-    frames: of a video. captions: a column of texts for the prompt's {captions}.
+    An answer that a filter drops is left out of "views" and "finish" says why, by a key of `filters.DROPPED`; these are counted, and
+    `cut`: answers that were cut back to a whole sentence, and what was removed around answers, by the keys of `answer.REMOVED`.
+    prompt: name or path. frames: of a video. captions: a column of texts for the prompt's {captions}.
     """
 
     kind = "views"
@@ -89,31 +91,25 @@ class Describe(Generate):
 
     def plan(self) -> dict[str, Any]:
         frames = {"frames": self._frames} if self._video else {}
-        rules = {"prompt": plan_of(self.prompt), "pictures": VERSION}
+        rules = {"prompt": plan_of(self.prompt), "pictures": VERSION, "filters": filters.VERSION}
         return {"processor": "describe", "engine": self.engine.identity(), **rules, **frames}
 
     def asker(self) -> Asker:
         return Look(self.prompt, self.inputs[0], self._video, self._frames, self.inputs[1] if len(self.inputs) > 1 else None)
 
-    def outcome(self, about: Any, answers: list[Generation]) -> Outcome:
+    def outcome(self, about: Any, answers: list[Answer]) -> Outcome:
         views: dict[str, str] = {}
         finish: dict[str, str] = {}
-        counts: dict[str, int] = {}
+        tokens: dict[str, int] = {}
+        counts: Counter[str] = Counter()
         for (name, view), answer in zip(self.prompt.views.items(), answers, strict=True):
-            kept, how = self._judged(view, answer)
-            finish[name] = how
+            if isinstance(answer, DataError):
+                finish[name], tokens[name] = "failed", 0
+                counts["failed"] += 1
+                continue
+            kept, how, removed = kept_of(answer.text, answer.finish, self.prompt.filters, max_words=view.max_words, listed=view.list)
+            finish[name], tokens[name] = how, answer.tokens
             if kept is not None:
                 views[name] = kept
-            if reason := "cut" if how == "length" else how if kept is None else None:
-                counts[reason] = counts.get(reason, 0) + 1
-        tokens = {name: answer.tokens for name, answer in zip(self.prompt.views, answers, strict=True)}
-        return Outcome({"views": views, "tokens": tokens, "finish": finish}, counts=counts)
-
-    def _judged(self, view: View, answer: Generation) -> tuple[str | None, str]:
-        if not view.list:
-            return judge(answer.text, answer.finish, self.prompt.filters, max_words=view.max_words)
-        listed = list_of(answer.text, answer.finish)
-        if listed is None:
-            return None, "malformed"
-        kept, how = judge(listed, "stop", self.prompt.filters.model_copy(update={"min_words": 1}))
-        return kept, answer.finish if how == "stop" else how
+            counts += tally(removed, kept, how)
+        return Outcome({"views": views, "tokens": tokens, "finish": finish}, counts=dict(counts))

@@ -1,6 +1,7 @@
 """What is wrong with a generated text: refusals, loops, nothing said, cut off in the middle. Pure functions of the text.
 
-Thresholds stand in the prompt's file (`filters:`), so that they are part of a column's plan.
+Thresholds stand in the prompt's file (`filters:`), so that they are part of a column's plan. What is around an answer and no part of it
+is removed before, by `answer.py`.
 """
 
 from __future__ import annotations
@@ -12,15 +13,43 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ccr_dist.generate import answer
+from ccr_dist.generate.answer import clean
+from ccr_dist.generate.sentences import unspaced, whole
+
+VERSION = f"2.{answer.VERSION}"  # of the rules here and in answer.py; a column's plan names it
+DROPPED = {
+    "refused": "the model declined",
+    "repeated": "a loop",
+    "short": "too little is said, or no whole sentence before the token limit",
+    "malformed": "no list where one was asked for",
+    "unanswered": "thinking alone, no answer",
+    "failed": "the engine gave no answer to this one of the row's requests",
+}
 _HEAD = 160  # characters, the first sentences: a refusal says so at once, and people in pictures say "I can't" too
 _PERIOD = 24  # longest loop that is looked for, in words or characters
-_UNSPACED = 16  # more characters a word than this: a script without spaces
-_SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*(?=\s|$)|[。！？]["'”’」』）]*""")
+_LONG, _ALLOWED = 3.0, 40  # a translation so many times as long as its source, and so many letters more, is counted
 _REFUSALS = (
     *("i'm sorry", "i am sorry", "i cannot", "i can't", "i'm unable", "i am unable", "i'm not able", "i am not able"),
+    *("sorry, i can", "sorry, but i", "i apologize", "i apologise", "my apologies", "unfortunately, i", "i'm afraid i", "i won't"),
     *("as an ai", "as a language model", "can't assist", "cannot assist", "don't see an image", "do not see an image"),
     *("no image was provided", "no image provided", "no image attached", "no video was provided", "please upload", "please provide"),
+    *("es tut mir leid, aber ich", "lo siento, pero no puedo", "je suis désolé, mais je", "mi dispiace, ma non posso"),
+    *(
+        "desculpe, mas não posso",
+        "извините, но я не могу",
+        "抱歉，我无法",
+        "很抱歉，我",
+        "对不起，我无法",
+        "申し訳ありませんが",
+        "죄송합니다만",
+    ),
+    *("عذراً، لا أستطيع", "क्षमा करें, मैं", "माफ़ कीजिए, मैं"),
 )
+# Such phrases are a refusal where a sentence begins with them: elsewhere somebody in the picture says so.
+_FIRST_PERSON = re.compile(r"(?:i|i'm|sorry|my|please|unfortunately)\b")
+_BEGINS = r"(?:^|[.!?…。！？\n]\s*|^(?:oh|well|hi|hello|sorry|unfortunately|thank you[^.!?\n]{0,40})\s*[,.!]?\s*(?:but\s+)?)"
+_QUOTED = re.compile(r"“[^“”]*”|„[^„“”]*[“”]|«[^«»]*»|「[^「」]*」|\"[^\"]*\"|(?<!\w)'[^\n]*?'(?!\w)")
 
 
 class Filters(BaseModel):
@@ -33,42 +62,89 @@ class Filters(BaseModel):
     min_words: int = Field(3, ge=1, description="an answer with fewer words says too little")
 
 
-def judge(text: str, finish: str, filters: Filters, *, max_words: int | None = None) -> tuple[str | None, str]:
+def judge(text: str, finish: str, filters: Filters, *, max_words: int | None = None, source: str = "") -> tuple[str | None, str]:
     """(the text to keep, why it ended), or (None, `refused`, `repeated` or `short`).
 
-    A text that ended at the token limit (`length`) or has more than max_words is cut back to the end of its last whole sentence;
-    one without such an end is too short. Scripts without spaces have no words to count: there only blank texts are too short.
+    A text that ended at the token limit (`length`) or has more than max_words is cut back to the end of its last whole sentence, in any
+    script; one without such an end is too short. Scripts without spaces have no words to count: there only blank texts are too short.
+    source: what was translated; what is odd in it, too, is no fault of the translation.
     """
-    if _refuses(text, filters.refusals):
+    if _refuses(text, filters.refusals) and not _refuses(source, filters.refusals):
         return None, "refused"
-    if repeats(text, filters.repeats):
+    if repeats(text, filters.repeats) and not repeats(source, filters.repeats):
         return None, "repeated"
     words = text.split()
     if max_words is not None and len(words) > max_words:
         text, finish = " ".join(words[:max_words]), "length"
     if finish == "length":
-        ends = list(_SENTENCE_END.finditer(text))
-        text = text[: ends[-1].end()] if ends else ""
+        text = whole(text)
     words = text.split()
-    if not words or (len(words) < filters.min_words and not _unspaced(text, words)):
+    if not words or (len(words) < filters.min_words and not unspaced(text)):
         return None, "short"
     return text, finish
+
+
+def kept_of(
+    said: str,
+    finish: str,
+    filters: Filters,
+    *,
+    max_words: int | None = None,
+    listed: bool = False,
+    source: str = "",
+    names: Sequence[str] = (),
+) -> tuple[str | None, str, list[str]]:
+    """What is kept of a model's answer (None: nothing), why it ended, or a key of DROPPED; and what was removed around it.
+
+    listed: a JSON array was asked for. source, names: of a translation, as for `clean`.
+    """
+    text, removed = clean(said, source=source, names=names, cut=finish == "length")
+    if not text and "thinking" in removed:
+        return None, "unanswered", []
+    if not listed:
+        return *judge(text, finish, filters, max_words=max_words, source=source), list(removed)
+    entries = list_of(text, finish)
+    if entries is None:
+        how = "refused" if _refuses(text, filters.refusals) else "malformed"
+        return None, how, list(removed)
+    kept, how = judge(entries, "stop", filters.model_copy(update={"min_words": 1}))
+    return kept, finish if how == "stop" else how, list(removed)
+
+
+def tally(removed: Sequence[str], kept: str | None, how: str) -> Counter[str]:
+    """Counters of an answer: what was removed, `cut` where it was cut back, and why it was dropped."""
+    counts = Counter(removed)
+    if reason := how if kept is None else "cut" if how == "length" else None:
+        counts[reason] += 1
+    return counts
 
 
 def list_of(answer: str, finish: str) -> str | None:
     """A JSON array of strings as one text, joined by ", ", without blanks and repetitions; None when it is no such array.
 
-    Of one that was cut off at the token limit, the entries that are whole.
+    It may be the one value of a JSON object, or stand among other words. Of one that was cut off at the token limit, the entries that are
+    whole.
     """
-    try:
-        entries = json.loads(answer)
-    except ValueError:
-        if finish != "length":
-            return None
-        entries = [json.loads(entry) for entry in re.findall(r'"(?:[^"\\]|\\.)*"(?=\s*[,\]])', answer, re.DOTALL)]
-    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+    entries = _array(answer)
+    if entries is None:
+        first, last = answer.find("["), answer.rfind("]")
+        entries = _array(answer[first : last + 1]) if 0 <= first < last else None
+    if entries is None and finish == "length" and "[" in answer:
+        whole_ones = re.findall(r'"(?:[^"\\]|\\.)*"(?=\s*[,\]])', answer[answer.find("[") :], re.DOTALL)
+        entries = [json.loads(entry) for entry in whole_ones]
+    if entries is None or not all(isinstance(entry, str) for entry in entries):
         return None
     return ", ".join(dict.fromkeys(" ".join(entry.split()) for entry in entries if entry.strip()))
+
+
+def _array(text: str) -> list[object] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, dict) and len(value) == 1:
+        (value,) = value.values()
+    return value if isinstance(value, list) else None
 
 
 def repeats(text: str, times: int) -> bool:
@@ -79,7 +155,7 @@ def repeats(text: str, times: int) -> bool:
     if max(lines.values(), default=0) >= times:
         return True
     words = text.casefold().split()
-    if _unspaced(text, words):
+    if unspaced(text):
         return _loops("".join(words), times, least=16)
     return _loops(words, times, least=1)
 
@@ -94,10 +170,16 @@ def _loops(units: Sequence[str], times: int, least: int) -> bool:
     return False
 
 
-def _unspaced(text: str, words: Sequence[str]) -> bool:
-    return len(text) > _UNSPACED * len(words) or any("\u3040" <= c <= "\u30ff" or "\u4e00" <= c <= "\u9fff" for c in text)
-
-
 def _refuses(text: str, phrases: Sequence[str]) -> bool:
-    head = text[:_HEAD].casefold().replace("’", "'")
-    return any(phrase in head for phrase in phrases)
+    """What somebody or something in the picture says, in quotation marks, refuses nothing."""
+    head = _QUOTED.sub(" ", text[: 2 * _HEAD].replace("’", "'"))[:_HEAD].casefold()
+    for phrase in phrases:
+        begins = _BEGINS if _FIRST_PERSON.match(phrase) else r"(?<!\w)"
+        if re.search(rf"{begins}{re.escape(phrase)}(?![\w-])" if phrase[-1:].isascii() else rf"{begins}{re.escape(phrase)}", head):
+            return True
+    return False
+
+
+def is_long(translation: str, source: str) -> bool:
+    """Whether a translation is several times as long as its source, in letters and in bytes: scripts differ in both."""
+    return all(b > _LONG * a + _ALLOWED for a, b in ((len(source), len(translation)), (len(source.encode()), len(translation.encode()))))

@@ -78,7 +78,7 @@ def read(paths: Iterable[Path], kind: str, header: dict[str, Any]) -> Past:
                 elif "error" in entry:
                     row, outcome = entry["row"], Outcome(error=entry["error"])
                 else:
-                    row, outcome = entry["row"], Outcome(unpack(kind, entry["value"]), counts=entry.get("counts", {}))
+                    row, outcome = entry["row"], Outcome(unpack(kind, entry["value"]), None, entry.get("counts", {}), entry.get("lacks"))
             except (ValueError, KeyError, TypeError, AttributeError):  # a crash of the machine may leave blocks of zeros
                 break
             if not number:
@@ -129,7 +129,8 @@ class Journal:
 def _entry(kind: str, row: int, outcome: Outcome) -> dict[str, Any]:
     if outcome.error is not None:
         return {"row": row, "error": outcome.error}
-    return {"row": row, "value": pack(kind, outcome.value), **({"counts": outcome.counts} if outcome.counts else {})}
+    further = {"counts": outcome.counts, "lacks": outcome.lacks}
+    return {"row": row, "value": pack(kind, outcome.value), **{name: about for name, about in further.items() if about}}
 
 
 def _lines(entries: list[dict[str, Any]]) -> bytes:

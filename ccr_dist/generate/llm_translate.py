@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from ccr_dist.data.decode import texts_of
 from ccr_dist.data.table import Dataset
 from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.generate import languages
 from ccr_dist.generate.engines.base import make_translator, translators
-from ccr_dist.generate.engines.generator import Generation, Generator, Request, generators, make_generator
-from ccr_dist.generate.filters import judge
+from ccr_dist.generate.engines.generator import Answer, Generator, Request, generators, make_generator
+from ccr_dist.generate.filters import VERSION, is_long, kept_of, tally
 from ccr_dist.generate.processor import Outcome, Processor
 from ccr_dist.generate.prompts import Prompt, load_prompt, plan_of
 from ccr_dist.generate.requests import Asked, Asker, Generate
-from ccr_dist.generate.translate import Translate
+from ccr_dist.generate.translate import Translate, captions_of, check_direction
 
 FIELDS = ("text", "source_language", "target_language")
-_QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "「": "」"}
-
-# As models know them. The codes of Crossmodal-3600 and those of the benchmarks here; a prompt file can name any other language itself.
-LANGUAGES = {
-    **{"ar": "Arabic", "bg": "Bulgarian", "bn": "Bengali", "ca": "Catalan", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek"},
-    **{"en": "English", "es": "Spanish", "et": "Estonian", "eu": "Basque", "fa": "Persian", "fi": "Finnish", "fil": "Filipino"},
-    **{"fr": "French", "ga": "Irish", "gl": "Galician", "he": "Hebrew", "hi": "Hindi", "hr": "Croatian", "hu": "Hungarian"},
-    **{"id": "Indonesian", "is": "Icelandic", "it": "Italian", "ja": "Japanese", "ko": "Korean", "lt": "Lithuanian", "lv": "Latvian"},
-    **{"mi": "Maori", "ms": "Malay", "nb": "Norwegian Bokmål", "nl": "Dutch", "no": "Norwegian", "pl": "Polish", "pt": "Portuguese"},
-    **{"pt_BR": "Brazilian Portuguese", "quz": "Cusco Quechua", "ro": "Romanian", "ru": "Russian", "sk": "Slovak", "sl": "Slovenian"},
-    **{"sr": "Serbian", "sv": "Swedish", "sw": "Swahili", "ta": "Tamil", "te": "Telugu", "th": "Thai", "tr": "Turkish", "uk": "Ukrainian"},
-    **{"ur": "Urdu", "vi": "Vietnamese", "zh": "Chinese", "zh-Hans": "Simplified Chinese", "zh-Hant": "Traditional Chinese"},
-}
 
 
 @dataclass(frozen=True)
@@ -42,10 +30,8 @@ class AskTranslations:
     fields: dict[str, str]
 
     def __call__(self, key: str, values: dict[str, Any]) -> Asked | None:
-        value = values[self.column]
-        if value is None:
+        if (captions := captions_of(key, values[self.column])) is None:
             return None
-        captions = [" ".join(caption.split()) for caption in texts_of(value)]
         ((name, view),) = self.prompt.views.items()
         requests = []
         for i, caption in enumerate(captions):
@@ -58,7 +44,8 @@ class AskTranslations:
 class LlmTranslate(Generate):
     """(n captions) -> (n translations), aligned; blank captions stay "" and are not sent, null rows stay null.
 
-    A translation that a filter drops is "". Counters: `captions`, `empty`, `unchanged`, as `Translate`, and the filters' reasons.
+    A translation that a filter drops is "". Counters: `captions`, `empty`, `unchanged`, `long`, as `Translate`; why answers were dropped,
+    `cut`, and what was removed around them, as `Describe`.
     """
 
     kind = "texts"
@@ -70,13 +57,15 @@ class LlmTranslate(Generate):
             raise ConfigError(f"prompt {prompt!r}: to translate it needs one view, with the field {{text}}")
         if any(view.list for view in self.prompt.views.values()):
             raise ConfigError(f"prompt {prompt!r}: a translation is no list; leave out list: true")
+        check_direction(source, target)
         self.inputs = (column,)
         self._fields = {
             field: _language(code, prompt)
             for field, code in (("source_language", source), ("target_language", target))
             if self.prompt.uses(field)
         }
-        self._direction = {"source": source, "target": target}
+        self._direction = {"source": languages.normal(source), "target": languages.normal(target)}
+        self._names = [*languages.titles(target), *languages.titles(source), *self._fields.values()]
 
     def check(self, dataset: Dataset) -> None:
         column = dataset.column(self.inputs[0])
@@ -84,32 +73,33 @@ class LlmTranslate(Generate):
             raise DataError(f"{column.folder}: a {column.kind} column; translate takes texts or views")
 
     def plan(self) -> dict[str, Any]:
-        return {"processor": "llm-translate", "engine": self.engine.identity(), "prompt": plan_of(self.prompt), **self._direction}
+        return {"processor": "llm-translate", "engine": self.engine.identity(), "prompt": plan_of(self.prompt), "filters": VERSION} | (
+            self._direction
+        )
 
     def asker(self) -> Asker:
         return AskTranslations(self.prompt, self.inputs[0], self._fields)
 
-    def outcome(self, about: list[str], answers: list[Generation]) -> Outcome:
+    def outcome(self, about: list[str], answers: list[Answer]) -> Outcome:
         (view,) = self.prompt.views.values()
         given = iter(answers)
         translations: list[str] = []
-        counts = {"captions": len(about)}
+        counts: Counter[str] = Counter(captions=len(about))
         for caption in about:
-            if not caption:
-                translations.append("")
-                continue
-            answer = next(given)
-            kept, how = judge(_bare(answer.text, caption), answer.finish, self.prompt.filters, max_words=view.max_words)
-            translations.append(" ".join((kept or "").split()))
-            for reason, happened in (
-                ("empty", not kept),
-                (how, kept is None),
-                ("cut", kept is not None and how == "length"),
-                ("unchanged", kept == caption),
-            ):
-                if happened:
-                    counts[reason] = counts.get(reason, 0) + 1
-        return Outcome(translations, counts=counts)
+            answer = next(given) if caption else None
+            kept: str | None = ""
+            if isinstance(answer, DataError):
+                counts["failed"] += 1
+            elif answer is not None:
+                kept, how, removed = kept_of(
+                    answer.text, answer.finish, self.prompt.filters, max_words=view.max_words, source=caption, names=self._names
+                )
+                counts += tally(removed, kept, how)
+            kept = " ".join((kept or "").split())
+            translations.append(kept)
+            if caption:
+                counts += Counter(empty=not kept, unchanged=kept == caption, long=is_long(kept, caption))
+        return Outcome(translations, counts=dict(counts))
 
 
 def make_translation(
@@ -133,17 +123,10 @@ def make_translation(
 
 
 def _language(code: str, prompt: str) -> str:
-    if code not in LANGUAGES:
+    name = languages.name(code)
+    if name is None:
         raise ConfigError(
-            f"language {code!r}: the prompt {prompt!r} needs its name; known are {', '.join(sorted(LANGUAGES))}. "
-            "For others write a prompt file (--prompt FILE.yaml) that names the language itself"
+            f"language {code!r}: the prompt {prompt!r} needs its name; known are {', '.join(languages.codes())}, each with a region or "
+            "script, too (pt-BR, zh-Hant). For others write a prompt file (--prompt FILE.yaml) that names the language itself"
         )
-    return LANGUAGES[code]
-
-
-def _bare(text: str, caption: str) -> str:
-    """Without the quotation marks that models like to put around a translation."""
-    text = text.strip()
-    if len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and caption[0] not in _QUOTES and text[0] not in text[1:-1]:
-        return text[1:-1].strip()
-    return text
+    return name

@@ -20,11 +20,15 @@ from ccr_dist.errors import CcrError, DataError, EngineError
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one row: its value (None: a null row), or why there is none; and what to add to the shard's counters."""
+    """The result of one row: its value (None: a null row), or why there is none; and what to add to the shard's counters.
+
+    lacks: why something is missing in the value. Such a row is kept, and is a bad item like one without a value.
+    """
 
     value: Any = None
     error: str | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    lacks: str | None = None
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,8 @@ class Generate(Processor):
         """A picklable function (key, input values) -> what to ask, None for a null row. It runs ahead of the engine, in other processes."""
 
     @abstractmethod
-    def outcome(self, about: Any, answers: list[Generation]) -> Outcome:
-        """The row's value from its answers, in the order of its requests."""
+    def outcome(self, about: Any, answers: list[Answer]) -> Outcome:
+        """The row's value from its answers, in the order of its requests; a DataError in the place of one that failed, but not of all."""
 
     def provenance(self) -> dict[str, Any]:
         return dict(self.engine.versions())
@@ -139,16 +139,15 @@ class Generate(Processor):
         return []
 
     def _outcome(self, row: _Row) -> Outcome:
-        answers: list[Generation] = []
-        for place in range(len(row.asked.requests)):
-            answer = row.answers[place]
-            if isinstance(answer, DataError):
-                return Outcome(error=str(answer))
-            answers.append(answer)
-        counts = Counter(requests=len(answers), tokens=sum(a.tokens for a in answers), prompt_tokens=sum(a.prompt_tokens for a in answers))
+        answers = [row.answers[place] for place in range(len(row.asked.requests))]
+        given = [answer for answer in answers if isinstance(answer, Generation)]
+        if answers and not given:
+            return Outcome(error=str(answers[0]))
+        counts = Counter(requests=len(answers), tokens=sum(a.tokens for a in given), prompt_tokens=sum(a.prompt_tokens for a in given))
         made = self.outcome(row.asked.about, answers)
         counts.update(made.counts)
-        return Outcome(made.value, made.error, {name: n for name, n in counts.items() if n})
+        failed = [str(answer) for answer in answers if isinstance(answer, DataError)]
+        return Outcome(made.value, made.error, {name: n for name, n in counts.items() if n}, "; ".join(failed) or None)
 
 
 def spare_cores(most: int = 8) -> int:

@@ -315,7 +315,7 @@ class _Job:
                 self._lose(work)
                 continue
             kept += len(rows)
-            self.errors |= {keys[row]: outcome.error for row, outcome in rows if outcome.error is not None}
+            self.errors |= {keys[row]: error for row, outcome in rows if (error := outcome.error or outcome.lacks) is not None}
         self.summary.rows += kept
         self.summary.bad = len(self.errors)
         self.advance(kept)

@@ -49,7 +49,7 @@ class Summary:
         parts += [f"{self.resumed_rows} rows resumed from journals"] * (self.resumed_rows > 0)
         parts += [f"{self.rows} rows made in {self.seconds:.1f} s"] * (self.rows > 0)
         parts += [f"{self.dropped_lines} torn journal lines dropped"] * (self.dropped_lines > 0)
-        parts += [f"{self.bad} bad items (null rows; see *.errors.jsonl)"] * (self.bad > 0)
+        parts += [f"{self.bad} bad items (null, or in part; see *.errors.jsonl)"] * (self.bad > 0)
         parts += [f"{self.fruitless} rows without a value: nothing usable came back"] * (self.fruitless > 0)
         parts += [f"{self.absent} rows without a value: their inputs have none"] * (self.absent > 0)
         parts += [f"{self.busy} shards skipped: another process works on them"] * (self.busy > 0)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from ccr_dist.data.decode import texts_of
 from ccr_dist.data.table import Dataset
 from ccr_dist.errors import ConfigError, DataError, EngineError
-from ccr_dist.generate.engines.base import Translator
+from ccr_dist.generate import languages
+from ccr_dist.generate.answer import without_specials
+from ccr_dist.generate.engines.base import Cut, Translator
+from ccr_dist.generate.filters import VERSION, Filters, is_long, judge, tally
 from ccr_dist.generate.processor import Outcome, Processor
+
+LONGEST = 4000  # characters of a caption: an engine's time grows with their square
+FILTERS = Filters(refusals=(), min_words=1)  # of dedicated systems, which refuse nothing
 
 
 def language_of(column: str) -> str:
@@ -17,6 +24,26 @@ def language_of(column: str) -> str:
     if parts[0] != "caption" or len(parts) < 2:
         raise ConfigError(f"column {column!r}: its name does not tell the language (caption.<lang>...); say it with --source-language")
     return parts[1]
+
+
+def check_direction(source: str, target: str) -> None:
+    """ConfigError for what is no language tag, and for a language into itself."""
+    if languages.normal(source) == languages.normal(target):
+        raise ConfigError(f"from {source!r} into {target!r}: the same language; is --to, or --source-language, another one?")
+
+
+def captions_of(key: str, value: Any) -> list[str] | None:
+    """The captions of a row, a line each; None of a null row. DataError for one that is too long to be a caption."""
+    if value is None:
+        return None
+    captions = [" ".join(caption.split()) for caption in texts_of(value)]
+    for number, caption in enumerate(captions):
+        if len(caption) > LONGEST:
+            raise DataError(
+                f"{key}: caption {number} has {len(caption)} characters, and at most {LONGEST} are translated; is it a caption? "
+                f"It begins {caption[:60]!r}"
+            )
+    return captions
 
 
 def default_column(target: str, engine: str) -> str:
@@ -32,7 +59,9 @@ def back_column(column: str, source: str) -> str:
 class Translate(Processor):
     """(n captions) -> (n translations). Blank captions stay "" and are not sent; null rows stay null.
 
-    Counters: `captions`, `empty` (nothing came back), `unchanged` (the translation is the caption itself).
+    Counters: `captions`, `empty` (nothing is left), `unchanged` (the translation is the caption itself), `long` (several times as long as
+    the caption); `special` (special tokens were in it); dropped, so that "" is left: `repeated` (a loop), `short` (cut at the engine's
+    limit before a sentence ended); `cut` (back to a whole sentence).
     """
 
     kind = "texts"
@@ -43,7 +72,7 @@ class Translate(Processor):
         self.batch = engine.batch
 
     def plan(self) -> dict[str, Any]:
-        return {"processor": "translate", "engine": self.engine.identity()}
+        return {"processor": "translate", "engine": self.engine.identity(), "filters": VERSION}
 
     def provenance(self) -> dict[str, Any]:
         return dict(self.engine.versions())
@@ -57,8 +86,7 @@ class Translate(Processor):
         self.engine.load()
 
     def prepare(self, key: str, values: dict[str, Any]) -> list[str] | None:
-        value = values[self.inputs[0]]
-        return None if value is None else [" ".join(caption.split()) for caption in texts_of(value)]
+        return captions_of(key, values[self.inputs[0]])
 
     def process(self, items: list[list[str]]) -> list[Outcome]:
         texts = [caption for item in items for caption in item if caption]
@@ -70,11 +98,9 @@ class Translate(Processor):
             if error is not None:
                 outcomes.append(Outcome(error=str(error)))
                 continue
-            pairs = [(caption, str(answer)) for caption, answer in zip(item, translated, strict=True)]
-            empty = sum(1 for caption, answer in pairs if caption and not answer)
-            unchanged = sum(1 for caption, answer in pairs if caption and caption == answer)
-            counts = {"captions": len(pairs), "empty": empty, "unchanged": unchanged}
-            outcomes.append(Outcome([answer for _, answer in pairs], counts={name: n for name, n in counts.items() if n}))
+            counts: Counter[str] = Counter(captions=len(item))
+            kept = [_kept(caption, answer, counts) if caption else "" for caption, answer in zip(item, translated, strict=True)]
+            outcomes.append(Outcome(kept, counts=dict(counts)))
         return outcomes
 
     def translate(self, texts: list[str]) -> list[str | DataError]:
@@ -85,3 +111,15 @@ class Translate(Processor):
                 "they cannot be told apart, so nothing of this batch was kept"
             )
         return answers
+
+
+def _kept(caption: str, answer: str | DataError, counts: Counter[str]) -> str:
+    """What is kept of a translation; adds to the counts."""
+    text, special = without_specials(str(answer), caption)
+    finish, kept = "length" if isinstance(answer, Cut) else "stop", text or None
+    if kept is not None:
+        kept, how = judge(text, finish, FILTERS, source=caption)
+        counts += tally(["special"] * special, kept, how)
+    kept = " ".join((kept or "").split())
+    counts += Counter(empty=not kept, unchanged=kept == caption, long=is_long(kept, caption))
+    return kept

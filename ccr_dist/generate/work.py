@@ -214,6 +214,8 @@ class Bench:
         bad = []
         for row, key in enumerate(self.target.dataset.keys(work.shard)):
             outcome = work.outcomes.get(row)
+            if outcome is not None and outcome.lacks is not None and row not in absent:
+                bad.append({"key": key, "error": outcome.lacks})
             if outcome is None or row not in absent:
                 continue
             error = outcome.error

@@ -151,6 +151,25 @@ def test_bad_items(tmp_path: Path) -> None:
     errors = [json.loads(line) for s in "01" for line in (dataset.root / f"description.x/00000{s}.errors.jsonl").read_text().splitlines()]
     assert [e["key"] for e in errors] == ["0-2", "1-0"]
     assert "broken picture" in errors[0]["error"] and "dislikes" in errors[1]["error"]
+    made = values(dataset, "description.x")["1-0"]  # the other view is kept
+    assert made["finish"] == {"long": "stop", "things": "failed"} and made["views"].keys() == {"long"} and summary.counts["failed"] == 1
+
+
+def test_a_row_of_which_nothing_was_answered_is_null(tmp_path: Path) -> None:
+    dataset = pictures(tmp_path / "d")
+    engine = Parrot(Options(bad=("1-0/things", "1-0/long")))
+    summary = run(dataset, Describe(engine, prompt(tmp_path)), "description.x", workers=0, progress=False)
+    assert summary.bad == 1 and values(dataset, "description.x")["1-0"] is None and "failed" not in summary.counts
+
+
+def test_what_failed_in_part_is_told_after_a_death_too(tmp_path: Path) -> None:
+    dataset = pictures(tmp_path / "d", rows=(6,))
+    options = {"bad": ("0-0/things",)}
+    with pytest.raises(EngineError, match="gone"):
+        run(dataset, Describe(Parrot(Options(dies_at=9, **options)), prompt(tmp_path)), "description.x", workers=0, batch=1, progress=False)
+    run(dataset, Describe(Parrot(Options(**options)), prompt(tmp_path)), "description.x", workers=0, progress=False)
+    (error,) = (dataset.root / "description.x" / "000000.errors.jsonl").read_text().splitlines()
+    assert json.loads(error) == {"key": "0-0", "error": "0-0/things: the parrot dislikes it"}
 
 
 def test_a_job_goes_on_after_the_engine_died(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccr_dist.generate.filters import Filters, judge, list_of, repeats
+from ccr_dist.generate.filters import DROPPED, Filters, is_long, judge, kept_of, list_of, repeats
 
 FILTERS = Filters()
 GOOD = "A dog runs over a green meadow. Behind it there is a red barn."
@@ -40,6 +40,66 @@ def test_judge(text, finish, expected):
     assert judge(text, finish, FILTERS) == (expected or (text, finish))
 
 
+SEEN = (
+    'A man wears a T-shirt printed with the words "I can\'t even" and smiles.',
+    "A T-shirt reads 'I can't even' in white letters.",
+    "A sign says “Please upload your receipt here”. Two people stand there.",
+    "A shop serves as an air freshener museum; it won as an AIM trophy.",
+    "A woman holds a card with I can't go on in red letters.",
+    "The picture was made as an AI-generated study of light.",
+)
+REFUSED = (
+    "Sorry, but I can't help with that request.",
+    "Unfortunately, I am unable to see the picture.",
+    "I apologize, but I cannot describe people.",
+    "It seems that no image was provided here.",
+    "Hello! I'm sorry, I cannot do that for you.",
+    "很抱歉，我不能描述这张图片。",
+)
+
+
+@pytest.mark.parametrize("text", SEEN)
+def test_what_is_written_in_a_picture_refuses_nothing(text):
+    assert judge(text, "stop", FILTERS) == (text, "stop")
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_refusals(text):
+    assert judge(text, "stop", FILTERS) == (None, "refused")
+    assert kept_of(text, "stop", FILTERS, listed=True) == (None, "refused", [])
+
+
+def test_what_is_odd_in_the_source_is_no_fault_of_the_translation():
+    for source in ("I'm sorry, I can't stay.", "no, no, no, no, no"):
+        assert judge("No, no, no, no, no", "stop", FILTERS, source=source)[0] or "sorry" in source
+    assert judge("I'm sorry, I can't stay.", "stop", FILTERS, source="I'm sorry, I can't stay here.") == (
+        "I'm sorry, I can't stay.",
+        "stop",
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "listed", "expected"),
+    [
+        ('```json\n["dog", "barn"]\n```', True, ("dog, barn", "stop", ["fence"])),
+        ('Here are the objects:\n```json\n["dog"]\n```', True, ("dog", "stop", ["preamble", "fence"])),
+        ('The objects: ["dog", "barn"].', True, ("dog, barn", "stop", [])),
+        ('<think>Let me see.</think>["dog"]', True, ("dog", "stop", ["thinking"])),
+        ("<think>\nLet me see, there is", True, (None, "unanswered", [])),
+        ("<think>\nLet me see, there is", False, (None, "unanswered", [])),
+        ("a dog and a barn", True, (None, "malformed", [])),
+    ],
+)
+def test_what_is_kept(said, listed, expected):
+    assert kept_of(said, "stop", FILTERS, listed=listed) == expected
+    assert expected[0] or expected[1] in DROPPED
+
+
+def test_translations_much_longer_than_their_source():
+    assert is_long("ein rotes Auto, " * 8, "a red car") and not is_long("ein sehr schönes rotes Auto", "a red car")
+    assert not is_long("នៅលើតុមានក្រូចឆ្មាពណ៌លឿងមួយ", "a lemon on a table")
+
+
 def test_long_answers_are_cut_to_whole_sentences():
     assert judge(GOOD, "stop", FILTERS, max_words=10) == ("A dog runs over a green meadow.", "length")
     assert judge(GOOD, "stop", FILTERS, max_words=13) == ("A dog runs over a green meadow.", "length")
@@ -60,7 +120,9 @@ def test_thresholds():
         ('["a \\"b\\"", "c', "length", 'a "b"'),
         ('["dog", "red barn", "gra', "stop", None),
         ("a dog and a barn", "stop", None),
-        ('{"objects": ["dog"]}', "stop", None),
+        ('{"objects": ["dog"]}', "stop", "dog"),
+        ('{"objects": ["dog"], "colours": ["red"]}', "stop", None),
+        ('{"objects": {"dog": 1}}', "stop", None),
         ("[1, 2]", "stop", None),
         ("[]", "stop", ""),
     ],

@@ -13,7 +13,7 @@ from ccr_dist.data.table import Dataset, create_column
 from ccr_dist.data.verify import verify
 from ccr_dist.errors import ConfigError
 from ccr_dist.generate.cli import jobs_app
-from ccr_dist.generate.llm_translate import LANGUAGES, LlmTranslate, make_translation
+from ccr_dist.generate.llm_translate import LlmTranslate, make_translation
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import Translate
 
@@ -37,7 +37,7 @@ def test_captions_stay_aligned(tmp_path: Path) -> None:
     assert column.value(0, 2) is None and column.value(1, 0) == []
     assert column.value(1, 1) == ["", ""]
     counts = {name: n for name, n in summary.counts.items() if not name.endswith("tokens")}
-    assert counts == {"captions": 7, "requests": 6, "unchanged": 1, "empty": 2, "refused": 1, "repeated": 1}
+    assert counts == {"captions": 7, "requests": 6, "unchanged": 1, "empty": 2, "refused": 1, "repeated": 1, "quotes": 1}
     asked = {item["id"]: item["text"] for item in engine.started}
     assert asked["0-1/0"].startswith("Translate this image caption from English into German.") and asked["0-1/0"].endswith("\n\na b")
     assert verify(dataset.root) == []
@@ -72,14 +72,15 @@ def test_which_engine_a_name_means() -> None:
 
 
 def test_prompts_and_languages(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"language 'xx': the prompt 'translate' needs its name; known are ar, "):
+    with pytest.raises(ConfigError, match=r"language 'xx': the prompt 'translate' needs its name; known are af, "):
         LlmTranslate(Parrot(), "en", "xx")
     (tmp_path / "own.yaml").write_text('views:\n  it:\n    text: "Into Klingon: {text}"\n')
     LlmTranslate(Parrot(), "en", "xx", prompt=str(tmp_path / "own.yaml"))
     (tmp_path / "none.yaml").write_text("views:\n  it: {text: hello}\n")
     with pytest.raises(ConfigError, match=r"needs one view, with the field \{text\}"):
         LlmTranslate(Parrot(), "en", "de", prompt=str(tmp_path / "none.yaml"))
-    assert LANGUAGES["pt_BR"] == "Brazilian Portuguese"
+    with pytest.raises(ConfigError, match="from 'deu' into 'de': the same language"):
+        LlmTranslate(Parrot(), "deu", "de")
 
 
 def test_the_command_there_and_back(tmp_path: Path) -> None:

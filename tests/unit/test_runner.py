@@ -20,6 +20,7 @@ from jobs import Shout, captions, column_files, content
 
 from ccr_dist.data.table import Column, Dataset, create_column, create_dataset
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError, EngineError
+from ccr_dist.generate import filters
 from ccr_dist.generate.first import first_load
 from ccr_dist.generate.lease import Lease, Leases, Traces
 from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket
@@ -76,6 +77,7 @@ def test_plan_and_provenance_say_how_it_was_made(tmp_path: Path) -> None:
     assert column.plan == {
         "processor": "translate",
         "engine": {"engine": "shout", "version": "1"},
+        "filters": filters.VERSION,
         "inputs": {"caption.en": dataset.column("caption.en").digest},
     }
     assert {"ccr_dist", "python", "command"} <= column.provenance.keys()

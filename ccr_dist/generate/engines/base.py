@@ -27,6 +27,12 @@ class EngineOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class Cut(str):
+    """A translation that ended at the engine's limit and not by itself."""
+
+    __slots__ = ()
+
+
 class Translator(ABC):
     """A machine translation system for one direction; making it loads nothing heavy.
 
@@ -54,7 +60,7 @@ class Translator(ABC):
 
     @abstractmethod
     def translate(self, texts: list[str]) -> list[str | DataError]:
-        """One translation a text, in order; a DataError in its place for a text this engine cannot take.
+        """One translation a text, in order; a `Cut` where it ended at the engine's limit, a DataError for a text this engine cannot take.
 
         The texts are not blank and hold no line breaks. A translation must not depend on its neighbours in the list, as far as the
         engine can help it. EngineError when the engine is gone or answers with another number of texts.

@@ -81,8 +81,13 @@ class Chat:
         messages = [*(system if request.system else []), {"role": "user", "content": content}]
         from jinja2 import TemplateError
 
+        told = self.options.chat_template_kwargs
+        if unknown := [name for name in told if name not in _template(processor)]:
+            raise ConfigError(
+                f"engine {self.engine!r}: chat_template_kwargs: the chat template of {self.options.model} has no {', '.join(unknown)}"
+            )
         try:
-            text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **told)
         except TemplateError as e:
             raise DataError(f"{request.id}: the chat template of {self.options.model} refuses it: {e}") from e
         except ValueError as e:
@@ -104,6 +109,12 @@ class Chat:
                     "write the model's own mark into the template in the place of {media}"
                 ) from e
         return self.options.template.format(system=request.system or "", media=media, text=request.text)
+
+
+def _template(processor: Any) -> str:
+    """The text of its chat template, or of its tokenizer's; of several, all."""
+    found = [getattr(one, "chat_template", None) for one in (processor, getattr(processor, "tokenizer", None))]
+    return "\n".join(str(template) for template in found if template)
 
 
 _loading = threading.Lock()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ccr_dist.errors import DataError
 from ccr_dist.generate.engines import base
@@ -66,10 +66,22 @@ class GeneratorOptions(base.EngineOptions):
     max_pixels: int = Field(1_048_576, gt=0, description="larger pictures and frames are scaled down to this many pixels each")
     video: bool = Field(False, description="frames go in as one video, for models that know videos; otherwise as so many pictures")
 
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description='what the chat template is told beside the messages; {"enable_thinking": false} ends the thinking of many models'
+    )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _own(cls, told: dict[str, Any]) -> dict[str, Any]:
+        if taken := {"conversation", "messages", "chat_template", "add_generation_prompt", "tokenize", "return_dict"} & told.keys():
+            raise ValueError(f"{', '.join(sorted(taken))}: not for you to set")
+        return told
+
     def sampling(self) -> dict[str, Any]:
         """What determines the tokens, for an identity."""
         names = ["temperature", "repetition_penalty", "stop", "max_pixels", "video"]
         names += ["top_p", "top_k", "seed"] if self.temperature else []
+        names += ["chat_template_kwargs"] if self.chat_template_kwargs else []
         return self.model_dump(mode="json", include=set(names))
 
 
