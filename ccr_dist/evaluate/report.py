@@ -16,15 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ccr_dist.data.store import read_json, replace_atomic
+from ccr_dist.data.store import replace_atomic
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate.protocols import RECALL_NAMES
-from ccr_dist.evaluate.schema import LanguageResult, RunResult
+from ccr_dist.evaluate.schema import LanguageResult, RunResult, read_result
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,7 @@ def collect(paths: Iterable[str | Path]) -> Results:
     runs: list[RunResult] = []
     seen: dict[tuple[str, str, int, str], Path] = {}
     for path in map(Path, paths):
-        try:
-            run = RunResult.model_validate(read_json(path))
-        except ValidationError as error:
-            where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
-            raise DataError(f"{path}: not a results file of format 1 ({where}); `ccr-dist evaluate` writes one") from None
+        run = read_result(path)
         for lang in run.languages:
             same = (run.dataset + "/" + run.split, run.label, run.seed, lang)
             if same in seen:

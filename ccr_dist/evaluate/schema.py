@@ -13,7 +13,9 @@
      "provenance": {"caption.pt.opus": "…"},   columns the run trained or was queried with -> who made them (MT engine, humans)
      "attribution": ["Pictures: …, CC BY-SA 4.0"],
      "config": {…},                        the resolved run config
-     "meta": {"strategy": …, "world": …, "commit": …, "hardware": …, "versions": {…}, "command": …}}   anything; shown as it is
+     "meta": {"strategy": …, "world": …, "commit": …, "hardware": …, "versions": {…}, "command": …,   anything; shown as it is
+              "weights": "…", "ranks": "…",    digests of the weights that were measured and of SPLIT.ranks.npz
+              "digest": "…"}}                  of all the rest of the file; those of earlier versions have none
 
 LanguageResult:
     {"column": "caption.pt",
@@ -29,9 +31,15 @@ LanguageResult:
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ccr_dist.data.checked import parse
+from ccr_dist.data.store import digest_json
+from ccr_dist.errors import DataError
 
 
 class Record(BaseModel):
@@ -92,3 +100,34 @@ class RunResult(Record):
     attribution: tuple[str, ...] = ()
     config: dict[str, Any] = Field(default_factory=dict)
     meta: dict[str, Any] = Field(default_factory=dict)
+
+
+def written(result: RunResult) -> bytes:
+    """A results file, with its digest."""
+    values = result.model_dump(mode="json")
+    values["meta"]["digest"] = _digest(values)
+    return json.dumps(values, indent=1, ensure_ascii=False).encode()
+
+
+def read_result(path: Path) -> RunResult:
+    """A results file as it was written. DataError naming the file that is missing, no results file, or damaged."""
+    try:
+        values = parse(path.read_bytes())
+        run = RunResult.model_validate(values)
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
+    except ValidationError as error:
+        where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+        raise DataError(f"{path}: not a results file of format 1 ({where}); `ccr-dist evaluate` writes one") from None
+    except ValueError as error:
+        raise DataError(f"{path}: damaged, it is not JSON ({error}); `ccr-dist evaluate … --again` measures anew") from None
+    digest = run.meta.get("digest")
+    if digest is not None and digest != _digest(values):
+        raise DataError(f"{path}: damaged, its numbers are not what its digest says; `ccr-dist evaluate … --again` measures anew")
+    return run
+
+
+def _digest(values: dict[str, Any]) -> str:
+    plain = json.loads(json.dumps(values))
+    plain.get("meta", {}).pop("digest", None)
+    return digest_json(plain)

@@ -88,7 +88,8 @@ class Method(ABC):
             backbone: frozen.
             languages: target languages in training.
             texts: all target-language training texts, for methods that size themselves by their vocabulary.
-            state: `state()` of a method built before, whose weights are going to be loaded; `texts` is not needed then.
+            state: `state()` of a method built before; `texts` is not needed then. It says nothing of weights: whoever builds from it makes
+                the same start as without it.
 
         Raises:
             ConfigError: options, backbone and languages do not go together.

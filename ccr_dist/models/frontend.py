@@ -137,8 +137,8 @@ def build_frontend(
 ) -> FrontEnd:
     """A front end for `tower`, on the CPU.
 
-    `texts`: all texts of the training set, read only where `cfg.rows` is "used". `state`: of a front end built before, whose tensors are
-    going to be loaded: then neither texts nor a start of the projection are needed. ConfigError on a request that cannot be met.
+    `texts`: all texts of the training set, read only where `cfg.rows` is "used". `state`: of a front end built before; then texts are not
+    needed. The start is made in either case: a state is no proof that tensors will follow. ConfigError on a request that cannot be met.
     """
     if tower.fixed_length and cfg.pad != "context":
         raise ConfigError(f"front end: `pad: {cfg.pad}` changes the result of this tower, which attends to padding; use `pad: context`")
@@ -146,7 +146,6 @@ def build_frontend(
         raise ConfigError("front end: `pad: packed` needs a tower whose attention takes a mask a row; use `pad: longest` with this one")
     pieces, table = load_embeddings(cfg.embeddings)
     digest = None if cfg.rows == "all" else hashlib.sha256(table.contiguous().numpy().data).hexdigest()
-    restored = state is not None
     if state is None:
         state = {"rows": used_rows(pieces, texts) if cfg.rows == "used" else None, "digest": digest}
     elif state["digest"] != digest:
@@ -165,8 +164,7 @@ def build_frontend(
             special=tower.special,
             state=state,
         )
-        if not restored:
-            start_projection(cfg.start, frontend.linear, pieces.vocabulary, table, tower)
+        start_projection(cfg.start, frontend.linear, pieces.vocabulary, table, tower)
     return frontend
 
 

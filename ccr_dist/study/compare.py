@@ -15,10 +15,10 @@ from typing import Literal
 
 import numpy as np
 
-from ..data.store import read_json
+from ..data.store import sha256_file
 from ..errors import DataError
 from ..evaluate.protocols import hits, recalls
-from ..evaluate.schema import RunResult
+from ..evaluate.schema import RunResult, read_result
 from .plan import Comparison
 
 ALL = "all"  # the mean over languages
@@ -80,12 +80,14 @@ class Judged:
 
 def load_outcome(path: Path, label: str) -> Outcome:
     """A results file with its ranks. DataError when either is missing or they do not belong together."""
-    result = RunResult.model_validate(read_json(path)).model_copy(update={"label": label})
+    result = read_result(path).model_copy(update={"label": label})
     file = path.with_name(f"{path.stem}.ranks.npz")
     if not file.exists():
         raise DataError(
             f"{file}: no ranks beside {path.name}, so runs cannot be compared item by item; `ccr-dist evaluate … --again` writes them"
         )
+    if result.meta.get("ranks") not in (None, sha256_file(file)):
+        raise DataError(f"{file}: damaged, or not of the same measurement as {path}; `ccr-dist evaluate … --again` measures anew")
     tables = {}
     with np.load(file) as kept:
         for lang, found in result.languages.items():

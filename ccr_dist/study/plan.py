@@ -17,8 +17,9 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt
 
 from ..config import Frozen, RunConfig, as_dict, from_dict, load_config
-from ..data.store import differences, read_json
+from ..data.store import differences
 from ..errors import ConfigError
+from ..evaluate.schema import read_result
 from ..yamlfile import load, validate
 
 
@@ -144,7 +145,7 @@ def state(run: Run) -> Literal["complete", "interrupted", "new"]:
     """How far a run is. ConfigError when its folder holds the result of another config, with the differences."""
     if not run.result.exists():
         return "interrupted" if (run.config.folder / "checkpoints").exists() else "new"
-    kept = read_json(run.result).get("config") or {}
+    kept = read_result(run.result).config
     try:
         known = _decisive(from_dict(kept, name=str(run.result))) if kept else None
     except ConfigError as error:

@@ -17,7 +17,6 @@ from ..config import RunConfig
 from ..data.column import Column
 from ..data.loader import Fields
 from ..data.pictures import VERSION
-from ..data.store import read_json
 from ..data.table import Dataset
 from ..methods.base import Stage
 from ..models.backbones import Backbone, build_backbone
@@ -30,8 +29,8 @@ def all_fields(config: RunConfig, stages: Mapping[str, Stage], folder: RunFolder
     fields = {name: fields_for(config, stage) for name, stage in stages.items()}
     if not config.runtime.cached_features:
         return fields, []
-    begun = folder.path / "identity.json"
-    finder = _Finder(config, set(read_json(begun)["datasets"]) if begun.exists() else None)
+    begun = folder.identity()
+    finder = _Finder(config, set(begun.get("datasets", ())) if begun is not None else None)
     found = {name: finder.stand_in(stage, fields[name], open_datasets(train_sets(config, name))) for name, stage in stages.items()}
     return found, list(dict.fromkeys(finder.lines))
 

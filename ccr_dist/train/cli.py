@@ -52,16 +52,19 @@ def verify_command(path: Target) -> None:
     from . import contents
 
     damaged, healthy = [], []
-    for folder, wrong in contents.verify(path):
-        print(f"{folder}: {wrong or 'as it was written'}", flush=True)
+    for found, wrong, sealed in contents.verify(path):
+        well = "as it was written" if found.is_dir() else "its digest is right"
+        if not sealed:
+            well = "readable, but an earlier version wrote it without a digest of its own"
+        print(f"{found}: {wrong or well}", flush=True)
         if wrong:
-            damaged.append(f"{folder.name}: {wrong}")
-        else:
-            healthy.append(folder)
+            damaged.append(f"{found.name}: {wrong}")
+        elif found.parent.name == "checkpoints":
+            healthy.append(found)
     if gone := contents.missing_best(path):
         damaged.append(gone)
     if damaged:
-        resumed = f"; a resume goes on from {healthy[-1].name}" if healthy else "; a resume begins anew"
+        resumed = f"; a resume goes on from {healthy[-1].name}" if healthy else "; there is none left that a resume could go on from"
         raise CheckpointError(f"{path}: {'; '.join(damaged)}{resumed if path != contents.checkpoints_of(path)[0] else ''}")
 
 

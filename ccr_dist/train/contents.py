@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import re
 import time
@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import RuntimeConfig, from_dict
-from ..errors import CheckpointError
+from ..data.checked import parse
+from ..data.store import sha256_file
+from ..errors import CheckpointError, ConfigError, DataError
+from ..evaluate.schema import read_result
 from . import checkpoint
 from .run import RunFolder
 from .speed import groups_of
@@ -24,7 +27,7 @@ Tensors = dict[str, dict[str, Any]]  # name: {"dtype", "shape", "bytes"}
 
 def checkpoints_of(path: Path) -> list[Path]:
     """A checkpoint itself, or all of a run, oldest first. CheckpointError when it is neither, or a run without any."""
-    if (path / "state.json").exists() or re.fullmatch(r"step-\d+", path.name):
+    if (path / "state.json").exists() or re.fullmatch(r"step-\d+", path.name, re.ASCII):
         found = [path] if path.is_dir() else []
     else:
         found = [checkpoint.folder_of(path / "checkpoints", step) for step in checkpoint.steps(path / "checkpoints")]
@@ -35,8 +38,8 @@ def checkpoints_of(path: Path) -> list[Path]:
 
 def inspect(path: Path) -> dict[str, Any]:
     """All that there is to tell about one checkpoint. CheckpointError when its state cannot be read."""
-    values = _state(path)
-    done = values["progress"]
+    values, _ = checkpoint.state_of(path)
+    done = {"stage": "", **values["progress"]}
     parts = {part: tensors(path, part) for part in checkpoint.PARTS}
     kinds = sorted({name.rpartition("/")[2] for name in parts["optimizer"]})
     return {
@@ -64,34 +67,33 @@ def inspect_run(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _state(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        return {**values, "progress": {"stage": "", **values["progress"]}}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}/state.json: no state of a checkpoint: {error}") from None
-
-
 def tensors(path: Path, part: str) -> Tensors:
     """Of a part ("weights", "optimizer" or "auxiliary") of a checkpoint in either layout; shapes are those of the whole."""
     found: Tensors = {}
     for file in [path / f"{part}.safetensors"] if not (path / part).is_dir() else sorted((path / part).glob("*.safetensors")):
-        header = _header(file)
-        offsets = json.loads(header.pop("__metadata__", {}).get("DCP_SHARDING_INFO", "{}"))
-        for name, entry in header.items():
-            begin = offsets.get(name, {}).get("saved_offsets", [0] * len(entry["shape"]))
-            end = [first + length for first, length in zip(begin, entry["shape"], strict=True)]
-            known = found.setdefault(name, {"dtype": entry["dtype"], "shape": end, "bytes": 0})
-            known["shape"] = [max(pair) for pair in zip(known["shape"], end, strict=True)]
-            known["bytes"] += entry["data_offsets"][1] - entry["data_offsets"][0]
+        try:
+            _add(found, _header(file))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise CheckpointError(f"{file}: damaged, its header is none of a safetensors file ({error!r})") from None
     return dict(sorted(found.items()))
+
+
+def _add(found: Tensors, header: dict[str, Any]) -> None:
+    offsets = parse(header.pop("__metadata__", {}).get("DCP_SHARDING_INFO", "{}"))
+    for name, entry in header.items():
+        begin = offsets.get(name, {}).get("saved_offsets", [0] * len(entry["shape"]))
+        end = [first + length for first, length in zip(begin, entry["shape"], strict=True)]
+        known = found.setdefault(name, {"dtype": entry["dtype"], "shape": end, "bytes": 0})
+        known["shape"] = [max(pair) for pair in zip(known["shape"], end, strict=True)]
+        known["bytes"] += entry["data_offsets"][1] - entry["data_offsets"][0]
 
 
 def _header(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as opened:
-            return json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    except (OSError, ValueError, MemoryError, OverflowError) as error:
+            length = int.from_bytes(opened.read(8), "little")
+            return parse(opened.read(min(length, file.stat().st_size)))
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise CheckpointError(f"{file}: no safetensors file: {error}") from None
 
 
@@ -111,12 +113,13 @@ def groups(found: Tensors) -> list[dict[str, Any]]:
 
 def _reasons(run: Path) -> dict[int, list[str]]:
     """Why a run still has each of its checkpoints, by step."""
-    steps, best = checkpoint.steps(run / "checkpoints"), RunFolder(run).best()
+    steps, best = checkpoint.steps(run / "checkpoints"), None
+    with contextlib.suppress(CheckpointError):
+        best = RunFolder(run).best()
     keep = RuntimeConfig().keep
-    if (run / "config.yaml").exists():
-        import yaml
-
-        keep = from_dict(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")), name=str(run / "config.yaml")).runtime.keep
+    with contextlib.suppress(CheckpointError, ConfigError):  # `verify` has it; what follows is for people
+        values, _ = RunFolder(run).config()
+        keep = from_dict(values, name=str(run / "config.yaml")).runtime.keep if values is not None else keep
     found: dict[int, list[str]] = {step: [] for step in steps}
     for step in steps[-keep:]:
         found[step].append("newest: a resume starts here" if step == steps[-1] else f"among the newest {keep}")
@@ -125,14 +128,36 @@ def _reasons(run: Path) -> dict[int, list[str]]:
     return found
 
 
-def verify(path: Path) -> Iterator[tuple[Path, str | None]]:
-    """Each checkpoint and what is wrong with it, None where its files are those that were written."""
-    return ((folder, checkpoint.problem(folder)) for folder in checkpoints_of(path))
+def verify(path: Path) -> Iterator[tuple[Path, str | None, bool]]:
+    """Of a checkpoint, or of a run's checkpoints, records, weights and results: (path, what is wrong with it or None, it carries a digest).
+
+    OSErrors pass.
+    """
+    found = checkpoints_of(path)
+    for folder in found:
+        wrong = checkpoint.problem(folder)
+        yield folder, wrong, wrong is not None or checkpoint.state_of(folder)[1]
+    if found == [path]:
+        return
+    for name, wrong, sealed in RunFolder(path).audit():
+        yield path / name, wrong, sealed
+    for file in sorted((path / "results").glob("*.json")):
+        try:
+            result = read_result(file)
+            ranks = file.with_name(f"{file.stem}.ranks.npz")
+            known = result.meta.get("ranks")
+            wrong = f"{ranks.name} is not what it records" if known and ranks.exists() and sha256_file(ranks) != known else None
+            yield file, wrong, "digest" in result.meta
+        except DataError as error:
+            yield file, str(error).removeprefix(f"{file}: "), True
 
 
 def missing_best(run: Path) -> str | None:
     """That the selected checkpoint of a run is not there, or None."""
-    best = RunFolder(run).best()
+    try:
+        best = RunFolder(run).best()
+    except CheckpointError:
+        return None  # `verify` has it
     if best is None or checkpoint.folder_of(run / "checkpoints", best["step"]).is_dir():
         return None
     return f"best.json selects step {best['step']}, which has no checkpoint"

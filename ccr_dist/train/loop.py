@@ -6,6 +6,7 @@ The steps themselves are in `stage.py`; how they are spread over processes is th
 from __future__ import annotations
 
 import copy
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -18,6 +19,7 @@ from torch import Tensor
 from ..config import RunConfig
 from ..data.loader import content_digests, sources
 from ..data.order import Order, mix
+from ..data.store import differences, digest_json
 from ..errors import CheckpointError, ConfigError
 from ..methods import base
 from . import checkpoint, memory
@@ -68,8 +70,11 @@ class Training:
 
         def claim() -> None:
             self.folder.lock()
+            if config.init_from is not None:
+                known = (self.folder.identity() or {}).get("weights", {}).get("init_from")
+                self.identity["weights"]["init_from"] = known or selected_digest(RunFolder(Path(config.init_from)))
             self.folder.claim(config, self.identity)
-            checkpoint.clear(self.folder.checkpoints)
+            self.folder.clear()
 
         self._on_main(claim)
 
@@ -86,19 +91,24 @@ class Training:
 
     def _unless_stopped(self, action: Callable[[], None]) -> None:
         """What this rank does alone, before there is anything to save. Raises Stopped on all ranks where one was asked to stop."""
-        self.stop.unless(action)
+        self.strategy.together(lambda: self.stop.unless(action))
         self.stop.leave(self.strategy)
 
     def run(self) -> Outcome:
         state, passed = self._find_checkpoint()
         done = Progress(**state.values["progress"]) if state else Progress()
         resumed_at = done.step if state else None
-        if done.step >= self.total and (self.folder.path / "model.safetensors").exists():
-            return Outcome(done.step, None, resumed_at)
+        complete = self._complete(state, done, passed)
+        if complete is not None:
+            return Outcome(complete, None, complete)
         title = f"{self.config.name}-s{self.config.seed}"
-        self.log = Telemetry(
-            self.folder.path, active=self.strategy.main, resumed_step=done.step, total_steps=self.total, title=title, config=self.config
-        )
+
+        def open_log() -> None:
+            self.log = Telemetry(
+                self.folder.path, active=self.strategy.main, resumed_step=done.step, total_steps=self.total, title=title, config=self.config
+            )
+
+        self.strategy.together(open_log)
         self._truncated = 0
         beside = self.strategy.beside() if self.strategy.in_shards else None
         self.writer = checkpoint.Writer(self.folder.checkpoints, beside, self.folder.require_held)
@@ -107,27 +117,65 @@ class Training:
         try:
             with self._guarded():
                 stopped = self._train(done, state, passed)
-            best = f"{done.best['metric']} {done.best['value']:.2f} at step {done.best['step']}" if done.best else ""
-            self.log.say(f"stopped by {stopped} at step {done.step}, saved" if stopped else f"complete; best validation {best}")
+            self.log.say(self._ended(done, stopped))
         finally:
             self.profiler.close()
             self.writer.close()
             self.log.close()
         return Outcome(done.step, stopped, resumed_at)
 
+    def _complete(self, state: checkpoint.State | None, done: Progress, passed: list[str]) -> int | None:
+        """The step at which the run is complete, with weights that are those of its last step; None: there is something to do.
+
+        CheckpointError where what the run has done is lost: another beginning would be another run under its name.
+        """
+        found: list[int | None] = []
+
+        def look() -> None:
+            path = self.folder.path / "model.safetensors"
+            try:
+                facts = self.folder.published()
+            except CheckpointError:
+                facts = None  # it is made again of the selected checkpoint
+            if facts and facts.get("step") == self.total and (state is None or done.step == self.total):
+                self.folder.settle_best(facts["best"])
+                return found.append(self.total)
+            if state is None and (passed or path.exists() or (self.folder.path / "best.json").exists()):
+                why = "\n  ".join(passed) if passed else f"{self.folder.checkpoints} has no checkpoint"
+                raise CheckpointError(
+                    f"{self.folder.path} has been trained, but there is nothing left to go on from:\n  {why}\nBring a checkpoint back "
+                    "from a copy; or, to train the run again from its beginning, delete that folder"
+                )
+            if state is not None and done.step >= self.total and facts == {} and done.best:
+                chosen = checkpoint.folder_of(self.folder.checkpoints, done.best["step"])
+                if wrong := checkpoint.problem(chosen):
+                    print(f"{path}: it carries no digest (an earlier version wrote it), and cannot be made again: {wrong}", file=sys.stderr)
+                    return found.append(done.step)
+            found.append(None)
+
+        self._on_main(look)
+        return self.strategy.agree(found[0] if found else None)
+
+    def _ended(self, done: Progress, stopped: str | None) -> str:
+        if stopped:
+            return f"stopped by {stopped} " + (f"at step {done.step}, saved" if done.step else "before its first step; nothing to save")
+        best = f"{done.best['metric']} {done.best['value']:.2f} at step {done.best['step']}" if done.best else ""
+        skipped = f"; {done.skipped} of {done.step} steps were not made, since they were not finite (skipped.jsonl)" if done.skipped else ""
+        return f"complete; best validation {best}{skipped}"
+
     def _train(self, done: Progress, state: checkpoint.State | None, passed: list[str]) -> str | None:
         """From the build to the selected weights. Returns what stopped it before, with everything saved."""
         try:
             with self.watchdog.loading("building the model"):
                 self.phases.enter("build")
-                self._unless_stopped(lambda: self._build(*_start(self.config, state, str(self.folder.checkpoints))))
+                self._unless_stopped(lambda: self._begin(state))
             self._introduce(done, passed, resumed=state is not None)
             self._stages(done, state)
         except Stopped as request:
             self._written()
             return str(request)
         self._written()
-        self._on_main(self._publish)
+        self._on_main(lambda: self._publish(done))
         return None
 
     @contextmanager
@@ -142,6 +190,27 @@ class Training:
             if not memory.ran_out(error):
                 raise
             raise memory.report(error, self.phases, self.config, self.stage, self.strategy) from error
+
+    def _begin(self, state: checkpoint.State | None) -> None:
+        """The method as the run goes on from `state`, or as it begins: with the weights of `init_from`, or its own start."""
+        if state is not None:
+            self._build(state.weights, str(self.folder.checkpoints))
+        elif self.config.init_from is None:
+            self._build(None, "")
+        else:
+            source = RunFolder(Path(self.config.init_from))
+            known = (self.folder.identity() or {}).get("weights", {}).get("init_from")
+            if known not in (None, selected_digest(source)):
+                raise ConfigError(
+                    f"{source.path}: other weights are selected there than when this run began, so that it would begin anew from another "
+                    f"start; use another `name` or `seed`, or delete {self.folder.path}"
+                )
+            self._build(*best_weights(source))
+            if changed := differences(source.method_state() or {}, self.method.state()):
+                raise ConfigError(
+                    f"{source.path}: its weights mean something else in this run (other rows of the word table, or another encoder): "
+                    f"{'; '.join(changed[:3])[:300]}. Train on the same texts, or begin without init_from"
+                )
 
     def _build(self, weights: Mapping[str, Tensor] | None, where: str) -> None:
         """The method with the weights to go on from, on the device."""
@@ -158,10 +227,13 @@ class Training:
 
     def _introduce(self, done: Progress, passed: list[str], *, resumed: bool) -> None:
         facts = self.strategy.facts
-        if self.strategy.main:
+
+        def record() -> None:
             self.folder.keep_method_state(self.method.state())
+            self.folder.settle_best(done.best)
             self.folder.started({"step": done.step, "resumed": resumed, "steps": self.total, **facts})
-        self.strategy.barrier()  # a stage under a sharded strategy is built from what was just kept
+
+        self._on_main(record)  # a stage under a sharded strategy is built from what was just kept
         for message in [*passed, *self.stand_ins]:
             self.log.say(message)
         what = f"resuming at step {done.step} of {self.total}" if resumed else f"{self.total} steps"
@@ -255,7 +327,7 @@ class Training:
         self._written()
         scaler = self.strategy.scaler
         values = {"step": done.step, "progress": vars(done), "scaler": scaler.state_dict() if scaler is not None else None}
-        values["made_by"] = {"strategy": self.strategy.name, "world": self.strategy.world}
+        values |= {"run": self.digest, "made_by": {"strategy": self.strategy.name, "world": self.strategy.world}}
         weights, optimizer, auxiliary = stage.engine.weights(self.kept), stage.engine.optimizer_state(), stage.auxiliary_state()
         state = checkpoint.State(copy.deepcopy(values), weights, optimizer, auxiliary)
         best = copy.deepcopy(done.best)
@@ -273,15 +345,24 @@ class Training:
         """The last save is on disk, or every rank raises why it is not."""
         self.strategy.together(self.writer.wait)
 
-    def _publish(self) -> None:
+    def _publish(self, done: Progress) -> None:
         """RUN/model.safetensors: the selected weights, for everything that comes after training."""
-        weights, _ = best_weights(self.folder)
+        assert done.best is not None
+        weights, _ = best_weights(self.folder, done.best)
         self.folder.require_held()
-        checkpoint.publish(weights, self.folder.path / "model.safetensors")
+        facts = {"step": done.step, "best": done.best, "skipped": done.skipped, "substituted": done.substituted}
+        checkpoint.publish(weights, self.folder.path / "model.safetensors", facts)
 
     def _find_checkpoint(self) -> tuple[checkpoint.State | None, list[str]]:
         """The newest healthy checkpoint, chosen by rank 0 and checked by every rank."""
-        path, passed = self.strategy.agree(checkpoint.newest(self.folder.checkpoints) if self.strategy.main else None)
+        found: list[tuple[Path | None, list[str], str]] = []
+
+        def look() -> None:
+            digest = self.folder.digest
+            found.append((*checkpoint.newest(self.folder.checkpoints, digest), digest))
+
+        self._on_main(look)
+        path, passed, self.digest = self.strategy.agree(found[0] if found else None)
         if path is None:
             return None, passed
         state: list[checkpoint.State] = []
@@ -324,16 +405,20 @@ class Training:
         self.strategy.together(action if self.strategy.main else lambda: None)
 
 
-def _start(config: RunConfig, state: checkpoint.State | None, where: str) -> tuple[Mapping[str, Tensor] | None, str]:
-    """The weights that a run goes on from or begins with, None for the method's own, and where they are from."""
-    if state:
-        return state.weights, where
-    return best_weights(RunFolder(Path(config.init_from))) if config.init_from else (None, "")
-
-
-def best_weights(folder: RunFolder) -> tuple[dict[str, Tensor], str]:
-    """Weights of a run's selected checkpoint, and its path. Raises CheckpointError naming the folder when there is none."""
+def selected_digest(folder: RunFolder) -> str:
+    """Of the files of a run's selected checkpoint, as its state records them. CheckpointError when there is none."""
     best = folder.best()
+    if best is None:
+        raise CheckpointError(f"{folder.path} has no selected checkpoint (best.json); train that run first")
+    return digest_json(checkpoint.state_of(checkpoint.folder_of(folder.checkpoints, best["step"]))[0]["sha256"])
+
+
+def best_weights(folder: RunFolder, best: Mapping[str, Any] | None = None) -> tuple[dict[str, Tensor], str]:
+    """Weights of a run's selected checkpoint (`best`; None: what best.json says), and its path.
+
+    Raises CheckpointError naming the folder when there is none.
+    """
+    best = best or folder.best()
     if best is None:
         raise CheckpointError(f"{folder.path} has no selected checkpoint (best.json); train that run first")
     path = checkpoint.folder_of(folder.checkpoints, best["step"])

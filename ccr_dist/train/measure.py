@@ -7,27 +7,28 @@ from __future__ import annotations
 
 import io
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config import RunConfig, as_dict
 from ..data.inspect import origin_of
-from ..data.store import read_json, replace_atomic
+from ..data.store import replace_atomic, sha256_file
 from ..data.table import Dataset
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..evaluate.evaluate import Encoded, encode, results
 from ..evaluate.protocols import RECALL_NAMES
 from ..evaluate.retrieval import Fusion
-from ..evaluate.schema import RunResult
+from ..evaluate.schema import RunResult, read_result, written
 from ..methods import base
 from ..methods.base import Method
 from ..methods.params import count
+from ..models import tensorfile
 from .assemble import build_method, check_columns, learnt_languages
 from .checkpoint import restore_weights
 from .run import RunFolder, environment
@@ -126,8 +127,9 @@ def chosen_fusion(config: RunConfig, method: Method, wrapped: nn.Module | Engine
 def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: bool) -> Path:
     """Measure the selected weights of a run, or an untrained method, and write RUN/results/SPLIT.json.
 
-    A result that is there already is kept unless `again`; the file says how often the split was read by this run. Raises ConfigError when
-    the run is not complete, Stopped when a stop request came before the split was read to its end.
+    A result that is there already is kept unless `again`, or other weights or another dataset were measured; the file says how often the
+    split was read by this run. Raises ConfigError when the run is not complete or another one than `config`, Stopped when a stop request
+    came before the split was read to its end.
     """
     folder = RunFolder(config.folder)
     stop = StopRequest(folder.path)
@@ -139,15 +141,35 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
     location = config.data.test if split == "test" else config.data.val
     if location is None:
         raise ConfigError(f"{config.name}: data.test names no dataset")
-    known = strategy.agree(read_json(path) if strategy.main and path.exists() else None)
+    dataset = Dataset.open(location)
+    found_before: list[tuple[RunResult | None, str | None]] = []
+
+    def look() -> None:
+        there = folder.path / "model.safetensors"
+        weights = sha256_file(there) if config.stages and there.exists() else None
+        try:
+            found_before.append((read_result(path) if path.exists() else None, weights))
+        except DataError:
+            if not again:
+                raise
+            found_before.append((None, weights))
+
+    strategy.together(look if strategy.main else lambda: None)
+    known, weights = strategy.agree(found_before[0] if strategy.main else None)
     if known is not None and not again:
+        changed = [
+            what
+            for what, there, now in (("weights", known.meta.get("weights"), weights), ("dataset", known.dataset_digest, dataset.digest))
+            if there is not None and now is not None and there != now
+        ]
         if strategy.main:
-            print(f"{path}: measured already; --again measures anew and counts it", flush=True)
-        return path
+            said = f"was measured with another {' and '.join(changed)}; measuring anew" if changed else "measured already; --again"
+            print(f"{path}: {said}" + ("" if changed else " measures anew and counts it"), flush=True)
+        if not changed:
+            return path
     check_columns(config)
     method, step = trained_method(config, folder)
     wrapped = step.to(strategy.device)
-    dataset = Dataset.open(location)
     queries = method.query_columns(config.data)
     shown = {lang: config.data.queries[lang] for lang in queries}
     fusion = chosen_fusion(config, method, wrapped, strategy, before=leave)
@@ -156,7 +178,8 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
     truncated = total(strategy, method.truncated - before)
     measured = results(test, score=method.scores, fusion=fusion, shown=shown, english_column=config.data.source)
     found = {lang: each.result for lang, each in measured.items()}
-    if strategy.main:
+
+    def write() -> None:
         counts = next(iter(found.values())).counts
         used = [*queries.values(), *config.data.targets.values()]
         result = RunResult(
@@ -170,7 +193,7 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
             items=counts["items"],
             groups=counts["groups"],
             languages=found,
-            test_reads=(known or {}).get("test_reads", 0) + 1,
+            test_reads=((known.test_reads or 0) if known else 0) + 1,
             selection=f"{config.select} on {config.data.val}" if config.stages else None,
             provenance=_provenance([Dataset.open(entry.path) for entry in config.data.train] + [dataset], used),
             attribution=_attribution(dataset),
@@ -179,16 +202,19 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
                 "score": str(fusion),
                 "truncated": truncated,
                 "parameters": count(method),
+                **({"weights": weights} if weights else {}),
                 **strategy.facts,
                 **environment(),
             },
         )
         folder.results.mkdir(parents=True, exist_ok=True)
-        keep_ranks(folder.results / f"{split}.ranks.npz", {lang: each.ranks for lang, each in measured.items()})
-        replace_atomic(path, result.model_dump_json(indent=1).encode())
+        ranks = folder.results / f"{split}.ranks.npz"
+        keep_ranks(ranks, {lang: each.ranks for lang, each in measured.items()})
+        replace_atomic(path, written(result.model_copy(update={"meta": {**result.meta, "ranks": sha256_file(ranks)}})))
         cut = f"; {truncated} texts were longer than the model reads, and cut" if truncated else ""
         print(f"{path}: written{cut}{blank({lang: each.counts['captions_blank'] for lang, each in found.items()})}", flush=True)
-    strategy.barrier()
+
+    strategy.together(write if strategy.main else lambda: None)
     return path
 
 
@@ -218,9 +244,18 @@ def trained_method(config: RunConfig, folder: RunFolder) -> tuple[Method, Step]:
         return method, Step(method)
     if not (folder.path / "model.safetensors").exists():
         raise ConfigError(f"{folder.path} is not a complete run (no model.safetensors); train it first, with the same config and seed")
+    folder.require_same(config)
+    total_steps = sum(stage.steps for stage in config.stages.values())
+    weights, facts = tensorfile.read(folder.path / "model.safetensors")
+    if facts is None:
+        print(f"{folder.path}/model.safetensors: it carries no digest (an earlier version wrote it)", file=sys.stderr)
+    elif facts.get("step") != total_steps:
+        raise ConfigError(
+            f"{folder.path}/model.safetensors holds the weights of step {facts.get('step')}, and the config trains {total_steps} steps; "
+            "train it first, with the same config and seed"
+        )
     method = build_method(config, state=folder.method_state())
     step = Step(method)
-    weights = load_file(folder.path / "model.safetensors")
     own = {n: p for n, p in step.named_parameters() if n.startswith("net.") or n in weights}
     restore_weights(own, weights, str(folder.path / "model.safetensors"))
     return method, step

