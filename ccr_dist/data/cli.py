@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,10 @@ def show(text: Any, style: str = "") -> None:
     from rich.console import Console
 
     Console(soft_wrap=True, highlight=False, markup=False).print(text, style=style)
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:10]) + (", ..." if len(keys) > 10 else "")
 
 
 @shards_app.command("build")
@@ -93,9 +99,20 @@ def convert_command(
 
 @shards_app.command("index")
 def index_command(
-    urls: Annotated[list[str], typer.Argument(help="tars; braces {0000..0012} and globs may be quoted")],
+    urls: Annotated[list[str], typer.Argument(help="tars, or folders of tars; braces {0000..0012} and globs may be quoted")],
     out: Annotated[Path, typer.Option(help="folder of the dataset")] = ...,  # type: ignore[assignment]
-    caption: Annotated[list[str] | None, typer.Option(help="LANG=txt or LANG=json:FIELD, any number [default: en=txt]")] = None,
+    caption: Annotated[
+        list[str] | None, typer.Option(help="LANG=txt (a caption a line), LANG=txt:whole or LANG=json:FIELD, any number [default: en=txt]")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="members that are the pictures: jpg, input.jpg, 'jpg;png' or none [as found]")] = None,
+    video: Annotated[str | None, typer.Option(help="members that are videos: mp4, none [default: as found, where no pictures are]")] = None,
+    keys: Annotated[
+        str, typer.Option(help="own, tar (each begins with its tar's name) or auto: tar where two tars have a key in common")
+    ] = "auto",
+    bad_items: Annotated[int, typer.Option("--bad-items", min=0, help="Captions tolerated that cannot be read (null) ...")] = 10,
+    bad_fraction: Annotated[
+        float, typer.Option("--bad-fraction", min=0, max=1, help="... or this fraction of the rows, whichever is more.")
+    ] = 0.01,
     split: Annotated[str, typer.Option(help="train, val or test")] = "train",
     name: Annotated[str | None, typer.Option(help="default: the folder's name")] = None,
     quiet: Quiet = False,
@@ -108,13 +125,37 @@ def index_command(
         if bad := [text for text in caption if not text.partition("=")[0] or not text.partition("=")[2]]:
             raise ConfigError(f"--caption {bad[0]}: expected LANG=txt or LANG=json:FIELD")
         captions = {text.partition("=")[0]: text.partition("=")[2] for text in caption}
-    done = index(urls, out, name=name, split=split, captions=captions, progress=not quiet)
+        if len(captions) < len(caption):
+            raise ConfigError("--caption: a language is given twice; a column has one source")
+    done = index(
+        urls,
+        out,
+        name=name,
+        split=split,
+        image=image,
+        video=video,
+        captions=captions,
+        keys=keys,
+        bad_items=bad_items,
+        bad_fraction=bad_fraction,
+        command=shlex.join(["ccr-dist", *sys.argv[1:]]),
+        progress=not quiet,
+    )
     dataset = done.dataset
     there = f", {done.there} were recorded before" if done.there else ""
     show(f"{dataset.root}: {dataset.rows} rows in {len(dataset.shards)} tars; recorded {done.recorded} column shards{there}")
-    for column, keys in done.missing.items():
-        more = ", ..." if len(keys) > 10 else ""
-        show(f"{column}: {len(keys)} rows have no such member and are null: {', '.join(keys[:10])}{more}", "yellow")
+    for note in done.notes:
+        show(f"note: {note}")
+    if done.again:
+        show(f"{done.again} column shards are recorded anew: their tars were written or touched since", "yellow")
+    for column, rows in done.changed.items():
+        show(f"{column}: {len(rows)} rows are others than before: {_some(rows)}; what was made of them is of the old ones", "yellow")
+    for column, rows in done.missing.items():
+        show(f"{column}: {len(rows)} rows have no such member and are null: {_some(rows)}", "yellow")
+    for column, bad in done.bad.items():
+        show(f"{column}: {len(bad)} values cannot be read and are null:", "yellow")
+        for why in list(bad.values())[:10]:
+            show(f"  {why}", "yellow")
     if done.ignored:
         show(f"{done.ignored} members without an extension, or hidden, are passed over, as WebDataset does", "dim")
 

@@ -60,13 +60,13 @@ def _digest(path: str, mtime: int) -> str:
 
 
 class Foreign(NamedTuple):
-    """What indexing found out about a tar and one column in it. crc: CRC-32 of each row's member, 0 where it has none; nulls: rows that
-    say nothing; bad: rows (among the nulls) whose value cannot be used, and why; mtime: ns."""
+    """What indexing found out about a tar and one column in it. crc: (rows,) uint32, of each row's member, 0 where it has none;
+    nulls: rows that say nothing; bad: rows (among the nulls) whose value cannot be used, and why; mtime: ns."""
 
     bytes: int
     sha256: str
     mtime: int
-    crc: list[int]
+    crc: np.ndarray
     nulls: list[int]
     bad: dict[int, str]
 
@@ -442,9 +442,13 @@ class Column:
                 store.publish_once(tmp, payload)
         return self.commit_payload(shard)
 
-    def commit_foreign(self, shard: int, url: Path, index: ShardIndex, found: Foreign) -> bool:
-        """Records a shard whose payload is a tar made elsewhere (absolute `url`); `index` is what `ShardIndex.scan` found in it."""
-        about = {"crc": found.crc} | ({"bad": {str(row): why for row, why in found.bad.items()}} if found.bad else {})
+    def commit_foreign(self, shard: int, url: Path, index: ShardIndex, found: Foreign, prefix: str = "") -> bool:
+        """Records a shard whose payload is a tar made elsewhere (absolute `url`); `index` is what `ShardIndex.scan` found in it.
+
+        prefix: what the keys begin with, and the names of the members do not.
+        """
+        about: dict[str, Any] = {"crc": found.crc.tolist()} | ({"prefix": prefix} if prefix else {})
+        about |= {"bad": {str(row): why for row, why in found.bad.items()}} if found.bad else {}
         content = {**index.to_json(), **about, "nulls": found.nulls}
         return self._publish(shard, content, found.bytes, found.sha256, {"url": str(url), "mtime": found.mtime})
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from ccr_dist.data.pictures import decode_image as decode_image
@@ -20,6 +21,7 @@ KINDS = {
     "label": "JSON string, or null",
     "matrix": "float16 vectors, (n, D) a row",
 }
+LINES = "lines"  # as the field of plain text: each line is a caption
 BINARY = ("image", "video")  # values are the bytes themselves; null is no bytes at all
 _VIEWS = {"views": str, "tokens": int, "finish": str}
 
@@ -59,27 +61,46 @@ def encode(kind: str, value: Any, what: object = "value") -> bytes:
 def decode(kind: str, data: bytes, what: object = "value", *, extension: str = "json", field: str | None = None) -> Any:
     """The value in stored bytes: bytes (image, video: encoded), list[str] (texts), {"views": {...}} (views), str (label), or None for null.
 
-    extension `txt`: the bytes are one plain text. `field`: the value of that key of a JSON object, a string or a list of strings
-    (img2dataset's `.json` members). DataError naming `what` for anything else.
+    extension: where its last part is not `json`, the bytes are plain text: one, or with field `lines` one a line that says something.
+    Else `field` is the value of that key of a JSON object (`a.b`: of an object in it), a string or a list of strings (img2dataset's
+    `.json` members). DataError naming `what` for anything else.
     """
     if kind in BINARY:
         return data or None
     try:
         text = data.decode("utf-8-sig")
-        value = text.strip() if extension == "txt" else json.loads(text)
+        plain = is_plain(extension)
+        value = text.strip() if plain else json.loads(text)
     except (ValueError, RecursionError) as e:
         raise DataError(f"{what}: expected {KINDS[kind]}; not readable as UTF-8 {extension} ({e})") from e
-    if field is not None:
+    if plain and field == LINES:
+        value = [line.strip() for line in re.split(r"\r\n|\r|\n", value) if has_text(line)]
+    elif field is not None:
         if not isinstance(value, dict):
             raise DataError(f"{what}: expected a JSON object with the field {field!r}; found {repr(value)[:120]}")
-        value = value.get(field)
-    if kind == "texts" and isinstance(value, str) and (field is not None or extension == "txt"):
+        value = field_of(value, field)
+    if kind == "texts" and isinstance(value, str) and (field is not None or plain):
         value = [value]
     if value is not None:
         check(kind, value, what)
         if b"\\u" in data and not is_unicode(json.dumps(value, ensure_ascii=False)):
             raise DataError(f"{what}: not valid Unicode text: half of a surrogate pair in {ascii(value)[:120]}; write the row anew")
     return value
+
+
+def is_plain(extension: str) -> bool:
+    """Whether members of this extension hold plain text, not JSON."""
+    return extension.rpartition(".")[2] != "json"
+
+
+def field_of(value: Any, field: str) -> Any:
+    """The value under a key of a JSON object, or under `a.b` in the object that is under `a`; None where there is none."""
+    if not isinstance(value, dict):
+        return None
+    if field in value:
+        return value[field]
+    first, dot, rest = field.partition(".")
+    return field_of(value.get(first), rest) if dot else None
 
 
 def is_present(kind: str, value: Any) -> bool:

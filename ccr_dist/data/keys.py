@@ -13,7 +13,7 @@ from ccr_dist.errors import DataError
 
 def keys_digest(keys: Sequence[str]) -> str:
     """sha256 of the keys of a shard, joined by newlines."""
-    return hashlib.sha256("\n".join(keys).encode()).hexdigest()
+    return hashlib.sha256("\n".join(keys).encode(errors="surrogatepass")).hexdigest()
 
 
 class Keys:

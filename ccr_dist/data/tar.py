@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import tarfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,22 @@ from ccr_dist.errors import DataError
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"^__[^/]*__(?:$|/)")
 _BLOCK = tarfile.BLOCKSIZE
+_CHUNK = 1 << 20
+_KINDS = {
+    b"\x1f\x8b": "compressed with gzip",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"\xfd7zXZ\x00": "compressed with xz",
+    b"BZh": "compressed with bzip2",
+    b"\x04\x22\x4d\x18": "compressed with lz4",
+    b"PK\x03\x04": "a ZIP archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"version https://git-lfs": "a pointer of Git LFS (run `git lfs pull`)",
+    b"<!DOCTYPE": "a page of HTML (a download that failed?)",
+    b"<html": "a page of HTML (a download that failed?)",
+}
 _ASKED = 1 << 19  # bytes: of one request for more than a device reads at once, Linux drops the rest
 
 
@@ -71,22 +88,54 @@ class TarWriter:
             self._own.close()
 
 
+class Members(Mapping[str, tuple[np.ndarray, np.ndarray]]):
+    """Extension -> (offsets, sizes), int64 arrays by row; size -1: no such member. Only what is there is held: names like
+    `cam_1.1690.jpg`, in which WebDataset's rule finds as many extensions as rows, would need the square of the rows.
+    """
+
+    def __init__(self, rows: int, found: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+        self._rows, self._found = rows, dict(found)  # extension -> (rows, offsets, sizes)
+
+    def __getitem__(self, extension: str) -> tuple[np.ndarray, np.ndarray]:
+        rows, theirs, lengths = self._found[extension]
+        offsets, sizes = np.zeros(self._rows, np.int64), np.full(self._rows, -1, np.int64)
+        offsets[rows], sizes[rows] = theirs, lengths
+        return offsets, sizes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def count(self, extension: str) -> int:
+        """How many rows have such a member."""
+        return len(self._found[extension][0]) if extension in self._found else 0
+
+
 @dataclass(frozen=True)
 class ShardIndex:
     """Where every member of a tar lies: per extension (offsets, sizes), int64 arrays in the order of `keys`; size -1: no such member."""
 
     keys: tuple[str, ...]
-    members: dict[str, tuple[np.ndarray, np.ndarray]]
+    members: Mapping[str, tuple[np.ndarray, np.ndarray]]
     ignored: int = 0  # members that WebDataset passes over as well (see `split_name`)
 
     @staticmethod
     def scan(path: str | Path, *, prefix: str = "") -> ShardIndex:
-        """Reads the headers of a tar. DataError, naming tar, offset and member, on truncation, garbage, duplicates and odd members."""
+        """Reads the headers of a tar. DataError, naming tar, offset and member, on truncation, garbage, duplicates, odd members, more than
+        one archive in the file, and compressed files. prefix: put before every key.
+        """
         rows: dict[str, int] = {}
         found: dict[str, dict[int, tuple[int, int]]] = {}
         ignored = 0
         with Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
+            if kind := _other_kind(file.read(_BLOCK)):
+                raise DataError(
+                    f"{path}: {kind}, not a plain tar; values are read from tars at their places, so unpack it and give the tar"
+                )
+            file.seek(0)
             tar = None
             try:
                 tar = tarfile.open(fileobj=file, mode="r:", encoding="utf-8")  # noqa: SIM115
@@ -108,7 +157,9 @@ class ShardIndex:
                     if row in column:
                         raise DataError(f"{path}: two members {key}.{extension} (the second at byte {member.offset})")
                     column[row] = (member.offset_data, member.size)
-            except tarfile.TarError as e:
+            except (OSError, DataError):
+                raise
+            except Exception as e:  # a damaged header: tarfile's own errors, and whatever its number and text parsers raise
                 raise DataError(f"{path}: not a complete tar: {e} (at byte {tar.offset if tar else 0} of {size})") from e
             # tarfile takes a damaged header for the end of the archive; a real end is a block of zeros.
             file.seek(tar.offset)
@@ -116,13 +167,16 @@ class ShardIndex:
             if mark != bytes(_BLOCK):
                 fault = "truncated: no end mark" if len(mark) < _BLOCK else "damaged: no tar header and no end mark"
                 raise DataError(f"{path}: {fault} at byte {tar.offset} of {size}; copy or build this shard again")
+            _require_end(file, path, size)
         members = {}
         for extension, places in found.items():
-            offsets, sizes = np.zeros(len(rows), np.int64), np.full(len(rows), -1, np.int64)
-            for row, (offset, length) in places.items():
-                offsets[row], sizes[row] = offset, length
-            members[extension] = (offsets, sizes)
-        return ShardIndex(tuple(rows), members, ignored)
+            theirs = np.array([*places.values()], np.int64).reshape(-1, 2)
+            members[extension] = (np.fromiter(places, np.int64, len(places)), theirs[:, 0], theirs[:, 1])
+        return ShardIndex(tuple(rows), Members(len(rows), members), ignored)
+
+    def only(self, extensions: str) -> ShardIndex:
+        """The same with the members of the extensions `a;b;c` alone."""
+        return ShardIndex(self.keys, {e: self.members[e] for e in extensions.split(";") if e in self.members}, self.ignored)
 
     def to_json(self) -> dict[str, Any]:
         members = {ext: {"offsets": o.tolist(), "sizes": s.tolist()} for ext, (o, s) in self.members.items()}
@@ -132,6 +186,34 @@ class ShardIndex:
     def from_json(obj: dict[str, Any]) -> ShardIndex:
         members = {ext: (np.asarray(m["offsets"], np.int64), np.asarray(m["sizes"], np.int64)) for ext, m in obj["members"].items()}
         return ShardIndex(tuple(obj["keys"]), members, obj.get("ignored", 0))
+
+
+def _other_kind(start: bytes) -> str | None:
+    """What a file is that begins with this block, where it is of a known kind that is no tar."""
+    if start[257:262] == b"ustar":
+        return None
+    return next((kind for magic, kind in _KINDS.items() if start.startswith(magic)), None)
+
+
+def _require_end(file: IO[bytes], path: str | Path, size: int) -> None:
+    """DataError unless nothing but zeros follows in the file. WebDataset, like tar itself, would stop here and never see the rest."""
+    while chunk := file.read(_CHUNK):
+        if chunk.count(0) == len(chunk):
+            continue
+        at = file.tell() - len(chunk)
+        blocks = np.frombuffer(chunk.ljust(-(-len(chunk) // _BLOCK) * _BLOCK, b"\0"), np.uint8).reshape(-1, _BLOCK)
+        first = int(np.flatnonzero(blocks.any(axis=1))[0])
+        if blocks[first, 257:262].tobytes() == b"ustar":
+            what = (
+                "another archive follows its end mark, as `cat a.tar b.tar` makes: readers of WebDataset stop before it and lose its rows; "
+            )
+            raise DataError(
+                f"{path}: {what}give the tars one by one (or join them with `tar --concatenate`); it begins at byte {at + first * _BLOCK}"
+            )
+        raise DataError(
+            f"{path}: after its end mark come bytes that are no tar (the first at byte {at + first * _BLOCK} of {size}): "
+            "damaged, or something was appended; copy or build this shard again"
+        )
 
 
 class _Descriptor:

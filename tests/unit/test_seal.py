@@ -91,7 +91,7 @@ def test_indexed_tars_can_be_sealed(tmp_path):
         for key, members in {"x": {"txt": b"a dog"}, "y": {"cls": b"1"}, "z": {"txt": b"a cat"}}.items():
             for extension, data in members.items():
                 tar.add(f"{key}.{extension}", data)
-    dataset = index([str(tmp_path / "a.tar")], tmp_path / "d", image=None, progress=False).dataset
+    dataset = index([str(tmp_path / "a.tar")], tmp_path / "d", image="none", progress=False).dataset
     seal(Dataset(dataset.root))
     (dataset.root / "caption.en/000000.json").unlink()
     (dataset.root / "caption.en/000000.index.json").unlink()
