@@ -19,12 +19,14 @@ class SelfAttention(nn.MultiheadAttention):
     def forward(  # type: ignore[override]
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """(n, T, width) to the same; `attn_mask` (T, T) or (n, 1, T, T) is added to the logits. All three inputs are the same values (under
-        ZeRO-3 not the same tensor).
+        """(n, T, width) to the same; `attn_mask` (T, T), (n, 1, T, T) or CoCa's (n * heads, T, T) is added to the logits. All three inputs
+        are the same values (under ZeRO-3 not the same tensor).
         """
         assert query.shape == key.shape == value.shape and not need_weights, "an open_clip block attends to itself"
         whole = F.linear(query, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, self.head_dim))
         q, k, v = whole.permute(2, 0, 3, 1, 4)
+        if attn_mask is not None and attn_mask.ndim == 3:
+            attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if attn_mask is None else attn_mask.to(q.dtype))
         return self.out_proj(mixed.transpose(1, 2).flatten(-2)), None
 

@@ -16,6 +16,7 @@ from ccr_dist.models import tally
 from ccr_dist.models.attention import use_self_attention
 from ccr_dist.models.backbones import Backbone, no_tokens, slug
 from ccr_dist.models.hf_tower import HuggingFaceTower
+from ccr_dist.models.huggingface import bounded
 from ccr_dist.models.image_encoders import trunk_tokens
 from ccr_dist.models.packages import version
 from ccr_dist.models.towers import OpenClipTower, TextTower, unsupported
@@ -29,6 +30,7 @@ class OpenClipBackbone(Backbone):
         super().__init__()
         import open_clip
         from open_clip.transform import PreprocessCfg, image_transform_v2
+        from safetensors import SafetensorError
 
         pretrained = cfg.pretrained is not None or ":" in cfg.model  # a repository or folder brings its weights
         if cfg.pretrained is not None and ":" in cfg.model:
@@ -49,9 +51,9 @@ class OpenClipBackbone(Backbone):
                 require_pretrained=pretrained,
             )
             self.tokenizer: Any = open_clip.get_tokenizer(cfg.model)
-        except (RuntimeError, OSError, ValueError) as error:
+        except (RuntimeError, OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError, SafetensorError) as error:
             raise ConfigError(
-                f"backbone: open_clip cannot make model '{cfg.model}' with weights '{cfg.pretrained}' ({error}). "
+                f"backbone: open_clip cannot make model '{cfg.model}' with weights '{cfg.pretrained}' ({type(error).__name__}: {error}). "
                 "`open_clip.list_pretrained()` lists what there is; weights that are not in the local cache need network, or give a "
                 "checkpoint file as `pretrained`."
             ) from error
@@ -64,8 +66,11 @@ class OpenClipBackbone(Backbone):
         self._transform = image_transform_v2(PreprocessCfg(**self.preprocess), is_train=False)
         self._transform.random = False
         self.eval()
-        with torch.no_grad():
-            self.dim = self.model.encode_text(self.tokenizer(["?"])).shape[-1]  # the architectures keep it in different places
+        try:
+            with torch.no_grad():
+                self.dim = self.model.encode_text(self.tokenizer(["?"])).shape[-1]  # the architectures keep it in different places
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"backbone: the text side of '{cfg.model}' does not work in this open_clip ({error})") from error
 
     def image_transform(self) -> Callable[[Any], Tensor]:
         return self._transform
@@ -93,9 +98,11 @@ class OpenClipBackbone(Backbone):
     def text_features(self, texts: Sequence[str]) -> Tensor:
         if not texts:
             return torch.zeros(0, self.dim, device=self.device)
-        ids = self.tokenizer(list(texts))
+        texts, cut = bounded(texts, self.tokenizer.context_length)
+        ids = self.tokenizer(texts)
         tally.add(int((ids != self._pad).sum()))
-        self.truncated += tally.once(self._cut(texts, ids))
+        known = torch.tensor(cut)
+        self.truncated += tally.once(sum(cut) + self._cut([text for text, long in zip(texts, cut, strict=True) if not long], ids[~known]))
         return self.model.encode_text(ids.to(self.device))
 
     def _cut(self, texts: Sequence[str], ids: Tensor) -> int:
@@ -127,7 +134,7 @@ class OpenClipBackbone(Backbone):
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
-            ids = self.tokenizer(texts)
+            ids = self.tokenizer(bounded(texts, self.tokenizer.context_length)[0])
             tally.add(int((ids != text.config.pad_token_id).sum()))
             ids = ids.to(self.device)
             return ids, ids != text.config.pad_token_id

@@ -56,7 +56,7 @@ class DualBackbone(SentenceEncoder):
         self.cfg = cfg
         self.image: ImageEncoder = Lite0() if cfg.image == "efficientnet-lite0" else Timm(cfg.image)
         self.load_text(cfg.text)
-        self.heads = Heads(self.image.width, self.text.config.hidden_size, cfg)
+        self.heads = Heads(self.image.width, self.text_head.width, cfg)
         self.dim = cfg.dim
         self.names = (short_name(cfg.image), short_name(cfg.text))
         self.name = slug("-".join(self.names))
@@ -77,7 +77,7 @@ class DualBackbone(SentenceEncoder):
         return self.heads.text(features)
 
     def part_of(self, tensor: str) -> str:
-        return tensor.split(".")[0]
+        return tensor.split(".")[0].removesuffix("_head")
 
     def description(self) -> dict[str, Any]:
         image = self.image.description()
@@ -89,5 +89,6 @@ class DualBackbone(SentenceEncoder):
             "dim": self.dim,
             "preprocess": image["preprocess"],
             "context_length": self.context_length,
+            **self.recipe.description(),
             "packages": packages,
         }

@@ -2,38 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ccr_dist.errors import ConfigError
 
+CHARACTERS = 64  # of a token, for `bounded`
 ADVICE = "Give a Hugging Face id or a local folder; without network, a folder or an id that is in the local cache."
 
 
-def load_encoder(name: str, *, what: str) -> Any:
-    """The encoder `name` with its weights in float32. ConfigError naming `what` when it cannot be loaded."""
-    from transformers import AutoModel
+def load_encoder(name: str, *, what: str, subfolder: str = "") -> Any:
+    """The text encoder `name` with its weights in float32; of the T5 family the encoder alone. ConfigError naming `what` when it cannot be
+    loaded, is no text encoder, or lacks weights.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModel, T5EncoderModel
+    from transformers.models.mt5 import MT5EncoderModel
+    from transformers.models.umt5 import UMT5EncoderModel
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # of reading a local file; every rank would draw one
+    encoders = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
     try:
-        return AutoModel.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(name, subfolder=subfolder)
+        _check_kind(name, config, encoders, what)
+        kind = encoders.get(config.model_type, AutoModel)
+        model, found = kind.from_pretrained(name, subfolder=subfolder, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"{what}: no model could be loaded from '{name}' ({error}). {ADVICE}") from error
     finally:
         if shown:
             logging.enable_progress_bar()
+    missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ConfigError(
+            f"{what}: the weights in '{name}' lack {len(missing)} tensors of a {type(model).__name__}, for example {missing[0]}; they "
+            "would be random"
+        )
+    if found["missing_keys"]:  # saved without a pooler, which nothing here reads: random weights would make the digest differ everywhere
+        for parameter in model.pooler.parameters():
+            torch.nn.init.zeros_(parameter)
+    return model
 
 
-def load_tokenizer(name: str, *, what: str) -> Any:
+def _check_kind(name: str, config: Any, encoders: Mapping[str, Any], what: str) -> None:
+    if any(hasattr(config, part) for part in ("vision_config", "text_config")):
+        raise ConfigError(
+            f"{what}: '{name}' is a model of pictures and texts (model_type '{config.model_type}'), and a text encoder is expected here. "
+            "CLIP, SigLIP and CoCa are had by `kind: open_clip`; BLIP and BLIP-2 are not supported as backbones"
+        )
+    if getattr(config, "is_encoder_decoder", False) and config.model_type not in encoders:
+        raise ConfigError(
+            f"{what}: '{name}' is an encoder-decoder (model_type '{config.model_type}'), and a text encoder is expected here; of "
+            f"those only the encoders of {', '.join(encoders)} can be taken alone"
+        )
+
+
+def bounded(texts: Sequence[str], tokens: int) -> tuple[list[str], list[bool]]:
+    """Texts cut to so many characters that a tokeniser which keeps `tokens` of them loses nothing it would keep, and which were cut.
+
+    Tokenisers read a whole text before they cut it, some in quadratic time; a text of megabytes would stop a run. CHARACTERS are more than
+    any usual piece has. White space is no piece: of a long text each run of it becomes one space.
+    """
+    limit = CHARACTERS * tokens
+    short = [text if len(text) <= limit else " ".join(text.split()) for text in texts]
+    return [text[:limit] for text in short], [len(text) > limit for text in short]
+
+
+def load_tokenizer(name: str, *, what: str, subfolder: str = "") -> Any:
     """The tokeniser `name`, padding on the right. ConfigError naming `what` when it cannot be loaded or cannot pad."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(name, subfolder=subfolder)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ConfigError(f"{what}: no tokeniser could be loaded from '{name}' ({error}). {ADVICE}") from error
     if tokenizer.pad_token_id is None:
         raise ConfigError(f"{what}: the tokeniser of '{name}' has no padding token. Choose a model whose tokeniser has one.")
@@ -44,8 +91,9 @@ def load_tokenizer(name: str, *, what: str) -> Any:
 def positions(model: Any) -> int:
     """The longest input of an encoder, in tokens."""
     longest = getattr(model.config, "max_position_embeddings", 512)
-    if hasattr(model, "embeddings") and hasattr(model.embeddings, "create_position_ids_from_input_ids"):
-        longest -= model.embeddings.padding_idx + 1  # RoBERTa counts from behind the padding index
+    rows = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    if getattr(rows, "padding_idx", None) is not None:
+        longest -= rows.padding_idx + 1  # RoBERTa and MPNet count from behind the padding index
     return longest
 
 

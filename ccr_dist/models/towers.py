@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from ccr_dist.errors import ConfigError
 from ccr_dist.models import tally
 from ccr_dist.models.attention import SelfAttention
+from ccr_dist.models.huggingface import bounded
 from ccr_dist.models.packing import Rows
 
 SUPPORTED = (
@@ -195,7 +196,7 @@ class OpenClipTower(TextTower):
         return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
 
     def embed_native(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        ids = self.tokenizer(list(texts))
+        ids = self.tokenizer(bounded(texts, self.context_length)[0])
         tally.add(int((ids != self.pad).sum()))
         ids = ids.to(self.text.token_embedding.weight.device)
         positions = torch.arange(ids.shape[1], device=ids.device)
