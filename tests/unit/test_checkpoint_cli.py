@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from ccr_dist.cli import app
-from ccr_dist.errors import CheckpointError, ConfigError
+from ccr_dist.errors import CcrError, CheckpointError, ConfigError
 from ccr_dist.train import checkpoint
 from ccr_dist.train.checkpoint import State
 from ccr_dist.train.processes import Ranks
@@ -47,6 +47,8 @@ def run(tmp_path: Path) -> Path:
 
 def ccr_dist(*arguments: Any) -> str:
     result = CliRunner().invoke(app, ["checkpoint", *map(str, arguments)])
+    if isinstance(result.exception, SystemExit) and isinstance(result.exception.__context__, CcrError):
+        raise result.exception.__context__  # what the command line turned into a message and an exit code
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0

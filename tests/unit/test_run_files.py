@@ -147,7 +147,7 @@ def test_verify_says_what_is_wrong_and_a_start_goes_on_from_the_checkpoint_befor
     newest = copy / "checkpoints" / "step-00000010"
     (newest / "state.json").write_bytes(content.encode("latin-1"))
     done = CliRunner().invoke(app, ["checkpoint", "verify", str(copy)])
-    assert isinstance(done.exception, CheckpointError) and "state.json" in str(done.exception)
+    assert done.exit_code == 8 and "step-00000010" in done.output and "state.json" in done.output
     found, passed = checkpoint.newest(copy / "checkpoints")
     assert found == copy / "checkpoints" / "step-00000006" and len(passed) == 1
     assert CliRunner().invoke(app, ["checkpoint", "inspect", str(copy)]).exit_code == 0, "the table has the problem in its row"
@@ -156,7 +156,7 @@ def test_verify_says_what_is_wrong_and_a_start_goes_on_from_the_checkpoint_befor
         kept = path.read_bytes()
         path.write_bytes(content.encode("latin-1"))
         done = CliRunner().invoke(app, ["checkpoint", "verify", str(copy)])
-        assert isinstance(done.exception, CheckpointError), name
+        assert done.exit_code == 8 and path.name in done.output
         path.write_bytes(kept)
 
 
