@@ -7,9 +7,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from ccr_dist.data.decode import decode_image, texts_of
+from ccr_dist.data.decode import decode_image
 from ccr_dist.data.pictures import VERSION
 from ccr_dist.data.table import Dataset
+from ccr_dist.data.text import has_text, texts_of
 from ccr_dist.data.video import decode_video
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate import filters
@@ -40,7 +41,7 @@ class Look:
 
     def __call__(self, key: str, values: dict[str, Any]) -> Asked | None:
         media = values[self.column]
-        captions = texts_of(values[self.captions]) if self.captions else []
+        captions = list(filter(has_text, texts_of(values[self.captions]))) if self.captions else []
         if media is None or (self.captions and not captions):
             return None
         seen: dict[str, Any]

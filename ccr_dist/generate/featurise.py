@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ccr_dist.data.decode import decode_image, texts_of
+from ccr_dist.data.decode import decode_image
 from ccr_dist.data.pictures import VERSION
 from ccr_dist.data.table import Dataset
+from ccr_dist.data.text import has_text, texts_of
 from ccr_dist.data.video import decode_video
 from ccr_dist.errors import ConfigError, DataError, EngineError
 from ccr_dist.generate.engines.base import torch_device
@@ -29,12 +30,13 @@ _PICTURES = 64  # a forward batch of frames
 
 @dataclass(frozen=True)
 class Texts:
-    """(key, values) -> the row's texts; a null row where there is none."""
+    """(key, values) -> the row's texts; a null row where none of them says anything."""
 
     column: str
 
     def __call__(self, key: str, values: dict[str, Any]) -> list[str] | None:
-        return texts_of(values[self.column]) or None
+        texts = texts_of(values[self.column])
+        return texts if any(map(has_text, texts)) else None
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ class Pixels:
 
 
 class Featurise(Processor):
-    """A picture gives one vector (1, F) or its tokens (T, F), a video (1, F) or (frames, F), n texts give (n, F); no texts: null row.
+    """A picture gives one vector (1, F) or its tokens (T, F), a video (1, F) or (frames, F), n texts give (n, F).
 
-    Blank texts are included, so that vector i belongs to text i.
+    A row of which no text says anything is a null row; beside others blank texts are included, so that vector i belongs to text i.
 
     `backbone` builds the model; that happens once, when the plan asks for its identity. precision: of the forward pass (autocast);
     vectors are stored as float16, and one that float16 cannot hold is a bad item. device: auto, cpu, cuda, ... frames: of a video, fewer

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from ccr_dist.data.decode import texts_of
 from ccr_dist.data.table import Dataset
+from ccr_dist.data.text import has_text, texts_of
 from ccr_dist.errors import ConfigError, DataError, EngineError
 from ccr_dist.generate import languages
 from ccr_dist.generate.answer import without_specials
@@ -33,10 +33,10 @@ def check_direction(source: str, target: str) -> None:
 
 
 def captions_of(key: str, value: Any) -> list[str] | None:
-    """The captions of a row, a line each; None of a null row. DataError for one that is too long to be a caption."""
+    """The captions of a row, a line each, "" for one that says nothing; None of a null row. DataError for one that is too long."""
     if value is None:
         return None
-    captions = [" ".join(caption.split()) for caption in texts_of(value)]
+    captions = [" ".join(caption.split()) if has_text(caption) else "" for caption in texts_of(value)]
     for number, caption in enumerate(captions):
         if len(caption) > LONGEST:
             raise DataError(

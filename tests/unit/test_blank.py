@@ -14,6 +14,7 @@ from ccr_dist.data.inspect import describe
 from ccr_dist.data.loader import Fields, make_loader, sources
 from ccr_dist.data.order import Order
 from ccr_dist.data.rows import read_value
+from ccr_dist.data.store import sha256_file
 from ccr_dist.data.sweep import Gallery, Sweep
 from ccr_dist.data.table import Dataset, create_column, create_dataset
 from ccr_dist.data.text import has_text
@@ -166,7 +167,7 @@ def test_a_column_that_says_nothing_is_refused(root):
 
 
 def broken_indexed(root: Path, values: list[bytes], nulls: list[int]) -> Dataset:
-    """One shard, whose payload and index were written by something less strict."""
+    """One shard, whose payload, index and record were written by a version that was less strict."""
     dataset = create_dataset(root, name="b", split="test", keys=[[f"k{i}" for i in range(len(values))]])
     made = create_column(dataset, "caption.en", kind="texts", extension="json", plan={}, provenance={})
     made.commit(0, [b'["%s"]' % (b"x" * (len(value) - 4)) for value in values])
@@ -175,9 +176,10 @@ def broken_indexed(root: Path, values: list[bytes], nulls: list[int]) -> Dataset
         payload = payload.replace(b'["%s"]' % (b"x" * (len(value) - 4)), value, 1)
     made.path(0).chmod(0o644)
     made.path(0).write_bytes(payload)
-    for what, key, found in (("index", "nulls", nulls), ("record", "nulls", len(nulls))):
-        path = made.path(0, what)
-        path.write_text(json.dumps({**json.loads(path.read_text()), key: found}))
+    index, record = (json.loads(made.path(0, what).read_text()) for what in ("index", "record"))
+    made.path(0, "index").write_text(json.dumps({**index, "nulls": nulls}))
+    kept = {key: record[key] for key in ("rows", "bytes", "plan", "keys")}
+    made.path(0, "record").write_text(json.dumps({**kept, "sha256": sha256_file(made.path(0)), "nulls": len(nulls)}))
     return Dataset(root)
 
 

@@ -75,7 +75,7 @@ def test_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch", [1, 2, 64])
 def test_texts_give_one_vector_each(tmp_path: Path, batch: int) -> None:
-    made = dataset(tmp_path, "texts", [[["a", "bcd", ""], None, ["zz"]], [[], None]])
+    made = dataset(tmp_path, "texts", [[["a", "bcd", ""], None, ["zz"]], [["", "\u200b"], None]])
     run(made, Featurise(Mean, "caption.en", precision="bf16"), "feature.x", batch=batch, progress=False)
     column = made.column("feature.x")
     assert column.value(0, 0).tolist() == [[1, 97], [3, 98], [0, 0]]  # vector i belongs to caption i, blank ones too

@@ -21,7 +21,7 @@ def test_captions_stay_aligned_and_odd_ones_are_counted(tmp_path: Path) -> None:
         def translate(self, texts: list[str]) -> list[str | DataError]:
             return ["" if text == "void" else answer for text, answer in zip(texts, super().translate(texts), strict=True)]
 
-    values = {(0, 0): ["a  b\nc", "", "SAME", "void", "  "], (0, 1): None, (0, 2): []}
+    values = {(0, 0): ["a  b\nc", "", "SAME", "void", "\u200b \ufeff"], (0, 1): None, (0, 2): []}
     dataset = captions(tmp_path / "d", rows=(4,), values=values)
     engine = Picky()
     summary = run(dataset, Translate(engine, "caption.en"), "caption.xx.shout", progress=False)
