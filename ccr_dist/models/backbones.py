@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ccr_dist import config
-from ccr_dist.errors import ConfigError
+from ccr_dist.errors import CheckpointError, ConfigError
+from ccr_dist.models import tensorfile
 from ccr_dist.models.towers import TextTower
 
 Trained = Literal["none", "heads", "text", "all"]
@@ -179,19 +180,17 @@ def build_backbone(cfg: config.BackboneConfig) -> Backbone:
 def load_weights(backbone: Backbone, path: Path) -> None:
     """Copies the tensors `backbone.*` of a safetensors file, or of a run folder's `model.safetensors`, over the backbone's.
 
-    ConfigError when the file is missing, has no such tensors, or has some that do not fit.
+    ConfigError when the file is missing or damaged (one of a run carries a digest), has no such tensors, or has some that do not fit.
     """
-    from safetensors import SafetensorError, safe_open
-
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(f"backbone weights '{path}': no such file, nor a run folder with model.safetensors. Train that run first.")
     own = backbone.state_dict()
     try:
-        with safe_open(file, framework="pt") as tensors:
-            found = {key.removeprefix("backbone."): tensors.get_tensor(key) for key in tensors.keys() if key.startswith("backbone.")}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"backbone weights {file}: not a readable safetensors file ({error})") from error
+        tensors, _ = tensorfile.read(file)
+    except CheckpointError as error:
+        raise ConfigError(f"backbone weights {error}") from error
+    found = {key.removeprefix("backbone."): tensor for key, tensor in tensors.items() if key.startswith("backbone.")}
     if not found:
         raise ConfigError(f"backbone weights {file}: no tensors named backbone.*; the run it comes from trained nothing of the backbone")
     wrong = [key for key, tensor in found.items() if key not in own or own[key].shape != tensor.shape]

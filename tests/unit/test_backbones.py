@@ -15,6 +15,7 @@ from tiny import DIM, TEXTS, tiny_clip_config, tiny_dual_config
 
 from ccr_dist.config import DualConfig, OpenClipConfig
 from ccr_dist.errors import ConfigError
+from ccr_dist.models import tensorfile
 from ccr_dist.models.backbones import build_backbone
 from ccr_dist.models.hf_tower import masked_mean
 
@@ -174,7 +175,7 @@ def test_weights_that_cannot_be_loaded(configs, tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         build(tmp_path / "nothing")
     (tmp_path / "text.safetensors").write_text("not tensors")
-    with pytest.raises(ConfigError, match="not a readable safetensors"):
+    with pytest.raises(ConfigError, match=r"backbone weights .*not a readable safetensors"):
         build(tmp_path / "text.safetensors")
     save_file({"net.x": torch.zeros(1)}, tmp_path / "net.safetensors")
     with pytest.raises(ConfigError, match="no tensors named backbone"):
@@ -182,6 +183,11 @@ def test_weights_that_cannot_be_loaded(configs, tmp_path):
     save_file({"backbone.heads.text.linear.bias": torch.zeros(3)}, tmp_path / "shape.safetensors")
     with pytest.raises(ConfigError, match=r"do not fit .*backbone\.heads\.text\.linear\.bias"):
         build(tmp_path / "shape.safetensors")
+    file = tmp_path / "run.safetensors"
+    tensorfile.write(file, {"backbone.heads.logit_scale": torch.ones(1)}, {"step": 1})
+    file.write_bytes(file.read_bytes()[:-1] + b"\x40")
+    with pytest.raises(ConfigError, match=r"backbone weights .*run\.safetensors: damaged"):
+        build(file)
 
 
 @torch.no_grad()
