@@ -85,6 +85,7 @@ class _Look:
     leases: list[Lease]  # of unfinished shards, the newest of each
     bad: int
     stats: list[Path]  # the newest ones
+    lost: dict[int, str]  # recorded, but the payload or the index is gone or cut: what is wrong
 
 
 def _look(column: Column) -> _Look:
@@ -99,6 +100,8 @@ def _look(column: Column) -> _Look:
             stats.append(f"{column.folder}/{name}")
         elif what == "errors.jsonl":
             errors.append((shard, column.folder / name))
+    lost = column.lost()
+    done -= {column.dataset.shards[shard] for shard in lost}
     newest = sorted(((_changed(path), path) for path in stats), reverse=True)[:RECENT]
     held = {shard: max(there.leases) for shard, there in sorted(traces.items()) if there.leases and shard not in done}
     leases = [_lease(column.folder, shard, generation) for shard, generation in held.items()]
@@ -108,6 +111,7 @@ def _look(column: Column) -> _Look:
         leases=[lease for lease in leases if lease is not None],
         bad=sum(_lines(path) for shard, path in errors if shard in done),
         stats=[Path(path) for _, path in newest],
+        lost=lost,
     )
 
 
@@ -178,6 +182,7 @@ def _describe(column: Column, seen: _Look) -> dict[str, Any]:
             "leased": len(seen.leases),
             "waiting": waiting,
             "begun": len(seen.begun),
+            "lost": len(seen.lost),
             **{state: states[state] for state in ("working", "silent", "dead")},
         },
         "rows": {"total": dataset.rows, "done": rows, "bad": seen.bad},
@@ -186,7 +191,7 @@ def _describe(column: Column, seen: _Look) -> dict[str, Any]:
         "eta_s": round((dataset.rows - rows) / rate) if rate else None,
         "leases": [asdict(lease) for lease in seen.leases],
     }
-    return {**described, "advice": _advice(column, seen.leases, waiting)}
+    return {**described, "advice": _advice(column, seen, waiting)}
 
 
 def _span(path: Path) -> _Span | None:
@@ -216,11 +221,15 @@ def _rate(spans: list[_Span]) -> tuple[float | None, float | None]:
     return (float(f"{rows:.4g}") if rows else None, float(f"{tokens:.4g}") if tokens else None)
 
 
-def _advice(column: Column, leases: list[Lease], waiting: int) -> list[str]:
+def _advice(column: Column, seen: _Look, waiting: int) -> list[str]:
     """What to do about shards that do not get on."""
+    leases = seen.leases
     of = {state: [lease for lease in leases if lease.state == state] for state in ("working", "silent", "dead")}
     command = column.provenance.get("command", "the command that makes the column")
     lines = []
+    if seen.lost:
+        names = ", ".join(column.dataset.shards[shard] for shard in list(seen.lost)[:8]) + (", ..." if len(seen.lost) > 8 else "")
+        lines.append(f"shards {names} were done and are lost: {next(iter(seen.lost.values()))}. The same command makes them again")
     if of["dead"]:
         lines.append(f"{_names(of['dead'])}: the worker is gone. Its rows are safe; any other worker of the column takes the shard over")
     if of["silent"]:
@@ -258,6 +267,7 @@ def render(description: dict[str, Any]) -> Group:
             parts.append(Text(f"  complete: {shards['total']} shards, {rows['total']} rows{bad}"))
             continue
         begun = f" ({shards['begun']} of them begun)" if shards["begun"] else ""
+        begun += f"; {shards['lost']} were done, but are damaged or gone" if shards["lost"] else ""
         parts.append(
             Text(f"  {shards['done']} of {shards['total']} shards done, {shards['leased']} leased, {shards['waiting']} waiting{begun}")
         )

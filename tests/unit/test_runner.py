@@ -59,6 +59,22 @@ def test_a_column_is_made_once_and_reused(tmp_path: Path) -> None:
     assert content(column.folder) == before
 
 
+@pytest.mark.parametrize("how", ["gone", "cut", "no index", "no record", "only the record"])
+def test_what_is_lost_of_a_column_is_made_again_by_the_same_command(tmp_path: Path, how: str) -> None:
+    dataset = captions(tmp_path / "d", rows=(3, 4))
+    shout(dataset, engine=engine(fail="1-2"))
+    before = content(dataset.root / XX)
+    column = dataset.column(XX)
+    paths = {what: column.path(1, what) for what in ("payload", "index", "record")}
+    if how == "cut":
+        paths["payload"].write_bytes(paths["payload"].read_bytes()[:-512])
+    for what in {"gone": ["payload"], "no index": ["index"], "no record": ["record"], "only the record": ["payload", "index"]}.get(how, []):
+        paths[what].unlink()
+    again = shout(Dataset(dataset.root), engine=engine(fail="1-2"))
+    assert (again.done, again.skipped, again.complete) == (1, 1, True)
+    assert {name: data for name, data in content(dataset.root / XX).items() if not name.endswith(".damaged")} == before
+
+
 def test_a_shard_that_somebody_finished_meanwhile_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = captions(tmp_path / "d")
     shout(dataset)

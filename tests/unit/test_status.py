@@ -81,7 +81,17 @@ def test_shards_and_rows(dataset: Dataset, lease: Leaser) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     column = only(dataset)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    assert column["shards"] == {"total": 10, "done": 3, "leased": 2, "waiting": 5, "begun": 1, "working": 2, "silent": 0, "dead": 0}
+    assert column["shards"] == {
+        "total": 10,
+        "done": 3,
+        "leased": 2,
+        "waiting": 5,
+        "begun": 1,
+        "lost": 0,
+        "working": 2,
+        "silent": 0,
+        "dead": 0,
+    }
     assert column["rows"] == {"total": 20, "done": 8, "bad": 2}
     assert [(one["shard"], one["generation"], one["worker"], one["rows"]) for one in column["leases"]] == [
         ("000003", 1, "n1:7:ab", 1),
@@ -180,3 +190,16 @@ def test_watching_ends_when_all_is_done(dataset: Dataset, monkeypatch: pytest.Mo
     monkeypatch.setattr(time, "sleep", pause)
     shown = command(dataset.root, "--watch", 0.5)
     assert "3 of 10 shards done" in shown and shown.endswith("complete: 10 shards, 20 rows")
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "no index"])
+def test_shards_that_were_done_and_are_lost_are_not_complete(dataset: Dataset, how: str) -> None:
+    column = dataset.column(NAME)
+    for shard in range(3, 10):
+        finish(column, shard)
+    path = column.path(4, "index" if how == "no index" else "payload")
+    path.write_bytes(path.read_bytes()[:100]) if how == "cut" else path.unlink()
+    done = CliRunner().invoke(app, ["jobs", "status", str(dataset.root)])
+    assert "complete" not in done.stdout and "9 of 10 shards done" in done.stdout and "1 were done, but are damaged or gone" in done.stdout
+    assert "shards 000004 were done and are lost: " in done.stdout and "ccr-dist translate d --engine slow" in done.stdout
+    assert status(dataset.root)["columns"][0]["shards"]["lost"] == 1
