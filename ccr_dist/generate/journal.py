@@ -76,7 +76,7 @@ def read(paths: Iterable[Path], kind: str, header: dict[str, Any]) -> Past:
                 if not number:
                     merged = entry.pop("merged")
                 elif "error" in entry:
-                    row, outcome = entry["row"], Outcome(error=entry["error"])
+                    row, outcome = entry["row"], Outcome(error=entry["error"], final=entry.get("final", False))
                 else:
                     row, outcome = entry["row"], Outcome(unpack(kind, entry["value"]), None, entry.get("counts", {}), entry.get("lacks"))
             except (ValueError, KeyError, TypeError, AttributeError):  # a crash of the machine may leave blocks of zeros
@@ -128,7 +128,7 @@ class Journal:
 
 def _entry(kind: str, row: int, outcome: Outcome) -> dict[str, Any]:
     if outcome.error is not None:
-        return {"row": row, "error": outcome.error}
+        return {"row": row, "error": outcome.error, **({"final": True} if outcome.final else {})}
     further = {"counts": outcome.counts, "lacks": outcome.lacks}
     return {"row": row, "value": pack(kind, outcome.value), **{name: about for name, about in further.items() if about}}
 

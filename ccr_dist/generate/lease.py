@@ -107,6 +107,7 @@ class Lease:
     def __init__(self, path: Path, generation: int, stuck: int, of: int, fd: int, offset: int) -> None:
         self.path, self.generation, self.stuck, self.of = path, generation, stuck, of
         self.begun = False
+        self.at: int | None = None  # the only row in work, where it has to be found out which one kills its workers
         self._fd, self._offset, self._beats, self._guard = fd, offset, 0, threading.Lock()
 
     def beat(self, rows: int, tokens: int) -> None:
@@ -115,12 +116,18 @@ class Lease:
             if self._fd >= 0:
                 self._beats += 1
                 line = {"beat": self._beats, "rows": rows, "of": self.of, "tokens": tokens, "begun": self.begun}
+                line |= {} if self.at is None else {"at": self.at}
                 os.pwrite(self._fd, _padded(line), self._offset)
                 os.fsync(self._fd)
 
     def begin(self, rows: int) -> None:
         """Says, before the first row is touched, that from now on the rows may be what kills the owner."""
         self.begun = True
+        self.beat(rows, 0)
+
+    def alone_with(self, row: int | None, rows: int) -> None:
+        """Says which row alone is touched from now on; None: several again."""
+        self.at = row
         self.beat(rows, 0)
 
     def valid(self) -> bool:

@@ -22,13 +22,15 @@ from ccr_dist.errors import CcrError, DataError, EngineError
 class Outcome:
     """The result of one row: its value (None: a null row), or why there is none; and what to add to the shard's counters.
 
-    lacks: why something is missing in the value. Such a row is kept, and is a bad item like one without a value.
+    lacks: why something is missing in the value. Such a row is kept, and is a bad item like one without a value. final: an error that is
+    not to be tried again.
     """
 
     value: Any = None
     error: str | None = None
     counts: dict[str, int] = field(default_factory=dict)
     lacks: str | None = None
+    final: bool = False
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from ccr_dist.generate.prepare import Preparation
 from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket
 from ccr_dist.generate.summary import Budget, Summary
 from ccr_dist.generate.watch import Watch
-from ccr_dist.generate.work import Bench, Lost, Work
+from ccr_dist.generate.work import STUCK, Bench, Lost, Work
 from ccr_dist.redact import command_line
 
 FRUITLESS = 100  # rows without any value from the start after which a job is ended
@@ -121,6 +121,7 @@ class _Job:
         self.seen: Counter[str] = Counter()  # of the shards that came to be committed here: rows by what became of them
         self.advance: Callable[[int], None] = lambda rows: None
         self.feed: Feed | None = None
+        self.window = 0  # rows that may be in work at once
 
     def run(self, batch: int, workers: int, threads: int, silence_s: float, progress: bool) -> Summary:
         started, console = time.perf_counter(), Console(stderr=True)
@@ -132,6 +133,8 @@ class _Job:
         ):
             task = bar.add_task(self.target.name, total=sum(self.target.dataset.shard_rows[s] for s in self.shards))
             self.advance = lambda rows: bar.advance(task, rows)
+            ahead = max(2 * batch, 4 * workers)
+            self.window = 2 * (ahead + batch)
             try:
                 tickets = self._tickets()
                 if (first := _first(tickets)) is not None:  # there is work: only then are models loaded
@@ -145,7 +148,6 @@ class _Job:
                                 self.processor.load()
                         if not self.stop:
                             rows = itertools.chain([first], tickets)
-                            ahead = max(2 * batch, 4 * workers)
                             self.feed = Feed(rows, lambda ticket: self._submit(ticket, preparation), ahead)
                             self._drive(self.feed, batch, watch)
             finally:
@@ -254,13 +256,25 @@ class _Job:
             self.summary.resumed_rows += work.resumed
             self.event("taken", {"shard": dataset.shards[shard], "rows": work.rows, "resumed": work.resumed})
         self.advance(work.resumed)
-        missing = work.missing
+        missing, keys = work.missing, dataset.keys(shard)
+        if not work.settled and (left_out := {keys[row]: o.error for row, o in work.outcomes.items() if o.error is not None}):
+            self.errors |= left_out
+            self._hold_budget()
         if not missing:
             self._commit(work)
         while work.lease.stuck and len(self.open) > 1 and not (self.stop or work.lost):
             yield None
-        keys = dataset.keys(shard)
-        for row in missing:
+        suspects = missing[: self.window] if work.lease.stuck >= STUCK - 1 else []
+        for row in suspects:  # one by one, so that the next owner knows which one it was
+            work.lease.alone_with(row, len(work.outcomes))
+            yield Ticket(shard, row, keys[row])
+            while row not in work.outcomes and shard in self.open and not (self.stop or work.lost):
+                yield None
+            if self.stop or work.lost:
+                return
+        if suspects and shard in self.open:
+            work.lease.alone_with(None, len(work.outcomes))
+        for row in missing[len(suspects) :]:
             if work.lost:
                 return
             yield Ticket(shard, row, keys[row])
@@ -317,18 +331,21 @@ class _Job:
             kept += len(rows)
             self.errors |= {keys[row]: error for row, outcome in rows if (error := outcome.error or outcome.lacks) is not None}
         self.summary.rows += kept
-        self.summary.bad = len(self.errors)
         self.advance(kept)
         self.event("kept", {"rows": kept})
+        self._hold_budget()
+        for shard in by_shard:
+            if (done := self.open.get(shard)) is not None and len(done.outcomes) == done.rows:
+                self._commit(done)
+
+    def _hold_budget(self) -> None:
+        self.summary.bad = len(self.errors)
         if len(self.errors) > self.limit:
             shown = "\n  ".join(f"{key}: {error}" for key, error in list(self.errors.items())[:5])
             raise DataBudgetError(
                 f"{self.target.folder}: {len(self.errors)} bad items, {self.limit} are tolerated. The first ones:\n  {shown}\n"
                 "mend them, or allow more bad items, and run again: good rows are kept, bad ones will be tried again"
             )
-        for shard in by_shard:
-            if (done := self.open.get(shard)) is not None and len(done.outcomes) == done.rows:
-                self._commit(done)
 
     def _checked(self, ticket: Ticket, outcome: Outcome) -> Outcome:
         """What cannot be committed must not get into a journal: it is a bad item."""

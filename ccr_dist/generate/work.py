@@ -38,7 +38,7 @@ class Work:
 
     def __init__(self, shard: int, lease: Lease, journal: Journal | None, past: Past, rows: int, *, settled: bool) -> None:
         self.shard, self.lease, self.journal, self.past, self.rows = shard, lease, journal, past, rows
-        self.outcomes = dict(past.outcomes) if settled else {row: o for row, o in past.outcomes.items() if o.error is None}
+        self.outcomes = {row: o for row, o in past.outcomes.items() if settled or o.error is None or o.final}
         self.settled = settled  # its payload is there: nothing is to be made
         self.resumed = len(self.outcomes)
         self.tokens = sum(outcome.counts.get("tokens", 0) for outcome in self.outcomes.values())
@@ -119,12 +119,13 @@ class Bench:
         traces = look(folder, name).get(name, Traces())
         if self.leases.held(name, traces):
             return None
-        lease = self.leases.take(name, traces, of=self.target.dataset.shard_rows[shard], stuck=self._stuck(shard, traces))
+        stuck, deadly = self._stuck(shard, traces)
+        lease = self.leases.take(name, traces, of=self.target.dataset.shard_rows[shard], stuck=stuck)
         if lease is None:
             return None
         work = None
         try:
-            work = self._begin(shard, lease)
+            work = self._begin(shard, lease, deadly)
         except OSError:  # it may be overtaken already, and its temporary file tidied away
             if lease.valid():
                 raise
@@ -133,17 +134,20 @@ class Bench:
                 lease.release()
         return work
 
-    def _stuck(self, shard: int, traces: Traces) -> int:
-        """How many owners died over the shard up to now without one new row."""
+    def _stuck(self, shard: int, traces: Traces) -> tuple[int, int | None]:
+        """(how many owners died over the shard up to now without one new row, the row that is to be left out because of that)."""
         if not traces.leases:
-            return 0
+            return 0, None
         last = max(traces.leases)
         path = lease_path(self.target.folder, self.name(shard), last)
         about, beat = read_lease(path) or ({}, {})
         past = self._past(shard, traces)
-        if last in traces.journals and past.fresh:
-            return 0
+        at = beat.get("at")
+        if last in traces.journals and past.fresh and (at is None or at in past.outcomes):
+            return 0, None
         stuck = int(about.get("stuck", 0)) + bool(beat.get("begun"))
+        if stuck >= STUCK and at is not None:
+            return 0, at
         if stuck >= STUCK:
             keys = self.target.dataset.keys(shard)
             missing = [keys[row] for row in range(len(keys)) if row not in past.outcomes or past.outcomes[row].error is not None]
@@ -153,12 +157,14 @@ class Bench:
                 f"it; it is left out. Rows that are missing: {some}. Look at their inputs (and at the memory of the workers); remove "
                 f"{path} to have them tried again"
             )
-        return stuck
+        return stuck, None
 
-    def _begin(self, shard: int, lease: Lease) -> Work | None:
+    def _begin(self, shard: int, lease: Lease, deadly: int | None) -> Work | None:
         name, folder = self.name(shard), self.target.folder
         traces = look(folder, name).get(name, Traces())
         past = self._past(shard, traces)
+        if deadly is not None:
+            past.add(deadly, Outcome(error=f"{STUCK} workers died over it one after the other, the last one over it alone", final=True))
         settled = self.target.settled(shard)
         journal = None
         if not settled:

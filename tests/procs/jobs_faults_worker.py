@@ -1,6 +1,6 @@
 """Runs `translate` once for every file operation of it that is to fail, in forks. Started with `faults.preloaded()` by test_jobs_faults.py.
 
-    jobs_faults_worker.py FOLDER MOST     MOST: failing operations a kind of error; 0: all. Prints what went wrong, a line each.
+jobs_faults_worker.py FOLDER MOST     MOST: failing operations a kind of error; 0: all. Prints what went wrong, a line each.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from jobs import captions, content
 from procs import faults
 
-import ccr_dist.cli  # noqa: F401 (paid for once)
+import ccr_dist.cli
 import ccr_dist.generate.runner  # noqa: F401
 from ccr_dist.cli import main
 

@@ -101,15 +101,34 @@ def test_a_silent_engine_ends_the_process_with_its_stacks(tmp_path: Path, undist
     assert content(dataset.root / XX) == undisturbed
 
 
-def test_a_shard_that_kills_its_workers_is_refused_and_the_others_are_made(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+def test_a_row_that_kills_its_workers_is_found_and_left_out(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     dataset = captions(tmp_path / "d", ROWS)
     poison = ("--set=at=1-3 one", "--set=what=KILL")
     for _ in range(4):  # the first of them makes two rows, which is progress, and holds another shard, which is not to be blamed
         end(start(dataset, *poison), -signal.SIGKILL)
-    said = end(start(dataset, *poison), DataBudgetError.exit_code)
-    assert re.search(r"000001: 3 workers died over this shard[\s\S]*missing: 1-2, 1-3, 1-4\.[\s\S]*remove \S+000001\.lease\.4", said)
-    assert dataset.column(XX).missing() == [1]
-    (dataset.root / XX / "000001.lease.4").unlink()
+    said = end(start(dataset, "--bad-items", "0", "--bad-fraction", "0", *poison), DataBudgetError.exit_code)
+    assert "1-3: 3 workers died over it one after the other, the last one over it alone" in said
+    assert "1 bad items" in end(start(dataset, *poison))  # it is not tried again
+    (line,) = (dataset.root / XX / "000001.errors.jsonl").read_text().splitlines()
+    assert json.loads(line)["key"] == "1-3"
+    found = content(dataset.root / XX)
+    same = [name for name in undisturbed if not name.startswith("000001")]
+    assert [found[name] for name in same] == [undisturbed[name] for name in same]
+    column = dataset.column(XX)
+    assert [column.value(1, row) is None for row in range(5)] == [False, False, False, True, False]
+
+
+def test_a_shard_whose_workers_die_before_a_row_can_be_blamed_is_refused(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    dataset = captions(tmp_path / "d", ROWS)
+    for _ in range(2):
+        end(start(dataset, "--set=at=0-0 one", "--set=what=KILL"), -signal.SIGKILL)
+    lease = dataset.root / XX / "000000.lease.2"
+    text = lease.read_text()
+    lease.write_text(text.replace('"stuck": 1', '"stuck": 2'))
+    said = end(start(dataset), DataBudgetError.exit_code)
+    assert re.search(r"000000: 3 workers died over this shard[\s\S]*missing: 0-0, 0-1, [\s\S]*remove \S+000000\.lease\.2", said)
+    assert dataset.column(XX).missing() == [0]
+    lease.unlink()
     end(start(dataset))
     assert content(dataset.root / XX) == undisturbed
 
