@@ -253,7 +253,7 @@ def check(document: yamlfile.Document) -> RunConfig:
         raise ConfigError(f"{document.place(('method',))}: 'method' needs a name; known methods: {', '.join(base.names())}")
     method = base.get(raw["name"], place=document.place(("method", "name")))
     options = yamlfile.validate(method.Options, document, at=("method",))
-    whole = yamlfile.Document(document.name, {**document.data, "method": options}, document.places)
+    whole = document.replaced({**document.data, "method": options})
     config = yamlfile.validate(RunConfig, whole)
     order = list(method.stages(options))
     if set(config.stages) != set(order):

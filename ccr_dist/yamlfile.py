@@ -1,32 +1,46 @@
 """YAML files that remember where every value stands: `base:` inheritance, `key.sub=value` overrides, errors with file and line.
 
-Used by run configs and by dataset recipes alike. Knows nothing about what a document means; the schema is a pydantic model.
+Used by run configs, recipes, prompts, pipelines, profiles and studies alike. Knows nothing about what a document means; the schema is a
+pydantic model. What one file may say is `yamlnodes.py`.
 """
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from .errors import ConfigError
+from .yamlerrors import explain, shown
+from .yamlnodes import DEEPEST, Invalid, KeyPath, Replacement, Values, compose, read_text
 
 Model = TypeVar("Model", bound=BaseModel)
-KeyPath = tuple[str | int, ...]
+_WANTS_TEXT = {"string_type", "string_sub_type", "path_type", "literal_error"}  # pydantic's errors of options that are text
+
+
+class Given(str):
+    """An option's value as it was typed on a command line: what it means depends on the option's type."""
 
 
 @dataclass
 class Document:
-    """Merged values and, for each key path, the place (`file:line`) that had the last word on it."""
+    """Merged values and, for each key path, the place (`file:line`, an override) that had the last word on it.
+
+    texts: what was written where a value could be meant as text. overrides: their places, by the path that each sets. outside: files above
+    the document's own folder; errors tell their lines, and quote nothing of what they hold.
+    """
 
     name: str
     data: dict[str, Any] = field(default_factory=dict)
     places: dict[KeyPath, str] = field(default_factory=dict)
+    texts: dict[KeyPath, str] = field(default_factory=dict)
+    overrides: dict[KeyPath, str] = field(default_factory=dict)
+    outside: set[str] = field(default_factory=set)
 
     def place(self, path: KeyPath) -> str:
         """Where the value at `path`, or its nearest parent, was written."""
@@ -35,17 +49,38 @@ class Document:
                 return self.places[path[:end]]
         return self.name
 
+    def replaced(self, data: dict[str, Any]) -> Document:
+        """The same places with other values."""
+        return Document(self.name, data, self.places, self.texts, self.overrides, self.outside)
+
+    def forget(self, path: KeyPath) -> None:
+        """Places and texts at `path` and below: something else stands there now."""
+        for known in (self.places, self.texts):
+            for old in [key for key in known if key[: len(path)] == path]:
+                del known[old]
+
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Document:
-    """Read `path` with its bases, then apply `key.sub=value` overrides (values are YAML).
+    """Read `path` with its bases, then apply `key.sub=value` overrides. A value is YAML; where the option is text it is taken as it stands.
 
     `base:` is one path or a list, relative to the file that says it; later bases and then the file itself win. Mappings merge, anything
-    else
-    replaces. Raises ConfigError with file and line on bad YAML, a missing or circular base, a duplicate key or a malformed override.
+    else replaces; `key: null` takes away a mapping of the base, `key: !replace {...}` takes its place. Raises ConfigError with file and
+    line on bad YAML, a missing or circular base, a duplicate key or a malformed override.
     """
-    document = _read(Path(path), ())
+    document = _Reader(Path(path)).read(Path(path), ())
     for text in overrides:
-        _override(document, text)
+        _override(document, text, f"override {shown(text)}")
+    return document
+
+
+def of_options(options: Mapping[str, Any]) -> Document:
+    """Options of a command line as a document: those that are `Given` are read by the type that the schema has for them."""
+    document = Document("options")
+    for key, value in options.items():
+        if isinstance(value, Given):
+            _override(document, f"{key}={value}", f"--set {shown(f'{key}={value}')}")
+        else:
+            document.data[key] = value
     return document
 
 
@@ -53,186 +88,189 @@ def validate(schema: type[Model], document: Document, *, at: KeyPath = ()) -> Mo
     """Build `schema` from the document, or raise ConfigError listing every problem with its place and, for unknown keys, the
     nearest valid one.
     """
-    value: Any = document.data
-    for key in at:
-        value = value[key]
     try:
-        return schema.model_validate(value)
+        return build(schema, document, at=at)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(schema, document, at, problem) for problem in error.errors())) from None
+        raise ConfigError("\n".join(dict.fromkeys(explain(schema, document, at, problem) for problem in error.errors()))) from None
 
 
-def _explain(schema: type[BaseModel], document: Document, at: KeyPath, problem: Mapping[str, Any]) -> str:
-    path = _without_tags(problem["loc"], document, at)
-    dotted = ".".join(map(str, at + path)) or "(document)"
-    where = document.place(at + path)
-    if problem["type"] == "extra_forbidden":
-        valid = valid_keys(schema, path[:-1], document, at)
-        near = difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
-        return f"{where}: unknown key {dotted!r}; {hint}"
-    if problem["type"] == "missing":
-        return f"{where}: {dotted!r} is missing"
-    given = "" if isinstance(problem.get("input"), dict) else f" (got {problem.get('input')!r})"
-    return f"{where}: {dotted}: {problem['msg']}{given}"
+def build(schema: type[Model], document: Document, *, at: KeyPath = ()) -> Model:
+    """Build `schema` from the document. Where it wants text, and a number, a section or the like stands, what was written is the text.
 
-
-def _without_tags(loc: tuple[str | int, ...], document: Document, at: KeyPath) -> KeyPath:
-    """A pydantic error location without the tags of discriminated unions, which are not keys of the document."""
-    path: list[str | int] = []
-    value: Any = document.data
-    for key in at:
-        value = value[key]
-    for position, key in enumerate(loc):
-        last = position == len(loc) - 1
-        if isinstance(value, dict) and key not in value and not last and key in value.values():
-            continue
-        path.append(key)
-        try:
+    Raises pydantic's ValidationError.
+    """
+    while True:
+        value: Any = document.data
+        for key in at:
             value = value[key]
-        except (KeyError, IndexError, TypeError):
-            value = None
-    return tuple(path)
+        try:
+            return schema.model_validate(value)
+        except ValidationError as error:
+            wanted = [at + tuple(problem["loc"]) for problem in error.errors() if problem["type"] in _WANTS_TEXT]
+            paths = {found for path in wanted if (found := _written(document, path)) is not None}
+            if not paths:
+                raise
+            for path in paths:
+                _set(document.data, path, document.texts.pop(path))
 
 
-def valid_keys(schema: type[BaseModel], path: KeyPath, document: Document, at: KeyPath = ()) -> list[str]:
-    """Keys that are allowed at `path` inside `schema` (for a discriminated union: those of the member that the document chose)."""
-    models: list[type[BaseModel]] = [schema]
+def _written(document: Document, loc: KeyPath) -> KeyPath | None:
+    """The path that pydantic's `loc` stands for (without the tags of unions), if text was written there."""
+    path: KeyPath = ()
     value: Any = document.data
-    for key in at:
-        value = value[key]
-    for key in path:
-        value = value[key] if isinstance(value, dict) or (isinstance(value, list | tuple) and isinstance(key, int)) else None  # type: ignore[index]
-        found: list[type[BaseModel]] = []
-        for model in models:
-            if isinstance(key, str) and key in model.model_fields:
-                found += _models_in(model.model_fields[key].annotation)
-            else:  # a key of a mapping or an index of a list: the element's model was collected with the field
-                found.append(model)
-        models = [m for m in found if _tag_fits(m, value)] or found
-    return sorted({name for model in models for name in model.model_fields})
+    for key in loc:
+        if (isinstance(value, dict) and key in value) or (isinstance(value, list) and isinstance(key, int) and key < len(value)):
+            path, value = (*path, key), value[key]  # type: ignore[index]
+    return path if path in document.texts else None
 
 
-def _tag_fits(model: type[BaseModel], value: Any) -> bool:
-    if not isinstance(value, dict):
-        return True
-    for name, info in model.model_fields.items():
-        if get_origin(info.annotation) is Literal and name in value and value[name] not in get_args(info.annotation):
-            return False
-    return True
+def _set(data: Any, path: KeyPath, value: Any) -> None:
+    for key in path[:-1]:
+        data = data[key]
+    data[path[-1]] = value
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]
+class _Reader:
+    """Reads a file with its bases, each once."""
 
+    def __init__(self, root: Path) -> None:
+        self._folder = root.absolute().parent.resolve()
+        self._known: dict[Path, Document] = {}
 
-def _read(path: Path, seen: tuple[Path, ...]) -> Document:
-    path = path.resolve() if seen else path
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: 'base' goes in a circle: {' -> '.join(map(str, (*seen, path)))}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file" + (f" (a base of {seen[-1]})" if seen else "")) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    own = Document(name=str(path))
-    if node is not None:
-        if not isinstance(node, yaml.MappingNode):
-            raise ConfigError(f"{path}:{node.start_mark.line + 1}: expected `key: value` lines at the top level")
-        own.data = _convert(node, (), str(path), own.places)
-    bases = own.data.pop("base", [])
-    merged = Document(name=str(path))
-    for base in [bases] if isinstance(bases, str) else bases:
-        if not isinstance(base, str):
-            raise ConfigError(f"{own.place(('base',))}: 'base' is a path or a list of paths, got {base!r}")
-        _merge(merged, _read(path.parent / base, (*seen, path.resolve())))
-    _merge(merged, own)
-    merged.places.pop(("base",), None)
-    return merged
+    def read(self, path: Path, above: tuple[Path, ...]) -> Document:
+        try:
+            real = path.resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a character that no name has
+            raise ConfigError(f"{str(path)!r}: cannot be read: {error}") from None
+        if real in above:
+            raise ConfigError(f"{path}: 'base' goes in a circle: {' -> '.join(map(str, (*above, real)))}")
+        if len(above) > DEEPEST:
+            raise ConfigError(f"{path}: bases of bases, more than {DEEPEST} deep")
+        if real not in self._known:
+            self._known[real] = self._whole(real if above else path, real, above)
+        return self._known[real]
 
+    def _whole(self, path: Path, real: Path, above: tuple[Path, ...]) -> Document:
+        own = self._own(path, real, above)
+        bases = own.data.pop("base", [])
+        merged = Document(name=str(path), outside=set(own.outside))
+        for base in [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else [bases]:
+            if not isinstance(base, str) or not base:
+                raise ConfigError(f"{own.place(('base',))}: 'base' is a path or a list of paths" + self._got(own, base))
+            _merge(merged, self.read(path.parent / base, (*above, real)))
+        _merge(merged, own)
+        merged.forget(("base",))
+        return merged
 
-def _convert(node: yaml.Node, path: KeyPath, file: str, places: dict[KeyPath, str]) -> Any:
-    if isinstance(node, yaml.MappingNode):
-        result: dict[Any, Any] = {}
-        for key_node, value_node in node.value:
-            key = yaml.SafeLoader("").construct_object(key_node)
-            line = f"{file}:{key_node.start_mark.line + 1}"
-            if not isinstance(key, str):
-                # `no:` (Norwegian) is a boolean in YAML 1.1: the key as it was typed is what the author meant
-                key = key_node.value
-            if key in result:
-                raise ConfigError(f"{line}: key {key!r} is given twice")
-            places[(*path, key)] = line
-            result[key] = _convert(value_node, (*path, key), file, places)
-        return result
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            places[(*path, index)] = f"{file}:{item.start_mark.line + 1}"
-        return [_convert(item, (*path, index), file, places) for index, item in enumerate(node.value)]
-    assert isinstance(node, yaml.ScalarNode)
-    value = yaml.SafeLoader("").construct_object(node)
-    if isinstance(value, bool) and node.value.lower() not in ("true", "false"):
-        return node.value  # `no`, `on`, `off` are booleans in YAML 1.1 alone: here they are a language and the names of choices
-    if isinstance(value, str):
-        try:  # YAML 1.1 reads 1e-3 as text; every author means the number
-            return float(value) if node.style is None and value[:1] in "+-.0123456789" else value
-        except ValueError:
-            return value
-    return value
+    def _own(self, path: Path, real: Path, above: tuple[Path, ...]) -> Document:
+        try:
+            text = read_text(path)
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such file" + (f" (a base of {above[-1]})" if above else "")) from None
+        quotes = real.is_relative_to(self._folder) or not above
+        own = Document(name=str(path), outside=set() if quotes else {str(path)})
+        try:
+            node = compose(text)
+        except Invalid as error:
+            line = f":{error.line}" if error.line else ""
+            raise ConfigError(f"{path}{line}: not valid YAML" + (f": {error}" if quotes else "")) from None
+        if node is not None:
+            if not isinstance(node, yaml.MappingNode):
+                raise ConfigError(f"{path}:{node.start_mark.line + 1}: expected `key: value` lines at the top level")
+            values = Values(str(path), str(path), quotes, own.places, own.texts)
+            own.data = values.of(node)
+        return own
+
+    @staticmethod
+    def _got(document: Document, value: Any) -> str:
+        return "" if document.outside else f", got {shown(value)}"
 
 
 def _merge(under: Document, over: Document) -> None:
     def merge(a: dict[str, Any], b: dict[str, Any], path: KeyPath) -> None:
         for key, value in b.items():
             here = (*path, key)
-            if isinstance(value, dict) and isinstance(a.get(key), dict):
+            if isinstance(value, dict) and isinstance(a.get(key), dict) and not isinstance(value, Replacement):
                 merge(a[key], value, here)
-            else:
-                a[key] = value
-                for old in [p for p in under.places if p[: len(here)] == here]:
-                    del under.places[old]
-            under.places.update({p: place for p, place in over.places.items() if p[: len(here)] == here})
+                under.places |= {here: over.places[here]} if here in over.places else {}
+                continue
+            under.forget(here)
+            if value is None and isinstance(a.get(key), dict):
+                del a[key]
+                continue
+            a[key] = _copy(value)
+            for mine, theirs in ((under.places, over.places), (under.texts, over.texts)):
+                mine.update({p: said for p, said in theirs.items() if p[: len(here)] == here})
 
     merge(under.data, over.data, ())
+    under.outside |= over.outside
 
 
-def _override(document: Document, text: str) -> None:
+def _copy(value: Any) -> Any:
+    """Of lists and mappings: a base may be merged more than once."""
+    if isinstance(value, dict):
+        return {key: _copy(each) for key, each in value.items()}
+    return [_copy(each) for each in value] if isinstance(value, list) else value
+
+
+def _override(document: Document, text: str, place: str) -> None:
     dotted, sign, raw = text.partition("=")
-    if not sign or not dotted.strip():
-        raise ConfigError(f"override {text!r}: expected key.sub=value")
-    keys: list[str | int] = [int(k) if k.isdigit() else k for k in dotted.strip().split(".")]
-    place = f"override {text!r}"
+    words = dotted.strip().split(".")
+    if not sign or not all(words) or len(words) > DEEPEST:
+        raise ConfigError(f"{place}: expected key.sub=value")
     try:
-        node = yaml.compose(raw, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{place}: the value is not valid YAML: {getattr(error, 'problem', error)}") from None
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{place}: not UTF-8 text") from None
+    keys: list[str | int] = [int(word) if re.fullmatch("[0-9]{1,9}", word) else word for word in words]
     target: Any = document.data
     for depth, key in enumerate(keys[:-1]):
+        there = ".".join(map(str, keys[: depth + 1]))
         if isinstance(target, list) and isinstance(key, int) and key < len(target):
             target = target[key]
         elif isinstance(target, dict):
+            keys[depth] = str(key)
             target = target.setdefault(str(key), {})
         else:
-            raise ConfigError(f"{place}: {'.'.join(map(str, keys[: depth + 1]))} is not there to be changed")
+            raise ConfigError(f"{place}: {there} is not there to be changed")
         if not isinstance(target, dict | list):
-            raise ConfigError(f"{place}: {'.'.join(map(str, keys[: depth + 1]))} is a value, not a section")
+            raise ConfigError(f"{place}: {there} is a value, not a section")
     last = keys[-1]
-    places: dict[KeyPath, str] = {}
-    value = None if node is None else _convert(node, tuple(keys), place, places)
     if isinstance(target, list):
         if not isinstance(last, int) or last >= len(target):
             raise ConfigError(f"{place}: the list has {len(target)} entries, index {last!r} is not one of them")
-        target[last] = value
     else:
-        target[str(last)] = value
-    document.places.update({key: place for key in places})
-    document.places[tuple(keys)] = place
+        last = keys[-1] = str(last)
+    path = tuple(keys)
+    document.forget(path)
+    value = _meant(document, path, raw, place)
+    if value is None and isinstance(target, dict) and isinstance(target.get(last), dict):
+        del target[last]
+    else:
+        target[last] = value
+    for end in range(1, len(path)):
+        document.places.setdefault(path[:end], place)
+    document.places[path] = document.overrides[path] = place
+
+
+def _meant(document: Document, path: KeyPath, raw: str, place: str) -> Any:
+    """An override's value as YAML; beside it, for options that are text, the text itself. What is in quotation marks is YAML's alone."""
+    try:
+        node = compose(raw)
+    except Invalid:
+        return raw
+    if isinstance(node, yaml.ScalarNode) and node.style in ("'", '"'):
+        return node.value
+    places: dict[KeyPath, str] = {}
+    texts: dict[KeyPath, str] = {}
+    try:
+        value = None if node is None else Values(None, place, True, places, texts).of(node, path)
+    except ConfigError:  # a tag, an anchor: text like any other, if text is wanted
+        return raw
+    document.places |= places
+    document.texts |= texts
+    if isinstance(value, str):
+        document.texts[path] = value
+        return raw
+    document.texts[path] = raw
+    return value

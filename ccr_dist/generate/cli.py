@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from ccr_dist.errors import STOPPED, ConfigError
+from ccr_dist.yamlfile import Given
 
 if TYPE_CHECKING:
     from ccr_dist.data.table import Dataset
@@ -187,21 +188,20 @@ def featurise(
     job: Job,
 ) -> None:
     """Run a frozen backbone over pictures, videos or texts and keep its vectors."""
-    from pydantic import TypeAdapter, ValidationError
-
-    from ccr_dist.config import BackboneConfig, load_config
+    from ccr_dist import yamlfile
+    from ccr_dist.config import BackboneConfig, Frozen, load_config
 
     if (config is None) == (backbone is None):
         raise ConfigError("featurise needs either --config RUN.yaml or --backbone KIND (with --set KEY=VALUE)")
     if config is not None:
         settings = load_config(config, [f"backbone.{option}" for option in options or []]).backbone
     else:
-        try:
-            settings = TypeAdapter(BackboneConfig).validate_python({"kind": backbone, **dict(_pair(option) for option in options or [])})
-        except ValidationError as e:
-            raise ConfigError(
-                "backbone: " + "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in e.errors())
-            ) from e
+
+        class Whole(Frozen):
+            backbone: BackboneConfig
+
+        given = {"backbone.kind": Given(backbone), **{f"backbone.{key}": value for key, value in map(_pair, options or [])}}
+        settings = yamlfile.validate(Whole, yamlfile.of_options(given)).backbone
 
     from ccr_dist.generate.featurise import Featurise
     from ccr_dist.models.backbones import build_backbone
@@ -347,18 +347,16 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def options_of(pairs: list[str] | None, model: str | None) -> dict[str, object]:
-    """The engine's options; --model is one of them."""
-    values = dict(_pair(option) for option in pairs or [])
-    return values if model is None else {**values, "model": model}
+    """The engine's options as they were typed; --model is one of them. What they mean is known to the engine (`check_options`)."""
+    values: dict[str, object] = dict(_pair(option) for option in pairs or [])
+    return values if model is None else {**values, "model": Given(model)}
 
 
-def _pair(option: str) -> tuple[str, object]:
-    import yaml
-
+def _pair(option: str) -> tuple[str, Given]:
     key, separator, value = option.partition("=")
-    if not separator:
+    if not separator or not key.strip():
         raise ConfigError(f"--set {option!r}: expected KEY=VALUE")
-    return key, yaml.safe_load(value) if value.strip() else value
+    return key.strip(), Given(value)
 
 
 def _say(text: str) -> None:

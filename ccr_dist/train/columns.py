@@ -89,11 +89,13 @@ def wanted(config: RunConfig) -> dict[tuple[str, str], str]:
 
 
 def check_columns(config: RunConfig) -> None:
-    """Say early, with the key that names it and the command that makes it, which dataset or column is missing. Reads metadata only."""
+    """Say early, with the key that names it and the command that makes it, which datasets and columns are missing, all in one
+    message. Reads metadata only."""
     places = {path: key for key, path in (("data.test", config.data.test), ("data.val", config.data.val)) if path}
     places |= {entry.path: f"stages.{name}.train" for name, stage in config.stages.items() for entry in stage.train or ()}
     places |= {entry.path: "data.train" for entry in config.data.train}
     made: dict[str, tuple[str, dict[str, Any]]] = {}
+    wrong: dict[str, DataError] = {}
     for (path, column), key in wanted(config).items():
         place = places[path]
         try:
@@ -102,7 +104,9 @@ def check_columns(config: RunConfig) -> None:
             dataset.column(column).require_complete()
             _require_alike(made, dataset, column)
         except DataError as error:
-            raise type(error)(f"{config.name}: {place}: {error}") from None
+            wrong.setdefault(f"{config.name}: {place}: {error}", error)  # a dataset that is not there is said once
+    if wrong:
+        raise type(next(iter(wrong.values())))("\n".join(wrong))
 
 
 def _require_alike(made: dict[str, tuple[str, dict[str, Any]]], dataset: Dataset, column: str) -> None:

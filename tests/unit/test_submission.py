@@ -13,13 +13,15 @@ import jobs
 import pytest
 import yaml
 
-from ccr_dist.cluster import checks, submit
+from ccr_dist.cluster import checks, ledger, submit
 from ccr_dist.cluster.pipeline import load_plan
 from ccr_dist.cluster.profile import Profile, load_profile
-from ccr_dist.cluster.render import PROFILES, render
+from ccr_dist.cluster.render import PROFILES, SCRIPTS, render
 from ccr_dist.cluster.status import errors_in
-from ccr_dist.errors import ConfigError
+from ccr_dist.config import load_config
+from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate.cli import _share
+from ccr_dist.train.columns import check_columns
 
 NASTY = """my "own" project's $HOME `touch x` #1 %j"""
 
@@ -50,6 +52,15 @@ def test_no_text_of_a_pipeline_or_profile_is_more_than_text_to_bash_and_sbatch(t
         *("report", "x", "--note", NASTY),
     ]
     assert sorted(path.name for path in root.iterdir()) == [plan.run.parent.name]  # nothing was executed
+
+
+def test_a_run_folder_of_any_name_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan, profile = nasty_plan(tmp_path)
+    ledger.record(plan, profile, None)
+    again, site = ledger.recorded(plan.run)
+    assert (again.pipeline, site) == (plan.pipeline, profile)
+    assert ledger.recorded(plan.run.absolute())[0].run == plan.run.absolute()
 
 
 def test_the_login_shell_executes_nothing_but_setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +158,17 @@ def test_what_a_submission_looks_at(tmp_path: Path, command: str, message: str) 
     data = jobs.captions(tmp_path / "data", rows=(2,)).root
     said = wrong_in(tmp_path, command.replace("DATA", str(data)))
     assert message in said and "p.yaml:" in said and ": step s0: " in said
+
+
+def test_all_that_a_run_lacks_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo = SCRIPTS.parent / "configs" / "demo" / "dasd.yaml"
+    data = jobs.captions(tmp_path / "data", rows=(2,)).root
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as error:
+        check_columns(load_config(demo, [f"data.train=[{{path: {data}}}]", "data.targets={es: caption.es.x, pt: caption.pt.y}"]))
+    lines = str(error.value).splitlines()
+    for part in ("data.visual: ", "data.targets.es: ", "data.targets.pt: ", "data.val: ", "data.test: "):
+        assert sum(line.startswith(f"dasd: {part}") for line in lines) == 1, (part, lines)
 
 
 def test_paths_are_the_same_however_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

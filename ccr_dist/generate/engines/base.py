@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ccr_dist import yamlfile
 from ccr_dist.data import store
 from ccr_dist.errors import ConfigError, DataError, EngineError
 
@@ -116,7 +117,7 @@ def make_translator(name: str, source: str, target: str, options: dict[str, Any]
 def check_options(name: str, cls: type[Opts], options: dict[str, Any]) -> Opts:
     """The options of an engine, typed. ConfigError naming the valid ones."""
     try:
-        return cls.model_validate(options)
+        return yamlfile.build(cls, yamlfile.of_options(options))
     except ValidationError as e:
         valid = ", ".join(f"{key} ({info.description})" for key, info in cls.model_fields.items()) or "none"
         faults = "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in e.errors())
