@@ -57,6 +57,8 @@ def build(recipe: Recipe, out: str | Path, *, workers: int | None = None, progre
     limited = {} if recipe.limit is None else {"limit": recipe.limit}
     plan = {"recipe": recipe.kind, "name": recipe.name, "shard_rows": recipe.shard_rows, "rows": material.plan, **limited}
     _claim(out / "recipe.json", plan, lambda: recipe.advice(out, material))
+    for folder in (out, *out.glob("*/"), *out.glob("*/*/")):
+        store.tidy(folder)
     summary = Summary(out, notes=tuple(material.notes), columns=len(material.columns))
     work: list[tuple[Column, int, list[Row]]] = []
     for split in SPLITS:

@@ -45,14 +45,14 @@ def digest_json(obj: Any) -> str:
 
 def sha256_file(path: str | Path) -> str:
     """sha256 (hex) of a file's bytes."""
-    with Path(path).open("rb") as file:
+    with disk_errors(path), Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: str | Path) -> Any:
     """The JSON value in a file. DataError, naming the file, when it is not there or is not JSON; other OSErrors pass."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 (thousands of files)
+        with disk_errors(path), open(path, "rb") as file:  # noqa: PTH123 (thousands of files)
             return json.loads(file.read())
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path}: there is no such file") from None

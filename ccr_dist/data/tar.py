@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from ccr_dist.data.store import disk_errors
 from ccr_dist.errors import DataError
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
@@ -129,7 +130,7 @@ class ShardIndex:
         rows: dict[str, int] = {}
         found: dict[str, dict[int, tuple[int, int]]] = {}
         ignored = 0
-        with Path(path).open("rb") as file:
+        with disk_errors(path), Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if kind := _other_kind(file.read(_BLOCK)):
                 raise DataError(
@@ -269,7 +270,8 @@ def read_at(path: str | Path, offset: int, size: int, content: str = "") -> byte
                 raise DataError(f"{path}: truncated: expected {end} bytes at least, the file ends at {offset}")
             parts.append(part)
             offset += len(part)
-    except OSError:
+    except OSError as e:
+        e.filename = e.filename or str(path)
         forget_files()  # a stale handle would fail for ever
         raise
     return b"".join(parts)
