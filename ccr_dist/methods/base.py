@@ -121,6 +121,12 @@ class Method(ABC):
         """Prefixes, below "net." and "backbone.", of the names of the parameters trained in the stage. Everything else is frozen."""
         return ["net."]
 
+    def limits(self, stage: str) -> dict[str, tuple[float, float]]:
+        """Trained parameters, by name, that are put back between these values before the stage's first step and after each of its steps.
+        A bound inside `outputs` would have no gradient beyond it, so that a parameter that lies there never learns.
+        """
+        return {}
+
     # Encoding.
 
     @classmethod

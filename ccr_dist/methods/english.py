@@ -7,6 +7,7 @@ side (LiT, Zhai et al., CVPR 2022), whose features may then be cached. Other run
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,6 +57,13 @@ class English(Method):
             return [f"backbone.{name}" for name, _ in self.backbone.named_parameters() if self.backbone.part_of(name) == "text"]
         return ["backbone.heads."] if self.options.train == "heads" else ["backbone."]
 
+    def limits(self, stage: str) -> dict[str, tuple[float, float]]:
+        """The temperature's: a scale of 1 to 100, as in open_clip. Pretrained ones often lie at 100 exactly."""
+        if self.options.scale != "learned":
+            return {}
+        name = "heads" if self.backbone.heads is not None else "model"
+        return {f"backbone.{name}.logit_scale": (0.0, math.log(100))}
+
     def outputs(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         """visual (n, D), english (n, D), scale (1,)."""
         import torch
@@ -81,4 +89,4 @@ class English(Method):
         if heads is not None:
             return heads.scale()
         model: Any = self.backbone.model
-        return model.logit_scale.exp().clamp(max=100).reshape(1)
+        return model.logit_scale.exp().reshape(1)

@@ -41,8 +41,8 @@ class Heads(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))  # one element, no scalar: DeepSpeed and FSDP take no scalars
 
     def scale(self) -> Tensor:
-        """(1,): what cosines are multiplied with, at most 100 (as in CLIP)."""
-        return self.logit_scale.exp().clamp(max=100)
+        """(1,): what cosines are multiplied with; whoever trains it bounds it (`Method.limits`)."""
+        return self.logit_scale.exp()
 
 
 class DualBackbone(SentenceEncoder):

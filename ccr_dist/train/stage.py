@@ -110,6 +110,8 @@ class StageRun:
         self._groups = groups_of(list(self.engine.trained))
         if state:
             self._restore_rest(state)
+        self._limits = {n: ends for n, ends in self.method.limits(name).items() if n in self.engine.trained}
+        self.engine.bound(self._limits)
 
     def _check(self, config: RunConfig) -> None:
         if self.method.entangled and not self.strategy.replicated:
@@ -258,8 +260,10 @@ class StageRun:
         norms = self.engine.norms(self._groups) if logged else {}
         learning_rate = rate(settings, done.stage_step)
         norm = self.engine.update(learning_rate)
-        if self.ema and math.isfinite(norm):
-            self.ema.update(done.stage_step)
+        if math.isfinite(norm):
+            self.engine.bound(self._limits)
+            if self.ema:
+                self.ema.update(done.stage_step)
         phases.enter("agree")
         # One small collective carries all that ranks have to agree on.
         report = [*losses.values(), *extra.values(), len(batch.substituted), self.stop.seen()]

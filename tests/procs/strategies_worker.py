@@ -83,6 +83,7 @@ def proofs(strategy: Strategy, name: str) -> dict[str, Any]:
         "step in parts": plain_step(strategy, dtype, parts=2),
         "step scaled": plain_step(strategy, dtype, scaled=strategy.world),
         "skipped": skipped(strategy),
+        "bounded": bounded(strategy),
         "held": held(strategy),
     }
 
@@ -161,6 +162,25 @@ def skipped(strategy: Strategy) -> list[dict[str, bool]]:
     unchanged = local(step) == before
     finite = math.isfinite(update())
     return strategy.all({"refused": not math.isfinite(norm), "unchanged": unchanged, "goes on": finite and local(step) != before})
+
+
+def bounded(strategy: Strategy) -> dict[str, list[float]]:
+    """The temperature beyond its limit, and steps of gradients up, up and down, as CLIP's is bounded after each."""
+    torch.manual_seed(0)
+    model = Model()
+    with torch.no_grad():
+        model.temperature.fill_(5.0)
+    step = engine(strategy, model, plain=True)
+    limits = {"temperature": (0.0, math.log(100))}
+    step.bound(limits)
+    seen = step.weights(step.trained).get("temperature", torch.zeros(0)).tolist()
+    for sign in (-1.0, -1.0, 1.0):
+        heat = step(*(content(10, torch.float32)[key][rows(10, strategy)] for key in ("x", "y")), "es")[2]
+        step.backward(sign * heat.sum() * 1e-3 / strategy.world)
+        step.update(0.1)
+        step.bound(limits)
+        seen += step.weights(step.trained).get("temperature", torch.zeros(0)).tolist()
+    return {"temperature": seen}
 
 
 def local(step: Engine) -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -108,6 +109,13 @@ def test_a_step_multiplied_by_the_world_size_is_caught(found: dict[int, Any], wo
 def test_a_gradient_of_one_rank_that_is_not_finite_stops_the_step_of_all(found: dict[int, Any], world: int, name: str) -> None:
     """Weights and moments stay as they are, bit for bit, and the next step is one again."""
     assert found[world][name]["skipped"] == [{"refused": True, "unchanged": True, "goes on": True}] * world
+
+
+@EVERY
+def test_a_bounded_parameter_stays_at_its_bound_and_comes_back_from_it(found: dict[int, Any], world: int, name: str) -> None:
+    first, up, still_up, down = found[world][name]["bounded"]["temperature"]
+    assert first == up == still_up == pytest.approx(math.log(100)), "the optimiser's copies are bounded, too"
+    assert down == pytest.approx(math.log(100) - 0.1 * 1e-3 * 100, abs=1e-5)
 
 
 @EVERY

@@ -113,6 +113,14 @@ class Engine(ABC):
         self._filled = False
         return norm
 
+    @torch.no_grad()
+    def bound(self, limits: Mapping[str, tuple[float, float]]) -> None:
+        """Put trained parameters back between their limits, wherever copies of them lie. Not collective."""
+        for name, (low, high) in limits.items():
+            local(self.trained[name]).clamp_(low, high)
+        if limits:
+            self.rewritten()
+
     def fill(self) -> None:
         """Zero gradients in place of none, and those of lazy tables from all ranks, once a step."""
         if self._filled:

@@ -70,6 +70,10 @@ class _Zero(Engine):
         self.wrapped.step()
         return float(self.wrapped.get_global_grad_norm())
 
+    def bound(self, limits: Mapping[str, tuple[float, float]]) -> None:
+        for name, (low, high) in limits.items():
+            zero_state.bound(self.trained[name], low, high, stage=self.stage)
+
     def norms(self, groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
         return {}  # flat partitions: a parameter's norm would take a reduction of its whole gradient
 

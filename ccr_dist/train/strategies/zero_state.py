@@ -93,6 +93,21 @@ def _put(parameter: Any, key: str, value: Tensor, stage: int) -> None:
     safe_set_local_optimizer_state(parameter, padded[size * dist.get_rank() :][:size].to(parameter.device), key)
 
 
+@torch.no_grad()
+def bound(parameter: Any, low: float, high: float, *, stage: int) -> None:
+    """Clamp a parameter and this rank's part of the copy that the optimiser works on, from which the next step would bring it back."""
+    copies = [parameter.data]  # under ZeRO-3 empty, or whole for a small one
+    if stage == 3:
+        from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
+
+        copies.append(parameter.ds_tensor.data)
+        safe_set_local_fp32_param(parameter, safe_get_local_fp32_param(parameter).clamp(low, high))
+    elif parameter._hp_mapping is not None:
+        copies.append(parameter._hp_mapping.get_hp_fragment())
+    for copy in copies:
+        copy.clamp_(low, high)
+
+
 def strays(step: nn.Module) -> int:
     """Parameters that ZeRO-3 has seen used outside the module that owns them; it gathers them for the module that was running."""
     found: Any = (module._external_params for module in step.modules())
