@@ -175,6 +175,9 @@ class RuntimeConfig(Frozen):
         description="rows a rank at a time; the loss is still that of the global batch, exactly, for a second forward (gradient caching)",
     )
     skipped_steps: int = Field(10, ge=0, description="steps without a finite gradient tolerated in a run; they change nothing")
+    skipped_fraction: float = Field(
+        0.2, ge=0, le=1, description="and at most this part of all its steps, though always one if skipped_steps has it"
+    )
     timeout: float = Field(1800, gt=0, description="seconds that a collective waits for the slowest rank")
     hang: float = Field(
         1200,

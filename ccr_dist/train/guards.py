@@ -43,7 +43,7 @@ class Guards:
         """Count a step that was not made, on any rank, since its gradient was not finite (`Engine.update`), or whose loss was not.
 
         Each leaves RUN/nonfinite/step-N.json, with what it takes to make it again. scaled: fp16, where an infinite norm is how the loss
-        scale is found. Raises NonFiniteError past runtime.skipped_steps.
+        scale is found. Raises NonFiniteError past runtime.skipped_steps, or runtime.skipped_fraction of the run.
         """
         shown = {key: value for key, value in values.items() if isinstance(value, float)}
         if all(math.isfinite(value) for key, value in shown.items() if not (scaled and key == "grad_norm")):
@@ -57,15 +57,24 @@ class Guards:
             self._folder.append("skipped.jsonl", {"step": done.step, **shown})
             record.parent.mkdir(exist_ok=True)
             replace_atomic(record, json.dumps(_strict(facts), indent=1, ensure_ascii=False).encode())
-        allowed = self._config.runtime.skipped_steps
+        allowed, named = self.allowed
         if done.skipped > allowed:
             worst = [name for name, norm in norms.items() if not math.isfinite(norm)]
             raise NonFiniteError(
                 f"step {done.step} of {self._folder.path}: loss or gradient norm is not finite: {shown}; {done.skipped} such steps, "
-                f"runtime.skipped_steps allows {allowed}. {len(worst)} of {len(norms)} gradients are not finite"
+                f"{named} allows {allowed}. {len(worst)} of {len(norms)} gradients are not finite"
                 f"{f', the first that of {worst[0]}' if worst else ''}; batch and norms are in {record}. The last checkpoint is intact; "
                 "a lower lr, bf16 instead of fp16, or clip_norm are the usual remedies"
             )
+
+    @property
+    def allowed(self) -> tuple[int, str]:
+        """How many steps of the run may not be made, and the option that says so."""
+        runtime, total = self._config.runtime, sum(stage.steps for stage in self._config.stages.values())
+        part = max(1, int(runtime.skipped_fraction * total))
+        if part < runtime.skipped_steps:
+            return part, f"runtime.skipped_fraction={runtime.skipped_fraction:g} of {total} steps"
+        return runtime.skipped_steps, "runtime.skipped_steps"
 
     def substituted(self, done: Progress, batch: Batch, everywhere: int) -> None:
         """Count broken samples that others stood in for. Raises DataBudgetError past runtime.bad_samples and runtime.bad_fraction."""

@@ -109,6 +109,17 @@ def test_past_the_budget_the_run_ends_with_its_own_code(folder: Path, monkeypatc
     assert sorted(path.name for path in (run / "nonfinite").iterdir()) == [f"step-{k:08d}.json" for k in (1, 2, 3)]
 
 
+def test_a_short_run_may_not_be_made_of_steps_that_were_not_made(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten such steps are allowed in a run, which is all of this one."""
+    poison(monkeypatch, 1, 2, 3, 5)
+    with pytest.raises(NonFiniteError, match=r"step 3 of .*3 such steps, runtime\.skipped_fraction=0\.2 of 10 steps allows 2"):
+        train(toy.dasd(folder, name="short"))
+    train(toy.dasd(folder, name="told"), "runtime.skipped_fraction=0.5")
+    assert "complete" in (said := capsys.readouterr().err) and "4 of 10 steps were not made" in said
+
+
 def test_an_auxiliary_network_is_not_stepped_by_a_gradient_that_is_not_finite(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = Dasd.auxiliary_losses
 
