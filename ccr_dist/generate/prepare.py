@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 from ccr_dist.data import store
@@ -21,7 +21,7 @@ class Preparation:
     """A pool that prepares rows; use it as a context manager. workers: processes, 0 for `threads` threads of this one.
 
     ConfigError when the preparer cannot be sent to processes. `submit` gives the engine's item for a row, or at once its Outcome;
-    StorageError when an input cannot be read, BrokenExecutor when a process died.
+    StorageError when an input cannot be read, BrokenExecutor when a process died: then `alone` finds out whether it was the row's fault.
     """
 
     def __init__(self, preparer: Preparer, inputs: dict[str, Column], *, workers: int, threads: int) -> None:
@@ -34,7 +34,11 @@ class Preparation:
             pickle.dumps(preparer)
         except (pickle.PicklingError, TypeError, AttributeError) as e:
             raise ConfigError(f"--workers {workers}: this job cannot prepare its rows in processes ({e}); use --workers 0") from e
-        self._pool = spawn_pool(workers, _start, preparer, inputs)
+        self._workers = workers
+        self._pool = self._spawned(workers)
+
+    def _spawned(self, workers: int) -> Executor:
+        return spawn_pool(workers, _start, self._preparer, self._inputs)
 
     def begin(self) -> None:
         """Starts the processes; each loads what the preparer needs (its method `load`, if it has one)."""
@@ -44,7 +48,20 @@ class Preparation:
     def submit(self, ticket: Ticket) -> Future[Any]:
         if self._here:
             return self._pool.submit(prepare, self._preparer, self._inputs, ticket)
-        return self._pool.submit(_prepare_here, ticket)
+        try:
+            return self._pool.submit(_prepare_here, ticket)
+        except BrokenExecutor:  # what it had is lost; others are prepared by fresh processes
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = self._spawned(self._workers)
+            return self._pool.submit(_prepare_here, ticket)
+
+    def alone(self, ticket: Ticket) -> Any:
+        """The row, prepared by a process of its own; a bad item when that dies as well."""
+        with self._spawned(1) as pool:
+            try:
+                return pool.submit(_prepare_here, ticket).result()
+            except BrokenExecutor:
+                return Outcome(error=f"{ticket.key}: a process that prepared it alone died (out of memory, or a broken library)")
 
     def __enter__(self) -> Preparation:
         return self

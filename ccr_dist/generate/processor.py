@@ -17,6 +17,8 @@ from typing import Any
 from ccr_dist.data.table import Dataset
 from ccr_dist.errors import CcrError, DataError, EngineError
 
+MOST_DEATHS = 16  # of processes that prepare, for which no row is at fault
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -52,8 +54,15 @@ class Feed:
 
     POLL_S = 0.05
 
-    def __init__(self, tickets: Iterator[Ticket | None], submit: Callable[[Ticket], Future[Any]], ahead: int) -> None:
-        self._tickets, self._submit, self._ahead = tickets, submit, ahead
+    def __init__(
+        self,
+        tickets: Iterator[Ticket | None],
+        submit: Callable[[Ticket], Future[Any]],
+        ahead: int,
+        alone: Callable[[Ticket], Any] | None = None,
+    ) -> None:
+        self._tickets, self._submit, self._ahead, self._alone = tickets, submit, ahead, alone
+        self._deaths = 0  # of processes that prepare
         self._window: deque[tuple[Ticket, Future[Any]]] = deque()
         self._ended = False
         self.settled: list[tuple[Ticket, Outcome]] = []  # rows that need no engine: null, or impossible to prepare
@@ -107,15 +116,29 @@ class Feed:
         try:
             item = future.result()
         except BrokenExecutor as e:
-            raise EngineError(
-                f"a process that prepares rows died (out of memory, or a broken library); it was at item {ticket.key!r} or shortly after. "
-                "What was finished is kept; fewer --workers need less memory"
-            ) from e
+            item = self._after_death(ticket, e)
         finally:
             self.waits_for = None
         self._window.popleft()
         self.waited_s += (time.perf_counter() - started) * (not self.in_flight)
         return ticket, item
+
+    def _after_death(self, ticket: Ticket, error: BrokenExecutor) -> Any:
+        """Processes that prepare rows are gone, with all they had: the next row is prepared alone, those behind it anew.
+
+        EngineError when it happens again and again without a row that is at fault.
+        """
+        self._deaths += 1
+        if self._alone is None or self._deaths > MOST_DEATHS:
+            raise EngineError(
+                f"processes that prepare rows died (out of memory, or a broken library), {self._deaths} times; at last at item "
+                f"{ticket.key!r} or shortly after. What was finished is kept; fewer --workers need less memory"
+            ) from error
+        item = self._alone(ticket)
+        if isinstance(item, Outcome) and item.error is not None:
+            self._deaths = 0
+        self._window = deque((t, self._submit(t) if _broken(future) else future) for t, future in self._window)
+        return item
 
     def back(self, tickets: Iterable[Ticket]) -> None:
         """These rows have come back from the engine."""
@@ -126,6 +149,10 @@ class Feed:
         """Drops what is waiting to be prepared."""
         for _, future in self._window:
             future.cancel()
+
+
+def _broken(future: Future[Any]) -> bool:
+    return future.done() and (future.cancelled() or isinstance(future.exception(), BrokenExecutor))
 
 
 class Processor(ABC):

@@ -38,7 +38,7 @@ class Replay(Processor):
         self.file = Path(file)
         self.about = {k: v for k, v in {"source": source, "licence": licence, "note": note}.items() if v}
         self.max_missing = max_missing
-        self.kind, self._places = _scan(self.file, label)
+        self.kind, self._places, self._bad = _scan(self.file, label)
         self._sha256 = store.sha256_file(self.file)
 
     def keys(self) -> Set[str]:
@@ -64,6 +64,8 @@ class Replay(Processor):
     def prepare(self, key: str, values: dict[str, Any]) -> Any:
         if key not in self._places:
             return Outcome(counts={"missing": 1})
+        if key in self._bad:
+            raise DataError(self._bad[key])
         offset, size = self._places[key]
         with self.file.open("rb") as file:
             file.seek(offset)
@@ -77,9 +79,14 @@ def _value(kind: str, value: Any) -> Any:
     return [value] if kind == "texts" and isinstance(value, str) else value
 
 
-def _scan(path: Path, label: bool) -> tuple[str, dict[str, tuple[int, int]]]:
-    """(kind of the values, key -> (offset, bytes) of its line). DataError, naming the line, for anything but one known kind."""
+def _scan(path: Path, label: bool) -> tuple[str, dict[str, tuple[int, int]], dict[str, str]]:
+    """(kind of the values, key -> (offset, bytes) of its line, key -> what is wrong with its value).
+
+    The kind is that of the first good value. DataError, naming the line, for one whose key cannot be read or is there twice, and for texts
+    beside views.
+    """
     places: dict[str, tuple[int, int]] = {}
+    bad: dict[str, str] = {}
     kind = "label" if label else ""
     try:
         file = path.open("rb")
@@ -94,13 +101,19 @@ def _scan(path: Path, label: bool) -> tuple[str, dict[str, tuple[int, int]]]:
                 if key in places:
                     raise DataError(f"{what}: the key {key!r} occurs a second time")
                 if value is not None:
-                    kind = kind or ("views" if isinstance(value, dict) else "texts")
-                    decode.check(kind, _value(kind, value), f"{what}: key {key!r}")
+                    kinds = [kind] if kind else ["views" if isinstance(value, dict) else "texts"]
+                    try:
+                        decode.check(kinds[0], _value(kinds[0], value), f"{what}: key {key!r}")
+                        (kind,) = kinds
+                    except DataError as e:
+                        if kind and isinstance(value, dict) != (kind == "views"):  # no slip of one row: two files in one
+                            raise
+                        bad[key] = str(e)
                 places[key] = (offset, len(line))
             offset += len(line)
     if not kind:
-        raise DataError(f"{path}: holds no values")
-    return kind, places
+        raise DataError(f"{path}: holds no values" + (f" that can be used; the first one: {next(iter(bad.values()))}" if bad else ""))
+    return kind, places, bad
 
 
 def _entry(line: bytes, what: str) -> tuple[str, Any]:

@@ -148,7 +148,7 @@ class _Job:
                                 self.processor.load()
                         if not self.stop:
                             rows = itertools.chain([first], tickets)
-                            self.feed = Feed(rows, lambda ticket: self._submit(ticket, preparation), ahead)
+                            self.feed = Feed(rows, lambda ticket: self._submit(ticket, preparation), ahead, preparation.alone)
                             self._drive(self.feed, batch, watch)
             finally:
                 for work in self.open.values():

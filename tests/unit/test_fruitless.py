@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import struct
+from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from generation import Parrot
-from jobs import Shout, captions
+from jobs import Deadly, Shout, captions
 from typer.testing import CliRunner
 
 from ccr_dist.data.table import Dataset, create_dataset
-from ccr_dist.errors import ConfigError, DataBudgetError, DataError, StorageError
+from ccr_dist.errors import ConfigError, DataBudgetError, DataError, EngineError, StorageError
 from ccr_dist.generate.cli import jobs_app
 from ccr_dist.generate.llm_translate import LlmTranslate
-from ccr_dist.generate.processor import Outcome, Processor
+from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket
 from ccr_dist.generate.runner import Budget, Summary, run
 from ccr_dist.generate.translate import Translate
 
@@ -141,6 +142,29 @@ def test_what_is_no_rows_fault_goes_up(tmp_path: Path, error: Exception) -> None
     dataset = captions(tmp_path / "d", rows=(6,))
     with pytest.raises(type(error)):
         run(dataset, Odd({"0-3": error}), XX, progress=False)
+
+
+def test_rows_that_kill_the_processes_that_prepare_are_bad_items(tmp_path: Path) -> None:
+    class Prepares(Translate):
+        def preparer(self) -> Any:
+            return Deadly(("0-2",))
+
+    dataset = captions(tmp_path / "d", rows=(6,))
+    summary = run(dataset, Prepares(Shout(), "caption.en"), XX, workers=1, batch=2, progress=False)
+    assert summary.complete and summary.rows == 6
+    assert errors(dataset) == {"0-2": "0-2: a process that prepared it alone died (out of memory, or a broken library)"}
+
+
+def test_processes_that_die_whatever_they_prepare_are_no_rows_fault() -> None:
+    def died(ticket: Ticket) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_exception(BrokenExecutor())
+        return future
+
+    feed = Feed(iter([Ticket(0, row, str(row)) for row in range(99)]), died, 4, lambda ticket: "fine")
+    with pytest.raises(EngineError, match=r"died \(out of memory, or a broken library\), 17 times; at last at item '16'"):
+        while feed.take(1) is not None:
+            pass
 
 
 def test_vectors_that_cannot_be_kept_are_bad_items(tmp_path: Path) -> None:

@@ -89,3 +89,16 @@ def test_command_names_keys_that_nobody_has(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0
     assert "1 keys are in no dataset of" in result.output and "are not used: 9-9" in result.output
+
+
+def test_a_value_that_cannot_be_used_is_a_bad_item_of_its_row(tmp_path: Path) -> None:
+    values = ['"x"', "3", '["a", null]', '"half \\ud83d"', '["y"]', '"z"', '"v"', "NaN"]
+    lines = [f'{{"key": "0-{i}", "value": {value}}}' for i, value in enumerate(values)]
+    (tmp_path / "f.jsonl").write_text("\n".join(lines))
+    dataset = captions(tmp_path / "d", rows=(8,))
+    summary = run(dataset, Replay(tmp_path / "f.jsonl"), "caption.xx.made", progress=False)
+    assert summary.complete and summary.bad == 4
+    column = dataset.column("caption.xx.made")
+    assert [column.value(0, row) for row in range(8)] == [["x"], None, None, None, ["y"], ["z"], ["v"], None]
+    found = [json.loads(line) for line in (column.folder / "000000.errors.jsonl").read_text().splitlines()]
+    assert [entry["key"] for entry in found] == ["0-1", "0-2", "0-3", "0-7"] and "f.jsonl:2: key '0-1': expected" in found[0]["error"]
