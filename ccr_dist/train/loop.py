@@ -26,6 +26,7 @@ from . import checkpoint, memory
 from .assemble import build_method, check_columns, open_datasets, train_sets, training_texts
 from .cached import all_fields
 from .ema import selected
+from .guards import samples
 from .measure import blank, selection_queries, total, validate
 from .phases import Phases
 from .profiler import Window
@@ -109,7 +110,7 @@ class Training:
             )
 
         self.strategy.together(open_log)
-        self._truncated = 0
+        self._truncated = self._substituted = 0
         beside = self.strategy.beside() if self.strategy.in_shards else None
         self.writer = checkpoint.Writer(self.folder.checkpoints, beside, self.folder.require_held)
         profile = self.config.runtime.profile if self.strategy.main else None
@@ -296,6 +297,10 @@ class Training:
 
     def _validate(self, done: Progress, stage: StageRun) -> bool:
         self._tell_truncated(done)
+        if done.substituted > self._substituted:
+            self._substituted = done.substituted
+            drawn, listed = samples(self.config, done), self.folder.path / "substituted.jsonl"
+            self.log.say(f"step {done.step}: {done.substituted} of {drawn} samples so far were broken, and others stood in ({listed})")
 
         def before(what: str) -> None:
             self.phases.heard()

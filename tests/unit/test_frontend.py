@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from nearness import close
@@ -10,7 +12,7 @@ from tiny import DIM, tiny_clip_config, tiny_dual_config, tiny_encoder, tiny_fro
 from ccr_dist.config import FrontEndConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.models.backbones import build_backbone
-from ccr_dist.models.frontend import FrontEnd, TokenTable, build_frontend
+from ccr_dist.models.frontend import FrontEnd, TokenTable, build_frontend, used_rows
 from ccr_dist.models.pieces import Pieces, whole_words
 from ccr_dist.models.projection_start import ridge, shared_words, start_projection
 
@@ -126,6 +128,9 @@ def test_used_rows_are_those_of_the_texts(source, dual):
         build(source, dual.tower, rows="used")
     with pytest.raises(ConfigError, match=r"rows: used.*training texts"):
         build(source, dual.tower, rows="used", texts=[])
+    lengths = []
+    seen = dataclasses.replace(pieces, split=lambda texts: [lengths.append(len(text)) or [7] for text in texts])
+    assert used_rows(seen, ["limón " * 1_000_000]) == sorted({7, pieces.start, pieces.end, pieces.pad}) and max(lengths) < 100_000
 
 
 @pytest.mark.parametrize(("rows", "tensors"), [("all", {"table.weight"}), ("used", {"table.rows"}), ("frozen", set())])

@@ -193,12 +193,13 @@ def test_weights_that_diverge_end_the_run_and_leave_the_checkpoint(folder: Path)
         train(path, "stages.cla.lr=1e30", "stages.cla.schedule=constant", "stages.cla.clip_norm=null", "runtime.skipped_steps=2")
 
 
-def test_broken_pictures_are_replaced_listed_and_bounded(tmp_path: Path) -> None:
+def test_broken_pictures_are_replaced_listed_and_bounded(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = toy.dasd(tmp_path)
     break_a_picture(tmp_path / "data" / "train")
     config = train(path)
     listed = [json.loads(line) for line in (config.folder / "substituted.jsonl").read_text().splitlines()]
     assert listed and all(line["item"].startswith("train-00") and line["stand_in"] == "train-000" for line in listed)
+    assert f"step 10: {len(listed)} of 100 samples so far were broken, and others stood in (" in capsys.readouterr().err
     with pytest.raises(DataBudgetError, match=r"runtime\.bad_samples allows 0.*substituted\.jsonl"):
         train(path, "name=bounded", "runtime.bad_samples=0")
 
