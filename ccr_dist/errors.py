@@ -17,6 +17,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from ccr_dist.redact import without_secrets
+
 DONE = 0
 CRASH = 1
 STOPPED = 75  # asked to stop, state saved: start the same command again (BSD's EX_TEMPFAIL)
@@ -170,7 +172,7 @@ def _end(error: BaseException, text: str, code: int, word: str = "error: ") -> N
     if os.environ.get("CCR_TRACEBACK"):
         traceback.print_exception(error)
     with contextlib.suppress(OSError):  # there may be no room for the message, either
-        print(f"{word}{text}", file=sys.stderr, flush=True)
+        print(f"{word}{without_secrets(text)}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

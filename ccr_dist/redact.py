@@ -15,7 +15,7 @@ _NAME = (
     r"|sig(?:nature)?|jwt|x-amz-[a-z-]+"
 )
 _USER = re.compile(r"(?<=://)[^/?#\s@'\"]+@")
-_QUERY = re.compile(rf"(?<=[?&])({_NAME})=[^&#\s'\"]*", re.IGNORECASE)
+_QUERY = re.compile(rf"(?<=[?&])({_NAME})=[^&#;,)\s'\"]*", re.IGNORECASE)
 _OPTION = re.compile(rf"^(-*(?:[\w.]+\.)?(?:{_NAME}))=(.*)$", re.IGNORECASE | re.DOTALL)
 _VARIABLE = re.compile(r"TOKEN|KEY|PASS|PWD|SECRET|JWT|CREDENTIAL|AUTH|COOKIE|CERT", re.IGNORECASE)
 

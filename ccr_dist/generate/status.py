@@ -18,6 +18,7 @@ from ccr_dist.data.inspect import origin_of
 from ccr_dist.data.table import Column, Dataset, open_all
 from ccr_dist.errors import DataError
 from ccr_dist.generate.lease import boot_id, lease_path, lock_is_free, look, read_lease
+from ccr_dist.redact import without_secrets
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -225,7 +226,7 @@ def _advice(column: Column, seen: _Look, waiting: int) -> list[str]:
     """What to do about shards that do not get on."""
     leases = seen.leases
     of = {state: [lease for lease in leases if lease.state == state] for state in ("working", "silent", "dead")}
-    command = column.provenance.get("command", "the command that makes the column")
+    command = without_secrets(column.provenance.get("command", "the command that makes the column"))
     lines = []
     if seen.lost:
         names = ", ".join(column.dataset.shards[shard] for shard in list(seen.lost)[:8]) + (", ..." if len(seen.lost) > 8 else "")

@@ -24,7 +24,7 @@ LASTING = ("ENOSPC", "EROFS")
 
 def translate(root: Path) -> int | None:
     """A row is bad, so that a file of errors is written, too."""
-    options = ["--engine", "shout", "--to", "xx", "--set", "fail=0-1", "--batch", "2", "--quiet", "--lease-s", "1"]
+    options = ["--engine", "shout", "--to", "xx", "--set", "fail=0-1", "--batch", "2", "--quiet"]
     sys.argv = ["ccr-dist", "translate", str(root), *options]
     try:
         main()
@@ -44,7 +44,7 @@ def wrong(root: Path, fresh: Path, expected: dict[str, bytes], most: int | None)
             outcome = harness.run(lambda: translate(root), at, error, lasting=name in LASTING)
             where = f"{name} at {at} of {total} ({undisturbed.calls[at - 1]})"
             left = [path.name for path in root.rglob(".tmp-*")]
-            if error < 0 and outcome.code != -9:
+            if error < 0 and outcome.code != -9 and len(outcome.calls) >= at:  # a heartbeat more or less depends on the clock
                 yield f"{where}: exit code {outcome.code}, expected a kill: {outcome.said}"
             elif error > 0 and (outcome.code not in (0, 5) or "Traceback" in outcome.said):
                 yield f"{where}: exit code {outcome.code}: {outcome.said}"

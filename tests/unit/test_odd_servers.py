@@ -387,6 +387,11 @@ def test_parameters_are_left_out_on_demand_and_the_identity_says_so() -> None:
         make_generator("openai", {"model": "toy", "omit": "messages"})
 
 
+def test_what_the_chat_template_is_told_reaches_the_server() -> None:
+    _, server = asked(lambda h, body, n: fine(h), "a", chat_template_kwargs={"enable_thinking": False})
+    assert server.posts[0][2]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
 def test_a_control_has_as_many_media_as_its_item() -> None:
     def blind(handler: Odd, body: dict[str, Any], number: int) -> None:
         media = [] if isinstance(body["messages"][-1]["content"], str) else body["messages"][-1]["content"][:-1]

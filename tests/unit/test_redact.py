@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from jobs import Shout, captions
 
+from ccr_dist.errors import ConfigError, boundary
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import Translate
 from ccr_dist.redact import command_line, is_secret, without_secrets
@@ -57,3 +58,9 @@ def test_provenance_of_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     run(dataset, Translate(Shout(), "caption.en"), "caption.xx.shout", progress=False)
     text = (dataset.root / "caption.xx.shout" / "column.json").read_text()
     assert "ccr-dist translate --set" in text and not any(secret in text for secret in ("pa55", "qu3ry", "me:"))
+
+
+def test_no_message_of_a_command_shows_a_password(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), boundary():
+        raise ConfigError("no such store: s3://AKIA:abc@bucket/x?sig=def; name another one")
+    assert capsys.readouterr().err == "error: no such store: s3://***@bucket/x?sig=***; name another one\n"

@@ -99,6 +99,8 @@ class Render:
         further: dict[str, Any] = {"top_k": options.top_k} if options.temperature and options.top_k else {}
         if options.repetition_penalty != 1:
             further["repetition_penalty"] = options.repetition_penalty
+        if options.chat_template_kwargs:
+            further["chat_template_kwargs"] = options.chat_template_kwargs
         body, further = ({key: part[key] for key in part if key not in options.omit} for part in (body, further))
         if further:  # not in OpenAI's own API, but in vLLM's
             body["extra_body"] = further
