@@ -31,7 +31,16 @@ class OpenClipConfig(Frozen):
     resize: Literal["crop", "squash"] | None = Field(
         None, description="shorter side and centre crop, or both sides (the aspect ratio is lost; LECCR); none: the model's own"
     )
+    positions: Literal["antialias", "plain"] = Field(
+        "antialias", description="how `image_size` resizes position embeddings: open_clip's way, or without antialiasing (LECCR)"
+    )
     weights: str | None = Field(None, description="run folder or safetensors file whose `backbone.*` tensors replace these weights")
+
+    @model_validator(mode="after")
+    def _resizes(self) -> Self:
+        if self.positions == "plain" and self.image_size is None:
+            raise ValueError("positions: plain says how position embeddings are resized, and without image_size they are not; leave it out")
+        return self
 
 
 class DualConfig(Frozen):
@@ -113,10 +122,19 @@ class StageConfig(Frozen):
     batch: int = Field(gt=0, description="global batch, samples")
     lr: float = Field(gt=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="fraction of the steps")
-    schedule: Literal["cosine", "linear", "constant", "bert"] = Field(
-        "cosine", description="after the warm-up; bert: BertAdam's, a cosine over all steps that the warm-up is cut out of"
+    schedule: Literal["cosine", "linear", "constant", "bert", "hf_linear"] = Field(
+        "cosine",
+        description="after the warm-up; bert: BertAdam's, a cosine over all steps that the warm-up is cut out of; hf_linear: "
+        "transformers', whose first step has the rate 0 (LECCR)",
     )
-    optimizer: Literal["adamw", "bert_adam"] = Field("adamw", description="bert_adam: no bias correction, as released with MLA and DASD")
+    schedule_steps: int | None = Field(
+        None, gt=0, description="steps that the schedule is made for, at least `steps`; none: `steps`, so that it comes to its end"
+    )
+    optimizer: Literal["adamw", "bert_adam", "hf_adamw"] = Field(
+        "adamw",
+        description="bert_adam: no bias correction, as released with MLA and DASD; hf_adamw: transformers' former one, as released with "
+        "LECCR: eps is added before the bias correction, decay comes after the step",
+    )
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0, description="decoupled; not of vectors (biases, norms) nor of embedding tables")
@@ -140,6 +158,12 @@ class StageConfig(Frozen):
         description="a row is held against the global batch; local: its process' rows alone, so that the result depends on "
         "the number of processes",
     )
+
+    @model_validator(mode="after")
+    def _schedule_is_long_enough(self) -> Self:
+        if self.schedule_steps is not None and self.schedule_steps < self.steps:
+            raise ValueError(f"schedule_steps: {self.schedule_steps} are fewer than the {self.steps} steps of the stage; leave it out")
+        return self
 
 
 class ProfileConfig(Frozen):

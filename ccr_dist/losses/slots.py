@@ -14,9 +14,14 @@ from ccr_dist.losses.contrastive import similarities
 def slot_scores(local: Tensor, text: Tensor) -> Tensor:
     """max_k <l_ik, x_j> of items' local features (n, K, D) and texts (m, D): (n, m). Slots are not normalised.
 
-    Where slots tie, the gradient is shared among them.
+    Where slots tie, the first takes the whole gradient, as in the released code: by that, slots that begin alike come apart.
     """
-    return reduce(torch.maximum, (similarities(slot, text) for slot in local.unbind(dim=1)))  # never holds (n, K, m) at once
+    return reduce(_larger, (similarities(slot, text) for slot in local.unbind(dim=1)))  # never holds (n, K, m) at once
+
+
+def _larger(a: Tensor, b: Tensor) -> Tensor:
+    """`torch.maximum`, which would halve the gradient where both are equal."""
+    return torch.where((a >= b) | a.isnan(), a, b)
 
 
 def overlap(slots: Tensor) -> Tensor:

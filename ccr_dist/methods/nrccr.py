@@ -14,11 +14,13 @@ term's gradient reaches the teacher, too, which learns by nothing else; the trip
 Where this differs from the released code, and why:
 - Batch normalisation uses the statistics of the global batch; `norm: layer` needs none. Its running statistics are in the checkpoint.
 - The similarity teacher is constant in its visual half, too; released: only in its textual half.
-- `pooling: tokens` is a mean over tokens; `all`: over all `max_tokens` positions (released: the longest of the batch, so that a caption's
-  feature depends on its neighbours). Frames are always a mean over frames.
+- `pooling: tokens` is a mean over tokens, of what reads tokens alone; `all`: over all `max_tokens` positions, of which those of padding
+  read every position, as released (but for the length: released, that of the longest caption of the batch, so that a caption's feature
+  depends on its neighbours). Frames are always a mean over frames that read frames (released: padding likewise).
 - `positives: group` takes no other caption of the same item for a negative; `diagonal`: as released.
 - The discriminator tells two languages apart by two logits, one each; released: both logits say the same.
-- Queries, keys and values have the full width (released: queries and keys 512); English is not lower-cased and gets no full stop.
+- Queries, keys and values have the full width (released: queries and keys 512). Captions go to the cased tokeniser as they are; released:
+  lower-cased without accents in all languages, and English gets a full stop.
 - Validation scores like the test (released: with another weight, 0.2), and a schedule over steps takes the place of 0.99 an epoch and 0.5
   on a plateau.
 """
@@ -197,7 +199,7 @@ class Nrccr(Method):
         tokens = self._tokenize(texts)
         states = self.encoder(tokens, checkpoint=self.gradient_checkpointing)
         embedded = self.text.embed(states)
-        read = self.text.read(embedded, embedded, tokens.mask, residual=True)
+        read = self.text.read(embedded, embedded, tokens.mask, residual=True, asking=self._asking(tokens.mask))
         return self._pool(read, tokens.mask), embedded, states, tokens.mask
 
     def _tokenize(self, texts: Sequence[str]) -> Any:
@@ -209,6 +211,9 @@ class Nrccr(Method):
         missing = self.max_tokens - tokens.ids.shape[1]
         ids = pad(tokens.ids, (0, missing), value=self.encoder.pieces.pad)
         return tokens._replace(ids=ids, mask=pad(tokens.mask, (0, missing)))
+
+    def _asking(self, mask: Tensor) -> Tensor | None:
+        return None if self.options.pooling == "tokens" else mask
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         from ccr_dist.models.hf_tower import masked_mean
@@ -258,7 +263,7 @@ class Nrccr(Method):
         target, embedded_target, states_target, mask_target = self._read(batch.target_text)
         result |= {"english": self._common(english, n), "target": self._common(target, n)}
         if options.similarity or options.feature:
-            read = self.text.read(embedded, embedded_target, mask_target, residual=False)
+            read = self.text.read(embedded, embedded_target, mask_target, residual=False, asking=self._asking(mask))
             teacher = self._pool(torch.cat([read, embedded_target], 1), torch.cat([mask, mask_target], 1))
             result["teacher"] = self._common(teacher, n)
         if options.back:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -39,17 +40,17 @@ class OpenClipBackbone(Backbone):
             )
         if cfg.pretrained is not None:
             _check_activation(cfg.model, cfg.pretrained)
+        made: dict[str, Any] = {
+            "precision": "fp32",
+            "force_preprocess_cfg": {"resize_mode": {"crop": "shortest", "squash": "squash", None: None}[cfg.resize]},
+            "nonscalar_logit_scale": True,
+            "require_pretrained": pretrained,
+        }
         try:
             # A scale that is a vector of one element, because DeepSpeed and FSDP take no scalars; checkpoints of either kind load.
-            self.model: Any = open_clip.create_model(
-                cfg.model,
-                cfg.pretrained,
-                precision="fp32",
-                force_image_size=cfg.image_size,
-                force_preprocess_cfg={"resize_mode": {"crop": "shortest", "squash": "squash", None: None}[cfg.resize]},
-                nonscalar_logit_scale=True,
-                require_pretrained=pretrained,
-            )
+            self.model: Any = open_clip.create_model(cfg.model, cfg.pretrained, force_image_size=cfg.image_size, **made)
+            if cfg.positions == "plain":
+                _resize_plainly(self.model, open_clip.create_model(cfg.model, cfg.pretrained, **made), cfg.model)
             self.tokenizer: Any = open_clip.get_tokenizer(cfg.model)
         except (RuntimeError, OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError, SafetensorError) as error:
             raise ConfigError(
@@ -166,6 +167,25 @@ class OpenClipBackbone(Backbone):
 
     def part_of(self, tensor: str) -> str:
         return "image" if tensor.startswith("model.visual.") else "text"
+
+
+def _resize_plainly(model: Any, original: Any, name: str) -> None:
+    """Position embeddings of `original` (T, w), the first of them the class token's, to `model`'s grid as LECCR's release resizes them.
+
+    Bicubic with a = -0.75. open_clip antialiases (a = -0.5), which gives other values for larger grids, too. ConfigError where the image
+    encoder is none of open_clip's own vision transformers.
+    """
+    own, theirs = (getattr(each.visual, "positional_embedding", None) for each in (model, original))
+    if own is None or theirs is None or own.ndim != 2:
+        raise ConfigError(
+            f"backbone.positions: the image encoder of '{name}' is no vision transformer of open_clip's own with one table of positions; "
+            "leave it out"
+        )
+    sides = [math.isqrt(len(table) - 1) for table in (theirs, own)]
+    grid = theirs[1:].T.reshape(1, -1, sides[0], sides[0])
+    resized = torch.nn.functional.interpolate(grid, (sides[1], sides[1]), mode="bicubic", align_corners=False)
+    with torch.no_grad():
+        own.copy_(torch.cat([theirs[:1], resized.flatten(2)[0].T]))
 
 
 def _check_activation(model: str, weights: str) -> None:

@@ -15,9 +15,10 @@ FAMILY = ("bert", "roberta", "xlm-roberta", "camembert")
 
 
 def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
-    """Mean of h (n, T, w) over the tokens of mask (n, T): (n, w). In float32: a mean of many half-precision terms loses digits."""
-    weight = mask.unsqueeze(-1).to(torch.float32)
-    return (h.to(torch.float32) * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+    """Mean of h (n, T, w) over the tokens of mask (n, T): (n, w). At least in float32: a mean of many half-precision terms loses digits."""
+    h = h.to(torch.promote_types(h.dtype, torch.float32))
+    weight = mask.unsqueeze(-1).to(h.dtype)
+    return (h * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
 
 
 def attended(config: Any, h: Tensor, mask: Tensor) -> Any:

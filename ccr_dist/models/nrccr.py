@@ -37,9 +37,17 @@ class SequenceEncoder(nn.Module):
         """(n, L, inputs) to (n, L, width), n ≥ 1, L ≤ positions; nothing has read its neighbours yet."""
         return self.dropout(self.placed(self.project(x) + self.positions[: x.shape[1]]))
 
-    def read(self, queries: Tensor, memory: Tensor, mask: Tensor, *, residual: bool) -> Tensor:
-        """(n, Q, width) reads (n, M, width), mask (n, M) bool, True = there. Without the residual nothing of the queries' own is left."""
-        seen, _ = self.attention(queries, memory, memory, key_padding_mask=~mask, need_weights=False)
+    def read(self, queries: Tensor, memory: Tensor, mask: Tensor, *, residual: bool, asking: Tensor | None = None) -> Tensor:
+        """(n, Q, width) reads (n, M, width), mask (n, M) bool, True = there. Without the residual nothing of the queries' own is left.
+
+        asking: (n, Q) bool, the queries that are there: the others see every position, padding too, as in the released code, which adds
+        the same to all scores of such a query. None: all see what is there.
+        """
+        if asking is None:
+            hidden: dict[str, Tensor] = {"key_padding_mask": ~mask}
+        else:
+            hidden = {"attn_mask": (asking[:, :, None] & ~mask[:, None, :]).repeat_interleave(self.attention.num_heads, dim=0)}
+        seen, _ = self.attention(queries, memory, memory, need_weights=False, **hidden)
         return self.attended(self.dropout(seen) + queries if residual else self.dropout(seen))
 
     def forward(self, x: Tensor, mask: Tensor, counted: Tensor | None = None) -> Tensor:

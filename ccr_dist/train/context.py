@@ -30,7 +30,8 @@ class Context:
         loss: how `contrastive` is computed; the value is the same. gathered: (n, B) logits. tiled: never more than tiles of them.
             ring: tiles, and features are passed round instead of gathered. auto: tiled where (n, B) is larger than a tile.
         scope: local: the global batch is this rank's rows, and the share is that of the mean over ranks, each counting alike: as DDP
-            averages losses that each process computes by itself (LECCR, as published). The number of processes then decides the result.
+            averages losses that each process computes by itself. The number of processes then decides the result. No published method
+            does so for all its terms: LECCR's release for its slots' alone (`method.processes`).
     """
 
     def __init__(
@@ -97,21 +98,18 @@ class Context:
             chunk: a row is only held against the others in its part of the global batch, which is cut in parts of so many rows; the mean is
                 still over all rows. None: the whole batch.
         """
-        near = None
-        if chunk is not None:
-            rows, columns = self._ids(None, scores.device)
-            near = rows[:, None] // chunk == columns[None, :] // chunk
+        near = self._near(chunk, scores)
         labels = positives(*self._ids(group, scores.device), near, scores.dtype)
         both = scores.new_zeros(scores.shape[0])
         for logits in (scores, self.transpose(scores)):
-            if near is not None:
-                logits = logits.masked_fill(~near, torch.finfo(logits.dtype).min)  # finite: its label 0 times -inf would be NaN
-            both = both + cross_entropy(logits, labels)
+            both = both + cross_entropy(_among(logits, near), labels)
         return self.mean(both / 2)
 
-    def classify(self, scores: Tensor, *, group: Tensor | None = None) -> Tensor:
+    def classify(self, scores: Tensor, *, group: Tensor | None = None, chunk: int | None = None) -> Tensor:
         """Share of CE(P, Z) of the global batch, rows to columns alone; arguments as in `matching`."""
-        return self.mean(cross_entropy(scores, positives(*self._ids(group, scores.device), dtype=scores.dtype)))
+        near = self._near(chunk, scores)
+        labels = positives(*self._ids(group, scores.device), near, scores.dtype)
+        return self.mean(cross_entropy(_among(scores, near), labels))
 
     def transpose(self, scores: Tensor) -> Tensor:
         """This rank's rows (n, B) of a matrix over the global batch to its rows of the transposed matrix, (n, B), with gradient."""
@@ -130,6 +128,13 @@ class Context:
             ends = largest(ends)
         low, high = (ends * ends.new_tensor([-1.0, 1.0])).unbind()
         return (scores - low) / torch.where(high > low, high - low, 1.0)
+
+    def _near(self, chunk: int | None, scores: Tensor) -> Tensor | None:
+        """(n, B), which columns are in the same part of the global batch as a row; None: all of them."""
+        if chunk is None:
+            return None
+        rows, columns = self._ids(None, scores.device)
+        return rows[:, None] // chunk == columns[None, :] // chunk
 
     def _ids(self, group: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
         """Group ids of this rank's rows (n,) and of the global batch (B,); without groups, places in the global batch."""
@@ -153,3 +158,8 @@ class Context:
             partner[here] = there
         mine = partner[self._first : self._first + rows.shape[0]]
         return self.gather(rows.detach())[torch.tensor(mine, dtype=torch.int64, device=rows.device)]
+
+
+def _among(logits: Tensor, near: Tensor | None) -> Tensor:
+    """Without what is not near; finite, since its label 0 times -inf would be NaN."""
+    return logits if near is None else logits.masked_fill(~near, torch.finfo(logits.dtype).min)

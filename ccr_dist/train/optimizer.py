@@ -19,15 +19,20 @@ def rate(stage: StageConfig, k: int) -> float:
     """Learning rate of step `k` (0 <= k < steps): linear warm-up, then cosine or linear to zero, or constant.
 
     "bert" is BertAdam's: with x = k / steps, x / warmup before the warm-up's end (zero in the first step), then (1 + cos(pi x)) / 2, which
-    falls a little short of 1 there.
+    falls a little short of 1 there. "hf_linear" is `get_linear_schedule_with_warmup` of transformers: the warm-up is cut to whole steps
+    and begins with a rate of zero.
     """
+    steps = stage.schedule_steps or stage.steps
     if stage.schedule == "bert":
-        x = k / stage.steps
+        x = k / steps
         return stage.lr * (x / stage.warmup if x < stage.warmup else 0.5 * (1 + math.cos(math.pi * x)))
-    warm = round(stage.warmup * stage.steps)
+    if stage.schedule == "hf_linear":
+        warm = int(stage.warmup * steps)
+        return stage.lr * (k / warm if k < warm else (steps - k) / max(1, steps - warm))
+    warm = round(stage.warmup * steps)
     if k < warm:
         return stage.lr * (k + 1) / warm
-    x = (k - warm) / max(1, stage.steps - warm)
+    x = (k - warm) / max(1, steps - warm)
     factor = {"constant": 1.0, "linear": 1 - x, "cosine": 0.5 * (1 + math.cos(math.pi * x))}[stage.schedule]
     return stage.lr * factor
 
@@ -51,7 +56,7 @@ def make_optimizer(stage: StageConfig, parameters: Mapping[str, nn.Parameter], d
         groups.setdefault((stage.weight_decay if is_decayed(stage, name, parameter) else 0.0, scale), []).append(parameter)
     made = [{"params": members, "weight_decay": decay, "scale": scale} for (decay, scale), members in groups.items()]
     common: dict[str, Any] = {"lr": stage.lr, "betas": stage.betas, "eps": stage.eps}
-    kind: type[torch.optim.Optimizer] = BertAdam
+    kind: type[torch.optim.Optimizer] = HfAdamW if stage.optimizer == "hf_adamw" else BertAdam
     if stage.optimizer == "adamw":
         kind, common["fused"] = torch.optim.AdamW, True
     return (lazily(kind) if stage.lazy_tables else kind)(made, **common)
@@ -110,6 +115,41 @@ class BertAdam(torch.optim.Optimizer):
                 square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-group["lr"])
+
+
+class HfAdamW(torch.optim.Optimizer):
+    """AdamW as transformers had it until version 5, released with LECCR.
+
+        m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2
+        p = p - lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps),  then  p = p - lr decay p
+
+    torch's adds eps after the bias correction, which in the first steps makes it up to 1 / sqrt(1 - b2) times smaller, and decays first.
+    """
+
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Parameters without a gradient stay as they are, and so do their moments."""
+        assert closure is None
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                if gradient is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros(())
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                state["step"] = state["step"] + 1
+                t, mean, square = float(state["step"]), state["exp_avg"], state["exp_avg_sq"]
+                mean.lerp_(gradient, 1 - first)
+                square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+                size = group["lr"] * math.sqrt(1 - second**t) / (1 - first**t)
+                parameter.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-size)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
 
 
 def clip(gradients: Sequence[Tensor], max_norm: float, norm: Tensor) -> None:

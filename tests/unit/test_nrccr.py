@@ -145,11 +145,11 @@ def test_terms_of_weight_zero_are_gone_with_what_only_they_read(model, encoder):
 
 @pytest.mark.parametrize("pooling", ["tokens", "all"])
 def test_outputs_caption_by_caption(model, encoder, pooling):
-    """One caption at a time, without padding, by the formulas; `all` counts its padding, which no token reads."""
+    """One caption at a time by the released formulas, in float64; `all` counts its padding, which reads all and no token reads."""
     built = make(model, encoder, norm="layer", pooling=pooling)
-    built.net.eval()
+    built.net.eval().double()
     unsettle(built.net)
-    found = built.outputs("train", data())
+    found = built.outputs("train", data(visual=torch.randn(4, tiny.DIM, dtype=torch.float64)))
     text, space = built.net["text"], built.net["text_space"]
 
     def normed(layer, x):
@@ -159,10 +159,12 @@ def test_outputs_caption_by_caption(model, encoder, pooling):
         x = torch.relu(F.linear(normed(text.project[0], states), text.project[2].weight, text.project[2].bias))
         return normed(text.placed, x + text.positions[: len(states)])
 
-    def attend(queries, memory):
+    def attend(queries, memory, asking, there):
+        """The release adds -10,000 to scores, but where query and key are there: to all of a query that is not."""
         weight, bias = text.attention.in_proj_weight, text.attention.in_proj_bias
         q, k, v = (F.linear(x, weight[i * 8 : i * 8 + 8], bias[i * 8 : i * 8 + 8]) for i, x in enumerate((queries, memory, memory)))
-        heads = [torch.softmax(q[:, h] @ k[:, h].T / 2, -1) @ v[:, h] for h in (slice(0, 4), slice(4, 8))]
+        added = -10_000.0 * (1 - torch.outer(asking.double(), there.double()))
+        heads = [torch.softmax(q[:, h] @ k[:, h].T / 2 + added, -1) @ v[:, h] for h in (slice(0, 4), slice(4, 8))]
         return text.attention.out_proj(torch.cat(heads, 1))
 
     def states_of(caption):
@@ -177,12 +179,12 @@ def test_outputs_caption_by_caption(model, encoder, pooling):
         (en, en_mask), (es, es_mask) = states_of(ENGLISH[row]), states_of(SPANISH[row])
         x, y = embed(en), embed(es)
         expected = {
-            "english": normed(text.attended, x + attend(x, x[en_mask])).mean(0),
-            "target": normed(text.attended, y + attend(y, y[es_mask])).mean(0),
-            "teacher": torch.cat([normed(text.attended, attend(x, y[es_mask])), y]).mean(0),
+            "english": normed(text.attended, x + attend(x, x, en_mask, en_mask)).mean(0),
+            "target": normed(text.attended, y + attend(y, y, es_mask, es_mask)).mean(0),
+            "teacher": torch.cat([normed(text.attended, attend(x, y, en_mask, es_mask)), y]).mean(0),
         }
         for name, value in expected.items():
-            close(found[name][row], common(value))
+            close(found[name][row], common(value), tolerance=1e-8)  # the scores lose digits beside 10,000
         close(found["state_target"][row], es.mean(0))
     assert (len(states_of(ENGLISH[0])[0]) == 20) == (pooling == "all")
 

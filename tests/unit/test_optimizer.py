@@ -32,6 +32,38 @@ def parameters(*shapes: tuple[str, tuple[int, ...]]) -> dict[str, nn.Parameter]:
     return {name: nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64)) for name, shape in shapes}
 
 
+def test_hf_adamw_by_loops():
+    """Number by number, with gradients as small as eps, that come and go: moments and step count of a parameter are its own."""
+    named = parameters(("net.a", (2, 3)), ("net.b", (4,)))
+    cfg = stage(optimizer="hf_adamw", schedule="hf_linear", warmup=0.075, schedule_steps=120, weight_decay=0.2, betas=(0.9, 0.98))
+    optimizer = make_optimizer(cfg, named, CPU)
+    slow = {name: [[float(x), 0.0, 0.0, 0] for x in p.detach().flatten()] for name, p in named.items()}
+    generator = torch.Generator().manual_seed(1)
+    for k in (0, 1, 8, 9, 10, 99):
+        lr = 0.1 * (k / 9 if k < 9 else (120 - k) / 111)
+        set_rate(optimizer, rate(cfg, k))
+        for name, parameter in named.items():
+            if name == "net.b" and k % 3 == 0:
+                parameter.grad = None
+                continue
+            parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 1e-8
+            for number, g in zip(slow[name], parameter.grad.flatten().tolist(), strict=True):
+                p, m, v, t = number
+                m, v, t = 0.9 * m + 0.1 * g, 0.98 * v + 0.02 * g * g, t + 1
+                p -= lr * math.sqrt(1 - 0.98**t) / (1 - 0.9**t) * m / (math.sqrt(v) + 1e-8)
+                number[:] = [p - lr * (0.2 if name == "net.a" else 0.0) * p, m, v, t]
+        optimizer.step()
+    for name, parameter in named.items():
+        expected = torch.tensor([p for p, *_ in slow[name]], dtype=torch.float64).reshape(parameter.shape)
+        close(parameter.detach(), expected)
+
+
+def test_a_schedule_shorter_than_its_stage_is_refused():
+    with pytest.raises(ValueError, match="schedule_steps: 99 are fewer than the 100 steps"):
+        stage(schedule_steps=99)
+    assert rate(stage(schedule="linear", warmup=0, schedule_steps=200), 100) == pytest.approx(0.05)
+
+
 def test_bert_adam_by_loops():
     """Number by number, with gradients that come and go, decay in one group and another rate in the other."""
     named = parameters(("net.a", (2, 3)), ("net.b", (4,)))
@@ -152,7 +184,7 @@ def own_process() -> Iterator[None]:
 
 
 def recipe(method: str, folder: Path) -> tuple[Path, list[str]]:
-    """Config and overrides of a small run: DASD by the released recipe, its discriminator in the main optimiser; or full fine-tuning."""
+    """Config and overrides of a small run: DASD as released, its discriminator in the main optimiser; or all of CLIP, as LECCR has it."""
     path = toy.dasd(folder, cla=3, cma=2)
     overrides = [f"stages.{stage}.{key}={value}" for stage in ("cla", "cma") for key, value in RELEASED.items()]
     overrides += ['stages.cla.lr_scale={"net.front_end.": 0.5}']
@@ -160,6 +192,7 @@ def recipe(method: str, folder: Path) -> tuple[Path, list[str]]:
         return path, [*overrides, "method.discriminator=released", "method.pairing=reversed", "method.adversarial=0.1"]
     frontend = load_config(path).method.frontend.model_dump()
     stages = {stage: {"steps": steps, "batch": 10, "lr": 1e-3} for stage, steps in (("cla", 3), ("cma", 2))}
+    overrides += [f"stages.{stage}.{option}" for stage in stages for option in ("optimizer=hf_adamw", "schedule=hf_linear")]
     return toy.config(folder, {"name": "full", "keep_english": True, "frontend": frontend}, stages), overrides
 
 
