@@ -160,6 +160,29 @@ def index_command(
         show(f"{done.ignored} members without an extension, or hidden, are passed over, as WebDataset does", "dim")
 
 
+@shards_app.command("export")
+def export_command(
+    path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
+    out: Annotated[Path, typer.Option(help="folder of the tars; of several datasets OUT/train, OUT/val, ...")] = ...,  # type: ignore[assignment]
+    image: Annotated[str, typer.Option(help="the column of the pictures")] = "image",
+    caption: Annotated[str | None, typer.Option(help="the column of the .txt [default: caption.en, or the only one]")] = None,
+    also: Annotated[list[str] | None, typer.Option(help="a column whose values go into the .json; any number")] = None,
+    each: Annotated[bool, typer.Option("--each", help="a sample for each caption, KEY_0, KEY_1, ... [default: the first]")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write tars of KEY.jpg and KEY.txt, as open_clip's training script and other readers of WebDataset take them."""
+    from ccr_dist.data.export import export
+
+    for done in export(path, out, image=image, caption=caption, also=also or (), each=each, progress=not quiet):
+        show(f"{done.out}: {done.samples} samples in {len(done.tars)} tars; wrote {done.written}")
+        if done.left_out:
+            show(f"{done.left_out} rows have no picture or no caption and are left out", "yellow")
+        if done.tars:
+            first, last = (name.removesuffix(".tar") for name in (done.tars[0], done.tars[-1]))
+            names = f"{first}..{last}".join("{}") if first != last else first
+            show(f"open_clip: --dataset-type webdataset --train-data '{done.out}/{names}.tar' --train-num-samples {done.samples}", "dim")
+
+
 @shards_app.command("inspect")
 def inspect_command(
     path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],

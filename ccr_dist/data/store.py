@@ -153,12 +153,13 @@ def _alive(pid: int) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    """Makes the names in a folder durable. StorageError on a full disk; other OSErrors name the folder."""
+    with disk_errors(folder):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 @contextlib.contextmanager

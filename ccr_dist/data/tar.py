@@ -133,9 +133,7 @@ class ShardIndex:
         with disk_errors(path), Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if kind := _other_kind(file.read(_BLOCK)):
-                raise DataError(
-                    f"{path}: {kind}, not a plain tar; values are read from tars at their places, so unpack it and give the tar"
-                )
+                raise DataError(f"{path}: {kind}, not a plain tar; values are read at their places in plain tars: unpack or convert it")
             file.seek(0)
             tar = None
             try:

@@ -22,6 +22,7 @@ from ccr_dist.errors import ConfigError, DataError
 PICTURES = "jpg;jpeg;png;webp;gif;bmp;tif;tiff;jfif"
 VIDEOS = "mp4;webm;mkv;mov;avi;m4v"
 _SHOWN = 10
+PARQUET = "Parquet is not read here: make tars of it, or a folder of pictures and a table (shards/README.md has the lines)"
 _BRACE = re.compile(r"\{([^{}]*)\}")
 
 
@@ -53,6 +54,8 @@ def expand(urls: Iterable[str]) -> list[Path]:
             for path in map(Path, found):
                 if path.is_dir():
                     paths += [tar.resolve() for tar in _in_folder(path)]
+                elif path.suffix.lower() == ".parquet":
+                    raise ConfigError(f"{path}: {PARQUET}")
                 elif path.is_file():
                     paths.append(path.resolve())
                 else:
@@ -77,9 +80,7 @@ def _in_folder(folder: Path) -> list[Path]:
             f"{what}, but {pictures} pictures: `ccr-dist shards build folder images={folder}{captions} --out OUT` takes those"
         )
     if endings["parquet"]:
-        raise ConfigError(
-            f"{what}, but {endings['parquet']} Parquet files: `ccr-dist shards build parquet files={folder} --out OUT` reads those"
-        )
+        raise ConfigError(f"{what}, but {endings['parquet']} Parquet files; {PARQUET}")
     if packed := [ending for ending in ("gz", "tgz", "zst", "xz", "bz2", "zip") if endings[ending]]:
         raise ConfigError(f"{what}, but .{packed[0]} files: unpack them first; values are read from plain tars at their places")
     found = ", ".join(f"{n} .{ending}" for ending, n in endings.most_common(5)) or "nothing"
