@@ -210,7 +210,7 @@ def verify_command(
     """Check digests, keys, indexes and every value. Exit code 3 when something is wrong."""
     from ccr_dist.data.remote import as_url
     from ccr_dist.data.repair import repair
-    from ccr_dist.data.verify import verify
+    from ccr_dist.data.verify import unusable, verify
 
     place = as_url(path) or path
     problems = verify(path, decode=decode, fast=fast, progress=not quiet)
@@ -221,6 +221,9 @@ def verify_command(
     if problems:
         shown = "\n".join(str(problem) for problem in problems[:50]) + ("\n..." if len(problems) > 50 else "")
         raise DataError(f"{place}: {len(problems)} problems\n{shown}")
+    if bad := unusable(place):
+        shown = "\n  ".join(bad[:50]) + ("\n  ..." if len(bad) > 50 else "")
+        show(f"{place}: {len(bad)} values cannot be used and count as null, as was said when they were indexed:\n  {shown}", "yellow")
     show(f"{place}: sound" + (" as far as records, sizes and indexes tell" if fast else ""))
 
 

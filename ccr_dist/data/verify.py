@@ -72,6 +72,13 @@ def verify(path: str | Path, *, decode: bool = True, fast: bool = False, progres
     return problems
 
 
+def unusable(path: str | Path) -> list[str]:
+    """Why values count as null although they are none: what was found, and tolerated, when tars were indexed. No problems: as recorded."""
+    columns = [dataset.column(name) for dataset in open_all(path) for name in dataset.columns()]
+    foreign = ((column, shard) for column in columns for shard in sorted(column.finished()) if "url" in column.record(shard))
+    return [f"{column.folder}: {why}" for column, shard in foreign for why in column.index(shard).get("bad", {}).values()]
+
+
 def _column(column: Column, check: Callable[[Column, int], Iterator[Problem]], advance: Callable[[], None]) -> Iterator[Problem]:
     recorded, lost = column.recorded(), column.lost()
     mend = partial(Problem, dataset=column.dataset, column=column)

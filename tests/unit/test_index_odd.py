@@ -15,7 +15,7 @@ from ccr_dist.data.seal import seal
 from ccr_dist.data.table import Dataset
 from ccr_dist.data.tar import ShardIndex, TarWriter
 from ccr_dist.data.transfer import push
-from ccr_dist.data.verify import verify
+from ccr_dist.data.verify import unusable, verify
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
 
 JPG = picture(1, format="JPEG")
@@ -162,6 +162,7 @@ def test_bad_captions_within_the_budget_are_null_and_named(tmp_path, sealed):
         seal(Dataset(tmp_path / "d"))
     assert values(tmp_path / "d") == [["a"]] + [None] * 9 and verify(tmp_path / "d") == []
     assert Dataset(tmp_path / "d").column("caption.en").nulls().tolist() == [9]
+    assert [line.partition("item ")[2].partition(":")[0] for line in unusable(tmp_path / "d")] == [f"'bad{i}'" for i in range(9)]
 
 
 def test_a_column_without_one_readable_caption_is_refused(tmp_path):
