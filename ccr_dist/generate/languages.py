@@ -217,8 +217,13 @@ def normal(tag: str) -> str:
 
 def same(one: str, other: str) -> bool:
     """Whether two tags mean one language in one script: pt and pt-BR, zh and zh-CN, no and nb; not zh-Hans and zh-Hant, not nb and nn."""
-    a, b = parse(one), parse(other)
-    return (a.language == b.language or {a.language, b.language} in _NEAR) and a.writing == b.writing
+    return near(one, other) and parse(one).writing == parse(other).writing
+
+
+def near(one: str, other: str) -> bool:
+    """Whether two tags mean one language, in whatever script."""
+    a, b = parse(one).language, parse(other).language
+    return a == b or {a, b} in _NEAR
 
 
 def known(tag: str) -> bool:

@@ -19,6 +19,7 @@ from ccr_dist.generate.requests import Asked, Asker, Generate
 from ccr_dist.generate.translate import Translate, captions_of, check_direction
 
 FIELDS = ("text", "source_language", "target_language")
+LONGEST = 8000  # characters of a caption
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class AskTranslations:
     fields: dict[str, str]
 
     def __call__(self, key: str, values: dict[str, Any]) -> Asked | None:
-        if (captions := captions_of(key, values[self.column])) is None:
+        if (captions := captions_of(key, values[self.column], LONGEST)) is None:
             return None
         ((name, view),) = self.prompt.views.items()
         requests = []

@@ -14,7 +14,6 @@ from ccr_dist.generate.engines.base import Cut, Translator
 from ccr_dist.generate.filters import VERSION, Filters, is_long, judge, tally
 from ccr_dist.generate.processor import Outcome, Processor
 
-LONGEST = 4000  # characters of a caption: an engine's time grows with their square
 FILTERS = Filters(refusals=(), min_words=1)  # of dedicated systems, which refuse nothing
 
 
@@ -32,15 +31,17 @@ def check_direction(source: str, target: str) -> None:
         raise ConfigError(f"from {source!r} into {target!r}: the same language; is --to, or --source-language, another one?")
 
 
-def captions_of(key: str, value: Any) -> list[str] | None:
-    """The captions of a row, a line each, "" for one that says nothing; None of a null row. DataError for one that is too long."""
+def captions_of(key: str, value: Any, longest: int) -> list[str] | None:
+    """The captions of a row, a line each, "" for one that says nothing; None of a null row. DataError for one of more characters than
+    `longest`.
+    """
     if value is None:
         return None
     captions = [" ".join(caption.split()) if has_text(caption) else "" for caption in texts_of(value)]
     for number, caption in enumerate(captions):
-        if len(caption) > LONGEST:
+        if len(caption) > longest:
             raise DataError(
-                f"{key}: caption {number} has {len(caption)} characters, and at most {LONGEST} are translated; is it a caption? "
+                f"{key}: caption {number} has {len(caption)} characters, and this engine is given {longest} at most; is it a caption? "
                 f"It begins {caption[:60]!r}"
             )
     return captions
@@ -86,7 +87,7 @@ class Translate(Processor):
         self.engine.load()
 
     def prepare(self, key: str, values: dict[str, Any]) -> list[str] | None:
-        return captions_of(key, values[self.inputs[0]])
+        return captions_of(key, values[self.inputs[0]], self.engine.longest)
 
     def process(self, items: list[list[str]]) -> list[Outcome]:
         texts = [caption for item in items for caption in item if caption]

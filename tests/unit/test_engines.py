@@ -194,21 +194,208 @@ def test_transformers_identity_follows_weights_and_options(t5: Path, tmp_path: P
         make_translator("transformers", "en", "es", {"model": "no/such-model"}).identity()
 
 
-def test_transformers_many_to_many_models_need_known_languages(tmp_path: Path) -> None:
+# -- directions: what a model is told, by family
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+SIZES = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
+SIZES |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+
+
+@pytest.fixture(scope="module")
+def nllb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its vocabulary has ordinary pieces that look like codes: "pt", "en"."""
     torch = pytest.importorskip("torch")
     from transformers import M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer
 
-    letters = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz"])}
-    tokenizer = NllbTokenizer(vocab=letters, merges=[])
-    tokenizer.save_pretrained(tmp_path)
+    folder = tmp_path_factory.mktemp("nllb")
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", *LETTERS, "pt", "en", "de"]
+    tokenizer = NllbTokenizer(vocab={token: i for i, token in enumerate(pieces)}, merges=[])
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"vocab_size": len(tokenizer), "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
-    M2M100ForConditionalGeneration(M2M100Config(**sizes, **heads, decoder_start_token_id=2)).save_pretrained(tmp_path)
-    engine = hf(tmp_path, source_code="eng_Latn", target_code="deu_Latn")
+    M2M100ForConditionalGeneration(M2M100Config(vocab_size=len(tokenizer), **SIZES, decoder_start_token_id=2)).save_pretrained(folder)
+    return folder
+
+
+def spm(folder: Path) -> Path:
+    sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*TEXTS] * 20), model_prefix=str(folder / "spm"), vocab_size=60, hard_vocab_limit=False, minloglevel=2
+    )
+    return folder / "spm.model"
+
+
+def pieces_of(model: Path) -> list[str]:
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(str(model))
+    return [processor.IdToPiece(i) for i in range(processor.GetPieceSize())]
+
+
+def marian(folder: Path, *marks: str, **told: str) -> Path:
+    from transformers import MarianConfig, MarianMTModel, MarianTokenizer
+
+    folder.mkdir()
+    model = spm(folder)
+    pieces = dict.fromkeys(["</s>", "<unk>", *marks, *pieces_of(model), "<pad>"])
+    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    tokenizer = MarianTokenizer(str(model), str(model), str(folder / "vocab.json"), **told)
+    tokenizer.save_pretrained(folder)
+    ids = {"pad_token_id": tokenizer.pad_token_id, "decoder_start_token_id": tokenizer.pad_token_id, "eos_token_id": 0}
+    sizes = {"vocab_size": len(pieces), **SIZES, "forced_eos_token_id": 0, "scale_embedding": True}
+    MarianMTModel(MarianConfig(**sizes, **ids)).save_pretrained(folder)
+    return folder
+
+
+def to(folder: Path, target: str, source: str = "en", **options: Any) -> Any:
+    engine = make_translator("transformers", source, target, {"model": str(folder), "max_new_tokens": 8, "device": "cpu", **options})
+    engine.load()
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [
+        ("deu_Latn", "deu_Latn"),
+        ("pt", "por_Latn"),
+        ("pt-BR", "por_Latn"),
+        ("pt_BR", "por_Latn"),
+        ("zh-CN", "zho_Hans"),
+        ("zh-Hant", "zho_Hant"),
+        ("zh-TW", "zho_Hant"),
+        ("nn", "nno_Latn"),
+        ("no", "nob_Latn"),
+        ("iw", "heb_Hebr"),
+    ],
+)
+def test_nllb_is_told_the_language_by_its_own_tokens(nllb: Path, asked: str, code: str) -> None:
+    engine = to(nllb, asked)
+    special = engine._tokenizer.get_added_vocab()
+    assert engine._generate["forced_bos_token_id"] == special[code]
+    assert engine._tokenizer("a")["input_ids"][0] == special["eng_Latn"]
     assert len(engine.translate(["a lemon", "two dogs"])) == 2
-    ids = engine._tokenizer("a")["input_ids"]
-    assert ids[0] == tokenizer.convert_tokens_to_ids("eng_Latn")
-    assert engine._generate["forced_bos_token_id"] == tokenizer.convert_tokens_to_ids("deu_Latn")
-    with pytest.raises(EngineError, match=r"does not know the language 'en'; set source_code and target_code. It has: .*deu_Latn"):
-        hf(tmp_path)
+
+
+def test_many_to_many_models_refuse_what_they_have_no_token_for(nllb: Path) -> None:
+    for target, said in (
+        ("quz", "target language 'quz': it does not know it"),
+        ("sr-Latn", "does not know it"),
+        ("ak", "aka_Latn, twi_Latn"),
+    ):
+        with pytest.raises(EngineError, match=rf"{said}.* set target_code\. It has: .*deu_Latn"):
+            to(nllb, target)
+    with pytest.raises(EngineError, match=r"source language 'quz'"):
+        to(nllb, "de", source="quz")
+
+
+def test_mbart_and_m2m100_are_told_the_language(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import (
+        M2M100Config,
+        M2M100ForConditionalGeneration,
+        M2M100Tokenizer,
+        MBart50Tokenizer,
+        MBartConfig,
+        MBartForConditionalGeneration,
+    )
+
+    torch.manual_seed(0)
+    vocab = [(piece, 0.0) for piece in ("<unk>", "<s>", "</s>")] + [(piece, -5.0) for piece in ("▁", *LETTERS)]
+    tokenizer = MBart50Tokenizer(vocab=vocab)
+    tokenizer.save_pretrained(tmp_path / "mbart")
+    config = MBartConfig(vocab_size=len(tokenizer), **SIZES, decoder_start_token_id=2, forced_eos_token_id=2)
+    MBartForConditionalGeneration(config).save_pretrained(tmp_path / "mbart")
+    engine = to(tmp_path / "mbart", "pt-BR")
+    assert engine._generate["forced_bos_token_id"] == tokenizer.convert_tokens_to_ids("pt_XX")
+    assert engine._tokenizer("a")["input_ids"][0] == tokenizer.convert_tokens_to_ids("en_XX")
+    with pytest.raises(EngineError, match="target language 'zh-Hant': it does not know it"):
+        to(tmp_path / "mbart", "zh-Hant")
+    assert [type(answer).__name__ for answer in engine.translate(["a lemon"])] == ["Cut"]  # its end is forced at the limit
+
+    (folder := tmp_path / "m2m").mkdir()
+    model = spm(folder)
+    (folder / "vocab.json").write_text(
+        json.dumps({p: i for i, p in enumerate(dict.fromkeys(["<s>", "<pad>", "</s>", "<unk>", *pieces_of(model)]))})
+    )
+    m2m = M2M100Tokenizer(str(folder / "vocab.json"), str(model))
+    m2m.save_pretrained(folder)
+    M2M100ForConditionalGeneration(M2M100Config(vocab_size=m2m.encoder_size + 120, **SIZES, decoder_start_token_id=2)).save_pretrained(
+        folder
+    )
+    engine = to(folder, "pt_BR")
+    assert engine._generate["forced_bos_token_id"] == m2m.get_lang_id("pt")
+    assert engine._tokenizer("a")["input_ids"][0] == m2m.get_lang_id("en")
+    assert len(engine.translate(["a yellow lemon", "two dogs"])) == 2
+    with pytest.raises(EngineError, match="target language 'nn'"):
+        to(folder, "nn")
+
+
+def test_a_tokenizer_without_language_tokens_is_refused(nllb: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(nllb, tmp_path / "bare")
+    for file in folder.glob("token*"):
+        file.unlink()
+    tiny_tokenizer(folder, TEXTS, family="xlm-roberta")
+    with pytest.raises(EngineError, match=r"has no tokens for them, so it cannot be told the direction"):
+        to(folder, "de")
+
+
+def test_marian_models_with_several_targets_need_their_mark(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    folder = marian(tmp_path / "m", ">>por<<", ">>pob<<", ">>spa<<", source_lang="eng", target_lang="ROMANCE")
+    mark = to(folder, "pt-BR")._tokenizer.convert_tokens_to_ids(">>pob<<")
+    engine = to(folder, "pt-BR")
+    assert engine._direction.prefix == ">>pob<< " and engine._tokenizer(engine._direction.prefix + "a lemon")["input_ids"][0] == mark
+    assert to(folder, "pt")._direction.prefix == ">>por<< " and to(folder, "es", prefix=">>spa<< ")._direction.prefix == ">>spa<< "
+    assert len(engine.translate(["a yellow lemon", "two dogs are playing in the snow"])) == 2
+    with pytest.raises(EngineError, match=r"has no mark for 'de' .*>>pob<<, >>por<<, >>spa<<"):
+        to(folder, "de")
+    with pytest.raises(EngineError, match=r"the prefix '>>deu<< ' has none of its marks"):
+        to(folder, "pt", prefix=">>deu<< ")
+    with pytest.raises(EngineError, match=r"the prefix '>>spa<< ' asks .* for 'spa', and --to is 'pt'"):
+        to(folder, "pt", prefix=">>spa<< ")
+
+
+def test_marian_models_for_one_direction_do_no_other(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    folder = marian(tmp_path / "m", source_lang="en", target_lang="de")
+    assert len(to(folder, "de-AT").translate(["a yellow lemon"])) == 1
+    for source, target in (("en", "fr"), ("de", "en")):
+        with pytest.raises(EngineError, match=rf"is made for en -> de, and {source} -> {target} is asked for"):
+            to(folder, target, source=source)
+
+
+def test_t5_is_told_by_the_prefix_of_its_config(t5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(t5, tmp_path / "t5")
+    config = json.loads((folder / "config.json").read_text())
+    tasks = {"translation_en_to_de": {"prefix": "translate English to German: "}, "summarization": {"prefix": "summarize: "}}
+    (folder / "config.json").write_text(json.dumps(config | {"task_specific_params": tasks}))
+    assert to(folder, "de")._direction.prefix == "translate English to German: "
+    assert to(folder, "es", prefix="translate English to Spanish: ")._direction.prefix == "translate English to Spanish: "
+    with pytest.raises(EngineError, match=r"its config has none for en -> es, but for: en -> de"):
+        to(folder, "es")
+    with pytest.raises(EngineError, match=r"asks .* for 'de', and --to is 'es'"):
+        to(folder, "es", prefix="translate English to German: ")
+    assert capsys.readouterr().err.count("may be in any language") == 0
+    to(t5, "es")
+    assert "by a prefix, and none is given, nor in its config. The translations may be in any" in capsys.readouterr().err
+
+
+def test_madlad_is_told_by_a_token(t5: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, T5ForConditionalGeneration
+
+    folder = shutil.copytree(t5, tmp_path / "madlad")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), T5ForConditionalGeneration.from_pretrained(folder)
+    tokenizer.add_tokens(["<2pt>", "<2de>", "<2zh_Hant>"])
+    tokenizer.save_pretrained(folder)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder)
+    assert to(folder, "pt-BR")._direction.prefix == "<2pt> " and to(folder, "zh-TW")._direction.prefix == "<2zh_Hant> "
+    with pytest.raises(EngineError, match=r"has no mark for 'es' .*<2de>"):
+        to(folder, "es")
+
+
+def test_a_translation_that_ends_at_the_limit_says_so(t5: Path) -> None:
+    engine = hf(t5)
+    ends, limit = next(iter(engine._ends)), 8
+    assert type(engine._text([1] + [9] * limit)).__name__ == "Cut"
+    assert type(engine._text([1] + [9] * 5 + [ends] * 3)) is str and type(engine._text([1] + [9] * 5)) is str

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from generation import Parrot
 from jobs import Shout, captions
 from typer.testing import CliRunner
 
 from ccr_dist.data.table import Dataset, create_column
 from ccr_dist.errors import STOPPED, ConfigError, DataError
 from ccr_dist.generate.cli import _share, jobs_app
+from ccr_dist.generate.engines.base import Cut
+from ccr_dist.generate.llm_translate import LlmTranslate
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import Translate, language_of
 
@@ -96,3 +99,54 @@ def test_options_of_one_direction_are_not_used_for_the_other(tmp_path: Path) -> 
         CliRunner().invoke(jobs_app, args, catch_exceptions=False)
     with pytest.raises(ConfigError, match="give --back, too"):
         CliRunner().invoke(jobs_app, [*args[:-1], "--back-set", "beams=2"], catch_exceptions=False)
+
+
+def test_what_dedicated_systems_do_wrong_is_dropped_and_counted(tmp_path: Path) -> None:
+    """As the answers of language models are: loops, cut at the limit, special tokens, several times too long."""
+    answers: dict[str, str] = {
+        "loop": "no, no, no, no, no, no",
+        "cut": Cut("Ein Hund. Ein zweiter"),
+        "halved": Cut("ein zweiter"),
+        "special": "<unk> ein Hund",
+        "long": "wort und noch eins " + "dann geht es immer weiter mit anderen Dingen " + "bis nichts mehr passt, und das ist alles",
+        "ho ho ho ho ho": "ho ho ho ho ho!",
+        "same": "same",
+        "null": "",
+    }
+
+    class Odd(Shout):
+        def translate(self, texts: list[str]) -> list[str | DataError]:
+            return [answers[text] for text in texts]
+
+    dataset = captions(tmp_path / "d", rows=(1,), values={(0, 0): list(answers)})
+    summary = run(dataset, Translate(Odd(), "caption.en"), "caption.de.odd", progress=False)
+    made = dataset.column("caption.de.odd").value(0, 0)
+    assert made == ["", "Ein Hund.", "", "ein Hund", answers["long"], "ho ho ho ho ho!", "same", ""]
+    assert summary.counts == {"captions": 8, "empty": 3, "repeated": 1, "cut": 1, "short": 1, "special": 1, "long": 1, "unchanged": 1}
+
+
+def test_a_caption_that_is_too_long_is_a_bad_item_with_a_name(tmp_path: Path) -> None:
+    dataset = captions(tmp_path / "d", rows=(3,), values={(0, 1): ["a dog", "word " * 7000]})
+    for processor, most in ((Translate(Shout(), "caption.en"), 4000), (LlmTranslate(Parrot(), "en", "de"), 8000)):
+        column = f"caption.de.{type(processor).__name__.lower()}"
+        summary = run(dataset, processor, column, progress=False)
+        assert summary.complete and summary.bad == 1
+        assert dataset.column(column).value(0, 1) is None and dataset.column(column).value(0, 2) is not None
+        errors = (dataset.root / column / "000000.errors.jsonl").read_text()
+        assert f"0-1: caption 1 has 34999 characters, and this engine is given {most} at most" in errors
+        assert "It begins 'word word" in errors
+
+
+def test_half_of_a_surrogate_pair_is_a_bad_item(tmp_path: Path) -> None:
+    """Valid JSON, but no text: engines written in Rust or C++ end their process on it."""
+    dataset = captions(tmp_path / "d", rows=(3,))
+    tar = dataset.column("caption.en").path(0)
+    data = tar.read_bytes()
+    assert data.count(b'"0-1 one"') == 1
+    tar.write_bytes(data.replace(b'"0-1 one"', b'"\\ud800e"'))
+    for processor in (Translate(Shout(), "caption.en"), LlmTranslate(Parrot(), "en", "de")):
+        column = f"caption.de.{type(processor).__name__.lower()}"
+        summary = run(dataset, processor, column, progress=False)
+        assert summary.complete and summary.bad == 1
+        assert dataset.column(column).value(0, 1) is None and dataset.column(column).value(0, 2) is not None
+        assert json.loads((dataset.root / column / "000000.errors.jsonl").read_text())["key"] == "0-1"

@@ -14,14 +14,9 @@ from pydantic import Field
 
 from ccr_dist.data import store
 from ccr_dist.errors import DataError, EngineError
+from ccr_dist.generate import languages
 from ccr_dist.generate.engines import base
 
-# Language pairs name their modes by either code, sometimes mixed.
-_THREE = {
-    "en": "eng", "es": "spa", "ca": "cat", "gl": "glg", "eo": "epo", "pt": "por", "fr": "fra", "it": "ita", "oc": "oci", "eu": "eus",
-    "ro": "ron", "cy": "cym", "mk": "mkd", "bg": "bul", "sv": "swe", "da": "dan", "nb": "nob", "nn": "nno", "is": "isl", "tr": "tur",
-    "kk": "kaz", "tt": "tat", "pl": "pol", "ru": "rus", "uk": "ukr", "be": "bel", "sl": "slv", "hr": "hrv", "sr": "srp", "hi": "hin",
-}  # fmt: skip
 _SPECIAL = re.compile(r"([\\\[\]^$/@<>{}])")
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
@@ -104,8 +99,8 @@ class Apertium(base.Translator):
 
 
 def _codes(language: str) -> list[str]:
-    """The spellings of a language in mode names, likeliest first: pt_BR -> pt_BR, por_BR, pt, por."""
-    plain, separator, region = language.replace("-", "_").partition("_")
-    names = [_THREE.get(plain, plain), plain]
-    names += [two for two, three in _THREE.items() if three == plain]
-    return list(dict.fromkeys([f"{name}{separator}{region}" for name in names] + names))
+    """The spellings of a language in mode names, which use either code, likeliest first: pt-BR -> por_BR, pt_BR, por, pt."""
+    tag = languages.parse(language)
+    plain = languages.Language("nb", tag.script, tag.region) if tag.language == "no" else tag
+    names = [languages.three(plain.language), plain.language]
+    return list(dict.fromkeys([f"{name}_{plain.region}" for name in names if plain.region] + names))

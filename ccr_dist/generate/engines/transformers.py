@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Literal
 
 from pydantic import Field
 
 from ccr_dist.errors import DataError, EngineError
 from ccr_dist.generate.engines import base
+from ccr_dist.generate.engines.directions import direct
 
 _NAME = "transformers"
 _INSTALL = "pip install 'ccr-dist[train]' (some tokenizers also need: pip install sentencepiece)"
@@ -26,9 +28,16 @@ class TransformersSeq2Seq(base.Translator):
     class Options(base.EngineOptions):
         model: str = Field(description="Hugging Face id, or a local folder; required")
         revision: str | None = Field(None, description="of a Hugging Face id: branch, tag or commit")
-        source_code: str | None = Field(None, description="the model's name for the source language, e.g. eng_Latn; default: the column's")
-        target_code: str | None = Field(None, description="the model's name for the target language, e.g. deu_Latn; default: the column's")
-        prefix: str = Field("", description="put before each text, e.g. 'translate English to German: ' or '>>pt<< '")
+        source_code: str | None = Field(
+            None, description="the model's name for the source language, e.g. eng_Latn; default: found from the column's"
+        )
+        target_code: str | None = Field(
+            None, description="the model's name for the target language, e.g. deu_Latn; default: found from --to"
+        )
+        prefix: str | None = Field(
+            None,
+            description="put before each text, e.g. 'translate English to German: ' or '>>pt<< '; default: what the model itself names",
+        )
         beams: int = Field(1, ge=1, description="beams; 1: greedy")
         max_new_tokens: int = Field(128, ge=1, description="longest translation, in tokens")
         texts: int = Field(32, ge=1, description="texts a forward batch")
@@ -64,10 +73,23 @@ class TransformersSeq2Seq(base.Translator):
         model = self._from_pretrained(self._library.AutoModelForSeq2SeqLM, dtype=getattr(torch, options.dtype))
         self._model, self._device = model.eval().to(device), device
         self._generate: dict[str, Any] = {"num_beams": options.beams, "do_sample": False, "max_new_tokens": options.max_new_tokens}
-        if hasattr(self._tokenizer, "src_lang"):  # a many-to-many model: both languages have to be said
-            self._language_id(source := options.source_code or self._source)
-            self._tokenizer.src_lang = source
-            self._generate["forced_bos_token_id"] = self._language_id(options.target_code or self._target)
+        self._direction = direct(
+            self._tokenizer,
+            model.config,
+            source=options.source_code or self._source,
+            target=options.target_code or self._target,
+            prefix=options.prefix,
+            model=options.model,
+        )
+        if self._direction.doubt is not None:
+            doubt = f"{self._direction.doubt}. The translations may be in any language: look at some, and at `ccr-dist shards quality`"
+            print(f"engine 'transformers': {doubt}", file=sys.stderr)
+        if self._direction.target is not None:
+            self._tokenizer.src_lang = self._direction.source
+            self._generate["forced_bos_token_id"] = self._direction.ids[self._direction.target]
+        ends = model.generation_config.eos_token_id
+        self._ends = {*([] if ends is None else [ends] if isinstance(ends, int) else ends), self._tokenizer.eos_token_id}
+        self._forced = model.generation_config.forced_eos_token_id is not None  # the token at the limit is then an end that says nothing
         limits = (
             self._tokenizer.model_max_length,
             getattr(model.config, "max_position_embeddings", None),
@@ -75,20 +97,8 @@ class TransformersSeq2Seq(base.Translator):
         )
         self._limit = min(limit for limit in limits if limit)
 
-    def _language_id(self, code: str) -> int:
-        tokenizer = self._tokenizer
-        known = getattr(tokenizer, "lang_code_to_token", None) or {}
-        number = tokenizer.convert_tokens_to_ids(known.get(code, code))
-        if number is None or number == tokenizer.unk_token_id:
-            names = [*known] or [token for token in tokenizer.all_special_tokens if "_" in token]
-            raise EngineError(
-                f"engine 'transformers': {self._options.model!r} does not know the language {code!r}; set source_code and target_code. "
-                f"It has: {', '.join(sorted(names)[:300]) or 'see its model card'}"
-            )
-        return int(number)
-
     def translate(self, texts: list[str]) -> list[str | DataError]:
-        encoded = self._tokenizer([self._options.prefix + text for text in texts])["input_ids"]
+        encoded = self._tokenizer([self._direction.prefix + text for text in texts])["input_ids"]
         results: list[str | DataError] = [""] * len(texts)
         short = []
         for i, ids in enumerate(encoded):
@@ -100,7 +110,7 @@ class TransformersSeq2Seq(base.Translator):
         for start in range(0, len(short), self._options.texts):
             part = short[start : start + self._options.texts]
             for i, text in zip(part, self._forward([encoded[i] for i in part]), strict=True):
-                results[i] = text.strip()
+                results[i] = text
         return results
 
     def _forward(self, ids: list[list[int]]) -> list[str]:
@@ -112,4 +122,11 @@ class TransformersSeq2Seq(base.Translator):
             raise EngineError(
                 f"engine 'transformers': {self._options.model} failed on a batch {tuple(batch['input_ids'].shape)}: {e}"
             ) from e
-        return list(self._tokenizer.batch_decode(output, skip_special_tokens=True))
+        return [self._text(row) for row in output.tolist()]
+
+    def _text(self, row: list[int]) -> str:
+        """A translation; `Cut` where no end token came before the limit."""
+        text = str(self._tokenizer.decode(row, skip_special_tokens=True)).strip()
+        limit = self._options.max_new_tokens
+        end = next((i for i, token in enumerate(row[1:]) if token in self._ends), limit)  # row[0] starts the decoder
+        return base.Cut(text) if len(row) > limit and end >= limit - self._forced else text

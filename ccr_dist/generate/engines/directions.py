@@ -1,0 +1,156 @@
+"""How sequence-to-sequence models are told into which language they translate, by family, and whether they have been told.
+
+A model that is not told translates into some language or into none, and nothing in the output says so: so every way is looked up in the
+tokenizer's own tokens and the model's own config, and what cannot be found there is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ccr_dist.errors import EngineError
+from ccr_dist.generate import languages
+
+CODED = ("m2m_100", "mbart", "nllb-moe", "plbart", "seamless_m4t", "seamless_m4t_v2")  # families that have a token a language
+_PREFIXED = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
+_MARK = {"marian": re.compile(r">>([^<>]+)<<"), "t5": re.compile(r"<2([A-Za-z_-]+)>")}
+_TASK = re.compile(r"translation_([A-Za-z_-]+?)_to_([A-Za-z_-]+)")
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What a model is told. `source`, `target`: its codes for the languages, and their tokens' ids; `prefix` is put before each text.
+
+    `doubt`: why the direction could not be verified, where the family leaves it to the user; None where it is certain.
+    """
+
+    prefix: str = ""
+    source: str | None = None
+    target: str | None = None
+    ids: dict[str, int] = field(default_factory=dict)
+    doubt: str | None = None
+
+
+def direct(tokenizer: Any, config: Any, *, source: str, target: str, prefix: str | None, model: str) -> Direction:
+    """The way to tell this model this direction. `source`, `target`: the model's own codes, or BCP 47 tags; prefix: what the user said.
+
+    EngineError, with what there is, when the model does not know a language, is made for another direction, or needs a prefix that
+    is not given and cannot be found.
+    """
+    family = config.model_type
+    if family in CODED:
+        return _coded(tokenizer, source, target, prefix or "", model)
+    if family == "marian":
+        _check_fixed(tokenizer.init_kwargs, source, target, model)
+        marks = _marks(_MARK["marian"], tokenizer.get_vocab())
+        return Direction(_prefix(prefix, marks, target, model, ">>{}<< ") if marks else prefix or "")
+    if family == "fsmt":
+        langs = getattr(config, "langs", None) or ["", ""]
+        _check_fixed({"source_lang": langs[0], "target_lang": langs[1]}, source, target, model)
+        return Direction(prefix or "")
+    if family in _PREFIXED:
+        return _prefixed(tokenizer, config, source, target, prefix, model)
+    if hasattr(tokenizer, "src_lang"):
+        return _coded(tokenizer, source, target, prefix or "", model)
+    return Direction(prefix or "", doubt=None if prefix else f"nothing in {model} (a model of the family {family!r}) says its direction")
+
+
+def _coded(tokenizer: Any, source: str, target: str, prefix: str, model: str) -> Direction:
+    codes = _codes(tokenizer)
+    if not hasattr(tokenizer, "src_lang") or not codes:
+        raise EngineError(
+            f"engine 'transformers': {model!r} translates between many languages, but its tokenizer ({type(tokenizer).__name__}) has no "
+            "tokens for them, so it cannot be told the direction; take the tokenizer that came with the model"
+        )
+    found = {role: _code(sorted(codes), wanted, role, model) for role, wanted in (("source", source), ("target", target))}
+    return Direction(prefix, found["source"], found["target"], {code: codes[code] for code in found.values()})
+
+
+def _codes(tokenizer: Any) -> dict[str, int]:
+    """Language code -> id of its token. Only added and special tokens: a code such as "pt" is an ordinary piece of text, too."""
+    added = {str(token): number for token, number in tokenizer.get_added_vocab().items()}
+    special = set(map(str, tokenizer.all_special_tokens)) | set(map(str, getattr(tokenizer, "_extra_special_tokens", ()) or ()))
+    for token in special - added.keys():
+        number = tokenizer.convert_tokens_to_ids(token)
+        if number is not None and number != tokenizer.unk_token_id:
+            added[token] = int(number)
+    if named := getattr(tokenizer, "lang_code_to_token", None):  # M2M100: en -> __en__
+        ids = getattr(tokenizer, "lang_token_to_id", {}) or added
+        return {code: int(ids[token]) for code, token in named.items() if token in ids}
+    return {token: number for token, number in added.items() if re.fullmatch(r"[a-z]{2,3}(_[A-Za-z]{2,4})?|__[a-z_]+__", token)}
+
+
+def _code(codes: list[str], wanted: str, role: str, model: str) -> str:
+    code, candidates = languages.choose(wanted, codes)
+    if code is None:
+        among = f"several of its codes may be meant ({', '.join(candidates)}); say which" if candidates else "it does not know it"
+        raise EngineError(
+            f"engine 'transformers': {model!r}: {role} language {wanted!r}: {among}: set {role}_code. It has: {', '.join(codes[:300])}"
+        )
+    return code
+
+
+def _marks(pattern: re.Pattern[str], tokens: Iterable[str]) -> dict[str, str]:
+    """Language code -> the token that asks for it."""
+    return {match.group(1): token for token in sorted(tokens) if (match := pattern.fullmatch(token))}
+
+
+def _prefix(given: str | None, marks: dict[str, str], target: str, model: str, form: str) -> str:
+    """The prefix with the target's mark: found, or given and looked up."""
+    mark, _ = languages.choose(target, marks)
+    asked = re.search("|".join(map(re.escape, sorted(marks.values(), key=len, reverse=True))), given or "")
+    if given is None and mark is not None:
+        return f"{marks[mark]} "
+    shown = ", ".join(list(marks.values())[:300])
+    if given is None:
+        raise EngineError(
+            f"engine 'transformers': {model!r} translates into several languages and has no mark for {target!r} (or more than one); "
+            f"set prefix to one of its marks and a space. It has: {shown}"
+        )
+    if asked is None:
+        raise EngineError(
+            f"engine 'transformers': {model!r} translates into several languages, and the prefix {given!r} has none of its marks, "
+            f"such as {form.format(mark or next(iter(marks)))!r}. It has: {shown}"
+        )
+    said = next(code for code, token in marks.items() if token == asked.group())
+    if mark is not None and languages.known(said) and not languages.same(said, target):
+        raise EngineError(f"engine 'transformers': the prefix {given!r} asks {model!r} for {said!r}, and --to is {target!r}")
+    return given
+
+
+def _check_fixed(told: dict[str, Any], source: str, target: str, model: str) -> None:
+    """A model for one direction, by what its tokenizer says; groups of languages (ROMANCE, gmw) and tags unknown here say nothing."""
+    for role, wanted in (("source", source), ("target", target)):
+        made_for = str(told.get(f"{role}_lang") or "")
+        if languages.known(made_for) and languages.known(wanted) and not languages.near(made_for, wanted):
+            raise EngineError(
+                f"engine 'transformers': {model!r} is made for {told.get('source_lang')} -> {told.get('target_lang')}, and {source} -> "
+                f"{target} is asked for; take a model for it"
+            )
+
+
+def _prefixed(tokenizer: Any, config: Any, source: str, target: str, prefix: str | None, model: str) -> Direction:
+    if marks := _marks(_MARK["t5"], tokenizer.get_vocab()):  # MADLAD-400
+        return Direction(_prefix(prefix, marks, target, model, "<2{}> "))
+    tasks = {}
+    for name, task in (getattr(config, "task_specific_params", None) or {}).items():
+        if (match := _TASK.fullmatch(name)) and isinstance(task, dict) and task.get("prefix"):
+            tasks[match.groups()] = str(task["prefix"])
+    if not tasks:
+        doubt = f"{model} is a T5; such a model is told the direction by a prefix, and none is given, nor in its config"
+        return Direction(prefix or "", doubt=None if prefix else doubt)
+    for (one, other), text in tasks.items():
+        if languages.same(one, source) and languages.same(other, target) and prefix in (None, text):
+            return Direction(text)
+    if prefix is None:
+        raise EngineError(
+            f"engine 'transformers': {model!r} is told the direction by a prefix; its config has none for {source} -> {target}, but for: "
+            f"{', '.join(f'{a} -> {b} ({text!r})' for (a, b), text in sorted(tasks.items()))}; if it knows yours, set prefix"
+        )
+    named = [pair for pair, text in tasks.items() if text.strip() == prefix.strip()]
+    if named and not languages.same(named[0][1], target):
+        raise EngineError(f"engine 'transformers': the prefix {prefix!r} asks {model!r} for {named[0][1]!r}, and --to is {target!r}")
+    return Direction(prefix)
