@@ -165,7 +165,9 @@ _NEAR = (frozenset(("no", "nb")),)  # Norwegian without more is Bokmål
 
 
 def _table() -> tuple[dict[str, str], dict[str, str], dict[str, list[str]]]:
-    tags, scripts, names = {}, {}, {}
+    tags: dict[str, str] = {}
+    scripts: dict[str, str] = {}
+    names: dict[str, list[str]] = {}
     for line in _TABLE.strip().splitlines():
         tag, others, script, rest = line.split(" ", 3)
         tags |= dict.fromkeys([tag, *others.replace("-", "").split(",")], tag)
