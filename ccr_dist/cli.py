@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, errors
+from . import __version__, errors, terminal
 from .cluster.cli import pipelines_app
 from .data.cli import shards_app
 from .generate.cli import jobs_app
@@ -27,7 +27,7 @@ class Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         code = errors.DONE
-        with errors.boundary():
+        with terminal.guarded(), errors.boundary():
             try:
                 super().invoke(ctx)
             except typer.Exit as end:
@@ -75,21 +75,19 @@ def methods(
     """List the methods, their stages and the columns they read; with run configs: how many parameters each trains."""
     import json
 
-    from rich.console import Console
-
     from .methods import catalogue
 
     rows = catalogue.parameters(configs) if configs else catalogue.catalogue()
     if as_json:
         print(json.dumps(rows, ensure_ascii=False, indent=1))
         return
-    console = Console(highlight=False)
+    show = terminal.console()
     if configs:
         table = catalogue.parameters_table(rows)
-        console.width = max(console.width, table.__rich_measure__(console, console.options.update(max_width=1000)).maximum)
-        console.print(table)
+        show.width = max(show.width, table.__rich_measure__(show, show.options.update(max_width=1000)).maximum)
+        show.print(table)
     else:
-        console.print(catalogue.methods_table(rows), catalogue.columns_table(rows))
+        show.print(catalogue.methods_table(rows), catalogue.columns_table(rows))
 
 
 @app.command()

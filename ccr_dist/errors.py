@@ -17,7 +17,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from ccr_dist.redact import without_secrets
+from .redact import without_secrets
+from .terminal import visible
 
 DONE = 0
 CRASH = 1
@@ -172,7 +173,7 @@ def _end(error: BaseException, text: str, code: int, word: str = "error: ") -> N
     if os.environ.get("CCR_TRACEBACK"):
         traceback.print_exception(error)
     with contextlib.suppress(OSError):  # there may be no room for the message, either
-        print(f"{word}{without_secrets(text)}", file=sys.stderr, flush=True)
+        print(f"{word}{visible(without_secrets(text))}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+from ccr_dist import terminal
+
 
 @contextlib.contextmanager
 def bar(show: bool, what: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
@@ -12,10 +14,16 @@ def bar(show: bool, what: str, total: int, unit: str) -> Iterator[Callable[[], N
     if not show or not total:
         yield lambda: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    parts = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*parts, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=total)
+    parts = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*parts, console=terminal.console(stderr=True)) as progress:
+        task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)

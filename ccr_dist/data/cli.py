@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ccr_dist import terminal
 from ccr_dist.errors import ConfigError, DataError
 
 shards_app = typer.Typer(no_args_is_help=True, help="Build, index, look at and verify datasets.")
@@ -18,9 +19,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar")]
 
 def show(text: Any, style: str = "") -> None:
     """Prints without taking brackets in names for markup, and without cutting paths."""
-    from rich.console import Console
-
-    Console(soft_wrap=True, highlight=False, markup=False).print(text, style=style)
+    terminal.console(soft_wrap=True).print(text, style=style)
 
 
 def _some(keys: list[str]) -> str:
@@ -152,9 +151,9 @@ def index_command(
         show(f"{column}: {len(rows)} rows are others than before: {_some(rows)}; what was made of them is of the old ones", "yellow")
     for column, rows in done.missing.items():
         show(f"{column}: {len(rows)} rows have no such member and are null: {_some(rows)}", "yellow")
-    for column, bad in done.bad.items():
-        show(f"{column}: {len(bad)} values cannot be read and are null:", "yellow")
-        for why in list(bad.values())[:10]:
+    for column, faults in done.bad.items():
+        show(f"{column}: {len(faults)} values cannot be read and are null:", "yellow")
+        for why in list(faults.values())[:10]:
             show(f"  {why}", "yellow")
     if done.ignored:
         show(f"{done.ignored} members without an extension, or hidden, are passed over, as WebDataset does", "dim")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from .. import terminal
 from ..data.table import Dataset
 from ..errors import DataError
 from .report import aggregate, collect, table, write_report
@@ -23,9 +22,9 @@ def report(runs: Sequence[Path], *, out: Path, split: str, title: str, notes: Se
         if log.exists():
             curves.setdefault(run.label, []).append(log)
     page = write_report(results, out, title=title, notes=notes, images=_pictures(pictures), curves=curves)
-    console = Console()
+    console = terminal.console()
     console.print(table(rows, title))
-    console.print(f"{page.resolve()}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{page.resolve()}", soft_wrap=True)
 
 
 def _results_file(run: Path, split: str) -> Path:

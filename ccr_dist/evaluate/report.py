@@ -24,6 +24,9 @@ from ccr_dist.data.store import replace_atomic
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate.protocols import RECALL_NAMES
 from ccr_dist.evaluate.schema import LanguageResult, RunResult, read_result
+from ccr_dist.terminal import visible
+
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # what spreadsheets take for the beginning of one
 
 
 @dataclass(frozen=True)
@@ -193,10 +196,20 @@ def to_csv(rows: Sequence[Row]) -> str:
             line |= {f"{name}_low": low, f"{name}_high": high}
         lines.append(line)
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(cell, names))
+    writer.writerows([cell(line.get(name)) for name in names] for line in lines)
     return text.getvalue()
+
+
+def cell(value: Any) -> Any:
+    """A value of a CSV file that is text to spreadsheets and terminals, too: what begins like a formula gets an apostrophe, controls are
+    made visible. Numbers are left alone.
+    """
+    if not isinstance(value, str):
+        return value
+    return f"'{visible(value)}" if value.lstrip().startswith(FORMULA) else visible(value)
 
 
 def write_report(

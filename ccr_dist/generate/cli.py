@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from ccr_dist import terminal
 from ccr_dist.errors import STOPPED, ConfigError
 from ccr_dist.yamlfile import Given
 
@@ -259,12 +260,11 @@ def status_command(
     """Shards done, leased by whom, waiting; bad rows, rate, time left, and what to do where something is stuck."""
     import json
 
-    from rich.console import Console
     from rich.live import Live
 
     from ccr_dist.generate.status import render, status
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = terminal.console(soft_wrap=True)
     with Live(console=console, auto_refresh=False) if watch and not as_json and console.is_terminal else contextlib.nullcontext() as live:
         while True:
             description = status(path, column=column)
@@ -360,6 +360,4 @@ def _pair(option: str) -> tuple[str, Given]:
 
 
 def _say(text: str) -> None:
-    from rich.console import Console
-
-    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text)
+    terminal.console(stderr=True, soft_wrap=True).print(text)

@@ -22,11 +22,10 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import ccr_dist
-from ccr_dist import stopfile
+from ccr_dist import stopfile, terminal
 from ccr_dist.data import store
 from ccr_dist.data.pictures import require_rule
 from ccr_dist.data.table import Column, Dataset, create_column
@@ -124,7 +123,7 @@ class _Job:
         self.window = 0  # rows that may be in work at once
 
     def run(self, batch: int, workers: int, threads: int, silence_s: float, progress: bool) -> Summary:
-        started, console = time.perf_counter(), Console(stderr=True)
+        started, console = time.perf_counter(), terminal.console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with (
             _signals(self),

@@ -18,6 +18,7 @@ from ..data.store import replace_atomic
 from ..data.table import Dataset
 from ..data.text import texts_of
 from ..errors import ConfigError, DataError
+from ..evaluate.report import cell
 from .plan import Plan, state
 
 RECALLS = (1, 10)
@@ -162,8 +163,8 @@ def write(tables: list[Binned], out: Path) -> Path:
     writer.writerow(["language", "by", "bin", "queries", "row", *(f"R{k}" for k in RECALLS)])
     for table in tables:
         for label, recalls in table.recalls.items():
-            for name, n, cell in zip(table.bins, table.queries, recalls, strict=True):
-                writer.writerow([table.lang, table.by, name, n, label, *(f"{value:.3f}" for value in cell)])
+            for name, n, values in zip(table.bins, table.queries, recalls, strict=True):
+                writer.writerow([*map(cell, (table.lang, table.by, name, n, label)), *(f"{value:.3f}" for value in values)])
     stem = f"bins-{tables[0].by.partition(':')[0]}"
     replace_atomic(out / f"{stem}.csv", text.getvalue().encode())
     replace_atomic(out / f"{stem}.md", markdown(tables).encode())

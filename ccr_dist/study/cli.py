@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .. import terminal
 from ..errors import ConfigError
 
 study_app = typer.Typer(no_args_is_help=True, help="Many runs by one command, and what they show.")
@@ -40,7 +41,6 @@ def report_command(
     study: File, out: Annotated[Path | None, typer.Option(help="folder of the report; default: report below the study's own folder")] = None
 ) -> None:
     """Table, comparisons with intervals, plots and a page of what is complete."""
-    from rich.console import Console
 
     from .plan import load_plan
     from .report import sentence, summarise, table_markdown, write
@@ -48,7 +48,7 @@ def report_command(
     plan = load_plan(study)
     summary = summarise(plan)
     page = write(summary, out or Path(plan.study.out) / "report")
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = terminal.console(soft_wrap=True)
     console.print(table_markdown(summary))
     for each in summary.judged:
         console.print(f"{each.comparison.claim}: {sentence(each, summary.label)}")
@@ -65,7 +65,6 @@ def bins_command(
     out: Annotated[Path | None, typer.Option(help="folder; default: report below the study's own folder")] = None,
 ) -> None:
     """Recalls by the length of the queries, or by how far two translations of them agree."""
-    from rich.console import Console
 
     from .bins import binned, markdown, write
     from .plan import load_plan
@@ -73,4 +72,4 @@ def bins_command(
     plan = load_plan(study)
     tables = binned(plan, by, count)
     file = write(tables, out or Path(plan.study.out) / "report")
-    Console(highlight=False, markup=False, soft_wrap=True).print(f"{markdown(tables)}\n{file.resolve()}")
+    terminal.console(soft_wrap=True).print(f"{markdown(tables)}\n{file.resolve()}")

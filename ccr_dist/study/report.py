@@ -17,7 +17,7 @@ from typing import Any
 
 from ..data.store import replace_atomic
 from ..errors import DataError
-from ..evaluate.report import Results, Stat, aggregate, to_csv, to_json
+from ..evaluate.report import Results, Stat, aggregate, cell, to_csv, to_json
 from ..evaluate.schema import RunResult
 from . import plots
 from .compare import ALL, LEVEL, REPLICATES, Estimate, Judged, judge, load_outcome, over, sample
@@ -226,7 +226,8 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 def _csv(records: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for record in records for key in record)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
+    names = list(dict.fromkeys(key for record in records for key in record))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(cell, names))
+    writer.writerows([cell(record.get(name)) for name in names] for record in records)
     return text.getvalue()

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import terminal
 from ..errors import CheckpointError, ConfigError
 
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Look at checkpoints, check them, convert them.")
@@ -22,8 +23,6 @@ def inspect_command(
     """What there is: of a run its checkpoints and why they are kept; of a checkpoint its progress, tensors by module, and sizes."""
     import json
 
-    from rich.console import Console
-
     from . import contents
 
     alone = contents.checkpoints_of(path) == [path]
@@ -31,7 +30,7 @@ def inspect_command(
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=1))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal.console(soft_wrap=True)
     if isinstance(found, list):
         console.print(_run_table(found))
         return

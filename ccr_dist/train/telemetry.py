@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .. import terminal
 from ..config import RunConfig, as_dict
 from ..data.store import disk_errors, replace_atomic
 from ..errors import ConfigError
@@ -39,7 +39,7 @@ class Telemetry:
 
     def __init__(self, run: Path, *, active: bool, resumed_step: int, total_steps: int, title: str, config: RunConfig) -> None:
         self.active = active
-        self.console = Console(stderr=True)
+        self.console = terminal.console(stderr=True)
         if config.runtime.wandb is not None and importlib.util.find_spec("wandb") is None:
             raise ConfigError("runtime.wandb: wandb is not installed: pip install wandb, or leave the key out")
         if not active:

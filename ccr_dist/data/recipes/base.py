@@ -126,7 +126,7 @@ def load_recipe(where: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         path = names[str(where)]
     document = yamlfile.load(path, overrides)
     known, kind = recipes(), document.data.get("kind")
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise ConfigError(f"{document.place(('kind',))}: kind: expected one of {', '.join(known)}, found {kind!r}")
     return yamlfile.validate(known[kind], document)
 
