@@ -87,8 +87,9 @@ def _locked(fd: int, lock: Path, done: Path, stopped: Callable[[], bool], wait_s
             if done.exists():
                 fcntl.flock(fd, fcntl.LOCK_UN)  # all who wait may come at once
                 return False
-            os.truncate(fd, 0)
-            os.pwrite(fd, f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
+            with contextlib.suppress(OSError):  # a note for those who wait
+                os.truncate(fd, 0)
+                os.pwrite(fd, f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
             return True
         waited = time.monotonic() - began
         if done.exists() or stopped():

@@ -117,8 +117,9 @@ class Lease:
                 self._beats += 1
                 line = {"beat": self._beats, "rows": rows, "of": self.of, "tokens": tokens, "begun": self.begun}
                 line |= {} if self.at is None else {"at": self.at}
-                os.pwrite(self._fd, _padded(line), self._offset)
-                os.fsync(self._fd)
+                with store.disk_errors(self.path):
+                    os.pwrite(self._fd, _padded(line), self._offset)
+                    os.fsync(self._fd)
 
     def begin(self, rows: int) -> None:
         """Says, before the first row is touched, that from now on the rows may be what kills the owner."""
