@@ -57,7 +57,7 @@ def test_two_paths_are_both_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_a_path_the_line_of_code_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit), errors.boundary():
-        store.sync_folder(_Broken())  # type: ignore[arg-type]
+        store.sha256_file(_Broken())  # type: ignore[arg-type]
     assert "error: ccr_dist/data/store.py, line " in capsys.readouterr().err
 
 

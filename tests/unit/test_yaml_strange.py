@@ -356,3 +356,10 @@ def test_nothing_but_a_config_error_comes_of_any_option(engine: tuple[Any, str],
         check_options(name, kind, options_of(pairs, None))
     except ConfigError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize("kind", ["{a: b}", "[x]", "null", "3", "texts.x"])
+def test_a_recipes_kind_of_any_kind(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "r.yaml").write_text(f"kind: {kind}\n")
+    with pytest.raises(ConfigError, match=r"r\.yaml:1: kind: expected one of"):
+        load_recipe(tmp_path / "r.yaml")
