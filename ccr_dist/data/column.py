@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Container, Iterable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -129,8 +130,15 @@ class Column:
             return path
         if not recorded:
             return self.own_payload(shard)
-        path = self.folder / self.record(shard).get("url", self._own(shard))
+        path = self._place(shard, self.record(shard))
         return behind.payload(path, self.record(shard)) if behind and fetch else path
+
+    def _place(self, shard: int, record: dict[str, Any]) -> Path:
+        """Where a record says that the payload is. DataError where one outside of the dataset is that of no indexed column."""
+        url = record.get("url")
+        if url is not None and url.startswith("/") and "indexed" not in self.plan:
+            raise DataError(f"{self.path(shard, 'record')}: speaks of {url}, but this is no indexed column: the file was edited or damaged")
+        return self.folder / (url or self._own(shard))
 
     def _own(self, shard: int) -> str:
         return self.dataset.shards[shard] + (".npy" if self.kind == "matrix" else ".tar")
@@ -187,7 +195,7 @@ class Column:
             return f"{self.path(shard, 'index')}: missing"
         if shard in self._whole and ("url" in record or behind or own in names):
             return None
-        path = self.folder / record.get("url", own)
+        path = self._place(shard, record)
         size = records.size_of(path) if "url" in record or own in names else None
         if size is None and behind:
             size = behind.sizes().get(remote.relative(path, self.dataset.root, self.dataset.place))
@@ -281,6 +289,8 @@ class Column:
         A tar made elsewhere whose time is another is read whole, once a process: it may have been copied, or been written anew.
         """
         record, found = self.record(shard), os.stat(path)  # noqa: PTH116 (often)
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+            raise DataError(f"{path}: no plain file")
         if why := records.fault(record, found.st_size):
             raise DataError(f"{path}: {why}: cut, damaged or changed since; `{self.remedy}` makes it again")
         if record.get("mtime", found.st_mtime_ns) != found.st_mtime_ns and _digest(str(path), found.st_mtime_ns) != record["sha256"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +11,26 @@ import numpy as np
 
 from ccr_dist.errors import DataError
 
+_CONTROLS = bytes({*range(32), 127} - {ord("\n")})
+_UP = re.compile(rb"(?:^|[\n/])\.\.(?:[\n/]|$)")
+
 
 def keys_digest(keys: Sequence[str]) -> str:
     """sha256 of the keys of a shard, joined by newlines."""
     return hashlib.sha256("\n".join(keys).encode(errors="surrogatepass")).hexdigest()
+
+
+def _sound(data: bytes) -> bool:
+    """Whether keys, which tools make file names of, stay below a folder and leave terminals alone. Looks at the bytes as a whole: fast."""
+    if len(data.translate(None, _CONTROLS)) != len(data) or data.startswith(b"/") or b"\n/" in data:
+        return False
+    if b".." in data and _UP.search(data):
+        return False
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class Keys:
@@ -29,6 +46,8 @@ class Keys:
                 f"{path}: not the keys that dataset.json speaks of: damaged, or left by another build; `ccr-dist shards verify --repair` "
                 f"takes them from a column where it can; else remove {path.parent.parent}"
             )
+        if not _sound(self._data):
+            raise DataError(f"{path}: a key that is no relative path of printable UTF-8 text: the file was made by something else")
         self._ends = np.flatnonzero(np.frombuffer(self._data, np.uint8) == ord("\n")).astype(np.int32)
 
     def __getitem__(self, row: int) -> str:

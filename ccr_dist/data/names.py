@@ -10,7 +10,7 @@ _COLUMN = re.compile(r"^(image|video|(caption|description|feature|label)\.[A-Za-
 
 
 def is_column_name(name: str) -> bool:
-    return _COLUMN.match(name) is not None
+    return _COLUMN.fullmatch(name) is not None
 
 
 def check_column_name(name: str) -> str:

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import resource
+import stat
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -219,7 +220,9 @@ class _Descriptor:
     """An open file; closed when neither the cache nor a reading thread refers to it any more."""
 
     def __init__(self, path: str) -> None:
-        self.fd = os.open(path, os.O_RDONLY)
+        self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for somebody who writes
+        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+            raise DataError(f"{path}: no plain file")
 
     def __del__(self) -> None:
         if hasattr(self, "fd"):

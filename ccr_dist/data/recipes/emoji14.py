@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import tarfile
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -20,7 +19,7 @@ from pydantic import Field
 from ccr_dist.data import store
 from ccr_dist.data.recipes.base import ColumnSpec, Material, Recipe, Row, package_version, register
 from ccr_dist.data.recipes.cache import cache_folder
-from ccr_dist.data.recipes.npm import pack
+from ccr_dist.data.recipes.npm import opened, pack
 from ccr_dist.data.recipes.pictures import Picture, render
 from ccr_dist.data.splits import concept, split_of
 from ccr_dist.errors import ConfigError
@@ -121,7 +120,7 @@ def fetch_keywords() -> Path:
         return path
     with tempfile.TemporaryDirectory() as folder:
         instead = "give the path of an openmoji.json (keywords=PATH), or build without keywords (keywords=none)"
-        with tarfile.open(pack(NPM_PACKAGE, Path(folder), instead=instead)) as archive:
+        with opened(pack(NPM_PACKAGE, Path(folder), instead=instead)) as archive:
             member = archive.extractfile("package/data/openmoji.json")
             assert member is not None
             store.create_once(path, json.dumps(json.load(member), ensure_ascii=False).encode())
