@@ -57,12 +57,12 @@ def test_two_paths_are_both_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_a_path_the_line_of_code_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit), errors.boundary():
-        store.sha256_file(_Broken())  # type: ignore[arg-type]
+        store.read_lines(_Broken())  # type: ignore[arg-type]
     assert "error: ccr_dist/data/store.py, line " in capsys.readouterr().err
 
 
 class _Broken:
-    def __fspath__(self) -> str:
+    def exists(self) -> bool:
         raise OSError(errno.EIO, "")
 
 
