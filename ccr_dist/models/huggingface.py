@@ -31,7 +31,7 @@ def load_encoder(name: str, *, what: str, subfolder: str = "") -> Any:
         _check_kind(name, config, encoders, what)
         kind = encoders.get(config.model_type, AutoModel)
         model, found = kind.from_pretrained(name, subfolder=subfolder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{what}: no model could be loaded from '{name}' ({error}). {ADVICE}") from error
@@ -82,6 +82,8 @@ def load_tokenizer(name: str, *, what: str, subfolder: str = "") -> Any:
         tokenizer = AutoTokenizer.from_pretrained(name, subfolder=subfolder)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ConfigError(f"{what}: no tokeniser could be loaded from '{name}' ({error}). {ADVICE}") from error
+    if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):  # made of nothing, where its files are not there
+        raise ConfigError(f"{what}: the tokeniser of '{name}' knows no pieces; are its files there (tokenizer.json, vocab.txt, ...)?")
     if tokenizer.pad_token_id is None:
         raise ConfigError(f"{what}: the tokeniser of '{name}' has no padding token. Choose a model whose tokeniser has one.")
     tokenizer.padding_side = "right"

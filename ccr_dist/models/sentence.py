@@ -41,6 +41,11 @@ class SentenceEncoder(Backbone):
         self.text = load_encoder(name, what=what, subfolder=self.recipe.encoder)
         self.text_head = SentenceHead(name, self.recipe, self.text.config.hidden_size, what=what)
         self.tokenizer = load_tokenizer(name, what=what, subfolder=self.recipe.encoder)
+        rows = self.text.get_input_embeddings().weight.shape[0]
+        if self.tokenizer.vocab_size > rows:
+            raise ConfigError(
+                f"{what}: its tokeniser has {self.tokenizer.vocab_size} pieces, and the encoder {rows}: not of the same model"
+            )
         self.context_length = int(min(filter(None, (positions(self.text), self.tokenizer.model_max_length, self.recipe.longest))))
 
     def text_features(self, texts: Sequence[str]) -> Tensor:

@@ -134,7 +134,7 @@ def _pooling(name: str, path: str, what: str) -> tuple[tuple[str, ...], bool]:
     found = config.get("pooling_mode")
     if found is None:
         found = [mode for key, mode in _LEGACY.items() if config.get(key)] or ["mean"]
-    modes = (found,) if isinstance(found, str) else tuple(found)
+    modes = tuple(found) if isinstance(found, list) and found else (found,)
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise ConfigError(f"{what}: {file} of '{name}': unknown pooling {unknown[0]!r}; known are {', '.join(MODES)}")
     return modes, config.get("include_prompt", True) is not False
@@ -176,7 +176,7 @@ def _tensors(name: str, path: str, what: str) -> dict[str, Tensor]:
 def _settings(name: str, encoder: str, what: str) -> dict[str, Any]:
     """longest and lower."""
     prefix = f"{encoder}/" if encoder else ""
-    found = next((config for file in _SETTINGS if (config := _json(name, prefix + file, what)) is not None), {})
+    found = next((config for file in _SETTINGS if (config := _object(name, prefix + file, what)) is not None), {})
     for key, value in _AS_EVER.items():
         if found.get(key) not in (None, value):
             raise ConfigError(f"{what}: '{name}' has {key} = {found[key]!r}, which is not supported; expected {value!r}")
@@ -188,19 +188,26 @@ def _settings(name: str, encoder: str, what: str) -> dict[str, Any]:
 
 def _prompt(name: str, what: str) -> str:
     """What the library puts before a text if nothing else is asked for."""
-    config = _json(name, "config_sentence_transformers.json", what) or {}
-    default, prompts = config.get("default_prompt_name"), config.get("prompts") or {}
+    config = _object(name, "config_sentence_transformers.json", what) or {}
+    default, prompts = config.get("default_prompt_name"), config.get("prompts")
     if default is None:
         return ""
-    if not isinstance(prompts.get(default), str):
+    if not isinstance(prompts, dict) or not isinstance(default, str) or not isinstance(prompts.get(default), str):
         raise ConfigError(f"{what}: config_sentence_transformers.json of '{name}' has no prompt {default!r}, its default_prompt_name")
     return prompts[default]
 
 
 def _required(name: str, file: str, what: str) -> dict[str, Any]:
-    found = _json(name, file, what)
-    if not isinstance(found, dict):
+    found = _object(name, file, what)
+    if found is None:
         raise ConfigError(f"{what}: '{name}' has no {file}, which its modules.json needs")
+    return found
+
+
+def _object(name: str, file: str, what: str) -> dict[str, Any] | None:
+    found = _json(name, file, what)
+    if found is not None and not isinstance(found, dict):
+        raise ConfigError(f"{what}: {file} of '{name}' is no JSON object")
     return found
 
 
@@ -209,7 +216,7 @@ def _json(name: str, file: str, what: str) -> Any:
     path = _file(name, file)
     try:
         return None if path is None else json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{what}: {path} is not valid JSON ({error})") from error
 
 

@@ -167,6 +167,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "a module of theirs": (lambda f: modules(f, {}, ("sentence_transformers.models.LSTM", "2")), r"models\.LSTM"),
     "no pooling": (lambda f: write(f, "modules.json", [{"type": NEW[0], "path": ""}]), "expected are a Transformer, a Pooling"),
     "no list": (lambda f: write(f, "modules.json", {"a": 1}), r"modules\.json of .* is not a list"),
+    "a pooling that is no name": (lambda f: modules(f, {"pooling_mode": 5}), "unknown pooling 5"),
+    "settings that are no object": (lambda f: write(f, "sentence_bert_config.json", [1]), "is no JSON object"),
     "another pooling": (lambda f: modules(f, {"pooling_mode": "median"}), "unknown pooling 'median'"),
     "pooling without its prompt": (
         lambda f: (
@@ -224,6 +226,27 @@ def test_an_encoder_saved_without_its_pooler_is_the_same_every_time(tmp_path):
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
     BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
     assert load(tmp_path).identity() == load(tmp_path).identity()
+
+
+def test_a_folder_without_its_tokenisers_files_is_refused(folder):
+    """transformers makes one that knows special tokens only, and every text would be the same."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(ConfigError, match=r"tokeniser of .* (knows no pieces|could be loaded)"):
+        load(folder)
+
+
+def test_the_tokeniser_of_a_larger_model_is_refused(folder):
+    tiny_tokenizer(folder, (*TEXTS, "more words than there were before"))
+    with pytest.raises(ConfigError, match=r"its tokeniser has \d+ pieces, and the encoder \d+"):
+        load(folder)
+
+
+def test_weights_of_another_width_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    write(folder, "config.json", {**config, "hidden_size": 2 * WIDTH})
+    with pytest.raises(ConfigError, match="no model could be loaded"):
+        load(folder)
 
 
 def test_weights_that_are_not_there_are_refused(folder):
