@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Container, Iterable, Sequence
 from functools import cached_property, lru_cache
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ccr_dist.data.table import Dataset
 
 _META = {"kind": str, "extension": str, "plan": dict, "provenance": dict, "view_of": str, "field": str}
+_SHA256 = re.compile("[0-9a-f]{64}")
 _PLACES_HELD = 1 << 23  # rows whose places a column keeps at hand, 16 bytes each
 
 
@@ -223,7 +225,25 @@ class Column:
         return str(self.provenance.get("command", maker(self.name, self.dataset.place)))
 
     def require_complete(self) -> None:
-        """DataError naming the missing shards and what would make them."""
+        """DataError naming missing shards and what would make them, or the column that this one was made from, if that is another now."""
+        self._require_shards()
+        if stale := self.stale():
+            what = f"{self.dataset.place}/{self.name}: made from {stale} as it was before: its content is another now"
+            raise DataError(f"{what}. Make the column again: remove {self.folder} (or say another name) and run `{self.remedy}`")
+
+    @cached_property
+    def _inputs(self) -> dict[str, str]:
+        """Columns of this dataset that this one was made from, and their digests then."""
+        inputs = self.plan.get("inputs")
+        return {name: text for name, text in inputs.items() if _SHA256.fullmatch(str(text))} if isinstance(inputs, dict) else {}
+
+    def stale(self) -> str | None:
+        """The column that this one was made from, if it is there, complete, and another now than it was then."""
+        there = self.dataset.columns() if self._inputs else ()
+        sources = ((name, self.dataset.column(name), digest) for name, digest in self._inputs.items() if name in there)
+        return next((name for name, source, digest in sources if not source.missing() and source.digest != digest), None)
+
+    def _require_shards(self) -> None:
         if missing := self.missing():
             lost = self.lost()
             names = ", ".join(self.dataset.shards[i] for i in missing[:8]) + (", ..." if len(missing) > 8 else "")
@@ -254,7 +274,7 @@ class Column:
     @property
     def digest(self) -> str:
         """Identity of the content: dataset, plan and every payload. DataError while shards are missing."""
-        self.require_complete()
+        self._require_shards()
         shas = [self.record(i)["sha256"] for i in range(len(self.dataset.shards))]
         how = {"kind": self.kind, "extension": self.extension, "plan": self.plan_digest, "field": self.field}
         return store.digest_json({"dataset": self.dataset.digest, **how, "shards": shas})

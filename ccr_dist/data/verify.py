@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -110,18 +109,13 @@ def _column(column: Column, check: Callable[[Column, int], Iterator[Problem]], a
 
 def _inputs(column: Column) -> Iterator[Problem]:
     """Of a column that a job made: whether what it was made from is still what is there."""
-    inputs = column.plan.get("inputs")
-    for name, digest in inputs.items() if isinstance(inputs, dict) else ():
-        if name not in column.dataset.columns() or not re.fullmatch("[0-9a-f]{64}", str(digest)):
-            continue
-        try:
-            source = column.dataset.column(name)
-            changed = not source.missing() and source.digest != digest
-        except (DataError, OSError):
-            continue  # told where the source itself is looked at
-        if changed:
-            what = f"made from {name} as it was before: its content is another now; make {column.name} again, under another name or after"
-            yield Problem(str(column.folder), f"{what} removing {column.folder}")
+    try:
+        name = column.stale()
+    except (DataError, OSError):
+        return  # told where the other column itself is looked at
+    if name:
+        what = f"made from {name} as it was before: its content is another now; make {column.name} again, under another name or after"
+        yield Problem(str(column.folder), f"{what} removing {column.folder}")
 
 
 def _keys(dataset: Dataset) -> Iterator[Problem]:

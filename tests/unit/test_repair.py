@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from ccr_dist.data import store
 from ccr_dist.data.build import build
 from ccr_dist.data.cli import shards_app
+from ccr_dist.data.fields import Fields, sources
 from ccr_dist.data.recipes.base import load_recipe
 from ccr_dist.data.repair import repair
 from ccr_dist.data.seal import seal
@@ -199,6 +200,9 @@ def test_a_column_made_from_what_is_no_longer_there_is_found(job):
     english = Dataset(dataset.root).column("caption.en")
     english.commit(0, [english.encode(["other"])] * 3)
     assert any("made from caption.en as it was before" in problem.what for problem in verify(dataset.root, fast=True))
+    fields = Fields(source="caption.en", targets={"xx": XX})
+    with pytest.raises(DataError, match=rf"{XX}: made from caption\.en as it was before.*Make the column again: remove"):
+        sources([Dataset(dataset.root)], [1.0], fields, ["xx"])
 
 
 def test_data_of_an_earlier_version_is_read_as_it_is(job):
