@@ -272,6 +272,11 @@ def clean(text: str, *, source: str = "", names: Sequence[str] = (), cut: bool =
     return text, tuple(dict.fromkeys(removed))
 
 
+def is_mark_of_thinking(token: str) -> bool:
+    """Of a tokenizer's special tokens: whether it has to stay in the text, since it tells thinking from the answer."""
+    return bool(OPENS.search(token) or CLOSES.search(token)) or token in ("<|channel|>", "<|message|>", "<|channel>", "<channel|>")
+
+
 def without_specials(text: str, source: str) -> tuple[str, bool]:
     """Of a dedicated translation system, which neither thinks nor comments: (the text without special tokens, whether there were any)."""
     left = _SPECIAL.sub(lambda match: match.group() if match.group() in source else "", text).strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,6 +231,96 @@ def test_identity_follows_weights_and_sampling(llm: str, tmp_path: Path) -> None
     assert json.dumps(identity()).find(str(Path(llm).parent)) < 0
     with pytest.raises(EngineError, match="'no/such-model' is neither a local folder nor a Hugging Face id"):
         identity("no/such-model")
+
+
+# -- other families: what a model gives back, and what it sees
+
+
+def of_family(engine: Any, requests: list[Request]) -> list[Generation]:
+    """Answers, each as the model itself gives it for its request alone, and different for different pictures."""
+    together = answers(engine, requests)
+    assert all(isinstance(answer, Generation) for answer in together), together
+    assert together == [answers(engine, [request])[0] for request in requests]
+    return together  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("family", ["blip", "blip2-opt", "blip2-t5"])
+def test_the_start_of_an_answer_is_kept_in_every_family(family: str, tmp_path: Path) -> None:
+    """Models with an encoder give back the answer alone: cutting off as many tokens as the prompt has would lose its start."""
+    torch = pytest.importorskip("torch")
+    from tiny_families import tiny_blip, tiny_blip2
+    from transformers import AutoProcessor
+
+    folder = tiny_blip(tmp_path / "m") if family == "blip" else tiny_blip2(tmp_path / "m", family.removeprefix("blip2-"))
+    engine: Any = hf(folder, template="{text}")
+    requests = [Request(f"{i}/v", "a yellow lemon", images=(picture(i),), max_tokens=6) for i in range(3)]
+    said = of_family(engine, requests)
+    processor = AutoProcessor.from_pretrained(folder)
+    for request, answer in zip(requests, said, strict=True):
+        inputs = processor(text=["a yellow lemon"], images=list(request.images), return_tensors="pt")
+        inputs.pop("token_type_ids", None)
+        with torch.inference_mode():
+            (row,) = engine._model.generate(**inputs, max_new_tokens=6, do_sample=False)
+        given_back = {"blip": inputs["input_ids"].shape[1] - 1, "blip2-opt": inputs["input_ids"].shape[1], "blip2-t5": 0}[family]
+        expected = processor.tokenizer.decode(row[given_back:], skip_special_tokens=True).strip()
+        assert answer.text == expected and answer.text and 0 < answer.tokens <= 6
+    assert answers(engine, [Request("x/v", "a", images=(picture(1),), max_tokens=3)])[0].tokens <= 3  # type: ignore[union-attr]
+
+
+def test_media_of_which_nothing_reaches_the_model_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from tiny_families import tiny_llava
+
+    folder = tiny_llava(tmp_path / "m")
+    frames = tuple(picture(i, 32, 32) for i in range(2))
+    of_family(hf(folder), [Request("a/v", "What?", images=frames[:1], max_tokens=4)])
+    of_family(hf(folder), [Request("a/v", "What?", frames=frames, max_tokens=4)])  # as pictures
+    with pytest.raises(EngineError, match=r"sees no videos: nothing of a/v is in .* without video=true frames go in as pictures"):
+        answers(hf(folder, video=True), [Request("a/v", "What?", frames=frames, max_tokens=4)])
+
+
+def test_a_processor_that_needs_another_package_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    def missing(*args: Any, **kwargs: Any) -> None:
+        raise ImportError("Package `num2words` is required to run SmolVLM processor. Install it with `pip install num2words`.")
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", missing)
+    with pytest.raises(
+        EngineError, match=r"cannot load the processor of '.*smol': Package `num2words` is required .* `pip install num2words`"
+    ):
+        chat(str(tmp_path / "smol"))(Request("a", "x"))
+
+
+def test_thinking_is_told_from_the_answer_where_its_marks_are_special_tokens(llm: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = Path(shutil.copytree(llm, tmp_path / "thinks"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>", "<|im_end|>"]})
+    tokenizer.save_pretrained(folder)
+    engine: Any = hf(str(folder))
+    ids = engine._tokenizer.encode("<think> a dog</think> a cat")
+    assert engine._cut(ids, 20, 1).text == "<think> a dog</think> a cat"
+
+
+def test_the_chat_template_is_told_more(llm: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    tokenizer.chat_template = (
+        "{{ messages[-1]['content'] }}{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "thinks")
+    model = str(tmp_path / "thinks")
+    assert chat(model)(Request("a", "x")).text == "x"
+    quiet = chat(model, chat_template_kwargs={"enable_thinking": False})
+    assert quiet(Request("a", "x")).text == "x<think></think>"
+    assert "chat_template_kwargs" in quiet.options.sampling() and "chat_template_kwargs" not in chat(model).options.sampling()
+    with pytest.raises(ConfigError, match=r"chat_template_kwargs: the chat template of .*thinks has no enable_thinkng"):
+        chat(model, chat_template_kwargs={"enable_thinkng": False})(Request("a", "x"))
+    with pytest.raises(ConfigError, match="tokenize: not for you to set"):
+        make_generator("transformers", {"model": model, "chat_template_kwargs": {"tokenize": True}})
 
 
 # -- openai

@@ -132,8 +132,16 @@ def _load_processor(engine: str, model: str, revision: str | None, trust_remote_
         from transformers import AutoProcessor
     try:
         return AutoProcessor.from_pretrained(model, revision=revision or "main", trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as e:
-        raise EngineError(f"engine {engine!r}: cannot load the processor of {model!r}: {str(e)[:500]}") from e
+    except (OSError, ValueError, ImportError) as e:  # some processors need a package of their own: SmolVLM's num2words
+        raise EngineError(f"engine {engine!r}: cannot load the processor of {model!r}: {str(e).strip()[:500]}") from e
+
+
+def unseen(engine: str, model: str, request: str, *, video: bool) -> EngineError:
+    """For media of which nothing reaches the model: its answers would be the same for all rows."""
+    return EngineError(
+        f"engine {engine!r}: {model} sees no {'videos' if video else 'pictures'}: nothing of {request} is in what is made for it, and all "
+        "answers would be alike" + ("; without video=true frames go in as pictures" if video else "")
+    )
 
 
 def shrunk(images: Sequence[Image], max_pixels: int) -> list[Image]:

@@ -13,12 +13,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ccr_dist.errors import DataError, EngineError
+from ccr_dist.generate.answer import is_mark_of_thinking
 from ccr_dist.generate.engines import base
-from ccr_dist.generate.engines.chat import FPS, Chat, ModelOptions, Prompt, load_processor
+from ccr_dist.generate.engines.chat import FPS, Chat, ModelOptions, Prompt, load_processor, unseen
 from ccr_dist.generate.engines.generator import Answer, Generation, Generator, Request, generators, request_seed
 
 _NAME = "transformers"
 _INSTALL = "pip install 'ccr-dist[train]'"
+_UNASKED = ("vision-encoder-decoder", "pix2struct", "pp_formulanet")
 
 
 class TransformersOptions(ModelOptions):
@@ -80,6 +82,9 @@ class TransformersGenerator(Generator):
         self._processor = load_processor(_NAME, options.model, options.revision, options.trust_remote_code)
         self._tokenizer = getattr(self._processor, "tokenizer", self._processor)
         self._tokenizer.padding_side = "left"
+        special = {number: str(token) for number, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        self._marks = {number for number, token in special.items() if is_mark_of_thinking(token)}  # to be kept in the text
+        self._left_out = special.keys() - self._marks
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         settings: dict[str, Any] = {"revision": options.revision or "main", "trust_remote_code": options.trust_remote_code}
@@ -88,8 +93,10 @@ class TransformersGenerator(Generator):
             config = library.AutoConfig.from_pretrained(options.model, **settings)
             sees = type(config) in library.AutoModelForImageTextToText._model_mapping
             cls = library.AutoModelForImageTextToText if sees else library.AutoModelForCausalLM
+            if config.model_type in _UNASKED:
+                raise ValueError(f"models of the family {config.model_type!r} take no question beside a picture")
             model = cls.from_pretrained(options.model, dtype=dtype, **settings)
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, ImportError) as e:
             raise EngineError(f"engine 'transformers': cannot load {options.model!r}: {str(e)[:500]}") from e
         self._device = base.torch_device(options.device)
         self._model = model.eval().to(self._device)
@@ -97,6 +104,13 @@ class TransformersGenerator(Generator):
         self._vocabulary, self._longest = int(text.vocab_size), getattr(text, "max_position_embeddings", None)
         ends = model.generation_config.eos_token_id
         self._ends = {*([] if ends is None else [ends] if isinstance(ends, int) else ends)}
+        inner = getattr(model, "language_model", None)  # of BLIP-2: a T5, or a language model alone
+        self._decodes_apart = any(getattr(one, "is_encoder_decoder", False) for one in (config, inner and inner.config))
+        if config.model_type == "blip":  # it puts its own start token into the first column, where a shorter prompt has padding
+            self._batch = 1
+            self._ends.add(config.text_config.sep_token_id)
+        else:
+            model.generation_config.pad_token_id = self._tokenizer.pad_token_id
 
     def close(self) -> None:
         self._queue.clear()
@@ -130,7 +144,8 @@ class TransformersGenerator(Generator):
 
     def _answers(self, items: list[Item]) -> list[Answer]:
         encoded = self._encode(items)
-        length, room = encoded["input_ids"].shape[1], self._longest
+        prompt = encoded["input_ids"].clone()  # BLIP changes it
+        length, room = prompt.shape[1], self._longest
         if room is not None and length >= room:
             raise DataError(f"a prompt of {length} tokens; the model takes {room}, the answer included")
         most = max(item.max_tokens for item in items)
@@ -149,12 +164,23 @@ class TransformersGenerator(Generator):
         try:
             with torch.inference_mode(), torch.random.fork_rng():
                 torch.manual_seed(items[0].seed)
-                tokens = self._model.generate(**encoded, **how, max_new_tokens=most, pad_token_id=self._tokenizer.pad_token_id)
-        except RuntimeError as e:  # out of memory included
+                tokens = self._model.generate(**encoded, **how, max_new_tokens=most)
+        except (RuntimeError, TypeError, AttributeError) as e:  # out of memory included; or a model that is asked in another way
             raise EngineError(f"engine 'transformers': {options.model} failed on a batch of {len(items)} x {length} tokens: {e}") from e
-        rows = tokens[:, length:].tolist()
+        rows = tokens[:, self._begin(tokens, prompt) :].tolist()
         used = encoded["attention_mask"].sum(1).tolist()
         return [self._cut(row, item.max_tokens, count) for row, item, count in zip(rows, items, used, strict=True)]
+
+    def _begin(self, tokens: Any, prompt: Any) -> int:
+        """The column at which answers begin: most models give the prompt back before them, some without its last token (BLIP), some not
+        (those that are given embeddings); one with an encoder gives its decoder's start token.
+        """
+        if self._decodes_apart:
+            return 1
+        for length in (prompt.shape[1], prompt.shape[1] - 1):
+            if tokens.shape[1] >= length > 1 and bool((tokens[:, 1:length] == prompt[:, 1:length]).all()):
+                return length
+        return 0
 
     def _encode(self, items: list[Item]) -> Any:
         prompts = [item.prompt for item in items]
@@ -167,6 +193,8 @@ class TransformersGenerator(Generator):
             media |= {"do_sample_frames": False, "video_metadata": told}
         texts = [prompt.text for prompt in prompts]
         encoded = self._processor(text=texts, **media, padding=True, return_tensors="pt", add_special_tokens=prompts[0].special)
+        if media and not any(value.is_floating_point() and value.numel() for value in encoded.values()):
+            raise unseen(_NAME, self._options.model, items[0].id, video=bool(prompts[0].frames))
         if not media:  # some tokenizers tell them, language models do not take them
             encoded.pop("token_type_ids", None)
         floats = self._model.dtype
@@ -178,7 +206,10 @@ class TransformersGenerator(Generator):
         end = next((i for i, token in enumerate(row) if token in over), None)
         finish: Literal["stop", "length"] = "length" if end is None or end >= max_tokens else "stop"
         row = row[: max_tokens if finish == "length" else end]
-        text = self._tokenizer.decode(row, skip_special_tokens=True)
+        if self._marks.intersection(row):
+            text = self._tokenizer.decode([token for token in row if token not in self._left_out])
+        else:
+            text = self._tokenizer.decode(row, skip_special_tokens=True)
         first = min((at for at in map(text.find, self._options.stop) if at >= 0), default=None)
         if first is not None:
             text, finish = text[:first], "stop"

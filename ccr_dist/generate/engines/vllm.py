@@ -19,8 +19,9 @@ from typing import Any
 from pydantic import Field
 
 from ccr_dist.errors import ConfigError, DataError, EngineError
+from ccr_dist.generate.answer import is_mark_of_thinking
 from ccr_dist.generate.engines import base
-from ccr_dist.generate.engines.chat import FPS, Chat, ModelOptions
+from ccr_dist.generate.engines.chat import FPS, Chat, ModelOptions, unseen
 from ccr_dist.generate.engines.generator import Answer, Generation, Generator, Request, generators, request_seed
 from ccr_dist.generate.engines.guardian import Guardian
 
@@ -89,10 +90,13 @@ class Render:
             from vllm.exceptions import VLLMClientError
 
             parameters = renderer.default_cmpl_tok_params.with_kwargs(add_special_tokens=prompt.special)
+            rendered: Any
             try:
                 (rendered,) = renderer.render_cmpl([inputs], parameters, skip_mm_cache=True)
             except (VLLMClientError, ValueError) as e:
                 raise DataError(f"{request.id}: vLLM refuses it: {e}") from e
+        if data and not (rendered.get("mm_placeholders") or (rendered.get("encoder_prompt") or {}).get("mm_placeholders")):
+            raise unseen(_NAME, self.options.model, request.id, video=bool(prompt.frames))
         seed = request_seed(self.options.seed, request.id)
         return Item(pickle.dumps(rendered, pickle.HIGHEST_PROTOCOL), request.max_tokens, request.schema, seed, request.id)
 
@@ -172,6 +176,8 @@ class Vllm(Generator):
         finally:
             self._guardian.loaded()
         self._engine = self._llm.llm_engine
+        special = getattr(self._llm.get_tokenizer(), "all_special_tokens", ())
+        self._thinks = any(map(is_mark_of_thinking, map(str, special)))  # then those marks have to stay in the text
 
     def close(self) -> None:
         if self._llm is not None:
@@ -201,6 +207,7 @@ class Vllm(Generator):
                 stop=list(options.stop),
                 max_tokens=item.max_tokens,
                 structured_outputs=StructuredOutputsParams(json=item.schema) if item.schema else None,
+                skip_special_tokens=not self._thinks,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             self._engine.add_request(str(number), pickle.loads(item.inputs), parameters)
