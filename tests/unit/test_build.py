@@ -96,6 +96,7 @@ def captions_file(tmp_path, text, name="captions.jsonl"):
         ('{"file": "000.png", "caption": [1]}', r":1: expected a caption"),
         ('{"file": "000.png", "caption": " "}', r"no pictures with captions; 1 blank captions are left out; 2 pictures have no caption"),
         ('{"file": "000.png", "caption": "a \\ud800"}', r":1: expected a caption"),
+        ('{"file": "000.png", "caption": "x", "lang": "../x"}', r":1: '\.\./x' is no language tag"),
         ('{"file": "../secret.png", "caption": "x"}', r":1: '\.\./secret\.png' is not below images="),
         ('{"file": "/etc/secret.png", "caption": "x"}', r":1: '/etc/secret\.png' is not below images="),
         ("[]", "expected a JSON object"),

@@ -13,8 +13,9 @@ import pytest
 torch = pytest.importorskip("torch")
 from PIL import Image  # noqa: E402
 
+from ccr_dist.data.pictures import VERSION  # noqa: E402
 from ccr_dist.data.table import Dataset, create_column, create_dataset  # noqa: E402
-from ccr_dist.errors import DataError  # noqa: E402
+from ccr_dist.errors import DataBudgetError, DataError  # noqa: E402
 from ccr_dist.generate.featurise import Featurise  # noqa: E402
 from ccr_dist.generate.runner import Budget, run  # noqa: E402
 
@@ -71,6 +72,20 @@ def test_pictures(tmp_path: Path) -> None:
     assert column.value(0, 1) is None and column.value(0, 2) is None
     assert column.value(1, 0).dtype == np.float16
     assert "0-2: broken picture of 10 bytes" in (column.folder / "000000.errors.jsonl").read_text()
+
+
+def test_a_picture_that_a_resize_would_need_gigabytes_for_is_a_bad_item(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    Image.new("1", (1, 60_000)).save(out, "PNG")
+    made = dataset(tmp_path, "image", [[picture("red"), out.getvalue()]])
+    summary = run(made, Featurise(Mean, "image", device="cpu"), "feature.x", progress=False)
+    assert (summary.done, summary.bad) == (1, 1)
+    assert (
+        "0-1: 1 x 60000 pixels; expected one side at most 200 times the other" in (made.root / "feature.x/000000.errors.jsonl").read_text()
+    )
+    assert made.column("feature.x").plan["pictures"] == VERSION
+    with pytest.raises(DataBudgetError, match="0-1: 1 x 60000 pixels"):
+        run(made, Featurise(Mean, "image", device="cpu"), "feature.y", budget=Budget(0, 0), progress=False)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 64])

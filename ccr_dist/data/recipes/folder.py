@@ -27,6 +27,7 @@ from pydantic import Field
 from ccr_dist.data import store
 from ccr_dist.data.decode import picture_extension
 from ccr_dist.data.formats.files import walk
+from ccr_dist.data.names import is_column_name
 from ccr_dist.data.recipes.base import ColumnSpec, Material, Recipe, Row, register
 from ccr_dist.data.recipes.captions import records, safe_key, texts_of
 from ccr_dist.data.recipes.media import SUFFIXES
@@ -189,6 +190,8 @@ class Folder(Recipe):
         value = record[given[0]]
         if not isinstance(value, dict):
             value = {record.get("lang") or self.language: value}
+        if odd := [lang for lang in value if not is_column_name(f"caption.{lang}")]:
+            raise DataError(f"{place}: {odd[0]!r} is no language tag; expected letters, digits and - as in pt-BR")
         return {str(lang): texts_of(texts, place) for lang, texts in value.items()}
 
     def _split(self, key: str, item: _Item) -> str:
