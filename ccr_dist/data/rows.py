@@ -151,7 +151,8 @@ class TableRows(TorchDataset[Batch]):
                 raise DataError(f"{columns[role].where(slot.shard, slot.row)}: no value, although the shard's index speaks of one")
         values |= {role: texts_of(values[role]) for role in ("source", "description") if role in values}  # views to texts
         key = _key(dataset, slot.shard, slot.row)
-        row: dict[str, Any] = {"item": key, "group": mix(values.get("group", f"{dataset.digest}/{key}")) >> 1}
+        label = values.get("group", "")
+        row: dict[str, Any] = {"item": key, "group": mix(label if has_text(label) else f"{dataset.digest}/{key}") >> 1}
         if "visual" in values:
             row["visual"] = self._visual(columns["visual"], slot, values["visual"])
         if captions := [role for role in CAPTIONS if role in values]:

@@ -13,6 +13,8 @@ from ..errors import ConfigError, DataError
 from ..methods import base
 from ..methods.base import Stage
 
+ASKED = ("data.visual", "data.queries.", "data.translated_queries.")  # columns of which evaluation needs at least one value
+
 
 def train_sets(config: RunConfig, stage: str) -> tuple[TrainSet, ...]:
     return config.stages[stage].train or config.data.train
@@ -103,10 +105,20 @@ def check_columns(config: RunConfig) -> None:
             place = key
             dataset.column(column).require_complete()
             _require_alike(made, dataset, column)
+            if key.startswith(ASKED):
+                _require_value(dataset, column)
         except DataError as error:
             wrong.setdefault(f"{config.name}: {place}: {error}", error)  # a dataset that is not there is said once
     if wrong:
         raise type(next(iter(wrong.values())))("\n".join(wrong))
+
+
+def _require_value(dataset: Dataset, column: str) -> None:
+    """DataError where no row has a value, so that nothing could be asked or found."""
+    if dataset.rows and dataset.column(column).nulls().sum() == dataset.rows:
+        raise DataError(
+            f"{dataset.place}: no row of column {column} has a value (all are null or blank); name another column, or leave it out"
+        )
 
 
 def _require_alike(made: dict[str, tuple[str, dict[str, Any]]], dataset: Dataset, column: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from ccr_dist.config import load_config
 from ccr_dist.data.inspect import describe
 from ccr_dist.data.loader import Fields, make_loader, sources
 from ccr_dist.data.order import Order
@@ -226,7 +227,6 @@ def test_vocabularies_are_made_of_texts_and_a_bad_item_does_not_end_the_run(tmp_
 
 
 def test_the_budget_of_broken_samples_grows_with_the_run(tmp_path):
-    from ccr_dist.config import load_config
 
     path = toy.dasd(tmp_path, runtime={"bad_samples": 3, "bad_fraction": 0.1})
     config = load_config(path)  # batches of 10; six steps of cla come before cma
@@ -248,3 +248,13 @@ def test_the_budget_of_broken_samples_grows_with_the_run(tmp_path):
         counted(6, 3, 4)
     with pytest.raises(DataBudgetError, match="bad_samples allows 0;"):
         counted(6, 0, 1, load_config(path, ["runtime.bad_samples=0"]))
+
+
+def test_a_column_of_queries_without_one_is_said_before_the_first_step(tmp_path):
+    toy.corpus(tmp_path / "data")
+    for split in ("val", "test"):
+        dataset = Dataset(tmp_path / "data" / split)
+        column(dataset, "caption.es.none", [["\u200b"]] * dataset.rows)
+    config = load_config(toy.dasd(tmp_path, data={"queries": {"en": "caption.en", "es": "caption.es.none"}}))
+    with pytest.raises(DataError, match=r"data\.queries\.es: .*no row of column caption\.es\.none has a value"):
+        assemble.check_columns(config)

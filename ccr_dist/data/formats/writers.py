@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ccr_dist.data import store
+from ccr_dist.data.text import has_text
 from ccr_dist.errors import DataError
 
 
@@ -23,7 +24,8 @@ def write_keyed(path: Path, tag: str, rows: Iterable[tuple[str, Sequence[str]]])
         if re.search(r"[\s#]", item):
             raise DataError(f"{path}: the key {item!r} has white space or #, which end a key in this format")
         for number, text in enumerate(texts):
-            if line := re.sub(r"\s*[\r\n]+\s*", " ", text).strip():
+            if has_text(text):
+                line = re.sub(r"\s*[\r\n]+\s*", " ", text).strip()
                 lines.append(f"{item}#{tag}#{number} {line}\n")
             else:
                 blank += 1
