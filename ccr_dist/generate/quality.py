@@ -5,13 +5,18 @@ chrF is sacrebleu's (Popović 2015), over characters and so without a tokenizer 
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ccr_dist.data import store
 from ccr_dist.data.table import Column, Dataset, open_all
 from ccr_dist.data.text import has_text, texts_of
 from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.generate import identify, languages
+from ccr_dist.generate.answer import REMOVED
+from ccr_dist.generate.filters import DROPPED, Filters, is_long, repeats
 from ccr_dist.generate.translate import language_of
 
 if TYPE_CHECKING:
@@ -33,7 +38,10 @@ def quality(
       human caption asks for none;
     - `back_chrf`, over `back_captions`: the i-th caption there and back against the i-th of the source;
     - `length_ratio`: characters per character of the source; `identical` and `empty`: shares of the source's captions that came out as
-      they went in, or as nothing. Blank ones of the source are left out.
+      they went in, or as nothing; `long`, `repeated`: shares that are several times as long, or loop where the source does not. Blank ones
+      of the source are left out.
+    - `language`: share of a sample (`language_pieces`) that is in the column's language, and `language_seen`: which languages it is in;
+    - `filtered`: what the job counted of dropped and cleaned answers; `warnings`: what a user should look at, in words.
 
     ConfigError when sacrebleu is missing, a name has no language, or nothing has the column; DataError where columns do not fit.
     """
@@ -44,6 +52,17 @@ def quality(
         if name is not None and not any(name in dataset.columns() for dataset in datasets):
             raise ConfigError(f"{option} {name}: no dataset of {path} that has {column} has this column")
     return [_measure(dataset, dataset.column(column), human, source, back) for dataset in datasets]
+
+
+_REPEATS = Filters().repeats
+_COUNTED = (*DROPPED, *REMOVED, "cut")
+_MUCH = 0.02
+_WARNED = {
+    "identical": "came out as they went in",
+    "empty": "came out as nothing",
+    "long": "are several times as long as their source: look for notes and preambles",
+    "repeated": "are loops",
+}
 
 
 class _Chrf:
@@ -79,16 +98,21 @@ def _measure(dataset: Dataset, column: Column, human: str | None, source: str | 
     chrf, back_chrf = _Chrf(), _Chrf()
     rows = nulls = captions = unfinished = originals = identical = empty = 0
     letters = [0, 0]
+    long = looping = 0
+    sample, filtered = identify.Sample(), Counter[str]()
     for shard, count in enumerate(dataset.shard_rows):
         if shard not in texts.done:
             unfinished += count
             continue
+        filtered += _counted(column, shard)
         for row in range(count):
             mine = texts.value(shard, row)
             if mine is None:
                 nulls += 1
                 continue
             said = sum(map(has_text, mine))
+            for text in mine:
+                sample.add(text)
             rows, nulls, captions = rows + bool(said), nulls + (not said), captions + said
             if humans is not None and (theirs := humans.value(shard, row)):
                 _compare(chrf, mine, [[text] for text in theirs] if len(theirs) == len(mine) else [theirs] * len(mine))
@@ -99,10 +123,12 @@ def _measure(dataset: Dataset, column: Column, human: str | None, source: str | 
             originals += len(pairs)
             identical += sum(a == b for a, b in pairs)
             empty += sum(not has_text(b) for _, b in pairs)
+            long += sum(is_long(b, a) for a, b in pairs)
+            looping += sum(repeats(b, _REPEATS) and not repeats(a, _REPEATS) for a, b in pairs)
             letters = [letters[0] + sum(len(a) for a, _ in pairs), letters[1] + sum(len(b) for _, b in pairs)]
             if returned is not None and (again := returned.value(shard, row)) is not None:
                 _compare(back_chrf, returned.aligned(again, made_from, before, shard, row), [[text] for text in before])
-    return {
+    figures = {
         "dataset": dataset.place,
         "split": dataset.split,
         "column": column.name,
@@ -120,7 +146,38 @@ def _measure(dataset: Dataset, column: Column, human: str | None, source: str | 
         "length_ratio": round(letters[1] / letters[0], 3) if letters[0] else None,
         "identical": round(identical / originals, 4) if originals else None,
         "empty": round(empty / originals, 4) if originals else None,
+        "long": round(long / originals, 4) if originals else None,
+        "repeated": round(looping / originals, 4) if originals else None,
+        **identify.about(sample, language_of(column.name)),
+        "filtered": dict(sorted(filtered.items())),
     }
+    return figures | {"warnings": _warnings(figures)}
+
+
+def _counted(column: Column, shard: int) -> Counter[str]:
+    """What the job that made a shard counted of its answers."""
+    try:
+        counts = store.read_json(column.path(shard, "stats"))["counts"]
+        return Counter({name: int(counts[name]) for name in _COUNTED if counts.get(name)})
+    except (DataError, KeyError, TypeError, ValueError, AttributeError):  # made in another way, or by an earlier version
+        return Counter()
+
+
+def _warnings(figures: dict[str, Any]) -> list[str]:
+    """In words, what of the figures a user should look at."""
+    warnings, tag = [], language_of(figures["column"])
+    if (share := figures["language"]) is not None and share < identify.SURE:
+        seen = ", ".join(f"{languages.name(other) or other} {part:.0%}" for other, part in list(figures["language_seen"].items())[:3])
+        warnings.append(
+            f"{share:.0%} of {figures['language_pieces']} sampled pieces look like {languages.name(tag) or tag}; they look like: {seen}. "
+            "Was the model told the direction?"
+        )
+    elif share is None and not identify.installed():
+        warnings.append("the language was not looked at: pip install 'ccr-dist[quality]'")
+    for name, what in _WARNED.items():
+        if (share := figures[name]) is not None and share > _MUCH:
+            warnings.append(f"{share:.1%} of the captions {what}")
+    return warnings
 
 
 def _compare(chrf: _Chrf, texts: list[str], references: list[list[str]]) -> None:
@@ -171,13 +228,27 @@ def render(figures: list[dict[str, Any]]) -> Group:
 
     used = {role: next((one[role] for one in figures if one[role]), "none") for role in ("source", "human", "back")}
     titles = {"split": "split", "captions": "captions", "chrf": "chrF", "back_chrf": "back chrF", "length_ratio": "length"}
-    titles |= {"identical": "same", "empty": "empty", "nulls": "null", "unfinished": "to do"}
+    titles |= {
+        "identical": "same",
+        "empty": "empty",
+        "repeated": "loops",
+        "long": "long",
+        "language": "language",
+        "nulls": "null",
+        "unfinished": "to do",
+    }
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in titles.values():
         table.add_column(title, justify="left" if title == "split" else "right")
     for one in figures:
         cells = {name: "-" if one[name] is None else str(one[name]) for name in titles}
-        cells |= {name: f"{one[name]:.1%}" for name in ("identical", "empty") if one[name] is not None}
+        cells |= {name: f"{one[name]:.1%}" for name in ("identical", "empty", "repeated", "long", "language") if one[name] is not None}
         table.add_row(*cells.values())
     about = f"{figures[0]['column']}; " + ", ".join(f"{role}: {name}" for role, name in used.items())
-    return Group(Text(about), table)
+    notes = [Text(f"{one['split']}: counted by the job: {_listed(one['filtered'])}", "dim") for one in figures if one["filtered"]]
+    notes += [Text(f"{one['split']}: {warning}", "yellow") for one in figures for warning in one["warnings"]]
+    return Group(Text(about), table, *notes)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from generation import Options, Parrot
 from jobs import captions
 from sacrebleu.metrics import CHRF
 from typer.testing import CliRunner
@@ -14,7 +16,10 @@ from typer.testing import CliRunner
 from ccr_dist.cli import app
 from ccr_dist.data.table import Dataset, create_column
 from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.generate.identify import Sample, about
+from ccr_dist.generate.llm_translate import LlmTranslate
 from ccr_dist.generate.quality import quality
+from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import back_column
 
 ENGLISH = [["a red bus", "the bus"], ["two dogs run", " "], ["a cat", "cats"], None]
@@ -125,3 +130,66 @@ def test_name_of_the_way_back() -> None:
     assert back_column("caption.de.opus", "en") == "caption.en.back-de-opus"
     assert back_column("caption.pt_BR.x.y", "en") == "caption.en.back-pt_BR-x.y"
     assert back_column("caption.de", "en") == "caption.en.back-de"
+
+
+GERMAN = ["ein rotes Auto steht vor einem alten Haus", "zwei Hunde spielen im frischen Schnee", "ein Mann mit Bart trägt einen Hut"]
+PORTUGUESE = ["um carro vermelho diante de uma casa velha", "dois cães brincam na neve fresca", "um homem de barba usa um chapéu"]
+
+
+def test_the_language_is_looked_at_and_told(tmp_path: Path) -> None:
+    pytest.importorskip("py3langid", reason="py3langid is not installed (extra quality)")
+    source = {(0, i): ["a red car stands in front of an old house", "two dogs play in fresh snow"] for i in range(12)}
+    dataset = captions(tmp_path / "d" / "train", rows=(12,), values=source)
+    for name, texts in {"right": PORTUGUESE, "wrong": GERMAN, "source": [source[0, 0][0], source[0, 0][1]]}.items():
+        column = create_column(
+            dataset, f"caption.pt-BR.{name}", kind="texts", extension="json", plan={"inputs": {"caption.en": "0"}}, provenance={}
+        )
+        column.commit(0, [column.encode([texts[i % len(texts)], texts[(i + 1) % len(texts)]]) for i in range(12)])
+    right, wrong, unchanged = (quality(dataset.root, f"caption.pt-BR.{name}")[0] for name in ("right", "wrong", "source"))
+    assert right["language"] == 1 and right["warnings"] == [] and right["language_seen"] == {"pt": 1}
+    assert wrong["language"] == 0 and wrong["language_seen"] == {"de": 1}
+    assert wrong["warnings"][0].startswith(
+        "0% of 8 sampled pieces look like Brazilian Portuguese; they look like: German 100%. Was the model told"
+    )
+    assert unchanged["language_seen"] == {"en": 1} and "50.0% of the captions came out as they went in" in unchanged["warnings"][1]
+    done = CliRunner().invoke(app, ["shards", "quality", str(dataset.root), "--column", "caption.pt-BR.wrong"], catch_exceptions=False)
+    assert "train: 0% of 8 sampled pieces" in " ".join(done.output.split())
+
+
+def test_what_the_identifier_cannot_tell_is_left_open(tmp_path: Path) -> None:
+    pytest.importorskip("py3langid", reason="py3langid is not installed (extra quality)")
+    sample = Sample()
+    for text in PORTUGUESE * 10:
+        sample.add(text)
+    assert about(sample, "tlh")["language"] is None and about(Sample(), "pt")["language"] is None
+    many = Sample()
+    for number in range(5000):
+        many.add(f"{number} um carro vermelho diante de uma casa velha e dois cães que brincam na neve fresca com um homem")
+    numbers = [int(piece.split()[0]) for piece in many.pieces]
+    assert 100 < len(numbers) < 256 and numbers[-1] > 4500 and {b - a for a, b in itertools.pairwise(numbers)} == {numbers[1]}
+
+
+def test_loops_and_long_translations_are_told(tmp_path: Path) -> None:
+    dataset = captions(tmp_path / "d" / "train", rows=(2,), values={(0, 0): ["a red car", "a dog"], (0, 1): ["no, no, no, no!", "a cat"]})
+    add(dataset, "caption.de.mt", [], shards=())
+    column = dataset.column("caption.de.mt")
+    column.commit(
+        0,
+        [
+            column.encode(["rot rot rot rot rot", "ein Hund, und " + "noch ein anderes Wort dazu, " * 3]),
+            column.encode(["Nein, nein, nein, nein!", "Katze"]),
+        ],
+    )
+    [one] = quality(dataset.root, "caption.de.mt", source="caption.en")
+    assert (one["repeated"], one["long"]) == (0.25, 0.25)
+    assert "25.0% of the captions are loops" in one["warnings"] and any("several times as long" in warning for warning in one["warnings"])
+
+
+def test_what_the_job_counted_is_shown(tmp_path: Path) -> None:
+    dataset = captions(tmp_path / "d" / "train", rows=(1,), values={(0, 0): ["a red car", "a dog"]})
+    engine = Parrot(Options(answers={"0-0/0": "Translation: ein rotes Auto", "0-0/1": "und und und und und"}))
+    run(dataset, LlmTranslate(engine, "en", "de"), "caption.de.parrot", progress=False)
+    [one] = quality(dataset.root, "caption.de.parrot")
+    assert one["filtered"] == {"preamble": 1, "repeated": 1}
+    done = CliRunner().invoke(app, ["shards", "quality", str(dataset.root), "--column", "caption.de.parrot"], catch_exceptions=False)
+    assert "train: counted by the job: preamble 1, repeated 1" in " ".join(done.output.split())
