@@ -77,8 +77,9 @@ def index(
     scans = []
     with bar(progress, "scanning", len(paths), "tars") as advance:
         for path in paths:
-            scans.append(ShardIndex.scan(path))
+            scans.append(ShardIndex.scan(path, usable=True))
             advance()
+    odd = [f"{name!a} in {path.name}" for path, scan in zip(paths, scans, strict=True) for name in scan.odd]
     known = _known(out)
     there = tars.extensions(scans)
     first = f"{paths[0]}{' ...' if len(paths) > 1 else ''}"
@@ -98,6 +99,8 @@ def index(
     _require_same_rows(out, scans, paths)
     summary = IndexSummary(None, notes=[*notes, *more], ignored=sum(scan.ignored for scan in scans))  # type: ignore[arg-type]
     names = {column.name: column for column in known}
+    if odd:
+        summary.notes.append(f"{len(odd)} members are passed over, since no key can be made of their names: {_some(odd)}")
     looked: dict[tuple[int, int], Foreign] = {}
     with bar(progress, "reading", len(paths), "tars") as advance:
         for shard, (path, scan) in enumerate(zip(paths, scans, strict=True)):
@@ -112,7 +115,10 @@ def index(
         bad = {scans[s].keys[r]: why for (n, s), found in looked.items() if n == number for r, why in found.bad.items()}
         summary.bad |= {one.column: bad} if bad else {}
         _require_values(one, paths, scans, {s: found for (n, s), found in looked.items() if n == number})
-    _require_few_bad(summary.bad, max(bad_items, int(bad_fraction * sum(len(scan.keys) for scan in scans))))
+    _require_few_bad(
+        {**summary.bad, "keys": {name: f"{name}: no key can be made of it" for name in odd}},
+        max(bad_items, int(bad_fraction * sum(len(scan.keys) for scan in scans))),
+    )
     summary.dataset = create_dataset(out, name=name or out.resolve().name, split=split, keys=[scan.keys for scan in scans])
     columns = [_column(summary.dataset, one, visual, paths, rule, command) for one in wanted]
     for folder in (out, out / "keys", *(column.folder for column in columns)):
@@ -244,8 +250,8 @@ def _require_few_bad(bad: Mapping[str, Mapping[str, str]], limit: int) -> None:
     if len(reasons) > limit:
         shown = "\n  ".join(reasons[:5])
         raise DataBudgetError(
-            f"{len(reasons)} captions cannot be read, {limit} are tolerated. The first ones:\n  {shown}\nmend the tars, or allow more with "
-            "--bad-items: such rows have no caption then. Nothing was written"
+            f"{len(reasons)} captions or names cannot be read, {limit} are tolerated. The first ones:\n  {shown}\nmend the tars, or allow "
+            "more with --bad-items: such rows have no caption then, or are left out. Nothing was written"
         )
 
 

@@ -29,7 +29,7 @@ from ccr_dist.data.keys import Keys, keys_digest
 from ccr_dist.data.names import check_column_name, is_column_name, maker
 from ccr_dist.data.recent import Recent
 from ccr_dist.data.splits import SPLITS
-from ccr_dist.data.tar import split_name
+from ccr_dist.data.tar import is_key
 from ccr_dist.errors import ConfigError, DataError
 
 FORMAT = 1
@@ -48,7 +48,7 @@ def create_dataset(root: str | Path, *, name: str, split: str, keys: Sequence[Se
     root = Path(root)
     seen: set[str] = set()
     for key in (key for shard in keys for key in shard):
-        if split_name(f"{key}.x") != (key, "x") or not key.isprintable() or key.startswith("/") or ".." in key.split("/"):
+        if not is_key(key):
             raise DataError(f"{root}: key {key!r}: expected printable text, relative, with no dot in its last part")
         if key in seen:
             raise DataError(f"{root}: the key {key!r} occurs twice")

@@ -56,6 +56,11 @@ def split_name(name: str) -> tuple[str, str] | None:
     return match[1], match[2].lower()
 
 
+def is_key(key: str) -> bool:
+    """Whether a dataset can have this key: printable, relative, with no dot in its last part."""
+    return split_name(f"{key}.x") == (key, "x") and key.isprintable() and not key.startswith("/") and ".." not in key.split("/")
+
+
 class TarWriter:
     """Writes members in the given order; the bytes depend on names and contents alone (no times, owners or modes).
 
@@ -122,15 +127,17 @@ class ShardIndex:
     keys: tuple[str, ...]
     members: Mapping[str, tuple[np.ndarray, np.ndarray]]
     ignored: int = 0  # members that WebDataset passes over as well (see `split_name`)
+    odd: tuple[str, ...] = ()  # names of members that are passed over because no dataset can have their key
 
     @staticmethod
-    def scan(path: str | Path, *, prefix: str = "") -> ShardIndex:
+    def scan(path: str | Path, *, prefix: str = "", usable: bool = False) -> ShardIndex:
         """Reads the headers of a tar. DataError, naming tar, offset and member, on truncation, garbage, duplicates, odd members, more than
-        one archive in the file, and compressed files. prefix: put before every key.
+        one archive in the file, and compressed files. prefix: put before every key. usable: members whose key a dataset cannot have are
+        passed over, and named in `odd`.
         """
         rows: dict[str, int] = {}
         found: dict[str, dict[int, tuple[int, int]]] = {}
-        ignored = 0
+        ignored, odd = 0, list[str]()
         with disk_errors(path), Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if kind := _other_kind(file.read(_BLOCK)):
@@ -150,6 +157,9 @@ class ShardIndex:
                     name = split_name(member.name)
                     if name is None:
                         ignored += 1
+                        continue
+                    if usable and not is_key(name[0]):
+                        odd.append(member.name)
                         continue
                     key, extension = prefix + name[0], name[1]
                     row = rows.setdefault(key, len(rows))
@@ -172,7 +182,7 @@ class ShardIndex:
         for extension, places in found.items():
             theirs = np.array([*places.values()], np.int64).reshape(-1, 2)
             members[extension] = (np.fromiter(places, np.int64, len(places)), theirs[:, 0], theirs[:, 1])
-        return ShardIndex(tuple(rows), Members(len(rows), members), ignored)
+        return ShardIndex(tuple(rows), Members(len(rows), members), ignored, tuple(odd))
 
     def only(self, extensions: str) -> ShardIndex:
         """The same with the members of the extensions `a;b;c` alone."""

@@ -183,7 +183,7 @@ def _index(column: Column, shard: int) -> Iterator[Problem]:
     path, content = column.path(shard, "index"), column.index(shard)
     try:
         stored = ShardIndex.from_json(content)
-        found = ShardIndex.scan(column.path(shard), prefix=str(content.get("prefix", "")))
+        found = ShardIndex.scan(column.path(shard), prefix=str(content.get("prefix", "")), usable=True)
         same = stored.keys == found.keys and all(map(np.array_equal, pick(stored, column.extension), pick(found, column.extension)))
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
         if isinstance(e, DataError):

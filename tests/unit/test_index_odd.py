@@ -1,16 +1,20 @@
 """Tars as they are in the wild: changed since, other member names, bad captions, keys with dots, compressed, folders, one tar more."""
 
 import gzip
+import io
 import json
 import os
+import tarfile
 import tracemalloc
 
 import pytest
 from corpus import picture
 from typer.testing import CliRunner
 
+from ccr_dist.data.build import build
 from ccr_dist.data.cli import shards_app
 from ccr_dist.data.index import index
+from ccr_dist.data.recipes.base import load_recipe
 from ccr_dist.data.seal import seal
 from ccr_dist.data.table import Dataset
 from ccr_dist.data.tar import ShardIndex, TarWriter
@@ -153,7 +157,7 @@ BAD += [b'{"caption": "\\ud83d"}', b"[" * 9000, b"[]", b"null"]
 @pytest.mark.parametrize("sealed", [False, True])
 def test_bad_captions_within_the_budget_are_null_and_named(tmp_path, sealed):
     tar = write(tmp_path / "a.tar", {"good.json": b'{"caption": "a"}', **{f"bad{i}.json": data for i, data in enumerate(BAD)}})
-    with pytest.raises(DataBudgetError, match=r"9 captions cannot be read, 8 are tolerated.*\n.*item 'bad0': expected"):
+    with pytest.raises(DataBudgetError, match=r"9 captions or names cannot be read, 8 are tolerated.*\n.*item 'bad0': expected"):
         do(tar, out=tmp_path / "d", captions={"en": "json:caption"}, bad_items=8)
     assert not (tmp_path / "d").exists()
     done = do(tar, out=tmp_path / "d", captions={"en": "json:caption"})
@@ -281,6 +285,33 @@ def test_folders_are_their_tars_or_told_what_they_hold(tmp_path):
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "x.jpg", "text": "a"}))
     with pytest.raises(ConfigError, match=r"1 pictures: `ccr-dist shards build folder images=.* captions=.*metadata\.jsonl"):
         do(folder, out=tmp_path / "e")
+    (folder / "metadata.csv").write_text("file_name,text\nx.jpg,a\n")
+    for table in ("metadata.jsonl", "metadata.csv"):
+        options = [f"images={folder}", f"captions={folder / table}", "split_by=none"]
+        build(load_recipe("folder", options), tmp_path / table, workers=0, progress=False)
+        assert values(tmp_path / table / "train") == [["a"]]
+
+
+def test_members_whose_names_make_no_key_are_passed_over_and_named(tmp_path):
+    names = ["/etc/x.jpg", "../x.jpg", "a\nb.jpg", os.fsdecode(b"caf\xe9.jpg"), "./ok.jpg"]
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(JPG)
+            tar.addfile(info, io.BytesIO(JPG))
+    with pytest.raises(DataBudgetError, match="4 captions or names cannot be read, 3 are tolerated"):
+        do(tmp_path / "a.tar", out=tmp_path / "d", bad_items=3)
+    done = do(tmp_path / "a.tar", out=tmp_path / "d")
+    assert done.dataset.keys(0) == ("./ok",) and verify(tmp_path / "d") == []
+    assert (
+        r"4 members are passed over, since no key can be made of their names: '/etc/x.jpg' in a.tar" in done.notes[-1]
+        and r"caf\udce9" in done.notes[-1]
+    )
+
+
+def test_a_tar_without_members_is_a_shard_without_rows(tmp_path):
+    done = do(write(tmp_path / "a.tar", {}), write(tmp_path / "b.tar", pairs(x="1")), out=tmp_path / "d")
+    assert done.dataset.shard_rows == (0, 1) and values(tmp_path / "d") == [["1"]] and verify(tmp_path / "d") == []
 
 
 def test_names_with_braces_and_stars_in_them(tmp_path):

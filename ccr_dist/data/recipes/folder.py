@@ -1,7 +1,8 @@
 """folder: your own pictures and captions. Pictures are copied byte for byte, never encoded again.
 
 `captions` is a file of records (`captions.py`: JSONL, CSV, TSV, JSON, COCO's); paths in it are relative to `images`. A record has
-    file       path of the picture (several records may name the same picture: their captions add up)
+    file       path of the picture (several records may name the same picture: their captions add up); or Hugging Face's `file_name`, of
+               whose records `text` is the caption
     caption    one caption in the language `lang` of the record (default: the recipe's `language`), or
     captions   not in CSV: a list of captions, or {"en": ["..."], "de": "..."}
     id         optional key; default: the path without its extension
@@ -145,6 +146,9 @@ class Folder(Recipe):
         absent: dict[str, str] = {}
         count = blank = 0
         for count, (place, record) in enumerate(records(self.captions), 1):  # noqa: B007
+            if "file" not in record and "file_name" in record:  # Hugging Face's imagefolder: metadata.jsonl or .csv
+                named = {"file_name": "file", **({} if {"caption", "captions"} & record.keys() else {"text": "caption"})}
+                record = {named.get(key, key): value for key, value in record.items()}
             name = record.get("file")
             if not isinstance(name, str) or not name:
                 raise DataError(f"{place}: expected the key `file` (path of a picture), found {', '.join(map(str, record)) or 'nothing'}")
