@@ -10,6 +10,7 @@ Everything is a folder under the test's `tmp_path`: other processes can load it 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,6 +106,10 @@ def tiny_clip_config(
     import open_clip
     from safetensors.torch import save_file
 
+    # Four fifths of building a tiny backbone would be the reading of CLIP's vocabulary. What is kept is kept until a folder is written.
+    tokenizers: Any = open_clip.get_tokenizer
+    open_clip.get_tokenizer = tokenizers = tokenizers if hasattr(tokenizers, "cache_clear") else functools.cache(tokenizers)
+    tokenizers.cache_clear()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if text in ("bert", "xlm-roberta"):
