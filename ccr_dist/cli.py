@@ -7,7 +7,9 @@ process with the exit code of their class (`errors.py`).
 from __future__ import annotations
 
 import os
+import re
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -179,6 +181,8 @@ def main() -> None:
     # DDP looks for unused parameters on purpose (`train/strategy.py`) and would advise against it in every run. Set before torch is
     # imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if len(sys.argv) > 1 and re.fullmatch(r"--local[_-]rank=\d+", sys.argv[1]):
+        del sys.argv[1]  # DeepSpeed's launcher puts it in front of the command, and into the environment as well
     try:
         app()
     finally:

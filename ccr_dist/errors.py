@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,8 @@ class OutOfMemoryError(CcrError, MemoryError):
     exit_code = 10
 
 
+WAIT_S = 3.0  # of a rank that is not the first, before it tells its error
+
 # What to do about an error of the system, by its number.
 _ROOM = "make room and run the same command again"
 _ALLOWED = "see that you may read and write there (or name another place, or work on a copy), then run the same command again"
@@ -172,9 +175,21 @@ def boundary() -> Iterator[None]:
 def _end(error: BaseException, text: str, code: int, word: str = "error: ") -> None:
     if os.environ.get("CCR_TRACEBACK"):
         traceback.print_exception(error)
+    _after_the_first(code)
     with contextlib.suppress(OSError):  # there may be no room for the message, either
         print(f"{word}{visible(without_secrets(text))}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _after_the_first(code: int) -> None:
+    """Of the ranks of a launcher that end with one error the first tells it. The others wait for what it leads to: the launcher ends them.
+    Where nobody does, theirs is another error, or they are nobody's ranks.
+    """
+    if os.environ.get("RANK", "0").strip() in ("", "0") or "MASTER_ADDR" not in os.environ:
+        return
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(code))
+        time.sleep(WAIT_S)
 
 
 def _unread(fd: int) -> bool:

@@ -10,6 +10,7 @@ import atexit
 import gc
 import hashlib
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -80,7 +81,7 @@ class Processes(Ranks):
     def __init__(self, *, threads: int | None, world: int | None, group: bool, timeout: float) -> None:
         super().__init__()
         self.in_shards = False  # checkpoints are written by all ranks, each its part
-        launched, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        launched, local = launch()
         if world is not None and world != launched:
             raise ConfigError(
                 f"--world {world} was asked for, but {launched} process(es) run; start with "
@@ -102,6 +103,7 @@ class Processes(Ranks):
         if dist.is_initialized():
             pass  # several runs in one start
         elif launched > 1:
+            _require_launcher(launched)
             dist.init_process_group(backend, timeout=self._timeout, device_id=self.device if backend == "nccl" else None)
             _settle_gloo_at_exit()
         elif group:
@@ -176,6 +178,49 @@ class Processes(Ranks):
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+ALONE = (
+    "start with `accelerate launch --config_file launch/accelerate/ddp.yaml --num_processes N -m ccr_dist …`, with torchrun, or on SLURM "
+    "with `ccr-dist submit` or slurm/train.sbatch"
+)
+# How many processes each says that it started.
+STARTERS = {"OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpirun", "SLURM_STEP_NUM_TASKS": "srun"}
+
+
+def launch() -> tuple[int, int]:
+    """How many processes the launcher started, and how many of them on this machine: 1 and 1 without a launcher.
+
+    ConfigError where a launcher's variable holds something else, and where mpirun or srun started several processes that know nothing of
+    each other.
+    """
+    found = {name: os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK")}
+    found["LOCAL_WORLD_SIZE"] = found["LOCAL_WORLD_SIZE"] or os.environ.get("LOCAL_SIZE")  # DeepSpeed's launcher says the second
+    wrong = [f"{name}={value!r}" for name, value in found.items() if value is not None and not re.fullmatch(r"[0-9]{1,6}", value)]
+    if wrong or found["WORLD_SIZE"] == "0":
+        raise ConfigError(
+            f"{', '.join(wrong) or 'WORLD_SIZE=0'} in the environment: a launcher sets a whole number there; unset it to train with one "
+            f"process, or {ALONE}"
+        )
+    for name, starter in STARTERS.items() if found["WORLD_SIZE"] is None else ():
+        if os.environ.get(name, "").isdigit() and int(os.environ[name]) > 1:
+            raise ConfigError(
+                f"{starter} started {os.environ[name]} processes ({name}) and told none of the others, so that each would train the whole "
+                f"run: {ALONE}"
+            )
+    return int(found["WORLD_SIZE"] or 1), int(found["LOCAL_WORLD_SIZE"] or 1)
+
+
+def _require_launcher(world: int) -> None:
+    """ConfigError unless the environment says how `world` processes find each other."""
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE={world} is in the environment without {', '.join(missing)}, so no launcher set it; unset WORLD_SIZE to train with "
+            f"one process, or {ALONE}"
+        )
+    if int(os.environ["RANK"]) >= world:
+        raise ConfigError(f"RANK={os.environ['RANK']} with WORLD_SIZE={world}: ranks are 0 to {world - 1}; {ALONE}")
 
 
 def _bits(tensor: Tensor) -> int:

@@ -13,8 +13,8 @@ import torch
 import yaml
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.train.processes import Processes
-from ccr_dist.train.strategies.choose import FSDP, deepspeed_config, requested
+from ccr_dist.train.processes import STARTERS, Processes
+from ccr_dist.train.strategies.choose import DEEPSPEED, FSDP, deepspeed_config, requested
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 ACCELERATED = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}  # what accelerate launch always sets
@@ -35,7 +35,8 @@ def zero(file: Path | str) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_CPU", "WORLD_SIZE", *ACCELERATED, *FSDP):
+    others = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_CPU", "WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", *STARTERS)
+    for name in (*others, *ACCELERATED, *FSDP, *DEEPSPEED):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -171,3 +172,67 @@ def test_a_refused_profile_ends_with_exit_code_2(tmp_path: Path) -> None:
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(LAUNCH.parent), "HF_HUB_OFFLINE": "1", **FSDP2}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 2 and "the launch profile starts fsdp2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE='' in the environment.*unset it"),
+        ({"WORLD_SIZE": "two", "RANK": ""}, "WORLD_SIZE='two', RANK='' in the environment"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 in the environment"),
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE='-2' in the environment"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is in the environment without RANK, MASTER_ADDR, MASTER_PORT.*unset WORLD_SIZE"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "RANK=2 with WORLD_SIZE=2: ranks are 0 to 1"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 processes.*each would train the whole run"),
+        ({"PMI_SIZE": "4"}, "mpirun started 4 processes"),
+        ({"SLURM_STEP_NUM_TASKS": "8"}, "srun started 8 processes.*ccr-dist submit"),
+    ],
+)
+def test_processes_without_a_launcher_are_refused_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=message) as error:
+        Processes(threads=1, world=None, group=False, timeout=60)
+    assert "\n" not in str(error.value)
+
+
+def test_one_process_of_mpirun_or_srun_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in STARTERS:
+        monkeypatch.setenv(variable, "1")
+    assert Processes(threads=1, world=1, group=False, timeout=60).world == 1
+
+
+def test_all_that_a_profile_asks_for_in_vain_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    offload = {"offload_param": {"device": "nvme"}, "reduce_bucket": 5, "zero_quantized_weights": True}
+    file.write_text(json.dumps({"fp16": {"enabled": True}, "optimizer": {"type": "AdamW"}, "zero_optimization": {"stage": 5, **offload}}))
+    with pytest.raises(ConfigError) as error:
+        choose(monkeypatch, {**zero(file), "ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_GRADIENT_CLIPPING": "1.0"})
+    told = ("MIXED_PRECISION=bf16", "GRADIENT_CLIPPING=1.0", "fp16 is", "optimizer is", "reduce_bucket,", "zero_quantized_weights", "nvme")
+    assert [word for word in (*told, "stage is 5") if word not in str(error.value)] == []
+
+
+def test_what_asks_for_nothing_is_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As Hugging Face's examples, and `accelerate config`, write them."""
+    file = tmp_path / "auto.json"
+    asked = {
+        "train_batch_size": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": False, "loss_scale": 0},
+        "zero_optimization": {
+            "stage": 3, "offload_param": {"device": "none"}, "offload_optimizer": {"device": "none"}, "overlap_comm": True,
+            "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto",
+        },
+    }  # fmt: skip
+    file.write_text(json.dumps(asked))
+    profile = {
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+        "ACCELERATE_GRADIENT_CLIPPING": "auto",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+    }
+    assert choose(monkeypatch, {**zero(file), **profile}) == "zero3"
+    assert requested(None)[1] == {"zero_optimization": {"stage": 3, "overlap_comm": True}}

@@ -145,3 +145,29 @@ def test_commands_that_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixtur
             cli.app(command)
         said = capsys.readouterr().err
         assert end.value.code == 5 and there in said and "Not a directory" in said and "Traceback" not in said, (command, said)
+
+
+def test_of_several_ranks_the_first_tells_the_error(tmp_path: Path) -> None:
+    """The others wait, and are ended by their launcher with their own code; where nobody ends them, they tell theirs."""
+    script = """
+import os, signal, sys, time
+from ccr_dist import errors
+errors.WAIT_S = 0
+if len(sys.argv) > 1:
+    time.sleep = lambda seconds: os.kill(os.getpid(), signal.SIGTERM)
+with errors.boundary():
+    raise errors.ConfigError("misspelt")
+"""
+
+    def said(rank: str, *ended: str) -> tuple[int, str]:
+        ranks = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+        done = subprocess.run([sys.executable, "-c", script, *ended], env={**os.environ, **ranks}, capture_output=True, text=True)
+        return done.returncode, done.stderr.strip()
+
+    assert said("0") == said("1") == said("") == (2, "error: misspelt")
+    assert said("1", "ended") == (2, "")
+
+
+def test_the_option_of_deepspeeds_launcher_is_passed_over() -> None:
+    done = subprocess.run([sys.executable, "-m", "ccr_dist", "--local_rank=1", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip()

@@ -26,13 +26,14 @@ ZERO = frozenset(  # keys of zero_optimization; the others change numbers (quant
     }
 )  # fmt: skip
 BESIDE = frozenset({"zero_optimization", "steps_per_print", "wall_clock_breakdown", "comms_logger", "flops_profiler"})
-# What `accelerate launch` sets without being asked, and who says it here; "" stands for a variable that it does not set.
+NEUTRAL = frozenset({"", "none", "auto"})  # values that ask for nothing
+# What a launch profile may not ask for, the value that it has anyway ("": none), and who says it here.
 PLAIN = {
     "ACCELERATE_MIXED_PRECISION": ("no", "runtime.precision of the run config says it"),
     "ACCELERATE_DYNAMO_BACKEND": ("no", "nothing is compiled"),
-    "ACCELERATE_USE_MEGATRON_LM": ("", "it is no strategy here"),
-    "ACCELERATE_USE_PARALLELISM_CONFIG": ("", "all processes are data parallel"),
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("", "runtime.micro_batch of the run config says it"),
+    "ACCELERATE_USE_MEGATRON_LM": ("false", "it is no strategy here"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", "all processes are data parallel"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "runtime.micro_batch of the run config says it"),
     "ACCELERATE_GRADIENT_CLIPPING": ("", "clip_norm of the stage says it"),
 }
 IN_JSON = "the DeepSpeed config file says it"
@@ -40,8 +41,8 @@ DEEPSPEED = {
     "ACCELERATE_DEEPSPEED_ZERO_STAGE": ("", IN_JSON),
     "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("", IN_JSON),
     "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("", IN_JSON),
-    "ACCELERATE_DEEPSPEED_ZERO3_INIT": ("", "models are built whole"),
-    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": ("", "checkpoints have one layout"),
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT": ("false", "models are built whole"),
+    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": ("false", "checkpoints have one layout"),
 }
 WRAPPED = "ccr_dist/train/strategies/fsdp2.py decides it"
 FSDP = {
@@ -68,38 +69,48 @@ def requested(name: str | None) -> tuple[str | None, dict[str, Any]]:
 
 
 def _profile() -> tuple[str | None, dict[str, Any]]:
-    _refuse(PLAIN)
+    fsdp, deepspeed = _on("ACCELERATE_USE_FSDP"), _on("ACCELERATE_USE_DEEPSPEED")
+    wrong = _without_effect(PLAIN | (FSDP if fsdp else {}) | (DEEPSPEED if deepspeed else {}))
     if torch.cuda.is_available() and _on("ACCELERATE_USE_CPU"):
-        raise ConfigError("the launch profile asks for the CPU, but GPUs are seen and would be used: hide them with CUDA_VISIBLE_DEVICES=")
-    if _on("ACCELERATE_USE_FSDP"):
-        version = os.environ.get("FSDP_VERSION", "1")
-        if version != "2":
-            raise ConfigError(f"the launch profile asks for FSDP {version}; this trains with FSDP 2: see launch/accelerate/fsdp2.yaml")
-        _refuse(FSDP)
-        return "fsdp2", {}
-    if _on("ACCELERATE_USE_DEEPSPEED"):
-        _refuse(DEEPSPEED)
-        options = deepspeed_config(os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"))
-        return f"zero{options['zero_optimization']['stage']}", options
-    return None, {}
+        wrong.append("the launch profile asks for the CPU, but GPUs are seen and would be used: hide them with CUDA_VISIBLE_DEVICES=")
+    version = os.environ.get("FSDP_VERSION", "1")
+    if fsdp and version != "2":
+        wrong.append(f"the launch profile asks for FSDP {version}; this trains with FSDP 2: see launch/accelerate/fsdp2.yaml")
+    options: dict[str, Any] = {}
+    if deepspeed:
+        try:
+            options = deepspeed_config(os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"))
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n  ".join(wrong))
+    return ("fsdp2" if fsdp else f"zero{options['zero_optimization']['stage']}" if deepspeed else None), options
 
 
 def _on(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("true", "1", "yes", "y", "t", "on")
 
 
-def _refuse(table: Mapping[str, tuple[str, str]]) -> None:
-    for variable, (expected, why) in table.items():
-        value = os.environ.get(variable, expected)
-        if value.lower() != expected:
-            raise ConfigError(
-                f"the launch profile or command sets {variable}={value}, which has no effect here: {why}. Leave it out, or start from a "
-                "profile of launch/accelerate"
-            )
+def _without_effect(table: Mapping[str, tuple[str, str]]) -> list[str]:
+    """One line about all variables of a launch profile that ask for what is not done here; none where there are none."""
+    found = [
+        f"{variable}={os.environ[variable]} ({why})"
+        for variable, (expected, why) in table.items()
+        if os.environ.get(variable, expected).lower() not in NEUTRAL | {expected}
+    ]
+    if not found:
+        return []
+    return [
+        f"the launch profile or command sets what has no effect here: {'; '.join(found)}. Leave it out, or start from a profile of "
+        "launch/accelerate"
+    ]
 
 
 def deepspeed_config(path: str | None) -> dict[str, Any]:
-    """A DeepSpeed config that leaves to the run config what is the run config's. ConfigError naming file and key."""
+    """A DeepSpeed config that leaves to the run config what is the run config's, without what asks for nothing ("auto", "none").
+
+    ConfigError naming the file and all keys that cannot be used.
+    """
     if path in (None, "", "none"):
         raise ConfigError("the launch profile uses DeepSpeed without a deepspeed_config_file: see launch/accelerate/zero2.yaml")
     file = Path(str(path))
@@ -109,26 +120,35 @@ def deepspeed_config(path: str | None) -> dict[str, Any]:
             "path counts from (of the profiles here: the one that holds launch/), or give it whole in the profile"
         )
     try:
-        options = json.loads(file.read_text(encoding="utf-8"))
-        zero = dict(options.get("zero_optimization", {}))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        given = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: no DeepSpeed config: {error}") from None
-    for key in options:
-        if key in OURS:
-            raise ConfigError(f"{file}: {key} is the run config's affair ({OURS[key]}); leave it out here")
-    for where, given, known in (("", options, BESIDE), ("zero_optimization.", zero, ZERO)):
-        unknown = sorted(given.keys() - known)
-        if unknown:
-            raise ConfigError(f"{file}: {where}{unknown[0]} cannot be used here; expected only {', '.join(sorted(known))}")
-    if zero.get("stage") not in (1, 2, 3):
-        raise ConfigError(
-            f"{file}: zero_optimization.stage is {zero.get('stage')!r}: expected 1, 2 or 3; for plain data parallelism use ddp.yaml"
-        )
+    if not isinstance(given, dict) or not isinstance(given.get("zero_optimization", {}), dict):
+        raise ConfigError(f"{file}: no DeepSpeed config: expected a JSON object with the object zero_optimization")
+    options = {key: value for key, value in given.items() if key == "zero_optimization" or not _neutral(value)}
+    zero = {key: value for key, value in options.get("zero_optimization", {}).items() if not _neutral(value)}
+    wrong = [f"{key} is the run config's affair ({OURS[key]}); leave it out here" for key in options if key in OURS]
+    for where, found, known in (("", options.keys() - OURS.keys(), BESIDE), ("zero_optimization.", zero.keys(), ZERO)):
+        if unknown := sorted(found - known):
+            names = ", ".join(f"{where}{key}" for key in unknown)
+            wrong.append(f"{names} cannot be used here; expected only {', '.join(sorted(known))}")
+    if zero.get("stage") not in (1, 2, 3) or isinstance(zero["stage"], bool):
+        wrong.append(f"zero_optimization.stage is {zero.get('stage')!r}: expected 1, 2 or 3; for plain data parallelism use ddp.yaml")
     for key in ("offload_optimizer", "offload_param"):
-        device = zero.get(key, {}).get("device", "cpu")
+        place = zero.get(key, {})
+        device = place.get("device", "cpu") if isinstance(place, dict) else place
         if device != "cpu":
-            raise ConfigError(f"{file}: zero_optimization.{key}.device is {device!r}: expected 'cpu', or no {key}")
-    return options
+            wrong.append(f"zero_optimization.{key}.device is {device!r}: expected 'cpu', or no {key}")
+    if wrong:
+        raise ConfigError(f"{file}: " + f"\n  {file}: ".join(wrong))
+    return {**options, "zero_optimization": zero}
+
+
+def _neutral(value: Any) -> bool:
+    """A value, or an object with a device or a switch, that asks for nothing."""
+    if isinstance(value, dict):
+        return any(key in value and (value[key] is False or _neutral(value[key])) for key in ("device", "enabled"))
+    return value is None or (isinstance(value, str) and value.lower() in NEUTRAL)
 
 
 def engine_of(name: str) -> type[Engine]:
