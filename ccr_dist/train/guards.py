@@ -51,12 +51,15 @@ class Guards:
         done.skipped += 1
         ranks = self._processes.all({"slots": batch.slots.tolist(), "items": batch.items})
         record = self._folder.path / "nonfinite" / f"step-{done.step:08d}.json"
-        if self._processes.main:
+
+        def keep() -> None:
             facts = {"step": done.step, "stage": values["stage"], "k": batch.k, "lang": batch.lang, "seed": self._config.seed}
             facts |= {"values": shown, "gradient_norms": dict(norms), "skipped": done.skipped, "ranks": ranks}
             self._folder.append("skipped.jsonl", {"step": done.step, **shown})
             record.parent.mkdir(exist_ok=True)
             replace_atomic(record, json.dumps(_strict(facts), indent=1, ensure_ascii=False).encode())
+
+        self._processes.together(keep if self._processes.main else lambda: None)
         allowed, named = self.allowed
         if done.skipped > allowed:
             worst = [name for name, norm in norms.items() if not math.isfinite(norm)]
@@ -82,9 +85,12 @@ class Guards:
             return
         lists = self._processes.all(batch.substituted)
         done.substituted += everywhere
-        if self._processes.main:
+
+        def keep() -> None:
             for entry in (entry for entries in lists for entry in entries):
                 self._folder.append("substituted.jsonl", {"step": done.step, **entry})
+
+        self._processes.together(keep if self._processes.main else lambda: None)
         runtime, drawn = self._config.runtime, samples(self._config, done)
         if done.substituted > (max(runtime.bad_samples, math.floor(runtime.bad_fraction * drawn)) if runtime.bad_samples else 0):
             raise DataBudgetError(

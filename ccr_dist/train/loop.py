@@ -251,7 +251,7 @@ class Training:
             self.stage = StageRun(
                 name, config=self.config, step=self.step, strategy=self.strategy, folder=self.folder, stop=self.stop,
                 order=self.orders[name], datasets=self.data[name], fields=self.fields[name], state=state,
-                phases=self.phases, tell=self.log.event,
+                phases=self.phases, tell=self.log.event, check=self.log.check,
             )  # fmt: skip
             for text in self.stage.advice:
                 if text not in said:
@@ -347,8 +347,13 @@ class Training:
         self.log.event(done.step, "checkpoint", {"stall_s": time.perf_counter() - begun})
 
     def _written(self) -> None:
-        """The last save is on disk, or every rank raises why it is not."""
-        self.strategy.together(self.writer.wait)
+        """The last save and the log are on disk, or every rank raises why they are not."""
+
+        def settle() -> None:
+            self.writer.wait()
+            self.log.check()
+
+        self.strategy.together(settle)
 
     def _publish(self, done: Progress) -> None:
         """RUN/model.safetensors: the selected weights, for everything that comes after training."""

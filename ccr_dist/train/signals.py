@@ -4,6 +4,7 @@ Noticed here on each rank, and agreed on: nobody leaves alone, since the others 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -44,8 +45,9 @@ class StopRequest:
             raise _Broken
 
     def seen(self) -> bool:
-        if self.reason is None and self.file.exists():
-            self.reason = f"file {self.file}"
+        with contextlib.suppress(OSError):  # storage that fails is told by what needs it, on all ranks alike
+            if self.reason is None and self.file.exists():
+                self.reason = f"file {self.file}"
         return self.reason is not None
 
     def unless(self, action: Callable[[], T]) -> T | None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config import RunConfig
@@ -22,6 +21,7 @@ from ..data.loader import Batch, Fields, make_loader, on_device
 from ..data.order import Order
 from ..data.table import Dataset
 from ..errors import ConfigError
+from ..models import tensorfile
 from . import checkpoint, memory
 from .assemble import seed_all
 from .caching import CachedOutputs, rounds
@@ -60,7 +60,8 @@ class StageRun:
         step: backbone and method; which of their parameters are trained is set here.
         state: a checkpoint of this stage to go on from; its weights are in `step` already.
         order, datasets, fields: what the stage reads.
-        phases: told what this rank is at. tell: takes events for the log.
+        phases: told what this rank is at. tell: takes events for the log. check: raises what went wrong with them on this rank; it is asked
+            after each step, and raised on all ranks.
 
     Raises:
         ConfigError: the method cannot be trained in this way under this strategy.
@@ -81,10 +82,12 @@ class StageRun:
         state: checkpoint.State | None = None,
         phases: Phases | None = None,
         tell: Tell = lambda step, name, values: None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.name, self.config, self.strategy, self.folder, self.stop = name, config, strategy, folder, stop
         self.settings, self.method = config.stages[name], step.method
         self._source = order, datasets, fields
+        self._check_log = check
         self.phases = phases or Phases(strategy.device)
         self._speed = Speed(strategy, self.phases, config.runtime)
         self._guards = Guards(config, strategy, folder, tell)
@@ -191,7 +194,7 @@ class StageRun:
             logged = (done.step + 1) % every == 0 or done.stage_step + 1 == last
             waiting = time.perf_counter()
             self.phases.begin(done.step, measured=logged)
-            batch = next(batches, None)
+            batch = self._next(batches)
             if batch is None:
                 return
             begun = time.perf_counter()
@@ -200,6 +203,26 @@ class StageRun:
             now = time.perf_counter()
             values |= {"data_s": begun - waiting, "step_s": now - begun, "samples_per_s": self.settings.batch / (now - waiting)}
             yield {**values, "logged": logged}
+
+    def _next(self, batches: Iterator[Batch]) -> Batch | None:
+        """One rank that cannot read its rows ends all: the others would wait for it in the step."""
+        batch, error = None, None
+        try:
+            batch = next(batches, None)
+        except Exception as caught:
+            error = caught
+        self._agree(error)
+        return batch
+
+    def _agree(self, error: Exception | None) -> None:
+        """Raise on every rank what went wrong on one of them. Collective."""
+
+        def fail() -> None:
+            if error is not None:
+                raise error
+
+        if self.strategy.any(error is not None):
+            self.strategy.together(fail)
 
     def _batches(self, first: int) -> Iterator[Batch]:
         order, datasets, fields = self._source
@@ -256,7 +279,7 @@ class StageRun:
             cached.backward(share) if cached else self.engine.backward(share)
         self._sum_entangled(cached is None)
         phases.enter("update")
-        self._trace(done.step, batch)
+        trouble = self._trouble(lambda: self._trace(done.step, batch))
         norms = self.engine.norms(self._groups) if logged else {}
         learning_rate = rate(settings, done.stage_step)
         norm = self.engine.update(learning_rate)
@@ -266,20 +289,31 @@ class StageRun:
                 self.ema.update(done.stage_step)
         phases.enter("agree")
         # One small collective carries all that ranks have to agree on.
-        report = [*losses.values(), *extra.values(), len(batch.substituted), self.stop.seen()]
+        trouble = trouble or self._trouble(self._check_log)
+        report = [*losses.values(), *extra.values(), len(batch.substituted), self.stop.seen(), trouble is not None]
         sums = strategy.sum(
             torch.stack([torch.as_tensor(v, dtype=torch.float64, device=strategy.device).detach() for v in report])
         ).tolist()
-        terms = dict(zip([*losses, *extra], sums[:-2], strict=True))
+        terms = dict(zip([*losses, *extra], sums[:-3], strict=True))
         total = sum(terms[name] for name in losses)
         values = {"stage": self.name, "lang": batch.lang, "loss": total, "lr": learning_rate, "grad_norm": norm, **terms}
         self._guards.finite(done, batch, values, self.engine.refused, scaled=strategy.scaler is not None)
         done.step, done.stage_step = done.step + 1, done.stage_step + 1
-        self._guards.substituted(done, batch, int(sums[-2]))
+        self._guards.substituted(done, batch, int(sums[-3]))
         self._guards.spike(done, batch, total)
         if logged:
             values |= {"norms": norms, "speed": self._speed.of_step(batch.lang)}
-        return {**values, "stopping": sums[-1] > 0}
+        if sums[-1]:
+            self._agree(trouble)
+        return {**values, "stopping": sums[-2] > 0}
+
+    def _trouble(self, action: Callable[[], None]) -> Exception | None:
+        """What goes wrong in `action`, to be raised when all ranks are ready for it."""
+        try:
+            action()
+        except Exception as error:
+            return error
+        return None
 
     def _sum_entangled(self, scaled: bool) -> None:
         """They are outside the wrapper, which averages; their gradient was multiplied by the world size (not where outputs were cached)."""
@@ -313,4 +347,4 @@ class StageRun:
             gradients = self.engine.gradients()
             if self.strategy.main:
                 kept = {name: value.detach().cpu().contiguous() for name, value in gradients.items()}
-                save_file(kept, self.folder.path / "trace" / f"gradients-{step:08d}.safetensors")
+                tensorfile.write(self.folder.path / "trace" / f"gradients-{step:08d}.safetensors", kept)

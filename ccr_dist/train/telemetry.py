@@ -7,6 +7,7 @@ held (bytes on each rank), spike. What nests in a line is `group/key` elsewhere:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -40,6 +41,7 @@ class Telemetry:
     def __init__(self, run: Path, *, active: bool, resumed_step: int, total_steps: int, title: str, config: RunConfig) -> None:
         self.active = active
         self.console = terminal.console(stderr=True)
+        self.trouble: Exception | None = None  # that a line could not be written; raised by `check`, when all ranks are ready for it
         if config.runtime.wandb is not None and importlib.util.find_spec("wandb") is None:
             raise ConfigError("runtime.wandb: wandb is not installed: pip install wandb, or leave the key out")
         if not active:
@@ -86,7 +88,18 @@ class Telemetry:
         if self.active:
             self.console.print(f"{self._title}: {text}", highlight=False, markup=False, soft_wrap=True)
 
+    def check(self) -> None:
+        """Raises what kept a line from being written."""
+        if self.trouble is not None:
+            raise self.trouble
+
     def _write(self, line: Mapping[str, Any]) -> None:
+        try:
+            self._put(line)
+        except Exception as error:
+            self.trouble = self.trouble or error
+
+    def _put(self, line: Mapping[str, Any]) -> None:
         with disk_errors(self.path):
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
             self._file.flush()
@@ -101,8 +114,10 @@ class Telemetry:
         if self.active:
             if self._bar is not None:
                 self._bar.stop()
-            self._file.close()
-            self._board.close()
+            with contextlib.suppress(OSError):  # every line was flushed, and what could not be is told by `check`
+                self._file.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
             if self._wandb is not None:
                 self._wandb.finish()
 
