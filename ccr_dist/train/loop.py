@@ -351,7 +351,7 @@ class Training:
 
         def settle() -> None:
             self.writer.wait()
-            self.log.check()
+            self.log.settle()
 
         self.strategy.together(settle)
 

@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -51,6 +52,7 @@ class Telemetry:
         self.path = run / "log.jsonl"
         _truncate(self.path, resumed_step)
         self._file = self.path.open("a", encoding="utf-8")
+        _leave_to_settle()
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_step + 1)
         self._wandb = _wandb(run, title, config)
         self._total = total_steps
@@ -93,6 +95,12 @@ class Telemetry:
         if self.trouble is not None:
             raise self.trouble
 
+    def settle(self) -> None:
+        """All lines are written, TensorBoard's too, or what kept them from it is raised."""
+        self.check()
+        if self.active:
+            self._board.flush()
+
     def _write(self, line: Mapping[str, Any]) -> None:
         try:
             self._put(line)
@@ -120,6 +128,18 @@ class Telemetry:
                 self._board.close()
             if self._wandb is not None:
                 self._wandb.finish()
+
+
+def _leave_to_settle() -> None:
+    """TensorBoard's thread keeps its error for the next call, which raises it; it need not print a traceback as well."""
+    hook = threading.excepthook
+
+    def but_the_board(arguments: threading.ExceptHookArgs) -> None:
+        if type(arguments.thread).__name__ != "_AsyncWriterThread" or not isinstance(arguments.exc_value, OSError):
+            hook(arguments)
+
+    if hook.__name__ != but_the_board.__name__:
+        threading.excepthook = but_the_board
 
 
 def _flat(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
