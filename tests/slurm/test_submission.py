@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import jobs
 import pytest
+import yaml
 
 from tests.slurm.cluster import ROOT, Cluster, log_of, script
 from tests.slurm.experiment import Experiment, Ground, training
@@ -64,6 +67,56 @@ def test_nodes_without_the_environment_are_named_and_left_out(cluster: Cluster, 
     assert "n1: " in said and "cannot import ccr_dist" in said and "preflight: n2: another environment" in said
     assert cluster.nodes_of(job) == ["n3", "n4"], said
     assert [end["exclude"] for end in experiment.attempts("train")] == [["n2"], []]  # n1 could not even write that down
+
+
+def test_a_site_that_exports_nothing_paths_of_any_name_and_edited_steps(cluster: Cluster, shared: Path) -> None:
+    home = shared / """my "own" project's $HOME `touch x` #1 %j"""
+    home.mkdir()
+    data = jobs.captions(home / "data", rows=(2, 2))
+    (home / "more.jsonl").write_text("".join(json.dumps({"key": key, "value": ["x"]}) + "\n" for s in (0, 1) for key in data.keys(s)))
+    steps = {
+        "import": {"command": "replay '$home/data' '$home/more.jsonl' --column caption.es.imp --quiet", "cpus": 1},
+        "verify": {"command": "shards verify '$home/data' -q", "cpus": 1},
+    }
+    experiment = Experiment.made(cluster, home / "experiment", steps)
+
+    def write(**sites: Any) -> None:
+        experiment.write("pipeline", {"name": "toy", "folder": str(home / "runs"), "values": {"home": str(home)}, "steps": steps})
+        experiment.write("profile", {**yaml.safe_load((experiment.folder / "profile.yaml").read_text()), **sites})
+
+    experiment.folder, run = home / "experiment", home / "runs" / "toy"
+    write()
+    cluster.environment["SBATCH_EXPORT"] = "NONE"
+    try:
+        first = experiment.try_submit()
+        assert first.returncode == 0, first.stderr
+        queued = [line["job"] for line in map(json.loads, (run / "jobs.jsonl").read_text().splitlines()) if line["event"] == "submitted"]
+        assert cluster.wait(queued[-1]) == "COMPLETED", log_of(run)
+    finally:
+        del cluster.environment["SBATCH_EXPORT"]
+    data.column("caption.es.imp").require_complete()
+
+    def status() -> dict[str, Any]:
+        done = experiment.ccr_dist("status", run, "--json")
+        return {step["step"]: step["states"] for step in json.loads(done.stdout)["steps"]}
+
+    assert status() == {"import": {"done": 1}, "verify": {"done": 1}}
+    again = experiment.try_submit()
+    assert again.stderr.count("nothing to queue") == 2, again.stderr
+
+    steps["verify"]["command"] += " --fast"
+    write(sbatch=["--hold"])
+    third = experiment.try_submit()
+    assert third.returncode == 0 and "import: nothing to queue" in third.stderr and "verify: job" in third.stderr, third.stderr
+    assert status()["verify"] == {"held": 1}
+    steps["verify"]["command"] += " --no-decode"
+    write()
+    refused = experiment.try_submit()
+    assert refused.returncode == 2 and "step verify (job" in refused.stderr and "ccr-dist cancel" in refused.stderr, refused.stderr
+    done = experiment.ccr_dist("cancel", run)
+    assert done.returncode == 0 and "cancelled" in done.stderr
+    nowhere = experiment.ccr_dist("cancel", home)
+    assert nowhere.returncode == 2 and "no run of a pipeline" in nowhere.stderr
 
 
 def test_dry_run_cancel_stop_and_resume(cluster: Cluster, ground: Ground, shared: Path) -> None:
