@@ -138,7 +138,7 @@ def _leave_to_settle() -> None:
         if type(arguments.thread).__name__ != "_AsyncWriterThread" or not isinstance(arguments.exc_value, OSError):
             hook(arguments)
 
-    if hook.__name__ != but_the_board.__name__:
+    if getattr(hook, "__name__", "") != but_the_board.__name__:
         threading.excepthook = but_the_board
 
 
