@@ -163,6 +163,7 @@ class Processor(ABC):
     inputs: tuple[str, ...] = ()
     batch: int = 64  # items an engine call, unless the user says otherwise
     width: int = 0  # of a matrix' vectors; needed only for a shard without any
+    bounded: bool = False  # whether what drives the engine always gives something back in time, by itself
     workers: int = 0  # processes that prepare, unless the user says otherwise; 0: threads, for preparation that is cheap
 
     @abstractmethod

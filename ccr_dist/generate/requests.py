@@ -60,6 +60,7 @@ class Generate(Processor):
     def __init__(self, engine: Generator, requests_a_row: int = 1) -> None:
         self.engine = engine
         self.batch = max(4, engine.in_flight // requests_a_row)
+        self.bounded = engine.bounded
         self._numbers = itertools.count()
         self._loaded = False
 

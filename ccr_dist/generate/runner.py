@@ -177,6 +177,8 @@ class _Job:
         try:
             for outcomes in self.processor.stream(feed, batch):
                 feed.back(ticket for ticket, _ in outcomes)
+                if self.processor.bounded:
+                    watch.heard()
                 if outcomes or feed.settled:
                     watch.heard()
                     self._keep(outcomes + feed.settled)

@@ -94,6 +94,7 @@ class Generator(ABC):
 
     Options: ClassVar[type[base.EngineOptions]] = GeneratorOptions
     in_flight: int = 64
+    bounded: ClassVar[bool] = False  # it ends every request by itself after some time: that nothing comes back is no sign that it hangs
 
     @abstractmethod
     def __init__(self, options: Any) -> None: ...

@@ -42,7 +42,7 @@ class OpenAiOptions(GeneratorOptions):
     concurrency: int = Field(64, ge=1, description="requests at once, at most; fewer while the server is overloaded")
     timeout_s: float = Field(300, gt=0, description="seconds that a request may take in all")
     retries: int = Field(5, ge=0, description="times a request is sent again that fails while others are answered")
-    backoff_s: float = Field(1, gt=0, description="seconds before the first retry; doubled before each next one, unless the server says")
+    backoff_s: float = Field(1, gt=0, description="seconds before a retry; doubled while nobody is answered, unless the server says")
     patience_s: float = Field(180, gt=0, description="seconds without any answer to anybody after which the server is given up")
     omit: tuple[Omitted, ...] = Field((), description="parameters that this server refuses, not to be sent: it uses its own defaults")
     check_model: bool = Field(True, description="ask the server for its models first, and refuse one that it does not list")
@@ -149,6 +149,7 @@ class OpenAi(Generator):
     """
 
     Options = OpenAiOptions
+    bounded = True
 
     def __init__(self, options: OpenAiOptions) -> None:
         self._options = options
@@ -247,7 +248,8 @@ class OpenAi(Generator):
             except Fault as e:
                 fault = e
             if attempt < options.retries:
-                await asyncio.sleep(fault.wait_s if fault.wait_s is not None else self._traffic.pause(attempt + 1))
+                self._traffic.setback(asyncio.get_running_loop().time(), jam=False)
+                await asyncio.sleep(fault.wait_s if fault.wait_s is not None else self._traffic.pause())
         raise EngineError(f"engine 'openai': {server.where} does not answer ({fault}); is the server up, and is it base_url?")
 
     async def _try_out(self, why: str) -> None:
@@ -283,9 +285,9 @@ class OpenAi(Generator):
                     if blamed > options.retries:
                         return DataError(f"{item.id}: the server failed on it {tries} times, but not on others: {fault}")
                     if unsure:
-                        self._traffic.jam(sent)
+                        self._traffic.shrink(sent)
             if not fault.no_room:
-                await asyncio.sleep(fault.wait_s if fault.wait_s is not None else self._traffic.pause(tries))
+                await asyncio.sleep(fault.wait_s if fault.wait_s is not None else self._traffic.pause())
 
     async def _answers_others(self, item: Item, times: int) -> bool:
         """More and more of them, for there may be several replicas, one of them broken, that take turns."""
@@ -309,8 +311,7 @@ class OpenAi(Generator):
 
     def _failing(self, fault: Fault, sent: float) -> None:
         """EngineError when nobody has been answered for too long."""
-        if fault.no_room:
-            self._traffic.jam(sent, fault.wait_s)
+        self._traffic.setback(sent, jam=fault.no_room, wait_s=fault.wait_s)
         now = time.monotonic()
         if self._fruitless is None:
             self._fruitless = now

@@ -15,11 +15,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-LONGEST = 60  # pauses that nobody asked for, in first pauses
+LONGEST = 60  # pause that nobody asked for, in first pauses
+FEWEST = 4  # requests at once that any server can refuse without harm: some are refused by chance, not for their number
 
 
 class Traffic:
-    """For one event loop; not safe in threads. most: requests at once; backoff_s: seconds of the first pause, doubled by each next jam."""
+    """For one event loop; not safe in threads. most: requests at once; backoff_s: seconds of the first pause; each next one is longer."""
 
     def __init__(self, most: int, backoff_s: float) -> None:
         self._most, self._backoff_s = most, backoff_s
@@ -27,13 +28,13 @@ class Traffic:
         self._out = 0  # requests that are with the server
         self._waiting: list[tuple[tuple[int, ...], int, asyncio.Future[None]]] = []
         self._count = itertools.count()
-        self._not_before = self._cut = 0.0  # loop time
-        self._jams = 0  # since the last answer
+        self._not_before = self._last = self._cut = 0.0  # loop time
+        self._setbacks = 0  # since the last answer
         self._dice = random.Random()
 
     @asynccontextmanager
     async def turn(self, *rank: int) -> AsyncIterator[float]:
-        """Waits for a place in the window, the lowest `rank` first. Gives the moment of sending, for `jam`."""
+        """Waits for a place in the window, the lowest `rank` first. Gives the moment of sending, for `setback`."""
         loop = asyncio.get_running_loop()
         place: asyncio.Future[None] = loop.create_future()
         heapq.heappush(self._waiting, (rank, next(self._count), place))
@@ -58,27 +59,35 @@ class Traffic:
                 self._out += 1
 
     def answered(self) -> None:
-        self._jams = 0
+        self._setbacks = 0
         self.window = min(self._most, self.window + 1 / self.window)
 
-    def jam(self, sent: float, wait_s: float | None = None) -> None:
-        """The server had no room for a request of the moment `sent`. wait_s: what it asks to wait.
+    def setback(self, sent: float, *, jam: bool, wait_s: float | None = None) -> None:
+        """A request of the moment `sent` failed. jam: the server had no room for it. wait_s: what it asks all to wait.
 
-        Requests that were on their way when the window was cut tell nothing new: they are of the same jam.
+        Requests that were on their way at the last setback tell nothing new: they are of the same one.
         """
         now = asyncio.get_running_loop().time()
-        pause = 0.0
-        if sent >= self._cut:
-            self._cut, self.window = now, max(1.0, self.window / 2)
-            self._jams += 1
-            pause = self.pause(self._jams)
-        if wait_s is not None:
-            pause = wait_s + self._dice.uniform(0, min(self._backoff_s, wait_s))  # all who were told so must not come at once
-        self._not_before = max(self._not_before, now + pause)
+        new, until = sent >= self._last, now
+        if new:
+            self._last = now
+            self._setbacks += 1
+        if jam:
+            self.shrink(sent)
+            until += self.pause() if new else 0
+        if jam and wait_s is not None:
+            until = now + wait_s + self._dice.uniform(0, min(self._backoff_s, wait_s))  # all who were told so must not come at once
+        self._not_before = max(self._not_before, until)
 
-    def pause(self, failures: int) -> float:
-        """Seconds after so many failures in a row, with jitter."""
-        return self._dice.uniform(0.5, 1) * self._backoff_s * min(LONGEST, 2 ** (failures - 1))
+    def shrink(self, sent: float) -> None:
+        """Fewer at once, for a request of the moment `sent` failed because there were too many."""
+        if sent >= self._cut:
+            self._cut = asyncio.get_running_loop().time()
+            self.window = max(min(FEWEST, self._most), self.window / 2)
+
+    def pause(self) -> float:
+        """Seconds after so many setbacks without an answer to anybody, with jitter; doubled by every second one."""
+        return self._dice.uniform(0.5, 1) * self._backoff_s * min(LONGEST, 2 ** (max(0, self._setbacks - 1) // 2))
 
 
 def retry_after(value: str | None, date: str | None = None) -> float | None:
