@@ -48,6 +48,8 @@ def _column(column: Column, done: list[int]) -> dict[str, Any]:
         "kind": column.kind,
         "shards": len(done),
         "complete": len(done) == len(column.dataset.shards),
+        "lost": {column.dataset.shards[shard]: why for shard, why in column.lost().items()},
+        "remedy": column.remedy,
         "bytes": sum(record["bytes"] for record in records),
         "rows": rows,
         "values": rows - sum(record["nulls"] for record in records),
@@ -119,6 +121,11 @@ def render(description: dict[str, Any], *, languages: int = 4) -> Group:
         size = f"{dataset['rows']} rows in {dataset['shards']} shards"
         parts.append(Text.assemble((dataset["root"], "bold"), f"  {dataset['name']}, {dataset['split']}: {size}"))
         parts.append(_table(dataset))
+        for column in dataset["columns"]:
+            if lost := column["lost"]:
+                more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+                what = f"{column['name']}: lost shards: {next(iter(lost.values()))}{more}; to make them again: {column['remedy']}"
+                parts.append(Text(what, "red"))
         if dataset["unfinished_files"]:
             parts.append(Text(f"{dataset['unfinished_files']} temporary files: being written now, or left by a crash", "dim"))
         for row in dataset["shown"]:

@@ -206,6 +206,24 @@ def test_a_payload_that_something_else_left_is_not_adopted(dataset, tmp_path):
         pull(URL, tmp_path / "e")
 
 
+def test_a_payload_lost_in_the_store_or_in_a_copy_is_missing_and_copied_again(dataset, tmp_path):
+    push(dataset.root, URL)
+    pull(URL, tmp_path / "e")
+    whole = tree(tmp_path / "e")
+    del MemoryFileSystem.store["/bucket/toy/caption.en/000001.tar"]
+    MemoryFileSystem().pipe_file("/bucket/toy/feature.x/000000.npy", b"cut")
+    remote.look_again()
+    there = Dataset(URL)
+    assert there.column("caption.en").finished() == {0, 2} and there.column("feature.x").missing() == [0]
+    with pytest.raises(DataError, match=rf"1 of 3 shards are missing \(000001\).*`ccr-dist shards push FOLDER {URL}`"):
+        there.column("caption.en").require_complete()
+    assert (push(dataset.root, URL)[0].shards, push(dataset.root, URL)[0].shards) == (2, 0)
+    assert verify(URL) == []
+    (tmp_path / "e/caption.en/000002.tar").write_bytes(b"cut")
+    (tmp_path / "e/feature.x/000001.npy").unlink()
+    assert pull(URL, tmp_path / "e")[0].shards == 2 and tree(tmp_path / "e") == whole
+
+
 def test_an_indexed_tar_goes_along_once(tmp_path, monkeypatch):
     """Its columns share it in the store, in the cache and in a pulled copy; nobody needs the original any more."""
     tar = tmp_path / "made-elsewhere.tar"

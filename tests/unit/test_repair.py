@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
 from corpus import folder_recipe, tree
 from jobs import Shout, captions, content
+from rich.console import Console
 from typer.testing import CliRunner
 
 from ccr_dist.data import store
 from ccr_dist.data.build import build
 from ccr_dist.data.cli import shards_app
 from ccr_dist.data.fields import Fields, sources
+from ccr_dist.data.inspect import describe, render
 from ccr_dist.data.recipes.base import load_recipe
 from ccr_dist.data.repair import repair
 from ccr_dist.data.seal import seal
@@ -67,6 +70,11 @@ def test_a_job_makes_a_lost_payload_again(job, damage, sealed):
     with pytest.raises((DataError, FileNotFoundError)):
         column.value(1, 0)
     assert any("000001.tar" in str(problem) and "make it again" in str(problem) for problem in verify(dataset.root, fast=True))
+    described = next(column for column in describe(dataset.root)["datasets"][0]["columns"] if column["name"] == XX)
+    assert (described["complete"], list(described["lost"])) == (False, ["000001"])
+    console = Console(width=400, record=True, file=io.StringIO())
+    console.print(render(describe(dataset.root)))
+    assert f"{XX}: lost shards: {dataset.root / XX}/000001.tar: " in console.export_text()
     done = shout(dataset)
     assert (done.done, done.skipped, done.rows) == (1, 1, 4)
     (dataset.root / XX / "000001.tar.damaged").unlink(missing_ok=True)
