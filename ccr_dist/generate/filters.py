@@ -26,6 +26,7 @@ DROPPED = {
     "unanswered": "thinking alone, no answer",
     "failed": "the engine gave no answer to this one of the row's requests",
 }
+COUNTED = (*DROPPED, "cut", *answer.REMOVED, "empty", "unchanged", "long")  # of answers, in this order, by all jobs that ask or translate
 _HEAD = 160  # characters, the first sentences: a refusal says so at once, and people in pictures say "I can't" too
 _PERIOD = 24  # longest loop that is looked for, in words or characters
 _LONG, _ALLOWED = 3.0, 40  # a translation so many times as long as its source, and so many letters more, is counted

@@ -15,8 +15,7 @@ from ccr_dist.data.table import Column, Dataset, open_all
 from ccr_dist.data.text import has_text, texts_of
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate import identify, languages
-from ccr_dist.generate.answer import REMOVED
-from ccr_dist.generate.filters import DROPPED, Filters, is_long, repeats
+from ccr_dist.generate.filters import COUNTED, Filters, is_long, repeats
 from ccr_dist.generate.translate import language_of
 
 if TYPE_CHECKING:
@@ -55,7 +54,6 @@ def quality(
 
 
 _REPEATS = Filters().repeats
-_COUNTED = (*DROPPED, *REMOVED, "cut")
 _MUCH = 0.02
 _WARNED = {
     "identical": "came out as they went in",
@@ -158,7 +156,7 @@ def _counted(column: Column, shard: int) -> Counter[str]:
     """What the job that made a shard counted of its answers."""
     try:
         counts = store.read_json(column.path(shard, "stats"))["counts"]
-        return Counter({name: int(counts[name]) for name in _COUNTED if counts.get(name)})
+        return Counter({name: int(counts[name]) for name in COUNTED if counts.get(name)})
     except (DataError, KeyError, TypeError, ValueError, AttributeError):  # made in another way, or by an earlier version
         return Counter()
 
@@ -228,21 +226,16 @@ def render(figures: list[dict[str, Any]]) -> Group:
 
     used = {role: next((one[role] for one in figures if one[role]), "none") for role in ("source", "human", "back")}
     titles = {"split": "split", "captions": "captions", "chrf": "chrF", "back_chrf": "back chrF", "length_ratio": "length"}
-    titles |= {
-        "identical": "same",
-        "empty": "empty",
-        "repeated": "loops",
-        "long": "long",
-        "language": "language",
-        "nulls": "null",
-        "unfinished": "to do",
-    }
+    titles |= {"identical": "same", "empty": "empty"}
+    further = {"repeated": "loops", "long": "long", "language": "language"}  # where there is something to see
+    titles |= {name: title for name, title in further.items() if any(one[name] for one in figures)}
+    titles |= {"nulls": "null", "unfinished": "to do"}
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in titles.values():
         table.add_column(title, justify="left" if title == "split" else "right")
     for one in figures:
         cells = {name: "-" if one[name] is None else str(one[name]) for name in titles}
-        cells |= {name: f"{one[name]:.1%}" for name in ("identical", "empty", "repeated", "long", "language") if one[name] is not None}
+        cells |= {name: f"{one[name]:.1%}" for name in ("identical", "empty", *further) if name in titles and one[name] is not None}
         table.add_row(*cells.values())
     about = f"{figures[0]['column']}; " + ", ".join(f"{role}: {name}" for role, name in used.items())
     notes = [Text(f"{one['split']}: counted by the job: {_listed(one['filtered'])}", "dim") for one in figures if one["filtered"]]

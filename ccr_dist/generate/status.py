@@ -6,6 +6,7 @@ enough, because a person reads the answer: they all come from the file system, s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from ccr_dist.data import store
 from ccr_dist.data.inspect import origin_of
 from ccr_dist.data.table import Column, Dataset, open_all
 from ccr_dist.errors import DataError
+from ccr_dist.generate.filters import COUNTED
 from ccr_dist.generate.lease import boot_id, lease_path, lock_is_free, look, read_lease
 from ccr_dist.redact import without_secrets
 
@@ -187,12 +189,22 @@ def _describe(column: Column, seen: _Look) -> dict[str, Any]:
             **{state: states[state] for state in ("working", "silent", "dead")},
         },
         "rows": {"total": dataset.rows, "done": rows, "bad": seen.bad},
+        "counts": dict(sorted(_counts(seen.stats).items())),
         "rows_per_s": rate,
         "tokens_per_s": tokens,
         "eta_s": round((dataset.rows - rows) / rate) if rate else None,
         "leases": [asdict(lease) for lease in seen.leases],
     }
     return {**described, "advice": _advice(column, seen, waiting)}
+
+
+def _counts(paths: list[Path]) -> Counter[str]:
+    """What the jobs counted, over the shards that the rate is taken from."""
+    counts: Counter[str] = Counter()
+    for path in paths:
+        with contextlib.suppress(DataError, KeyError, TypeError, AttributeError):  # gone, or written by an earlier version
+            counts.update(store.read_json(path)["counts"])
+    return counts
 
 
 def _span(path: Path) -> _Span | None:
@@ -266,6 +278,7 @@ def render(description: dict[str, Any]) -> Group:
         bad = f"; {rows['bad']} bad rows (*.errors.jsonl)" if rows["bad"] else ""
         if shards["done"] == shards["total"]:
             parts.append(Text(f"  complete: {shards['total']} shards, {rows['total']} rows{bad}"))
+            parts += _counted(column)
             continue
         begun = f" ({shards['begun']} of them begun)" if shards["begun"] else ""
         begun += f"; {shards['lost']} were done, but are damaged or gone" if shards["lost"] else ""
@@ -273,6 +286,7 @@ def render(description: dict[str, Any]) -> Group:
             Text(f"  {shards['done']} of {shards['total']} shards done, {shards['leased']} leased, {shards['waiting']} waiting{begun}")
         )
         parts.append(Text(f"  {rows['done']} of {rows['total']} rows{_speed(column)}{bad}"))
+        parts += _counted(column)
         if column["leases"]:
             table = Table(box=None, header_style="dim", padding=(0, 1))
             for heading in ("", "worker", "shard", "since", "rows", "tokens", "last beat", "state"):
@@ -288,6 +302,16 @@ def render(description: dict[str, Any]) -> Group:
                 parts.append(Text(f"  and {more} more leases", "dim"))
         parts += [Text(f"  {line}", "yellow") for line in column["advice"]]
     return Group(*parts) if parts else Group(Text(f"{description['path']}: no column here is made by a job"))
+
+
+def _counted(column: dict[str, Any]) -> list[Any]:
+    """What was dropped from answers, and removed around them."""
+    from rich.text import Text
+
+    if not (shown := [f"{name} {column['counts'][name]}" for name in COUNTED if column["counts"].get(name)]):
+        return []
+    part = f" (in the {RECENT} newest shards)" if column["shards"]["done"] > RECENT else ""
+    return [Text(f"  filters{part}: {', '.join(shown)}")]
 
 
 def _speed(column: dict[str, Any]) -> str:

@@ -190,6 +190,8 @@ def test_what_the_job_counted_is_shown(tmp_path: Path) -> None:
     engine = Parrot(Options(answers={"0-0/0": "Translation: ein rotes Auto", "0-0/1": "und und und und und"}))
     run(dataset, LlmTranslate(engine, "en", "de"), "caption.de.parrot", progress=False)
     [one] = quality(dataset.root, "caption.de.parrot")
-    assert one["filtered"] == {"preamble": 1, "repeated": 1}
+    assert one["filtered"] == {"empty": 1, "preamble": 1, "repeated": 1}
     done = CliRunner().invoke(app, ["shards", "quality", str(dataset.root), "--column", "caption.de.parrot"], catch_exceptions=False)
-    assert "train: counted by the job: preamble 1, repeated 1" in " ".join(done.output.split())
+    status = CliRunner().invoke(app, ["jobs", "status", str(dataset.root)], catch_exceptions=False)
+    assert "filters: repeated 1, preamble 1, empty 1" in " ".join(status.output.split())
+    assert "train: counted by the job: empty 1, preamble 1, repeated 1" in " ".join(done.output.split())
