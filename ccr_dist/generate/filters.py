@@ -132,7 +132,7 @@ def list_of(answer: str, finish: str) -> str | None:
         entries = _array(answer[first : last + 1]) if 0 <= first < last else None
     if entries is None and finish == "length" and "[" in answer:
         whole_ones = re.findall(r'"(?:[^"\\]|\\.)*"(?=\s*[,\]])', answer[answer.find("[") :], re.DOTALL)
-        entries = [json.loads(entry) for entry in whole_ones]
+        entries = [value for entry in whole_ones for value in _array(f"[{entry}]") or ()]  # an escape may be none
     if entries is None or not all(isinstance(entry, str) for entry in entries):
         return None
     return ", ".join(dict.fromkeys(" ".join(entry.split()) for entry in entries if entry.strip()))

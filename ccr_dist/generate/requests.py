@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ccr_dist.errors import DataError, EngineError
+from ccr_dist.errors import CcrError, DataError, EngineError
 from ccr_dist.generate.engines.generator import Answer, Generation, Generator, Renderer
 from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket
 
@@ -145,7 +145,14 @@ class Generate(Processor):
         if answers and not given:
             return Outcome(error=str(answers[0]))
         counts = Counter(requests=len(answers), tokens=sum(a.tokens for a in given), prompt_tokens=sum(a.prompt_tokens for a in given))
-        made = self.outcome(row.asked.about, answers)
+        try:
+            made = self.outcome(row.asked.about, answers)
+        except DataError as e:
+            return Outcome(error=str(e))
+        except (CcrError, OSError):
+            raise
+        except Exception as e:  # whatever a model can say that nobody thought of: it concerns this row alone
+            return Outcome(error=f"{row.ticket.key}: its answers cannot be used ({type(e).__name__}: {str(e)[:300]})")
         counts.update(made.counts)
         failed = [str(answer) for answer in answers if isinstance(answer, DataError)]
         return Outcome(made.value, made.error, {name: n for name, n in counts.items() if n}, "; ".join(failed) or None)

@@ -172,6 +172,23 @@ def test_what_failed_in_part_is_told_after_a_death_too(tmp_path: Path) -> None:
     assert json.loads(error) == {"key": "0-0", "error": "0-0/things: the parrot dislikes it"}
 
 
+def test_answers_that_break_what_reads_them_concern_their_row_alone(tmp_path: Path) -> None:
+    class Fragile(Describe):
+        def outcome(self, about: Any, answers: list[Any]) -> Outcome:
+            if any("brightness" in answer.text for answer in answers):
+                raise RecursionError("too deep")
+            return super().outcome(about, answers)
+
+    dataset = pictures(tmp_path / "d")
+    engine = Parrot(Options(answers={"0-1/long": "its brightness ..."}))
+    summary = run(dataset, Fragile(engine, prompt(tmp_path)), "description.x", workers=0, progress=False)
+    assert summary.complete and summary.bad == 1
+    assert "0-1: its answers cannot be used (RecursionError: too deep)" in (dataset.root / "description.x/000000.errors.jsonl").read_text()
+    cut = Parrot(Options(answers={"0-0/things": '["a b", "an \\q escape", "c d", "e'}, endless=("0-0/things",)))
+    run(dataset, Describe(cut, prompt(tmp_path)), "description.y", workers=0, progress=False)
+    assert dataset.column("description.y").value(0, 0)["views"]["things"] == "a b, c d"
+
+
 def test_a_job_goes_on_after_the_engine_died(tmp_path: Path) -> None:
     dataset = pictures(tmp_path / "d", rows=(6, 6))
     with pytest.raises(EngineError, match="gone"):
