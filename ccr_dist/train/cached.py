@@ -35,6 +35,16 @@ def all_fields(config: RunConfig, stages: Mapping[str, Stage], folder: RunFolder
     return found, list(dict.fromkeys(finder.lines))
 
 
+def of_another_rule(known: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> list[str]:
+    """A line for people where a run that reads pictures began (`known`: its identity then) before their rule was part of what it is."""
+    if known is None or "pictures" not in asked or "pictures" in known:
+        return []
+    return [
+        f"this run began when pictures were read by rule 0 and goes on with rule {VERSION} (turned by EXIF, 16-bit grey, ...: "
+        "ccr_dist/data/pictures.py): where there are such pictures in its data, its numbers are of both"
+    ]
+
+
 class _Finder:
     def __init__(self, config: RunConfig, known: set[str] | None) -> None:
         """`known`: the columns that the run reads, as its identity names them; None: it has not begun."""

@@ -19,12 +19,13 @@ from torch import Tensor
 from ..config import RunConfig
 from ..data.loader import content_digests, sources
 from ..data.order import Order, mix
+from ..data.pictures import VERSION
 from ..data.store import differences, digest_json
 from ..errors import CheckpointError, ConfigError
 from ..methods import base
 from . import checkpoint, memory
 from .assemble import build_method, check_columns, open_datasets, train_sets, training_texts
-from .cached import all_fields
+from .cached import all_fields, of_another_rule
 from .ema import selected
 from .guards import samples
 from .measure import blank, selection_queries, total, validate
@@ -89,6 +90,10 @@ class Training:
             digests |= content_digests(self.data[name], fields, self.orders[name].languages)
         orders = {name: order.digest for name, order in self.orders.items()}
         self.identity = identity(self.config, digests, orders, world=self.strategy.world)
+        visuals = [(self.data[name], fields.visual) for name, fields in self.fields.items() if fields.visual]
+        if any(dataset.column(visual).kind == "image" for datasets, visual in visuals for dataset in datasets):
+            self.identity["pictures"] = VERSION
+        self.stand_ins += of_another_rule(self.folder.identity(), self.identity)
 
     def _unless_stopped(self, action: Callable[[], None]) -> None:
         """What this rank does alone, before there is anything to save. Raises Stopped on all ranks where one was asked to stop."""

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from ccr_dist.config import RunConfig, load_config
+from ccr_dist.data.pictures import VERSION
 from ccr_dist.data.table import Dataset
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate.featurise import Featurise
@@ -71,6 +72,7 @@ def test_columns_of_the_same_encoder_and_content_stand_in_and_the_run_says_so(pa
     assert read(path) == read(path, "runtime.cached_features=false")
     computed = train(path, "name=computed")
     assert "cached features" not in capsys.readouterr().err
+    assert json.loads((computed.folder / "identity.json").read_text())["pictures"] == VERSION
     for source, name in (("image", IMAGE), ("caption.en", ENGLISH)):
         featurise(path, source, name)
     fields, lines = read(path)
@@ -132,6 +134,13 @@ def test_pictures_that_were_read_by_another_rule_do_not_stand_in_for_those_of_to
     folder.path.mkdir(parents=True)
     (folder.path / "identity.json").write_text(json.dumps({"datasets": {f"toy/train/{IMAGE}": "0"}}))
     assert read(path)[0]["cma"].visual == IMAGE  # a run goes on with what it began with
+
+
+def test_a_run_that_began_under_another_rule_for_pictures_goes_on_and_says_so():
+    (said,) = cached.of_another_rule({"seed": 0}, {"seed": 0, "pictures": VERSION})
+    assert "began when pictures were read by rule 0 and goes on with rule 1" in said
+    assert cached.of_another_rule(None, {"pictures": VERSION}) == cached.of_another_rule({"pictures": VERSION}, {"pictures": VERSION}) == []
+    assert cached.of_another_rule({"seed": 0}, {"seed": 0}) == []  # reads no pictures
 
 
 def test_features_of_one_name_that_were_made_in_two_ways_are_not_compared_with_each_other(path):
