@@ -6,10 +6,11 @@ column's bytes, so a change of the rules is a new version, and columns of two ve
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 
-from ccr_dist.generate.phrases import ANSWERS, BEHIND, BEHIND_TRANSLATIONS, HERE, NOTE, QUOTES, SURE
+from ccr_dist.generate.phrases import ANSWERS, BEHIND, BEHIND_TRANSLATIONS, DESCRIPTIONS, HERE, NOTE, QUOTES, SURE
 from ccr_dist.generate.sentences import TERMINALS
 
 VERSION = 1
@@ -36,12 +37,18 @@ CLOSES = re.compile(
     r"<unused95>|<channel\|>|<\|channel\|>\s*final\b[^<]*<\|message\|>|^[ \t]*here (?:is|are) my (?:response|answer)\s*:",
     re.IGNORECASE | re.MULTILINE,
 )
+_LABELLED = re.compile(
+    r"\A[*#\s]*(?:thoughts?|thinking|reasoning|analysis)[*\s]*:.*?\n[*#\s]*"
+    r"(?:final )?(?:answer|response|description|caption|translation)[*\s]*:[*\s]*",
+    re.IGNORECASE | re.DOTALL,
+)
 _HARMONY = re.compile(r"\Aanalysis(?=[A-Z\W])(?:.*?assistantfinal|.*\Z)", re.DOTALL)  # gpt-oss, its special tokens left out
 
 
 def _without_thinking(text: str, source: str) -> str:
     """A part that is not closed goes on to the end, one that was not opened began at the start."""
     text = _HARMONY.sub("", text, count=1) if not source.startswith("analysis") else text
+    text = _LABELLED.sub("", text, count=1) if ":" not in source else text
     opened, first = OPENS.search(text), CLOSES.search(text)
     if any(mark is not None and mark.group().strip() in source for mark in (opened, first)) and source:
         return text
@@ -72,11 +79,21 @@ _SPECIAL = re.compile(
 _ANSWER = re.compile(
     r"<(answer|final_answer|translation|response|output|result|caption|description)>(.*?)(?:</\1>|\Z)", re.IGNORECASE | re.DOTALL
 )
+_STRAY = re.compile(r"</?(?:answer|final_answer|translation|response|output|result|caption|description)>", re.IGNORECASE)
+_NEXT_TURN = re.compile(
+    r"(?:\n\s*|(?=###))(?:###\s*)?(?:human|user|USER|Human|User)\s*:.*\Z|\s*###\s*(?:Human|User|Instruction)\b.*\Z", re.DOTALL
+)
+_TURN_BEFORE = re.compile(r"\A(?:system\n.*?\n)?user\n.*?\nassistant\n|\A\s*(?:###\s*)?(?:assistant|ASSISTANT|Assistant)\s*:\s*", re.DOTALL)
+_INVISIBLE = re.compile("\\A[\u200b\ufeff\u2060]+|[\u200b\ufeff\u2060]+\\Z")
 _BOXED = re.compile(r"\A\$*\\boxed\{(?:\\text\{)?([^{}]*)\}?\}\$*\Z", re.DOTALL)
 
 
 def _without_specials(text: str, source: str) -> str:
-    text = _HEADER.sub("", text)
+    text = _INVISIBLE.sub("", _HEADER.sub("", text))
+    if not _TURN_BEFORE.match(source):
+        text = _TURN_BEFORE.sub("", text)
+    if (following := _NEXT_TURN.search(text)) is not None and text[: following.start()].strip() and not _NEXT_TURN.search(source):
+        text = text[: following.start()]
     turn = _TURN.search(text)
     while turn is not None and turn.group() not in source:
         if text[: turn.start()].strip():
@@ -88,6 +105,8 @@ def _without_specials(text: str, source: str) -> str:
         text = tagged.group(2)
     if (boxed := _BOXED.search(text)) is not None:
         text = boxed.group(1)
+    if not _STRAY.search(source):
+        text = _STRAY.sub("", text)
     return _SPECIAL.sub(lambda match: match.group() if match.group() in source else "", text)
 
 
@@ -97,14 +116,34 @@ _FENCE = re.compile(r"\A(?P<fence>```+|~~~+)[\w+-]*[ \t]*\n?(?P<inside>.*?)\n?[ 
 _EMPHASIS = re.compile(r"\A(\*\*\*|\*\*|\*|___|__|_|`)(?![\s*_`])([^*_`]+)(?<!\s)\1\Z", re.DOTALL)
 
 
+_TAGGED = re.compile(r"\A<(b|i|p|em|strong|span|div|u)>(.*)</\1>\Z", re.IGNORECASE | re.DOTALL)
+_BULLET = re.compile(r"\A[-*>•–]\s+(?=[^\n]+\Z)")
+
+
 def _without_fence(text: str, source: str) -> str:
-    if source[:1] in ("*", "_", "`", "~") and source:
+    if source and source[:1] in "*_`~<{->•–":
         return text
+    if text[:1] == "{" and (value := _only_text(text)) is not None:
+        return value
+    if (tagged := _TAGGED.match(text)) is not None:
+        return tagged[2]
+    if source and (bullet := _BULLET.match(text)) is not None:
+        return text[bullet.end() :]
     if (fence := _FENCE.match(text)) is not None:
         return fence["inside"]
     if (emphasis := _EMPHASIS.match(text)) is not None:
         return emphasis[2]
     return text
+
+
+def _only_text(text: str) -> str | None:
+    """The one value of a JSON object."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    (only,) = value.values() if isinstance(value, dict) and len(value) == 1 else (None,)
+    return only if isinstance(only, str) and len(only) < len(text) else None
 
 
 # -- preambles and labels
@@ -118,7 +157,12 @@ _COLON = r"[ \t]*[*_]{0,3}[:：][*_]{0,3}[ \t]*"
 _SAID_SURE = re.compile(rf"\A(?:{SURE})(?P<mark>[!！.。,，、]+)\s*", re.IGNORECASE)
 _ANNOUNCED = re.compile(rf"\A(?:{HERE})(?P<about>[^\n:：]{{0,140}}){_COLON}(?P<line>\n?)\s*", re.IGNORECASE)
 _ABOUT = re.compile(rf"(?<!\w)(?:{ANSWERS})|(?:翻译|翻譯|译文|譯文|翻訳|訳|描述|説明|번역|설명)", re.IGNORECASE)
-_NAMED = re.compile(rf"\A[*_#\s]{{0,6}}(?:{_LABEL}){_COLON}\s*", re.IGNORECASE)
+_NAMED = re.compile(rf"\A[*_#\s]{{0,6}}(?:{_LABEL}|{DESCRIPTIONS}){_COLON}\s*", re.IGNORECASE)
+_HERE_YOU_GO = re.compile(
+    r"\A(?:here (?:you go|it is)|there you go|as requested|(?:it|this|that) translates to|bitte(?: schön| sehr)?|voilà)[ \t]*[:：]\s*",
+    re.IGNORECASE,
+)
+_ARROW = re.compile(r"\s*(?:->|→|=>|=|:|：|–|—|\n)\s*(?=\S)")
 _NAMED_TRANSLATION = re.compile(rf"\A[*_#\s]{{0,6}}(?:{_LABELS})(?:[ \t]*[(（][^()（）\n]{{1,40}}[)）])?{_COLON}\s*", re.IGNORECASE)
 _LINE = re.compile(rf"\A[^\n]{{1,200}}?{_COLON}\n+\s*(?=\S)")
 _LAUTET = re.compile(
@@ -145,8 +189,12 @@ def _without_preamble(text: str, source: str, names: Sequence[str]) -> str:
             or (sure["mark"] in ".。" and not source)
         ):
             return rest
+    if source and text[: len(source)].casefold() == source.casefold() and (arrow := _ARROW.match(text, len(source))):
+        return text[arrow.end() :]  # the source is said again, and then its translation
     if _COLONS.search(own):
         return text
+    if (said := _HERE_YOU_GO.match(text)) is not None:
+        return text[said.end() :]
     if announced := _announced(text):
         return text[announced:]
     if "translation" not in source.lower() and (said := _THE_IS.match(text)) is not None:
@@ -157,6 +205,9 @@ def _without_preamble(text: str, source: str, names: Sequence[str]) -> str:
         if (named := pattern.match(text)) is not None:
             return text[named.end() :]
     for name in names:
+        later = list(re.finditer(rf"\n[*_#\s]{{0,6}}{re.escape(name)}(?: translation)?{_COLON}", text, re.IGNORECASE)) if source else []
+        if later:
+            return text[later[-1].end() :]
         language = re.match(
             rf"\A[*_#\s]{{0,6}}(?:in )?{re.escape(name)}(?:[ \t]*[(（][^()（）\n]{{1,40}}[)）])?{_COLON}\s*", text, re.IGNORECASE
         )
@@ -195,7 +246,18 @@ _SENTENCE_BEHIND = re.compile(
 )
 
 
+_ALTERNATIVES = re.compile(r"\A1[.)]\s+(?P<first>[^\n]+)\n+\s*2[.)]\s.*\Z", re.DOTALL)
+_OR = re.compile(
+    r"\n\s*[(*_]{0,3}(?:or|oder|ou|o|u|или|або|または|或|或者|또는|atau|veya|eller|lub|nebo)[)*_]{0,3}[:,]?\s*\n.*\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
 def _without_note(text: str, source: str) -> str:
+    if source and (several := _ALTERNATIVES.match(text)) is not None:
+        text = several["first"]
+    if source and (other := _OR.search(text)) is not None and text[: other.start()].strip():
+        text = text[: other.start()]
     if not _BRACKETED.search(source):
         text = _BRACKETED.sub("", text)
     for pattern in (_LINE_NOTE, _LINE_BEHIND, _SENTENCE_BEHIND, *[_LINE_BEHIND_TRANSLATION] * bool(source)):
@@ -250,8 +312,8 @@ def clean(text: str, *, source: str = "", names: Sequence[str] = (), cut: bool =
     """(the answer alone, what was removed around it: keys of REMOVED). A text in which nothing but thinking is has no answer: "".
 
     source: what was translated (marks, labels and notes that it has itself are kept); "" where the text is no translation. names: of the
-    languages, as labels call them. cut: the text ended at the token limit, so that a closing mark may be missing. Cleaning what is clean
-    changes nothing.
+    target language, as labels call it. cut: the text ended at the token limit, so that a closing mark may be missing. Cleaning what is
+    clean changes nothing.
     """
     text, source, removed = text.strip(), source.strip(), []
     steps: dict[str, Callable[[str], str]] = {

@@ -66,7 +66,7 @@ class LlmTranslate(Generate):
             if self.prompt.uses(field)
         }
         self._direction = {"source": languages.normal(source), "target": languages.normal(target)}
-        self._names = [*languages.titles(target), *languages.titles(source), *self._fields.values()]
+        self._names = [*languages.titles(target), *filter(None, [languages.name(target)])]
 
     def check(self, dataset: Dataset) -> None:
         column = dataset.column(self.inputs[0])

@@ -23,12 +23,18 @@ HERE = (  # the answer is announced
 )
 ANSWERS = (  # what an answer is called
     r"translat\w*|captions?|descriptions?|answers?|versions?|responses?|output|lists?|json(?: array)?|objects|"
-    r"attributes|summary|traducci\w*|tradu[cç][aã]o|traduction|tradu\w*|übersetz\w*|traduzion\w*|перевод\w*|翻译\w*|"
+    r"attributes|summary|what i (?:can )?see|breakdown|"
+    r"traducci\w*|tradu[cç][aã]o|traduction|tradu\w*|übersetz\w*|traduzion\w*|перевод\w*|翻译\w*|"
     r"翻譯\w*|译文|譯文|翻訳\w*|訳文?|번역\w*|ترجم\w*|الترجمة|अनुवाद\w*|অনুবাদ\w*|மொழிபெயர்ப்பு\w*|అనువాదం|çeviri\w*|"
     r"tercüme\w*|tłumacz\w*|překlad\w*|vertaling\w*|översättning\w*|overs[æe]t\w*|käännös\w*|bản dịch|คำแปล|แปล\w*|"
     r"terjemahan\w*|traducere\w*|переклад\w*|превод\w*|μετάφραση|תרגום|fordítás\w*|vertimas|tõlge|tulkojum\w*|"
     r"prijevod|tafsiri|beschreibung|bildunterschrift|legenda|légende|descri[pcçz]\w*|описани\w*|подпис\w*|описание|"
     r"描述|説明|标题|標題|キャプション|설명\w*|캡션|الوصف|وصف|विवरण"
+)
+DESCRIPTIONS = (  # what a description is called
+    r"description de l['’]image|descripción(?: de la imagen)?|descrição(?: da imagem)?|(?:bild)?beschreibung(?: des bildes)?|"
+    r"descrizione(?: dell['’]immagine)?|описание(?: изображения)?|"
+    r"(?:图片|图像|圖片|画像の?)?(?:描述|説明文?)|이미지 설명|وصف الصورة|चित्र (?:का )?विवरण"
 )
 NOTE = (  # what begins a note about the answer
     r"(?:please )?notes?|n\.\s?b\.|nb|remarks?|translator['’]?s? notes?|translation notes?|explanations?|"

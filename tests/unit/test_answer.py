@@ -10,7 +10,7 @@ from ccr_dist.generate.answer import REMOVED, clean
 from ccr_dist.generate.sentences import TERMINALS, ends, unspaced, whole
 
 SOURCE, RED = "a red car", "ein rotes Auto"
-NAMES = ["German", "Deutsch", "English"]
+NAMES = ["German", "Deutsch"]
 
 AROUND = {
     "thinking": [
@@ -29,6 +29,8 @@ AROUND = {
         "<|inner_prefix|>hm<|inner_suffix|>{}",
         "<|channel|>analysis<|message|>We need it.<|end|><|start|>assistant<|channel|>final<|message|>{}<|return|>",
         "analysisWe need it in German.assistantfinal{}",
+        "**Thinking:** hm\n\n**Answer:** {}",
+        "Thought: it is red\nFinal answer: {}",
         "Here is my thought process:\nhm\nHere is my response:\n{}",
     ],
     "special": [
@@ -45,9 +47,15 @@ AROUND = {
         "<translation>\n{}",
         "\\boxed{{{}}}",
         "{} \ud83d",
+        "\u200b{}\ufeff",
+        "{}</translation>",
+        "user\nTranslate it\nassistant\n{}",
+        "ASSISTANT: {}",
+        "{}\nUSER: and now?",
+        "{}### Human: and now?",
         "<pad> {}",
     ],
-    "fence": ["```\n{}\n```", "```text\n{}", "`{}`", "**{}**", "~~~\n{}\n~~~"],
+    "fence": ["```\n{}\n```", "```text\n{}", "`{}`", "**{}**", "~~~\n{}\n~~~", "- {}", "> {}", "<b>{}</b>", '{{"translation": "{}"}}'],
     "preamble": [
         "Here is the translation:\n\n{}",
         "Here's the German translation: {}",
@@ -84,6 +92,12 @@ AROUND = {
         "إليك الترجمة:\n{}",
         "Çeviri: {}",
         "Bản dịch: {}",
+        "Here you go: {}",
+        "It translates to: {}",
+        "A red car -> {}",
+        "a red car = {}",
+        "a red car\n{}",
+        "English: a red car\nGerman: {}",
     ],
     "note": [
         '{}\n\n(Note: "Auto" is neuter.)',
@@ -98,6 +112,8 @@ AROUND = {
         "{} (Nota: informal)",
         "{}\n(Примечание: разговорное)",
         '{}\n\nThe word "rot" means red.',
+        "{}\n\noder\n\nein roter Wagen",
+        "1. {}\n2. ein roter Wagen",
     ],
     "quotes": [
         '"{}"',
@@ -158,6 +174,11 @@ def test_thinking_alone_is_no_answer(said: str) -> None:
         ("5:30 on a clock", "5:30 auf einer Uhr"),
         ("the caption of a picture", "die Bildunterschrift eines Bildes"),
         ("a translation of a book", "eine Übersetzung eines Buchs"),
+        ("Assistant: hello", "Assistent: hallo"),
+        ("- a list", "- eine Liste"),
+        ("{x}", '{"x": "y"}'),
+        ("<b>bold</b>", "<b>fett</b>"),
+        ("a red car", "a red car"),
         ("a b*c* d", "ein b*c* d"),
     ],
 )
@@ -195,6 +216,10 @@ def test_what_belongs_to_a_description_stays(text: str) -> None:
         ("A dog runs.\n\nLet me know if you need more.", "A dog runs."),
         ("A dog runs. I hope this description helps!", "A dog runs."),
         ("```json\n[1]\n```", "[1]"),
+        ("Sure, here's what I see: A dog runs.", "A dog runs."),
+        ("图片描述：一只狗。", "一只狗。"),
+        ("Description de l'image : un chien.", "un chien."),
+        ("A dog runs.\n\nHuman: What else?", "A dog runs."),
         ("以下是图片的描述：\n一只狗。", "一只狗。"),
     ],
 )
@@ -264,8 +289,8 @@ def test_cleaning_is_idempotent(forms: list[str], text: str, source: str, cut: b
 )
 def test_long_odd_texts_take_no_time(piece: str) -> None:
     """Patterns that look back over a text again and again would take minutes (pytest's own limit ends them)."""
-    clean(piece * (4000 // len(piece)), source=SOURCE, names=NAMES)
-    clean(piece * (4000 // len(piece)) + "x", cut=True)
+    clean(piece * (2000 // len(piece)), source=SOURCE, names=NAMES)
+    clean(piece * (2000 // len(piece)) + "x", cut=True)
 
 
 # -- sentences
