@@ -148,6 +148,9 @@ def _colours(image: Image.Image, what: object) -> Image.Image:
         return Image.fromarray(_inverted(image, _scaled(np.asarray(image), what))).convert("RGB")
     if image.mode == "LAB":
         return Image.fromarray(_srgb(np.asarray(image)))
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple) and max(clear) > 255:  # of RGB with 16 bits, of which Pillow gives the high bytes
+        image.info["transparency"] = tuple(part >> 8 for part in clear)
     if image.mode == "La":
         image = image.convert("LA")
     return image.convert("RGBA" if image.has_transparency_data else "RGB")

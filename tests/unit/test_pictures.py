@@ -160,6 +160,16 @@ def test_a_grey_of_16_bits_with_a_transparent_value() -> None:
     assert open_picture(data).mode == "RGBA"
 
 
+def test_rgb_of_16_bits_with_a_transparent_colour() -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    first, second = (0x1234, 0x8000, 0xFFFF), (0x00FF, 0xFF00, 0x7F80)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)) + chunk(b"tRNS", struct.pack(">3H", *first))
+    data += chunk(b"IDAT", zlib.compress(b"\0" + struct.pack(">6H", *first, *second))) + chunk(b"IEND", b"")
+    assert [decode_image(data).getpixel((c, 0)) for c in range(2)] == [(255, 255, 255), (0x00, 0xFF, 0x7F)]
+
+
 @pytest.mark.parametrize(
     "mode, values, said",
     [
