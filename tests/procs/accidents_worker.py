@@ -16,15 +16,17 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ccr_dist.config import RunConfig, load_config
-from ccr_dist.errors import CcrError
+from ccr_dist.data.batch import Batch
+from ccr_dist.errors import CcrError, DataError, StorageError
 from ccr_dist.train import checkpoint, loop, measure
 from ccr_dist.train.stage import Progress, StageRun
 from ccr_dist.train.strategy import Strategy
+from ccr_dist.train.telemetry import Telemetry
 from tests import tiny, toy
 from tests.procs import forked
 from tests.procs.resume_worker import CUT, TOTAL, config, distance, losses, prepare, replaced, strategy_of
@@ -136,6 +138,29 @@ def poisoned(folder: Path, found: dict[str, Any]) -> None:
         found[f"nan {spread}"] = {"raised": told, "problems": left, "steps": sorted(losses(settings.folder))}
 
 
+def one_rank_alone(folder: Path, found: dict[str, Any]) -> None:
+    """What only one rank does goes wrong: the first one's log has no room, the last one cannot read its rows."""
+
+    class Log(Telemetry):
+        def _put(self, line: Mapping[str, Any]) -> None:
+            if line["step"] == 3:
+                raise StorageError(f"{self.path}: no room")
+            super()._put(line)
+
+    class Rows(StageRun):
+        def _batches(self, first: int) -> Iterator[Batch]:
+            for number, batch in enumerate(super()._batches(first)):
+                if number == 1 and self.strategy.rank == self.strategy.world - 1:
+                    raise DataError("rows: cannot be read")
+                yield batch
+
+    for name, kind in {"Telemetry": Log, "StageRun": Rows}.items():
+        settings = config(folder, f"alone-{name.lower()}", "fp32")
+        strategy = strategy_of("ddp", settings)
+        with replaced(loop, **{name: kind}):
+            found[f"alone {name}"] = raised(settings, strategy)
+
+
 def raised(settings: RunConfig, strategy: Strategy) -> list[tuple[int, str]]:
     """Exit code and message of the error that ends the run, of every rank."""
     return strategy.all(_raised(settings, strategy))
@@ -170,4 +195,4 @@ if __name__ == "__main__":
     forked.prepare()
     forked.world(1, prepare_all, root)
     forked.world(1, scenes, root, root / "alone.json", alone)
-    forked.world(2, scenes, root, root / "together.json", together, damaged, full_disk, poisoned)
+    forked.world(2, scenes, root, root / "together.json", together, damaged, full_disk, poisoned, one_rank_alone)

@@ -45,6 +45,11 @@ def test_a_full_disk_ends_all_ranks_and_leaves_the_checkpoint_before(found: dict
     assert scene["resumed"] == [4, 4] and scene["step"] == 7
 
 
+def test_what_one_rank_cannot_write_or_read_ends_all_ranks_alike(found: dict[str, Any]) -> None:
+    assert [code for code, _ in found["alone Telemetry"]] == [5, 5] and all("no room" in said for _, said in found["alone Telemetry"])
+    assert [code for code, _ in found["alone StageRun"]] == [3, 3] and all("cannot be read" in said for _, said in found["alone StageRun"])
+
+
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "fsdp2"])
 def test_too_many_gradients_that_are_not_finite_end_all_ranks_alike(found: dict[str, Any], strategy: str) -> None:
     scene = found[f"nan {strategy}"]
