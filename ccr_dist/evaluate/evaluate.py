@@ -1,7 +1,7 @@
 """Encodes a gallery and the captions of every language on all ranks (`encode`), and turns them into results (`results`).
 
-Belongs here: reading through `data.sweep`, gathering, the check that everything was counted once, the example queries. Ranks come from
-`retrieval.py`, metrics from `protocols.py`. Models are put in eval mode by the caller.
+Belongs here: reading through `data.sweep`, gathering, the check that everything was counted once. Ranks come from `retrieval.py`, metrics
+from `protocols.py`, the example queries from `examples.py`. Models are put in eval mode by the caller.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from torch import Tensor
 
 from ccr_dist.data.sweep import Items, Sweep, gallery, sweep
 from ccr_dist.data.table import Dataset
-from ccr_dist.data.text import has_text, texts_of
+from ccr_dist.data.text import has_text
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate import retrieval
+from ccr_dist.evaluate.examples import Texts, pick
 from ccr_dist.evaluate.protocols import language_result
 from ccr_dist.evaluate.retrieval import Bank, merge
-from ccr_dist.evaluate.schema import Example, Hit, LanguageResult
+from ccr_dist.evaluate.schema import LanguageResult
 from ccr_dist.losses.gather import gather_rows, largest, row_counts
 from ccr_dist.losses.gather import world as rank_and_world
 
@@ -223,9 +224,9 @@ def results(
         found = retrieval.ranks(asked.bank, encoded.visual, torch.from_numpy(item), torch.from_numpy(group), **scoring)
         t2v, v2t, v2t_items = (ranks.numpy() for ranks in (found.text_to_visual, found.visual_to_text, found.visual_to_text_items))
         assert (t2v > 0).all(), "every caption has a rank"
-        picked = _pick(item, examples)
+        picked = pick(item, examples)
         best, scores = retrieval.top_k(asked.bank, encoded.visual, torch.from_numpy(picked), SHOWN, **scoring)
-        table = _Texts(encoded.dataset, (shown or {}).get(lang, asked.column), english_column)
+        table = Texts(encoded.dataset, (shown or {}).get(lang, asked.column), english_column)
         kept = []
         for q, top, values in zip(picked, best.tolist(), scores.tolist(), strict=True):
             hits = [(gallery_rows[v], round(value, 6), bool(group[v] == group[item[q]])) for v, value in zip(top, values, strict=True)]
@@ -303,49 +304,3 @@ def _groups(dataset: Dataset, column: str | None) -> np.ndarray:
         for row, label in zip(block.rows.tolist(), block.values, strict=True):  # blank ones are none
             alone[row] = dataset.rows + number.setdefault(label, len(number))
     return alone
-
-
-def _pick(item: np.ndarray, n: int) -> np.ndarray:
-    """The first captions of n items spread evenly over the gallery: the same for every method on the same captions."""
-    first = np.unique(item, return_index=True)[1]
-    return first[np.unique(np.linspace(0, len(first) - 1, min(n, len(first)) + 2)[1:-1].round().astype(int))] if len(first) > n else first
-
-
-class _Texts:
-    """Keys and texts of single rows, for the examples."""
-
-    def __init__(self, dataset: Dataset, query_column: str, english_column: str | None) -> None:
-        self._dataset = dataset
-        self._query = dataset.column(query_column)
-        there = english_column in dataset.columns()  # a training set's descriptions need not exist of the others
-        self._english = dataset.column(english_column) if english_column and there else None
-        self._ends = np.cumsum(dataset.shard_rows)
-
-    def _place(self, row: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self._ends, row, side="right"))
-        return shard, int(row - self._ends[shard] + self._dataset.shard_rows[shard])
-
-    def example(self, row: int, part: int, rank: int, hits: list[tuple[int, float, bool]]) -> Example:
-        """`hits`: dataset row, score, correct."""
-        top = tuple(Hit(item=self.key(r), score=score, correct=right, english=self.english(r)) for r, score, right in hits)
-        return Example(item=self.key(row), query=self.query(row, part), english=self.english(row), rank=rank, top=top)
-
-    def key(self, row: int) -> str:
-        shard, at = self._place(row)
-        return self._dataset.keys(shard)[at]
-
-    def query(self, row: int, part: int) -> str:
-        texts = self._query.value(*self._place(row))
-        if not isinstance(texts, list) or part >= len(texts):
-            raise DataError(
-                f"{self._query.folder}: item {self.key(row)!r} has no caption {part}: the column is not aligned with the queries"
-            )
-        return texts[part]
-
-    def english(self, row: int) -> str | None:
-        """Of a broken one none: it is only shown."""
-        try:
-            texts = texts_of(self._english.value(*self._place(row))) if self._english else []
-        except DataError:
-            return None
-        return next(filter(has_text, texts), None)

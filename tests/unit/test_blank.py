@@ -231,7 +231,7 @@ def test_the_budget_of_broken_samples_grows_with_the_run(tmp_path):
     path = toy.dasd(tmp_path, runtime={"bad_samples": 3, "bad_fraction": 0.1})
     config = load_config(path)  # batches of 10; six steps of cla come before cma
     assert samples(config, Progress(step=8, stage="cma", stage_step=2)) == 80
-    processes = SimpleNamespace(all=lambda value: [value], main=False)
+    processes = SimpleNamespace(all=lambda value: [value], together=lambda work: work(), main=False)
     batch = SimpleNamespace(substituted=[])
 
     def counted(step: int, before: int, now: int, config=config) -> None:
