@@ -513,7 +513,7 @@ class Column:
     def _publish(self, shard: int, content: dict[str, Any], size: int, sha256: str, extra: dict[str, Any]) -> bool:
         """Index, then record: the shard is there. The index of another payload, which a crash left, is replaced."""
         path, data = self.path(shard, "index", fetch=False), store.canonical_json(content)
-        if not store.create_once(path, data) and path.read_bytes() != data:
+        if not store.create_once(path, data) and store.read_bytes(path) != data:
             store.replace_atomic(path, data)
         record = {"rows": self.dataset.shard_rows[shard], "bytes": size, "sha256": sha256, "plan": self.plan_digest}
         record |= {"keys": self.dataset.shard_keys[shard], "nulls": len(content["nulls"]), "index": hashlib.sha256(data).hexdigest()}

@@ -103,7 +103,7 @@ def _export(dataset: Dataset, out: Path, plan: dict[str, Any], progress: bool) -
             advance()
     done.tars, done.samples = list(sizes), sum(sizes.values())
     content = store.pretty_json(sizes)
-    if not (out / "sizes.json").exists() or (out / "sizes.json").read_bytes() != content:
+    if not (out / "sizes.json").exists() or store.read_bytes(out / "sizes.json") != content:
         store.replace_atomic(out / "sizes.json", content)
     return done
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ccr_dist.data.store import disk_errors
+from ccr_dist.data import store
 from ccr_dist.errors import DataError
 
 _CONTROLS = bytes({*range(32), 127} - {ord("\n")})
@@ -39,8 +39,7 @@ class Keys:
 
     def __init__(self, path: Path, digest: str) -> None:
         try:
-            with disk_errors(path):
-                self._data = path.read_bytes()
+            self._data = store.read_bytes(path)
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(f"{path}: missing; the dataset is damaged") from None
         if hashlib.sha256(self._data[:-1]).hexdigest() != digest or self._data[-1:] not in (b"", b"\n"):

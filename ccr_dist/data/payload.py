@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ccr_dist.data import store
 from ccr_dist.data.tar import ShardIndex
 from ccr_dist.errors import DataError
 
@@ -39,7 +40,7 @@ def pick(index: ShardIndex, extensions: str) -> tuple[np.ndarray, np.ndarray]:
 def read_index(path: Path, sha256: str | None) -> dict[str, Any]:
     """The content of an index file. DataError unless it is there, and is what the commit record says (None: it says nothing)."""
     try:
-        data = path.read_bytes()
+        data = store.read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path}: there is no such file; {_AGAIN}") from None
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
@@ -82,8 +83,9 @@ def present_rows(path: Path, sha256: str | None, rows: int) -> np.ndarray:
 def open_matrix(path: Path) -> tuple[np.memmap, np.ndarray]:
     """(memory-mapped (N, D) float16, counts (rows,) that sum to N) of a matrix shard. DataError when it is not one."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        with path.open("rb") as file:
+        with store.disk_errors(path):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with store.disk_errors(path), path.open("rb") as file:
             file.seek(array.offset + array.nbytes)
             counts = np.load(file, allow_pickle=False)
         whole = int(counts.sum()) == len(array) and counts.min(initial=0) >= 0

@@ -61,7 +61,7 @@ def _confirmed(column: Column, shard: int) -> bool:
     payload = column.own_payload(shard)
     if not payload.exists():
         return False
-    texts = [path.read_bytes() for path in (column.path(shard, "record"), column.folder / seal.META) if path.exists()]
+    texts = [store.read_bytes(path) for path in (column.path(shard, "record"), column.folder / seal.META) if path.exists()]
     return any(store.sha256_file(payload).encode() in text for text in texts)
 
 
@@ -70,7 +70,7 @@ def _keys(dataset: Dataset, shard: int) -> str:
     for name in dataset.columns():
         index = dataset.root / name / f"{dataset.shards[shard]}.index.json"
         try:
-            keys = json.loads(index.read_bytes())["keys"]
+            keys = json.loads(store.read_bytes(index))["keys"]
             if keys_digest(keys) == dataset.shard_keys[shard]:
                 store.replace_atomic(path, "".join(f"{key}\n" for key in keys).encode())
                 return f"{path}: written again, with the keys of {index}"

@@ -50,7 +50,7 @@ class Seal:
             self._shards = meta["shards"]
             self._width, self._sha256 = meta["width"], str(meta["places"]["sha256"])
             fits = {key: meta[key] for key in asked} == asked and len(self._shards) == len(rows)
-            with self._path.open("rb") as file:
+            with store.disk_errors(self._path), self._path.open("rb") as file:
                 self._bits = np.load(file, allow_pickle=False)
                 np.lib.format.read_magic(file)
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)

@@ -49,11 +49,16 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_bytes(path: str | Path) -> bytes:
+    """What is in a file; every OSError names it."""
+    with disk_errors(path), open(path, "rb") as file:  # noqa: PTH123 (thousands of files)
+        return file.read()
+
+
 def read_json(path: str | Path) -> Any:
     """The JSON value in a file. DataError, naming the file, when it is not there or is not JSON; other OSErrors pass."""
     try:
-        with disk_errors(path), open(path, "rb") as file:  # noqa: PTH123 (thousands of files)
-            return json.loads(file.read())
+        return json.loads(read_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path}: there is no such file") from None
     except (ValueError, RecursionError) as e:

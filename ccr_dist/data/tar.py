@@ -119,13 +119,19 @@ class Members(Mapping[str, tuple[np.ndarray, np.ndarray]]):
         """How many rows have such a member."""
         return len(self._found[extension][0]) if extension in self._found else 0
 
+    def each(self) -> Iterator[tuple[str, int, int, int]]:
+        """(extension, row, offset, size) of every member."""
+        for extension, places in self._found.items():
+            for row, offset, size in zip(*(part.tolist() for part in places), strict=True):
+                yield extension, row, offset, size
+
 
 @dataclass(frozen=True)
 class ShardIndex:
     """Where every member of a tar lies: per extension (offsets, sizes), int64 arrays in the order of `keys`; size -1: no such member."""
 
     keys: tuple[str, ...]
-    members: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    members: Members | dict[str, tuple[np.ndarray, np.ndarray]]
     ignored: int = 0  # members that WebDataset passes over as well (see `split_name`)
     odd: tuple[str, ...] = ()  # names of members that are passed over because no dataset can have their key
 

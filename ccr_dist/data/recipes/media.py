@@ -11,7 +11,7 @@ from ccr_dist.data import store
 from ccr_dist.data.decode import file_extension
 from ccr_dist.data.formats.files import walk
 from ccr_dist.data.index import expand
-from ccr_dist.data.tar import ShardIndex, read_at
+from ccr_dist.data.tar import Members, ShardIndex, read_at
 from ccr_dist.errors import DataError
 
 SUFFIXES = {
@@ -68,11 +68,12 @@ def find_media(roots: Sequence[str], kind: str, wanted: Container[str], item_of:
             index = ShardIndex.scan(tar)
             starts, lengths = index.members.get("txt", ([], []))
             said = {key: (int(start), int(size)) for key, start, size in zip(index.keys, starts, lengths, strict=False) if size > 0}
-            for extension, (offsets, sizes) in index.members.items():
-                for key, offset, size in zip(index.keys, offsets.tolist(), sizes.tolist(), strict=True):
-                    if size > 0:
-                        medium = Medium(str(tar), size, offset, said.get(key))
-                        add(f"{key}.{extension}", lambda medium=medium: medium)  # type: ignore[misc]
+            assert isinstance(index.members, Members)
+            for extension, row, offset, size in index.members.each():
+                if size > 0:
+                    key = index.keys[row]
+                    medium = Medium(str(tar), size, offset, said.get(key))
+                    add(f"{key}.{extension}", lambda medium=medium: medium)  # type: ignore[misc]
     return found
 
 
