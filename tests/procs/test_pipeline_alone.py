@@ -53,6 +53,7 @@ def test_stopped_and_gone_on_with(tmp_path: Path, server: str) -> None:
         "translate": {"command": f"translate {data.root} --prompt {tmp_path}/prompt.yaml {options}", "tasks": 2},
         "wrong": {"command": f"replay {data.root} {tmp_path}/none.jsonl --column caption.more"},
     }
+    (tmp_path / "none.jsonl").write_text("no JSON")
     pipeline = tmp_path / "pipeline.yaml"
     pipeline.write_text(yaml.safe_dump({"name": "alone", "folder": str(tmp_path / "runs"), "steps": steps}))
     (tmp_path / "delay").write_text("0.5")
