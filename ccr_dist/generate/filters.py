@@ -135,7 +135,7 @@ def list_of(answer: str, finish: str) -> str | None:
         entries = [value for entry in whole_ones for value in _array(f"[{entry}]") or ()]  # an escape may be none
     if entries is None or not all(isinstance(entry, str) for entry in entries):
         return None
-    return ", ".join(dict.fromkeys(" ".join(entry.split()) for entry in entries if entry.strip()))
+    return ", ".join(dict.fromkeys(" ".join(str(entry).split()) for entry in entries if str(entry).strip()))
 
 
 def _array(text: str) -> list[object] | None:

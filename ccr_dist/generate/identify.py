@@ -57,7 +57,7 @@ def about(sample: Sample, tag: str) -> dict[str, Any]:
 
     The share is None where nothing can be said: without the library, with too few pieces, for a language that it does not know.
     """
-    nothing = {"language": None, "language_seen": {}, "language_pieces": len(sample.pieces)}
+    nothing: dict[str, Any] = {"language": None, "language_seen": {}, "language_pieces": len(sample.pieces)}
     if len(sample.pieces) < FEW or not installed():
         return nothing
     identifier, known = _identifier()
