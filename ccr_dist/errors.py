@@ -116,7 +116,7 @@ _ADVICE = {
 def storage(error: OSError, path: object = None) -> StorageError:
     """What the system said, as a sentence. path: the place, where the system names none or a temporary one."""
     names = [os.fsdecode(name) if isinstance(name, bytes) else str(name) for name in (error.filename, error.filename2) if name is not None]
-    where = str(path or " -> ".join(names)) or _place(error)
+    where = str(path or " -> ".join(map(_final, names))) or _place(error)
     intact = "Everything committed before is intact"
     if error.errno is not None and error.errno in errno.errorcode:
         advice = _NETWORK if isinstance(error, ConnectionError | TimeoutError) else _ADVICE.get(error.errno, _ANY)
@@ -125,6 +125,12 @@ def storage(error: OSError, path: object = None) -> StorageError:
     if type(error).__module__.partition(".")[0] in ("socket", "ssl", "urllib", "requests", "urllib3", "httpx"):
         return StorageError(f"{where}: {said}. {intact}; {_NETWORK}")
     return StorageError(f"{where}: {type(error).__name__}: {said}. {intact}; CCR_TRACEBACK=1 shows where this comes from")
+
+
+def _final(name: str) -> str:
+    """The file that is being written under a temporary name (`data.store.staged`)."""
+    path = Path(name)
+    return str(path.with_name(path.name[5:].rsplit(".", 3)[0])) if path.name.startswith(".tmp-") and path.name.count(".") > 3 else name
 
 
 def _said(error: Exception) -> str:

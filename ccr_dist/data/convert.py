@@ -135,6 +135,8 @@ def to_replay(source: str | Path, out: str | Path) -> Converted:
         key = safe_key(entry.item if source.is_dir() else _SUFFIX.sub("", entry.item))
         texts.setdefault(key, []).append(entry.text)
         labels.setdefault(key, []).append(entry.label)
+    if not texts:
+        raise DataError(f"{source}: there is no text in it")
     # numbers with a hole would pair a caption with the translation of another
     for key, numbers in labels.items():
         if numbers[0] is not None and numbers != [str(i) for i in range(len(numbers))]:

@@ -167,3 +167,10 @@ def test_replay_files_with_holes_are_refused(tmp_path: Path) -> None:
         to_replay(tmp_path / "b.csv", tmp_path / "b.jsonl")
     assert not (tmp_path / "a.jsonl").exists()
     assert CliRunner().invoke(shards_app, ["convert", "xml", str(tmp_path), "--out", str(tmp_path / "x")]).exit_code != 0
+
+
+def test_a_file_without_texts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(DataError, match="there is no text in it"):
+        to_replay(tmp_path / "a.json", tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()

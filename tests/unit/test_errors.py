@@ -50,6 +50,11 @@ def test_errors_of_the_system(number: int, advice: str, capsys: pytest.CaptureFi
     assert said.count("\n") == 1
 
 
+def test_a_temporary_name_is_that_of_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    ended(OSError(errno.EROFS, "", "/data/.tmp-a.b.tar.host.12.ab34"))
+    assert "error: /data/a.b.tar: Read-only" in capsys.readouterr().err
+
+
 def test_two_paths_are_both_named(capsys: pytest.CaptureFixture[str]) -> None:
     ended(OSError(errno.EXDEV, "", "a", None, "b"))
     assert "error: a -> b: " in capsys.readouterr().err
