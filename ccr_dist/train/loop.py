@@ -143,7 +143,8 @@ class Training:
                 facts = self.folder.published()
             except CheckpointError:
                 facts = None  # it is made again of the selected checkpoint
-            if facts and facts.get("step") == self.total and (state is None or done.step == self.total):
+            rebuilt = state is None or (self.folder.path / "method.json").exists()
+            if facts and facts.get("step") == self.total and rebuilt and (state is None or done.step == self.total):
                 self.folder.settle_best(facts["best"])
                 return found.append(self.total)
             if state is None and (passed or path.exists() or (self.folder.path / "best.json").exists()):

@@ -20,7 +20,7 @@ from ..config import RunConfig, as_dict
 from ..data.inspect import origin_of
 from ..data.store import replace_atomic, sha256_file
 from ..data.table import Dataset
-from ..errors import ConfigError, DataError
+from ..errors import CheckpointError, ConfigError, DataError
 from ..evaluate.evaluate import Encoded, encode, results
 from ..evaluate.protocols import RECALL_NAMES
 from ..evaluate.retrieval import Fusion
@@ -254,7 +254,10 @@ def trained_method(config: RunConfig, folder: RunFolder) -> tuple[Method, Step]:
             f"{folder.path}/model.safetensors holds the weights of step {facts.get('step')}, and the config trains {total_steps} steps; "
             "train it first, with the same config and seed"
         )
-    method = build_method(config, state=folder.method_state())
+    state = folder.method_state()
+    if state is None:
+        raise CheckpointError(f"{folder.path}/method.json is missing; training with the same command makes it anew")
+    method = build_method(config, state=state)
     step = Step(method)
     own = {n: p for n, p in step.named_parameters() if n.startswith("net.") or n in weights}
     restore_weights(own, weights, str(folder.path / "model.safetensors"))

@@ -254,7 +254,7 @@ class RunFolder:
         return best
 
     def keep_best(self, best: Mapping[str, Any]) -> None:
-        replace_atomic(self.path / "best.json", pretty_json(with_digest(best)))
+        replace_atomic(self.path / "best.json", pretty_json(with_digest({key: best[key] for key in checkpoint.BEST})))
 
     def settle_best(self, best: Mapping[str, Any] | None) -> None:
         """best.json says what the state that a run goes on from says; it may be of a save whose process died, or of a damaged one."""

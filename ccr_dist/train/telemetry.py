@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import terminal
 from ..config import RunConfig, as_dict
+from ..data.checked import parse
 from ..data.store import disk_errors, replace_atomic
 from ..errors import ConfigError
 
@@ -164,17 +165,20 @@ def _wandb(run: Path, title: str, config: RunConfig) -> Any:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Lines of a log; a last line torn by a kill is left out."""
+    """Lines of a log; a last line torn by a kill, and what follows a damaged one, is left out."""
     lines = []
     if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
+                line = parse(text)
             except ValueError:
                 break
+            if not isinstance(line, dict):
+                break
+            lines.append(line)
     return lines
 
 
 def _truncate(path: Path, step: int) -> None:
-    lines = [line for line in read_log(path) if line["step"] <= step]
+    lines = [line for line in read_log(path) if isinstance(line.get("step"), int) and line["step"] <= step]
     replace_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())

@@ -298,3 +298,16 @@ def test_an_object_keeps_its_digest_through_other_white_space_only() -> None:
     for other in (text.replace("1.5", "1.25"), text.replace("true", "1"), text.replace("-0.0", "0.0")):
         with pytest.raises(DataError, match="x: damaged"):
             checked(other, "x", error=DataError)
+
+
+def test_what_is_missing_of_a_complete_run_is_made_again(copy: Path, folder: Path) -> None:
+    path, overrides = toy.dasd(folder, name="complete"), (*SMALL, f"out={copy.parent}")
+    before = {name: (copy / name).read_bytes() for name in ("method.json", "best.json", "model.safetensors")}
+    for name in before:
+        (copy / name).unlink()
+        (copy / "log.jsonl").write_bytes(b'{"step": 1}\n[]\n{"stop": 3}\n\xff{')
+        if name == "method.json":
+            with pytest.raises(CheckpointError, match=r"method\.json is missing; training with the same command"):
+                commands.evaluate([load_config(path, overrides)], split="test", again=True, world=None)
+        train(path, *overrides)
+        assert {name: (copy / name).read_bytes() for name in before} == before
