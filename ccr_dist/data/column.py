@@ -85,7 +85,10 @@ class Column:
         self.name = name
         self.folder = dataset.root / name
         path = self.folder / "column.json"
-        meta = store.check_object(store.read_json(path), _META, path, optional=("view_of", "field"))
+        try:
+            meta = store.check_object(store.read_json(path), _META, path, optional=("view_of", "field"))
+        except DataError as e:
+            raise DataError(f"{e}; remove the file and run the command that makes the column again: its shards are kept") from e
         self.kind: str = meta["kind"]
         self.extension: str = meta["extension"]
         self.plan: dict[str, Any] = meta["plan"]

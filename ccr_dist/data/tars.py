@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ccr_dist.data import decode
+from ccr_dist.data.names import check_column_name
 from ccr_dist.data.tar import ShardIndex
 from ccr_dist.errors import ConfigError, DataError
 
@@ -207,7 +208,7 @@ def texts(there: Mapping[str, int], asked: Mapping[str, str] | None, known: Mapp
     wanted = []
     for lang, where in asked.items():
         extension, _, field = where.partition(":")
-        column = f"caption.{lang}"
+        column = check_column_name(f"caption.{lang}")
         if not decode.is_plain(extension):
             if not field:
                 raise ConfigError(f"caption {lang}: say which field of the .json members it is: {lang}=json:caption")

@@ -309,6 +309,12 @@ def test_members_whose_names_make_no_key_are_passed_over_and_named(tmp_path):
     )
 
 
+def test_a_language_that_names_no_column_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(DataError, match=r"column name 'caption\.\.\./x'"):
+        do(write(tmp_path / "a.tar", pairs(x="1")), out=tmp_path / "d", captions={"../x": "txt"})
+    assert not (tmp_path / "d").exists()
+
+
 def test_a_tar_without_members_is_a_shard_without_rows(tmp_path):
     done = do(write(tmp_path / "a.tar", {}), write(tmp_path / "b.tar", pairs(x="1")), out=tmp_path / "d")
     assert done.dataset.shard_rows == (0, 1) and values(tmp_path / "d") == [["1"]] and verify(tmp_path / "d") == []

@@ -213,6 +213,16 @@ def test_a_column_made_from_what_is_no_longer_there_is_found(job):
         sources([Dataset(dataset.root)], [1.0], fields, ["xx"])
 
 
+def test_a_damaged_column_json_says_what_to_do_and_its_shards_are_kept(job):
+    dataset, before = job
+    meta = dataset.root / XX / "column.json"
+    meta.write_text("null")
+    with pytest.raises(DataError, match=r"column\.json.*remove the file and run the command that makes the column again"):
+        shout(dataset)
+    meta.unlink()
+    assert shout(dataset).skipped == 2 and content(dataset.root / XX) == before
+
+
 def test_data_of_an_earlier_version_is_read_as_it_is(job):
     dataset, _ = job
     for path in (*dataset.root.glob("*/0?????.json"), *dataset.root.glob("*/column.json")):
