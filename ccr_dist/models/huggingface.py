@@ -25,11 +25,11 @@ def load_encoder(name: str, *, what: str, subfolder: str = "") -> Any:
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # of reading a local file; every rank would draw one
-    encoders = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
+    encoders: dict[str, Any] = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
     try:
         config = AutoConfig.from_pretrained(name, subfolder=subfolder)
         _check_kind(name, config, encoders, what)
-        kind = encoders.get(config.model_type, AutoModel)
+        kind: Any = encoders.get(config.model_type, AutoModel)
         model, found = kind.from_pretrained(name, subfolder=subfolder, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ConfigError):
@@ -94,8 +94,9 @@ def positions(model: Any) -> int:
     """The longest input of an encoder, in tokens."""
     longest = getattr(model.config, "max_position_embeddings", 512)
     rows = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
-    if getattr(rows, "padding_idx", None) is not None:
-        longest -= rows.padding_idx + 1  # RoBERTa and MPNet count from behind the padding index
+    padding = getattr(rows, "padding_idx", None)
+    if padding is not None:
+        longest -= padding + 1  # RoBERTa and MPNet count from behind the padding index
     return longest
 
 

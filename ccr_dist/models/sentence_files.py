@@ -89,7 +89,7 @@ class SentenceHead(nn.Module):
         self.width = len(self.modes) * hidden
         for (kind, path), layer in zip(recipe.layers, self.layers, strict=True):
             if kind == "dense":
-                linear: Any = layer[0]
+                linear: Any = layer.get_submodule("0")
                 if linear.in_features != self.width:
                     raise ConfigError(f"{what}: {path} of '{name}' takes {linear.in_features} values, and gets {self.width}")
                 self.width = linear.out_features
