@@ -5,9 +5,14 @@ Pictures show one of a few colours in one of a few places; captions name both, i
 
 from __future__ import annotations
 
+import atexit
+import functools
 import io
 import itertools
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,10 +77,20 @@ def add_feature(dataset: Dataset, name: str, vectors: np.ndarray) -> None:
 
 
 def corpus(root: Path) -> Path:
-    """ROOT/{train,val,test}."""
+    """ROOT/{train,val,test}. Built once a process and copied: hundreds of tests want one, and each would wait for 700 fsyncs."""
     for split in ("train", "val", "test"):
-        build(root, split)
+        shutil.copytree(_pattern(*ENGLISH, *SPANISH) / split, root / split)
     return root
+
+
+@functools.cache
+def _pattern(*texts: str) -> Path:
+    """Of these captions, which a test may have changed."""
+    folder, process = Path(tempfile.mkdtemp(prefix="toy-")), os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == process else None)  # not where a fork ends
+    for split in ("train", "val", "test"):
+        build(folder, split)
+    return folder
 
 
 def config(
