@@ -54,9 +54,10 @@ def test_stopped_and_gone_on_with(tmp_path: Path, server: str) -> None:
         "wrong": {"command": f"replay {data.root} {tmp_path}/none.jsonl --column caption.more"},
     }
     (tmp_path / "none.jsonl").write_text("no JSON")
+    (tmp_path / "none.jsonl").write_text("")
     pipeline = tmp_path / "pipeline.yaml"
     pipeline.write_text(yaml.safe_dump({"name": "alone", "folder": str(tmp_path / "runs"), "steps": steps}))
-    (tmp_path / "delay").write_text("0.5")
+    (tmp_path / "delay").write_text("2")  # the second command below starts meanwhile, on a busy machine too
 
     running = start(pipeline)
     await_file(data.root / "caption.xx" / "*.journal.*", running)
