@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from nearness import close
 from safetensors.torch import load_file, save_file
 from tiny import DIM, IMAGE_SIZE, TEXTS, tiny_clip_config, tiny_encoder, tiny_tokenizer
 from torch import Tensor, nn
@@ -92,9 +93,9 @@ def test_pooling_as_the_folder_says(folder, mode):
     write(folder, "sentence_bert_config.json", {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"})
     backbone = load(folder)
     expected = torch.stack([POOLED[mode](states(folder, text)) for text in TEXTS])
-    torch.testing.assert_close(backbone.text_features(TEXTS), expected)
+    close(backbone.text_features(TEXTS), expected)
     x, mask, end = backbone.tower.embed_native(TEXTS)
-    torch.testing.assert_close(backbone.tower.run(x, mask, end), expected)
+    close(backbone.tower.run(x, mask, end), expected)
     assert ("sentence" in backbone.description()) == (mode != "mean"), "the mean is what columns of before were made with"
 
 
@@ -113,7 +114,7 @@ def test_folders_of_before_name_their_pooling_by_flags_and_may_join_several(fold
     assert backbone.feature_identity("text") != load_mean(folder).feature_identity("text")
     short = TEXTS[0]
     h = states(folder, short)
-    torch.testing.assert_close(backbone.text_features([short])[0], torch.cat([h[0], h.mean(0)]))
+    close(backbone.text_features([short])[0], torch.cat([h[0], h.mean(0)]))
 
 
 def load_mean(folder: Path):
@@ -130,8 +131,8 @@ def test_dense_layers_their_activations_and_a_prompt(folder):
     backbone = load(folder)
     means = torch.stack([states(folder, f"two dogs {text}").mean(0) for text in TEXTS])
     features = backbone.text_features(TEXTS)
-    torch.testing.assert_close(features, second(nn.functional.normalize(torch.tanh(first(means)), dim=-1)))
-    assert backbone.dim == 12 and backbone.text_features([]).shape == (0, 12) and not torch.allclose(features.norm(dim=-1), torch.ones(1))
+    close(features, second(nn.functional.normalize(torch.tanh(first(means)), dim=-1)))
+    assert backbone.dim == 12 and backbone.text_features([]).shape == (0, 12) and ((features.norm(dim=-1) - 1).abs() > 1e-2).any()
     assert backbone.description()["sentence"] == {"pooling": ["mean"], "layers": ["dense", "normalize", "dense"], "prompt": "two dogs "}
     weights = load_file(folder / "2_Dense/model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, folder / "2_Dense/model.safetensors")
@@ -159,7 +160,7 @@ def test_the_encoder_may_lie_in_a_folder_of_its_own_and_texts_be_lowered(encoder
     write(folder, "0_Transformer/sentence_roberta_config.json", {"max_seq_length": 12, "do_lower_case": True})
     backbone = load(folder)
     assert backbone.context_length == 12
-    torch.testing.assert_close(backbone.text_features([TEXTS[0].upper()])[0], states(folder / "0_Transformer", TEXTS[0]).mean(0))
+    close(backbone.text_features([TEXTS[0].upper()])[0], states(folder / "0_Transformer", TEXTS[0]).mean(0))
 
 
 BAD: dict[str, tuple[Any, str]] = {
@@ -268,7 +269,7 @@ def test_of_a_t5_the_encoder_is_taken(tmp_path):
         AutoTokenizer.from_pretrained(tmp_path)([TEXTS[0]], return_tensors="pt"),
     )
     backbone = load(tmp_path)
-    torch.testing.assert_close(backbone.text_features([TEXTS[0]])[0], model(**batch).last_hidden_state[0].mean(0))
+    close(backbone.text_features([TEXTS[0]])[0], model(**batch).last_hidden_state[0].mean(0))
     with pytest.raises(ConfigError, match="'mt5'"):
         _ = backbone.tower
 
@@ -327,8 +328,8 @@ def test_other_text_towers_of_open_clip_give_what_it_gives(tmp_path, kind):
     save_file({name: tensor.clone() for name, tensor in theirs.state_dict().items()}, tmp_path / "open_clip_model.safetensors")
     ours = build_backbone(OpenClipConfig(kind="open_clip", model=f"local-dir:{tmp_path}"))
     texts, pixels = [*TEXTS, "word " * 60], torch.rand(3, 3, IMAGE_SIZE, IMAGE_SIZE)
-    torch.testing.assert_close(ours.text_features(texts), theirs.encode_text(open_clip.get_tokenizer(f"local-dir:{tmp_path}")(texts)))
-    torch.testing.assert_close(ours.image_features(pixels), theirs.encode_image(pixels))
+    close(ours.text_features(texts), theirs.encode_text(open_clip.get_tokenizer(f"local-dir:{tmp_path}")(texts)))
+    close(ours.image_features(pixels), theirs.encode_image(pixels))
     with pytest.raises(ConfigError, match="CoCa" if kind == "coca" else "'mt5'"):
         _ = ours.tower
 
@@ -354,4 +355,4 @@ def test_megabytes_of_text_are_the_beginning_of_it(tmp_path, folder):
         assert torch.equal(backbone.text_features([word, words]), backbone.text_features([word[:limit], words[:limit]]))
         assert backbone.truncated >= 3
         x, mask, end = backbone.tower.embed_native([words])
-        torch.testing.assert_close(backbone.tower.run(x, mask, end), backbone.text_features([words]))
+        close(backbone.tower.run(x, mask, end), backbone.text_features([words]))
