@@ -194,6 +194,12 @@ class ShardIndex:
         """The same with the members of the extensions `a;b;c` alone."""
         return ShardIndex(self.keys, {e: self.members[e] for e in extensions.split(";") if e in self.members}, self.ignored)
 
+    def count(self, extension: str) -> int:
+        """How many rows have such a member."""
+        if isinstance(self.members, Members):
+            return self.members.count(extension)
+        return int((self.members[extension][1] >= 0).sum()) if extension in self.members else 0
+
     def to_json(self) -> dict[str, Any]:
         members = {ext: {"offsets": o.tolist(), "sizes": s.tolist()} for ext, (o, s) in self.members.items()}
         return {"keys": list(self.keys), "members": members, "ignored": self.ignored}

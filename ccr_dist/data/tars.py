@@ -143,7 +143,7 @@ def extensions(scans: Iterable[ShardIndex]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for scan in scans:
         for extension in scan.members:
-            counts[extension] += scan.members.count(extension)  # type: ignore[attr-defined]
+            counts[extension] += scan.count(extension)
     return counts
 
 
@@ -163,7 +163,8 @@ def media(there: Mapping[str, int], image: str | None, video: str | None, known:
     known: extensions of columns that the dataset has already. ConfigError where there is a choice to be made; DataError for what is not
     there.
     """
-    wanted, notes = [], []
+    wanted: list[Wanted] = []
+    notes: list[str] = []
     for column, asked, usual in (("image", image, PICTURES), ("video", video, VIDEOS)):
         asked = asked or known.get(column)
         if asked is None and (column == "image" or not wanted):
