@@ -1,7 +1,9 @@
 """Who works on which shard: leases, which are files beside the shards. What is made under a lease is no affair of this file.
 
-    COLUMN/000003.lease.2     line 1: {"worker": "host:pid:nonce", "host", "pid", "boot", "since", "stuck"}, never changed
-                              line 2: {"beat", "rows", "of", "tokens", "begun"}, overwritten in place at every heartbeat
+    COLUMN/000003.lease.2     line 1: {"worker": "host:pid:nonce", "host", "pid", "boot", "since", "stuck"}, never changed; with
+                              "suspect": {"row", "deaths"} where owners died over one row alone
+                              line 2: {"beat", "rows", "of", "tokens", "begun"}, overwritten in place at every heartbeat; with "at": the
+                              row that alone is in work
     COLUMN/000003.journal.2   what the holder of generation 2 has made (`journal.py`)
 
 A generation is taken by creating its file, which only one racer can. The highest one holds the shard. It is dead when its process
@@ -98,14 +100,24 @@ def lock_is_free(path: Path) -> bool:
         os.close(fd)
 
 
+@dataclass(frozen=True)
+class Deaths:
+    """What became of a shard's owners before. stuck: how many died one after the other without one new row; suspect: (row, how many of
+    the last ones died while it alone was in work).
+    """
+
+    stuck: int = 0
+    suspect: tuple[int, int] | None = None
+
+
 class Lease:
     """A shard that this process holds. Its lock belongs to the open file and ends with the process, however that ends.
 
     Safe in threads: one beats while another one works.
     """
 
-    def __init__(self, path: Path, generation: int, stuck: int, of: int, fd: int, offset: int) -> None:
-        self.path, self.generation, self.stuck, self.of = path, generation, stuck, of
+    def __init__(self, path: Path, generation: int, past: Deaths, of: int, fd: int, offset: int) -> None:
+        self.path, self.generation, self.past, self.of = path, generation, past, of
         self.begun = False
         self.at: int | None = None  # the only row in work, where it has to be found out which one kills its workers
         self._fd, self._offset, self._beats, self._guard = fd, offset, 0, threading.Lock()
@@ -189,8 +201,9 @@ class Leases:
         about, _ = read_lease(path) or ({}, {})
         return bool(self.boot) and about.get("boot") == self.boot and lock_is_free(path)
 
-    def take(self, shard: str, traces: Traces, *, of: int, stuck: int = 0) -> Lease | None:
+    def take(self, shard: str, traces: Traces, *, of: int, past: Deaths | None = None) -> Lease | None:
         """The next generation of a shard that nobody alive holds; None when another one was quicker. Raises StorageError."""
+        past = past or Deaths()
         generation = max([*traces.leases, *traces.journals], default=0) + 1
         path = lease_path(self.folder, shard, generation)
         if path.exists():
@@ -199,17 +212,19 @@ class Leases:
             fd = os.open(tmp, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             try:
                 boot = self.boot if _locked(fd) else ""  # before others can see it; without locks the heartbeat alone has to do
-                about = {
+                about: dict[str, Any] = {
                     "worker": self.worker,
                     "host": self.host,
                     "pid": os.getpid(),
                     "boot": boot,
                     "since": round(time.time()),
-                    "stuck": stuck,
+                    "stuck": past.stuck,
                 }
+                if past.suspect is not None:
+                    about["suspect"] = dict(zip(("row", "deaths"), past.suspect, strict=True))
                 first = json.dumps(about).encode() + b"\n"
                 os.pwrite(fd, first, 0)
-                lease = Lease(path, generation, stuck, of, fd, len(first))
+                lease = Lease(path, generation, past, of, fd, len(first))
                 lease.beat(0, 0)
                 created = store.publish_once(tmp, path)
             except FileNotFoundError:  # another one took the shard and tidied up

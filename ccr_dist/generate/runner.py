@@ -257,15 +257,16 @@ class _Job:
             self.summary.resumed_rows += work.resumed
             self.event("taken", {"shard": dataset.shards[shard], "rows": work.rows, "resumed": work.resumed})
         self.advance(work.resumed)
-        missing, keys = work.missing, dataset.keys(shard)
+        missing, keys, past = work.missing, dataset.keys(shard), work.lease.past
+        wary = bool(past.stuck or past.suspect)
         if not work.settled and (left_out := {keys[row]: o.error for row, o in work.outcomes.items() if o.error is not None}):
             self.errors |= left_out
             self._hold_budget()
         if not missing:
             self._commit(work)
-        while work.lease.stuck and len(self.open) > 1 and not (self.stop or work.lost):
+        while wary and len(self.open) > 1 and not (self.stop or work.lost):
             yield None
-        suspects = missing[: self.window] if work.lease.stuck >= STUCK - 1 else []
+        suspects = missing[: self.window] if past.suspect is not None or past.stuck >= STUCK - 1 else []
         for row in suspects:  # one by one, so that the next owner knows which one it was
             work.lease.alone_with(row, len(work.outcomes))
             yield Ticket(shard, row, keys[row])
@@ -279,7 +280,7 @@ class _Job:
             if work.lost:
                 return
             yield Ticket(shard, row, keys[row])
-        while work.lease.stuck and shard in self.open and len(work.outcomes) == work.resumed and not (self.stop or work.lost):
+        while wary and shard in self.open and len(work.outcomes) == work.resumed and not (self.stop or work.lost):
             yield None
 
     def _skip(self, shard: int) -> None:

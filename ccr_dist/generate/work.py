@@ -22,7 +22,7 @@ from ccr_dist.data.table import Column
 from ccr_dist.errors import DataBudgetError
 from ccr_dist.generate import journal as journals
 from ccr_dist.generate.journal import Journal, Past
-from ccr_dist.generate.lease import Lease, Leases, Traces, journal_path, lease_path, look, read_lease
+from ccr_dist.generate.lease import Deaths, Lease, Leases, Traces, journal_path, lease_path, look, read_lease
 from ccr_dist.generate.processor import Outcome
 
 STUCK = 3  # owners that die over a shard, one after the other, without one more row
@@ -119,8 +119,8 @@ class Bench:
         traces = look(folder, name).get(name, Traces())
         if self.leases.held(name, traces):
             return None
-        stuck, deadly = self._stuck(shard, traces)
-        lease = self.leases.take(name, traces, of=self.target.dataset.shard_rows[shard], stuck=stuck)
+        deaths, deadly = self._deaths(shard, traces)
+        lease = self.leases.take(name, traces, of=self.target.dataset.shard_rows[shard], past=deaths)
         if lease is None:
             return None
         work = None
@@ -134,20 +134,21 @@ class Bench:
                 lease.release()
         return work
 
-    def _stuck(self, shard: int, traces: Traces) -> tuple[int, int | None]:
-        """(how many owners died over the shard up to now without one new row, the row that is to be left out because of that)."""
+    def _deaths(self, shard: int, traces: Traces) -> tuple[Deaths, int | None]:
+        """(what became of the owners up to now, the row that is to be left out because of that)."""
         if not traces.leases:
-            return 0, None
+            return Deaths(), None
         last = max(traces.leases)
         path = lease_path(self.target.folder, self.name(shard), last)
         about, beat = read_lease(path) or ({}, {})
         past = self._past(shard, traces)
-        at = beat.get("at")
-        if last in traces.journals and past.fresh and (at is None or at in past.outcomes):
-            return 0, None
-        stuck = int(about.get("stuck", 0)) + bool(beat.get("begun"))
-        if stuck >= STUCK and at is not None:
-            return 0, at
+        stuck = 0 if last in traces.journals and past.fresh else int(about.get("stuck", 0)) + bool(beat.get("begun"))
+        at = beat.get("at") if beat.get("begun") else None
+        if at is not None and at not in past.outcomes:
+            # One death may be anything, such as a node that is taken away; that of several, who did nothing else, is the row's doing.
+            before = about.get("suspect", {})
+            deaths = 1 + (before["deaths"] if before.get("row") == at else 0)
+            return (Deaths(), at) if deaths >= STUCK else (Deaths(stuck, (at, deaths)), None)
         if stuck >= STUCK:
             keys = self.target.dataset.keys(shard)
             missing = [keys[row] for row in range(len(keys)) if row not in past.outcomes or past.outcomes[row].error is not None]
@@ -157,14 +158,14 @@ class Bench:
                 f"it; it is left out. Rows that are missing: {some}. Look at their inputs (and at the memory of the workers); remove "
                 f"{path} to have them tried again"
             )
-        return stuck, None
+        return Deaths(stuck), None
 
     def _begin(self, shard: int, lease: Lease, deadly: int | None) -> Work | None:
         name, folder = self.name(shard), self.target.folder
         traces = look(folder, name).get(name, Traces())
         past = self._past(shard, traces)
         if deadly is not None:
-            past.add(deadly, Outcome(error=f"{STUCK} workers died over it one after the other, the last one over it alone", final=True))
+            past.add(deadly, Outcome(error=f"{STUCK} workers died one after the other while it alone was in work", final=True))
         settled = self.target.settled(shard)
         journal = None
         if not settled:

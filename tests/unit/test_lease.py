@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ccr_dist.generate.lease import Lease, Leases, Traces, journal_path, lease_path, look, read_lease
+from ccr_dist.generate.lease import Deaths, Lease, Leases, Traces, journal_path, lease_path, look, read_lease
 
 S = "000003"
 
@@ -31,9 +31,9 @@ def traces(folder: Path) -> Traces:
     return look(folder, S).get(S, Traces())
 
 
-def take(leases: Leases, stuck: int = 0) -> Lease | None:
+def take(leases: Leases, past: Deaths | None = None) -> Lease | None:
     """As the runner does."""
-    return None if leases.held(S, traces(leases.folder)) else leases.take(S, traces(leases.folder), of=5, stuck=stuck)
+    return None if leases.held(S, traces(leases.folder)) else leases.take(S, traces(leases.folder), of=5, past=past)
 
 
 def elsewhere(leases: Leases) -> Leases:
@@ -43,7 +43,7 @@ def elsewhere(leases: Leases) -> Leases:
 
 
 def test_what_a_lease_says(tmp_path: Path) -> None:
-    lease = take(Leases(tmp_path, 60), stuck=2)
+    lease = take(Leases(tmp_path, 60), Deaths(2))
     assert lease is not None
     lines = (tmp_path / f"{S}.lease.1").read_bytes().split(b"\n")
     assert len(lines) == 3 and len(lines[1]) == 159
