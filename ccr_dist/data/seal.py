@@ -29,6 +29,7 @@ from ccr_dist.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ccr_dist.data.column import Column
+    from ccr_dist.data.recorded import Recorded
     from ccr_dist.data.table import Dataset
 
 FORMAT = 1
@@ -40,7 +41,7 @@ META, _PLACES = "sealed.json", "sealed.npy"
 class Seal:
     """The seal of a column. DataError when it is damaged, or of another dataset or plan."""
 
-    def __init__(self, column: Column, meta: dict[str, Any]) -> None:
+    def __init__(self, column: Recorded, meta: dict[str, Any]) -> None:
         self._column, dataset = column, column.dataset
         meta_path, self._path = column.folder / META, column.folder / _PLACES
         asked = {"format": FORMAT, "dataset": dataset.digest, "plan": column.plan_digest}
@@ -102,7 +103,7 @@ def _check(bits: bytes, places: bytes) -> str:
     return hashlib.sha256(bits + places).hexdigest()
 
 
-def load(column: Column) -> Seal | None:
+def load(column: Recorded) -> Seal | None:
     """The seal of a column; None where there is none."""
     path = column.folder / META
     return Seal(column, store.read_json(path)) if path.exists() else None
