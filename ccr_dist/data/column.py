@@ -169,18 +169,27 @@ class Column(Recorded):
     def settled(self, shard: int) -> bool:
         """Whether nothing is to be made of a shard: it is finished, or its payload waits for a record. One that is lost is set aside first.
 
-        To be asked by whoever may make the shard now. DataError for a damaged record.
+        To be asked by whoever may make the shard now. DataError for a record of other rows or another plan.
         """
         if self._seal or self.path(shard, "record").exists():
             if self.whole(shard) or self._fault(shard, set(os.listdir(self.folder))) is None:  # noqa: PTH208 (a listing is fresh on NFS)
                 return True
-            record, payload = self.record(shard), self.own_payload(shard)
-            if records.size_of(payload) != record["bytes"] or store.sha256_file(payload) != record["sha256"]:
-                self.set_aside(shard)
-            else:  # only its index is gone: as if nobody had recorded the payload yet
-                self.path(shard, "record").unlink()
+            if not self.damaged(shard):
+                self.record(shard)
+            if self.confirmed(shard):  # its index or its record is at fault: as if nobody had recorded the payload yet
+                self.path(shard, "record").unlink(missing_ok=True)
                 self._forget(shard)
+            else:
+                self.set_aside(shard)
         return self.own_payload(shard).exists()
+
+    def confirmed(self, shard: int) -> bool:
+        """Whether the payload made here is there with a sha256 that the record, damaged or not, or the seal speaks of. Reads all of it."""
+        payload = self.own_payload(shard)
+        if not payload.exists():
+            return False
+        sha256 = store.sha256_file(payload).encode()
+        return any(sha256 in store.read_bytes(path) for path in (self.path(shard, "record"), self.folder / seal.META) if path.exists())
 
     def set_aside(self, shard: int) -> Path | None:
         """Makes a damaged shard a missing one: its own payload is kept as `<name>.damaged` (returned), what tells about it is removed.

@@ -111,7 +111,7 @@ class Recorded:
     def lost(self) -> dict[int, str]:
         """What is wrong with shards that have a commit record but whose record is damaged, or whose payload or index is gone or cut.
 
-        Committing such a shard makes it anew (`settled`); one with a damaged record is put right by `shards verify --repair`.
+        Committing such a shard makes it anew (`Column.settled`), unless its record is whole but of other rows or another plan.
         """
         names = set(os.listdir(self.folder))  # noqa: PTH208
         faults = {shard: self._fault(shard, names) for shard in sorted(self.recorded())}
@@ -201,6 +201,15 @@ class Recorded:
         if shard not in self._records:
             self._records[shard] = self._seal.record(shard) if self._seal else self._read_record(shard)
         return self._records[shard]
+
+    def damaged(self, shard: int) -> bool:
+        """Whether the commit record that is there is not what was written."""
+        path = self.path(shard, "record")
+        try:
+            records.check(store.read_json(path), path)
+        except DataError:
+            return path.exists()
+        return False
 
     def _read_record(self, shard: int) -> dict[str, Any]:
         path = self.path(shard, "record")

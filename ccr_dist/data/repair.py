@@ -45,7 +45,7 @@ def repair(problems: Iterable[Problem]) -> Iterator[str]:
 
 def _shard(column: Column, shard: int, damage: str) -> str:
     record = column.path(shard, "record")
-    if damage != "payload" and _confirmed(column, shard):
+    if damage != "payload" and column.confirmed(shard):
         seal.remove(column.folder)
         for path in (record, column.path(shard, "index", fetch=False)):
             path.unlink(missing_ok=True)
@@ -54,15 +54,6 @@ def _shard(column: Column, shard: int, damage: str) -> str:
     kept = column.set_aside(shard)
     where = f" (kept as {kept.name})" if kept else ""
     return f"{record}: the shard is set aside{where}; to make it again: {column.remedy}"
-
-
-def _confirmed(column: Column, shard: int) -> bool:
-    """Whether the payload made here is there with a sha256 that the record, damaged or not, or the seal speaks of."""
-    payload = column.own_payload(shard)
-    if not payload.exists():
-        return False
-    texts = [store.read_bytes(path) for path in (column.path(shard, "record"), column.folder / seal.META) if path.exists()]
-    return any(store.sha256_file(payload).encode() in text for text in texts)
 
 
 def _keys(dataset: Dataset, shard: int) -> str:

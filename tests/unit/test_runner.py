@@ -59,7 +59,7 @@ def test_a_column_is_made_once_and_reused(tmp_path: Path) -> None:
     assert content(column.folder) == before
 
 
-@pytest.mark.parametrize("how", ["gone", "cut", "no index", "no record", "only the record"])
+@pytest.mark.parametrize("how", ["gone", "cut", "no index", "no record", "only the record", "record torn", "record and payload torn"])
 def test_what_is_lost_of_a_column_is_made_again_by_the_same_command(tmp_path: Path, how: str) -> None:
     dataset = captions(tmp_path / "d", rows=(3, 4))
     shout(dataset, engine=engine(fail="1-2"))
@@ -70,6 +70,10 @@ def test_what_is_lost_of_a_column_is_made_again_by_the_same_command(tmp_path: Pa
         paths["payload"].write_bytes(paths["payload"].read_bytes()[:-512])
     for what in {"gone": ["payload"], "no index": ["index"], "no record": ["record"], "only the record": ["payload", "index"]}.get(how, []):
         paths[what].unlink()
+    if "torn" in how:
+        paths["record"].write_bytes(paths["record"].read_bytes().replace(b'"nulls": 1', b'"nulls": 0'))
+    if how == "record and payload torn":
+        paths["payload"].write_bytes(paths["payload"].read_bytes().replace(b"[", b"{"))
     again = shout(Dataset(dataset.root), engine=engine(fail="1-2"))
     assert (again.done, again.skipped, again.complete) == (1, 1, True)
     assert {name: data for name, data in content(dataset.root / XX).items() if not name.endswith(".damaged")} == before
