@@ -9,20 +9,14 @@ reads them can tell.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.data.store import digest_json
+from ccr_dist.data.store import digest_json, with_digest
 from ccr_dist.errors import CcrError, CheckpointError
 
+__all__ = ["DIGEST", "checked", "parse", "read_checked", "with_digest"]
 DIGEST = "digest"
-
-
-def with_digest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON object with its digest as last key. ValueError where it is none (NaN, a key that is no string)."""
-    plain = json.loads(json.dumps(dict(values)))
-    return {**plain, DIGEST: digest_json(plain)}
 
 
 def parse(data: bytes | str) -> Any:

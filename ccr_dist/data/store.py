@@ -65,9 +65,9 @@ def read_json(path: str | Path) -> Any:
         raise DataError(f"{path}: not valid JSON ({e})") from e
 
 
-def with_digest(obj: dict[str, Any]) -> dict[str, Any]:
-    """The JSON object with a last key `digest`, that of all the others."""
-    obj = json.loads(json.dumps(obj, allow_nan=False))  # as it will be when read back: lists for tuples, text for numbers as keys
+def with_digest(obj: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object with a last key `digest`, that of all the others. ValueError where it is none (NaN)."""
+    obj = json.loads(json.dumps(dict(obj), allow_nan=False))  # as it will be when read back: lists for tuples, text for numbers as keys
     return {**obj, "digest": digest_json(obj)}
 
 
