@@ -57,17 +57,6 @@ _RANGES = (1.0, 255.0, 65535.0)
 _UNCLEAR = (1.0, 16.0)  # the largest float: too much for 0 to 1, too little for 0 to 255
 
 
-def require_rule(place: str, there: dict[str, Any], asked: dict[str, Any]) -> None:
-    """DataError where the plan of a column that is there differs from the one asked for in nothing but the number of the rule above."""
-    old, new = there.get("pictures", 0), asked.get("pictures", 0)
-    if old != new and {**there, "pictures": new} == {**asked, "pictures": new}:
-        raise DataError(
-            f"{place}: made of pictures as they were read by rule {old}, they are now read by rule {new} (turned by EXIF, 16-bit grey, "
-            "...: ccr_dist/data/pictures.py). What is there can be read as before, but is not continued: make a new column with --column "
-            "NAME for all datasets that are used together, or remove this one and run again"
-        )
-
-
 def picture_extension(data: bytes, what: object = "picture") -> str:
     """jpg, png, gif, bmp, tif or webp, from the first bytes; DataError for anything else."""
     for magic, extension in _MAGIC.items():

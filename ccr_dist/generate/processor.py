@@ -6,6 +6,7 @@ processes: the runner does. Running is `runner.py`; the systems that processors 
 
 from __future__ import annotations
 
+import json
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -14,9 +15,14 @@ from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from ccr_dist.data import store
 from ccr_dist.data.table import Dataset
 from ccr_dist.errors import CcrError, DataError, EngineError
 
+RULES = {  # keys of plans: numbers of rules that come with a version of this package, and not from the command
+    "pictures": "pictures were read by rule {}, they are now read by rule {} (turned by EXIF, 16-bit grey, ...: ccr_dist/data/pictures.py)",
+    "filters": "answers were cleaned and filtered by rule {}, they now are by rule {} (ccr_dist/generate/answer.py and filters.py)",
+}
 MOST_DEATHS = 16  # of processes that prepare, for which no row is at fault
 
 
@@ -42,6 +48,19 @@ class Ticket:
     shard: int
     row: int
     key: str
+
+
+def require_rules(place: str, there: dict[str, Any], asked: dict[str, Any]) -> None:
+    """DataError where the plan of a column that is there differs from the one asked for in nothing but rules of an earlier version."""
+    asked = json.loads(store.canonical_json(asked))
+    changed = [name for name in RULES if name in asked and there.get(name, 0) != asked[name]]
+    if changed and {**there, **{name: asked[name] for name in changed}} == asked:
+        what = "; ".join(RULES[name].format(there.get(name, 0), asked[name]) for name in changed)
+        raise DataError(
+            f"{place}: made by the same command of an earlier version: {what}. What is there can be read as before, but is not continued: "
+            "nothing is to be done if it is complete; else finish it with that version, or make a new column with --column NAME for all "
+            "datasets that are used together"
+        )
 
 
 class Feed:

@@ -27,13 +27,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import ccr_dist
 from ccr_dist import stopfile, terminal
 from ccr_dist.data import store
-from ccr_dist.data.pictures import require_rule
 from ccr_dist.data.table import Column, Dataset, create_column
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
 from ccr_dist.generate.first import first_load
 from ccr_dist.generate.lease import Leases, look
 from ccr_dist.generate.prepare import Preparation
-from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket
+from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket, require_rules
 from ccr_dist.generate.summary import Budget, Summary
 from ccr_dist.generate.watch import Watch
 from ccr_dist.generate.work import STUCK, Bench, Lost, Work
@@ -86,7 +85,7 @@ def run(
         **processor.provenance(),
     }
     if column in dataset.columns():
-        require_rule(f"{dataset.place}/{column}", dataset.column(column).plan, plan)
+        require_rules(f"{dataset.place}/{column}", dataset.column(column).plan, plan)
     target = create_column(dataset, column, kind=processor.kind, extension=processor.extension, plan=plan, provenance=provenance)
     shards = range(share[0], len(dataset.shards), share[1])
     job = _Job(target, processor, inputs, shards, budget, Leases(target.folder, lease_s), wait, on_event)

@@ -120,6 +120,24 @@ def test_another_plan_is_refused_with_the_difference(tmp_path: Path) -> None:
     assert shout(dataset, "caption.xx.shout2", engine=engine(version="2")).done == 2
 
 
+def test_a_column_of_an_earlier_versions_rules_is_refused_by_name_and_stays(tmp_path: Path) -> None:
+    class Ruled(Translate):
+        filters: str | None = None
+
+        def plan(self) -> dict[str, Any]:
+            plan = {key: value for key, value in super().plan().items() if key != "filters"}
+            return {**plan, "filters": self.filters} if self.filters else plan
+
+    dataset = captions(tmp_path / "d")
+    run(dataset, Ruled(Shout(), "caption.en"), XX, progress=False)
+    before = content(dataset.root / XX)
+    Ruled.filters = "2.1"
+    with pytest.raises(DataError, match=r"filtered by rule 0, they now are by rule 2\.1 .*nothing is to be done if it is complete"):
+        run(Dataset(dataset.root), Ruled(Shout(), "caption.en"), XX, progress=False)
+    assert content(dataset.root / XX) == before
+    Dataset(dataset.root).column(XX).require_complete()
+
+
 def test_incomplete_or_missing_inputs_are_refused(tmp_path: Path) -> None:
     dataset = captions(tmp_path / "d")
     with pytest.raises(DataError, match=r"no column 'caption\.de'"):
