@@ -38,7 +38,7 @@ def save_and_load(folder: Path) -> None:
     alone = {"x": torch.ones(2)} if strategy.main else {}
 
     def state(step: int) -> State:
-        return State({"step": step}, parts, {f"{name}/exp_avg": value for name, value in parts.items()}, alone)
+        return State({"step": step, "progress": {"step": step}}, parts, {f"{name}/exp_avg": value for name, value in parts.items()}, alone)
 
     first = checkpoint.save(folder, state(5), ranks)
     strategy.barrier()

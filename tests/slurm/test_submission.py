@@ -120,7 +120,7 @@ def test_a_site_that_exports_nothing_paths_of_any_name_and_edited_steps(cluster:
 
 
 def test_dry_run_cancel_stop_and_resume(cluster: Cluster, ground: Ground, shared: Path) -> None:
-    steps = {"train": training(ground.config("person", steps=1500), 1)}
+    steps = {"train": training(ground.config("person", steps=20000), 1)}
     experiment = Experiment.made(cluster, shared / "person", steps)
     before = cluster.jobs()
     experiment_script = experiment.run / "steps" / "train" / "script.sbatch"
@@ -142,7 +142,7 @@ def test_dry_run_cancel_stop_and_resume(cluster: Cluster, ground: Ground, shared
     experiment.await_saved(run, 25)
     found = experiment.status()["train"]
     assert found["states"] == {"running": 1} and found["jobs"] == [job] and found["nodes"] == ["n1"], found
-    assert found["total"] == 1500 and found["rate"] > 0 and found["eta_s"] > 0, found
+    assert found["total"] == 20000 and found["rate"] > 0 and found["eta_s"] > 0, found
     assert experiment.submit()["train"] == job  # it is queued already
     done = experiment.ccr_dist("cancel", experiment.run)
     assert done.returncode == 0 and cluster.wait(job) == "CANCELLED", done.stderr
