@@ -34,6 +34,7 @@ class Facts:
     reads_runs: tuple[str, ...] = ()
     makes_runs: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # other files and folders that must be there
+    writes: tuple[str, ...] = ()  # other files and folders that it makes, and that its options do not name
 
 
 def facts_of(command: Sequence[str], place: str) -> Facts:
@@ -52,7 +53,7 @@ def facts_of(command: Sequence[str], place: str) -> Facts:
         pictures = given.get("pictures")
         reads = ((str(pictures), None),) if pictures else ()
         return Facts(name, reads=reads, reads_runs=tuple(str(run) for run in given["runs"]))
-    return Facts(name)
+    return Facts(name, writes=(str(given["out"]),) if name.startswith("checkpoint") and "out" in given else ())
 
 
 @functools.cache

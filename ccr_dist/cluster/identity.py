@@ -110,6 +110,7 @@ def _made(plan: Plan, facts: Mapping[str, Facts]) -> list[Path]:
     """Folders of what the pipeline makes: their files change as it runs, and are told by the steps that make them."""
     folders = {plan.run, *(Path(run) for of_step in facts.values() for run in of_step.makes_runs)}
     folders |= {Path(folder) for of_step in facts.values() for folder, _ in of_step.makes}
+    folders |= {Path(name) for of_step in facts.values() for name in of_step.writes}
     return [folder.absolute() for folder in folders]
 
 

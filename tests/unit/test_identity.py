@@ -107,6 +107,13 @@ def test_a_change_that_was_tried_and_taken_back_is_not_done(folder: Path) -> Non
     assert undone(plan(folder)) == ["first", "second", "third"]
 
 
+def test_a_file_that_a_step_makes_is_no_input_of_the_pipeline(folder: Path) -> None:
+    made = {"second": {"command": "checkpoint convert a.yaml w.safetensors"}, "third": {"command": "shards inspect w.safetensors"}}
+    carry_out(plan(folder, **made), *STEPS)
+    (folder / "w.safetensors").write_bytes(b"made")
+    assert undone(plan(folder, **made)) == []
+
+
 def test_a_file_that_is_edited_while_a_step_waits_counts_as_it_was_read(folder: Path) -> None:
     carry_out(plan(folder), "first")
     (folder / "a.yaml").write_text("name: b\n")  # after `first` has read it
