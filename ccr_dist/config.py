@@ -5,7 +5,7 @@ A run config is data only. A method brings its own options (`MethodOptions` subc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -84,6 +84,11 @@ class MethodOptions(Frozen):
     """Base of every method's options."""
 
     name: str
+
+    @classmethod
+    def earlier(cls, known: Mapping[str, Any]) -> dict[str, Any]:
+        """What options that are newer than a run with these (`known`) meant in it, where that is not their default of today."""
+        return {}
 
 
 class TrainSet(Frozen):

@@ -159,6 +159,10 @@ class LeccrOptions(MethodOptions):
             raise ValueError(f"alpha is {self.alpha}, but without descriptions, or with `local: 0`, no slots are scored; set it to 1")
         return self
 
+    @classmethod
+    def earlier(cls, known: Mapping[str, Any]) -> dict[str, Any]:
+        return {"caption_marks": "ascii"}
+
     @property
     def scores_slots(self) -> bool:
         """There are local features, and they are trained."""

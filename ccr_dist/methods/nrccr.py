@@ -67,6 +67,9 @@ class NrccrOptions(MethodOptions):
         "longest", description="texts are padded, or share rows of the encoder: the same but for rounding and the dice of dropout"
     )
     pooling: Literal["tokens", "all"] = Field("tokens", description="of text states; all: padding too, as released")
+    padding_reads: Literal["all", "tokens"] = Field(
+        "all", description="with `pooling: all`, what positions of padding read: every position, as released, or tokens alone"
+    )
     margin: float = Field(0.2, ge=0)
     positives: Literal["group", "diagonal"] = Field(
         "group", description="what is no negative: all of a group, or the partner only, as released"
@@ -91,6 +94,10 @@ class NrccrOptions(MethodOptions):
         if self.pad == "packed" and self.pooling == "all":
             raise ValueError("pooling: all takes the mean over padding, too, and pad: packed has none; leave one of them out")
         return self
+
+    @classmethod
+    def earlier(cls, known: Mapping[str, Any]) -> dict[str, Any]:
+        return {"padding_reads": "tokens" if known.get("pooling") == "all" else "all"}
 
 
 @register("nrccr")
@@ -213,7 +220,7 @@ class Nrccr(Method):
         return tokens._replace(ids=ids, mask=pad(tokens.mask, (0, missing)))
 
     def _asking(self, mask: Tensor) -> Tensor | None:
-        return None if self.options.pooling == "tokens" else mask
+        return None if "tokens" in (self.options.pooling, self.options.padding_reads) else mask
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         from ccr_dist.models.hf_tower import masked_mean

@@ -40,8 +40,8 @@ def of_another_rule(known: Mapping[str, Any] | None, asked: Mapping[str, Any]) -
     if known is None or "pictures" not in asked or "pictures" in known:
         return []
     return [
-        f"this run began when pictures were read by rule 0 and goes on with rule {VERSION} (turned by EXIF, 16-bit grey, ...: "
-        "ccr_dist/data/pictures.py): where there are such pictures in its data, its numbers are of both"
+        f"this run began when pictures were read by rule 0, and from here on they are read by rule {VERSION} (turned by EXIF, 16-bit "
+        "grey, ...: ccr_dist/data/pictures.py): where there are such pictures in its data, its numbers are of both"
     ]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..config import RunConfig, as_dict
 from ..data.inspect import origin_of
+from ..data.pictures import VERSION
 from ..data.store import replace_atomic, sha256_file
 from ..data.table import Dataset
 from ..errors import CheckpointError, ConfigError, DataError
@@ -29,7 +30,8 @@ from ..methods import base
 from ..methods.base import Method
 from ..methods.params import count
 from ..models import tensorfile
-from .assemble import build_method, check_columns, learnt_languages
+from .assemble import build_method, check_columns, learnt_languages, open_datasets
+from .cached import of_another_rule
 from .checkpoint import restore_weights
 from .run import RunFolder, environment
 from .signals import StopRequest
@@ -168,7 +170,16 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
         if not changed:
             return path
     check_columns(config)
-    method, step = trained_method(config, folder)
+    made: list[tuple[Method, Step]] = []
+    strategy.together(lambda: made.append(trained_method(config, folder)))
+    [(method, step)] = made
+    if (
+        strategy.main
+        and config.stages
+        and any(each.column(config.data.visual).kind == "image" for each in open_datasets(config.data.train))
+    ):
+        for line in of_another_rule(folder.identity(), {"pictures": VERSION}):
+            print(f"{folder.path}: {line}", file=sys.stderr)
     wrapped = step.to(strategy.device)
     queries = method.query_columns(config.data)
     shown = {lang: config.data.queries[lang] for lang in queries}

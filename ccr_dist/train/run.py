@@ -38,11 +38,13 @@ from typing import Any
 
 import yaml
 
-from ..config import RunConfig, as_dict
+from ..config import DualConfig, RunConfig, SentenceConfig, as_dict
 from ..data.checked import read_checked, with_digest
 from ..data.store import TEMPORARY, differences, digest_json, disk_errors, pretty_json, replace_atomic, sha256_file, staged
 from ..errors import CheckpointError, ConfigError, SupersededError
+from ..methods import base
 from ..models import tensorfile
+from ..models.sentence_files import read_recipe
 from ..redact import command_line
 from . import checkpoint
 
@@ -65,7 +67,19 @@ def identity(config: RunConfig, datasets: Mapping[str, str], orders: Mapping[str
     if any(stage.negatives == "local" for stage in config.stages.values()):
         kept["processes"] = world
     kept["weights"] = {"backbone": weights_of(config)}
+    if isinstance(config.backbone, DualConfig | SentenceConfig):
+        kept["weights"]["pooling"] = pooling_of(config.backbone.text)
     return {**kept, "stages": stages, "precision": config.runtime.precision, "datasets": dict(datasets), "orders": dict(orders)}
+
+
+def _of_today(known: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity with what newer options meant when the run began: their defaults of today may be something else."""
+    method, backbone, whole = known.get("method"), known.get("backbone"), dict(known)
+    if isinstance(method, dict) and method.get("name") in base.names():
+        whole["method"] = {**base.get(method["name"]).Options.earlier(method), **method}
+    if isinstance(backbone, dict) and backbone.get("kind") in ("dual", "sentence"):
+        whole["weights"] = {"pooling": "{}", **known.get("weights", {})}
+    return whole
 
 
 def _comparable(known: Mapping[str, Any], asked: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,6 +101,14 @@ def weights_of(config: RunConfig) -> str | None:
         return None
     file = Path(named) / "model.safetensors" if Path(named).is_dir() else Path(named)
     return sha256_file(file) if file.is_file() else None
+
+
+def pooling_of(text: str) -> str:
+    """How a folder of sentence-transformers makes one feature of a text, as JSON; "{}": by the mean over tokens, as runs did before its
+    files were read.
+    """
+    found = {} if text == "minilm" else read_recipe(text, what=f"backbone: text encoder '{text}'").description()
+    return json.dumps(found, sort_keys=True)
 
 
 class RunFolder:
@@ -144,6 +166,7 @@ class RunFolder:
         """
         known, asked = self.identity(), json.loads(json.dumps(identity))
         if known is not None:
+            known = _of_today(known)
             changed = differences(known, _comparable(known, asked, config.model_dump(mode="json", exclude_defaults=True)))
             if changed:
                 raise ConfigError(
@@ -165,6 +188,7 @@ class RunFolder:
         known = self.identity()
         if known is None:
             return
+        known = _of_today(known)
         asked = json.loads(json.dumps(identity(config, {}, {}, world=1)))
         decisive = {key: asked[key] for key in ("seed", "backbone", "method", "weights")}
         if changed := differences(

@@ -138,7 +138,7 @@ def test_pictures_that_were_read_by_another_rule_do_not_stand_in_for_those_of_to
 
 def test_a_run_that_began_under_another_rule_for_pictures_goes_on_and_says_so():
     (said,) = cached.of_another_rule({"seed": 0}, {"seed": 0, "pictures": VERSION})
-    assert "began when pictures were read by rule 0 and goes on with rule 1" in said
+    assert "began when pictures were read by rule 0, and from here on they are read by rule 1" in said
     assert cached.of_another_rule(None, {"pictures": VERSION}) == cached.of_another_rule({"pictures": VERSION}, {"pictures": VERSION}) == []
     assert cached.of_another_rule({"seed": 0}, {"seed": 0}) == []  # reads no pictures
 

@@ -1,0 +1,74 @@
+"""Options that are newer than a run folder, where their defaults of today are not what the run did."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccr_dist.config import RunConfig, load_config
+from ccr_dist.data.checked import with_digest
+from ccr_dist.errors import ConfigError
+from ccr_dist.train import run
+from tests import toy
+
+
+def begun_before(path: Path, option: str, *overrides: str, weights: tuple[str, ...] = ()) -> RunConfig:
+    """A run folder whose identity knows nothing of a method's `option`."""
+    config = load_config(path, overrides)
+    known: dict[str, Any] = json.loads(json.dumps(run.identity(config, {}, {}, world=1)))
+    known["method"].pop(option, None)
+    for key in weights:
+        del known["weights"][key]
+    config.folder.mkdir(parents=True)
+    (config.folder / "identity.json").write_text(json.dumps(with_digest(known)))
+    return config
+
+
+def same(config: RunConfig) -> None:
+    """What going on and measuring ask for."""
+    folder = run.RunFolder(config.folder)
+    folder.require_same(config)
+    assert folder.claim(config, run.identity(config, {}, {}, world=1))
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "before"),
+    [
+        ({"name": "leccr", "visual": "image"}, "caption_marks", "ascii"),
+        ({"name": "nrccr", "pooling": "all"}, "padding_reads", "tokens"),
+    ],
+)
+def test_a_run_of_before_goes_on_and_is_measured_only_as_it_was(tmp_path: Path, method: dict[str, Any], option: str, before: str) -> None:
+    path = toy.config(tmp_path, method, {"train": {"steps": 2, "batch": 4, "lr": 1e-3}})
+    today = begun_before(path, option)
+    folder = run.RunFolder(today.folder)
+    difference = rf"(?s)method\.{option}: there '{before}', asked"
+    with pytest.raises(ConfigError, match=difference):
+        folder.require_same(today)
+    with pytest.raises(ConfigError, match=difference):
+        folder.claim(today, run.identity(today, {}, {}, world=1))
+    same(load_config(path, [f"method.{option}={before}"]))
+
+
+def test_modes_that_did_the_same_before_go_on(tmp_path: Path) -> None:
+    stages = {"train": {"steps": 2, "batch": 4, "lr": 1e-3}}
+    same(begun_before(toy.config(tmp_path / "a", {"name": "leccr", "mode": "intended"}, stages), "caption_marks"))
+    same(begun_before(toy.config(tmp_path / "b", {"name": "nrccr"}, stages), "padding_reads"))
+
+
+def test_an_encoder_that_was_pooled_by_the_mean_is_not_pooled_otherwise(tmp_path: Path) -> None:
+    stages = {"train": {"steps": 2, "batch": 4, "lr": 1e-3}}
+    encoder = tmp_path / "encoder"
+    (encoder / "1_Pooling").mkdir(parents=True)
+    (encoder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    path = toy.config(tmp_path / "run", {"name": "nrccr"}, stages, backbone={"kind": "dual", "text": str(encoder)})
+    config = begun_before(path, "padding_reads", weights=("pooling",))
+    same(config)  # no modules.json: the mean, as before
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": at} for kind, at in kinds]
+    (encoder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ConfigError, match=r"weights\.pooling: there '{}', asked .*cls"):
+        run.RunFolder(config.folder).require_same(config)
