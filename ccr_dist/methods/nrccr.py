@@ -16,7 +16,8 @@ Where this differs from the released code, and why:
 - The similarity teacher is constant in its visual half, too; released: only in its textual half.
 - `pooling: tokens` is a mean over tokens, of what reads tokens alone; `all`: over all `max_tokens` positions, of which those of padding
   read every position, as released (but for the length: released, that of the longest caption of the batch, so that a caption's feature
-  depends on its neighbours). Frames are always a mean over frames that read frames (released: padding likewise).
+  depends on its neighbours). `padding_reads: tokens` is what runs of earlier versions did with `all`.
+  Frames are always a mean over frames that read frames (released: padding likewise).
 - `positives: group` takes no other caption of the same item for a negative; `diagonal`: as released.
 - The discriminator tells two languages apart by two logits, one each; released: both logits say the same.
 - Queries, keys and values have the full width (released: queries and keys 512). Captions go to the cased tokeniser as they are; released:
