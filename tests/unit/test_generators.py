@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -401,11 +402,10 @@ def test_openai_one_bad_item_alone_is_told_from_a_server_that_is_gone(folder: Pa
 
 
 def test_openai_hanging_requests_time_out(folder: Path, served: Any) -> None:
-    engine = served(timeout_s=0.4, retries=1)
+    engine = served(timeout_s=2, retries=1)
     found = answers(engine, [Request("a", "hang"), Request("b", "echo b")])
-    assert isinstance(
-        found[0], DataError
-    ) and "a: the server failed on it 2 times, but not on others: no whole answer within timeout_s 0.4" in str(found[0])
+    assert isinstance(found[0], DataError)  # on a busy machine other requests may be late, too, and one more has to tell
+    assert re.search(r"a: the server failed on it \d+ times, but not on others: no whole answer within timeout_s 2", str(found[0]))
     assert isinstance(found[1], Generation)
     patient = served(timeout_s=50)
     patient.start(0, rendered(patient, [Request("a", "hang")])[0])
