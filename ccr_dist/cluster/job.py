@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
+from ..data.checked import read_checked
 from ..data.store import read_json
 from . import attempts, identity, ledger, slurm
 from .decide import NODE, Decision, Ended, decide
@@ -200,7 +201,11 @@ def step_back(runs: Sequence[Path]) -> list[Path]:
     for run in runs:
         there = sorted((run / "checkpoints").glob("step-*"))
         best = run / "best.json"
-        if len(there) < 2 or (best.exists() and int(there[-1].name[5:]) == read_json(best)["step"]):
+        try:
+            selected = read_checked(best)[0]["step"] if best.exists() else None
+        except errors.CheckpointError:  # it may be the newest one that is selected
+            continue
+        if len(there) < 2 or int(there[-1].name[5:]) == selected:
             continue
         aside = run / "nonfinite" / there[-1].name
         aside.parent.mkdir(exist_ok=True)

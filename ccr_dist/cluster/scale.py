@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.store import differences, read_json
+from ..data.checked import read_checked
+from ..data.store import differences
 from ..errors import ConfigError
 from ..train.telemetry import read_log
 
@@ -75,7 +76,7 @@ def rows(runs: Sequence[Path], warmup: int) -> list[Row]:
 def _identity(run: Path) -> Any:
     if not (run / "identity.json").exists():
         raise ConfigError(f"{run}: no run of a training (no identity.json); train it first")
-    return read_json(run / "identity.json")
+    return read_checked(run / "identity.json")[0]
 
 
 def _measured(run: Path, warmup: int) -> Iterator[tuple[str, _Measured]]:

@@ -17,6 +17,7 @@ from ccr_dist.cluster.pipeline import load_plan
 from ccr_dist.cluster.profile import Preflight, Profile, load_profile
 from ccr_dist.cluster.progress import Progress, progress
 from ccr_dist.cluster.render import PROFILES, SCRIPTS, render
+from ccr_dist.data import store
 from ccr_dist.errors import ConfigError
 
 NAN, HANG = errors.NonFiniteError.exit_code, errors.HangError.exit_code
@@ -206,6 +207,9 @@ def test_the_newest_checkpoint_is_set_aside_unless_it_is_the_selected_or_the_onl
     for step in (10, 20):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
     (tmp_path / "best.json").write_text('{"step": 20}')
+    assert job.step_back([tmp_path]) == []
+    damaged = json.dumps(store.with_digest({"step": 20})).replace("20", "10")
+    (tmp_path / "best.json").write_text(damaged)  # which one is selected cannot be told
     assert job.step_back([tmp_path]) == []
     (tmp_path / "best.json").write_text('{"step": 10}')
     assert job.step_back([tmp_path]) == [tmp_path / "nonfinite" / "step-00000020"]
