@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from . import resources
 from .errors import ConfigError
 from .yamlerrors import explain, shown
 from .yamlnodes import DEEPEST, Invalid, KeyPath, Replacement, Values, compose, read_text
@@ -166,7 +167,7 @@ class _Reader:
         try:
             text = read_text(path)
         except FileNotFoundError:
-            raise ConfigError(f"{path}: no such file" + (f" (a base of {above[-1]})" if above else "")) from None
+            raise ConfigError(f"{path}: no such file" + (f" (a base of {above[-1]})" if above else resources.hint(path))) from None
         quotes = real.is_relative_to(self._folder) or not above
         own = Document(name=str(path), outside=set() if quotes else {str(path)})
         try:

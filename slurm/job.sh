@@ -81,7 +81,7 @@ run_ranks() {
     begin
     CCR_HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -1)
     CCR_PORT=$((15000 + 2 * ((SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 7500))) # and the next one
-    export CCR_HEAD CCR_PORT CCR_LAUNCH=${LAUNCH:-launch/accelerate/ddp.yaml} CCR_RANKS=${RANKS:-} CCR_PREFLIGHT=${PREFLIGHT:-full}
+    export CCR_HEAD CCR_PORT CCR_LAUNCH=${LAUNCH:-$SCRIPTS/../launch/accelerate/ddp.yaml} CCR_RANKS=${RANKS:-} CCR_PREFLIGHT=${PREFLIGHT:-full}
     supervise srun --export=ALL --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \
         ${PREFIX[@]+"${PREFIX[@]}"} bash "$SCRIPTS/ranks.sh" "$@"
     finish $?

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..data.table import Dataset
 from ..errors import ConfigError, DataError
+from ..resources import LAUNCH, hint
 from . import attempts
 from .facts import Facts, facts_of, run_folders
 from .pipeline import RANKS, Plan
@@ -40,9 +41,8 @@ def check(plan: Plan, *, free_disk_gib: float) -> Checked:
             facts[name] = facts_of(job.command, f"{place}: step {name}")
         except ConfigError as error:
             wrong.append(str(error))
-        if job.kind in RANKS and not Path(job.step.launch).exists():
-            at = plan.document.place(("steps", name, "launch"))
-            wrong.append(f"{at}: step {name}: launch: there is no {job.step.launch}; see launch/README.md")
+        if job.kind in RANKS and (problem := _launch_problem(job.step.launch)):
+            wrong.append(f"{plan.document.place(('steps', name, 'launch'))}: step {name}: launch: {problem}")
     checked = Checked(facts)
     for name, of_step in facts.items():
         before = [facts[other] for other in ancestors(plan, name) if other in facts]
@@ -52,6 +52,16 @@ def check(plan: Plan, *, free_disk_gib: float) -> Checked:
     if wrong:
         raise ConfigError("\n".join(wrong))
     return checked
+
+
+def _launch_problem(launch: str) -> str | None:
+    """What is wrong with a step's launch profile, if anything."""
+    try:
+        file = LAUNCH.find(launch)
+    except ConfigError as error:
+        return str(error)
+    known = ", ".join(LAUNCH.files())
+    return None if file.is_file() else f"{file}: no such file{hint(file)}; those that come with ccr-dist have names: {known}"
 
 
 def ancestors(plan: Plan, step: str) -> list[str]:

@@ -14,7 +14,9 @@ pipelines_app = typer.Typer(no_args_is_help=True)
 Pipeline = Annotated[Path, typer.Argument(metavar="PIPELINE.yaml", help="what to run; see slurm/README.md")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, any number, such as steps.train.nodes=2")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a submitted pipeline: FOLDER/NAME")]
-ProfileName = Annotated[str, typer.Option("--profile", help="of the site: one in slurm/profiles/, or a file")]
+ProfileName = Annotated[
+    str, typer.Option("--profile", help="of the site: a YAML file, or the name of one that comes with ccr-dist: default, example")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything and write the scripts, but queue nothing")]
 
 
@@ -23,10 +25,9 @@ def submit(pipeline: Pipeline, overrides: Overrides = None, profile: ProfileName
     """Queue a pipeline on SLURM as a chain of jobs, after everything that can be checked was checked. What is done is not done again."""
     from .pipeline import load_plan
     from .profile import load_profile
-    from .render import PROFILES
     from .submit import submit as submit_plan
 
-    submit_plan(load_plan(pipeline, overrides or ()), load_profile(profile, PROFILES), dry_run=dry_run, say=_say)
+    submit_plan(load_plan(pipeline, overrides or ()), load_profile(profile), dry_run=dry_run, say=_say)
 
 
 @pipelines_app.command()

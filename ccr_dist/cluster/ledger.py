@@ -130,7 +130,7 @@ def recorded(run: Path, overrides: Iterable[str] = ()) -> tuple[Plan, Profile | 
         raise ConfigError(f"{run}: no run of a pipeline (no pipeline.yaml); `ccr-dist submit` and `ccr-dist run` make one, in FOLDER/NAME")
     plan = load_plan(run / "pipeline.yaml", [*overrides, f"folder={run.parent}"])
     profile = run / "profile.yaml"
-    return plan, load_profile(str(profile), run) if profile.exists() else None
+    return plan, load_profile(profile) if profile.exists() else None
 
 
 def alive(queued: list[Queued], submitted: Submitted) -> list[int]:

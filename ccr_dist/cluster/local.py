@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from .. import errors, stopfile
+from .. import errors, resources, stopfile
 from . import checks, job, ledger
 from .attempts import step_folder
 from .decide import Decision
@@ -101,7 +101,14 @@ def _attempt(step: Job, here: job.Here, log: Path, heard: _Heard) -> int:
     words = [sys.executable, "-m"]
     processes = step.step.ranks or gpus_here() or 1
     if step.kind in RANKS and processes > 1:
-        words += ["accelerate.commands.launch", "--config_file", step.step.launch, "--num_processes", str(processes), "-m"]
+        words += [
+            "accelerate.commands.launch",
+            "--config_file",
+            str(resources.LAUNCH.find(step.step.launch)),
+            "--num_processes",
+            str(processes),
+            "-m",
+        ]
     words += ["ccr_dist.cluster.rank", *step.command]
     if step.kind in RANKS:
         words += ["--world", str(processes)]

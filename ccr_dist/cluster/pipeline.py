@@ -38,7 +38,7 @@ class Step(Frozen):
     cpus: int = Field(2, gt=0, description="a node")
     memory: str | None = Field(None, pattern=r"^\d+[KMGT]?$", description="a node; none: the site's default")
     time: TimeLimit | None = Field(None, description="limit; none: the profile's")
-    launch: Line = Field("launch/accelerate/ddp.yaml", description="launch profile of ranks")
+    launch: Line = Field("ddp", description="launch profile of ranks: a YAML file, or the name of one that comes with ccr-dist")
 
     @field_validator("nodes", mode="before")
     @classmethod

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import errors
+from .. import errors, resources
 from ..data.store import read_json, replace_atomic
 from ..train.run import PACKAGES
 from .decide import NODE
@@ -44,7 +44,7 @@ def software() -> dict[str, str]:
 
 
 def _source() -> str:
-    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    root, digest = resources.package(), hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:12]

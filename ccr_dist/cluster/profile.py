@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from .. import yamlfile
 from ..config import Frozen
-from ..errors import ConfigError
+from ..resources import PROFILES
 
 
 def one_line(text: str) -> str:
@@ -99,12 +99,6 @@ class Profile(Frozen):
     preflight: Preflight | Literal["off"] = Preflight()
 
 
-def load_profile(name: str, folder: Path) -> Profile:
-    """A file's path, or the name of one in FOLDER without .yaml. Raises ConfigError with file, line and the nearest valid key."""
-    path = Path(name)
-    if path.suffix != ".yaml":
-        path = folder / f"{name}.yaml"
-        if not path.exists():
-            known = ", ".join(sorted(each.stem for each in folder.glob("*.yaml"))) or "none"
-            raise ConfigError(f"--profile {name}: there is no {path}; known profiles: {known}; or give a file's path")
-    return yamlfile.validate(Profile, yamlfile.load(path))
+def load_profile(name: str | Path) -> Profile:
+    """A file's path, or the name of a profile that comes with ccr-dist. Raises ConfigError with file, line and the nearest valid key."""
+    return yamlfile.validate(Profile, yamlfile.load(PROFILES.find(name)))

@@ -7,28 +7,21 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from .. import resources
 from ..errors import ConfigError
 from .attempts import step_folder
 from .pipeline import RANKS, Job, Plan
 from .profile import Profile
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "slurm"
-PROFILES = SCRIPTS / "profiles"
 BEGIN, END = "# >>> settings", "# <<< settings"
-
-
-def script_of(kind: str) -> Path:
-    path = SCRIPTS / f"{kind}.sbatch"
-    if not path.exists():
-        raise ConfigError(f"{path}: there is no such script: submit from a clone of the repository, where slurm/ is")
-    return path
 
 
 def render(plan: Plan, job: Job, profile: Profile, *, root: Path, tasks: Sequence[int], offset: int) -> str:
     """root: where relative paths begin. tasks: of the step's array, those from `offset` on that this script is for."""
-    if any(set(str(each)) & set("\\\n\r") for each in (root, SCRIPTS)):
+    scripts = resources.folder("slurm")
+    if any(set(str(each)) & set("\\\n\r") for each in (root, scripts)):
         raise ConfigError(f"{str(root)!r}: a path that SLURM's scripts cannot name: work in a folder without backslashes and line breaks")
-    path = script_of(job.kind)
+    path = scripts / f"{job.kind}.sbatch"
     lines = path.read_text(encoding="utf-8").splitlines()
     try:
         begin, end = lines.index(BEGIN), lines.index(END)
@@ -87,12 +80,18 @@ def _ranges(indices: Sequence[int]) -> str:
 
 def _variables(plan: Plan, job: Job, profile: Profile, root: Path, offset: int) -> Iterator[str]:
     step = job.step
-    values: dict[str, object] = {"ROOT": root, "SCRIPTS": SCRIPTS, "RUN": plan.run, "STEP": job.name, "PYTHON": profile.python}
+    values: dict[str, object] = {
+        "ROOT": root,
+        "SCRIPTS": resources.folder("slurm"),
+        "RUN": plan.run,
+        "STEP": job.name,
+        "PYTHON": profile.python,
+    }
     values |= {"RETRIES": profile.retries, "TASKS": step.tasks, "OFFSET": offset}
     if profile.scratch:
         values["SCRATCH"] = profile.scratch
     if job.kind in RANKS:
-        values |= {"LAUNCH": step.launch, "RANKS": step.ranks or ""}
+        values |= {"LAUNCH": resources.LAUNCH.find(step.launch), "RANKS": step.ranks or ""}
         values["PREFLIGHT"] = "off" if profile.preflight == "off" else profile.preflight.model_dump_json(exclude_defaults=True)
     yield from (f"{name}={shlex.quote(str(value))}" for name, value in values.items())
     if profile.prefix:

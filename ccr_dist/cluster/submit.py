@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..data.store import digest_json, replace_atomic
 from ..errors import ConfigError
+from ..resources import LAUNCH, is_path
 from . import checks, ledger, slurm
 from .attempts import step_folder
 from .identity import Standing
@@ -67,7 +68,10 @@ def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
 
 def _asked(standing: Standing, step: str) -> dict[str, str]:
     """What is kept beside a job that is queued, for later submissions to be held against."""
-    return {"step": digest_json(standing.plan.jobs[step].step.model_dump(mode="json")), "planned": standing.planned[step]}
+    values = standing.plan.jobs[step].step.model_dump(mode="json")
+    if not is_path(values["launch"]):  # `ddp` and this path, by which earlier versions name it, are the same
+        values["launch"] = f"{LAUNCH.where}/{values['launch']}{LAUNCH.suffix}"
+    return {"step": digest_json(values), "planned": standing.planned[step]}
 
 
 def _forbid_changed(known: Ledger, queued: list[slurm.Queued], standing: Standing) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import difflib
 import string
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,10 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from ccr_dist import yamlfile
 from ccr_dist.errors import ConfigError
 from ccr_dist.generate.filters import Filters
+from ccr_dist.resources import PROMPTS
 
 FIELDS = ("media", "captions", "text", "source_language", "target_language")
 LIST_SCHEMA = {"type": "array", "items": {"type": "string"}, "minItems": 1}
-_FOLDER = Path(__file__).parent / "prompts"
 
 
 class _Strict(BaseModel):
@@ -59,25 +58,15 @@ class Prompt(_Strict):
 
 def shipped() -> list[str]:
     """The names of the prompts that come with the package."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+    return list(PROMPTS.files())
 
 
 def load_prompt(name: str, allowed: Sequence[str]) -> Prompt:
-    """A shipped prompt by its name, or a file by its path (it ends in .yaml or .yml). `allowed`: the fields that the job knows.
+    """A shipped prompt by its name, or a file by its path (`resources`). `allowed`: the fields that the job knows.
 
     ConfigError, with file, line and the nearest valid one, for an unknown key or field.
     """
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        if name not in shipped():
-            near = difflib.get_close_matches(name, shipped(), 1)
-            raise ConfigError(
-                f"unknown prompt {name!r}"
-                + (f"; did you mean {near[0]!r}?" if near else ";")
-                + f" There are: {', '.join(shipped())}; or give the path of a .yaml file"
-            )
-        path = _FOLDER / f"{name}.yaml"
-    document = yamlfile.load(path)
+    document = yamlfile.load(PROMPTS.find(name))
     prompt = yamlfile.validate(Prompt, document)
     texts: list[tuple[yamlfile.KeyPath, str]] = [(("views", view, "text"), about.text) for view, about in prompt.views.items()]
     for place, text in [(("system",), prompt.system or ""), *texts]:

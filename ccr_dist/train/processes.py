@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..resources import shown
 
 
 class Ranks:
@@ -85,7 +86,7 @@ class Processes(Ranks):
         if world is not None and world != launched:
             raise ConfigError(
                 f"--world {world} was asked for, but {launched} process(es) run; start with "
-                f"`accelerate launch --config_file launch/accelerate/cpu.yaml --num_processes {world} -m ccr_dist train …` "
+                f"`accelerate launch --config_file {shown('launch/accelerate/cpu.yaml')} --num_processes {world} -m ccr_dist train …` "
                 "(`--cpu` alone starts one)"
             )
         cores = len(os.sched_getaffinity(0)) * (local if "CCR_BOUND" in os.environ else 1)  # bound: to this process' part of them
@@ -180,10 +181,6 @@ class Processes(Ranks):
             dist.destroy_process_group()
 
 
-ALONE = (
-    "start with `accelerate launch --config_file launch/accelerate/ddp.yaml --num_processes N -m ccr_dist …`, with torchrun, or on SLURM "
-    "with `ccr-dist submit` or slurm/train.sbatch"
-)
 # How many processes each says that it started.
 STARTERS = {"OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpirun", "SLURM_STEP_NUM_TASKS": "srun"}
 
@@ -200,15 +197,22 @@ def launch() -> tuple[int, int]:
     if wrong or found["WORLD_SIZE"] == "0":
         raise ConfigError(
             f"{', '.join(wrong) or 'WORLD_SIZE=0'} in the environment: a launcher sets a whole number there; unset it to train with one "
-            f"process, or {ALONE}"
+            f"process, or {_how_to_start()}"
         )
     for name, starter in STARTERS.items() if found["WORLD_SIZE"] is None else ():
         if os.environ.get(name, "").isdigit() and int(os.environ[name]) > 1:
             raise ConfigError(
                 f"{starter} started {os.environ[name]} processes ({name}) and told none of the others, so that each would train the whole "
-                f"run: {ALONE}"
+                f"run: {_how_to_start()}"
             )
     return int(found["WORLD_SIZE"] or 1), int(found["LOCAL_WORLD_SIZE"] or 1)
+
+
+def _how_to_start() -> str:
+    return (
+        f"start with `accelerate launch --config_file {shown('launch/accelerate/ddp.yaml')} --num_processes N -m ccr_dist …`, with "
+        "torchrun, or on SLURM with `ccr-dist submit`"
+    )
 
 
 def _require_launcher(world: int) -> None:
@@ -217,10 +221,10 @@ def _require_launcher(world: int) -> None:
     if missing:
         raise ConfigError(
             f"WORLD_SIZE={world} is in the environment without {', '.join(missing)}, so no launcher set it; unset WORLD_SIZE to train with "
-            f"one process, or {ALONE}"
+            f"one process, or {_how_to_start()}"
         )
     if int(os.environ["RANK"]) >= world:
-        raise ConfigError(f"RANK={os.environ['RANK']} with WORLD_SIZE={world}: ranks are 0 to {world - 1}; {ALONE}")
+        raise ConfigError(f"RANK={os.environ['RANK']} with WORLD_SIZE={world}: ranks are 0 to {world - 1}; {_how_to_start()}")
 
 
 def _bits(tensor: Tensor) -> int:

@@ -38,6 +38,7 @@ from typing import Any
 
 import yaml
 
+from .. import resources
 from ..config import DualConfig, RunConfig, SentenceConfig, as_dict
 from ..data.checked import read_checked, with_digest
 from ..data.store import TEMPORARY, differences, digest_json, disk_errors, pretty_json, replace_atomic, sha256_file, staged
@@ -321,7 +322,7 @@ def hardware() -> str:
 
 def commit() -> str | None:
     """Commit of the source tree that runs, with `+` when files differ from it; None for an installed package."""
-    here = Path(__file__).resolve().parents[2]
+    here = resources.package().resolve().parent
     if not (here / ".git").exists():
         return None
     git = ["git", "-C", str(here)]

@@ -16,10 +16,12 @@ from ccr_dist.cluster.facts import Facts
 from ccr_dist.cluster.pipeline import load_plan
 from ccr_dist.cluster.profile import Preflight, Profile, load_profile
 from ccr_dist.cluster.progress import Progress, progress
-from ccr_dist.cluster.render import PROFILES, SCRIPTS, render
+from ccr_dist.cluster.render import render
 from ccr_dist.data import store
 from ccr_dist.errors import ConfigError
+from ccr_dist.resources import PROFILES, folder
 
+SCRIPTS = folder("slurm")
 NAN, HANG = errors.NonFiniteError.exit_code, errors.HangError.exit_code
 
 
@@ -113,7 +115,7 @@ def plan_in(folder: Path, text: str = PIPELINE) -> Any:
 
 
 def test_scripts_are_those_of_the_folder_with_settings_filled_in(tmp_path: Path) -> None:
-    plan, profile = plan_in(tmp_path), load_profile("default", PROFILES)
+    plan, profile = plan_in(tmp_path), load_profile("default")
     text = render(plan, plan.jobs["describe"], profile, root=tmp_path, tasks=[5, 6, 7, 9], offset=5)
     assert "#SBATCH --array=0-2,4\n" in text and "OFFSET=5\n" in text and "TASKS=12\n" in text
     assert "COMMAND=(describe 'my data/train' --engine replay --set path=a.jsonl --column description.a)\n" in text
@@ -151,9 +153,9 @@ def test_wrong_pipelines_name_their_line(tmp_path: Path, change: tuple[str, str]
     assert message in str(refused.value) and "pipeline.yaml:" in str(refused.value)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in PROFILES.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(PROFILES.files()))
 def test_shipped_profiles_are_valid(name: str) -> None:
-    load_profile(name, PROFILES)
+    load_profile(name)
 
 
 def test_shipped_pipelines_are_valid() -> None:
@@ -163,7 +165,7 @@ def test_shipped_pipelines_are_valid() -> None:
 
 def test_a_container_is_put_before_what_runs_on_nodes_alone(tmp_path: Path) -> None:
     """The batch script itself needs SLURM's commands, which images have not."""
-    plan, site = plan_in(tmp_path), load_profile("example", PROFILES)
+    plan, site = plan_in(tmp_path), load_profile("example")
     text = render(plan, plan.jobs["train"], site, root=tmp_path, tasks=[0], offset=0)
     assert f"PREFIX=({site.prefix})\nexport " in text and "\nmodule load apptainer\nCOMMAND=" in text
     shared = (SCRIPTS / "job.sh").read_text()
@@ -231,7 +233,7 @@ def test_a_warning_that_leaves_no_time_to_save_is_told(tmp_path: Path, took: flo
         path = attempts.path_of(plan.run, "train", 0)
         attempts.write(path, {"event": "start", "attempt": "7.0"})
         attempts.write(path, {"event": "end", "attempt": "7.0", "saved_s": took})
-    checks.grace(plan, checked, load_profile("default", PROFILES))
+    checks.grace(plan, checked, load_profile("default"))
     assert len(checked.notes) == bool(warned) and warned in "".join(checked.notes)
 
 

@@ -47,7 +47,7 @@ def test_faults_are_named_with_their_place(tmp_path, content, message):
 
 
 def test_unknown_names(tmp_path):
-    with pytest.raises(ConfigError, match=r"unknown prompt 'detial'; did you mean 'detail'\?"):
+    with pytest.raises(ConfigError, match=r"prompt 'detial': none of that name comes with ccr-dist; did you mean 'detail'\?"):
         load_prompt("detial", describe.FIELDS)
     with pytest.raises(ConfigError, match="no such file"):
         load_prompt(str(tmp_path / "none.yaml"), describe.FIELDS)

@@ -16,13 +16,15 @@ import yaml
 from ccr_dist.cluster import checks, ledger, submit
 from ccr_dist.cluster.pipeline import load_plan
 from ccr_dist.cluster.profile import Profile, load_profile
-from ccr_dist.cluster.render import PROFILES, SCRIPTS, render
+from ccr_dist.cluster.render import render
 from ccr_dist.cluster.status import errors_in
 from ccr_dist.config import load_config
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate.cli import _share
+from ccr_dist.resources import PROFILES, folder
 from ccr_dist.train.columns import check_columns
 
+SCRIPTS = folder("slurm")
 NASTY = """my "own" project's $HOME `touch x` #1 %j"""
 
 
@@ -93,7 +95,7 @@ def test_the_login_shell_executes_nothing_but_setup(tmp_path: Path, monkeypatch:
 def test_profiles_that_would_say_more_than_they_seem_to(tmp_path: Path, key: str, value: Any) -> None:
     (tmp_path / "site.yaml").write_text(yaml.safe_dump({key: value}))
     with pytest.raises(ConfigError, match=rf"site.yaml:\d: {key}"):
-        load_profile(str(tmp_path / "site.yaml"), PROFILES)
+        load_profile(str(tmp_path / "site.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -118,11 +120,11 @@ def test_pipelines_that_would_say_more_than_they_seem_to(tmp_path: Path, change:
 
 def test_a_copy_of_the_default_profile_can_be_edited(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    text = (PROFILES / "default.yaml").read_text()
+    text = PROFILES.find("default").read_text()
     path.write_text(text + "partition: gpu\n")
-    assert load_profile(str(path), PROFILES) == Profile(partition="gpu")
+    assert load_profile(str(path)) == Profile(partition="gpu")
     path.write_text(re.sub(r"^# (\w+: )", r"\1", text, flags=re.M))  # all its examples
-    assert load_profile(str(path), PROFILES).gpus == "--gres=gpu:a100:{n}"
+    assert load_profile(str(path)).gpus == "--gres=gpu:a100:{n}"
 
 
 def wrong_in(folder: Path, command: str, *before: str) -> str:

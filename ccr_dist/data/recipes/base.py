@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +16,7 @@ from ccr_dist import yamlfile
 from ccr_dist.config import Frozen
 from ccr_dist.data.splits import SPLITS
 from ccr_dist.errors import ConfigError
+from ccr_dist.resources import RECIPES
 
 
 @dataclass(frozen=True)
@@ -105,26 +105,13 @@ def recipes() -> dict[str, type[Recipe]]:
 
 
 def shipped() -> dict[str, Path]:
-    """The recipe files of the source tree (`shards/*.yaml`), by name."""
-    folder = Path(__file__).resolve().parents[3] / "shards"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    """The recipe files that come with ccr-dist (`shards/*.yaml`), by name."""
+    return RECIPES.files()
 
 
 def load_recipe(where: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """A recipe from a YAML file, or from the name of a shipped one, with `key=value` overrides. ConfigError with file and line."""
-    path = Path(where)
-    if path.suffix not in (".yaml", ".yml"):
-        names = shipped()
-        if str(where) not in names:
-            near = difflib.get_close_matches(str(where), names, 1)
-            hint = (
-                f"did you mean {near[0]!r}?"
-                if near
-                else f"shipped are: {', '.join(names) or 'none (no shards/ folder beside the package)'}"
-            )
-            raise ConfigError(f"recipe {str(where)!r}: neither a .yaml file nor the name of a shipped recipe; {hint}")
-        path = names[str(where)]
-    document = yamlfile.load(path, overrides)
+    document = yamlfile.load(RECIPES.find(where), overrides)
     known, kind = recipes(), document.data.get("kind")
     if not isinstance(kind, str) or kind not in known:
         raise ConfigError(f"{document.place(('kind',))}: kind: expected one of {', '.join(known)}, found {kind!r}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ... import resources
 from ...errors import ConfigError
 from .base import Engine
 from .zero import OURS
@@ -64,7 +65,8 @@ def requested(name: str | None) -> tuple[str | None, dict[str, Any]]:
     if name is not None and name not in NAMES:
         raise ConfigError(f"--strategy {name}: expected one of {', '.join(NAMES)}")
     if name is not None and profile is not None and name != profile:
-        raise ConfigError(f"--strategy {name} was asked for, but the launch profile starts {profile}; use launch/accelerate/{name}.yaml")
+        other = resources.shown(f"launch/accelerate/{name}.yaml")
+        raise ConfigError(f"--strategy {name} was asked for, but the launch profile starts {profile}; use {other}")
     return name or profile, options
 
 
@@ -75,7 +77,9 @@ def _profile() -> tuple[str | None, dict[str, Any]]:
         wrong.append("the launch profile asks for the CPU, but GPUs are seen and would be used: hide them with CUDA_VISIBLE_DEVICES=")
     version = os.environ.get("FSDP_VERSION", "1")
     if fsdp and version != "2":
-        wrong.append(f"the launch profile asks for FSDP {version}; this trains with FSDP 2: see launch/accelerate/fsdp2.yaml")
+        wrong.append(
+            f"the launch profile asks for FSDP {version}; this trains with FSDP 2: see {resources.shown('launch/accelerate/fsdp2.yaml')}"
+        )
     options: dict[str, Any] = {}
     if deepspeed:
         try:
@@ -102,7 +106,7 @@ def _without_effect(table: Mapping[str, tuple[str, str]]) -> list[str]:
         return []
     return [
         f"the launch profile or command sets what has no effect here: {'; '.join(found)}. Leave it out, or start from a profile of "
-        "launch/accelerate"
+        f"{resources.LAUNCH.folder}"
     ]
 
 
@@ -112,12 +116,14 @@ def deepspeed_config(path: str | None) -> dict[str, Any]:
     ConfigError naming the file and all keys that cannot be used.
     """
     if path in (None, "", "none"):
-        raise ConfigError("the launch profile uses DeepSpeed without a deepspeed_config_file: see launch/accelerate/zero2.yaml")
-    file = Path(str(path))
+        example = resources.shown("launch/accelerate/zero2.yaml")
+        raise ConfigError(f"the launch profile uses DeepSpeed without a deepspeed_config_file: see {example}")
+    file = resources.DEEPSPEED.find(str(path))
     if not file.exists():
+        names = ", ".join(resources.DEEPSPEED.files())
         raise ConfigError(
             f"{file}: the launch profile's DeepSpeed config is not there, seen from {Path.cwd()}. Start in the folder that the profile's "
-            "path counts from (of the profiles here: the one that holds launch/), or give it whole in the profile"
+            f"path counts from, give it whole in the profile, or name one that comes with ccr-dist: {names}"
         )
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
