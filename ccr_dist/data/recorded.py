@@ -176,15 +176,15 @@ class Recorded:
             raise DataError(f"{what}. Make the column again: remove {self.folder} (or say another name) and run `{self.remedy}`")
 
     @cached_property
-    def _inputs(self) -> dict[str, str]:
+    def inputs(self) -> dict[str, str]:
         """Columns of this dataset that this one was made from, and their digests then."""
         inputs = self.plan.get("inputs")
         return {name: text for name, text in inputs.items() if _SHA256.fullmatch(str(text))} if isinstance(inputs, dict) else {}
 
     def stale(self) -> str | None:
         """The column that this one was made from, if it is there, complete, and another now than it was then."""
-        there = self.dataset.columns() if self._inputs else ()
-        sources = ((name, self.dataset.column(name), digest) for name, digest in self._inputs.items() if name in there)
+        there = self.dataset.columns() if self.inputs else ()
+        sources = ((name, self.dataset.column(name), digest) for name, digest in self.inputs.items() if name in there)
         return next((name for name, source, digest in sources if not source.missing() and source.digest != digest), None)
 
     def _require_shards(self) -> None:

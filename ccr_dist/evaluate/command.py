@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from .. import terminal
 from ..data.table import Dataset
 from ..errors import DataError
 from .report import aggregate, collect, table, write_report
+from .schema import unrecorded
 
 
 def report(runs: Sequence[Path], *, out: Path, split: str, title: str, notes: Sequence[str], pictures: Path | None) -> None:
@@ -16,6 +18,9 @@ def report(runs: Sequence[Path], *, out: Path, split: str, title: str, notes: Se
     files = [_results_file(run, split) for run in runs]
     results = collect(files)
     rows = aggregate(results)
+    if len(results.runs) > 1 and (note := unrecorded(results.runs)):
+        print(note, file=sys.stderr)
+        notes = [*notes, note]
     curves: dict[str, list[str | Path]] = {}
     for file, run in zip(files, results.runs, strict=True):
         log = file.parent.parent / "log.jsonl"

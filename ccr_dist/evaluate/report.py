@@ -23,7 +23,7 @@ from rich.text import Text
 from ccr_dist.data.store import replace_atomic
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate.protocols import RECALL_NAMES
-from ccr_dist.evaluate.schema import LanguageResult, RunResult, read_result
+from ccr_dist.evaluate.schema import LanguageResult, RunResult, read_result, require_comparable
 from ccr_dist.terminal import visible
 
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # what spreadsheets take for the beginning of one
@@ -92,7 +92,10 @@ def collect(paths: Iterable[str | Path]) -> Results:
 
 
 def aggregate(results: Results) -> list[Row]:
-    """Rows by dataset, language (the ceiling last), label; each in order of first appearance."""
+    """Rows by dataset, language (the ceiling last), label; each in order of first appearance. DataError where results of one split were
+    measured on different content.
+    """
+    require_comparable(results.runs)
     found: dict[tuple[str, str, str, str], list[RunResult]] = {}
     for run in results.runs:
         for lang in run.languages:

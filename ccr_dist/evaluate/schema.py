@@ -10,6 +10,9 @@
      "languages": {"pt": LanguageResult},
      "test_reads": 1,                      how often this run read the split's captions; null: not known
      "selection": "mR on emoji14/val",     how the weights were chosen; null: nothing was chosen (untrained)
+     "columns": {"image": "…", "caption.pt": "…"},   digest of each column that was measured on, and of those these were made of; {}: an
+                                           earlier version wrote the file
+     "rules": {"pictures": 1},             number of the rule by which the gallery's pictures were opened (data/pictures.py), where known
      "provenance": {"caption.pt.opus": "…"},   columns the run trained or was queried with -> who made them (MT engine, humans)
      "attribution": ["Pictures: …, CC BY-SA 4.0"],
      "config": {…},                        the resolved run config
@@ -32,6 +35,7 @@ LanguageResult:
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,6 +100,8 @@ class RunResult(Record):
     languages: dict[str, LanguageResult] = Field(min_length=1)
     test_reads: int | None = None
     selection: str | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+    rules: dict[str, int] = Field(default_factory=dict)
     provenance: dict[str, str] = Field(default_factory=dict)
     attribution: tuple[str, ...] = ()
     config: dict[str, Any] = Field(default_factory=dict)
@@ -125,6 +131,38 @@ def read_result(path: Path) -> RunResult:
     if digest is not None and digest != _digest(values):
         raise DataError(f"{path}: damaged, its numbers are not what its digest says; `ccr-dist evaluate … --again` measures anew")
     return run
+
+
+def require_comparable(runs: Iterable[RunResult]) -> None:
+    """DataError, naming two runs, where results of one split were measured on different content: columns of one name with different
+    bytes, or pictures that were opened by different rules. Results that do not record it (`unrecorded`) are taken as they are.
+    """
+    known: dict[tuple[str, str, str, str], tuple[str, str | int]] = {}
+    for run in runs:
+        for kind, found in (("column", run.columns), ("rule", run.rules)):
+            for name, value in found.items():
+                other, theirs = known.setdefault((run.dataset, run.split, kind, name), (run.name, value))
+                if theirs != value:
+                    what = (
+                        f"column {name} had other content"
+                        if kind == "column"
+                        else f"{name} were opened by rule {theirs} in the first and by rule {value} in the second"
+                    )
+                    raise DataError(
+                        f"{other} and {run.name} were not measured on the same {run.dataset}/{run.split}: {what}, so their numbers "
+                        "cannot be compared; measure both on the same columns (`ccr-dist evaluate … --again`)"
+                    )
+
+
+def unrecorded(runs: Iterable[RunResult]) -> str | None:
+    """A note for people about results that do not record what they were measured on; None where all do."""
+    names = sorted({run.name for run in runs if not run.columns})
+    if not names:
+        return None
+    return (
+        f"Not recorded in results of an earlier version: which content they were measured on ({', '.join(names)}). They are compared as if "
+        "their columns, and the rule by which pictures were opened, were those of the others; `ccr-dist evaluate … --again` records it."
+    )
 
 
 def _digest(values: dict[str, Any]) -> str:

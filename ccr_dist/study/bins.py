@@ -19,6 +19,7 @@ from ..data.table import Dataset
 from ..data.text import texts_of
 from ..errors import ConfigError, DataError
 from ..evaluate.report import cell
+from ..evaluate.schema import read_result, require_comparable
 from .plan import Plan, state
 
 RECALLS = (1, 10)
@@ -55,6 +56,7 @@ def binned(plan: Plan, by: str, count: int = 4) -> list[Binned]:
     complete = [run for run in plan.runs if state(run) == "complete"]
     if not complete:
         raise DataError(f"{plan.study.out}: no run of the study {plan.study.name!r} is complete; `ccr-dist study run` makes them")
+    require_comparable(read_result(run.result) for run in complete)
     data = complete[0].config.data
     assert data.test is not None, "checked where the study was read"
     dataset, measure = Dataset(data.test), _measure(by)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,7 @@ def report_command(
 ) -> None:
     """Table, comparisons with intervals, plots and a page of what is complete."""
 
+    from ..evaluate.schema import unrecorded
     from .plan import load_plan
     from .report import sentence, summarise, table_markdown, write
 
@@ -52,6 +54,8 @@ def report_command(
     console.print(table_markdown(summary))
     for each in summary.judged:
         console.print(f"{each.comparison.claim}: {sentence(each, summary.label)}")
+    if note := unrecorded(summary.results.runs):
+        print(f"\n{note}", file=sys.stderr)
     if summary.missing:
         console.print(f"\nincomplete: no result of {', '.join(summary.missing)}")
     console.print(f"\n{page.resolve()}")

@@ -18,7 +18,7 @@ import numpy as np
 from ..data.store import sha256_file
 from ..errors import DataError
 from ..evaluate.protocols import hits, recalls
-from ..evaluate.schema import RunResult, read_result
+from ..evaluate.schema import RunResult, read_result, require_comparable
 from .plan import Comparison
 
 ALL = "all"  # the mean over languages
@@ -104,8 +104,11 @@ def load_outcome(path: Path, label: str) -> Outcome:
 
 
 def sample(rows: Mapping[str, Sequence[Outcome]], *, replicates: int = REPLICATES, seed: int = 0) -> dict[str, dict[str, Sampled]]:
-    """Row -> language -> SumR in every replicate; all rows from the same draws. DataError when runs were asked different queries."""
+    """Row -> language -> SumR in every replicate; all rows from the same draws. DataError when runs were asked different
+    queries, or measured on different content.
+    """
     outcomes = [outcome for runs in rows.values() for outcome in runs]
+    require_comparable(outcome.result for outcome in outcomes)
     _check_same_queries(outcomes)
     keys = [(name, n, lang) for name, runs in rows.items() for n, outcome in enumerate(runs) for lang in outcome.tables]
     items = max(len(table) for outcome in outcomes for table in outcome.tables.values())

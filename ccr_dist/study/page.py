@@ -10,6 +10,7 @@ from string import Template
 
 from ..evaluate.page import NAMES, details, footer, header, recall_table
 from ..evaluate.report import Row, Stat
+from ..evaluate.schema import unrecorded
 from .compare import ALL
 from .plots import VERDICTS, magnitude
 from .report import EXPLAINED, JUDGED, Summary, interval, languages_shown, sentence
@@ -26,6 +27,8 @@ def page(summary: Summary, rows: Sequence[Row], figures: Mapping[str, bytes]) ->
     notes = list(study.notes)
     if summary.missing:
         notes.append(f"Incomplete: {len(summary.missing)} runs have no result yet: {', '.join(summary.missing)}.")
+    if note := unrecorded(summary.results.runs):
+        notes.append(note)
     if summary.unjudged:
         notes.append(f"Not judged, for want of results: {'; '.join(summary.unjudged)}.")
     body = []

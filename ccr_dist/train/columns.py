@@ -7,6 +7,7 @@ from typing import Any
 
 from ..config import RunConfig, TrainSet
 from ..data.fields import Fields
+from ..data.pictures import VERSION
 from ..data.store import differences
 from ..data.table import Dataset
 from ..errors import ConfigError, DataError
@@ -81,13 +82,37 @@ def wanted(config: RunConfig) -> dict[tuple[str, str], str]:
         for entry in train_sets(config, name):
             want(entry.path, single)
             want(entry.path, {f"{key}.{lang}": column for key, columns in each.items() for lang, column in columns.items()})
-    described = "description" in kind.gallery(config.method)
-    asked = [*kind.query_columns(data).items(), *kind.companions(data, config.method).items()]
     for path in filter(None, (data.val, data.test)):
-        want(path, {"visual": data.visual, "group": data.group, "description": data.description if described else None})
-        for lang, column in asked:
-            want(path, {f"{'queries' if column == data.queries.get(lang) else 'translated_queries'}.{lang}": column})
+        for key, column in asked(config):
+            want(path, {key: column})
     return found
+
+
+def asked(config: RunConfig) -> list[tuple[str, str]]:
+    """(key below `data`, column) of everything that evaluation reads of a split."""
+    kind, data = base.get(config.method.name), config.data
+    described = "description" in kind.gallery(config.method)
+    single = {"visual": data.visual, "group": data.group, "description": data.description if described else None}
+    found = [(key, column) for key, column in single.items() if column is not None]
+    for lang, column in [*kind.query_columns(data).items(), *kind.companions(data, config.method).items()]:
+        found.append((f"{'queries' if column == data.queries.get(lang) else 'translated_queries'}.{lang}", column))
+    return found
+
+
+def measured_on(config: RunConfig, dataset: Dataset) -> tuple[dict[str, str], dict[str, int]]:
+    """What a result of `dataset` is measured on: the digest of every column that is read and of those these were made of, by name; and the
+    rules that decided what was seen of it ("pictures": `data.pictures.VERSION` of the gallery's, where pictures are what it was made of).
+    """
+    columns: dict[str, str] = {}
+    rules: dict[str, int] = {}
+    for key, name in asked(config):
+        column = dataset.column(name)
+        columns = {**column.inputs, **columns, name: column.digest}
+        if key == "visual" and column.kind == "image":
+            rules["pictures"] = VERSION
+        elif key == "visual" and column.plan.get("processor") == "featurise" and column.plan.get("backbone", {}).get("side") == "image":
+            rules["pictures"] = column.plan.get("pictures", 0)
+    return columns, rules
 
 
 def check_columns(config: RunConfig) -> None:

@@ -33,6 +33,7 @@ from ..models import tensorfile
 from .assemble import build_method, check_columns, learnt_languages, open_datasets
 from .cached import of_another_rule
 from .checkpoint import restore_weights
+from .columns import measured_on
 from .run import RunFolder, environment
 from .signals import StopRequest
 from .strategies.base import Engine
@@ -159,11 +160,14 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
     strategy.together(look if strategy.main else lambda: None)
     known, weights = strategy.agree(found_before[0] if strategy.main else None)
     if known is not None and not again:
-        changed = [
-            what
-            for what, there, now in (("weights", known.meta.get("weights"), weights), ("dataset", known.dataset_digest, dataset.digest))
-            if there is not None and now is not None and there != now
-        ]
+        columns, rules = _read_now(config, dataset) if known.columns else (None, None)
+        compared = (
+            ("weights", known.meta.get("weights"), weights),
+            ("dataset", known.dataset_digest, dataset.digest),
+            ("content of columns", known.columns or None, columns),
+            ("rule for pictures", known.rules or None, rules),
+        )
+        changed = [what for what, there, now in compared if there is not None and now is not None and there != now]
         if strategy.main:
             said = f"was measured with another {' and '.join(changed)}; measuring anew" if changed else "measured already; --again"
             print(f"{path}: {said}" + ("" if changed else " measures anew and counts it"), flush=True)
@@ -191,6 +195,7 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
     found = {lang: each.result for lang, each in measured.items()}
 
     def write() -> None:
+        columns, rules = measured_on(config, dataset)
         counts = next(iter(found.values())).counts
         used = [*queries.values(), *config.data.targets.values()]
         result = RunResult(
@@ -206,6 +211,8 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
             languages=found,
             test_reads=((known.test_reads or 0) if known else 0) + 1,
             selection=f"{config.select} on {config.data.val}" if config.stages else None,
+            columns=columns,
+            rules=rules,
             provenance=_provenance([Dataset.open(entry.path) for entry in config.data.train] + [dataset], used),
             attribution=_attribution(dataset),
             config=as_dict(config),
@@ -227,6 +234,14 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
 
     strategy.together(write if strategy.main else lambda: None)
     return path
+
+
+def _read_now(config: RunConfig, dataset: Dataset) -> tuple[dict[str, str] | None, dict[str, int] | None]:
+    """`measured_on`; nothing where a column is gone: a result that is there stays what it is."""
+    try:
+        return measured_on(config, dataset)
+    except DataError:
+        return None, None
 
 
 def blank(counts: Mapping[str, int]) -> str:

@@ -13,9 +13,10 @@ from PIL import Image
 from rich.console import Console
 
 from ccr_dist.errors import DataError
+from ccr_dist.evaluate.command import report
 from ccr_dist.evaluate.protocols import RECALL_NAMES, language_result
 from ccr_dist.evaluate.report import aggregate, collect, merged_ceiling, table, to_csv, write_report
-from ccr_dist.evaluate.schema import Example, Hit, RunResult
+from ccr_dist.evaluate.schema import Example, Hit, RunResult, unrecorded
 
 EVIL = '<script>alert("x")</script> & "co" \'s'
 LABELS = {"zero-shot": ("clip", 1, 9.0), "Static <adapter>": ("static", 3, 3.0), "DASD": ("dasd", 3, 2.5)}
@@ -233,3 +234,27 @@ def test_seeds_measured_on_different_data_are_not_averaged(files, tmp_path):
     (tmp_path / "moved.json").write_text(json.dumps(run | {"dataset_digest": "other"}))
     with pytest.raises(DataError, match="different toy/test"):
         aggregate(collect([*files[:-1], tmp_path / "moved.json"]))
+
+
+def test_results_of_other_content_or_another_rule_are_not_set_beside_each_other(files, tmp_path):
+    def written(name, path, **changes):
+        (tmp_path / name).write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes))
+        return tmp_path / name
+
+    recorded = {"columns": {"image": "a" * 64, "caption.pt": "b" * 64}, "rules": {"pictures": 1}}
+    first = written("first.json", files[0], **recorded)
+    same = written("same.json", files[-1], **recorded | {"columns": {"feature.x": "c" * 64, "image": "a" * 64}})
+    aggregate(collect([first, same]))
+    assert unrecorded(collect([first, same]).runs) is None
+    for changes, said in (
+        ({"columns": {"image": "f" * 64}}, "column image had other content"),
+        ({"rules": {"pictures": 0}}, "pictures were opened by rule 1 in the first and by rule 0 in the second"),
+    ):
+        other = written("other.json", files[-1], **recorded | changes)
+        with pytest.raises(DataError, match=f"not measured on the same toy/test: {said}"):
+            aggregate(collect([first, other]))
+    old = collect([first, files[-1]])
+    aggregate(old)
+    assert files[-1].stem in str(unrecorded(old.runs)) and first.stem not in str(unrecorded(old.runs))
+    report([first, files[-1]], out=tmp_path / "report", split="test", title="t", notes=(), pictures=None)
+    assert "Not recorded in results of an earlier version" in (tmp_path / "report/report.html").read_text(encoding="utf-8")

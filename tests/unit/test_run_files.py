@@ -18,12 +18,15 @@ from typer.testing import CliRunner
 from ccr_dist.cli import app
 from ccr_dist.config import RunConfig, load_config
 from ccr_dist.data.checked import DIGEST, checked, with_digest
+from ccr_dist.data.pictures import VERSION
+from ccr_dist.data.table import Dataset
 from ccr_dist.errors import CcrError, CheckpointError, ConfigError, DataError
 from ccr_dist.evaluate.report import collect
-from ccr_dist.evaluate.schema import read_result
+from ccr_dist.evaluate.schema import read_result, written
 from ccr_dist.models import tensorfile
 from ccr_dist.study.compare import load_outcome
 from ccr_dist.train import checkpoint, commands, loop
+from ccr_dist.train.columns import measured_on
 from ccr_dist.train.run import RunFolder
 from tests import toy
 
@@ -263,6 +266,43 @@ def test_best_json_is_what_the_checkpoint_says(folder: Path) -> None:
 def test_weights_of_another_config_are_not_measured(folder: Path, complete: RunConfig) -> None:
     with pytest.raises(ConfigError, match=r"(?s)trained under another config.*method\.rank"):
         commands.evaluate([load_config(toy.dasd(folder, name="complete"), [*SMALL, "method.rank=3"])], split="test", again=True, world=None)
+
+
+def test_a_result_tells_what_it_was_measured_on_and_is_made_anew_for_something_else(folder: Path, copy: Path, complete: RunConfig) -> None:
+    assert complete.data.test is not None
+    found, dataset = read_result(complete.folder / "results/test.json"), Dataset.open(complete.data.test)
+    asked = {complete.data.visual, *complete.data.queries.values()}
+    assert asked <= found.columns.keys()
+    assert all(digest == dataset.column(name).digest for name, digest in found.columns.items())
+    config = load_config(toy.dasd(folder, name="complete"), [*SMALL, f"out={copy.parent}"])
+    assert config.folder == copy
+    path = copy / "results/test.json"
+    for changed, reads in (({}, found.test_reads), ({"columns": {**found.columns, complete.data.visual: "0" * 64}}, 2)):
+        path.write_bytes(written(found.model_copy(update=changed)))
+        commands.evaluate([config], split="test", again=False, world=None)
+        assert (read_result(path).test_reads, read_result(path).columns) == (reads, found.columns)
+
+
+@pytest.mark.parametrize(("kind", "plan", "rule"), [
+    ("image", {}, {"pictures": VERSION}),
+    ("matrix", {"processor": "featurise", "backbone": {"side": "image"}}, {"pictures": 0}),
+    ("matrix", {"processor": "featurise", "backbone": {"side": "image"}, "pictures": 1}, {"pictures": 1}),
+    ("matrix", {"processor": "featurise", "backbone": {"side": "text"}}, {}),
+    ("matrix", {"processor": "import"}, {}),
+])  # fmt: skip
+def test_the_rule_by_which_a_gallery_was_opened(folder: Path, complete: RunConfig, kind: str, plan: Any, rule: Any) -> None:
+    class Column:
+        digest, inputs = "d", {"image": "i"}
+
+    class Table:
+        def column(self, name: str) -> Any:
+            column: Any = Column()
+            column.kind, column.plan = (kind, plan) if name == complete.data.visual else ("texts", {})
+            return column
+
+    table: Any = Table()
+    columns, rules = measured_on(complete, table)
+    assert rules == rule and columns["image"] == ("d" if complete.data.visual == "image" else "i")
 
 
 def test_init_from_weights_whose_rows_mean_other_words_are_refused(folder: Path, complete: RunConfig, tmp_path: Path) -> None:

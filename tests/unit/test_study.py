@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -414,6 +415,16 @@ def test_equal_methods_are_seldom_told_apart(configs: Path, tmp_path: Path) -> N
 def test_runs_that_were_asked_different_queries_are_not_compared(configs: Path, tmp_path: Path) -> None:
     found = outcomes(configs, tmp_path, {"dasd": [ranks(1, 5)], "zero": [ranks(2, 5, ITEMS - 1)]})
     with pytest.raises(DataError, match=r"dasd-s0 and zero-s0 were asked different queries \(es\)"):
+        sample(found)
+
+
+def test_runs_that_were_measured_on_other_content_are_not_compared(configs: Path, tmp_path: Path) -> None:
+    found = outcomes(configs, tmp_path, {"dasd": [ranks(1, 5)], "zero": [ranks(2, 5)]})
+    sample(found)
+    for name, rule in (("dasd", 1), ("zero", 0)):
+        [outcome] = found[name]
+        found[name] = [replace(outcome, result=outcome.result.model_copy(update={"rules": {"pictures": rule}}))]
+    with pytest.raises(DataError, match=r"zero-s0 were not measured on the same toy/test: pictures were opened by rule"):
         sample(found)
 
 
