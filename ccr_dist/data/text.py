@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+VERSION = 1  # of this rule, a part of the plans of features of texts. Raise it, and `generate/filters.VERSION`, when the rule changes
+
 # Anything but: white space, control characters, and what has no ink of its own (Unicode's Default_Ignorable_Code_Point with BOM, soft
 # hyphen, zero-width and direction marks, variation selectors, fillers; the marks of interlinear annotation; the empty Braille cell).
 _INK = re.compile(

@@ -12,7 +12,8 @@
      "selection": "mR on emoji14/val",     how the weights were chosen; null: nothing was chosen (untrained)
      "columns": {"image": "…", "caption.pt": "…"},   digest of each column that was measured on, and of those these were made of; {}: an
                                            earlier version wrote the file
-     "rules": {"pictures": 1},             number of the rule by which the gallery's pictures were opened (data/pictures.py), where known
+     "rules": {"pictures": 1},             number of the rule by which the gallery's pictures were opened (data/pictures.py), or
+                                           its "texts" told from blanks (data/text.py), where known
      "provenance": {"caption.pt.opus": "…"},   columns the run trained or was queried with -> who made them (MT engine, humans)
      "attribution": ["Pictures: …, CC BY-SA 4.0"],
      "config": {…},                        the resolved run config
@@ -146,7 +147,7 @@ def require_comparable(runs: Iterable[RunResult]) -> None:
                     what = (
                         f"column {name} had other content"
                         if kind == "column"
-                        else f"{name} were opened by rule {theirs} in the first and by rule {value} in the second"
+                        else f"{name} were read by rule {theirs} in the first and by rule {value} in the second"
                     )
                     raise DataError(
                         f"{other} and {run.name} were not measured on the same {run.dataset}/{run.split}: {what}, so their numbers "
@@ -161,7 +162,7 @@ def unrecorded(runs: Iterable[RunResult]) -> str | None:
         return None
     return (
         f"Not recorded in results of an earlier version: which content they were measured on ({', '.join(names)}). They are compared as if "
-        "their columns, and the rule by which pictures were opened, were those of the others; `ccr-dist evaluate … --again` records it."
+        "their columns, and the rules by which they were read, were those of the others; `ccr-dist evaluate … --again` records it."
     )
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ccr_dist.data import pictures, text
 from ccr_dist.data.decode import decode_image
-from ccr_dist.data.pictures import VERSION
 from ccr_dist.data.table import Dataset
 from ccr_dist.data.text import has_text, texts_of
 from ccr_dist.data.video import decode_video
@@ -127,7 +127,7 @@ class Featurise(Processor):
         video = {"frames": self._frames, "pool": self._pool} if self._kind == "video" else {}
         tokens = {"tokens": {"grid": self._grid}} if self._tokens else {}
         identity = self.backbone.feature_identity(self._side)
-        seen = {"pictures": VERSION} if self._side == "image" else {}
+        seen = {"pictures": pictures.VERSION} if self._side == "image" else {"texts": text.VERSION}
         return {"processor": "featurise", "backbone": identity, "precision": self._precision, **video, **tokens, **seen}
 
     def provenance(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ccr_dist.errors import CcrError, DataError, EngineError
 
 RULES = {  # keys of plans: numbers of rules that come with a version of this package, and not from the command
     "pictures": "pictures were read by rule {}, they are now read by rule {} (turned by EXIF, 16-bit grey, ...: ccr_dist/data/pictures.py)",
+    "texts": "what counts as text was decided by rule {}, it now is by rule {} (blank rows are null rows: ccr_dist/data/text.py)",
     "filters": "answers were cleaned and filtered by rule {}, they now are by rule {} (ccr_dist/generate/answer.py and filters.py)",
 }
 MOST_DEATHS = 16  # of processes that prepare, for which no row is at fault

@@ -101,7 +101,7 @@ def asked(config: RunConfig) -> list[tuple[str, str]]:
 
 def measured_on(config: RunConfig, dataset: Dataset) -> tuple[dict[str, str], dict[str, int]]:
     """What a result of `dataset` is measured on: the digest of every column that is read and of those these were made of, by name; and the
-    rules that decided what was seen of it ("pictures": `data.pictures.VERSION` of the gallery's, where pictures are what it was made of).
+    rules that decided what was seen of the gallery ("pictures", "texts": `VERSION` of `data.pictures` and `data.text` then).
     """
     columns: dict[str, str] = {}
     rules: dict[str, int] = {}
@@ -110,8 +110,9 @@ def measured_on(config: RunConfig, dataset: Dataset) -> tuple[dict[str, str], di
         columns = {**column.inputs, **columns, name: column.digest}
         if key == "visual" and column.kind == "image":
             rules["pictures"] = VERSION
-        elif key == "visual" and column.plan.get("processor") == "featurise" and column.plan.get("backbone", {}).get("side") == "image":
-            rules["pictures"] = column.plan.get("pictures", 0)
+        elif key == "visual" and column.plan.get("processor") == "featurise":
+            rule = {"image": "pictures", "text": "texts"}.get(column.plan.get("backbone", {}).get("side"))
+            rules |= {rule: column.plan.get(rule, 0)} if rule else {}
     return columns, rules
 
 

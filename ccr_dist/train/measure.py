@@ -175,7 +175,7 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
             return path
     check_columns(config)
     made: list[tuple[Method, Step]] = []
-    strategy.together(lambda: made.append(trained_method(config, folder)))
+    strategy.together(lambda: made.append(trained_method(config, folder, tell=strategy.main)))
     [(method, step)] = made
     if (
         strategy.main
@@ -263,8 +263,11 @@ def keep_ranks(path: Path, ranks: Mapping[str, Mapping[str, np.ndarray]]) -> Non
     replace_atomic(path, data.getvalue())
 
 
-def trained_method(config: RunConfig, folder: RunFolder) -> tuple[Method, Step]:
-    """A run's method with its selected weights (`model.safetensors`); an untrained method as it is built."""
+def trained_method(config: RunConfig, folder: RunFolder, *, tell: bool = True) -> tuple[Method, Step]:
+    """A run's method with its selected weights (`model.safetensors`); an untrained method as it is built.
+
+    tell: say it where the weights carry no digest (one rank of several does).
+    """
     if not config.stages:
         method = build_method(config, state={})
         return method, Step(method)
@@ -274,7 +277,8 @@ def trained_method(config: RunConfig, folder: RunFolder) -> tuple[Method, Step]:
     total_steps = sum(stage.steps for stage in config.stages.values())
     weights, facts = tensorfile.read(folder.path / "model.safetensors")
     if facts is None:
-        print(f"{folder.path}/model.safetensors: it carries no digest (an earlier version wrote it)", file=sys.stderr)
+        if tell:
+            print(f"{folder.path}/model.safetensors: it carries no digest (an earlier version wrote it)", file=sys.stderr)
     elif facts.get("step") != total_steps:
         raise ConfigError(
             f"{folder.path}/model.safetensors holds the weights of step {facts.get('step')}, and the config trains {total_steps} steps; "

@@ -86,13 +86,10 @@ def _check_names(stage: StageConfig, parameters: Mapping[str, nn.Parameter]) -> 
         raise ConfigError("stages: lazy_tables is set, but no embedding table is trained (method.frontend.rows); leave it out")
 
 
-class BertAdam(torch.optim.Optimizer):
-    """Adam without bias correction and with decoupled weight decay, as released with BERT, MLA and DASD.
+class _Adam(torch.optim.Optimizer):
+    """The moments of Adam, m = b1 m + (1 - b1) g and v = b2 v + (1 - b2) g^2; what is made of them is `_move`."""
 
-        m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  p = p - lr (m / (sqrt(v) + eps) + decay p)
-
-    Its schedule and its clipping of each tensor are `StageConfig.schedule: bert` and `clip: tensor`.
-    """
+    counts = False  # whether the steps of each parameter are counted, as `state["step"]`
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
@@ -109,47 +106,47 @@ class BertAdam(torch.optim.Optimizer):
                     continue
                 state = self.state[parameter]
                 if not state:
+                    if self.counts:
+                        state["step"] = torch.zeros(())
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-                mean, square = state["exp_avg"], state["exp_avg_sq"]
-                mean.lerp_(gradient, 1 - first)
-                square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-group["lr"])
+                if self.counts:
+                    state["step"] = state["step"] + 1
+                state["exp_avg"].lerp_(gradient, 1 - first)
+                state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+                self._move(parameter, state, group)
+
+    def _move(self, parameter: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]) -> None:
+        raise NotImplementedError
 
 
-class HfAdamW(torch.optim.Optimizer):
+class BertAdam(_Adam):
+    """Adam without bias correction and with decoupled weight decay, as released with BERT, MLA and DASD.
+
+        p = p - lr (m / (sqrt(v) + eps) + decay p)
+
+    Its schedule and its clipping of each tensor are `StageConfig.schedule: bert` and `clip: tensor`.
+    """
+
+    def _move(self, parameter: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]) -> None:
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.addcdiv_(state["exp_avg"], state["exp_avg_sq"].sqrt().add_(group["eps"]), value=-group["lr"])
+
+
+class HfAdamW(_Adam):
     """AdamW as transformers had it until version 5, released with LECCR.
 
-        m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2
         p = p - lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps),  then  p = p - lr decay p
 
     torch's adds eps after the bias correction, which in the first steps makes it up to 1 / sqrt(1 - b2) times smaller, and decays first.
     """
 
-    def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+    counts = True
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Parameters without a gradient stay as they are, and so do their moments."""
-        assert closure is None
-        for group in self.param_groups:
-            first, second = group["betas"]
-            for parameter in group["params"]:
-                gradient = parameter.grad
-                if gradient is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["step"] = torch.zeros(())
-                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-                state["step"] = state["step"] + 1
-                t, mean, square = float(state["step"]), state["exp_avg"], state["exp_avg_sq"]
-                mean.lerp_(gradient, 1 - first)
-                square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-                size = group["lr"] * math.sqrt(1 - second**t) / (1 - first**t)
-                parameter.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-size)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+    def _move(self, parameter: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]) -> None:
+        t, (first, second) = float(state["step"]), group["betas"]
+        size = group["lr"] * math.sqrt(1 - second**t) / (1 - first**t)
+        parameter.addcdiv_(state["exp_avg"], state["exp_avg_sq"].sqrt().add_(group["eps"]), value=-size)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
 
 
 def clip(gradients: Sequence[Tensor], max_norm: float, norm: Tensor) -> None:

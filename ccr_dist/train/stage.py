@@ -109,12 +109,12 @@ class StageRun:
         }
         for engine in (self.engine, *self._auxiliary.values()):
             engine.room = {}  # a save is on disk before the next one is made (`Training._save`)
-        self.ema = Ema(self.engine, self.settings.ema) if self.settings.ema else None
+        self._limits = {n: ends for n, ends in self.method.limits(name).items() if n in self.engine.trained}
+        self.engine.bound(self._limits)
+        self.ema = Ema(self.engine, self.settings.ema) if self.settings.ema else None  # starts as the weights within their limits
         self._groups = groups_of(list(self.engine.trained))
         if state:
             self._restore_rest(state)
-        self._limits = {n: ends for n, ends in self.method.limits(name).items() if n in self.engine.trained}
-        self.engine.bound(self._limits)
 
     def _check(self, config: RunConfig) -> None:
         if self.method.entangled and not self.strategy.replicated:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from ccr_dist.config import RunConfig, load_config
 from ccr_dist.errors import CheckpointError, ConfigError
+from ccr_dist.methods.dasd import Dasd
 from ccr_dist.train import checkpoint, commands
 from ccr_dist.train.ema import Ema
 from tests import toy
@@ -93,6 +94,16 @@ def test_shards_are_averaged_like_the_whole(folder: Path) -> None:
             assert mine.keys() == theirs.keys()
             for name, value in mine.items():
                 close(theirs[name], value)
+
+
+@pytest.mark.parametrize("strategy", [None, "fsdp2"])
+def test_an_average_starts_from_weights_within_their_limits(folder: Path, monkeypatch: pytest.MonkeyPatch, strategy: str | None) -> None:
+    def limits(self: Dasd, stage: str) -> dict[str, tuple[float, float]]:
+        return {f"net.{name}": (-1e-3, 1e-3) for name, _ in self.net.named_parameters()}
+
+    monkeypatch.setattr(Dasd, "limits", limits)
+    config = train(toy.dasd(folder, name=f"bounded-{strategy}"), *AVERAGED, strategy=strategy)
+    assert all(value.abs().max() <= 1e-3 * (1 + 1e-6) for value in average(saved(config, 1)).values())
 
 
 def test_what_cannot_be_averaged_is_refused(folder: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from PIL import Image  # noqa: E402
 
+from ccr_dist.data import text  # noqa: E402
 from ccr_dist.data.pictures import VERSION  # noqa: E402
 from ccr_dist.data.table import Dataset, create_column, create_dataset  # noqa: E402
 from ccr_dist.errors import DataBudgetError, DataError  # noqa: E402
@@ -98,6 +99,20 @@ def test_texts_give_one_vector_each(tmp_path: Path, batch: int) -> None:
     assert column.value(0, 2).tolist() == [[2, 122]]
     assert column.matrix(1)[0].shape == (0, 2)  # a shard of nothing still has the width
     assert column.plan["precision"] == "bf16"
+    assert column.plan["texts"] == text.VERSION and "pictures" not in column.plan
+
+
+def test_features_of_before_blank_rows_were_null_are_read_and_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = dataset(tmp_path, "texts", [[["a"], ["b"]], [["c"], [""]]])
+    plan = Featurise.plan
+    with monkeypatch.context() as before:
+        before.setattr(Featurise, "plan", lambda self: {key: value for key, value in plan(self).items() if key != "texts"})
+        run(made, Featurise(Mean, "caption.en"), "feature.x", progress=False)
+    column = Dataset(made.root).column("feature.x")
+    column.require_complete()
+    assert column.value(0, 1).tolist() == [[1, 98]]
+    with pytest.raises(DataError, match=r"what counts as text was decided by rule 0, it now is by rule 1 .*is not continued"):
+        run(made, Featurise(Mean, "caption.en"), "feature.x", progress=False)
 
 
 def test_vectors_that_float16_cannot_hold_are_bad_items(tmp_path: Path) -> None:

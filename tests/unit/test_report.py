@@ -248,7 +248,7 @@ def test_results_of_other_content_or_another_rule_are_not_set_beside_each_other(
     assert unrecorded(collect([first, same]).runs) is None
     for changes, said in (
         ({"columns": {"image": "f" * 64}}, "column image had other content"),
-        ({"rules": {"pictures": 0}}, "pictures were opened by rule 1 in the first and by rule 0 in the second"),
+        ({"rules": {"pictures": 0}}, "pictures were read by rule 1 in the first and by rule 0 in the second"),
     ):
         other = written("other.json", files[-1], **recorded | changes)
         with pytest.raises(DataError, match=f"not measured on the same toy/test: {said}"):

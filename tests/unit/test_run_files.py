@@ -27,6 +27,7 @@ from ccr_dist.models import tensorfile
 from ccr_dist.study.compare import load_outcome
 from ccr_dist.train import checkpoint, commands, loop
 from ccr_dist.train.columns import measured_on
+from ccr_dist.train.measure import trained_method
 from ccr_dist.train.run import RunFolder
 from tests import toy
 
@@ -186,6 +187,8 @@ def test_files_of_earlier_versions_open_with_a_note(copy: Path, folder: Path, ca
     assert done.exit_code == 0 and done.output.count("an earlier version wrote it without a digest of its own") == 7
     commands.evaluate([config], split="test", again=True, world=None)
     assert "model.safetensors: it carries no digest" in capsys.readouterr().err
+    trained_method(config, RunFolder(config.folder), tell=False)
+    assert capsys.readouterr().err == "", "ranks other than the first say nothing"
     assert commands.train([config], test=False, world=None) == 0
     assert tensorfile.read(copy / "model.safetensors")[1] is not None, "made again of the selected checkpoint, with a digest"
     assert read_result(copy / "results" / "test.json").test_reads == 2
@@ -287,7 +290,7 @@ def test_a_result_tells_what_it_was_measured_on_and_is_made_anew_for_something_e
     ("image", {}, {"pictures": VERSION}),
     ("matrix", {"processor": "featurise", "backbone": {"side": "image"}}, {"pictures": 0}),
     ("matrix", {"processor": "featurise", "backbone": {"side": "image"}, "pictures": 1}, {"pictures": 1}),
-    ("matrix", {"processor": "featurise", "backbone": {"side": "text"}}, {}),
+    ("matrix", {"processor": "featurise", "backbone": {"side": "text"}, "texts": 1}, {"texts": 1}),
     ("matrix", {"processor": "import"}, {}),
 ])  # fmt: skip
 def test_the_rule_by_which_a_gallery_was_opened(folder: Path, complete: RunConfig, kind: str, plan: Any, rule: Any) -> None:

@@ -424,7 +424,7 @@ def test_runs_that_were_measured_on_other_content_are_not_compared(configs: Path
     for name, rule in (("dasd", 1), ("zero", 0)):
         [outcome] = found[name]
         found[name] = [replace(outcome, result=outcome.result.model_copy(update={"rules": {"pictures": rule}}))]
-    with pytest.raises(DataError, match=r"zero-s0 were not measured on the same toy/test: pictures were opened by rule"):
+    with pytest.raises(DataError, match=r"zero-s0 were not measured on the same toy/test: pictures were read by rule"):
         sample(found)
 
 
