@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from jobs import Shout
 from tiny import TEXTS, tiny_tokenizer
 
 from ccr_dist.errors import ConfigError, DataError, EngineError
+from ccr_dist.generate.cli import options_of
 from ccr_dist.generate.engines.base import make_translator, needs, translators
+from ccr_dist.generate.engines.directions import direct
 
 SENTENCES = ["A yellow lemon.", "two dogs are playing in the snow", "man gesturing NO", "hundred points", "flushed face", "person bowing"]
 
@@ -153,7 +156,8 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def hf(folder: Path, **options: Any) -> Any:
-    engine = make_translator("transformers", "en", "es", {"model": str(folder), "max_new_tokens": 8, "device": "cpu", **options})
+    given = {"model": str(folder), "max_new_tokens": 8, "device": "cpu", "prefix": "", **options}
+    engine = make_translator("transformers", "en", "es", given)
     engine.load()
     return engine
 
@@ -171,6 +175,23 @@ def test_transformers_generates_as_the_library_does(t5: Path) -> None:
         assert hf(t5, beams=2, prefix="say: ", texts=texts).translate(list(TEXTS)) == expected
     assert hf(t5, beams=2).translate(list(TEXTS)) != expected
     assert len(hf(t5, dtype="bfloat16").translate(list(TEXTS))) == len(TEXTS)
+
+
+def test_a_t5_that_is_not_told_the_direction_is_refused_unless_it_knows_only_one(t5: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(EngineError, match=r"is a T5, .*prefix=translate English to German: '.*prefix=''.* en -> es alone"):
+        hf(t5, prefix=None)
+    hf(t5, prefix="translate English to Spanish: ")
+    assert "may be in any language" not in capsys.readouterr().err
+    hf(t5, **options_of(["prefix=''"], None))
+    assert "is given no prefix to tell it the direction. The translations may be in any language" in capsys.readouterr().err
+
+
+def test_a_family_that_tells_no_direction_is_warned_about(t5: Path) -> None:
+    tokenizer = types.SimpleNamespace()
+    told = direct(tokenizer, types.SimpleNamespace(model_type="bart"), source="en", target="es", prefix=None, model="some/bart")
+    assert told.prefix == "" and told.doubt == "nothing in some/bart (a model of the family 'bart') says its direction"
+    told = direct(tokenizer, types.SimpleNamespace(model_type="bart"), source="en", target="es", prefix="to es: ", model="some/bart")
+    assert (told.prefix, told.doubt) == ("to es: ", None)
 
 
 def test_transformers_text_too_long_is_an_item_error(t5: Path) -> None:
@@ -376,8 +397,6 @@ def test_t5_is_told_by_the_prefix_of_its_config(t5: Path, tmp_path: Path, capsys
     with pytest.raises(EngineError, match=r"asks .* for 'de', and --to is 'es'"):
         to(folder, "es", prefix="translate English to German: ")
     assert capsys.readouterr().err.count("may be in any language") == 0
-    to(t5, "es")
-    assert "by a prefix, and none is given, nor in its config. The translations may be in any" in capsys.readouterr().err
 
 
 def test_madlad_is_told_by_a_token(t5: Path, tmp_path: Path) -> None:

@@ -221,6 +221,38 @@ def test_a_body_that_drips_is_bounded_as_a_whole() -> None:
     assert isinstance(answers[0], DataError) and "no whole answer within timeout_s 2" in str(answers[0])
 
 
+def test_a_request_that_alone_hangs_is_given_up_after_two_times() -> None:
+    ended = threading.Event()
+    try:
+        answers, server = asked(
+            lambda h, body, n: ended.wait() if h.text == "poison" else fine(h), "a", "poison", "b", timeout_s=2, retries=5, concurrency=2
+        )
+    finally:
+        ended.set()
+    assert list(map(said, answers[::2])) == ["A", "B"]
+    assert isinstance(answers[1], DataError) and "row1/v: the server failed on it 2 times, but not on others: no whole" in str(answers[1])
+    contents = [body["messages"][-1]["content"] for *_, body in server.posts]
+    assert contents.count("poison") == 2 and contents.count("Say yes.") >= 3 + 6
+
+
+def test_requests_that_hang_together_are_not_blamed_like_one_alone() -> None:
+    """As of a replica that hangs, which small requests happen not to be sent to."""
+    ended, hung = threading.Event(), dict.fromkeys(("one", "two", "three"), 0)
+
+    def behave(handler: Odd, body: dict[str, Any], number: int) -> None:
+        if hung.get(handler.text, 9) < 2:
+            hung[handler.text] += 1
+            ended.wait()
+        else:
+            fine(handler)
+
+    try:
+        answers, _ = asked(behave, *hung, timeout_s=2, retries=5)
+    finally:
+        ended.set()
+    assert list(map(said, answers)) == ["ONE", "TWO", "THREE"]
+
+
 # -- overload
 
 

@@ -139,9 +139,14 @@ def _prefixed(tokenizer: Any, config: Any, source: str, target: str, prefix: str
     for name, task in (getattr(config, "task_specific_params", None) or {}).items():
         if (match := _TASK.fullmatch(name)) and isinstance(task, dict) and task.get("prefix"):
             tasks[match.groups()] = str(task["prefix"])
+    if not tasks and prefix is None:
+        raise EngineError(
+            f"engine 'transformers': {model!r} is a T5, and a T5 is told the direction by a prefix, which its config does not name. Set "
+            "the prefix that its model card gives, such as --set 'prefix=translate English to German: '; or an empty one, "
+            f"""--set "prefix=''", if it was trained on {source} -> {target} alone, without a prefix"""
+        )
     if not tasks:
-        doubt = f"{model} is a T5; such a model is told the direction by a prefix, and none is given, nor in its config"
-        return Direction(prefix or "", doubt=None if prefix else doubt)
+        return Direction(prefix or "", doubt=None if prefix else f"{model} is a T5, and is given no prefix to tell it the direction")
     for (one, other), text in tasks.items():
         if languages.same(one, source) and languages.same(other, target) and prefix in (None, text):
             return Direction(text)

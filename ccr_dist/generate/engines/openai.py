@@ -41,7 +41,11 @@ class OpenAiOptions(GeneratorOptions):
     base_url: str | None = Field(None, description="e.g. http://node7:8000/v1; default: the environment's OPENAI_BASE_URL")
     concurrency: int = Field(64, ge=1, description="requests at once, at most; fewer while the server is overloaded")
     timeout_s: float = Field(300, gt=0, description="seconds that a request may take in all")
-    retries: int = Field(5, ge=0, description="times a request is sent again that fails while others are answered")
+    retries: int = Field(
+        5,
+        ge=0,
+        description="times a request is sent again that fails while others are answered; half as often one that alone takes timeout_s",
+    )
     backoff_s: float = Field(1, gt=0, description="seconds before a retry; doubled while nobody is answered, unless the server says")
     patience_s: float = Field(180, gt=0, description="seconds without any answer to anybody after which the server is given up")
     omit: tuple[Omitted, ...] = Field((), description="parameters that this server refuses, not to be sent: it uses its own defaults")
@@ -144,8 +148,9 @@ class OpenAi(Generator):
     """What the server refuses for its content is an item error; what it refuses to everybody, or when it is gone, an EngineError.
 
     A request that the server has no room for waits for its turn again. One that fails in another way is followed by small ones of the same
-    form: only when those are answered, `retries` + 1 times in a row, the fault is the item's. When nobody is answered for `patience_s`, the
-    server is gone.
+    form: only when those are answered, `retries` + 1 times in a row, the fault is the item's. One that takes all of `timeout_s`, while no
+    other request does, counts as half of these times, and is followed by as many more small ones: it would hold its shard up for long. When
+    nobody is answered for `patience_s`, the server is gone.
     """
 
     Options = OpenAiOptions
@@ -178,6 +183,7 @@ class OpenAi(Generator):
         self._failed: BaseException | None = None
         self._fruitless: float | None = None  # since when requests fail and none is answered
         self._said_at = 0.0
+        self._late: list[tuple[int, float]] = []  # the last two requests that took all of their time, and when that was
         self._traffic = Traffic(self._options.concurrency, self._options.backoff_s)
         self._run(self._greet()).result()
 
@@ -260,11 +266,12 @@ class OpenAi(Generator):
             raise EngineError(f"engine 'openai': {self._server.where} does not tell its models ({why}), and of a first question: {answer}")
 
     async def _ask(self, number: int, item: Item) -> Answer:
-        options, tries, blamed = self._options, 0, 0
+        options, tries, blamed, began = self._options, 0, 0, 0.0
         unsure = False  # others were not answered either; a coin then keeps item and control from taking turns with a broken replica
         while True:
             late = tries > options.retries  # it had its turns before those that came later
             async with self._traffic.turn(late, number) as sent:
+                began = began or sent
                 try:
                     answer = await self._server.ask(item.body, item.id)
                     self._answered()
@@ -280,14 +287,24 @@ class OpenAi(Generator):
                 tries += 1
                 self._failing(fault, sent)
                 if (not fault.no_room or late) and not (unsure and random.random() < 0.5):
-                    unsure = not await self._answers_others(item, blamed + 1)
-                    blamed = 0 if unsure else blamed + 1
+                    weight = self._weight(number, began) if fault.late else 1
+                    unsure = not await self._answers_others(item, blamed + weight)
+                    blamed = 0 if unsure else blamed + weight
                     if blamed > options.retries:
                         return DataError(f"{item.id}: the server failed on it {tries} times, but not on others: {fault}")
                     if unsure:
                         self._traffic.shrink(sent)
             if not fault.no_room:
                 await asyncio.sleep(fault.wait_s if fault.wait_s is not None else self._traffic.pause())
+
+    def _weight(self, number: int, began: float) -> int:
+        """How many failures it counts as that request `number`, which was first sent at `began`, took all of its time.
+
+        Where others did so, too, part of the server may hang: of several replicas one, that small requests are not sent to.
+        """
+        self._late = [(number, asyncio.get_running_loop().time()), *(each for each in self._late if each[0] != number)][:2]
+        alone = all(other == number or when < began for other, when in self._late)
+        return self._options.retries // 2 + 1 if alone else 1
 
     async def _answers_others(self, item: Item, times: int) -> bool:
         """More and more of them, for there may be several replicas, one of them broken, that take turns."""

@@ -31,11 +31,13 @@ class Refused(Exception):
 
 
 class Fault(Exception):
-    """A request failed and may do better later. no_room: the server said that it has too much to do. wait_s: as it asks."""
+    """A request failed and may do better later. no_room: the server said that it has too much to do. wait_s: as it asks. late: there was
+    no answer in all of `timeout_s`.
+    """
 
-    def __init__(self, said: str, *, no_room: bool = False, wait_s: float | None = None) -> None:
+    def __init__(self, said: str, *, no_room: bool = False, wait_s: float | None = None, late: bool = False) -> None:
         super().__init__(said)
-        self.no_room, self.wait_s = no_room, wait_s
+        self.no_room, self.wait_s, self.late = no_room, wait_s, late
 
 
 class Server:
@@ -101,7 +103,7 @@ class Server:
         except library.APIStatusError as e:
             raise self._status(e.status_code, self._said(e), e) from None
         except (TimeoutError, library.APITimeoutError):
-            raise Fault(f"no whole answer within timeout_s {self._options.timeout_s:g}") from None
+            raise Fault(f"no whole answer within timeout_s {self._options.timeout_s:g}", late=True) from None
         except UnicodeEncodeError as e:
             raise Refused(f"its text is no valid Unicode ({e.reason})") from None
         except Exception as e:  # connections break in many ways, and the library's versions hand them on in different wrappers
