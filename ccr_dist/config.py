@@ -90,6 +90,13 @@ class MethodOptions(Frozen):
         """What options that are newer than a run with these (`known`) meant in it, where that is not their default of today."""
         return {}
 
+    @classmethod
+    def otherwise(cls, known: Mapping[str, Any]) -> list[str]:
+        """What a run with these options (`known`), that began with an earlier version, did otherwise until now, and no option brings back:
+        a line for people about each, for the run goes on all the same.
+        """
+        return []
+
 
 class TrainSet(Frozen):
     """One training dataset and its share of the samples."""

@@ -163,6 +163,12 @@ class LeccrOptions(MethodOptions):
     def earlier(cls, known: Mapping[str, Any]) -> dict[str, Any]:
         return {"caption_marks": "ascii"}
 
+    @classmethod
+    def otherwise(cls, known: Mapping[str, Any]) -> list[str]:
+        if "caption_marks" in known or known.get("descriptions") is False or known.get("local") == 0:
+            return []
+        return ["of slots that score the same, all shared the gradient until now; from here on the first takes it, as in the released code"]
+
     @property
     def scores_slots(self) -> bool:
         """There are local features, and they are trained."""

@@ -100,6 +100,14 @@ class NrccrOptions(MethodOptions):
     def earlier(cls, known: Mapping[str, Any]) -> dict[str, Any]:
         return {"padding_reads": "tokens" if known.get("pooling") == "all" else "all"}
 
+    @classmethod
+    def otherwise(cls, known: Mapping[str, Any]) -> list[str]:
+        if "padding_reads" in known:
+            return []
+        return [
+            "of hardest negatives that tie, all shared the gradient until now; from here on the first takes it, as in the released code"
+        ]
+
 
 @register("nrccr")
 class Nrccr(Method):

@@ -31,7 +31,7 @@ from .guards import samples
 from .measure import blank, selection_queries, total, validate
 from .phases import Phases
 from .profiler import Window
-from .run import RunFolder, identity
+from .run import RunFolder, identity, otherwise
 from .signals import Stopped, StopRequest
 from .stage import Progress, StageRun
 from .strategy import Step, Strategy
@@ -93,7 +93,7 @@ class Training:
         visuals = [(self.data[name], fields.visual) for name, fields in self.fields.items() if fields.visual]
         if any(dataset.column(visual).kind == "image" for datasets, visual in visuals for dataset in datasets):
             self.identity["pictures"] = VERSION
-        self.stand_ins += of_another_rule(self.folder.identity(), self.identity)
+        self.stand_ins += of_another_rule(self.folder.identity(), self.identity) + otherwise(self.folder.identity())
 
     def _unless_stopped(self, action: Callable[[], None]) -> None:
         """What this rank does alone, before there is anything to save. Raises Stopped on all ranks where one was asked to stop."""

@@ -83,6 +83,15 @@ def _of_today(known: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
+def otherwise(known: Mapping[str, Any] | None) -> list[str]:
+    """Lines for people about what a run that began with an earlier version (`known`: its identity) does otherwise from here on."""
+    method = (known or {}).get("method")
+    if not isinstance(method, dict) or method.get("name") not in base.names():
+        return []
+    changed = base.get(method["name"]).Options.otherwise(method)
+    return [f"this run began with an earlier version: {each}. Where there are such, its numbers are of both" for each in changed]
+
+
 def _comparable(known: Mapping[str, Any], asked: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """`asked` without options that are newer than `known` and have their defaults (are not in `given`)."""
     kept: dict[str, Any] = {}

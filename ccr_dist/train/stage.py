@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +110,7 @@ class StageRun:
         for engine in (self.engine, *self._auxiliary.values()):
             engine.room = {}  # a save is on disk before the next one is made (`Training._save`)
         self._limits = {n: ends for n, ends in self.method.limits(name).items() if n in self.engine.trained}
+        self.advice += _beyond(self._limits, state.weights if state else {})
         self.engine.bound(self._limits)
         self.ema = Ema(self.engine, self.settings.ema) if self.settings.ema else None  # starts as the weights within their limits
         self._groups = groups_of(list(self.engine.trained))
@@ -348,3 +349,14 @@ class StageRun:
             if self.strategy.main:
                 kept = {name: value.detach().cpu().contiguous() for name, value in gradients.items()}
                 tensorfile.write(self.folder.path / "trace" / f"gradients-{step:08d}.safetensors", kept)
+
+
+def _beyond(limits: Mapping[str, tuple[float, float]], weights: Mapping[str, Tensor]) -> list[str]:
+    """A line about each parameter that a checkpoint of an earlier version, which did not put them back, has outside its limits."""
+    values = ((name, low, high, weights[name]) for name, (low, high) in limits.items() if name in weights)
+    return [
+        f"{name} is {value.flatten()[0]:.4f} in the checkpoint: an earlier version let it leave its limits ({low:g} to {high:.4f}) and did "
+        "not train it there; from here on it is put back and learns, so the run's numbers are of both"
+        for name, low, high, value in values
+        if not torch.equal(value, value.clamp(low, high))
+    ]

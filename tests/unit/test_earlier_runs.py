@@ -72,3 +72,22 @@ def test_an_encoder_that_was_pooled_by_the_mean_is_not_pooled_otherwise(tmp_path
     (encoder / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ConfigError, match=r"weights\.pooling: there '{}', asked .*cls"):
         run.RunFolder(config.folder).require_same(config)
+
+
+@pytest.mark.parametrize(
+    ("method", "newer", "said"),
+    [
+        ({"name": "leccr", "visual": "image"}, "caption_marks", "slots that score the same"),
+        ({"name": "nrccr"}, "padding_reads", "hardest negatives that tie"),
+    ],
+)
+def test_what_no_option_brings_back_is_told(tmp_path: Path, method: dict[str, Any], newer: str, said: str) -> None:
+    path = toy.config(tmp_path, method, {"train": {"steps": 2, "batch": 4, "lr": 1e-3}})
+    (line,) = run.otherwise(run.RunFolder(begun_before(path, newer).folder).identity())
+    assert line.startswith("this run began with an earlier version: of " + said)
+    assert run.otherwise(run.identity(load_config(path), {}, {}, world=1)) == run.otherwise(None) == []
+
+
+def test_without_slots_nothing_ties(tmp_path: Path) -> None:
+    known = {"method": {"name": "leccr", "descriptions": False}}
+    assert run.otherwise(known) == run.otherwise({"method": {"name": "gone"}}) == []
