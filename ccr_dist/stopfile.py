@@ -1,8 +1,8 @@
-"""The stop files that whoever started this process may make, named by CCR_STOP_FILE (colons between them): for launchers that hand no
-signals on.
+"""The stop files that whoever started this process may make, named by CCR_STOP_FILE (colons between them): for
+launchers that hand no signals on.
 
-A thread looks for them, and sends this process SIGUSR1 when one is there: what handles signals (training, jobs) then handles it alike,
-and at once, whatever the main thread is at.
+A thread looks for them, and sends this process SIGUSR1 when one is there: what handles signals (training, jobs) then
+handles it alike, and at once, whatever the main thread is at.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ POLL_S = 0.5
 
 
 def heed() -> Callable[[], None]:
-    """From now on the appearance of such a file is SIGUSR1, until the function that is returned is called. The process must handle that
-    signal.
+    """From now on the appearance of such a file is SIGUSR1, until the function that is returned is called. The process
+    must handle that signal.
     """
     named, over = os.environ.get(VARIABLE), threading.Event()
     if not named:

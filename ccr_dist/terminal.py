@@ -1,8 +1,9 @@
-"""What reaches a terminal: text that comes from data, file names, servers and logs is only ever text there, never a command to it.
+"""What reaches a terminal: text that comes from data, file names, servers and logs is only ever text there, never a
+command to it.
 
-Captions may hold escape sequences that move the cursor, rename the window or hide a line; and characters that the terminal's encoding has
-not. `guarded` makes both visible in all that a command prints; tables and bars are printed by a `console`, which may use the terminal's
-commands itself.
+Captions may hold escape sequences that move the cursor, rename the window or hide a line; and characters that the
+terminal's encoding has not. `guarded` makes both visible in all that a command prints; tables and bars are printed by a
+`console`, which may use the terminal's commands itself.
 """
 
 from __future__ import annotations
@@ -16,8 +17,17 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-# All controls but line break and tab; line separators; marks that turn the direction of what follows; halves of characters.
-_COMMANDS = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000)]
+# All controls but line break and tab; line separators; marks that turn the direction of what follows; halves of
+# characters.
+_COMMANDS = [
+    *range(0x20),
+    *range(0x7F, 0xA0),
+    0x2028,
+    0x2029,
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+    *range(0xD800, 0xE000),
+]
 _VISIBLE = {code: f"\\u{code:04x}" for code in _COMMANDS if chr(code) not in "\n\t"}
 
 
@@ -27,7 +37,9 @@ def visible(text: str) -> str:
 
 
 class _Guarded:
-    """A stream that makes controls visible. A carriage return at the beginning of a write passes: bars of libraries begin a line anew."""
+    """A stream that makes controls visible. A carriage return at the beginning of a write passes: bars of libraries
+    begin a line anew.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

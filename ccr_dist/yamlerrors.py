@@ -1,4 +1,6 @@
-"""What pydantic finds wrong with a document, as sentences: the place, the key, the nearest valid one, the overrides that play a part."""
+"""What pydantic finds wrong with a document, as sentences: the place, the key, the nearest valid one, the overrides
+that play a part.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from .yamlnodes import KeyPath
+from ccr_dist.yamlnodes import KeyPath
 
 if TYPE_CHECKING:
-    from .yamlfile import Document
+    from ccr_dist.yamlfile import Document
 
 
 def explain(schema: type[BaseModel], document: Document, at: KeyPath, problem: Mapping[str, Any]) -> str:
@@ -23,7 +25,11 @@ def explain(schema: type[BaseModel], document: Document, at: KeyPath, problem: M
         valid = valid_keys(schema, path[:-1], document, at)
         near = difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
-        said = f"{where}: unknown key {dotted!r}; {hint}" if quotes else f"{where}: unknown key; valid keys: {', '.join(valid)}"
+        said = (
+            f"{where}: unknown key {dotted!r}; {hint}"
+            if quotes
+            else f"{where}: unknown key; valid keys: {', '.join(valid)}"
+        )
     elif problem["type"] == "missing":
         said = f"{where}: {dotted!r} is missing"
     elif quotes:
@@ -68,7 +74,9 @@ def _without_tags(loc: tuple[str | int, ...], document: Document, at: KeyPath) -
 
 
 def valid_keys(schema: type[BaseModel], path: KeyPath, document: Document, at: KeyPath = ()) -> list[str]:
-    """Keys that are allowed at `path` inside `schema` (for a discriminated union: those of the member that the document chose)."""
+    """Keys that are allowed at `path` inside `schema` (for a discriminated union: those of the member that the document
+    chose).
+    """
     models: list[type[BaseModel]] = [schema]
     value: Any = document.data
     for key in at:

@@ -1,7 +1,8 @@
-"""YAML files that remember where every value stands: `base:` inheritance, `key.sub=value` overrides, errors with file and line.
+"""YAML files that remember where every value stands: `base:` inheritance, `key.sub=value` overrides, errors with file
+and line.
 
-Used by run configs, recipes, prompts, pipelines, profiles and studies alike. Knows nothing about what a document means; the schema is a
-pydantic model. What one file may say is `yamlnodes.py`.
+Used by run configs, recipes, prompts, pipelines, profiles and studies alike. Knows nothing about what a document means;
+the schema is a pydantic model. What one file may say is `yamlnodes.py`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from . import resources
-from .errors import ConfigError
-from .yamlerrors import explain, shown
-from .yamlnodes import DEEPEST, Invalid, KeyPath, Replacement, Values, compose, read_text
+from ccr_dist import resources
+from ccr_dist.errors import ConfigError
+from ccr_dist.yamlerrors import explain, shown
+from ccr_dist.yamlnodes import DEEPEST, Invalid, KeyPath, Replacement, Values, compose, read_text
 
 Model = TypeVar("Model", bound=BaseModel)
-_WANTS_TEXT = {"string_type", "string_sub_type", "path_type", "literal_error"}  # pydantic's errors of options that are text
+# pydantic's errors of options that are text
+_WANTS_TEXT = {"string_type", "string_sub_type", "path_type", "literal_error"}
 
 
 class Given(str):
@@ -32,8 +34,8 @@ class Given(str):
 class Document:
     """Merged values and, for each key path, the place (`file:line`, an override) that had the last word on it.
 
-    texts: what was written where a value could be meant as text. overrides: their places, by the path that each sets. outside: files above
-    the document's own folder; errors tell their lines, and quote nothing of what they hold.
+    texts: what was written where a value could be meant as text. overrides: their places, by the path that each sets.
+    outside: files above the document's own folder; errors tell their lines, and quote nothing of what they hold.
     """
 
     name: str
@@ -62,11 +64,13 @@ class Document:
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Document:
-    """Read `path` with its bases, then apply `key.sub=value` overrides. A value is YAML; where the option is text it is taken as it stands.
+    """Read `path` with its bases, then apply `key.sub=value` overrides. A value is YAML; where the option is text it is
+    taken as it stands.
 
-    `base:` is one path or a list, relative to the file that says it; later bases and then the file itself win. Mappings merge, anything
-    else replaces; `key: null` takes away a mapping of the base, `key: !replace {...}` takes its place. Raises ConfigError with file and
-    line on bad YAML, a missing or circular base, a duplicate key or a malformed override.
+    `base:` is one path or a list, relative to the file that says it; later bases and then the file itself win. Mappings
+    merge, anything else replaces; `key: null` takes away a mapping of the base, `key: !replace {...}` takes its place.
+    Raises ConfigError with file and line on bad YAML, a missing or circular base, a duplicate key or a malformed
+    override.
     """
     document = _Reader(Path(path)).read(Path(path), ())
     for text in overrides:
@@ -75,7 +79,9 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Document:
 
 
 def of_options(options: Mapping[str, Any]) -> Document:
-    """Options of a command line as a document: those that are `Given` are read by the type that the schema has for them."""
+    """Options of a command line as a document: those that are `Given` are read by the type that the schema has for
+    them.
+    """
     document = Document("options")
     for key, value in options.items():
         if isinstance(value, Given):
@@ -86,17 +92,20 @@ def of_options(options: Mapping[str, Any]) -> Document:
 
 
 def validate(schema: type[Model], document: Document, *, at: KeyPath = ()) -> Model:
-    """Build `schema` from the document, or raise ConfigError listing every problem with its place and, for unknown keys, the
-    nearest valid one.
+    """Build `schema` from the document, or raise ConfigError listing every problem with its place and, for unknown
+    keys, the nearest valid one.
     """
     try:
         return build(schema, document, at=at)
     except ValidationError as error:
-        raise ConfigError("\n".join(dict.fromkeys(explain(schema, document, at, problem) for problem in error.errors()))) from None
+        raise ConfigError(
+            "\n".join(dict.fromkeys(explain(schema, document, at, problem) for problem in error.errors()))
+        ) from None
 
 
 def build(schema: type[Model], document: Document, *, at: KeyPath = ()) -> Model:
-    """Build `schema` from the document. Where it wants text, and a number, a section or the like stands, what was written is the text.
+    """Build `schema` from the document. Where it wants text, and a number, a section or the like stands, what was
+    written is the text.
 
     Raises pydantic's ValidationError.
     """
@@ -120,7 +129,9 @@ def _written(document: Document, loc: KeyPath) -> KeyPath | None:
     path: KeyPath = ()
     value: Any = document.data
     for key in loc:
-        if (isinstance(value, dict) and key in value) or (isinstance(value, list) and isinstance(key, int) and key < len(value)):
+        if (isinstance(value, dict) and key in value) or (
+            isinstance(value, list) and isinstance(key, int) and key < len(value)
+        ):
             path, value = (*path, key), value[key]  # type: ignore[index]
     return path if path in document.texts else None
 
@@ -167,7 +178,9 @@ class _Reader:
         try:
             text = read_text(path)
         except FileNotFoundError:
-            raise ConfigError(f"{path}: no such file" + (f" (a base of {above[-1]})" if above else resources.hint(path))) from None
+            raise ConfigError(
+                f"{path}: no such file" + (f" (a base of {above[-1]})" if above else resources.hint(path))
+            ) from None
         quotes = real.is_relative_to(self._folder) or not above
         own = Document(name=str(path), outside=set() if quotes else {str(path)})
         try:
@@ -255,7 +268,9 @@ def _override(document: Document, text: str, place: str) -> None:
 
 
 def _meant(document: Document, path: KeyPath, raw: str, place: str) -> Any:
-    """An override's value as YAML; beside it, for options that are text, the text itself. What is in quotation marks is YAML's alone."""
+    """An override's value as YAML; beside it, for options that are text, the text itself. What is in quotation marks is
+    YAML's alone.
+    """
     try:
         node = compose(raw)
     except Invalid:

@@ -1,6 +1,8 @@
-"""From YAML text to plain values, with the place and the text of each: strict, bounded, and without surprises of YAML 1.1.
+"""From YAML text to plain values, with the place and the text of each: strict, bounded, and without surprises of YAML
+1.1.
 
-Whatever a file says ends in values (mappings with text as keys, lists, text, numbers, true, false, null) or in a ConfigError with its line.
+Whatever a file says ends in values (mappings with text as keys, lists, text, numbers, true, false, null) or in a
+ConfigError with its line.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from .errors import ConfigError
+from ccr_dist.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
 LARGEST = 2**20  # bytes of a file: more is no config, and takes seconds to read
@@ -38,7 +40,9 @@ class Invalid(Exception):
 
 
 def read_text(path: Path) -> str:
-    """The text of a regular file. FileNotFoundError; ConfigError for whatever else is no text, without waiting for pipes and devices."""
+    """The text of a regular file. FileNotFoundError; ConfigError for whatever else is no text, without waiting for
+    pipes and devices.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -48,7 +52,9 @@ def read_text(path: Path) -> str:
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode):
         os.close(fd)
-        raise ConfigError(f"{path}: expected a file; this is a {'folder' if stat.S_ISDIR(mode) else 'device or a pipe'}")
+        raise ConfigError(
+            f"{path}: expected a file; this is a {'folder' if stat.S_ISDIR(mode) else 'device or a pipe'}"
+        )
     with os.fdopen(fd, "rb") as file:
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
@@ -65,18 +71,22 @@ def compose(text: str) -> yaml.Node | None:
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.reader.ReaderError as error:
-        raise Invalid(f"a character that text cannot have (#x{error.character:04x})", text.count("\n", 0, error.position) + 1) from None
+        raise Invalid(
+            f"a character that text cannot have (#x{error.character:04x})", text.count("\n", 0, error.position) + 1
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise Invalid(str(getattr(error, "problem", None) or error).splitlines()[0], mark.line + 1 if mark else None) from None
+        raise Invalid(
+            str(getattr(error, "problem", None) or error).splitlines()[0], mark.line + 1 if mark else None
+        ) from None
     except RecursionError:
         raise Invalid(f"nested more than {DEEPEST} deep", None) from None
 
 
 @dataclass
 class Values:
-    """Values of a tree. `place`: of the document, before the line. places: where each was written; texts: of values that were written as
-    plain text and are none (numbers, dates, `null`) what was written.
+    """Values of a tree. `place`: of the document, before the line. places: where each was written; texts: of values
+    that were written as plain text and are none (numbers, dates, `null`) what was written.
     """
 
     file: str | None
@@ -122,7 +132,8 @@ class Values:
             said = f" {key!r}" if self.quotes else ""
             if key_node.tag == f"{_TAG}merge":
                 raise ConfigError(
-                    f"{self._at(key_node)}: `<<` is not understood here; put what is shared into a file and name it by `base:`"
+                    f"{self._at(key_node)}: `<<` is not understood here; put what is shared into a file and name it by"
+                    " `base:`"
                 )
             if key_node.tag not in _PLAIN | _TEXT:
                 raise self._tagged(key_node)
@@ -150,11 +161,15 @@ class Values:
 
     def _tagged(self, node: yaml.Node) -> ConfigError:
         said = f" {node.tag.replace(_TAG, '!!')!r}" if self.quotes else ""
-        return ConfigError(f"{self._at(node)}: the tag{said} is not understood here; there is `!replace`, before a section")
+        return ConfigError(
+            f"{self._at(node)}: the tag{said} is not understood here; there is `!replace`, before a section"
+        )
 
 
 def _constructed(node: yaml.Node) -> Any:
-    """Of a number, a boolean, null. Text where YAML 1.1 takes times (1:30) for numbers and words (no, on) for booleans."""
+    """Of a number, a boolean, null. Text where YAML 1.1 takes times (1:30) for numbers and words (no, on) for
+    booleans.
+    """
     text: str = node.value
     if node.tag == f"{_TAG}bool" and text.lower() not in ("true", "false"):
         return text  # a language, the name of a choice

@@ -1,10 +1,12 @@
-"""Lets torchvision be imported beside a CPU-only torch: run once in a fresh environment (`python launch/torchvision_shim.py`).
+"""Lets torchvision be imported beside a CPU-only torch: run once in a fresh environment (`python
+launch/torchvision_shim.py`).
 
-The torchvision wheel on the public index is built for CUDA. Beside CPU torch its C++ library cannot load, and `import torchvision` dies on
-registering a fake kernel for an operator that was never declared; open_clip, timm and most of transformers go down with it. This file
-installs itself into site-packages with a `.pth` that starts it in every process (launchers, spawned workers): an import hook that declares
-those operators just before torchvision wants them. Transforms and models then work; the C++ operators (nms, roi_align) and
-`torchvision.io` stay unavailable, and nothing here needs them. With a CUDA torch, or a torchvision that imports, nothing is done.
+The torchvision wheel on the public index is built for CUDA. Beside CPU torch its C++ library cannot load, and `import
+torchvision` dies on registering a fake kernel for an operator that was never declared; open_clip, timm and most of
+transformers go down with it. This file installs itself into site-packages with a `.pth` that starts it in every process
+(launchers, spawned workers): an import hook that declares those operators just before torchvision wants them.
+Transforms and models then work; the C++ operators (nms, roi_align) and `torchvision.io` stay unavailable, and nothing
+here needs them. With a CUDA torch, or a torchvision that imports, nothing is done.
 
 Only the standard library may be imported at module top: every Python process of the environment pays for it.
 """
@@ -58,14 +60,18 @@ def main() -> int:
         print("torchvision shim: not needed, torchvision imports")
         return 0
     if "does not exist" not in first.stderr:  # another illness: hiding it would not help
-        print(f"torchvision shim: torchvision fails for a reason this shim cannot mend:\n{first.stderr}", file=sys.stderr)
+        print(
+            f"torchvision shim: torchvision fails for a reason this shim cannot mend:\n{first.stderr}", file=sys.stderr
+        )
         return 1
     folder = Path(sysconfig.get_paths()["purelib"])
     shutil.copyfile(Path(__file__).resolve(), folder / f"{NAME}.py")
     (folder / f"{NAME}.pth").write_text(f"import {NAME}; {NAME}.install()\n")
     second = torchvision_imports()
     if second.returncode != 0:
-        print(f"torchvision shim: installed in {folder}, but torchvision still fails:\n{second.stderr}", file=sys.stderr)
+        print(
+            f"torchvision shim: installed in {folder}, but torchvision still fails:\n{second.stderr}", file=sys.stderr
+        )
         return 1
     print(f"torchvision shim: installed in {folder}; torchvision now imports beside torch {torch.__version__}")
     return 0

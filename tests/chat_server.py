@@ -1,14 +1,16 @@
 """A server with an OpenAI-compatible chat API that does what the user's text says, for tests of the engine `openai`.
 
-    python chat_server.py FOLDER [HOST]     listens on a free port, written to FOLDER/port; each request is appended to FOLDER/log.jsonl
+    python chat_server.py FOLDER [HOST]     listens on a free port, written to FOLDER/port; each request is appended to
+    FOLDER/log.jsonl
 
 A file FOLDER/delay holds seconds that every answer takes.
 
 "500" and "429" always fail; "once 503 …" fails the first time; "hang" is not answered for a minute; "413" is refused;
-"401" is a wrong key; "filter" is filtered; "nonsense" is no chat completion; "describe" tells the sizes of the pictures;
-any other text comes back in capitals.
+"401" is a wrong key; "filter" is filtered; "nonsense" is no chat completion; "describe" tells the sizes of the
+pictures; any other text comes back in capitals.
 
-For servers of other manners, `serving(behave)` runs one in a thread: `behave(handler, body, number)` answers the number-th POST.
+For servers of other manners, `serving(behave)` runs one in a thread: `behave(handler, body, number)` answers the
+number-th POST.
 """
 
 from __future__ import annotations
@@ -55,14 +57,19 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_GET(self) -> None:
-        self.answer(200, {"object": "list", "data": [{"id": "toy", "object": "model", "created": 0, "owned_by": "test"}]})
+        self.answer(
+            200, {"object": "list", "data": [{"id": "toy", "object": "model", "created": 0, "owned_by": "test"}]}
+        )
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         content = body["messages"][-1]["content"]
         text = content if isinstance(content, str) else content[-1]["text"]
         with lock, (FOLDER / "log.jsonl").open("a") as log:
-            log.write(json.dumps({"text": text, "at": time.monotonic(), "body": {**body, "messages": len(body["messages"])}}) + "\n")
+            log.write(
+                json.dumps({"text": text, "at": time.monotonic(), "body": {**body, "messages": len(body["messages"])}})
+                + "\n"
+            )
             first = text not in seen
             seen.add(text)
         if (FOLDER / "delay").exists():
@@ -82,7 +89,15 @@ class Handler(BaseHTTPRequestHandler):
         choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": f" {answer}\n"}}
         usage = {"prompt_tokens": 7, "completion_tokens": len(answer.split()), "total_tokens": 0}
         self.answer(
-            200, {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice], "usage": usage}
+            200,
+            {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 0,
+                "model": body["model"],
+                "choices": [choice],
+                "usage": usage,
+            },
         )
 
 
@@ -90,7 +105,15 @@ def completion(text: Any, finish: Any = "stop", **more: Any) -> dict[str, Any]:
     """A chat completion as the API describes it."""
     choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}
     usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-    return {"id": "1", "object": "chat.completion", "created": 0, "model": "toy", "choices": [choice], "usage": usage, **more}
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "toy",
+        "choices": [choice],
+        "usage": usage,
+        **more,
+    }
 
 
 class Odd(BaseHTTPRequestHandler):
@@ -137,7 +160,9 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(behave: Callable[[Odd, dict[str, Any], int], None], models: Callable[[Odd], None] = lists_models) -> Iterator[Any]:
+def serving(
+    behave: Callable[[Odd, dict[str, Any], int], None], models: Callable[[Odd], None] = lists_models
+) -> Iterator[Any]:
     """A running server: `url`, and `posts` (path, headers, body) as they come."""
     server: Any = _Server(("127.0.0.1", 0), Odd)
     server.behave, server.models, server.posts = behave, models, []

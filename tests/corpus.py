@@ -1,4 +1,6 @@
-"""Small sources for the data room's tests: a folder of pictures with captions, tars as others write them, and comparing trees of files."""
+"""Small sources for the data room's tests: a folder of pictures with captions, tars as others write them, and comparing
+trees of files.
+"""
 
 import io
 import json
@@ -35,5 +37,9 @@ def folder_recipe(root: Path, n: int = 10, size: int = 8, shard_rows: int = 2) -
 
 def tree(root: Path) -> dict[str, bytes]:
     """{relative path: bytes} of what a build must reproduce: all but telemetry and temporary files."""
-    files = (p for p in root.rglob("*") if p.is_file() and not p.name.endswith(".stats.json") and not p.name.startswith(".tmp-"))
+    files = (
+        p
+        for p in root.rglob("*")
+        if p.is_file() and not p.name.endswith(".stats.json") and not p.name.startswith(".tmp-")
+    )
     return {str(p.relative_to(root)): p.read_bytes() for p in files}

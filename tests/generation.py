@@ -1,7 +1,7 @@
 """A generation engine without a model, and videos, for tests.
 
-Parrot      the engine `parrot`: it keeps up to `in_flight` requests and finishes them in a shuffled order; what it answers is a rule
-video       the bytes of a film whose frame i is grey of brightness 10 * i
+Parrot      the engine `parrot`: it keeps up to `in_flight` requests and finishes them in a shuffled order; what it
+answers is a rule video       the bytes of a film whose frame i is grey of brightness 10 * i
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ class Options(base.EngineOptions):
 def render(request: Request) -> dict[str, Any]:
     """JSON: what came in, media by size and brightness."""
     seen = [[*image.size, image.getpixel((0, 0))[0]] for image in (*request.images, *request.frames)]
-    about = {"id": request.id, "text": request.text, "system": request.system, "seen": seen, "list": request.schema is not None}
+    about = {
+        "id": request.id,
+        "text": request.text,
+        "system": request.system,
+        "seen": seen,
+        "list": request.schema is not None,
+    }
     return {**about, "max_tokens": request.max_tokens}
 
 
@@ -78,7 +84,11 @@ class Parrot(Generator):
             return DataError(f"{item['id']}: the parrot dislikes it")
         text = self.options.answers.get(item["id"])
         if text is None:
-            text = json.dumps(["one thing", "another"]) if item["list"] else f"It says {item['text']} and sees {item['seen']}."
+            text = (
+                json.dumps(["one thing", "another"])
+                if item["list"]
+                else f"It says {item['text']} and sees {item['seen']}."
+            )
         return Generation(text, len(text.split()), 7, "length" if item["id"] in self.options.endless else "stop")
 
 
@@ -86,7 +96,9 @@ def video(frames: int = 20, *, size: tuple[int, int] = (64, 48), fps: int = 10, 
     import av
     import numpy as np
 
-    codec = {"mp4": "libx264", "webm": "libvpx", "matroska": "libx264", "mov": "mpeg4", "gif": "gif", "avi": "mpeg4"}[container]
+    codec = {"mp4": "libx264", "webm": "libvpx", "matroska": "libx264", "mov": "mpeg4", "gif": "gif", "avi": "mpeg4"}[
+        container
+    ]
     data = io.BytesIO()
     with av.open(data, "w", format=container) as out:
         stream = out.add_stream(codec, rate=fps)

@@ -1,9 +1,9 @@
 """A dataset of captions and an engine that shouts them, for tests of jobs.
 
 captions(root, rows=(3, 2))     a dataset; row i of shard s has the captions "s-i one" and "s-i two"
-Shout                           the translation engine `shout`: upper case; it can log what it was given, dawdle, and misbehave
-content(folder)                 name -> bytes of everything in a column folder that has to be equal between equal runs
-column_files(folder)            the names in a column folder
+Shout                           the translation engine `shout`: upper case; it can log what it was given, dawdle, and
+misbehave content(folder)                 name -> bytes of everything in a column folder that has to be equal between
+equal runs column_files(folder)            the names in a column folder
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.data.table import Dataset, create_column, create_dataset
+from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.errors import DataError, EngineError
 from ccr_dist.generate.engines import base
 
@@ -88,7 +88,11 @@ class Deadly:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if not p.name.endswith(".stats.json") and "column.json" not in p.name}
+    return {
+        p.name: p.read_bytes()
+        for p in sorted(folder.iterdir())
+        if not p.name.endswith(".stats.json") and "column.json" not in p.name
+    }
 
 
 def column_files(folder: Path) -> set[str]:

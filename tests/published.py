@@ -1,4 +1,5 @@
-"""Tiny files in the exact formats of the datasets that `shards/*.yaml` reads, with stand-ins for their pictures and videos.
+"""Tiny files in the exact formats of the datasets that `shards/*.yaml` reads, with stand-ins for their pictures and
+videos.
 
 Texts are made up, but for the Dutch ones (DutchDescriptions, Apache-2.0).
 """
@@ -18,14 +19,18 @@ VIDEO = b"\x00\x00\x00\x18ftypmp42" + bytes(64)  # begins like an MP4; nothing h
 
 
 def write(root: Path, files: dict[str, Any]) -> Path:
-    """Text as it stands, .gz compressed, lists of strings as .npy or lines, anything else as JSON (a list in a .jsonl: a line each)."""
+    """Text as it stands, .gz compressed, lists of strings as .npy or lines, anything else as JSON (a list in a .jsonl:
+    a line each).
+    """
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".npy"):
             np.save(path, np.array(content))
         elif name.endswith(".jsonl"):
-            path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in content), encoding="utf-8")
+            path.write_text(
+                "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in content), encoding="utf-8"
+            )
         elif name.endswith(".json"):
             path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         else:
@@ -45,7 +50,9 @@ def media(root: Path, *names: str) -> Path:
     for i, name in enumerate(names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(VIDEO if name.endswith(".mp4") else picture(i, format="PNG" if name.endswith(".png") else "JPEG"))
+        path.write_bytes(
+            VIDEO if name.endswith(".mp4") else picture(i, format="PNG" if name.endswith(".png") else "JPEG")
+        )
     return root
 
 
@@ -65,7 +72,10 @@ def karpathy(*items: tuple[str, int, str]) -> dict[str, Any]:
                 "imgid": i,
                 "split": split,
                 "sentids": [2 * i, 2 * i + 1],
-                "sentences": [{"raw": f"{n} English {number}.", "tokens": [str(n)], "imgid": i, "sentid": 2 * i} for n in ("One", "Two")],
+                "sentences": [
+                    {"raw": f"{n} English {number}.", "tokens": [str(n)], "imgid": i, "sentid": 2 * i}
+                    for n in ("One", "Two")
+                ],
             }
             for i, (part, number, split) in enumerate(items)
         ],

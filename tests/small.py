@@ -10,10 +10,10 @@ from nearness import close
 from tiny import IMAGE_SIZE, TEXTS, tiny_clip_config, tiny_dual_config, tiny_frontend_folder
 from torch import Tensor
 
-from ccr_dist.data.loader import Batch
+from ccr_dist.data.stream.loader import Batch
+from ccr_dist.losses.context import Context
 from ccr_dist.methods import base
 from ccr_dist.models.backbones import Backbone, build_backbone
-from ccr_dist.train.context import Context
 
 LANGUAGES = ("es", "to")  # "to" is Tongan, and a name that modules have taken
 ENGLISH, SPANISH = TEXTS[:4], (*TEXTS[4:], "el viejo con un sombrero rojo")
@@ -28,11 +28,21 @@ def front_end(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def method(
-    name: str, backbone: Backbone, frontend: dict[str, Any] | None = None, seed: int = 0, languages=LANGUAGES, **options: Any
+    name: str,
+    backbone: Backbone,
+    frontend: dict[str, Any] | None = None,
+    seed: int = 0,
+    languages=LANGUAGES,
+    **options: Any,
 ) -> base.Method:
     kind = base.get(name)
     torch.manual_seed(seed)
-    return kind(kind.Options(name=name, **({"frontend": frontend} if frontend else {}), **options), backbone, languages, texts=TEXTS)
+    return kind(
+        kind.Options(name=name, **({"frontend": frontend} if frontend else {}), **options),
+        backbone,
+        languages,
+        texts=TEXTS,
+    )
 
 
 def batch(rows: int = 4, *, lang: str = "es", seed: int = 0, group: list[int] | None = None, **changes: Any) -> Batch:
@@ -68,7 +78,9 @@ def unsettle(module: torch.nn.Module, seed: int = 1) -> None:
 def same_value_and_gradient(fast: Tensor, slow: Tensor, inputs: list[Tensor]) -> None:
     """In float64."""
     close(fast, slow)
-    for a, b in zip(torch.autograd.grad(fast, inputs, retain_graph=True), torch.autograd.grad(slow, inputs), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(fast, inputs, retain_graph=True), torch.autograd.grad(slow, inputs), strict=True
+    ):
         close(a, b)
 
 

@@ -1,11 +1,13 @@
-"""Tiny models with random weights, saved in the formats of real ones, for any test that needs a backbone or a front end in milliseconds.
+"""Tiny models with random weights, saved in the formats of real ones, for any test that needs a backbone or a front end
+in milliseconds.
 
-Everything is a folder under the test's `tmp_path`: other processes can load it from a config alone. No network, no package with weights.
+Everything is a folder under the test's `tmp_path`: other processes can load it from a config alone. No network, no
+package with weights.
 
     tiny_clip_config(folder, text=…)     an open_clip model: text "clip", "custom", "siglip", "bert" or "xlm-roberta"
     tiny_dual_config(folder, texts)      image encoder (timm) + text encoder (BERT) + heads
-    tiny_frontend_folder(folder, texts)  a multilingual-BERT-like model with a tokeniser for `texts`, for FrontEndConfig.embeddings
-    tiny_encoder(folder, texts, family=…)    the Hugging Face encoder behind the last two
+    tiny_frontend_folder(folder, texts)  a multilingual-BERT-like model with a tokeniser for `texts`, for
+    FrontEndConfig.embeddings tiny_encoder(folder, texts, family=…)    the Hugging Face encoder behind the last two
 """
 
 from __future__ import annotations
@@ -35,8 +37,10 @@ Family = Literal["bert", "xlm-roberta"]
 
 
 def tiny_tokenizer(folder: Path | str, texts: Sequence[str] = TEXTS, *, family: Family = "bert") -> Any:
-    """Saves in `folder`, and returns, a tokeniser that knows the words and letters of `texts`: WordPiece with [CLS] and [SEP], or Unigram
-    with <s> and </s>. Listed, not trained: the library's trainers break ties differently in every process."""
+    """Saves in `folder`, and returns, a tokeniser that knows the words and letters of `texts`: WordPiece with [CLS] and
+    [SEP], or Unigram with <s> and </s>. Listed, not trained: the library's trainers break ties differently in every
+    process.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -49,7 +53,11 @@ def tiny_tokenizer(folder: Path | str, texts: Sequence[str] = TEXTS, *, family: 
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     else:
         special = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"}
-        scores = dict.fromkeys(special.values(), 0.0) | dict.fromkeys(["▁", *letters], -9.0) | {f"▁{word}": -4.0 for word in words}
+        scores = (
+            dict.fromkeys(special.values(), 0.0)
+            | dict.fromkeys(["▁", *letters], -9.0)
+            | {f"▁{word}": -4.0 for word in words}
+        )
         tokenizer = Tokenizer(models.Unigram(list(scores.items()), unk_id=3, byte_fallback=False))
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.normalizer = normalizers.NFC()
@@ -63,9 +71,17 @@ def tiny_tokenizer(folder: Path | str, texts: Sequence[str] = TEXTS, *, family: 
 
 
 def tiny_encoder(
-    folder: Path | str, texts: Sequence[str] = TEXTS, *, family: Family = "bert", width: int = 24, layers: int = 2, seed: int = 0
+    folder: Path | str,
+    texts: Sequence[str] = TEXTS,
+    *,
+    family: Family = "bert",
+    width: int = 24,
+    layers: int = 2,
+    seed: int = 0,
 ) -> str:
-    """Saves a random BERT or XLM-RoBERTa of that width with a tokeniser for `texts`; returns the folder, usable as a Hugging Face id."""
+    """Saves a random BERT or XLM-RoBERTa of that width with a tokeniser for `texts`; returns the folder, usable as a
+    Hugging Face id.
+    """
     from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
 
     tokenizer = tiny_tokenizer(folder, texts, family=family)
@@ -81,7 +97,11 @@ def tiny_encoder(
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = BertModel(BertConfig(**sizes)) if family == "bert" else XLMRobertaModel(XLMRobertaConfig(type_vocab_size=1, **sizes))
+        model: Any = (
+            BertModel(BertConfig(**sizes))
+            if family == "bert"
+            else XLMRobertaModel(XLMRobertaConfig(type_vocab_size=1, **sizes))
+        )
     model.save_pretrained(str(folder))
     return str(folder)
 
@@ -98,17 +118,21 @@ def tiny_clip_config(
     texts: Sequence[str] = TEXTS,
     seed: int = 0,
 ) -> OpenClipConfig:
-    """Saves an open_clip model (2 + 2 layers, images of 32 pixels, D = 16) with weights and returns the config that loads it.
+    """Saves an open_clip model (2 + 2 layers, images of 32 pixels, D = 16) with weights and returns the config that
+    loads it.
 
-    "clip": causal text tower inside `CLIP`; "custom": the same in `CustomTextCLIP`; "siglip": no causal mask, pooled at the last position;
-    "bert", "xlm-roberta": a Hugging Face text tower.
+    "clip": causal text tower inside `CLIP`; "custom": the same in `CustomTextCLIP`; "siglip": no causal mask, pooled at
+    the last position; "bert", "xlm-roberta": a Hugging Face text tower.
     """
     import open_clip
     from safetensors.torch import save_file
 
-    # Four fifths of building a tiny backbone would be the reading of CLIP's vocabulary. What is kept is kept until a folder is written.
+    # Four fifths of building a tiny backbone would be the reading of CLIP's vocabulary. What is kept is kept until a
+    # folder is written.
     tokenizers: Any = open_clip.get_tokenizer
-    open_clip.get_tokenizer = tokenizers = tokenizers if hasattr(tokenizers, "cache_clear") else functools.cache(tokenizers)
+    open_clip.get_tokenizer = tokenizers = (
+        tokenizers if hasattr(tokenizers, "cache_clear") else functools.cache(tokenizers)
+    )
     tokenizers.cache_clear()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,19 +156,26 @@ def tiny_clip_config(
         "text_cfg": text_cfg,
         "custom_text": text != "clip",
     }
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {"size": IMAGE_SIZE}}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {"size": IMAGE_SIZE}})
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = open_clip.create_model(f"local-dir:{folder}")
         for name, tensor in model.named_parameters():
             if "token_embedding" in name or "positional_embedding" in name:
                 tensor.data.mul_(10)  # so that features of different texts differ clearly
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, str(folder / "open_clip_model.safetensors"))
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+        str(folder / "open_clip_model.safetensors"),
+    )
     return OpenClipConfig(kind="open_clip", model=f"local-dir:{folder}")
 
 
 def tiny_dual_config(folder: Path | str, texts: Sequence[str] = TEXTS, *, seed: int = 0) -> DualConfig:
-    """Saves an image encoder (timm's test model, 160 pixels) and a text encoder (2-layer BERT, width 24); returns a config with D = 16."""
+    """Saves an image encoder (timm's test model, 160 pixels) and a text encoder (2-layer BERT, width 24); returns a
+    config with D = 16.
+    """
     import timm
     from timm.models import save_for_hf
 

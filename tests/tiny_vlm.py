@@ -1,10 +1,11 @@
-"""A tiny Qwen2-VL with random weights (0.7 M parameters), saved with tokenizer, processor and chat template like a real one.
+"""A tiny Qwen2-VL with random weights (0.7 M parameters), saved with tokenizer, processor and chat template like a real
+one.
 
     tiny_vlm(folder)     sees pictures and videos; the same seed gives the same files
     tiny_llm(folder)     the same language model without eyes (Qwen2), for text-only requests
 
-Byte-level tokens (any text goes in and out) and some words; answers are babble of these words, some of it in sentences, that
-differs between pictures and prompts.
+Byte-level tokens (any text goes in and out) and some words; answers are babble of these words, some of it in sentences,
+that differs between pictures and prompts.
 """
 
 from __future__ import annotations
@@ -14,8 +15,19 @@ from typing import Any
 
 import torch
 
-WORDS = tuple("a the of on with man dog cat red blue yellow small two is are playing water snow table hat face picture".split())  # noqa: SIM905
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+WORDS = (
+    *("a", "the", "of", "on", "with", "man", "dog", "cat", "red", "blue", "yellow", "small", "two", "is", "are"),
+    *("playing", "water", "snow", "table", "hat", "face", "picture"),
+)
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
@@ -81,7 +93,9 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
         head[[vocabulary["."], tokenizer.eos_token_id]] *= 1.7  # some sentences and some ends
         odd = [i for token, i in vocabulary.items() if not _readable(token.replace("Ġ", " "))]
         head[[*odd, *tokenizer.convert_tokens_to_ids([token for token in SPECIAL if token != tokenizer.eos_token])]] = 0
-    model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False)
+    model.generation_config.update(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
+    )
     model.save_pretrained(folder)
 
 
@@ -91,7 +105,9 @@ def tiny_llm(folder: Path, seed: int = 1) -> str:
     tokenizer = _tokenizer()
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
-    config = Qwen2Config(vocab_size=len(tokenizer), initializer_range=0.2, eos_token_id=tokenizer.eos_token_id, **_text(64, 2))
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), initializer_range=0.2, eos_token_id=tokenizer.eos_token_id, **_text(64, 2)
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _save(Qwen2ForCausalLM(config), tokenizer, folder)
@@ -99,7 +115,13 @@ def tiny_llm(folder: Path, seed: int = 1) -> str:
 
 
 def tiny_vlm(folder: Path, seed: int = 1, *, width: int = 64, layers: int = 2, pixels: int = 112 * 112) -> str:
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+    from transformers import (
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+    )
 
     tokenizer = _tokenizer()
     ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(list(SPECIAL)), strict=True))
@@ -114,9 +136,21 @@ def tiny_vlm(folder: Path, seed: int = 1, *, width: int = 64, layers: int = 2, p
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     rope = {"rope_type": "default", "type": "mrope", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
-    text = {"vocab_size": len(tokenizer), "rope_parameters": rope, "initializer_range": 0.2, "eos_token_id": ids["<|im_end|>"]}
+    text = {
+        "vocab_size": len(tokenizer),
+        "rope_parameters": rope,
+        "initializer_range": 0.2,
+        "eos_token_id": ids["<|im_end|>"],
+    }
     text |= _text(width, layers)
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": width, "num_heads": 2, "mlp_ratio": 2, "initializer_range": 0.2}
+    vision = {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": width,
+        "num_heads": 2,
+        "mlp_ratio": 2,
+        "initializer_range": 0.2,
+    }
     config = Qwen2VLConfig(
         text_config=text,
         vision_config=vision,

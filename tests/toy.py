@@ -21,8 +21,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ccr_dist.data.decode import encode
-from ccr_dist.data.table import Dataset, create_column, create_dataset
+from ccr_dist.data.media.decode import encode
+from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from tests import tiny
 
 COLOURS = {"red": "rojo", "green": "verde", "blue": "azul", "white": "blanco", "yellow": "amarillo", "black": "negro"}
@@ -36,7 +36,9 @@ def picture(number: int) -> bytes:
     """PNG of concept `number`."""
     colour, place = divmod(number, len(PLACES))
     image = Image.new("RGB", (32, 32), "gray")
-    x, y = {"left": (2, 12), "right": (22, 12), "top": (12, 2), "bottom": (12, 22), "middle": (12, 12)}[list(PLACES)[place]]
+    x, y = {"left": (2, 12), "right": (22, 12), "top": (12, 2), "bottom": (12, 22), "middle": (12, 12)}[
+        list(PLACES)[place]
+    ]
     image.paste(list(COLOURS)[colour], (x, y, x + 8, y + 8))
     buffer = io.BytesIO()
     image.save(buffer, "png")
@@ -48,8 +50,8 @@ def chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def build(root: Path, split: str, *, rows: int = 30, shard_rows: int = 5) -> Dataset:
-    """ROOT/SPLIT with columns image, caption.en, caption.es, caption.es.toy, label.concept and feature.toy (a random projection of
-    the pixels).
+    """ROOT/SPLIT with columns image, caption.en, caption.es, caption.es.toy, label.concept and feature.toy (a random
+    projection of the pixels).
     """
     numbers = [i % len(ENGLISH) for i in range(rows)]
     keys = [f"{split}-{i:03d}" for i in range(rows)]
@@ -63,7 +65,9 @@ def build(root: Path, split: str, *, rows: int = 30, shard_rows: int = 5) -> Dat
         "label.concept": ("label", "json", [ENGLISH[n] for n in numbers]),
     }
     for name, (kind, extension, column_values) in values.items():
-        column = create_column(dataset, name, kind=kind, extension=extension, plan={"by": "tests/toy.py"}, provenance={"licence": "none"})
+        column = create_column(
+            dataset, name, kind=kind, extension=extension, plan={"by": "tests/toy.py"}, provenance={"licence": "none"}
+        )
         for shard, part in enumerate(chunks(column_values, shard_rows)):
             column.commit(shard, [encode(kind, value) for value in part])
     return dataset
@@ -77,7 +81,9 @@ def add_feature(dataset: Dataset, name: str, vectors: np.ndarray) -> None:
 
 
 def corpus(root: Path) -> Path:
-    """ROOT/{train,val,test}. Built once a process and copied: hundreds of tests want one, and each would wait for 700 fsyncs."""
+    """ROOT/{train,val,test}. Built once a process and copied: hundreds of tests want one, and each would wait for 700
+    fsyncs.
+    """
     for split in ("train", "val", "test"):
         shutil.copytree(_pattern(*ENGLISH, *SPANISH) / split, root / split)
     return root
@@ -87,16 +93,23 @@ def corpus(root: Path) -> Path:
 def _pattern(*texts: str) -> Path:
     """Of these captions, which a test may have changed."""
     folder, process = Path(tempfile.mkdtemp(prefix="toy-")), os.getpid()
-    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == process else None)  # not where a fork ends
+    # not where a fork ends
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == process else None)
     for split in ("train", "val", "test"):
         build(folder, split)
     return folder
 
 
 def config(
-    folder: Path, method: dict[str, Any], stages: dict[str, Any], *, backbone: dict[str, Any] | None = None, **sections: Any
+    folder: Path,
+    method: dict[str, Any],
+    stages: dict[str, Any],
+    *,
+    backbone: dict[str, Any] | None = None,
+    **sections: Any,
 ) -> Path:
-    """Writes FOLDER/NAME.yaml for a run on the corpus in FOLDER/data, with a tiny CLIP unless another backbone is given.
+    """Writes FOLDER/NAME.yaml for a run on the corpus in FOLDER/data, with a tiny CLIP unless another backbone is
+    given.
 
     Returns its path.
     """

@@ -1,4 +1,6 @@
-"""What a computation holds: the largest tensor that any operation made, for claims about memory that no clock and no machine decides."""
+"""What a computation holds: the largest tensor that any operation made, for claims about memory that no clock and no
+machine decides.
+"""
 
 from __future__ import annotations
 

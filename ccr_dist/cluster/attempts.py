@@ -1,6 +1,8 @@
-"""What is kept of a step's attempts: RUN/steps/STEP/attempts/TASK.jsonl, a line when an attempt starts and one when it ends.
+"""What is kept of a step's attempts: RUN/steps/STEP/attempts/TASK.jsonl, a line when an attempt starts and one when it
+ends.
 
-Only the attempt itself writes, so that nobody's line is torn. One whose end is missing was killed, with its node or by SLURM.
+Only the attempt itself writes, so that nobody's line is torn. One whose end is missing was killed, with its node or by
+SLURM.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.store import append_line, read_lines
-from .progress import Progress
+from ccr_dist.cluster.progress import Progress
+from ccr_dist.data.storage.store import append_line, read_lines
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ def read(path: Path) -> list[Attempt]:
 
 
 def strikes(attempts: Sequence[Attempt], now: Progress) -> int:
-    """Attempts in a row, up to the last one, that were counted and made no progress; being killed counts. now: what there is by now."""
+    """Attempts in a row, up to the last one, that were counted and made no progress; being killed counts. now: what
+    there is by now.
+    """
     count, after = 0, now
     for attempt in reversed(attempts):
         before = Progress.from_json(attempt.start["progress"])

@@ -1,5 +1,6 @@
-"""What can be known before queueing: is all that the steps of a pipeline read there, or made by a step before; is there room; is the
-environment whole; does the site's warning leave time to save. What SLURM thinks of the scripts is asked in `submit.py`.
+"""What can be known before queueing: is all that the steps of a pipeline read there, or made by a step before; is there
+room; is the environment whole; does the site's warning leave time to save. What SLURM thinks of the scripts is asked in
+`submit.py`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.table import Dataset
-from ..errors import ConfigError, DataError
-from ..resources import LAUNCH, hint
-from . import attempts
-from .facts import Facts, facts_of, run_folders
-from .pipeline import RANKS, Plan
-from .profile import Profile
+from ccr_dist.cluster import attempts
+from ccr_dist.cluster.facts import Facts, facts_of, run_folders
+from ccr_dist.cluster.pipeline import RANKS, Plan
+from ccr_dist.cluster.profile import Profile
+from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.resources import LAUNCH, hint
 
 GIB = 2**30
 
@@ -61,7 +62,11 @@ def _launch_problem(launch: str) -> str | None:
     except ConfigError as error:
         return str(error)
     known = ", ".join(LAUNCH.files())
-    return None if file.is_file() else f"{file}: no such file{hint(file)}; those that come with ccr-dist have names: {known}"
+    return (
+        None
+        if file.is_file()
+        else f"{file}: no such file{hint(file)}; those that come with ccr-dist have names: {known}"
+    )
 
 
 def ancestors(plan: Plan, step: str) -> list[str]:
@@ -121,14 +126,17 @@ def _inside(path: str, folder: str) -> bool:
 def _room(plan: Plan, facts: dict[str, Facts], free_disk_gib: float) -> Iterator[str]:
     places = {plan.run, *(Path(folder) for each in facts.values() for folder, _ in each.makes)}
     places |= {run for each in facts.values() for run in run_folders(each)}
-    for folder in sorted({next(up for up in (place.absolute(), *place.absolute().parents) if up.is_dir()) for place in places}):
+    for folder in sorted(
+        {next(up for up in (place.absolute(), *place.absolute().parents) if up.is_dir()) for place in places}
+    ):
         free = shutil.disk_usage(folder).free / GIB
         if free < free_disk_gib:
             yield f"{folder}: {free:.1f} GiB are free, {free_disk_gib:g} are expected (profile: free_disk_gib)"
 
 
 def environment(profile: Profile) -> dict[str, str] | None:
-    """Versions that the nodes are to have: those of the profile's interpreter, here. None: it is in a container, and was not asked.
+    """Versions that the nodes are to have: those of the profile's interpreter, here. None: it is in a container, and
+    was not asked.
 
     Raises ConfigError where it is missing or damaged.
     """
@@ -149,13 +157,18 @@ def environment(profile: Profile) -> dict[str, str] | None:
 
 
 def grace(plan: Plan, checked: Checked, profile: Profile) -> None:
-    """Notes where the warning that the site gives is shorter than what a step and a save took so far, or where that is not known."""
+    """Notes where the warning that the site gives is shorter than what a step and a save took so far, or where that is
+    not known.
+    """
     for name, facts in checked.facts.items():
         if facts.name != "train":
             continue
         took = _measured(plan, name, facts)
         if took is None:
-            checked.notes.append(f"step {name}: how long a step and a save take was not measured yet; the site gives {profile.grace_s:g} s")
+            checked.notes.append(
+                f"step {name}: how long a step and a save take was not measured yet; the site gives"
+                f" {profile.grace_s:g} s"
+            )
             continue
         for seconds, what in (
             (profile.grace_s, "between SIGTERM and SIGKILL (grace_s)"),
@@ -163,17 +176,23 @@ def grace(plan: Plan, checked: Checked, profile: Profile) -> None:
         ):
             if took >= seconds:
                 checked.notes.append(
-                    f"warning: step {name}: a step and a save took {took:.1f} s, the site gives {seconds:g} s {what}: up to a checkpoint "
-                    "interval of work is lost then; a smaller runtime.checkpoint_every bounds that"
+                    f"warning: step {name}: a step and a save took {took:.1f} s, the site gives {seconds:g} s {what}:"
+                    " up to a checkpoint interval of work is lost then; a smaller runtime.checkpoint_every bounds that"
                 )
 
 
 def _measured(plan: Plan, step: str, facts: Facts) -> float | None:
-    """Seconds from a signal to the saved checkpoint in earlier attempts, or the slowest step and stall in the runs' logs."""
-    times = [a.end["saved_s"] for a in attempts.read(attempts.path_of(plan.run, step, 0)) if a.end and a.end.get("saved_s")]
+    """Seconds from a signal to the saved checkpoint in earlier attempts, or the slowest step and stall in the runs'
+    logs.
+    """
+    times = [
+        a.end["saved_s"] for a in attempts.read(attempts.path_of(plan.run, step, 0)) if a.end and a.end.get("saved_s")
+    ]
     for run in run_folders(facts):
         log = run / "log.jsonl"
         lines = [json.loads(line) for line in log.read_text().splitlines()[-200:]] if log.exists() else []
         steps = [line["step_s"] for line in lines if "step_s" in line]
-        times += [max(steps) + max((line["stall_s"] for line in lines if "stall_s" in line), default=0.0)] if steps else []
+        times += (
+            [max(steps) + max((line["stall_s"] for line in lines if "stall_s" in line), default=0.0)] if steps else []
+        )
     return max(times, default=None)

@@ -15,17 +15,24 @@ Pipeline = Annotated[Path, typer.Argument(metavar="PIPELINE.yaml", help="what to
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, any number, such as steps.train.nodes=2")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a submitted pipeline: FOLDER/NAME")]
 ProfileName = Annotated[
-    str, typer.Option("--profile", help="of the site: a YAML file, or the name of one that comes with ccr-dist: default, example")
+    str,
+    typer.Option(
+        "--profile", help="of the site: a YAML file, or the name of one that comes with ccr-dist: default, example"
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything and write the scripts, but queue nothing")]
 
 
 @pipelines_app.command()
-def submit(pipeline: Pipeline, overrides: Overrides = None, profile: ProfileName = "default", dry_run: DryRun = False) -> None:
-    """Queue a pipeline on SLURM as a chain of jobs, after everything that can be checked was checked. What is done is not done again."""
-    from .pipeline import load_plan
-    from .profile import load_profile
-    from .submit import submit as submit_plan
+def submit(
+    pipeline: Pipeline, overrides: Overrides = None, profile: ProfileName = "default", dry_run: DryRun = False
+) -> None:
+    """Queue a pipeline on SLURM as a chain of jobs, after everything that can be checked was checked. What is done is
+    not done again.
+    """
+    from ccr_dist.cluster.pipeline import load_plan
+    from ccr_dist.cluster.profile import load_profile
+    from ccr_dist.cluster.submit import submit as submit_plan
 
     submit_plan(load_plan(pipeline, overrides or ()), load_profile(profile), dry_run=dry_run, say=_say)
 
@@ -33,9 +40,9 @@ def submit(pipeline: Pipeline, overrides: Overrides = None, profile: ProfileName
 @pipelines_app.command()
 def resume(run: Run, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Queue again what a pipeline has left undone, with the profile that it was submitted with."""
-    from ..errors import ConfigError
-    from .ledger import recorded
-    from .submit import submit as submit_plan
+    from ccr_dist.cluster.ledger import recorded
+    from ccr_dist.cluster.submit import submit as submit_plan
+    from ccr_dist.errors import ConfigError
 
     run = _from_home(run)
     plan, profile = recorded(run, overrides or ())
@@ -47,7 +54,7 @@ def resume(run: Run, overrides: Overrides = None, dry_run: DryRun = False) -> No
 @pipelines_app.command()
 def cancel(run: Run) -> None:
     """End all jobs of a pipeline. What runs saves what it has; `resume` goes on."""
-    from .submit import cancel as cancel_run
+    from ccr_dist.cluster.submit import cancel as cancel_run
 
     cancel_run(_from_home(run), _say)
 
@@ -57,8 +64,8 @@ def status(run: Run, as_json: Annotated[bool, typer.Option("--json", help="print
     """How far a pipeline is: states, attempts, rates, when it may be done, and where the logs are. Asks SLURM once."""
     import json
 
-    from .status import status as look
-    from .status import text
+    from ccr_dist.cluster.status import status as look
+    from ccr_dist.cluster.status import text
 
     found = look(_from_home(run))
     print(json.dumps(found, ensure_ascii=False, indent=1) if as_json else text(found))
@@ -67,8 +74,8 @@ def status(run: Run, as_json: Annotated[bool, typer.Option("--json", help="print
 @pipelines_app.command()
 def run(pipeline: Pipeline, overrides: Overrides = None) -> None:
     """Run a pipeline on this machine, without SLURM: the same steps and the same files. Repeat the command to go on."""
-    from . import local
-    from .pipeline import load_plan
+    from ccr_dist.cluster import local
+    from ccr_dist.cluster.pipeline import load_plan
 
     code = local.run(load_plan(pipeline, overrides or ()), _say)
     if code:
@@ -81,18 +88,22 @@ def scale(
     warmup: Annotated[int, typer.Option(min=0, help="steps at the beginning of each stage that are left out")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Samples a second on 1, 2, 4 ... nodes, efficiency, waiting for data, communication: from the logs of runs (slurm/README.md)."""
+    """Samples a second on 1, 2, 4 ... nodes, efficiency, waiting for data, communication: from the logs of runs
+    (slurm/README.md).
+    """
     import json
 
-    from .scale import rows, table
+    from ccr_dist.cluster.scale import rows, table
 
     found = rows(runs, warmup)
     print(json.dumps([row.to_json() for row in found], indent=1) if as_json else table(found))
 
 
 def _from_home(run: Path) -> Path:
-    """The run folder's absolute path; this process goes to where the pipeline was submitted, from where its relative paths count."""
-    from ..data.store import read_json
+    """The run folder's absolute path; this process goes to where the pipeline was submitted, from where its relative
+    paths count.
+    """
+    from ccr_dist.data.storage.store import read_json
 
     run = run.absolute()
     if (run / "record.json").exists():

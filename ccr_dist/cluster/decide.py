@@ -1,7 +1,7 @@
 """What becomes of a job whose command has ended: one table, asked on clusters and on single machines alike. Pure.
 
-The first row that fits decides. "Strikes" are attempts in a row that were counted and made no progress; `retries` of them are followed by
-another one, more are not.
+The first row that fits decides. "Strikes" are attempts in a row that were counted and made no progress; `retries` of
+them are followed by another one, more are not.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from .. import errors
+from ccr_dist import errors
 
 Action = Literal["done", "again", "fail", "leave"]
 NODE = 11  # exit code of a node that is not fit (slurm/node.sh, preflight.py)
@@ -21,10 +21,11 @@ NEVER = (errors.ConfigError, errors.DataError, errors.DataBudgetError, errors.Ch
 class Ended:
     """How an attempt ended.
 
-    code: the exit code that tells most, of all processes. taken: SLURM has taken the job away already (cancelled, requeued, its node
-    lost), and goes on with it by itself. preempted: it is about to. warned: the batch script heard a signal. held: a person asked to stop
-    (RUN/stop). progressed: more is committed than when the attempt began. strikes: of the attempts before this one. blamed: nodes to run
-    without, should the code say that a node is at fault; all_blamed: each of several. nonfinite_before: an earlier attempt ended so.
+    code: the exit code that tells most, of all processes. taken: SLURM has taken the job away already (cancelled,
+    requeued, its node lost), and goes on with it by itself. preempted: it is about to. warned: the batch script heard a
+    signal. held: a person asked to stop (RUN/stop). progressed: more is committed than when the attempt began. strikes:
+    of the attempts before this one. blamed: nodes to run without, should the code say that a node is at fault;
+    all_blamed: each of several. nonfinite_before: an earlier attempt ended so.
     """
 
     code: int
@@ -47,7 +48,9 @@ class Ended:
 
 @dataclass(frozen=True)
 class Decision:
-    """counted: it is a strike where there was no progress. back: from the checkpoint before the newest. exclude: nodes not to run on."""
+    """counted: it is a strike where there was no progress. back: from the checkpoint before the newest. exclude: nodes
+    not to run on.
+    """
 
     action: Action
     why: str
@@ -78,7 +81,13 @@ TABLE = (
     Row("a person asked to stop", lambda e: e.held and e.code == errors.STOPPED, "fail"),
     Row("preempted", lambda e: e.preempted, "again"),
     Row("not a number, again", lambda e: e.code == errors.NonFiniteError.exit_code and e.nonfinite_before, "fail"),
-    Row("not a number: once more, from the checkpoint before", _code(errors.NonFiniteError), "again", counted=True, back=True),
+    Row(
+        "not a number: once more, from the checkpoint before",
+        _code(errors.NonFiniteError),
+        "again",
+        counted=True,
+        back=True,
+    ),
     Row("no node is fit", lambda e: e.code == NODE and e.all_blamed, "fail"),
     Row("too often without progress", lambda e: e.spent, "fail", counted=True),
     Row("a node is not fit", lambda e: e.code == NODE, "again", counted=True, exclude=True),

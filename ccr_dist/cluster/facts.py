@@ -1,5 +1,5 @@
-"""What a `ccr-dist` command of a pipeline reads and makes: parsed as the command line does, so that mistakes are told before
-queueing.
+"""What a `ccr-dist` command of a pipeline reads and makes: parsed as the command line does, so that mistakes are told
+before queueing.
 
 No dataset is opened here; whether what is read is there is asked in `checks.py`.
 """
@@ -15,10 +15,10 @@ from typing import Any
 
 import typer
 
-from ..config import RunConfig, load_config
-from ..data.names import check_column_name
-from ..errors import ConfigError, DataError
-from .pipeline import SHARED
+from ccr_dist.cluster.pipeline import SHARED
+from ccr_dist.config import RunConfig, load_config
+from ccr_dist.data.table.names import check_column_name
+from ccr_dist.errors import ConfigError, DataError
 
 JOBS = (*SHARED, "replay")
 
@@ -30,7 +30,8 @@ class Facts:
     name: str  # `train`, `shards build`
     configs: tuple[RunConfig, ...] = ()  # of train and evaluate, one a seed
     reads: tuple[tuple[str, str | None], ...] = ()
-    makes: tuple[tuple[str, str | None], ...] = ()  # column None: datasets in that folder, with columns that only the recipe knows
+    # column None: datasets in that folder, with columns that only the recipe knows
+    makes: tuple[tuple[str, str | None], ...] = ()
     reads_runs: tuple[str, ...] = ()
     makes_runs: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # other files and folders that must be there
@@ -58,7 +59,7 @@ def facts_of(command: Sequence[str], place: str) -> Facts:
 
 @functools.cache
 def _commands() -> Any:
-    from ..cli import app
+    from ccr_dist.cli import app
 
     return typer.main.get_command(app)
 
@@ -80,7 +81,8 @@ def _parse(command: Sequence[str], place: str) -> tuple[str, dict[str, Any]]:
     except typer.Exit:
         raise ConfigError(f"{place}: {' '.join(command)!r} does nothing but print") from None
     except Exception as error:
-        if not hasattr(error, "format_message"):  # what typer raises for wrong options; its classes moved between versions
+        # what typer raises for wrong options; its classes moved between versions
+        if not hasattr(error, "format_message"):
             raise
         raise ConfigError(f"{place}: ccr-dist {name}: {error.format_message()}") from None
 
@@ -94,7 +96,9 @@ def _of_job(name: str, given: dict[str, Any], place: str) -> Facts:
     except DataError as error:
         raise ConfigError(f"{place}: {error}") from None
     if given.get("back"):
-        raise ConfigError(f"{place}: --back: in a pipeline the way back is a step of its own, after the column is complete")
+        raise ConfigError(
+            f"{place}: --back: in a pipeline the way back is a step of its own, after the column is complete"
+        )
     if given["share"] != "0/1":
         raise ConfigError(f"{place}: --share is what `tasks` is for: each task of the array gets its own")
     source = None if name == "replay" else given["source"]
@@ -112,12 +116,14 @@ def _of_job(name: str, given: dict[str, Any], place: str) -> Facts:
 
 
 def _of_engine(name: str, given: dict[str, Any]) -> list[str]:
-    """The files of an engine. Raises ConfigError for a name, an option or a prompt that there is not. Nothing is loaded."""
-    from ..generate import describe, llm_translate
-    from ..generate.cli import options_of
-    from ..generate.engines.base import EngineOptions, check_options, translators
-    from ..generate.engines.generator import generators
-    from ..generate.prompts import load_prompt
+    """The files of an engine. Raises ConfigError for a name, an option or a prompt that there is not. Nothing is
+    loaded.
+    """
+    from ccr_dist.generate import describe, llm_translate
+    from ccr_dist.generate.cli import options_of
+    from ccr_dist.generate.engines.base import EngineOptions, check_options, translators
+    from ccr_dist.generate.engines.generator import generators
+    from ccr_dist.generate.prompts import load_prompt
 
     engine, dedicated = given["engine"], translators.names() if name == "translate" else []
     kind: type[EngineOptions]
@@ -129,7 +135,8 @@ def _of_engine(name: str, given: dict[str, Any]) -> list[str]:
             names = [*dedicated, *known]
             near = difflib.get_close_matches(engine, names, 1)
             raise ConfigError(
-                f"unknown engine {engine!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}")
+                f"unknown engine {engine!r}"
+                + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}")
             )
         kind = generators.get(known[engine]).Options
         load_prompt(given["prompt"] or "translate", describe.FIELDS if name == "describe" else llm_translate.FIELDS)
@@ -138,7 +145,7 @@ def _of_engine(name: str, given: dict[str, Any]) -> list[str]:
 
 
 def _of_build(given: dict[str, Any], place: str) -> Facts:
-    from ..data.recipes.base import load_recipe
+    from ccr_dist.data.corpora.recipes.base import load_recipe
 
     try:
         recipe = load_recipe(given["recipe"], given["overrides"] or [])
@@ -149,8 +156,8 @@ def _of_build(given: dict[str, Any], place: str) -> Facts:
 
 
 def _of_training(name: str, given: dict[str, Any], place: str) -> Facts:
-    from ..cli import configs_of
-    from ..train.columns import wanted
+    from ccr_dist.cli import configs_of
+    from ccr_dist.train.inputs import wanted
 
     if given["world"] is not None:
         raise ConfigError(f"{place}: --world is what `nodes` and `ranks` are for")

@@ -1,8 +1,8 @@
-"""What a step's output depends on, as one digest: its command, what is in the files that the command names, and which attempts of the
-steps before it were done.
+"""What a step's output depends on, as one digest: its command, what is in the files that the command names, and which
+attempts of the steps before it were done.
 
-An attempt writes down the digest with which it starts. A step is done when its last attempt has the digest that holds now and ended well:
-an edited command or file makes it run again, and so all that comes after it.
+An attempt writes down the digest with which it starts. A step is done when its last attempt has the digest that holds
+now and ended well: an edited command or file makes it run again, and so all that comes after it.
 """
 
 from __future__ import annotations
@@ -12,27 +12,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import yamlfile
-from ..data.store import digest_json, sha256_file
-from ..errors import ConfigError
-from . import attempts
-from .facts import Facts, facts_of, run_folders
-from .pipeline import Job, Plan
-from .progress import progress
+from ccr_dist import yamlfile
+from ccr_dist.cluster import attempts
+from ccr_dist.cluster.facts import Facts, facts_of, run_folders
+from ccr_dist.cluster.pipeline import Job, Plan
+from ccr_dist.cluster.progress import progress
+from ccr_dist.data.storage.store import digest_json, sha256_file
+from ccr_dist.errors import ConfigError
 
 WHOLE = 64 * 2**20  # bytes up to which a file is read; larger ones (weights) are told by size and time
 OUTPUTS = ("--out", "-o", "out")  # options that name what a command makes
 
 
 class Standing:
-    """Which tasks of a plan's steps are done, as the plan and its files are now. Raises ConfigError where a command is wrong.
+    """Which tasks of a plan's steps are done, as the plan and its files are now. Raises ConfigError where a command is
+    wrong.
 
     planned: of each step a digest of what is asked for, which does not change while the pipeline runs.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.facts = {name: facts_of(job.command, f"{plan.place(name)}: step {name}") for name, job in plan.jobs.items()}
+        self.facts = {
+            name: facts_of(job.command, f"{plan.place(name)}: step {name}") for name, job in plan.jobs.items()
+        }
         self.planned: dict[str, str] = {}
         self._now: dict[str, str | None] = {}  # None: a step before it is not done
         self._undone: dict[str, list[int]] = {}
@@ -89,7 +92,10 @@ def of_attempt(plan: Plan, step: str) -> str:
 
 def _done_before(plan: Plan, job: Job) -> dict[str, Any]:
     """Which attempts of the steps before it were done last."""
-    return {before: [(last.name, last.identity) if last else None for last in _last_done(plan, before)] for before in job.after}
+    return {
+        before: [(last.name, last.identity) if last else None for last in _last_done(plan, before)]
+        for before in job.after
+    }
 
 
 def _last_done(plan: Plan, step: str) -> list[attempts.Attempt | None]:

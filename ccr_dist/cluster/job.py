@@ -1,7 +1,8 @@
-"""What the batch script of a step asks before and after its work (slurm/job.sh): python -m ccr_dist.cluster.job begin|end ... -- COMMAND.
+"""What the batch script of a step asks before and after its work (slurm/job.sh): python -m ccr_dist.cluster.job
+begin|end ... -- COMMAND.
 
-`begin` writes down that an attempt starts. `end` gathers how it ended (exit codes of all processes, progress since the start, what SLURM
-says of the job, which node is to blame), has `decide.py` decide, and does it.
+`begin` writes down that an attempt starts. `end` gathers how it ended (exit codes of all processes, progress since the
+start, what SLURM says of the job, which node is to blame), has `decide.py` decide, and does it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import errors
-from ..data.checked import read_checked
-from ..data.store import read_json
-from . import attempts, identity, ledger, slurm
-from .decide import NODE, Decision, Ended, decide
-from .facts import Facts, facts_of, run_folders
-from .progress import Progress, progress
+from ccr_dist import errors
+from ccr_dist.cluster import attempts, identity, ledger, slurm
+from ccr_dist.cluster.decide import NODE, Decision, Ended, decide
+from ccr_dist.cluster.facts import Facts, facts_of, run_folders
+from ccr_dist.cluster.progress import Progress, progress
+from ccr_dist.data.storage.checked import read_checked
+from ccr_dist.data.storage.store import read_json
 
 RETRIES = 3  # where no profile says
 HANG = re.compile(r"rank \d+ \(pid \d+ on (?P<host>[^)\s]+)\): step \d+, (?P<phase>[^,]+),")
@@ -46,7 +47,9 @@ class Here:
         get = os.environ.__getitem__
         run, step = Path(get("CCR_RUN")), get("CCR_STEP")
         tasks = int(os.environ.get("CCR_TASKS", "1"))
-        return cls(run, step, int(get("CCR_TASK")), tasks, get("CCR_ATTEMPT"), int(get("CCR_RETRIES")), Path(get("CCR_NOTES")))
+        return cls(
+            run, step, int(get("CCR_TASK")), tasks, get("CCR_ATTEMPT"), int(get("CCR_RETRIES")), Path(get("CCR_NOTES"))
+        )
 
     @property
     def restart(self) -> int:
@@ -69,7 +72,9 @@ class Here:
 
 
 def begin(here: Here, command: Sequence[str], *, nodes: Sequence[str], job: str | None) -> Decision | None:
-    """What becomes of an attempt that is over before it began: too many were killed, or it runs on a node that it was to avoid."""
+    """What becomes of an attempt that is over before it began: too many were killed, or it runs on a node that it was
+    to avoid.
+    """
     facts = here.facts(command)
     now, earlier = here.progress(facts), here.earlier()
     strikes = attempts.strikes(earlier, now)
@@ -79,7 +84,9 @@ def begin(here: Here, command: Sequence[str], *, nodes: Sequence[str], job: str 
     attempts.write(here.path, {**start, "progress": now.to_json()})
     avoid = sorted(attempts.excluded(earlier) & set(nodes))
     if avoid and job is not None:
-        return _close(here, Ended(NODE, blamed=frozenset(avoid), strikes=strikes, retries=here.retries), now, job=job, extra={})
+        return _close(
+            here, Ended(NODE, blamed=frozenset(avoid), strikes=strikes, retries=here.retries), now, job=job, extra={}
+        )
     if strikes > here.retries:
         return _close(here, Ended(errors.CRASH, strikes=strikes, retries=here.retries), now, job=None, extra={})
     return None
@@ -100,7 +107,8 @@ def end(here: Here, command: Sequence[str], *, code: int, heard: str, job: str |
     blamed = bad_nodes(here.notes, nodes) if code == NODE else blame(hangs, nodes)
     ended = Ended(
         code,
-        taken=state is not None and (state.restarts != here.restart or (state.state != "RUNNING" and not state.timed_out)),
+        taken=state is not None
+        and (state.restarts != here.restart or (state.state != "RUNNING" and not state.timed_out)),
         preempted=state is not None and state.preempted,
         warned=bool(heard) or (state is not None and state.timed_out),
         held=(here.run / "stop").exists(),
@@ -136,12 +144,17 @@ def _close(
         here.path,
         {
             "event": "end", "attempt": here.name, "code": ended.code, "decision": decision.action, "why": decision.why,
-            "counted": decision.counted, "progressed": ended.progressed, "exclude": sorted(decision.exclude), "progress": now.to_json(),
+            "counted": decision.counted, "progressed": ended.progressed, "exclude": sorted(decision.exclude),
+            "progress": now.to_json(),
             **({"set_aside": back} if back else {}), **extra,
         },
     )  # fmt: skip
     why = decision.why + (f"; saved {extra['saved_s']} s after the signal" if "saved_s" in extra else "")
-    print(f"attempt {here.name} of {here.step}: exit code {ended.code}: {why}: {told(decision)}", file=sys.stderr, flush=True)
+    print(
+        f"attempt {here.name} of {here.step}: exit code {ended.code}: {why}: {told(decision)}",
+        file=sys.stderr,
+        flush=True,
+    )
     shutil.rmtree(here.notes, ignore_errors=True)
     if decision.action == "again" and job is not None:
         slurm.requeue(job, sorted(decision.exclude), state.excluded if state else slurm.job(job).excluded)
@@ -154,12 +167,15 @@ def told(decision: Decision) -> str:
 
 
 def combined(code: int, notes: Path) -> int:
-    """The exit code that tells most. A launcher's own tells only whether all went well; those of its ranks lie in the notes."""
+    """The exit code that tells most. A launcher's own tells only whether all went well; those of its ranks lie in the
+    notes.
+    """
     codes = {read_json(path)["code"] for path in notes.glob("rank-*.json")}
     if code == errors.DONE:
         return errors.STOPPED if errors.STOPPED in codes else code  # see rank.py
     special = codes - {errors.DONE, errors.CRASH, errors.STOPPED}
-    if not codes:  # no rank began; the first node that finds a problem has srun kill the others, whose code is the higher one
+    # no rank began; the first node that finds a problem has srun kill the others, whose code is the higher one
+    if not codes:
         return NODE if any(read_json(path)["problems"] for path in notes.glob("node-*.json")) else code
     if code == NODE:
         return code
@@ -178,7 +194,9 @@ def stuck(runs: Sequence[Path], since: float) -> dict[str, str]:
 
 
 def blame(hangs: dict[str, str], nodes: frozenset[str]) -> frozenset[str]:
-    """The node that could not even say where it stands, or the one that stands somewhere else than all the others; else nobody."""
+    """The node that could not even say where it stands, or the one that stands somewhere else than all the others; else
+    nobody.
+    """
     if len(nodes) == 1:
         return nodes
     silent = nodes - hangs.keys()
@@ -196,7 +214,9 @@ def bad_nodes(notes: Path, nodes: frozenset[str]) -> frozenset[str]:
 
 
 def step_back(runs: Sequence[Path]) -> list[Path]:
-    """Set the newest checkpoint of each run aside, so that the next start takes the one before it. A selected one stays."""
+    """Set the newest checkpoint of each run aside, so that the next start takes the one before it. A selected one
+    stays.
+    """
     moved = []
     for run in runs:
         there = sorted((run / "checkpoints").glob("step-*"))

@@ -2,9 +2,10 @@
 
 RUN/pipeline.yaml, profile.yaml     as they were submitted, values put in
 RUN/record.json                     by whom, when, from which commit, with which software
-RUN/jobs.jsonl                      a line before each sbatch and one after it: a submission that dies in between is found by its token
-RUN/steps/STEP/                     script.sbatch, logs/, attempts/TASK.jsonl (`attempts.py`)
-RUN/stop                            made by a person: what is under way saves and stops, and is not started again by itself
+RUN/jobs.jsonl                      a line before each sbatch and one after it: a submission that dies in between is
+found by its token RUN/steps/STEP/                     script.sbatch, logs/, attempts/TASK.jsonl (`attempts.py`)
+RUN/stop                            made by a person: what is under way saves and stops, and is not started again by
+itself
 """
 
 from __future__ import annotations
@@ -22,17 +23,28 @@ from typing import Any
 
 import yaml
 
-from ..data.store import append_line, pretty_json, read_lines, replace_atomic
-from ..errors import ConfigError
-from ..redact import command_line
-from ..train.run import commit
-from . import slurm
-from .pipeline import Plan, load_plan
-from .profile import Profile, load_profile
-from .slurm import Queued
+from ccr_dist.cluster import slurm
+from ccr_dist.cluster.pipeline import Plan, load_plan
+from ccr_dist.cluster.profile import Profile, load_profile
+from ccr_dist.cluster.slurm import Queued
+from ccr_dist.data.storage.store import append_line, pretty_json, read_lines, replace_atomic
+from ccr_dist.errors import ConfigError
+from ccr_dist.redact import command_line
+from ccr_dist.train.state.run_folder import commit
 
 OVER = frozenset(
-    {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED", "REVOKED"}
+    {
+        "COMPLETED",
+        "FAILED",
+        "CANCELLED",
+        "TIMEOUT",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "BOOT_FAIL",
+        "DEADLINE",
+        "PREEMPTED",
+        "REVOKED",
+    }
 )
 
 
@@ -46,7 +58,8 @@ class Submitted:
     offset: int
     job: str | None = None
     fresh: bool = False  # of this very submission
-    asked: Mapping[str, Any] | None = None  # what it was asked to do, as digests (`submit.py`); None: written before that was kept
+    # what it was asked to do, as digests (`submit.py`); None: written before that was kept
+    asked: Mapping[str, Any] | None = None
 
 
 @dataclass
@@ -69,7 +82,9 @@ class Ledger:
         return cls(run, list(found.values()))
 
     def write(self, **line: Any) -> None:
-        append_line(self.run / "jobs.jsonl", {**line, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")})
+        append_line(
+            self.run / "jobs.jsonl", {**line, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+        )
 
     def jobs(self) -> list[str]:
         return [each.job for each in self.submitted if each.job is not None]
@@ -116,18 +131,26 @@ def forbid_stopped(run: Path) -> None:
 
 
 def forbid_queued(run: Path) -> None:
-    """Raises ConfigError while SLURM has jobs of a run: two would work on the same step. Where SLURM is not at hand it cannot be known."""
+    """Raises ConfigError while SLURM has jobs of a run: two would work on the same step. Where SLURM is not at hand it
+    cannot be known.
+    """
     known = Ledger.read(run)
     if known.jobs() and shutil.which("squeue"):
         queued = slurm.queue(known.jobs())
         if jobs := [each.job for each in known.submitted if each.job and alive(queued, each)]:
-            raise ConfigError(f"{run}: SLURM still has jobs of it ({', '.join(jobs)}): `ccr-dist cancel {run}` first, or wait for them")
+            raise ConfigError(
+                f"{run}: SLURM still has jobs of it ({', '.join(jobs)}): `ccr-dist cancel {run}` first, or wait for"
+                " them"
+            )
 
 
 def recorded(run: Path, overrides: Iterable[str] = ()) -> tuple[Plan, Profile | None]:
     """What a run folder was asked to do. profile None: it was run without SLURM."""
     if not (run / "pipeline.yaml").exists():
-        raise ConfigError(f"{run}: no run of a pipeline (no pipeline.yaml); `ccr-dist submit` and `ccr-dist run` make one, in FOLDER/NAME")
+        raise ConfigError(
+            f"{run}: no run of a pipeline (no pipeline.yaml); `ccr-dist submit` and `ccr-dist run` make one, in"
+            " FOLDER/NAME"
+        )
     plan = load_plan(run / "pipeline.yaml", [*overrides, f"folder={run.parent}"])
     profile = run / "profile.yaml"
     return plan, load_profile(profile) if profile.exists() else None

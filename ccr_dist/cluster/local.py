@@ -1,6 +1,8 @@
-"""`ccr-dist run`: a pipeline on this machine, without SLURM. The same steps in their order, the same files, the same decisions.
+"""`ccr-dist run`: a pipeline on this machine, without SLURM. The same steps in their order, the same files, the same
+decisions.
 
-Tasks of an array follow one another, and a step for several nodes runs on the one that is there: batches do not depend on either.
+Tasks of an array follow one another, and a step for several nodes runs on the one that is there: batches do not depend
+on either.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from .. import errors, resources, stopfile
-from . import checks, job, ledger
-from .attempts import step_folder
-from .decide import Decision
-from .identity import Standing
-from .pipeline import RANKS, Job, Plan
-from .preflight import gpus_here
+from ccr_dist import errors, resources, stopfile
+from ccr_dist.cluster import checks, job, ledger
+from ccr_dist.cluster.attempts import step_folder
+from ccr_dist.cluster.decide import Decision
+from ccr_dist.cluster.identity import Standing
+from ccr_dist.cluster.pipeline import RANKS, Job, Plan
+from ccr_dist.cluster.preflight import gpus_here
 
 Say = Callable[[str], None]
 FREE_DISK_GIB = 1.0
@@ -49,8 +51,8 @@ class _Heard:
 
 
 def run(plan: Plan, say: Say) -> int:
-    """The exit code: DONE, STOPPED (the same command goes on), or that of the step that failed. Raises ConfigError before anything runs:
-    for what `checks.py` finds, and while SLURM still runs the same pipeline.
+    """The exit code: DONE, STOPPED (the same command goes on), or that of the step that failed. Raises ConfigError
+    before anything runs: for what `checks.py` finds, and while SLURM still runs the same pipeline.
     """
     heard = _Heard()
     with ledger.held(plan.run), heard.passed_on():
@@ -115,11 +117,17 @@ def _attempt(step: Job, here: job.Here, log: Path, heard: _Heard) -> int:
     if step.step.tasks > 1:
         words += ["--share", f"{here.task}/{step.step.tasks}"]
     stop = here.notes / "stop"
-    variables = {"CCR_NOTES": str(here.notes), stopfile.VARIABLE: f"{stop}{os.pathsep}{here.run / 'stop'}", "CCR_ATTEMPT": here.name}
+    variables = {
+        "CCR_NOTES": str(here.notes),
+        stopfile.VARIABLE: f"{stop}{os.pathsep}{here.run / 'stop'}",
+        "CCR_ATTEMPT": here.name,
+    }
     # A session of its own: a terminal's Ctrl-C is for this process, which passes it on.
     with (
         log.open("ab") as out,
-        subprocess.Popen(words, stdout=out, stderr=out, start_new_session=True, env={**os.environ, **variables}) as process,
+        subprocess.Popen(
+            words, stdout=out, stderr=out, start_new_session=True, env={**os.environ, **variables}
+        ) as process,
     ):
         while process.poll() is None:
             if heard.name and not stop.exists():

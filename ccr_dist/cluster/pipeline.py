@@ -1,6 +1,8 @@
-"""Pipelines: which `ccr-dist` commands an experiment consists of, in which order, and what each needs. Typed YAML, nothing is run here.
+"""Pipelines: which `ccr-dist` commands an experiment consists of, in which order, and what each needs. Typed YAML,
+nothing is run here.
 
-A step's command is written as it would be typed; `$name` stands for an entry of `values`. Steps follow one another unless they say `after`.
+A step's command is written as it would be typed; `$name` stands for an entry of `values`. Steps follow one another
+unless they say `after`.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from .. import yamlfile
-from ..config import Frozen
-from ..errors import ConfigError
-from .profile import Line, TimeLimit, one_line
+from ccr_dist import yamlfile
+from ccr_dist.cluster.profile import Line, TimeLimit, one_line
+from ccr_dist.config import Frozen
+from ccr_dist.errors import ConfigError
 
 Kind = Literal["describe", "translate", "featurise", "task", "train", "evaluate"]
 SHARED = ("describe", "translate", "featurise")  # kinds whose work an array of tasks shares
@@ -26,9 +28,13 @@ RANKS = ("train", "evaluate")  # kinds that a launcher starts, on one or more no
 
 
 class Step(Frozen):
-    """A command, and what it needs. Nodes, GPUs, CPUs and memory are those of one array task where there are several."""
+    """A command, and what it needs. Nodes, GPUs, CPUs and memory are those of one array task where there are
+    several.
+    """
 
-    command: str = Field(min_length=1, description="a ccr-dist command, without the word ccr-dist; $name is an entry of `values`")
+    command: str = Field(
+        min_length=1, description="a ccr-dist command, without the word ccr-dist; $name is an entry of `values`"
+    )
     after: tuple[str, ...] | None = Field(None, description="steps that must be done before; none: the step above")
     kind: Kind | None = Field(None, description="the script, slurm/KIND.sbatch; none: by the command's first word")
     tasks: int = Field(1, gt=0, description="array size: workers that share the shards")
@@ -38,7 +44,9 @@ class Step(Frozen):
     cpus: int = Field(2, gt=0, description="a node")
     memory: str | None = Field(None, pattern=r"^\d+[KMGT]?$", description="a node; none: the site's default")
     time: TimeLimit | None = Field(None, description="limit; none: the profile's")
-    launch: Line = Field("ddp", description="launch profile of ranks: a YAML file, or the name of one that comes with ccr-dist")
+    launch: Line = Field(
+        "ddp", description="launch profile of ranks: a YAML file, or the name of one that comes with ccr-dist"
+    )
 
     @field_validator("nodes", mode="before")
     @classmethod
@@ -77,7 +85,10 @@ class Pipeline(Frozen):
                 raise ValueError(f"step {name!r}: expected letters (a-z), digits, dots, dashes")
             for before in step.after or ():
                 if before not in known:
-                    raise ValueError(f"step {name!r} comes after {before!r}, no step above it; there are: {', '.join(known) or 'none'}")
+                    raise ValueError(
+                        f"step {name!r} comes after {before!r}, no step above it; there are:"
+                        f" {', '.join(known) or 'none'}"
+                    )
             known.append(name)
         return self
 
@@ -124,9 +135,14 @@ def plan_of(document: yamlfile.Document) -> Plan:
         first = command[0]
         kind: Kind = step.kind or (first if first in (*SHARED, *RANKS) else "task")  # type: ignore[assignment]
         if step.tasks > 1 and kind not in SHARED:
-            raise ConfigError(f"{place}: steps.{name}.tasks: only {', '.join(SHARED)} are shared by several tasks, and this is {kind}")
+            raise ConfigError(
+                f"{place}: steps.{name}.tasks: only {', '.join(SHARED)} are shared by several tasks, and this is {kind}"
+            )
         if step.nodes != "1" and kind not in RANKS:
-            raise ConfigError(f"{place}: steps.{name}.nodes: only {', '.join(RANKS)} run on several nodes, and this is {kind}; use `tasks`")
+            raise ConfigError(
+                f"{place}: steps.{name}.nodes: only {', '.join(RANKS)} run on several nodes, and this is {kind}; use"
+                " `tasks`"
+            )
         jobs[name] = Job(name, command, kind, above if step.after is None else step.after, step)
         above = (name,)
     return Plan(pipeline, jobs, document)
@@ -137,7 +153,9 @@ def _words(command: str, values: Mapping[str, object], place: str) -> tuple[str,
     try:
         words = tuple(one_line(Template(word).substitute(values)) for word in shlex.split(command))
     except KeyError as error:
-        raise ConfigError(f"{place}: ${error.args[0]} is no entry of `values`; there are {', '.join(values) or 'none'}") from None
+        raise ConfigError(
+            f"{place}: ${error.args[0]} is no entry of `values`; there are {', '.join(values) or 'none'}"
+        ) from None
     except ValueError as error:
         hint = "; write $$ for a dollar sign" if "placeholder" in str(error) else ""
         raise ConfigError(f"{place}: {error}{hint}") from None

@@ -1,10 +1,11 @@
-"""Is every node of a job fit to train on? Run by srun on each of them (slurm/ranks.sh); prints how many ranks start here, and in all.
+"""Is every node of a job fit to train on? Run by srun on each of them (slurm/ranks.sh); prints how many ranks start
+here, and in all.
 
     NOTES/node-NAME.json    what a node says of itself: ranks, versions, problems
 
-A node looks at itself (devices, memory, disk, environment), waits for what the others say, and compares. Then, by the profile, all
-measure a short all-reduce together. With any problem all end with the exit code NODE; `job.py` tells it with its node, and the job goes on
-without that one.
+A node looks at itself (devices, memory, disk, environment), waits for what the others say, and compares. Then, by the
+profile, all measure a short all-reduce together. With any problem all end with the exit code NODE; `job.py` tells it
+with its node, and the job goes on without that one.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import errors, resources
-from ..data.store import read_json, replace_atomic
-from ..train.run import PACKAGES
-from .decide import NODE
-from .profile import Preflight
+from ccr_dist import errors, resources
+from ccr_dist.cluster.decide import NODE
+from ccr_dist.cluster.profile import Preflight
+from ccr_dist.data.storage.store import read_json, replace_atomic
+from ccr_dist.train.state.run_folder import PACKAGES
 
 GIB = 2**30
 
@@ -65,11 +66,15 @@ def alone(wants: Preflight | None) -> dict[str, Any]:
             problems.append(f"SLURM gave {gpus} GPU(s), and nvidia-smi shows {seen}: a dead device or driver")
     memory = _available_memory() / GIB
     if memory < wants.free_memory_gib:
-        problems.append(f"{memory:.1f} GiB of memory are free, {wants.free_memory_gib:g} are needed (preflight.free_memory_gib)")
+        problems.append(
+            f"{memory:.1f} GiB of memory are free, {wants.free_memory_gib:g} are needed (preflight.free_memory_gib)"
+        )
     scratch = Path(tempfile.gettempdir())
     disk = shutil.disk_usage(scratch).free / GIB
     if disk < wants.free_disk_gib:
-        problems.append(f"{scratch}: {disk:.1f} GiB are free, {wants.free_disk_gib:g} are needed (preflight.free_disk_gib)")
+        problems.append(
+            f"{scratch}: {disk:.1f} GiB are free, {wants.free_disk_gib:g} are needed (preflight.free_disk_gib)"
+        )
     return {**record, "free_memory_gib": round(memory, 1), "free_disk_gib": round(disk, 1), "software": software()}
 
 
@@ -100,7 +105,9 @@ def gather(notes: Path, nodes: int, wait_s: float) -> list[dict[str, Any]]:
 
 
 def compare(records: Sequence[dict[str, Any]], recorded: dict[str, str] | None) -> list[tuple[str, str]]:
-    """(node, problem), of what each says itself and of software that is not the one of the submission, else not that of most nodes."""
+    """(node, problem), of what each says itself and of software that is not the one of the submission, else not that of
+    most nodes.
+    """
     found = [(record["node"], problem) for record in records for problem in record["problems"]]
     sound = [record["software"] for record in records if "software" in record]
     usual = recorded or (max(sound, key=sound.count) if sound else {})
@@ -119,20 +126,28 @@ def together(nodes: int, least_gbs: float | None) -> tuple[str, list[tuple[str, 
         "RANK": os.environ["SLURM_NODEID"], "WORLD_SIZE": str(nodes), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
         "MASTER_ADDR": os.environ["CCR_HEAD"], "MASTER_PORT": str(int(os.environ["CCR_PORT"]) + 1),
     }  # fmt: skip
-    from ..train import wires
-    from ..train.doctor import Report
-    from ..train.processes import Processes
+    from ccr_dist.train.processes import Processes
+    from ccr_dist.train.watch import network
+    from ccr_dist.train.watch.doctor import Report
 
     report, processes = Report(facts={"software": {}}), Processes(threads=None, world=nodes, group=False, timeout=120)
-    wires.examine(report, processes)
+    network.examine(report, processes)
     names = processes.all(os.environ["SLURMD_NODENAME"])
     measured = processes.agree(report.facts["processes"])
     processes.close()
-    line = f"all-reduce {measured['all-reduce']}, {measured['all-reduce GB/s']} GB/s; slowest link: {measured['slowest link']}"
+    line = (
+        f"all-reduce {measured['all-reduce']}, {measured['all-reduce GB/s']} GB/s; slowest link:"
+        f" {measured['slowest link']}"
+    )
     if least_gbs is None or measured["all-reduce GB/s"] >= least_gbs:
         return line, []
     rank = int(measured["slowest link"].split()[1])
-    return line, [(names[rank], f"{measured['all-reduce GB/s']} GB/s, the profile expects {least_gbs:g} (preflight.least_gbs): {line}")]
+    return line, [
+        (
+            names[rank],
+            f"{measured['all-reduce GB/s']} GB/s, the profile expects {least_gbs:g} (preflight.least_gbs): {line}",
+        )
+    ]
 
 
 def main() -> int:
@@ -141,7 +156,10 @@ def main() -> int:
     replace_atomic(notes / f"node-{node}.json", json.dumps(alone(wants)).encode())
     records = gather(notes, nodes, wants.wait_s if wants else Preflight().wait_s)
     if len(records) < nodes:
-        print(f"preflight: only {', '.join(record['node'] for record in records)} of {nodes} nodes have come", file=sys.stderr)
+        print(
+            f"preflight: only {', '.join(record['node'] for record in records)} of {nodes} nodes have come",
+            file=sys.stderr,
+        )
         return NODE
     recorded = Path(os.environ["CCR_RUN"]) / "record.json"
     problems = compare(records, read_json(recorded)["software"] if recorded.exists() else None) if wants else []
@@ -151,7 +169,8 @@ def main() -> int:
             print(f"preflight: {line}", file=sys.stderr)
     for bad in dict(problems):
         found = [problem for name, problem in problems if name == bad]
-        # For whoever decides what becomes of the job, and tells. Written by all alike: the first one that ends has srun end the others.
+        # For whoever decides what becomes of the job, and tells. Written by all alike: the first one that ends has srun
+        # end the others.
         replace_atomic(notes / f"node-{bad}.json", json.dumps({"node": bad, "ranks": 0, "problems": found}).encode())
     if problems:
         return NODE

@@ -1,4 +1,6 @@
-"""Site profiles: what a cluster calls its partitions and GPUs, how its environment is set up, how much warning it gives. Typed YAML."""
+"""Site profiles: what a cluster calls its partitions and GPUs, how its environment is set up, how much warning it
+gives. Typed YAML.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,15 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from .. import yamlfile
-from ..config import Frozen
-from ..resources import PROFILES
+from ccr_dist import yamlfile
+from ccr_dist.config import Frozen
+from ccr_dist.resources import PROFILES
 
 
 def one_line(text: str) -> str:
-    """As it is. ValueError where it holds a line break or another control character: it would begin a line of its own in a script."""
+    """As it is. ValueError where it holds a line break or another control character: it would begin a line of its own
+    in a script.
+    """
     if any(ord(c) < 32 or ord(c) in (127, 0x85, 0x2028, 0x2029) for c in text):
         raise ValueError("expected one line of text without control characters")
     return text
@@ -62,8 +66,12 @@ TimeLimit = Annotated[str, BeforeValidator(_quoted), Field(pattern=r"^(\d+-)?\d+
 class Preflight(Frozen):
     """What a node must have before ranks start on it."""
 
-    bandwidth: bool = Field(True, description="measure a short all-reduce between the nodes, too; its slowest link is named in the log")
-    least_gbs: float | None = Field(None, gt=0, description="GB/s of that all-reduce below which the slowest node is taken for broken")
+    bandwidth: bool = Field(
+        True, description="measure a short all-reduce between the nodes, too; its slowest link is named in the log"
+    )
+    least_gbs: float | None = Field(
+        None, gt=0, description="GB/s of that all-reduce below which the slowest node is taken for broken"
+    )
     free_memory_gib: float = Field(1.0, ge=0, description="a node")
     free_disk_gib: float = Field(1.0, ge=0, description="in the scratch folder of a node")
     wait_s: float = Field(120.0, gt=0, description="for the slowest node to appear")
@@ -80,16 +88,26 @@ class Profile(Frozen):
         "--gpus-per-node={n}", description="how GPUs of a node are asked for, such as --gres=gpu:a100:{n}"
     )
     setup: tuple[str, ...] = Field((), description="lines of shell before anything else: modules, conda")
-    python: Annotated[Line, AfterValidator(_interpreter)] = Field("python", description="the interpreter on the nodes, with ccr_dist in it")
-    prefix: Options = Field("", description="put before every command on a node, such as `apptainer exec --nv image.sif`")
+    python: Annotated[Line, AfterValidator(_interpreter)] = Field(
+        "python", description="the interpreter on the nodes, with ccr_dist in it"
+    )
+    prefix: Options = Field(
+        "", description="put before every command on a node, such as `apptainer exec --nv image.sif`"
+    )
     environment: Annotated[dict[str, Line], AfterValidator(_variables)] = Field(
         default_factory=dict, description="variables of every job: NCCL_SOCKET_IFNAME and such"
     )
     time: TimeLimit = Field("24:00:00", description="limit of steps that name none")
     lead_s: int = Field(120, gt=0, description="seconds before the time limit at which a job is warned, and saves")
-    grace_s: float = Field(30.0, gt=0, description="seconds between SIGTERM and SIGKILL: the partition's GraceTime, or KillWait")
-    scratch: Line | None = Field(None, description="folder on each node for temporary files; a job removes its own folder in it")
-    free_disk_gib: float = Field(10.0, ge=0, description="that must be free where runs and datasets are written, at submission")
+    grace_s: float = Field(
+        30.0, gt=0, description="seconds between SIGTERM and SIGKILL: the partition's GraceTime, or KillWait"
+    )
+    scratch: Line | None = Field(
+        None, description="folder on each node for temporary files; a job removes its own folder in it"
+    )
+    free_disk_gib: float = Field(
+        10.0, ge=0, description="that must be free where runs and datasets are written, at submission"
+    )
     mail: Line | None = None
     mail_type: Line = "FAIL,END"
     max_array: int | None = Field(None, gt=0, description="tasks in one array; none: the site's MaxArraySize")
@@ -100,5 +118,7 @@ class Profile(Frozen):
 
 
 def load_profile(name: str | Path) -> Profile:
-    """A file's path, or the name of a profile that comes with ccr-dist. Raises ConfigError with file, line and the nearest valid key."""
+    """A file's path, or the name of a profile that comes with ccr-dist. Raises ConfigError with file, line and the
+    nearest valid key.
+    """
     return yamlfile.validate(Profile, yamlfile.load(PROFILES.find(name)))

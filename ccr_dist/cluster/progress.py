@@ -1,4 +1,6 @@
-"""How far the command of a step is, by what it has committed: checkpoints of runs, shards of columns. From files alone; no torch."""
+"""How far the command of a step is, by what it has committed: checkpoints of runs, shards of columns. From files alone;
+no torch.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ..data.table import open_all
-from ..errors import DataError
-from .facts import JOBS, Facts
+from ccr_dist.cluster.facts import JOBS, Facts
+from ccr_dist.data.table.dataset import open_all
+from ccr_dist.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ def progress(facts: Facts, share: tuple[int, int] = (0, 1)) -> Progress:
 
 def _saved(run: Path) -> int:
     """The newest committed step. Not `train.checkpoint.steps`: that imports torch."""
-    return max((int(path.name[5:]) for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdigit()), default=0)
+    return max(
+        (int(path.name[5:]) for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdigit()), default=0
+    )
 
 
 def _column(facts: Facts, share: tuple[int, int]) -> Progress:

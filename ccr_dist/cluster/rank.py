@@ -1,8 +1,8 @@
 """A process of a step, as `srun` and launchers start it: python -m ccr_dist.cluster.rank COMMAND ...
 
-It binds to its part of the node's CPUs, runs `ccr-dist COMMAND`, and leaves its exit code in CCR_NOTES, because launchers report every
-failure as 1. To have stopped when asked is no failure to them: they would fill the log with it. A signal that comes while nothing listens
-yet (imports take seconds) becomes the stop file, which is heeded later.
+It binds to its part of the node's CPUs, runs `ccr-dist COMMAND`, and leaves its exit code in CCR_NOTES, because
+launchers report every failure as 1. To have stopped when asked is no failure to them: they would fill the log with it.
+A signal that comes while nothing listens yet (imports take seconds) becomes the stop file, which is heeded later.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from .. import errors, stopfile
+from ccr_dist import errors, stopfile
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, hear)
     bind(int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    from .. import cli
+    from ccr_dist import cli
 
     try:
         cli.main()
@@ -46,7 +46,9 @@ def main() -> None:
 
 
 def bind(local_rank: int, ranks: int) -> None:
-    """Keep to this rank's part of the CPUs that the node's processes may use: neighbours, so that a rank stays on one socket."""
+    """Keep to this rank's part of the CPUs that the node's processes may use: neighbours, so that a rank stays on one
+    socket.
+    """
     cpus = sorted(os.sched_getaffinity(0))
     if ranks > 1 and len(cpus) >= ranks:
         share = len(cpus) // ranks

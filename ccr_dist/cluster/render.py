@@ -1,4 +1,6 @@
-"""A step's script: a copy of slurm/KIND.sbatch with the block between `>>> settings` and `<<< settings` filled in, and nothing else."""
+"""A step's script: a copy of slurm/KIND.sbatch with the block between `>>> settings` and `<<< settings` filled in, and
+nothing else.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,11 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .. import resources
-from ..errors import ConfigError
-from .attempts import step_folder
-from .pipeline import RANKS, Job, Plan
-from .profile import Profile
+from ccr_dist import resources
+from ccr_dist.cluster.attempts import step_folder
+from ccr_dist.cluster.pipeline import RANKS, Job, Plan
+from ccr_dist.cluster.profile import Profile
+from ccr_dist.errors import ConfigError
 
 BEGIN, END = "# >>> settings", "# <<< settings"
 
@@ -20,7 +22,10 @@ def render(plan: Plan, job: Job, profile: Profile, *, root: Path, tasks: Sequenc
     """root: where relative paths begin. tasks: of the step's array, those from `offset` on that this script is for."""
     scripts = resources.folder("slurm")
     if any(set(str(each)) & set("\\\n\r") for each in (root, scripts)):
-        raise ConfigError(f"{str(root)!r}: a path that SLURM's scripts cannot name: work in a folder without backslashes and line breaks")
+        raise ConfigError(
+            f"{str(root)!r}: a path that SLURM's scripts cannot name: work in a folder without backslashes and line"
+            " breaks"
+        )
     path = scripts / f"{job.kind}.sbatch"
     lines = path.read_text(encoding="utf-8").splitlines()
     try:
@@ -92,7 +97,9 @@ def _variables(plan: Plan, job: Job, profile: Profile, root: Path, offset: int) 
         values["SCRATCH"] = profile.scratch
     if job.kind in RANKS:
         values |= {"LAUNCH": resources.LAUNCH.find(step.launch), "RANKS": step.ranks or ""}
-        values["PREFLIGHT"] = "off" if profile.preflight == "off" else profile.preflight.model_dump_json(exclude_defaults=True)
+        values["PREFLIGHT"] = (
+            "off" if profile.preflight == "off" else profile.preflight.model_dump_json(exclude_defaults=True)
+        )
     yield from (f"{name}={shlex.quote(str(value))}" for name, value in values.items())
     if profile.prefix:
         yield f"PREFIX=({shlex.join(shlex.split(profile.prefix))})"

@@ -1,5 +1,5 @@
-"""`ccr-dist scale`: what the same training does a second on 1, 2, 4 ... nodes, from what its runs have logged. Strong scaling: the batches
-are the same everywhere, so that each step has the same work, shared by more ranks.
+"""`ccr-dist scale`: what the same training does a second on 1, 2, 4 ... nodes, from what its runs have logged. Strong
+scaling: the batches are the same everywhere, so that each step has the same work, shared by more ranks.
 
 Trains nothing: that is what configs/pipelines/scale.yaml and slurm/scale.sbatch do.
 """
@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.checked import read_checked
-from ..data.store import differences
-from ..errors import ConfigError
-from ..train.telemetry import read_log
+from ccr_dist.data.storage.checked import read_checked
+from ccr_dist.data.storage.store import differences
+from ccr_dist.errors import ConfigError
+from ccr_dist.train.record.telemetry import read_log
 
 TOGETHER = ("agree", "losses", "backward", "update")  # parts of a step in which ranks send, or wait for each other
 
@@ -24,9 +24,10 @@ TOGETHER = ("agree", "losses", "backward", "update")  # parts of a step in which
 class Row:
     """One stage of one run: medians over its measured steps.
 
-    samples_per_s: of the global batch; spread: half of the distance between its quartiles. efficiency: samples a second of a rank, by those
-    of a rank where they are fewest. data: share of a step that ranks wait for the loader. communication: share of a step by which the
-    parts `TOGETHER` take longer than their work, shared by so many ranks, would; by what it takes the fewest ranks, for which it is None.
+    samples_per_s: of the global batch; spread: half of the distance between its quartiles. efficiency: samples a second
+    of a rank, by those of a rank where they are fewest. data: share of a step that ranks wait for the loader.
+    communication: share of a step by which the parts `TOGETHER` take longer than their work, shared by so many ranks,
+    would; by what it takes the fewest ranks, for which it is None.
     """
 
     stage: str
@@ -66,11 +67,14 @@ def rows(runs: Sequence[Path], warmup: int) -> list[Row]:
     for run in runs:
         if changed := differences(first, _identity(run)):
             raise ConfigError(
-                f"{run} is another training than {runs[0]}, so that their rates say nothing of nodes: {'; '.join(changed[:4])}"
+                f"{run} is another training than {runs[0]}, so that their rates say nothing of nodes:"
+                f" {'; '.join(changed[:4])}"
             )
         for stage, measured in _measured(run, warmup):
             stages.setdefault(stage, []).append(measured)
-    return [row for stage, measured in stages.items() for row in _rows(stage, sorted(measured, key=lambda each: each.ranks))]
+    return [
+        row for stage, measured in stages.items() for row in _rows(stage, sorted(measured, key=lambda each: each.ranks))
+    ]
 
 
 def _identity(run: Path) -> Any:
@@ -80,9 +84,15 @@ def _identity(run: Path) -> Any:
 
 
 def _measured(run: Path, warmup: int) -> Iterator[tuple[str, _Measured]]:
-    shapes = {(len({process["host"] for process in start["processes"]}), start["world"]) for start in read_log(run / "starts.jsonl")}
+    shapes = {
+        (len({process["host"] for process in start["processes"]}), start["world"])
+        for start in read_log(run / "starts.jsonl")
+    }
     if len(shapes) != 1:
-        raise ConfigError(f"{run}: trained on several numbers of ranks ({sorted(world for _, world in shapes)}); measure it in one place")
+        raise ConfigError(
+            f"{run}: trained on several numbers of ranks ({sorted(world for _, world in shapes)}); measure it in one"
+            " place"
+        )
     [(nodes, ranks)] = shapes
     stages: dict[str, list[dict[str, Any]]] = {}
     for line in read_log(run / "log.jsonl"):
@@ -91,7 +101,10 @@ def _measured(run: Path, warmup: int) -> Iterator[tuple[str, _Measured]]:
     for stage, lines in stages.items():
         kept = [line for line in lines if line["step"] >= lines[0]["step"] + warmup and "speed" in line]
         if len(kept) < 2:
-            raise ConfigError(f"{run}: {len(kept)} measured step(s) of stage {stage} after the first {warmup}; train more, or see --warmup")
+            raise ConfigError(
+                f"{run}: {len(kept)} measured step(s) of stage {stage} after the first {warmup}; train more, or see"
+                " --warmup"
+            )
         yield (
             stage,
             _Measured(
@@ -120,10 +133,22 @@ def _rows(stage: str, measured: Sequence[_Measured]) -> Iterator[Row]:
 
 def table(found: Sequence[Row]) -> str:
     """Markdown."""
-    lines = ["| stage | nodes | ranks | samples/s | efficiency | data wait | communication | steps |", "|" + " --- |" * 8]
+    lines = [
+        "| stage | nodes | ranks | samples/s | efficiency | data wait | communication | steps |",
+        "|" + " --- |" * 8,
+    ]
     for row in found:
         communication = "" if row.communication is None else f"{row.communication:.0%}"
         rate = f"{row.samples_per_s:.4g} ±{row.spread:.2g}"
-        cells = (row.stage, row.nodes, row.ranks, rate, f"{row.efficiency:.2f}", f"{row.data:.0%}", communication, row.steps)
+        cells = (
+            row.stage,
+            row.nodes,
+            row.ranks,
+            rate,
+            f"{row.efficiency:.2f}",
+            f"{row.data:.0%}",
+            communication,
+            row.steps,
+        )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

@@ -1,4 +1,6 @@
-"""SLURM's commands, each called as seldom as possible: one call a question, and never in a loop that waits for a job."""
+"""SLURM's commands, each called as seldom as possible: one call a question, and never in a loop that waits for a
+job.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ConfigError, EngineError
+from ccr_dist.errors import ConfigError, EngineError
 
-PAUSES_S = (2, 5, 10, 20, 40, 80, 160)  # between tries while slurmctld does not answer; each try may take SLURM's own timeout on top
-AWAY = re.compile(r"Unable to contact|Connection refused|Socket timed out|Transport endpoint|Zero Bytes|connection failure", re.I)
+# between tries while slurmctld does not answer; each try may take SLURM's own timeout on top
+PAUSES_S = (2, 5, 10, 20, 40, 80, 160)
+AWAY = re.compile(
+    r"Unable to contact|Connection refused|Socket timed out|Transport endpoint|Zero Bytes|connection failure", re.I
+)
 
 
 class Refused(ConfigError):
@@ -20,12 +25,16 @@ class Refused(ConfigError):
 
 
 def call(*command: str) -> str:
-    """What a command of SLURM prints. While slurmctld is away it is tried again, for some minutes. Raises EngineError, ConfigError."""
+    """What a command of SLURM prints. While slurmctld is away it is tried again, for some minutes. Raises EngineError,
+    ConfigError.
+    """
     for pause in (*PAUSES_S, None):
         try:
             done = subprocess.run(command, capture_output=True, text=True)
         except FileNotFoundError:
-            raise ConfigError(f"{command[0]} is not on the PATH: do this on a login node; `ccr-dist run` needs no SLURM") from None
+            raise ConfigError(
+                f"{command[0]} is not on the PATH: do this on a login node; `ccr-dist run` needs no SLURM"
+            ) from None
         if done.returncode == 0:
             return done.stdout
         if pause is None or not AWAY.search(done.stderr):
@@ -52,8 +61,8 @@ def try_out(script: Path) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """state: as scontrol says it (RUNNING, COMPLETING, PENDING ...). restarts: how often it was requeued so far. preempted: SLURM wants its
-    nodes back. excluded: nodes, as a list.
+    """state: as scontrol says it (RUNNING, COMPLETING, PENDING ...). restarts: how often it was requeued so far.
+    preempted: SLURM wants its nodes back. excluded: nodes, as a list.
     """
 
     state: str
@@ -65,7 +74,8 @@ class Job:
 
 def job(number: str) -> Job:
     text = call("scontrol", "show", "job", "-o", number)
-    # Of words that come twice the first one counts: paths, which may hold anything, stand behind what is asked for here.
+    # Of words that come twice the first one counts: paths, which may hold anything, stand behind what is asked for
+    # here.
     fields = dict(part.partition("=")[::2] for part in reversed(text.split()) if "=" in part)
     excluded = fields.get("ExcNodeList", "(null)")
     return Job(
@@ -78,10 +88,17 @@ def job(number: str) -> Job:
 
 
 def requeue(number: str, exclude: Sequence[str], excluded: str | None) -> None:
-    """Run the job again, without these nodes. SLURM takes the second wish for waiting jobs alone; this process has KillWait for it."""
+    """Run the job again, without these nodes. SLURM takes the second wish for waiting jobs alone; this process has
+    KillWait for it.
+    """
     call("scontrol", "requeue", number)
     if exclude:
-        call("scontrol", "update", f"JobId={number}", "ExcNodeList=" + ",".join([*([excluded] if excluded else []), *exclude]))
+        call(
+            "scontrol",
+            "update",
+            f"JobId={number}",
+            "ExcNodeList=" + ",".join([*([excluded] if excluded else []), *exclude]),
+        )
 
 
 def array_limit() -> int:

@@ -1,4 +1,6 @@
-"""How far a pipeline is, from its run folder, what its steps have committed, and one question to SLURM. Changes nothing."""
+"""How far a pipeline is, from its run folder, what its steps have committed, and one question to SLURM. Changes
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..errors import DONE, STOPPED
-from . import attempts, slurm
-from .identity import Standing
-from .ledger import OVER, Ledger, recorded
-from .pipeline import Job
-from .progress import Progress, progress
+from ccr_dist.cluster import attempts, slurm
+from ccr_dist.cluster.identity import Standing
+from ccr_dist.cluster.ledger import OVER, Ledger, recorded
+from ccr_dist.cluster.pipeline import Job
+from ccr_dist.cluster.progress import Progress, progress
+from ccr_dist.errors import DONE, STOPPED
 
 LOG_TAIL = 2**20  # bytes of a log that are looked at
 RANK = re.compile(r"^\[rank\d+\]:\s*")
@@ -21,21 +23,27 @@ RAISED = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)\b")
 
 
 def status(run: Path) -> dict[str, Any]:
-    """{"run", "stop", "steps": [{"step", "states", "attempts", "done", "total", "unit", "rate", "eta_s", "jobs", "nodes", "why", "logs"}]}
+    """{"run", "stop", "steps": [{"step", "states", "attempts", "done", "total", "unit", "rate", "eta_s", "jobs",
+    "nodes", "why", "logs"}]}
 
-    rate: units a second since the attempts that run now began. states: tasks by state: done, running, queued, held (SLURM or a person keeps
-    it from running; `resume` releases it), waiting (for other steps), failed, cancelled, interrupted (without SLURM), or what SLURM says
-    of a job that is over; outdated (done, but not as it is asked for now); none: not queued.
-    Raises ConfigError when `run` is no run of a pipeline.
+    rate: units a second since the attempts that run now began. states: tasks by state: done, running, queued, held
+    (SLURM or a person keeps it from running; `resume` releases it), waiting (for other steps), failed, cancelled,
+    interrupted (without SLURM), or what SLURM says of a job that is over; outdated (done, but not as it is asked for
+    now); none: not queued. Raises ConfigError when `run` is no run of a pipeline.
     """
     plan, profile = recorded(run)
     known = Ledger.read(run)
     queued = slurm.queue(known.jobs()) if profile is not None and known.jobs() else []
     lines: dict[tuple[str, int], slurm.Queued] = {}
     for submitted in known.submitted:  # the last submission of a task has the last word
-        lines |= {(submitted.step, submitted.offset + (line.task or 0)): line for line in queued if line.job == submitted.job}
+        lines |= {
+            (submitted.step, submitted.offset + (line.task or 0)): line for line in queued if line.job == submitted.job
+        }
     standing = Standing(plan)
-    steps = [_step(standing, job, {task: line for (step, task), line in lines.items() if step == job.name}) for job in plan.jobs.values()]
+    steps = [
+        _step(standing, job, {task: line for (step, task), line in lines.items() if step == job.name})
+        for job in plan.jobs.values()
+    ]
     return {"run": str(run), "stop": (run / "stop").exists(), "steps": steps}
 
 
@@ -46,7 +54,9 @@ def _step(standing: Standing, job: Job, lines: dict[int, slurm.Queued]) -> dict[
     why: list[str] = []
     facts, share = standing.facts[job.name], job.step.tasks
     now, rate = progress(facts), 0.0
-    errors = errors_in(attempts.step_folder(run, job.name) / "logs", job.name) if any(map(_failed, tried.values())) else {}
+    errors = (
+        errors_in(attempts.step_folder(run, job.name) / "logs", job.name) if any(map(_failed, tried.values())) else {}
+    )
     for task, of_task in tried.items():
         state, reason = _state(standing, job, task, of_task, lines.get(task))
         if state != "done" and _failed(of_task) and (said := errors.get(of_task[-1].name)):
@@ -73,7 +83,9 @@ def _step(standing: Standing, job: Job, lines: dict[int, slurm.Queued]) -> dict[
     }
 
 
-def _state(standing: Standing, job: Job, task: int, tried: list[attempts.Attempt], line: slurm.Queued | None) -> tuple[str, str]:
+def _state(
+    standing: Standing, job: Job, task: int, tried: list[attempts.Attempt], line: slurm.Queued | None
+) -> tuple[str, str]:
     """And the reason, where there is something to tell."""
     if task not in standing.undone(job.name):
         return "done", ""
@@ -88,7 +100,13 @@ def _state(standing: Standing, job: Job, task: int, tried: list[attempts.Attempt
     if last is not None and last.end is not None and last.end["decision"] == "fail":
         return "failed", told
     if standing.outdated(job.name, task):
-        return "outdated", "done, but its command, a file that it names or a step before it has changed since: the next start does it again"
+        return (
+            "outdated",
+            (
+                "done, but its command, a file that it names or a step before it has changed since: the next start does"
+                " it again"
+            ),
+        )
     if line is not None:
         return ("cancelled" if line.state == "CANCELLED" else line.state.lower()), told
     return ("interrupted" if tried else "none"), told
@@ -99,7 +117,9 @@ def _failed(tried: list[attempts.Attempt]) -> bool:
 
 
 def errors_in(logs: Path, step: str) -> dict[str, str]:
-    """By attempt, what its log says of the error: the last message of `ccr-dist`, else the last line of a traceback, else the last line."""
+    """By attempt, what its log says of the error: the last message of `ccr-dist`, else the last line of a traceback,
+    else the last line.
+    """
     found = {}
     for path in logs.glob("*.log"):
         with path.open("rb") as file:
@@ -109,7 +129,11 @@ def errors_in(logs: Path, step: str) -> dict[str, str]:
         for number, line in enumerate(lines):
             if match := re.match(rf"attempt (\S+) of {re.escape(step)}: exit code ", line):
                 part = [line for line in lines[begin:number] if line]
-                kinds = ([line for line in part if line.startswith("error: ")], [line for line in part if RAISED.match(line)], part)
+                kinds = (
+                    [line for line in part if line.startswith("error: ")],
+                    [line for line in part if RAISED.match(line)],
+                    part,
+                )
                 if said := next((kind[-1] for kind in kinds if kind), None):
                     found[match[1]] = said.removeprefix("error: ")[:500]
                 begin = number + 1
@@ -124,7 +148,11 @@ def text(found: dict[str, Any]) -> str:
         rows.append(
             (
                 step["step"],
-                next(iter(states)) if sum(states.values()) == 1 else ", ".join(f"{count} {state}" for state, count in states.items()),
+                (
+                    next(iter(states))
+                    if sum(states.values()) == 1
+                    else ", ".join(f"{count} {state}" for state, count in states.items())
+                ),
                 str(step["attempts"]),
                 f"{step['done']}/{step['total']} {step['unit']}" if step["total"] else "",
                 f"{step['rate']:.3g}/s" if step["rate"] else "",

@@ -1,4 +1,6 @@
-"""`ccr-dist submit`, `resume` and `cancel`: a pipeline becomes a chain of SLURM jobs. What is done, or queued, is not queued again."""
+"""`ccr-dist submit`, `resume` and `cancel`: a pipeline becomes a chain of SLURM jobs. What is done, or queued, is not
+queued again.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +8,16 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..data.store import digest_json, replace_atomic
-from ..errors import ConfigError
-from ..resources import LAUNCH, is_path
-from . import checks, ledger, slurm
-from .attempts import step_folder
-from .identity import Standing
-from .ledger import Ledger, Submitted
-from .pipeline import Job, Plan
-from .profile import Profile
-from .render import render
+from ccr_dist.cluster import checks, ledger, slurm
+from ccr_dist.cluster.attempts import step_folder
+from ccr_dist.cluster.identity import Standing
+from ccr_dist.cluster.ledger import Ledger, Submitted
+from ccr_dist.cluster.pipeline import Job, Plan
+from ccr_dist.cluster.profile import Profile
+from ccr_dist.cluster.render import render
+from ccr_dist.data.storage.store import digest_json, replace_atomic
+from ccr_dist.errors import ConfigError
+from ccr_dist.resources import LAUNCH, is_path
 
 Say = Callable[[str], None]
 
@@ -75,7 +77,9 @@ def _asked(standing: Standing, step: str) -> dict[str, str]:
 
 
 def _forbid_changed(known: Ledger, queued: list[slurm.Queued], standing: Standing) -> None:
-    """ConfigError where a step is queued, or runs, that is asked for in another way now: it would not be run so, and count as done."""
+    """ConfigError where a step is queued, or runs, that is asked for in another way now: it would not be run so, and
+    count as done.
+    """
     changed = []
     for each in known.submitted:
         if each.asked is None or not ledger.alive(queued, each):
@@ -85,7 +89,9 @@ def _forbid_changed(known: Ledger, queued: list[slurm.Queued], standing: Standin
             continue
         asked, place = _asked(standing, each.step), standing.plan.place(each.step)
         if asked["planned"] != each.asked["planned"]:
-            changed.append(f"{place}: step {each.step} (job {each.job}): its command, a file that it names, or a step before it")
+            changed.append(
+                f"{place}: step {each.step} (job {each.job}): its command, a file that it names, or a step before it"
+            )
         elif asked["step"] != each.asked["step"]:
             changed.append(f"{place}: step {each.step} (job {each.job}): what it asks SLURM for")
     if changed:
@@ -96,7 +102,9 @@ def _forbid_changed(known: Ledger, queued: list[slurm.Queued], standing: Standin
         )
 
 
-def _parts(known: Ledger, queued: list[slurm.Queued], standing: Standing, step: str, limit: int) -> dict[int, list[int]]:
+def _parts(
+    known: Ledger, queued: list[slurm.Queued], standing: Standing, step: str, limit: int
+) -> dict[int, list[int]]:
     """The tasks to queue, by the array (its offset) that they go into."""
     waiting = {task for each in known.submitted if each.step == step for task in ledger.alive(queued, each)}
     parts: dict[int, list[int]] = {}
@@ -115,12 +123,23 @@ def _write(plan: Plan, job: Job, profile: Profile, tasks: Sequence[int], offset:
 
 
 def _queue(
-    known: Ledger, queued: list[slurm.Queued], job: Job, parts: dict[int, tuple[list[int], Path]], asked: Mapping[str, str], say: Say
+    known: Ledger,
+    queued: list[slurm.Queued],
+    job: Job,
+    parts: dict[int, tuple[list[int], Path]],
+    asked: Mapping[str, str],
+    say: Say,
 ) -> None:
-    before = [each.job for each in known.submitted if each.step in job.after and each.job and (each.fresh or ledger.alive(queued, each))]
+    before = [
+        each.job
+        for each in known.submitted
+        if each.step in job.after and each.job and (each.fresh or ledger.alive(queued, each))
+    ]
     for offset, (tasks, script) in parts.items():
         entry = Submitted(f"ccr-{secrets.token_hex(6)}", job.name, tasks, offset, fresh=True, asked=asked)
-        known.write(event="submitting", token=entry.token, step=entry.step, tasks=tasks, offset=offset, asked=dict(asked))
+        known.write(
+            event="submitting", token=entry.token, step=entry.step, tasks=tasks, offset=offset, asked=dict(asked)
+        )
         dependency = [f"--dependency=afterok:{':'.join(before)}", "--kill-on-invalid-dep=yes"] if before else []
         entry.job = slurm.submit(script, f"--comment={entry.token}", *dependency)
         known.write(event="submitted", token=entry.token, job=entry.job)
@@ -149,7 +168,9 @@ def _release(known: Ledger, queued: list[slurm.Queued], say: Say) -> None:
 
 
 def cancel(run: Path, say: Say) -> None:
-    """End all jobs of a run that are queued or run. What runs is told by SIGTERM, and saves. Raises ConfigError where there is no run."""
+    """End all jobs of a run that are queued or run. What runs is told by SIGTERM, and saves. Raises ConfigError where
+    there is no run.
+    """
     ledger.recorded(run)
     known = Ledger.read(run)
     queued = slurm.queue() if known.submitted else []

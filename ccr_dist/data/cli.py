@@ -28,15 +28,21 @@ def _some(keys: list[str]) -> str:
 
 @shards_app.command("build")
 def build_command(
-    recipe: Annotated[str, typer.Argument(help="a recipe's YAML file, or the name of a shipped one (see `shards recipes`)")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. languages=[en,es] picture.size=128")] = None,
+    recipe: Annotated[
+        str, typer.Argument(help="a recipe's YAML file, or the name of a shipped one (see `shards recipes`)")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, e.g. languages=[en,es] picture.size=128")
+    ] = None,
     out: Annotated[Path, typer.Option(help="folder of the datasets: OUT/train, OUT/val, OUT/test")] = ...,  # type: ignore[assignment]
-    workers: Annotated[int | None, typer.Option(help="processes that render pictures; default: all cores; 0: none")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="processes that render pictures; default: all cores; 0: none")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Build a dataset from a recipe; what is there already is kept, what a kill interrupted is continued."""
-    from ccr_dist.data.build import build
-    from ccr_dist.data.recipes.base import load_recipe
+    from ccr_dist.data.corpora.build import build
+    from ccr_dist.data.corpora.recipes.base import load_recipe
 
     done = build(load_recipe(recipe, overrides or []), out, workers=workers, progress=not quiet)
     for note in done.notes:
@@ -48,7 +54,10 @@ def build_command(
         show(f"{done.out}: complete already, nothing to do: {rows} rows, {done.columns} columns, {done.there} shards")
     else:
         before = f" ({done.there} were there)" if done.there else ""
-        show(f"{done.out}: {rows} rows, {done.columns} columns; built {done.built} shards{before} in {done.seconds:.0f} s")
+        show(
+            f"{done.out}: {rows} rows, {done.columns} columns; built {done.built} shards{before} in"
+            f" {done.seconds:.0f} s"
+        )
     for path in done.exports:
         show(f"texts to import with `ccr-dist replay`: {path}")
 
@@ -59,7 +68,7 @@ def recipes_command(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
 ) -> None:
     """List the recipes; with a NAME: what must be downloaded for it, and from where."""
-    from ccr_dist.data.recipes.base import load_recipe, shipped
+    from ccr_dist.data.corpora.recipes.base import load_recipe, shipped
 
     if name is not None:
         for line in load_recipe(name, overrides or []).needs():
@@ -72,15 +81,23 @@ def recipes_command(
 
 @shards_app.command("convert")
 def convert_command(
-    to: Annotated[str, typer.Argument(help="nrccr, mla (datasets to those projects' files) or replay (their files to JSONL)")],
-    source: Annotated[Path, typer.Argument(help="a dataset or a folder of them; for replay: a .txt, a .json or a folder of texts")],
+    to: Annotated[
+        str, typer.Argument(help="nrccr, mla (datasets to those projects' files) or replay (their files to JSONL)")
+    ],
+    source: Annotated[
+        Path, typer.Argument(help="a dataset or a folder of them; for replay: a .txt, a .json or a folder of texts")
+    ],
     out: Annotated[Path, typer.Option(help="folder, empty or new; for replay: the JSONL file")] = ...,  # type: ignore[assignment]
-    name: Annotated[str | None, typer.Option(help="nrccr: the collection in the files' names [default: the dataset's]")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="nrccr: the collection in the files' names [default: the dataset's]")
+    ] = None,
     media: Annotated[str, typer.Option(help="mla: the folder of pictures that path.json names")] = "images",
     column: Annotated[list[str] | None, typer.Option(help="only this column; any number")] = None,
 ) -> None:
-    """Write captions and descriptions as NRCCR's and LECCR's or MLA's and DASD's files, or such files as what `replay` imports."""
-    from ccr_dist.data.convert import to_mla, to_nrccr, to_replay
+    """Write captions and descriptions as NRCCR's and LECCR's or MLA's and DASD's files, or such files as what `replay`
+    imports.
+    """
+    from ccr_dist.data.corpora.convert import to_mla, to_nrccr, to_replay
 
     if to == "nrccr":
         done = to_nrccr(source, out, name=name, columns=column or ())
@@ -98,17 +115,31 @@ def convert_command(
 
 @shards_app.command("index")
 def index_command(
-    urls: Annotated[list[str], typer.Argument(help="tars, or folders of tars; braces {0000..0012} and globs may be quoted")],
+    urls: Annotated[
+        list[str], typer.Argument(help="tars, or folders of tars; braces {0000..0012} and globs may be quoted")
+    ],
     out: Annotated[Path, typer.Option(help="folder of the dataset")] = ...,  # type: ignore[assignment]
     caption: Annotated[
-        list[str] | None, typer.Option(help="LANG=txt (a caption a line), LANG=txt:whole or LANG=json:FIELD, any number [default: en=txt]")
+        list[str] | None,
+        typer.Option(
+            help="LANG=txt (a caption a line), LANG=txt:whole or LANG=json:FIELD, any number [default: en=txt]"
+        ),
     ] = None,
-    image: Annotated[str | None, typer.Option(help="members that are the pictures: jpg, input.jpg, 'jpg;png' or none [as found]")] = None,
-    video: Annotated[str | None, typer.Option(help="members that are videos: mp4, none [default: as found, where no pictures are]")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="members that are the pictures: jpg, input.jpg, 'jpg;png' or none [as found]")
+    ] = None,
+    video: Annotated[
+        str | None, typer.Option(help="members that are videos: mp4, none [default: as found, where no pictures are]")
+    ] = None,
     keys: Annotated[
-        str, typer.Option(help="own, tar (each begins with its tar's name) or auto: tar where two tars have a key in common")
+        str,
+        typer.Option(
+            help="own, tar (each begins with its tar's name) or auto: tar where two tars have a key in common"
+        ),
     ] = "auto",
-    bad_items: Annotated[int, typer.Option("--bad-items", min=0, help="Captions tolerated that cannot be read (null) ...")] = 10,
+    bad_items: Annotated[
+        int, typer.Option("--bad-items", min=0, help="Captions tolerated that cannot be read (null) ...")
+    ] = 10,
     bad_fraction: Annotated[
         float, typer.Option("--bad-fraction", min=0, max=1, help="... or this fraction of the rows, whichever is more.")
     ] = 0.01,
@@ -117,7 +148,7 @@ def index_command(
     quiet: Quiet = False,
 ) -> None:
     """Make a dataset of tars that img2dataset, webdataset or others wrote, without a copy."""
-    from ccr_dist.data.index import index
+    from ccr_dist.data.corpora.index import index
 
     captions = None
     if caption:
@@ -142,13 +173,20 @@ def index_command(
     )
     dataset = done.dataset
     there = f", {done.there} were recorded before" if done.there else ""
-    show(f"{dataset.root}: {dataset.rows} rows in {len(dataset.shards)} tars; recorded {done.recorded} column shards{there}")
+    show(
+        f"{dataset.root}: {dataset.rows} rows in {len(dataset.shards)} tars; recorded {done.recorded} column"
+        f" shards{there}"
+    )
     for note in done.notes:
         show(f"note: {note}")
     if done.again:
         show(f"{done.again} column shards are recorded anew: their tars were written or touched since", "yellow")
     for column, rows in done.changed.items():
-        show(f"{column}: {len(rows)} rows are others than before: {_some(rows)}; what was made of them is of the old ones", "yellow")
+        show(
+            f"{column}: {len(rows)} rows are others than before: {_some(rows)}; what was made of them is of the old"
+            " ones",
+            "yellow",
+        )
     for column, rows in done.missing.items():
         show(f"{column}: {len(rows)} rows have no such member and are null: {_some(rows)}", "yellow")
     for column, faults in done.bad.items():
@@ -164,13 +202,17 @@ def export_command(
     path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
     out: Annotated[Path, typer.Option(help="folder of the tars; of several datasets OUT/train, OUT/val, ...")] = ...,  # type: ignore[assignment]
     image: Annotated[str, typer.Option(help="the column of the pictures")] = "image",
-    caption: Annotated[str | None, typer.Option(help="the column of the .txt [default: caption.en, or the only one]")] = None,
+    caption: Annotated[
+        str | None, typer.Option(help="the column of the .txt [default: caption.en, or the only one]")
+    ] = None,
     also: Annotated[list[str] | None, typer.Option(help="a column whose values go into the .json; any number")] = None,
-    each: Annotated[bool, typer.Option("--each", help="a sample for each caption, KEY_0, KEY_1, ... [default: the first]")] = False,
+    each: Annotated[
+        bool, typer.Option("--each", help="a sample for each caption, KEY_0, KEY_1, ... [default: the first]")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Write tars of KEY.jpg and KEY.txt, as open_clip's training script and other readers of WebDataset take them."""
-    from ccr_dist.data.export import export
+    from ccr_dist.data.corpora.export import export
 
     for done in export(path, out, image=image, caption=caption, also=also or (), each=each, progress=not quiet):
         show(f"{done.out}: {done.samples} samples in {len(done.tars)} tars; wrote {done.written}")
@@ -179,7 +221,11 @@ def export_command(
         if done.tars:
             first, last = (name.removesuffix(".tar") for name in (done.tars[0], done.tars[-1]))
             names = f"{first}..{last}".join("{}") if first != last else first
-            show(f"open_clip: --dataset-type webdataset --train-data '{done.out}/{names}.tar' --train-num-samples {done.samples}", "dim")
+            show(
+                f"open_clip: --dataset-type webdataset --train-data '{done.out}/{names}.tar' --train-num-samples"
+                f" {done.samples}",
+                "dim",
+            )
 
 
 @shards_app.command("inspect")
@@ -189,7 +235,7 @@ def inspect_command(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Show rows, columns, languages, provenance and a few rows."""
-    from ccr_dist.data.inspect import describe, render
+    from ccr_dist.data.table.inspect import describe, render
 
     description = describe(path, rows=rows)
     if as_json:
@@ -202,14 +248,18 @@ def inspect_command(
 def verify_command(
     path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
     decode: Annotated[bool, typer.Option(help="decode every picture")] = True,
-    fast: Annotated[bool, typer.Option("--fast", help="records, keys, sizes and indexes only: no payload is read")] = False,
-    mend: Annotated[bool, typer.Option("--repair", help="put right what can be; set aside what its command must make again")] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="records, keys, sizes and indexes only: no payload is read")
+    ] = False,
+    mend: Annotated[
+        bool, typer.Option("--repair", help="put right what can be; set aside what its command must make again")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Check digests, keys, indexes and every value. Exit code 3 when something is wrong."""
-    from ccr_dist.data.remote import as_url
-    from ccr_dist.data.repair import repair
-    from ccr_dist.data.verify import unusable, verify
+    from ccr_dist.data.storage.remote import as_url
+    from ccr_dist.data.table.repair import repair
+    from ccr_dist.data.table.verify import unusable, verify
 
     place = as_url(path) or path
     problems = verify(path, decode=decode, fast=fast, progress=not quiet)
@@ -222,7 +272,11 @@ def verify_command(
         raise DataError(f"{place}: {len(problems)} problems\n{shown}")
     if bad := unusable(place):
         shown = "\n  ".join(bad[:50]) + ("\n  ..." if len(bad) > 50 else "")
-        show(f"{place}: {len(bad)} values cannot be used and count as null, as was said when they were indexed:\n  {shown}", "yellow")
+        show(
+            f"{place}: {len(bad)} values cannot be used and count as null, as was said when they were indexed:\n "
+            f" {shown}",
+            "yellow",
+        )
     show(f"{place}: sound" + (" as far as records, sizes and indexes tell" if fast else ""))
 
 
@@ -231,9 +285,11 @@ def seal_command(
     path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
     quiet: Quiet = False,
 ) -> None:
-    """Gather records and indexes of complete columns in two files each, so that large datasets open at once. Changes nothing else."""
-    from ccr_dist.data.seal import seal
-    from ccr_dist.data.table import open_all
+    """Gather records and indexes of complete columns in two files each, so that large datasets open at once. Changes
+    nothing else.
+    """
+    from ccr_dist.data.table.dataset import open_all
+    from ccr_dist.data.table.seal import seal
 
     for dataset in open_all(path):
         sealed, left = seal(dataset, progress=not quiet)
@@ -250,7 +306,7 @@ def push_command(
     quiet: Quiet = False,
 ) -> None:
     """Copy what is missing of a dataset to an object store; commit records last, other content there is refused."""
-    from ccr_dist.data.transfer import push
+    from ccr_dist.data.table.transfer import push
 
     for done in push(path, url, columns=column or (), progress=not quiet):
         show(f"{done.place}: {done}")
@@ -261,11 +317,13 @@ def pull_command(
     url: Annotated[str, typer.Argument(help="a dataset in an object store, or a folder of them")],
     folder: Annotated[Path, typer.Argument(help="where to")],
     column: Annotated[list[str] | None, typer.Option(help="only this column; may be repeated")] = None,
-    lazy: Annotated[bool, typer.Option("--lazy", help="metadata only; payloads come through the cache when they are read")] = False,
+    lazy: Annotated[
+        bool, typer.Option("--lazy", help="metadata only; payloads come through the cache when they are read")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Copy what is missing of a dataset from an object store, checked by digest."""
-    from ccr_dist.data.transfer import pull
+    from ccr_dist.data.table.transfer import pull
 
     for done in pull(url, folder, columns=column or (), lazy=lazy, progress=not quiet):
         show(f"{done.place}: {done}")
@@ -275,9 +333,13 @@ def pull_command(
 def quality_command(
     path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
     column: Annotated[str, typer.Option(help="translated captions, e.g. caption.de.opus")] = ...,  # type: ignore[assignment]
-    human: Annotated[str | None, typer.Option(help="human captions to compare with; default: caption.<lang>, where it is")] = None,
+    human: Annotated[
+        str | None, typer.Option(help="human captions to compare with; default: caption.<lang>, where it is")
+    ] = None,
     source: Annotated[str | None, typer.Option(help="what they were made from; default: as their plan says")] = None,
-    back: Annotated[str | None, typer.Option(help="their back-translation; default: where one was made (`translate --back`)")] = None,
+    back: Annotated[
+        str | None, typer.Option(help="their back-translation; default: where one was made (`translate --back`)")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Measure translations: chrF against human captions, there and back, length, what stayed the same or is empty."""

@@ -1,4 +1,6 @@
-"""The command `report`: finds the results of run folders, their logs and the pictures for the examples, and hands them to `report.py`."""
+"""The command `report`: finds the results of run folders, their logs and the pictures for the examples, and hands them
+to `report.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +8,19 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .. import terminal
-from ..data.table import Dataset
-from ..errors import DataError
-from .report import aggregate, collect, table, write_report
-from .schema import unrecorded
+from ccr_dist import terminal
+from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.errors import DataError
+from ccr_dist.evaluate.report import aggregate, collect, table, write_report
+from ccr_dist.evaluate.schema import unrecorded
 
 
-def report(runs: Sequence[Path], *, out: Path, split: str, title: str, notes: Sequence[str], pictures: Path | None) -> None:
-    """Print the table of `runs` (run folders or results files) and write OUT/report.html, results.json and results.csv."""
+def report(
+    runs: Sequence[Path], *, out: Path, split: str, title: str, notes: Sequence[str], pictures: Path | None
+) -> None:
+    """Print the table of `runs` (run folders or results files) and write OUT/report.html, results.json and
+    results.csv.
+    """
     files = [_results_file(run, split) for run in runs]
     results = collect(files)
     rows = aggregate(results)
@@ -37,7 +43,10 @@ def _results_file(run: Path, split: str) -> Path:
         return run
     file = run / "results" / f"{split}.json"
     if not file.exists():
-        raise DataError(f"{run}: no results/{split}.json there; `ccr-dist evaluate CONFIG --split {split}` makes it (or `train --test`)")
+        raise DataError(
+            f"{run}: no results/{split}.json there; `ccr-dist evaluate CONFIG --split {split}` makes it (or `train"
+            " --test`)"
+        )
     return file
 
 

@@ -1,7 +1,9 @@
-"""Encodes a gallery and the captions of every language on all ranks (`encode`), and turns them into results (`results`).
+"""Encodes a gallery and the captions of every language on all ranks (`encode`), and turns them into results
+(`results`).
 
-Belongs here: reading through `data.sweep`, gathering, the check that everything was counted once. Ranks come from `retrieval.py`, metrics
-from `protocols.py`, the example queries from `examples.py`. Models are put in eval mode by the caller.
+Belongs here: reading through `data.sweep`, gathering, the check that everything was counted once. Ranks come from
+`retrieval.py`, metrics from `protocols.py`, the example queries from `examples.py`. Models are put in eval mode by the
+caller.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ccr_dist.data.sweep import Items, Sweep, gallery, sweep
-from ccr_dist.data.table import Dataset
-from ccr_dist.data.text import has_text
+from ccr_dist.data.media.text import has_text
+from ccr_dist.data.stream.sweep import Items, Sweep, gallery, sweep
+from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate import retrieval
 from ccr_dist.evaluate.examples import Texts, pick
@@ -45,10 +47,13 @@ class EncodeVisual(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """One language's result, and the ranks (`retrieval.Ranks`, with each caption's item) that comparisons of runs are made from."""
+    """One language's result, and the ranks (`retrieval.Ranks`, with each caption's item) that comparisons of runs are
+    made from.
+    """
 
     result: LanguageResult
-    ranks: dict[str, np.ndarray]  # t2v (Nt,), v2t (Nv,), item (Nt,), part (Nt,): as in `Queries`; rows (Nv,): row numbers of the gallery
+    # t2v (Nt,), v2t (Nv,), item (Nt,), part (Nt,): as in `Queries`; rows (Nv,): row numbers of the gallery
+    ranks: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -98,15 +103,17 @@ def encode(
     """Reads and encodes on all processes of the default process group together.
 
     Args:
-        encode_text, encode_visual: ranks call them different numbers of times, so they must not communicate, unless `lockstep`.
-        queries: language -> column of captions. Blank ones are no queries, and counted as `captions_blank`.
-        companions: language -> column of texts aligned with them; a caption whose companion is blank is left out, and counted, too.
-        visual_column: pictures (give `transform`) or vectors, one a row or, with `many`, any number. Items without one are no candidates;
-            their captions are left out, counted as `captions_without_item`. description_column: "" where an item has none, counted.
-        group_column: label column; items of one label are all correct. None, or no label: an item is correct for itself alone.
-        batch: rows, and texts, at a time; fixed blocks, so that any world size encodes the same batches. workers: reading processes.
-        before: called on every rank before the gallery ("gallery") and every language, for progress and stop requests.
-        lockstep: all ranks call equally often, for sharded models: who is done early encodes something once more and forgets it.
+        encode_text, encode_visual: ranks call them different numbers of times, so they must not communicate, unless
+        `lockstep`. queries: language -> column of captions. Blank ones are no queries, and counted as `captions_blank`.
+        companions: language -> column of texts aligned with them; a caption whose companion is blank is left out, and
+        counted, too. visual_column: pictures (give `transform`) or vectors, one a row or, with `many`, any number.
+        Items without one are no candidates;
+            their captions are left out, counted as `captions_without_item`. description_column: "" where an item has
+        none, counted. group_column: label column; items of one label are all correct. None, or no label: an item is
+        correct for itself alone. batch: rows, and texts, at a time; fixed blocks, so that any world size encodes the
+        same batches. workers: reading processes. before: called on every rank before the gallery ("gallery") and every
+        language, for progress and stop requests. lockstep: all ranks call equally often, for sharded models: who is
+        done early encodes something once more and forgets it.
     Raises:
         DataError: a language without captions, companions that are not aligned, a column that is missing or incomplete.
     """
@@ -120,10 +127,14 @@ def encode(
 
     def reading(world: int, rank: int) -> Iterable[Items]:
         options = {**sweeping, "world": world, "rank": rank}
-        return gallery(dataset, visual_column, many=many, description=description_column, transform=transform, **options)
+        return gallery(
+            dataset, visual_column, many=many, description=description_column, transform=transform, **options
+        )
 
     def item_bank(block: Items) -> Bank:
-        return encode_visual(block.visual.to(device).float(), None if block.mask is None else block.mask.to(device), block.description)
+        return encode_visual(
+            block.visual.to(device).float(), None if block.mask is None else block.mask.to(device), block.description
+        )
 
     def items() -> Iterator[Call]:
         nonlocal undescribed
@@ -135,7 +146,9 @@ def encode(
     def any_item() -> Bank:
         return item_bank(next(block for block in reading(1, 0) if len(block.rows)))
 
-    gallery_rows, _, visual = _gathered(dataset, visual_column, _made(items(), any_item if lockstep else None, device), [], device)
+    gallery_rows, _, visual = _gathered(
+        dataset, visual_column, _made(items(), any_item if lockstep else None, device), [], device
+    )
     position = np.full(dataset.rows, -1)
     position[gallery_rows] = np.arange(len(gallery_rows))
     missing = int(merge(torch.tensor([undescribed]))) if description_column else None
@@ -146,7 +159,11 @@ def encode(
             left_out.rows += block.without
             for start in range(0, len(block.values), batch):
                 cut = slice(start, start + batch)
-                yield block.rows[cut], block.parts[cut], partial(encode_text, block.values[cut], lang, block.beside[cut])
+                yield (
+                    block.rows[cut],
+                    block.parts[cut],
+                    partial(encode_text, block.values[cut], lang, block.beside[cut]),
+                )
 
     found: dict[str, Queries] = {}
     for lang, column in queries.items():
@@ -158,10 +175,14 @@ def encode(
         rows, parts, bank = _gathered(dataset, column, made, left_out.rows, device)
         known = position[rows] >= 0
         if not len(rows):
-            raise DataError(f"{dataset.root}: all captions of language {lang!r} in {column}{f' or {beside}' if beside else ''} are blank")
+            raise DataError(
+                f"{dataset.root}: all captions of language {lang!r} in {column}{f' or {beside}' if beside else ''} are"
+                " blank"
+            )
         if not known.any():
             raise DataError(
-                f"{dataset.root}: no caption of language {lang!r} in {column} belongs to an item that has a value in {visual_column}"
+                f"{dataset.root}: no caption of language {lang!r} in {column} belongs to an item that has a value in"
+                f" {visual_column}"
             )
         kept = {name: part[torch.from_numpy(known).to(part.device)] for name, part in bank.items()}
         without, blank = int((~known).sum()), int(merge(torch.tensor([left_out.texts])))
@@ -180,8 +201,12 @@ class _LeftOut:
 Call = tuple[Tensor, Tensor, Callable[[], Bank]]  # rows, parts, and what encodes them
 
 
-def _made(calls: Iterator[Call], idle: Callable[[], Bank] | None, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor, Bank]]:
-    """What this rank's calls give. With `idle`, which is called in place of a call that others still have, all ranks call equally often."""
+def _made(
+    calls: Iterator[Call], idle: Callable[[], Bank] | None, device: torch.device | str
+) -> Iterator[tuple[Tensor, Tensor, Bank]]:
+    """What this rank's calls give. With `idle`, which is called in place of a call that others still have, all ranks
+    call equally often.
+    """
     while True:
         call = next(calls, None)
         if idle is not None and not largest(torch.tensor(float(call is not None), device=device)):
@@ -222,22 +247,41 @@ def results(
         item = asked.item
         scoring: dict[str, Any] = {"score": score, "fusion": fusion}
         found = retrieval.ranks(asked.bank, encoded.visual, torch.from_numpy(item), torch.from_numpy(group), **scoring)
-        t2v, v2t, v2t_items = (ranks.numpy() for ranks in (found.text_to_visual, found.visual_to_text, found.visual_to_text_items))
+        t2v, v2t, v2t_items = (
+            ranks.numpy() for ranks in (found.text_to_visual, found.visual_to_text, found.visual_to_text_items)
+        )
         assert (t2v > 0).all(), "every caption has a rank"
         picked = pick(item, examples)
         best, scores = retrieval.top_k(asked.bank, encoded.visual, torch.from_numpy(picked), SHOWN, **scoring)
         table = Texts(encoded.dataset, (shown or {}).get(lang, asked.column), english_column)
         kept = []
         for q, top, values in zip(picked, best.tolist(), scores.tolist(), strict=True):
-            hits = [(gallery_rows[v], round(value, 6), bool(group[v] == group[item[q]])) for v, value in zip(top, values, strict=True)]
+            hits = [
+                (gallery_rows[v], round(value, 6), bool(group[v] == group[item[q]]))
+                for v, value in zip(top, values, strict=True)
+            ]
             kept.append(table.example(asked.rows[q], int(asked.parts[q]), int(t2v[q]), hits))
-        counts = {"captions_without_item": asked.without_item, "captions_blank": asked.blank, "groups": len(np.unique(group))}
+        counts = {
+            "captions_without_item": asked.without_item,
+            "captions_blank": asked.blank,
+            "groups": len(np.unique(group)),
+        }
         if encoded.undescribed is not None:
             counts["items_without_description"] = encoded.undescribed
         result = language_result(
-            asked.column, t2v, v2t, v2t_items, item, counts=counts, examples=tuple(kept), replicates=replicates, seed=seed
+            asked.column,
+            t2v,
+            v2t,
+            v2t_items,
+            item,
+            counts=counts,
+            examples=tuple(kept),
+            replicates=replicates,
+            seed=seed,
         )
-        languages[lang] = Found(result, {"t2v": t2v, "v2t": v2t, "item": item, "part": asked.parts, "rows": gallery_rows})
+        languages[lang] = Found(
+            result, {"t2v": t2v, "v2t": v2t, "item": item, "part": asked.parts, "rows": gallery_rows}
+        )
     return languages
 
 
@@ -246,15 +290,20 @@ def _require_captions(dataset: Dataset, lang: str, name: str) -> None:
     column.require_complete()
     if not any(column.present(shard).any() for shard in range(len(dataset.shards))):
         raise DataError(
-            f"{dataset.root}: no captions of language {lang!r}: column {name} of dataset {dataset.name}/{dataset.split} is empty; "
-            "take the language out of the queries or name another column"
+            f"{dataset.root}: no captions of language {lang!r}: column {name} of dataset {dataset.name}/{dataset.split}"
+            " is empty; take the language out of the queries or name another column"
         )
 
 
 def _gathered(
-    dataset: Dataset, column: str, blocks: Iterable[tuple[Tensor, Tensor, Bank]], without: list[int], device: torch.device | str
+    dataset: Dataset,
+    column: str,
+    blocks: Iterable[tuple[Tensor, Tensor, Bank]],
+    without: list[int],
+    device: torch.device | str,
 ) -> tuple[np.ndarray, np.ndarray, Bank]:
-    """Row numbers (N,), parts (N,) and bank of N of all ranks, in row order; checked that every value was read exactly once.
+    """Row numbers (N,), parts (N,) and bank of N of all ranks, in row order; checked that every value was read exactly
+    once.
 
     without: rows of this rank that turned out to have nothing, once `blocks` are read.
     """
@@ -278,8 +327,8 @@ def _gathered(
     if not np.array_equal(times, expected):
         row = int(np.flatnonzero(times != expected)[0])
         raise DataError(
-            f"{source.folder}: the index and the payload do not agree on which rows have a value (row {row} is the first); "
-            "`ccr-dist shards verify` names what is damaged"
+            f"{source.folder}: the index and the payload do not agree on which rows have a value (row {row} is the"
+            " first); `ccr-dist shards verify` names what is damaged"
         )
     return rows, part, {name: gather_rows(x, counts) for name, x in bank.items()}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ccr_dist.data.table import Dataset
-from ccr_dist.data.text import has_text, texts_of
+from ccr_dist.data.media.text import has_text, texts_of
+from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate.schema import Example, Hit
 
@@ -13,7 +13,11 @@ from ccr_dist.evaluate.schema import Example, Hit
 def pick(item: np.ndarray, n: int) -> np.ndarray:
     """The first captions of n items spread evenly over the gallery: the same for every method on the same captions."""
     first = np.unique(item, return_index=True)[1]
-    return first[np.unique(np.linspace(0, len(first) - 1, min(n, len(first)) + 2)[1:-1].round().astype(int))] if len(first) > n else first
+    return (
+        first[np.unique(np.linspace(0, len(first) - 1, min(n, len(first)) + 2)[1:-1].round().astype(int))]
+        if len(first) > n
+        else first
+    )
 
 
 class Texts:
@@ -32,7 +36,9 @@ class Texts:
 
     def example(self, row: int, part: int, rank: int, hits: list[tuple[int, float, bool]]) -> Example:
         """`hits`: dataset row, score, correct."""
-        top = tuple(Hit(item=self.key(r), score=score, correct=right, english=self.english(r)) for r, score, right in hits)
+        top = tuple(
+            Hit(item=self.key(r), score=score, correct=right, english=self.english(r)) for r, score, right in hits
+        )
         return Example(item=self.key(row), query=self.query(row, part), english=self.english(row), rank=rank, top=top)
 
     def key(self, row: int) -> str:
@@ -43,7 +49,8 @@ class Texts:
         texts = self._query.value(*self._place(row))
         if not isinstance(texts, list) or part >= len(texts):
             raise DataError(
-                f"{self._query.folder}: item {self.key(row)!r} has no caption {part}: the column is not aligned with the queries"
+                f"{self._query.folder}: item {self.key(row)!r} has no caption {part}: the column is not aligned with"
+                " the queries"
             )
         return texts[part]
 

@@ -1,4 +1,6 @@
-"""The HTML report: one file without references to others. Every text that comes from data is escaped; the look is in `report.html`."""
+"""The HTML report: one file without references to others. Every text that comes from data is escaped; the look is in
+`report.html`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from ccr_dist.data.pictures import open_picture
+from ccr_dist.data.media.pictures import open_picture
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate import plots
 from ccr_dist.evaluate.protocols import RECALL_NAMES
@@ -21,43 +23,64 @@ Images = Callable[[str], bytes | None]
 THUMBNAIL = 128  # pixels
 QUERIES = 4  # shown a language
 NAMES = {
-    "ca": "Catalan", "cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fr": "French", "gl": "Galician", "it": "Italian",
-    "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "pt-BR": "Brazilian Portuguese", "ru": "Russian",
+    "ca": "Catalan", "cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fr": "French",
+    "gl": "Galician", "it": "Italian",
+    "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese",
+    "pt-BR": "Brazilian Portuguese", "ru": "Russian",
     "tr": "Turkish", "zh": "Chinese",
 }  # fmt: skip
 WAYS = {"t2v": "text → image", "v2t": "image → text"}
 
 
 def page(
-    results: Results, rows: Sequence[Row], *, title: str, notes: Sequence[str], images: Images, curves: Mapping[str, Sequence[str | Path]]
+    results: Results,
+    rows: Sequence[Row],
+    *,
+    title: str,
+    notes: Sequence[str],
+    images: Images,
+    curves: Mapping[str, Sequence[str | Path]],
 ) -> str:
-    """The whole page. DataError for a log that cannot be read, a picture that cannot be decoded, or curves of an unknown label."""
+    """The whole page. DataError for a log that cannot be read, a picture that cannot be decoded, or curves of an
+    unknown label.
+    """
     if unknown := [label for label in curves if label not in results.labels]:
         raise DataError(f"curves of {', '.join(unknown)}: no such row; there are {', '.join(results.labels)}")
     colour = {label: n for n, label in enumerate(results.labels)}
     body = ["<h2>Recall</h2>", recall_table(rows)]
     body.append(
-        "<p><small>Percent. Mean ± sample standard deviation over seeds; bold: best of its language. CI: 95 % bootstrap over items. Ties "
-        "count against the method. SumR by items: the candidates of image → text are items, not captions (MLA, DASD).</small></p>"
+        "<p><small>Percent. Mean ± sample standard deviation over seeds; bold: best of its language. CI: 95 % bootstrap"
+        " over items. Ties count against the method. SumR by items: the candidates of image → text are items, not"
+        " captions (MLA, DASD).</small></p>"
     )
-    body += [details("Reciprocal and median ranks, protocol by items", _more(rows)), "<h2>By language</h2>", _legend(rows, colour)]
+    body += [
+        details("Reciprocal and median ranks, protocol by items", _more(rows)),
+        "<h2>By language</h2>",
+        _legend(rows, colour),
+    ]
     body.append(
-        "<p><small>Bars: mean over seeds. Dots: single seeds. Whiskers: 95 % bootstrap interval over items. Below them: share of queries "
-        "whose right answer is among the first k.</small></p>"
+        "<p><small>Bars: mean over seeds. Dots: single seeds. Whiskers: 95 % bootstrap interval over items. Below them:"
+        " share of queries whose right answer is among the first k.</small></p>"
     )
     for group in _groups(rows):
         if not group[0].ceiling or all(row.ceiling for row in rows):
             body.append(_panels(group, rows, colour))
     body += [_training(results, curves, colour), _examples(results, images, colour)]
     template = Template(files("ccr_dist.evaluate").joinpath("report.html").read_text(encoding="utf-8"))
-    return template.substitute(title=escape(title), header=header(results, rows, notes), body="\n".join(body), footer=footer(results))
+    return template.substitute(
+        title=escape(title), header=header(results, rows, notes), body="\n".join(body), footer=footer(results)
+    )
 
 
 def header(results: Results, rows: Sequence[Row], notes: Sequence[str]) -> str:
     facts: list[tuple[str, str]] = []
     for name in dict.fromkeys((row.dataset, row.split) for row in rows):
         runs = [run for run in results.runs if (run.dataset, run.split) == name]
-        sizes = f"{runs[0].items} items, {runs[0].groups} concepts" if runs[0].groups != runs[0].items else f"{runs[0].items} items"
+        sizes = (
+            f"{runs[0].items} items, {runs[0].groups} concepts"
+            if runs[0].groups != runs[0].items
+            else f"{runs[0].items} items"
+        )
         facts.append(("Measured on", f"{name[0]}, {name[1]} split: {sizes}"))
         reads = [run.test_reads for run in runs]
         if None in reads:
@@ -70,10 +93,17 @@ def header(results: Results, rows: Sequence[Row], notes: Sequence[str]) -> str:
     chosen: dict[str, list[str]] = {}
     for run in results.runs:
         chosen.setdefault(run.selection or "nothing to select", []).append(run.label)
-    facts.append(("Selection", "; ".join(f"{how} ({', '.join(dict.fromkeys(labels))})" for how, labels in chosen.items())))
+    facts.append(
+        ("Selection", "; ".join(f"{how} ({', '.join(dict.fromkeys(labels))})" for how, labels in chosen.items()))
+    )
     facts.append(("Seeds", "; ".join(f"{label}: {_seeds(results, label)}" for label in results.labels)))
     paragraphs = "".join(f"<p>{escape(note)}</p>" for note in notes)
-    return paragraphs + "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts) + "</dl>"
+    return (
+        paragraphs
+        + "<dl>"
+        + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
+        + "</dl>"
+    )
 
 
 def _times(n: int | None) -> str:
@@ -110,14 +140,22 @@ def _bodies(rows: Sequence[Row], columns: int, cells: Callable[[Row, Sequence[Ro
     """A `tbody` a language, headed by its name; `cells` of a row, given the rows it competes with."""
     html = []
     for group in _groups(rows):
-        asked = sorted({row.counts["captions"] for row in group})  # fewer of a row whose translated queries are blank here and there
-        captions = f"{asked[0]} captions" if len(asked) == 1 else f"{asked[0]} to {asked[-1]} captions, not the same for all rows"
+        # fewer of a row whose translated queries are blank here and there
+        asked = sorted({row.counts["captions"] for row in group})
+        captions = (
+            f"{asked[0]} captions"
+            if len(asked) == 1
+            else f"{asked[0]} to {asked[-1]} captions, not the same for all rows"
+        )
         counts = f"{captions}, {group[0].counts['items']} items"
         heading = _title(group[0], alone=_one_dataset(rows)) + (" (ceiling)" if group[0].ceiling else "")
         html.append(f"<tbody><tr><th colspan={columns}><span>{heading}<small>{counts}</small></span></th></tr>")
         for label, row in merged_ceiling(group):
             kind = " class=ceiling" if row.ceiling else ""
-            html.append(f"<tr{kind}><td class=first>{escape(label)}</td><td>{len(row.seeds)}</td>{''.join(cells(row, group))}</tr>")
+            html.append(
+                f"<tr{kind}><td"
+                f" class=first>{escape(label)}</td><td>{len(row.seeds)}</td>{''.join(cells(row, group))}</tr>"
+            )
         html.append("</tbody>")
     return "".join(html)
 
@@ -133,8 +171,10 @@ def recall_table(rows: Sequence[Row]) -> str:
 
     recalls = "<th>R@1</th><th>R@5</th><th>R@10</th>"
     head = (
-        f"<tr><th></th><th></th><th colspan=3>{WAYS['t2v']}</th><th colspan=3>{WAYS['v2t']}</th><th></th><th></th><th></th></tr>"
-        f"<tr><th>Method</th><th>Seeds</th>{recalls}{recalls}<th>SumR</th><th>CI of SumR</th><th>SumR by items</th></tr>"
+        f"<tr><th></th><th></th><th colspan=3>{WAYS['t2v']}</th><th"
+        f" colspan=3>{WAYS['v2t']}</th><th></th><th></th><th></th></tr>"
+        f"<tr><th>Method</th><th>Seeds</th>{recalls}{recalls}<th>SumR</th><th>CI"
+        " of SumR</th><th>SumR by items</th></tr>"
     )
     return f"<div class=scroll><table><thead>{head}</thead>{_bodies(rows, 11, cells)}</table></div>"
 
@@ -169,9 +209,15 @@ def _swatch(n: int) -> str:
 
 def _panels(group: Sequence[Row], rows: Sequence[Row], colour: Mapping[str, int]) -> str:
     same = [row for row in rows if (row.dataset, row.split) == (group[0].dataset, group[0].split)]
-    ceiling = None if group[0].ceiling else max((r for r in same if r.ceiling), key=lambda r: r.metrics["SumR"].mean, default=None)
+    ceiling = (
+        None
+        if group[0].ceiling
+        else max((r for r in same if r.ceiling), key=lambda r: r.metrics["SumR"].mean, default=None)
+    )
     highest = max(row.ci.get(name, (0, row.metrics[name].mean))[1] for row in same for name in RECALL_NAMES)
-    figures = [(f"Recall, {WAYS[way]}", plots.bars(group, ceiling, way, colour, min(100.0, highest * 1.05))) for way in WAYS]
+    figures = [
+        (f"Recall, {WAYS[way]}", plots.bars(group, ceiling, way, colour, min(100.0, highest * 1.05))) for way in WAYS
+    ]
     figures += [(f"Recall at k, {WAYS[way]}", plots.curve(group, ceiling, way, colour)) for way in WAYS]
     return f"<h3>{_title(group[0], alone=_one_dataset(rows))}</h3>{_figures(figures, 'plots four')}"
 
@@ -211,7 +257,10 @@ def _examples(results: Results, images: Images, colour: Mapping[str, int]) -> st
 
     def found_by(label: str, example: Example) -> str:
         tiles = "".join(tile(hit.item, hit.correct, hit.english) for hit in example.top)
-        who = f"<div>{_swatch(colour[label])}{escape(label)}<span class=rank>right one at rank {example.rank}</span></div>"
+        who = (
+            f"<div>{_swatch(colour[label])}{escape(label)}<span class=rank>right one at rank"
+            f" {example.rank}</span></div>"
+        )
         return f"<div class=found>{who}<div class=tiles>{tiles}</div></div>"
 
     html = []
@@ -224,10 +273,15 @@ def _examples(results: Results, images: Images, colour: Mapping[str, int]) -> st
             said += f"<small>English caption: {escape(english)}</small>" if english else ""
             rows = "".join(found_by(label, by_label[label]) for label in results.labels if label in by_label)
             cards.append(f"<div class=example>{said}{rows}</div>")
-        html.append(f"<h3>{escape(NAMES.get(lang, lang))}, {escape(where)}</h3><div class=examples>{''.join(cards)}</div>")
+        html.append(
+            f"<h3>{escape(NAMES.get(lang, lang))}, {escape(where)}</h3><div class=examples>{''.join(cards)}</div>"
+        )
     if not html:
         return ""
-    explained = "The five best items of each method, first seed; queries spread evenly over the gallery, not picked. Framed: correct."
+    explained = (
+        "The five best items of each method, first seed; queries spread evenly over the gallery, not picked. Framed:"
+        " correct."
+    )
     return f"<h2>What a query finds</h2><p><small>{explained}</small></p>{''.join(html)}"
 
 
@@ -251,12 +305,15 @@ def footer(results: Results) -> str:
     attribution = list(dict.fromkeys(line for run in results.runs for line in run.attribution))
     html = []
     if provenance:
-        lines = "".join(f"<tr><td>{escape(name)}</td><td>{escape(who)}</td></tr>" for name, who in sorted(provenance.items()))
+        lines = "".join(
+            f"<tr><td>{escape(name)}</td><td>{escape(who)}</td></tr>" for name, who in sorted(provenance.items())
+        )
         html.append(f"<h2>Where the data comes from</h2><div class=scroll><table class=plain>{lines}</table></div>")
     if attribution:
         html.append("<h3>Attribution</h3><ul>" + "".join(f"<li>{escape(line)}</li>" for line in attribution) + "</ul>")
     lines = "".join(
-        f"<tr><td>{escape(run.name)}</td><td>{escape(', '.join(f'{key}: {_said(value)}' for key, value in run.meta.items()))}</td></tr>"
+        f"<tr><td>{escape(run.name)}</td><td>"
+        f"{escape(', '.join(f'{key}: {_said(value)}' for key, value in run.meta.items()))}</td></tr>"
         for run in results.runs
     )
     html.append(details("How each run was made", f"<div class=scroll><table class=plain>{lines}</table></div>"))

@@ -1,4 +1,5 @@
-"""Plots as inline SVG. Colours are CSS variables (`--s0` ... of the page), so they follow its light or dark scheme; text is text.
+"""Plots as inline SVG. Colours are CSS variables (`--s0` ... of the page), so they follow its light or dark scheme;
+text is text.
 
 Small panels, one statement each: the page lays them out in a grid and carries titles and the legend.
 """
@@ -20,7 +21,9 @@ MARKERS = "osD^vPX*"
 SIZE = (3.3, 2.3)  # inches at 72 points: readable from 300 pixels of width
 _INK, _GRID, _CEILING = "#010203", "#010204", "#010205"
 _SERIES = [f"#0203{i:02x}" for i in range(SERIES)]
-_VARIABLES = {_INK: "--muted", _GRID: "--line", _CEILING: "--text"} | {colour: f"--s{i}" for i, colour in enumerate(_SERIES)}
+_VARIABLES = {_INK: "--muted", _GRID: "--line", _CEILING: "--text"} | {
+    colour: f"--s{i}" for i, colour in enumerate(_SERIES)
+}
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.size": 9,
@@ -42,7 +45,9 @@ _STYLE: dict[str, Any] = {
 
 
 def bars(rows: Sequence[Row], ceiling: Row | None, way: str, colour: Mapping[str, int], top: float) -> str:
-    """R@1, R@5, R@10 of one direction: a bar a method, a dot a seed, whiskers for the interval, dashes for the ceiling."""
+    """R@1, R@5, R@10 of one direction: a bar a method, a dot a seed, whiskers for the interval, dashes for the
+    ceiling.
+    """
 
     def draw(axes: Any) -> None:
         width = 0.82 / len(rows)
@@ -57,7 +62,14 @@ def bars(rows: Sequence[Row], ceiling: Row | None, way: str, colour: Mapping[str
                 if len(stat.values) > 1:
                     axes.plot([x] * len(stat.values), stat.values, ".", color=_CEILING, markersize=2.6)
         for at, k in enumerate((1, 5, 10) if ceiling else ()):
-            axes.hlines(ceiling.metrics[f"{way}_R{k}"].mean, at - 0.45, at + 0.45, color=_CEILING, linewidth=1, linestyle=(0, (3, 2)))  # type: ignore[union-attr]
+            axes.hlines(
+                ceiling.metrics[f"{way}_R{k}"].mean,
+                at - 0.45,
+                at + 0.45,
+                color=_CEILING,
+                linewidth=1,
+                linestyle=(0, (3, 2)),
+            )  # type: ignore[union-attr]
         axes.set_xticks(range(3), ["R@1", "R@5", "R@10"])
         axes.set_ylim(0, top)
 
@@ -104,7 +116,9 @@ def _read(path: Path, metric: str | None) -> list[tuple[float, float]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise DataError(f"{path}: the training log cannot be read ({error.strerror}); leave it out of the report's curves") from None
+        raise DataError(
+            f"{path}: the training log cannot be read ({error.strerror}); leave it out of the report's curves"
+        ) from None
     for text in lines:
         try:
             line = json.loads(text)

@@ -1,8 +1,8 @@
 """Metrics from ranks: recalls, their sums, mean reciprocal rank, median rank, bootstrap intervals. Numpy only.
 
-Two published ways to count visual→text exist (methods differ by several points of SumR when items have several captions): candidates are
-captions (LECCR, NRCCR; primary here) or items merged by their best caption (MLA, DASD; reported beside it as `item_level`). A median rank
-is that of the queries; recalls are percent of all queries.
+Two published ways to count visual→text exist (methods differ by several points of SumR when items have several
+captions): candidates are captions (LECCR, NRCCR; primary here) or items merged by their best caption (MLA, DASD;
+reported beside it as `item_level`). A median rank is that of the queries; recalls are percent of all queries.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def recall(ranks: np.ndarray, k: int) -> float:
 
 
 def metrics(t2v: np.ndarray, v2t: np.ndarray) -> dict[str, float]:
-    """Ranks (from 1) of all queries of both directions -> metrics by name, see `schema.py`. SumR adds the six recalls, mR is their mean."""
+    """Ranks (from 1) of all queries of both directions -> metrics by name, see `schema.py`. SumR adds the six recalls,
+    mR is their mean.
+    """
     result: dict[str, float] = {}
     for direction, ranks in zip(DIRECTIONS, (t2v, v2t), strict=True):
         result |= {f"{direction}_R{k}": recall(ranks, k) for k in RECALLS}
@@ -37,7 +39,9 @@ def metrics(t2v: np.ndarray, v2t: np.ndarray) -> dict[str, float]:
 
 
 def hits(t2v: np.ndarray, v2t: np.ndarray, text_item: np.ndarray) -> np.ndarray:
-    """(items, 8), of each item: hits at 1, 5, 10 of its captions and of itself, its captions, 1 if it is a query. As for `bootstrap`."""
+    """(items, 8), of each item: hits at 1, 5, 10 of its captions and of itself, its captions, 1 if it is a query. As
+    for `bootstrap`.
+    """
     items = len(v2t)
     columns: list[np.ndarray] = [np.bincount(text_item, weights=t2v <= k, minlength=items) for k in RECALLS]
     columns += [(v2t > 0) & (v2t <= k) for k in RECALLS] + [np.bincount(text_item, minlength=items), v2t > 0]
@@ -51,11 +55,19 @@ def recalls(sums: np.ndarray) -> np.ndarray:
 
 
 def bootstrap(
-    t2v: np.ndarray, v2t: np.ndarray, text_item: np.ndarray, *, replicates: int = 1000, level: float = 0.95, seed: int = 0
+    t2v: np.ndarray,
+    v2t: np.ndarray,
+    text_item: np.ndarray,
+    *,
+    replicates: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Percentile intervals (Efron 1979) of the six recalls, SumR and mR, from resampling items together with their captions.
+    """Percentile intervals (Efron 1979) of the six recalls, SumR and mR, from resampling items together with their
+    captions.
 
-    `t2v` (Nt,) ranks; `v2t` (Nv,) ranks, 0 = not a query; `text_item` (Nt,). Items without queries are left out. Empty without replicates.
+    `t2v` (Nt,) ranks; `v2t` (Nv,) ranks, 0 = not a query; `text_item` (Nt,). Items without queries are left out. Empty
+    without replicates.
     """
     if replicates == 0:
         return {}
@@ -68,8 +80,12 @@ def bootstrap(
         draws.append(recalls(times @ table))
     found = np.concatenate(draws)
     total = found.sum(axis=1, keepdims=True)
-    ends = np.nanpercentile(np.concatenate([found, total, total / 6], axis=1), [50 - 50 * level, 50 + 50 * level], axis=0)
-    return {name: (float(low), float(high)) for name, low, high in zip((*RECALL_NAMES, "SumR", "mR"), *ends, strict=True)}
+    ends = np.nanpercentile(
+        np.concatenate([found, total, total / 6], axis=1), [50 - 50 * level, 50 + 50 * level], axis=0
+    )
+    return {
+        name: (float(low), float(high)) for name, low, high in zip((*RECALL_NAMES, "SumR", "mR"), *ends, strict=True)
+    }
 
 
 def language_result(
@@ -84,7 +100,9 @@ def language_result(
     replicates: int = 1000,
     seed: int = 0,
 ) -> LanguageResult:
-    """Everything reported about one language, from the arrays of `retrieval.Ranks`; `counts` are added to the own ones."""
+    """Everything reported about one language, from the arrays of `retrieval.Ranks`; `counts` are added to the own
+    ones.
+    """
     if not len(text_to_visual) or not (visual_to_text > 0).any():
         raise DataError(f"column {column} has no query to count")
     asked, asked_items = (ranks[ranks > 0] for ranks in (visual_to_text, visual_to_text_items))

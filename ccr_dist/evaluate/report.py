@@ -1,8 +1,9 @@
-"""Several runs' results files -> rows with means and spreads -> terminal table, `results.csv`, `results.json`, `report.html`.
+"""Several runs' results files -> rows with means and spreads -> terminal table, `results.csv`, `results.json`,
+`report.html`.
 
-The files' format is in `schema.py`; how the page looks is in `page.py` and `plots.py`. Rows are a (dataset, split, language, label): seeds
-of one label are averaged, the spread is the sample standard deviation over seeds. Intervals are each run's bootstrap over items; with
-several seeds the mean of their ends. Imports no torch.
+The files' format is in `schema.py`; how the page looks is in `page.py` and `plots.py`. Rows are a (dataset, split,
+language, label): seeds of one label are averaged, the spread is the sample standard deviation over seeds. Intervals are
+each run's bootstrap over items; with several seeds the mean of their ends. Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ccr_dist.data.store import replace_atomic
+from ccr_dist.data.storage.store import replace_atomic
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate.protocols import RECALL_NAMES
 from ccr_dist.evaluate.schema import LanguageResult, RunResult, read_result, require_comparable
@@ -53,7 +54,8 @@ class Stat:
         return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, tuple(values))
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f}" + (f"\n±{self.sd:.1f}" if self.sd is not None else "")  # two lines: means align, rows fit 80 columns
+        # two lines: means align, rows fit 80 columns
+        return f"{self.mean:.1f}" + (f"\n±{self.sd:.1f}" if self.sd is not None else "")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class Row:
 
 
 def collect(paths: Iterable[str | Path]) -> Results:
-    """Reads results files. DataError naming the file that is missing, not a results file, or a second result of the same run and seed."""
+    """Reads results files. DataError naming the file that is missing, not a results file, or a second result of the
+    same run and seed.
+    """
     runs: list[RunResult] = []
     seen: dict[tuple[str, str, int, str], Path] = {}
     for path in map(Path, paths):
@@ -83,7 +87,9 @@ def collect(paths: Iterable[str | Path]) -> Results:
         for lang in run.languages:
             same = (run.dataset + "/" + run.split, run.label, run.seed, lang)
             if same in seen:
-                raise DataError(f"{path}: {run.label!r}, seed {run.seed}, {same[0]}, {lang} is in {seen[same]} already; relabel one")
+                raise DataError(
+                    f"{path}: {run.label!r}, seed {run.seed}, {same[0]}, {lang} is in {seen[same]} already; relabel one"
+                )
             seen[same] = path
         runs.append(run)
     if not runs:
@@ -92,8 +98,8 @@ def collect(paths: Iterable[str | Path]) -> Results:
 
 
 def aggregate(results: Results) -> list[Row]:
-    """Rows by dataset, language (the ceiling last), label; each in order of first appearance. DataError where results of one split were
-    measured on different content.
+    """Rows by dataset, language (the ceiling last), label; each in order of first appearance. DataError where results
+    of one split were measured on different content.
     """
     require_comparable(results.runs)
     found: dict[tuple[str, str, str, str], list[RunResult]] = {}
@@ -104,7 +110,15 @@ def aggregate(results: Results) -> list[Row]:
     datasets = list(dict.fromkeys((row.dataset, row.split) for row in rows))
     languages = list(dict.fromkeys(row.language for row in rows))
     labels = results.labels
-    return sorted(rows, key=lambda r: (datasets.index((r.dataset, r.split)), r.ceiling, languages.index(r.language), labels.index(r.label)))
+    return sorted(
+        rows,
+        key=lambda r: (
+            datasets.index((r.dataset, r.split)),
+            r.ceiling,
+            languages.index(r.language),
+            labels.index(r.label),
+        ),
+    )
 
 
 def _row(lang: str, runs: list[RunResult]) -> Row:
@@ -113,7 +127,8 @@ def _row(lang: str, runs: list[RunResult]) -> Row:
     for run, result in zip(runs, results, strict=True):
         if (run.dataset_digest, result.counts) != (runs[0].dataset_digest, results[0].counts):
             raise DataError(
-                f"{run.name} and {runs[0].name}, both {run.label!r}, were measured on different {run.dataset}/{run.split} ({lang})"
+                f"{run.name} and {runs[0].name}, both {run.label!r}, were measured on different"
+                f" {run.dataset}/{run.split} ({lang})"
             )
 
     def stats(of: Callable[[LanguageResult], Mapping[str, float]]) -> dict[str, Stat]:
@@ -132,13 +147,18 @@ def _row(lang: str, runs: list[RunResult]) -> Row:
         item_level=stats(lambda result: result.item_level),
         ci={name: tuple(statistics.fmean(r.ci[name][end] for r in results) for end in (0, 1)) for name in first.ci},  # type: ignore[misc]
         curve={"k": first.curve["k"]}
-        | {way: tuple(map(statistics.fmean, zip(*(r.curve[way] for r in results), strict=True))) for way in ("t2v", "v2t")},
+        | {
+            way: tuple(map(statistics.fmean, zip(*(r.curve[way] for r in results), strict=True)))
+            for way in ("t2v", "v2t")
+        },
         counts=first.counts,
     )
 
 
 def merged_ceiling(rows: Sequence[Row]) -> list[tuple[str, Row]]:
-    """(name, row) to show: source-language rows with equal figures (adapters that leave the source language alone) become one."""
+    """(name, row) to show: source-language rows with equal figures (adapters that leave the source language alone)
+    become one.
+    """
     shown: dict[Any, tuple[list[str], Row]] = {}
     for row in rows:
         means = tuple(round(stat.mean, 9) for stat in row.metrics.values())
@@ -149,7 +169,9 @@ def merged_ceiling(rows: Sequence[Row]) -> list[tuple[str, Row]]:
 
 def table(rows: Sequence[Row], title: str | None = None) -> Table:
     """For the terminal."""
-    made = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0))
+    made = Table(
+        title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0)
+    )
     made.caption = (
         "Percent, mean ±standard deviation over n seeds. t→i: text→image. CI: 95 % bootstrap over items. "
         "SumR-i: image→text counted by items. † source-language queries, the ceiling."
@@ -187,10 +209,14 @@ def to_json(results: Results, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """One line a row: means, `_sd` (empty with one seed), `item_` for the item-level protocol, `_low` and `_high` of the intervals."""
+    """One line a row: means, `_sd` (empty with one seed), `item_` for the item-level protocol, `_low` and `_high` of
+    the intervals.
+    """
     lines = []
     for row in rows:
-        line: dict[str, Any] = {name: getattr(row, name) for name in ("dataset", "split", "language", "label", "method", "ceiling")}
+        line: dict[str, Any] = {
+            name: getattr(row, name) for name in ("dataset", "split", "language", "label", "method", "ceiling")
+        }
         line |= {"seeds": " ".join(map(str, row.seeds)), **row.counts}
         for prefix, metrics in (("", row.metrics), ("item_", row.item_level)):
             for name, stat in metrics.items():
@@ -207,8 +233,8 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def cell(value: Any) -> Any:
-    """A value of a CSV file that is text to spreadsheets and terminals, too: what begins like a formula gets an apostrophe, controls are
-    made visible. Numbers are left alone.
+    """A value of a CSV file that is text to spreadsheets and terminals, too: what begins like a formula gets an
+    apostrophe, controls are made visible. Numbers are left alone.
     """
     if not isinstance(value, str):
         return value
@@ -224,10 +250,11 @@ def write_report(
     images: Callable[[str], bytes | None] = lambda key: None,
     curves: Mapping[str, Sequence[str | Path]] | None = None,
 ) -> Path:
-    """Writes results.json, results.csv and report.html (one file, nothing loaded from elsewhere) in the folder `out`; the page's path.
+    """Writes results.json, results.csv and report.html (one file, nothing loaded from elsewhere) in the folder `out`;
+    the page's path.
 
-    Args: `notes`: paragraphs; `images`: item key -> picture, or None for a tile with the key; `curves`: label -> training logs, JSONL with
-    `step`, and `loss` or (where `event` is "validation") the selection metric.
+    Args: `notes`: paragraphs; `images`: item key -> picture, or None for a tile with the key; `curves`: label ->
+    training logs, JSONL with `step`, and `loss` or (where `event` is "validation") the selection metric.
     """
     from ccr_dist.evaluate.page import page
 

@@ -1,13 +1,15 @@
 """Exact ranks and top-k lists, computed on all ranks together.
 
-Belongs here: scoring in blocks, ranks of the correct answers, the sums over processes that merge them. Does not belong here: encoding
-(`evaluate.py`), metrics made from ranks (`protocols.py`).
+Belongs here: scoring in blocks, ranks of the correct answers, the sums over processes that merge them. Does not belong
+here: encoding (`evaluate.py`), metrics made from ranks (`protocols.py`).
 
-Queries are cut in blocks whose size depends on the number of candidates alone; rank r of a world takes blocks r, r + world, ... and every
-row is computed by exactly one rank, so a sum over ranks merges the results and any world size gives the same bits.
+Queries are cut in blocks whose size depends on the number of candidates alone; rank r of a world takes blocks r, r +
+world, ... and every row is computed by exactly one rank, so a sum over ranks merges the results and any world size
+gives the same bits.
 
-Scores are computed from float64 features and rounded to float32: equal vectors then get equal scores wherever they stand in a block,
-so that ties are seen as ties, and neither TF32 nor the number of threads moves a rank. (MPS has no float64: float32 throughout.)
+Scores are computed from float64 features and rounded to float32: equal vectors then get equal scores wherever they
+stand in a block, so that ties are seen as ties, and neither TF32 nor the number of threads moves a rank. (MPS has no
+float64: float32 throughout.)
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ LONGEST_BLOCK = 1024
 class Fusion:
     """How the parts of a score become one: their weighted sum.
 
-    minmax: each part is first brought to [0, 1] by its least and largest value over all texts and items of the split. That makes a score
-    depend on the other queries of the test (transductive), so results say so.
+    minmax: each part is first brought to [0, 1] by its least and largest value over all texts and items of the split.
+    That makes a score depend on the other queries of the test (transductive), so results say so.
     """
 
     weights: Mapping[str, float] = field(default_factory=lambda: {"global": 1.0})
@@ -49,7 +51,9 @@ PLAIN = Fusion()
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank of the best correct candidate of every query, from 1; 0 where no correct candidate exists (an item without captions)."""
+    """Rank of the best correct candidate of every query, from 1; 0 where no correct candidate exists (an item without
+    captions).
+    """
 
     text_to_visual: Tensor  # (Nt,) int64, on the CPU
     visual_to_text: Tensor  # (Nv,) candidates are captions: the primary protocol (LECCR, NRCCR)
@@ -82,12 +86,14 @@ def ranks(
     fusion: Fusion = PLAIN,
     block: int | None = None,
 ) -> Ranks:
-    """Ranks in both directions; ties count against the method: 1 + the wrong candidates that score no less than the best right one.
+    """Ranks in both directions; ties count against the method: 1 + the wrong candidates that score no less than the
+    best right one.
 
-    Args: `text` of Nt texts and `visual` of Nv items, the same on every rank; `text_item` (Nt,): the row in `visual` that each caption
-    belongs to; `group` (Nv,) int: items of one group are all correct for each other's captions; `score`: banks of b texts and Nv items ->
-    parts (b, Nv), larger is better, each pair on its own, in the features' precision; `fusion` of the parts. `block`: queries at a time,
-    for tests. Raises DataError for shapes that do not fit, NonFiniteError (on every rank) for a score that is NaN.
+    Args: `text` of Nt texts and `visual` of Nv items, the same on every rank; `text_item` (Nt,): the row in `visual`
+    that each caption belongs to; `group` (Nv,) int: items of one group are all correct for each other's captions;
+    `score`: banks of b texts and Nv items -> parts (b, Nv), larger is better, each pair on its own, in the features'
+    precision; `fusion` of the parts. `block`: queries at a time, for tests. Raises DataError for shapes that do not
+    fit, NonFiniteError (on every rank) for a score that is NaN.
     """
     texts, items = _check(text, visual, text_item, group)
     scored = _Scored(text, visual, score, fusion, block)
@@ -110,28 +116,41 @@ def ranks(
         to_text[1, rows] = _rank(merged[:, captioned], group[rows, None] == group[captioned])
 
     found = Ranks(merge(to_visual).cpu(), *merge(to_text).cpu())
-    for values, query, candidate in ((found.text_to_visual, "caption", "item"), (found.visual_to_text, "item", "caption")):
+    for values, query, candidate in (
+        (found.text_to_visual, "caption", "item"),
+        (found.visual_to_text, "item", "caption"),
+    ):
         if (values < 0).any():
             at = int((values < 0).nonzero()[0])
             raise NonFiniteError(
-                f"the score of {query} {at} and {candidate} {-int(values[at]) - 1} is NaN: the features or the method diverged"
+                f"the score of {query} {at} and {candidate} {-int(values[at]) - 1} is NaN: the features or the method"
+                " diverged"
             )
     return found
 
 
 @torch.no_grad()
 def top_k(
-    text: Bank, visual: Bank, queries: Tensor, k: int, score: Score = cosine, *, fusion: Fusion = PLAIN, block: int | None = None
+    text: Bank,
+    visual: Bank,
+    queries: Tensor,
+    k: int,
+    score: Score = cosine,
+    *,
+    fusion: Fusion = PLAIN,
+    block: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The k best items of the texts number `queries` (q,): `(q, min(k, Nv))` int64 rows of `visual` and float32 scores, best first, ties in
-    row order."""
+    """The k best items of the texts number `queries` (q,): `(q, min(k, Nv))` int64 rows of `visual` and float32 scores,
+    best first, ties in row order.
+    """
     scored = _Scored(text, visual, score, fusion, block)
     queries, candidates = queries.to(scored.device), _rows(visual)
     k = min(k, candidates)
     items = torch.zeros(len(queries), k, dtype=torch.int64, device=scored.device)
     values = torch.zeros(len(queries), k, dtype=torch.float32, device=scored.device)
     for rows in _own_blocks(len(queries), candidates, block):
-        best = scored(queries[rows], slice(None)).sort(dim=1, descending=True, stable=True)  # topk promises nothing about ties
+        # topk promises nothing about ties
+        best = scored(queries[rows], slice(None)).sort(dim=1, descending=True, stable=True)
         items[rows], values[rows] = best.indices[:, :k], best.values[:, :k]
     return merge(items).cpu(), merge(values).cpu()
 
@@ -156,11 +175,14 @@ class _Scored:
         return torch.stack(fused).sum(0).float()
 
     def _parts(self, texts: slice | Tensor, items: slice | Tensor) -> Mapping[str, Tensor]:
-        return self._score({name: x[texts] for name, x in self._text.items()}, {name: x[items] for name, x in self._visual.items()})
+        return self._score(
+            {name: x[texts] for name, x in self._text.items()}, {name: x[items] for name, x in self._visual.items()}
+        )
 
     def _find_ranges(self, block: int | None) -> None:
         used = [name for name, weight in self._fusion.weights.items() if weight]
-        ends = torch.full((2, len(used)), torch.inf, dtype=self._text["global"].dtype, device=self.device)  # least value, least negative
+        # least value, least negative
+        ends = torch.full((2, len(used)), torch.inf, dtype=self._text["global"].dtype, device=self.device)
         for rows in _own_blocks(_rows(self._text), _rows(self._visual), block):
             parts = self._parts(rows, slice(None))
             found = torch.stack([torch.stack([parts[name].min(), -parts[name].max()]) for name in used], dim=1)
@@ -185,7 +207,9 @@ def _own_blocks(queries: int, candidates: int, block: int | None) -> Iterator[sl
 
 
 def _rank(scores: Tensor, correct: Tensor) -> Tensor:
-    """`(b, N)` scores and which candidates are right -> `(b,)`; 0 without a right one, -1 - (first NaN candidate) where a score is NaN."""
+    """`(b, N)` scores and which candidates are right -> `(b,)`; 0 without a right one, -1 - (first NaN candidate) where
+    a score is NaN.
+    """
     best = scores.masked_fill(~correct, -torch.inf).amax(dim=1, keepdim=True)
     ahead = ((scores >= best) & ~correct).sum(dim=1)
     rank = torch.where(correct.any(dim=1), 1 + ahead, 0)
@@ -204,9 +228,13 @@ def _check(text: Bank, visual: Bank, text_item: Tensor, group: Tensor) -> tuple[
         raise DataError(f"nothing to rank: {texts} captions and {items} items")
     for name, index, rows in (("text_item", text_item, texts), ("group", group, items)):
         if index.shape != (rows,):
-            raise DataError(f"{name} has shape {tuple(index.shape)}, expected ({rows},): one entry a row of the features")
+            raise DataError(
+                f"{name} has shape {tuple(index.shape)}, expected ({rows},): one entry a row of the features"
+            )
     outside = (text_item < 0) | (text_item >= items)
     if outside.any():
         at = int(outside.nonzero()[0])
-        raise DataError(f"caption {at} belongs to item {int(text_item[at])}, but the gallery has items 0 to {items - 1}")
+        raise DataError(
+            f"caption {at} belongs to item {int(text_item[at])}, but the gallery has items 0 to {items - 1}"
+        )
     return texts, items

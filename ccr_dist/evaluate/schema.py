@@ -2,32 +2,30 @@
 
     {"format": 1,
      "name": "dasd-emoji14-s0",            run name
-     "label": "DASD", "method": "dasd",    row of the table (seeds of one label are averaged); the method's registered name
-     "seed": 0,
-     "dataset": "emoji14", "split": "test", "dataset_digest": "…",
-     "source_language": "en",              its rows are the ceiling
-     "items": 512, "groups": 498,          gallery size; number of concepts
-     "languages": {"pt": LanguageResult},
-     "test_reads": 1,                      how often this run read the split's captions; null: not known
-     "selection": "mR on emoji14/val",     how the weights were chosen; null: nothing was chosen (untrained)
-     "columns": {"image": "…", "caption.pt": "…"},   digest of each column that was measured on, and of those these were made of; {}: an
+     "label": "DASD", "method": "dasd",    row of the table (seeds of one label are averaged); the method's registered
+     name "seed": 0, "dataset": "emoji14", "split": "test", "dataset_digest": "…", "source_language": "en",
+     its rows are the ceiling "items": 512, "groups": 498,          gallery size; number of concepts "languages": {"pt":
+     LanguageResult}, "test_reads": 1,                      how often this run read the split's captions; null: not
+     known "selection": "mR on emoji14/val",     how the weights were chosen; null: nothing was chosen (untrained)
+     "columns": {"image": "…", "caption.pt": "…"},   digest of each column that was measured on, and of those these were
+     made of; {}: an
                                            earlier version wrote the file
-     "rules": {"pictures": 1},             number of the rule by which the gallery's pictures were opened (data/pictures.py), or
-                                           its "texts" told from blanks (data/text.py), where known
-     "provenance": {"caption.pt.opus": "…"},   columns the run trained or was queried with -> who made them (MT engine, humans)
-     "attribution": ["Pictures: …, CC BY-SA 4.0"],
-     "config": {…},                        the resolved run config
-     "meta": {"strategy": …, "world": …, "commit": …, "hardware": …, "versions": {…}, "command": …,   anything; shown as it is
+     "rules": {"pictures": 1},             number of the rule by which the gallery's pictures were opened
+     (data/media/pictures.py), or
+                                           its "texts" told from blanks (data/media/text.py), where known
+     "provenance": {"caption.pt.opus": "…"},   columns the run trained or was queried with -> who made them (MT engine,
+     humans) "attribution": ["Pictures: …, CC BY-SA 4.0"], "config": {…},                        the resolved run config
+     "meta": {"strategy": …, "world": …, "commit": …, "hardware": …, "versions": {…}, "command": …,   anything; shown as
+     it is
               "weights": "…", "ranks": "…",    digests of the weights that were measured and of SPLIT.ranks.npz
               "digest": "…"}}                  of all the rest of the file; those of earlier versions have none
 
 LanguageResult:
     {"column": "caption.pt",
-     "metrics": {"t2v_R1", "t2v_R5", "t2v_R10", "t2v_MRR", "t2v_median_rank", "v2t_…" the same, "SumR", "mR"},   percent; MRR 0..1
-     "item_level": the same keys, with visual→text counted over items (MLA, DASD),
-     "ci": {"t2v_R1": [low, high], …, "SumR", "mR"},   95 % percentile bootstrap over items
-     "curve": {"k": [1, 2, …], "t2v": […], "v2t": […]},
-     "counts": {"captions", "items", "groups", "queries_v2t", "items_without_caption", "captions_without_item",
+     "metrics": {"t2v_R1", "t2v_R5", "t2v_R10", "t2v_MRR", "t2v_median_rank", "v2t_…" the same, "SumR", "mR"},
+     percent; MRR 0..1 "item_level": the same keys, with visual→text counted over items (MLA, DASD), "ci": {"t2v_R1":
+     [low, high], …, "SumR", "mR"},   95 % percentile bootstrap over items "curve": {"k": [1, 2, …], "t2v": […], "v2t":
+     […]}, "counts": {"captions", "items", "groups", "queries_v2t", "items_without_caption", "captions_without_item",
                 "captions_blank"},   texts that say nothing are no queries; "captions" are those that were asked
      "examples": [{"item": key, "query": text, "english": text|null, "rank": 3,
                    "top": [{"item": key, "score": 0.31, "correct": false, "english": text|null}, …]}]}
@@ -42,8 +40,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ccr_dist.data.checked import parse
-from ccr_dist.data.store import digest_json
+from ccr_dist.data.storage.checked import parse
+from ccr_dist.data.storage.store import digest_json
 from ccr_dist.errors import DataError
 
 
@@ -127,16 +125,21 @@ def read_result(path: Path) -> RunResult:
         where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
         raise DataError(f"{path}: not a results file of format 1 ({where}); `ccr-dist evaluate` writes one") from None
     except ValueError as error:
-        raise DataError(f"{path}: damaged, it is not JSON ({error}); `ccr-dist evaluate … --again` measures anew") from None
+        raise DataError(
+            f"{path}: damaged, it is not JSON ({error}); `ccr-dist evaluate … --again` measures anew"
+        ) from None
     digest = run.meta.get("digest")
     if digest is not None and digest != _digest(values):
-        raise DataError(f"{path}: damaged, its numbers are not what its digest says; `ccr-dist evaluate … --again` measures anew")
+        raise DataError(
+            f"{path}: damaged, its numbers are not what its digest says; `ccr-dist evaluate … --again` measures anew"
+        )
     return run
 
 
 def require_comparable(runs: Iterable[RunResult]) -> None:
-    """DataError, naming two runs, where results of one split were measured on different content: columns of one name with different
-    bytes, or pictures that were opened by different rules. Results that do not record it (`unrecorded`) are taken as they are.
+    """DataError, naming two runs, where results of one split were measured on different content: columns of one name
+    with different bytes, or pictures that were opened by different rules. Results that do not record it (`unrecorded`)
+    are taken as they are.
     """
     known: dict[tuple[str, str, str, str], tuple[str, str | int]] = {}
     for run in runs:
@@ -150,8 +153,9 @@ def require_comparable(runs: Iterable[RunResult]) -> None:
                         else f"{name} were read by rule {theirs} in the first and by rule {value} in the second"
                     )
                     raise DataError(
-                        f"{other} and {run.name} were not measured on the same {run.dataset}/{run.split}: {what}, so their numbers "
-                        "cannot be compared; measure both on the same columns (`ccr-dist evaluate … --again`)"
+                        f"{other} and {run.name} were not measured on the same {run.dataset}/{run.split}: {what}, so"
+                        " their numbers cannot be compared; measure both on the same columns (`ccr-dist evaluate …"
+                        " --again`)"
                     )
 
 
@@ -161,8 +165,9 @@ def unrecorded(runs: Iterable[RunResult]) -> str | None:
     if not names:
         return None
     return (
-        f"Not recorded in results of an earlier version: which content they were measured on ({', '.join(names)}). They are compared as if "
-        "their columns, and the rules by which they were read, were those of the others; `ccr-dist evaluate … --again` records it."
+        f"Not recorded in results of an earlier version: which content they were measured on ({', '.join(names)}). They"
+        " are compared as if their columns, and the rules by which they were read, were those of the others; `ccr-dist"
+        " evaluate … --again` records it."
     )
 
 

@@ -1,7 +1,9 @@
-"""The answer inside what a model said: without its thinking, special tokens, code fences, preambles, notes and quotation marks.
+"""The answer inside what a model said: without its thinking, special tokens, code fences, preambles, notes and
+quotation marks.
 
-Pure functions. What is wrong with the answer that is left is `filters.py`. VERSION is part of every plan: what is removed here decides a
-column's bytes, so a change of the rules is a new version, and columns of two versions do not mix.
+Pure functions. What is wrong with the answer that is left is `filters.py`. VERSION is part of every plan: what is
+removed here decides a column's bytes, so a change of the rules is a new version, and columns of two versions do not
+mix.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ OPENS = re.compile(
 )
 CLOSES = re.compile(
     rf"</{_THINKS}\s*>|<\|?/{_THINKS}\|?>|\[/{_THINKS}\]|◁/{_THINKS}▷|<\|end_of_thought\|>|<\|END_THINKING\|>|<\|inner_suffix\|>|"
-    r"<unused95>|<channel\|>|<\|channel\|>\s*final\b[^<]*<\|message\|>|^[ \t]*here (?:is|are) my (?:response|answer)\s*:",
+    r"<unused95>|<channel\|>|<\|channel\|>\s*final\b[^<]*<\|message\|>|^[ \t]*here (?:is|are) my"
+    r" (?:response|answer)\s*:",
     re.IGNORECASE | re.MULTILINE,
 )
 _LABELLED = re.compile(
@@ -42,7 +45,8 @@ _LABELLED = re.compile(
     r"(?:final )?(?:answer|response|description|caption|translation)[*\s]*:[*\s]*",
     re.IGNORECASE | re.DOTALL,
 )
-_HARMONY = re.compile(r"\Aanalysis(?=[A-Z\W])(?:.*?assistantfinal|.*\Z)", re.DOTALL)  # gpt-oss, its special tokens left out
+# gpt-oss, its special tokens left out
+_HARMONY = re.compile(r"\Aanalysis(?=[A-Z\W])(?:.*?assistantfinal|.*\Z)", re.DOTALL)
 
 
 def _without_thinking(text: str, source: str) -> str:
@@ -77,13 +81,19 @@ _SPECIAL = re.compile(
     r"[\ud800-\udfff]|\ufffd|\x00"
 )
 _ANSWER = re.compile(
-    r"<(answer|final_answer|translation|response|output|result|caption|description)>(.*?)(?:</\1>|\Z)", re.IGNORECASE | re.DOTALL
+    r"<(answer|final_answer|translation|response|output|result|caption|description)>(.*?)(?:</\1>|\Z)",
+    re.IGNORECASE | re.DOTALL,
 )
-_STRAY = re.compile(r"</?(?:answer|final_answer|translation|response|output|result|caption|description)>", re.IGNORECASE)
+_STRAY = re.compile(
+    r"</?(?:answer|final_answer|translation|response|output|result|caption|description)>", re.IGNORECASE
+)
 _NEXT_TURN = re.compile(
-    r"(?:\n\s*|(?=###))(?:###\s*)?(?:human|user|USER|Human|User)\s*:.*\Z|\s*###\s*(?:Human|User|Instruction)\b.*\Z", re.DOTALL
+    r"(?:\n\s*|(?=###))(?:###\s*)?(?:human|user|USER|Human|User)\s*:.*\Z|\s*###\s*(?:Human|User|Instruction)\b.*\Z",
+    re.DOTALL,
 )
-_TURN_BEFORE = re.compile(r"\A(?:system\n.*?\n)?user\n.*?\nassistant\n|\A\s*(?:###\s*)?(?:assistant|ASSISTANT|Assistant)\s*:\s*", re.DOTALL)
+_TURN_BEFORE = re.compile(
+    r"\A(?:system\n.*?\n)?user\n.*?\nassistant\n|\A\s*(?:###\s*)?(?:assistant|ASSISTANT|Assistant)\s*:\s*", re.DOTALL
+)
 _INVISIBLE = re.compile("\\A[\u200b\ufeff\u2060]+|[\u200b\ufeff\u2060]+\\Z")
 _BOXED = re.compile(r"\A\$*\\boxed\{(?:\\text\{)?([^{}]*)\}?\}\$*\Z", re.DOTALL)
 
@@ -92,7 +102,11 @@ def _without_specials(text: str, source: str) -> str:
     text = _INVISIBLE.sub("", _HEADER.sub("", text))
     if not _TURN_BEFORE.match(source):
         text = _TURN_BEFORE.sub("", text)
-    if (following := _NEXT_TURN.search(text)) is not None and text[: following.start()].strip() and not _NEXT_TURN.search(source):
+    if (
+        (following := _NEXT_TURN.search(text)) is not None
+        and text[: following.start()].strip()
+        and not _NEXT_TURN.search(source)
+    ):
         text = text[: following.start()]
     turn = _TURN.search(text)
     while turn is not None and turn.group() not in source:
@@ -148,7 +162,10 @@ def _only_text(text: str) -> str | None:
 
 # -- preambles and labels
 
-_LABEL = r"(?:final |image |picture |video |photo |detailed )*(?:translations?|captions?|descriptions?|answers?|responses?|output)"
+_LABEL = (
+    r"(?:final |image |picture |video |photo |detailed"
+    r" )*(?:translations?|captions?|descriptions?|answers?|responses?|output)"
+)
 _LABELS = (  # of translations
     rf"{_LABEL}|(?:the )?[\w-]+ (?:translation|version|caption|text)|translated \w+|result|text|"
     rf"translat\w* (?:in|into|to) [\w -]+?|{ANSWERS}"
@@ -159,18 +176,23 @@ _ANNOUNCED = re.compile(rf"\A(?:{HERE})(?P<about>[^\n:：]{{0,140}}){_COLON}(?P<
 _ABOUT = re.compile(rf"(?<!\w)(?:{ANSWERS})|(?:翻译|翻譯|译文|譯文|翻訳|訳|描述|説明|번역|설명)", re.IGNORECASE)
 _NAMED = re.compile(rf"\A[*_#\s]{{0,6}}(?:{_LABEL}|{DESCRIPTIONS}){_COLON}\s*", re.IGNORECASE)
 _HERE_YOU_GO = re.compile(
-    r"\A(?:here (?:you go|it is)|there you go|as requested|(?:it|this|that) translates to|bitte(?: schön| sehr)?|voilà)[ \t]*[:：]\s*",
+    r"\A(?:here (?:you go|it is)|there you go|as requested|(?:it|this|that) translates to|bitte(?: schön|"
+    r" sehr)?|voilà)[ \t]*[:：]\s*",
     re.IGNORECASE,
 )
 _ARROW = re.compile(r"\s*(?:->|→|=>|=|:|：|–|—|\n)\s*(?=\S)")
-_NAMED_TRANSLATION = re.compile(rf"\A[*_#\s]{{0,6}}(?:{_LABELS})(?:[ \t]*[(（][^()（）\n]{{1,40}}[)）])?{_COLON}\s*", re.IGNORECASE)
+_NAMED_TRANSLATION = re.compile(
+    rf"\A[*_#\s]{{0,6}}(?:{_LABELS})(?:[ \t]*[(（][^()（）\n]{{1,40}}[)）])?{_COLON}\s*", re.IGNORECASE
+)
 _LINE = re.compile(rf"\A[^\n]{{1,200}}?{_COLON}\n+\s*(?=\S)")
 _LAUTET = re.compile(
     rf"\A(?:(?:the|die|der|das|la|le|el|il|a|o|de|de[nt]) )?(?:{ANSWERS})[^\n:：]{{0,100}}"
     rf"\b(?:is|are|lautet|wäre|ist|est|es|é|è|sería|seria|would be|luidt){_COLON}\s*",
     re.IGNORECASE,
 )
-_THE_IS = re.compile(r"\A(?:the |a |an )?(?:[\w-]+ )?translation\b[^\n]{0,300}?\bis[ \t]*[:：]?[ \t\n]*(?=[\"“«„「'‘*`])", re.IGNORECASE)
+_THE_IS = re.compile(
+    r"\A(?:the |a |an )?(?:[\w-]+ )?translation\b[^\n]{0,300}?\bis[ \t]*[:：]?[ \t\n]*(?=[\"“«„「'‘*`])", re.IGNORECASE
+)
 _HEADING = re.compile(r"\A#{1,6}[ \t][^\n]{1,80}\n+(?=\S)")
 _COLONS = re.compile(r"[:：]")
 
@@ -205,11 +227,17 @@ def _without_preamble(text: str, source: str, names: Sequence[str]) -> str:
         if (named := pattern.match(text)) is not None:
             return text[named.end() :]
     for name in names:
-        later = list(re.finditer(rf"\n[*_#\s]{{0,6}}{re.escape(name)}(?: translation)?{_COLON}", text, re.IGNORECASE)) if source else []
+        later = (
+            list(re.finditer(rf"\n[*_#\s]{{0,6}}{re.escape(name)}(?: translation)?{_COLON}", text, re.IGNORECASE))
+            if source
+            else []
+        )
         if later:
             return text[later[-1].end() :]
         language = re.match(
-            rf"\A[*_#\s]{{0,6}}(?:in )?{re.escape(name)}(?:[ \t]*[(（][^()（）\n]{{1,40}}[)）])?{_COLON}\s*", text, re.IGNORECASE
+            rf"\A[*_#\s]{{0,6}}(?:in )?{re.escape(name)}(?:[ \t]*[(（][^()（）\n]{{1,40}}[)）])?{_COLON}\s*",
+            text,
+            re.IGNORECASE,
         )
         if language is not None:
             return text[language.end() :]
@@ -234,13 +262,17 @@ _BRACKETED = re.compile(
     re.IGNORECASE,
 )
 _LINE_NOTE = re.compile(
-    rf"\n[ \t]*(?:[-*_•>#]+\s*)?[(\[（【]?{_MARKS}(?:(?:{NOTE}){_MARKS}\s*(?:\([^()\n]*\)\s*)?[:：]|(?:alternatively|literally),).*\Z",
+    rf"\n[ \t]*(?:[-*_•>#]+\s*)?[(\[（【]?{_MARKS}"
+    rf"(?:(?:{NOTE}){_MARKS}\s*(?:\([^()\n]*\)\s*)?[:：]|(?:alternatively|literally),).*\Z",
     re.IGNORECASE | re.DOTALL,
 )
 _LINE_BEHIND = re.compile(rf"\n[ \t]*{_MARKS}[(\[]?(?:{BEHIND}).*\Z", re.IGNORECASE | re.DOTALL)
-_LINE_BEHIND_TRANSLATION = re.compile(rf"\n[ \t]*{_MARKS}[(\[]?(?:{BEHIND_TRANSLATIONS}).*\Z", re.IGNORECASE | re.DOTALL)
+_LINE_BEHIND_TRANSLATION = re.compile(
+    rf"\n[ \t]*{_MARKS}[(\[]?(?:{BEHIND_TRANSLATIONS}).*\Z", re.IGNORECASE | re.DOTALL
+)
 _SENTENCE_BEHIND = re.compile(
-    r"(?<=[.!?。！？])\s+(?:i hope (?:this|that|it)(?: \w+){0,4} helps?|hope this helps|let me know if|please let me know|feel free to ask|"
+    r"(?<=[.!?。！？])\s+(?:i hope (?:this|that|it)(?: \w+){0,4} helps?|hope this helps|let me know if|please let me"
+    r" know|feel free to ask|"
     r"would you like me to|is there anything else|if you (?:need|have|want) (?:any|more|further))\b[^\n]*\Z",
     re.IGNORECASE,
 )
@@ -272,8 +304,8 @@ _CLOSING = frozenset("".join(QUOTES.values()))
 
 
 def _without_quotes(text: str, source: str, *, cut: bool) -> str:
-    """Of a translation: where its source is not in quotation marks as a whole. Of another text: around whole sentences only, since a
-    phrase in them may be what can be read in a picture.
+    """Of a translation: where its source is not in quotation marks as a whole. Of another text: around whole sentences
+    only, since a phrase in them may be what can be read in a picture.
     """
     if len(text) < 2 or text[0] not in QUOTES or (source and _quoted(source)):
         return text
@@ -309,11 +341,12 @@ def _quoted(text: str) -> bool:
 
 
 def clean(text: str, *, source: str = "", names: Sequence[str] = (), cut: bool = False) -> tuple[str, tuple[str, ...]]:
-    """(the answer alone, what was removed around it: keys of REMOVED). A text in which nothing but thinking is has no answer: "".
+    """(the answer alone, what was removed around it: keys of REMOVED). A text in which nothing but thinking is has no
+    answer: "".
 
-    source: what was translated (marks, labels and notes that it has itself are kept); "" where the text is no translation. names: of the
-    target language, as labels call it. cut: the text ended at the token limit, so that a closing mark may be missing. Cleaning what is
-    clean changes nothing.
+    source: what was translated (marks, labels and notes that it has itself are kept); "" where the text is no
+    translation. names: of the target language, as labels call it. cut: the text ended at the token limit, so that a
+    closing mark may be missing. Cleaning what is clean changes nothing.
     """
     text, source, removed = text.strip(), source.strip(), []
     steps: dict[str, Callable[[str], str]] = {
@@ -336,10 +369,17 @@ def clean(text: str, *, source: str = "", names: Sequence[str] = (), cut: bool =
 
 def is_mark_of_thinking(token: str) -> bool:
     """Of a tokenizer's special tokens: whether it has to stay in the text, since it tells thinking from the answer."""
-    return bool(OPENS.search(token) or CLOSES.search(token)) or token in ("<|channel|>", "<|message|>", "<|channel>", "<channel|>")
+    return bool(OPENS.search(token) or CLOSES.search(token)) or token in (
+        "<|channel|>",
+        "<|message|>",
+        "<|channel>",
+        "<channel|>",
+    )
 
 
 def without_specials(text: str, source: str) -> tuple[str, bool]:
-    """Of a dedicated translation system, which neither thinks nor comments: (the text without special tokens, whether there were any)."""
+    """Of a dedicated translation system, which neither thinks nor comments: (the text without special tokens, whether
+    there were any).
+    """
     left = _SPECIAL.sub(lambda match: match.group() if match.group() in source else "", text).strip()
     return left, left != text.strip()

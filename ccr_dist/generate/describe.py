@@ -7,18 +7,18 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from ccr_dist.data.decode import decode_image
-from ccr_dist.data.pictures import VERSION
-from ccr_dist.data.table import Dataset
-from ccr_dist.data.text import has_text, texts_of
-from ccr_dist.data.video import decode_video
+from ccr_dist.data.media.decode import decode_image
+from ccr_dist.data.media.pictures import VERSION
+from ccr_dist.data.media.text import has_text, texts_of
+from ccr_dist.data.media.video import decode_video
+from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate import filters
 from ccr_dist.generate.engines.generator import Answer, Generator, Request
 from ccr_dist.generate.filters import kept_of, tally
 from ccr_dist.generate.processor import Outcome
 from ccr_dist.generate.prompts import LIST_SCHEMA, Prompt, load_prompt, plan_of
-from ccr_dist.generate.requests import Asked, Asker, Generate, spare_cores
+from ccr_dist.generate.request_stream import Asked, Asker, Generate, spare_cores
 
 FIELDS = ("media", "captions")
 
@@ -49,7 +49,10 @@ class Look:
             seen = {"frames": tuple(decode_video(media, key, frames=self.frames))}
         else:
             seen = {"images": (decode_image(media, key),)}
-        fields = {"media": "video" if self.video else "image", "captions": "\n".join(f"- {caption}" for caption in captions)}
+        fields = {
+            "media": "video" if self.video else "image",
+            "captions": "\n".join(f"- {caption}" for caption in captions),
+        }
         requests = []
         for name, view in self.prompt.views.items():
             system, text = self.prompt.fill(name, fields)
@@ -61,14 +64,17 @@ class Look:
 class Describe(Generate):
     """(picture or video) -> {"views": {name: text}, "tokens": {name: n}, "finish": {name: how it ended}}.
 
-    An answer that a filter drops is left out of "views" and "finish" says why, by a key of `filters.DROPPED`; these are counted, and
-    `cut`: answers that were cut back to a whole sentence, and what was removed around answers, by the keys of `answer.REMOVED`.
-    prompt: name or path. frames: of a video. captions: a column of texts for the prompt's {captions}.
+    An answer that a filter drops is left out of "views" and "finish" says why, by a key of `filters.DROPPED`; these are
+    counted, and `cut`: answers that were cut back to a whole sentence, and what was removed around answers, by the keys
+    of `answer.REMOVED`. prompt: name or path. frames: of a video. captions: a column of texts for the prompt's
+    {captions}.
     """
 
     kind = "views"
 
-    def __init__(self, engine: Generator, prompt: str, column: str = "image", *, frames: int = 8, captions: str | None = None) -> None:
+    def __init__(
+        self, engine: Generator, prompt: str, column: str = "image", *, frames: int = 8, captions: str | None = None
+    ) -> None:
         self.prompt = load_prompt(prompt, FIELDS)
         if self.prompt.uses("captions") != (captions is not None):
             raise ConfigError(
@@ -96,7 +102,9 @@ class Describe(Generate):
         return {"processor": "describe", "engine": self.engine.identity(), **rules, **frames}
 
     def asker(self) -> Asker:
-        return Look(self.prompt, self.inputs[0], self._video, self._frames, self.inputs[1] if len(self.inputs) > 1 else None)
+        return Look(
+            self.prompt, self.inputs[0], self._video, self._frames, self.inputs[1] if len(self.inputs) > 1 else None
+        )
 
     def outcome(self, about: Any, answers: list[Answer]) -> Outcome:
         views: dict[str, str] = {}
@@ -108,7 +116,9 @@ class Describe(Generate):
                 finish[name], tokens[name] = "failed", 0
                 counts["failed"] += 1
                 continue
-            kept, how, removed = kept_of(answer.text, answer.finish, self.prompt.filters, max_words=view.max_words, listed=view.list)
+            kept, how, removed = kept_of(
+                answer.text, answer.finish, self.prompt.filters, max_words=view.max_words, listed=view.list
+            )
             finish[name], tokens[name] = how, answer.tokens
             if kept is not None:
                 views[name] = kept

@@ -1,4 +1,6 @@
-"""Pictures, videos or texts -> the vectors that a frozen backbone makes of them, so that the frozen part never runs again in training."""
+"""Pictures, videos or texts -> the vectors that a frozen backbone makes of them, so that the frozen part never runs
+again in training.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ccr_dist.data import pictures, text
-from ccr_dist.data.decode import decode_image
-from ccr_dist.data.table import Dataset
-from ccr_dist.data.text import has_text, texts_of
-from ccr_dist.data.video import decode_video
+from ccr_dist.data.media import pictures, text
+from ccr_dist.data.media.decode import decode_image
+from ccr_dist.data.media.text import has_text, texts_of
+from ccr_dist.data.media.video import decode_video
+from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError, EngineError
 from ccr_dist.generate.engines.base import torch_device
 from ccr_dist.generate.processor import Outcome, Processor
-from ccr_dist.generate.requests import spare_cores
+from ccr_dist.generate.request_stream import spare_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,12 +60,13 @@ class Pixels:
 class Featurise(Processor):
     """A picture gives one vector (1, F) or its tokens (T, F), a video (1, F) or (frames, F), n texts give (n, F).
 
-    A row of which no text says anything is a null row; beside others blank texts are included, so that vector i belongs to text i.
+    A row of which no text says anything is a null row; beside others blank texts are included, so that vector i belongs
+    to text i.
 
-    `backbone` builds the model; that happens once, when the plan asks for its identity. precision: of the forward pass (autocast);
-    vectors are stored as float16, and one that float16 cannot hold is a bad item. device: auto, cpu, cuda, ... frames: of a video, fewer
-    where it has fewer; pool: their mean, or all of them. tokens: of pictures, `Backbone.image_tokens`; grid: their patches averaged over
-    the cells of a grid x grid, so that T = 1 + grid².
+    `backbone` builds the model; that happens once, when the plan asks for its identity. precision: of the forward pass
+    (autocast); vectors are stored as float16, and one that float16 cannot hold is a bad item. device: auto, cpu, cuda,
+    ... frames: of a video, fewer where it has fewer; pool: their mean, or all of them. tokens: of pictures,
+    `Backbone.image_tokens`; grid: their patches averaged over the cells of a grid x grid, so that T = 1 + grid².
 
     ConfigError, besides what building the model raises: settings that do not go together.
     """
@@ -106,7 +109,9 @@ class Featurise(Processor):
 
     @property
     def workers(self) -> int:  # type: ignore[override]
-        """Processes feed an accelerator. On the CPU the model itself takes the cores, and processes would only cost their start."""
+        """Processes feed an accelerator. On the CPU the model itself takes the cores, and processes would only cost
+        their start.
+        """
         return 0 if self._side == "text" or torch_device(self._device) == "cpu" else spare_cores()
 
     def default_column(self) -> str:
@@ -159,7 +164,9 @@ class Featurise(Processor):
         counts = [len(item) for item in items]
         features = self._features(items)
         if len(features) != sum(counts):
-            raise EngineError(f"backbone {self.backbone.name}: {len(features)} vectors for {sum(counts)} inputs of {self.inputs[0]}")
+            raise EngineError(
+                f"backbone {self.backbone.name}: {len(features)} vectors for {sum(counts)} inputs of {self.inputs[0]}"
+            )
         rows = list(features) if self._tokens else np.split(features, np.cumsum(counts)[:-1])
         if self._kind == "video" and self._pool == "mean":
             rows = [row.mean(0, keepdims=True) for row in rows]

@@ -1,7 +1,8 @@
-"""What is wrong with a generated text: refusals, loops, nothing said, cut off in the middle. Pure functions of the text.
+"""What is wrong with a generated text: refusals, loops, nothing said, cut off in the middle. Pure functions of the
+text.
 
-Thresholds stand in the prompt's file (`filters:`), so that they are part of a column's plan. What is around an answer and no part of it
-is removed before, by `answer.py`.
+Thresholds stand in the prompt's file (`filters:`), so that they are part of a column's plan. What is around an answer
+and no part of it is removed before, by `answer.py`.
 """
 
 from __future__ import annotations
@@ -26,15 +27,32 @@ DROPPED = {
     "unanswered": "thinking alone, no answer",
     "failed": "the engine gave no answer to this one of the row's requests",
 }
-COUNTED = (*DROPPED, "cut", *answer.REMOVED, "empty", "unchanged", "long")  # of answers, in this order, by all jobs that ask or translate
+# of answers, in this order, by all jobs that ask or translate
+COUNTED = (*DROPPED, "cut", *answer.REMOVED, "empty", "unchanged", "long")
 _HEAD = 160  # characters, the first sentences: a refusal says so at once, and people in pictures say "I can't" too
 _PERIOD = 24  # longest loop that is looked for, in words or characters
 _LONG, _ALLOWED = 3.0, 40  # a translation so many times as long as its source, and so many letters more, is counted
 _REFUSALS = (
     *("i'm sorry", "i am sorry", "i cannot", "i can't", "i'm unable", "i am unable", "i'm not able", "i am not able"),
-    *("sorry, i can", "sorry, but i", "i apologize", "i apologise", "my apologies", "unfortunately, i", "i'm afraid i", "i won't"),
+    *(
+        "sorry, i can",
+        "sorry, but i",
+        "i apologize",
+        "i apologise",
+        "my apologies",
+        "unfortunately, i",
+        "i'm afraid i",
+        "i won't",
+    ),
     *("as an ai", "as a language model", "can't assist", "cannot assist", "don't see an image", "do not see an image"),
-    *("no image was provided", "no image provided", "no image attached", "no video was provided", "please upload", "please provide"),
+    *(
+        "no image was provided",
+        "no image provided",
+        "no image attached",
+        "no video was provided",
+        "please upload",
+        "please provide",
+    ),
     *("es tut mir leid, aber ich", "lo siento, pero no puedo", "je suis désolé, mais je", "mi dispiace, ma non posso"),
     *(
         "desculpe, mas não posso",
@@ -49,7 +67,9 @@ _REFUSALS = (
 )
 # Such phrases are a refusal where a sentence begins with them: elsewhere somebody in the picture says so.
 _FIRST_PERSON = re.compile(r"(?:i|i'm|sorry|my|please|unfortunately)\b")
-_BEGINS = r"(?:^|[.!?…。！？\n]\s*|^(?:oh|well|hi|hello|sorry|unfortunately|thank you[^.!?\n]{0,40})\s*[,.!]?\s*(?:but\s+)?)"
+_BEGINS = (
+    r"(?:^|[.!?…。！？\n]\s*|^(?:oh|well|hi|hello|sorry|unfortunately|thank you[^.!?\n]{0,40})\s*[,.!]?\s*(?:but\s+)?)"
+)
 _QUOTED = re.compile(r"“[^“”]*”|„[^„“”]*[“”]|«[^«»]*»|「[^「」]*」|\"[^\"]*\"|(?<!\w)'[^\n]*?'(?!\w)")
 
 
@@ -58,17 +78,23 @@ class Filters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    refusals: tuple[str, ...] = Field(_REFUSALS, description="phrases, lower case: an answer that has one in its first sentences refuses")
-    repeats: int = Field(4, ge=2, description="the same words so many times in a row, or the same line so often: a loop")
+    refusals: tuple[str, ...] = Field(
+        _REFUSALS, description="phrases, lower case: an answer that has one in its first sentences refuses"
+    )
+    repeats: int = Field(
+        4, ge=2, description="the same words so many times in a row, or the same line so often: a loop"
+    )
     min_words: int = Field(3, ge=1, description="an answer with fewer words says too little")
 
 
-def judge(text: str, finish: str, filters: Filters, *, max_words: int | None = None, source: str = "") -> tuple[str | None, str]:
+def judge(
+    text: str, finish: str, filters: Filters, *, max_words: int | None = None, source: str = ""
+) -> tuple[str | None, str]:
     """(the text to keep, why it ended), or (None, `refused`, `repeated` or `short`).
 
-    A text that ended at the token limit (`length`) or has more than max_words is cut back to the end of its last whole sentence, in any
-    script; one without such an end is too short. Scripts without spaces have no words to count: there only blank texts are too short.
-    source: what was translated; what is odd in it, too, is no fault of the translation.
+    A text that ended at the token limit (`length`) or has more than max_words is cut back to the end of its last whole
+    sentence, in any script; one without such an end is too short. Scripts without spaces have no words to count: there
+    only blank texts are too short. source: what was translated; what is odd in it, too, is no fault of the translation.
     """
     if _refuses(text, filters.refusals) and not _refuses(source, filters.refusals):
         return None, "refused"
@@ -95,7 +121,8 @@ def kept_of(
     source: str = "",
     names: Sequence[str] = (),
 ) -> tuple[str | None, str, list[str]]:
-    """What is kept of a model's answer (None: nothing), why it ended, or a key of DROPPED; and what was removed around it.
+    """What is kept of a model's answer (None: nothing), why it ended, or a key of DROPPED; and what was removed around
+    it.
 
     listed: a JSON array was asked for. source, names: of a translation, as for `clean`.
     """
@@ -121,10 +148,11 @@ def tally(removed: Sequence[str], kept: str | None, how: str) -> Counter[str]:
 
 
 def list_of(answer: str, finish: str) -> str | None:
-    """A JSON array of strings as one text, joined by ", ", without blanks and repetitions; None when it is no such array.
+    """A JSON array of strings as one text, joined by ", ", without blanks and repetitions; None when it is no such
+    array.
 
-    It may be the one value of a JSON object, or stand among other words. Of one that was cut off at the token limit, the entries that are
-    whole.
+    It may be the one value of a JSON object, or stand among other words. Of one that was cut off at the token limit,
+    the entries that are whole.
     """
     entries = _array(answer)
     if entries is None:
@@ -149,8 +177,8 @@ def _array(text: str) -> list[object] | None:
 
 
 def repeats(text: str, times: int) -> bool:
-    """Whether some words follow each other `times` times, or a line occurs as often; in scripts without spaces characters are looked at,
-    over a longer stretch.
+    """Whether some words follow each other `times` times, or a line occurs as often; in scripts without spaces
+    characters are looked at, over a longer stretch.
     """
     lines = Counter(line.strip().casefold() for line in text.splitlines() if line.strip())
     if max(lines.values(), default=0) >= times:
@@ -176,11 +204,16 @@ def _refuses(text: str, phrases: Sequence[str]) -> bool:
     head = _QUOTED.sub(" ", text[: 2 * _HEAD].replace("’", "'"))[:_HEAD].casefold()
     for phrase in phrases:
         begins = _BEGINS if _FIRST_PERSON.match(phrase) else r"(?<!\w)"
-        if re.search(rf"{begins}{re.escape(phrase)}(?![\w-])" if phrase[-1:].isascii() else rf"{begins}{re.escape(phrase)}", head):
+        if re.search(
+            rf"{begins}{re.escape(phrase)}(?![\w-])" if phrase[-1:].isascii() else rf"{begins}{re.escape(phrase)}", head
+        ):
             return True
     return False
 
 
 def is_long(translation: str, source: str) -> bool:
     """Whether a translation is several times as long as its source, in letters and in bytes: scripts differ in both."""
-    return all(b > _LONG * a + _ALLOWED for a, b in ((len(source), len(translation)), (len(source.encode()), len(translation.encode()))))
+    return all(
+        b > _LONG * a + _ALLOWED
+        for a, b in ((len(source), len(translation)), (len(source.encode()), len(translation.encode())))
+    )

@@ -1,4 +1,6 @@
-"""Which language a column's texts are in, as far as a statistical identifier (py3langid) can tell: from a sample, to warn."""
+"""Which language a column's texts are in, as far as a statistical identifier (py3langid) can tell: from a sample, to
+warn.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,19 @@ import importlib.util
 from collections import Counter
 from typing import Any
 
-from ccr_dist.data.text import has_text
+from ccr_dist.data.media.text import has_text
 from ccr_dist.generate import languages
 
 SAMPLE = 256  # pieces of text at most
 LETTERS = 80  # of a piece: captions are joined until they have so many, since a short one tells little
 FEW = 4  # pieces, from which on anything is said
 SURE = 0.7  # share of the pieces that have to be in the column's language
-_LOOK_ALIKE = (frozenset({"no", "nb", "nn"}), frozenset({"hr", "bs", "sr"}), frozenset({"id", "ms"}), frozenset({"zh", "yue"}))
+_LOOK_ALIKE = (
+    frozenset({"no", "nb", "nn"}),
+    frozenset({"hr", "bs", "sr"}),
+    frozenset({"id", "ms"}),
+    frozenset({"zh", "yue"}),
+)
 
 
 class Sample:
@@ -43,7 +50,9 @@ def installed() -> bool:
 
 @functools.cache
 def _identifier() -> tuple[Any, dict[str, str]]:
-    """(the identifier, its labels -> languages), for the languages that are known here: not for dialects, which short texts fall into."""
+    """(the identifier, its labels -> languages), for the languages that are known here: not for dialects, which short
+    texts fall into.
+    """
     from py3langid import langid
 
     identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
@@ -53,9 +62,11 @@ def _identifier() -> tuple[Any, dict[str, str]]:
 
 
 def about(sample: Sample, tag: str) -> dict[str, Any]:
-    """{"language": share of the pieces in the language of the tag, "language_seen": {language: share}, "language_pieces": n}.
+    """{"language": share of the pieces in the language of the tag, "language_seen": {language: share},
+    "language_pieces": n}.
 
-    The share is None where nothing can be said: without the library, with too few pieces, for a language that it does not know.
+    The share is None where nothing can be said: without the library, with too few pieces, for a language that it does
+    not know.
     """
     nothing: dict[str, Any] = {"language": None, "language_seen": {}, "language_pieces": len(sample.pieces)}
     if len(sample.pieces) < FEW or not installed():

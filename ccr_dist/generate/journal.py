@@ -1,11 +1,11 @@
 """The results of a shard that is not finished yet: one append-only file a generation of its lease.
 
-    {"journal": 2, "column": "caption.es.apertium", "shard": "000003", "keys": sha256, "plan": sha256, "inputs": {...}, "merged": 1}
-    {"row": 0, "value": ["Un limón."], "counts": {"captions": 1}}
-    {"row": 1, "error": "..."}
+    {"journal": 2, "column": "caption.es.apertium", "shard": "000003", "keys": sha256, "plan": sha256, "inputs": {...},
+    "merged": 1} {"row": 0, "value": ["Un limón."], "counts": {"captions": 1}} {"row": 1, "error": "..."}
 
-The first `merged` rows are what older generations had made. A batch is one write and one fsync, so that a killed job loses at most
-the batch in flight. Who may write is decided by leases; turning a journal into a shard is the runner's affair.
+The first `merged` rows are what older generations had made. A batch is one write and one fsync, so that a killed job
+loses at most the batch in flight. Who may write is decided by leases; turning a journal into a shard is the runner's
+affair.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ccr_dist.data import store
+from ccr_dist.data.storage import store
 from ccr_dist.errors import DataError
 from ccr_dist.generate.processor import Outcome
 
@@ -32,7 +32,10 @@ def pack(kind: str, value: Any) -> Any:
     if value is None:
         return None
     if kind == "matrix":
-        return {"shape": list(value.shape), "f16": base64.b64encode(np.ascontiguousarray(value, "<f2").tobytes()).decode()}
+        return {
+            "shape": list(value.shape),
+            "f16": base64.b64encode(np.ascontiguousarray(value, "<f2").tobytes()).decode(),
+        }
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value
 
 
@@ -47,7 +50,9 @@ def unpack(kind: str, packed: Any) -> Any:
 
 @dataclass
 class Past:
-    """What journals hold: `outcomes` by row; `fresh`: rows that the last generation read was the first to know; `dropped`: torn lines."""
+    """What journals hold: `outcomes` by row; `fresh`: rows that the last generation read was the first to know;
+    `dropped`: torn lines.
+    """
 
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     fresh: int = 0
@@ -60,7 +65,9 @@ class Past:
 
 
 def read(paths: Iterable[Path], kind: str, header: dict[str, Any]) -> Past:
-    """All rows of the journals of a shard, given in the order of their generations. DataError when one belongs to other work."""
+    """All rows of the journals of a shard, given in the order of their generations. DataError when one belongs to other
+    work.
+    """
     past = Past()
     for path in paths:
         try:
@@ -78,8 +85,16 @@ def read(paths: Iterable[Path], kind: str, header: dict[str, Any]) -> Past:
                 elif "error" in entry:
                     row, outcome = entry["row"], Outcome(error=entry["error"], final=entry.get("final", False))
                 else:
-                    row, outcome = entry["row"], Outcome(unpack(kind, entry["value"]), None, entry.get("counts", {}), entry.get("lacks"))
-            except (ValueError, KeyError, TypeError, AttributeError):  # a crash of the machine may leave blocks of zeros
+                    row, outcome = (
+                        entry["row"],
+                        Outcome(unpack(kind, entry["value"]), None, entry.get("counts", {}), entry.get("lacks")),
+                    )
+            except (
+                ValueError,
+                KeyError,
+                TypeError,
+                AttributeError,
+            ):  # a crash of the machine may leave blocks of zeros
                 break
             if not number:
                 _check(path, entry, header)
@@ -98,21 +113,27 @@ def _check(path: Path, there: dict[str, Any], header: dict[str, Any]) -> None:
 
 
 class Journal:
-    """An open journal; made once, with all that older generations knew, and appended to until its shard is committed."""
+    """An open journal; made once, with all that older generations knew, and appended to until its shard is
+    committed.
+    """
 
     def __init__(self, path: Path, kind: str, fd: int) -> None:
         self.path, self.kind, self._fd = path, kind, fd
 
     @staticmethod
     def create(path: Path, kind: str, header: dict[str, Any], merged: dict[int, Outcome]) -> Journal | None:
-        """A new journal with these rows in it; whole or not at all. None when there is one already. StorageError on a full disk."""
+        """A new journal with these rows in it; whole or not at all. None when there is one already. StorageError on a
+        full disk.
+        """
         entries = [_entry(kind, row, outcome) for row, outcome in sorted(merged.items())]
         if not store.create_once(path, _lines([{"journal": FORMAT, **header, "merged": len(entries)}, *entries])):
             return None
         return Journal(path, kind, os.open(path, os.O_WRONLY | os.O_APPEND))
 
     def append(self, outcomes: Iterable[tuple[int, Outcome]]) -> None:
-        """Keeps the outcomes of some rows, durably. StorageError on a full disk; what was kept before stays readable."""
+        """Keeps the outcomes of some rows, durably. StorageError on a full disk; what was kept before stays
+        readable.
+        """
         data = memoryview(_lines([_entry(self.kind, row, outcome) for row, outcome in outcomes]))
         with store.disk_errors(self.path):
             while data:

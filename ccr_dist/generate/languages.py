@@ -1,4 +1,5 @@
-"""Languages by BCP 47 tags, as everybody writes them: pt-BR, pt_BR, por, zh-CN, zh-Hant, iw, no; and which of a model's codes one means.
+"""Languages by BCP 47 tags, as everybody writes them: pt-BR, pt_BR, por, zh-CN, zh-Hant, iw, no; and which of a model's
+codes one means.
 
 Pure functions over one table; the models' own lists of codes stay with the models.
 """
@@ -10,7 +11,8 @@ from typing import NamedTuple
 
 from ccr_dist.errors import ConfigError
 
-# tag, ISO 639-3 (and the members of a macrolanguage that models name instead), usual script, English name / the language's own name
+# tag, ISO 639-3 (and the members of a macrolanguage that models name instead), usual script, English name / the
+# language's own name
 _TABLE = """
 af afr Latn Afrikaans
 ak aka,twi Latn Akan
@@ -149,17 +151,63 @@ zh zho,chi,cmn Hans Chinese / 中文
 zu zul Latn Zulu
 """
 _REGIONS = {
-    **{"AR": "Argentina", "AT": "Austria", "AU": "Australia", "BE": "Belgium", "BR": "Brazil", "CA": "Canada", "CH": "Switzerland"},
+    **{
+        "AR": "Argentina",
+        "AT": "Austria",
+        "AU": "Australia",
+        "BE": "Belgium",
+        "BR": "Brazil",
+        "CA": "Canada",
+        "CH": "Switzerland",
+    },
     **{"CL": "Chile", "CN": "China", "CO": "Colombia", "DE": "Germany", "EG": "Egypt", "ES": "Spain", "FR": "France"},
-    **{"GB": "the United Kingdom", "HK": "Hong Kong", "ID": "Indonesia", "IE": "Ireland", "IL": "Israel", "IN": "India", "IR": "Iran"},
-    **{"IT": "Italy", "JP": "Japan", "KR": "South Korea", "MA": "Morocco", "MO": "Macau", "MX": "Mexico", "MY": "Malaysia"},
-    **{"NL": "the Netherlands", "NO": "Norway", "PE": "Peru", "PK": "Pakistan", "PT": "Portugal", "RU": "Russia", "SA": "Saudi Arabia"},
+    **{
+        "GB": "the United Kingdom",
+        "HK": "Hong Kong",
+        "ID": "Indonesia",
+        "IE": "Ireland",
+        "IL": "Israel",
+        "IN": "India",
+        "IR": "Iran",
+    },
+    **{
+        "IT": "Italy",
+        "JP": "Japan",
+        "KR": "South Korea",
+        "MA": "Morocco",
+        "MO": "Macau",
+        "MX": "Mexico",
+        "MY": "Malaysia",
+    },
+    **{
+        "NL": "the Netherlands",
+        "NO": "Norway",
+        "PE": "Peru",
+        "PK": "Pakistan",
+        "PT": "Portugal",
+        "RU": "Russia",
+        "SA": "Saudi Arabia",
+    },
     **{"SE": "Sweden", "SG": "Singapore", "TR": "Turkey", "TW": "Taiwan", "UA": "Ukraine", "US": "the United States"},
 }
 _SCRIPTS = {"Latn": "Latin", "Cyrl": "Cyrillic", "Arab": "Arabic", "Deva": "Devanagari"}
-_NAMES = {"pt-BR": "Brazilian Portuguese", "zh-Hans": "Simplified Chinese", "zh-Hant": "Traditional Chinese", "en-GB": "British English"}
+_NAMES = {
+    "pt-BR": "Brazilian Portuguese",
+    "zh-Hans": "Simplified Chinese",
+    "zh-Hant": "Traditional Chinese",
+    "en-GB": "British English",
+}
 _NAMES |= {"en-US": "American English"}
-_OLD = {"iw": "he", "in": "id", "jw": "jv", "sh": "sr-Latn", "pob": "pt-BR", "prs": "fa-AF", "zhs": "zh-Hans", "zht": "zh-Hant"}
+_OLD = {
+    "iw": "he",
+    "in": "id",
+    "jw": "jv",
+    "sh": "sr-Latn",
+    "pob": "pt-BR",
+    "prs": "fa-AF",
+    "zhs": "zh-Hans",
+    "zht": "zh-Hant",
+}
 _SCRIPT_OF = {("zh", "TW"): "Hant", ("zh", "HK"): "Hant", ("zh", "MO"): "Hant", ("pa", "PK"): "Arab"}
 _NEAR = (frozenset(("no", "nb")),)  # Norwegian without more is Bokmål
 
@@ -180,7 +228,9 @@ _TAGS, _DEFAULT_SCRIPT, _TITLES = _table()
 
 
 class Language(NamedTuple):
-    """A tag in its parts: `language` in its shortest form (de, not deu), script and region "" where they are not said."""
+    """A tag in its parts: `language` in its shortest form (de, not deu), script and region "" where they are not
+    said.
+    """
 
     language: str
     script: str = ""
@@ -196,10 +246,17 @@ class Language(NamedTuple):
 
 
 def parse(tag: str) -> Language:
-    """pt_BR, pt-br, por_BR -> pt, BR; eng_Latn -> en, Latn; pt_XX -> pt. ConfigError for what cannot be a language tag."""
+    """pt_BR, pt-br, por_BR -> pt, BR; eng_Latn -> en, Latn; pt_XX -> pt. ConfigError for what cannot be a language
+    tag.
+    """
     parts = tag.strip().replace("_", "-").split("-")
     first = parts[0].lower()
-    if not (first.isascii() and first.isalpha() and 2 <= len(first) <= 8 and all(part.isascii() and part.isalnum() for part in parts)):
+    if not (
+        first.isascii()
+        and first.isalpha()
+        and 2 <= len(first) <= 8
+        and all(part.isascii() and part.isalnum() for part in parts)
+    ):
         raise ConfigError(f"language {tag!r}: expected a BCP 47 tag, such as de, pt-BR or zh-Hant")
     language, script, region = (*_OLD.get(first, first).split("-"), "", "")[:3]
     if len(script) == 2:
@@ -218,7 +275,9 @@ def normal(tag: str) -> str:
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two tags mean one language in one script: pt and pt-BR, zh and zh-CN, no and nb; not zh-Hans and zh-Hant, not nb and nn."""
+    """Whether two tags mean one language in one script: pt and pt-BR, zh and zh-CN, no and nb; not zh-Hans and zh-Hant,
+    not nb and nn.
+    """
     return near(one, other) and parse(one).writing == parse(other).writing
 
 
@@ -237,7 +296,9 @@ def known(tag: str) -> bool:
 
 
 def name(tag: str) -> str | None:
-    """In English, as language models know it: pt_BR -> Brazilian Portuguese, de-AT -> German (Austria). None for an unknown language."""
+    """In English, as language models know it: pt_BR -> Brazilian Portuguese, de-AT -> German (Austria). None for an
+    unknown language.
+    """
     one = parse(tag)
     if one.language not in _TITLES:
         return None
@@ -247,7 +308,9 @@ def name(tag: str) -> str | None:
         place = f" ({_REGIONS[one.region]})" if one.region in _REGIONS and one.region != "CN" else ""
         return _NAMES[f"zh-{one.writing}"] + place if f"zh-{one.writing}" in _NAMES else "Chinese"
     about = [_REGIONS.get(one.region, one.region)] * bool(one.region)
-    about += [f"{_SCRIPTS.get(one.script, one.script)} script"] * bool(one.script and one.script != _DEFAULT_SCRIPT[one.language])
+    about += [f"{_SCRIPTS.get(one.script, one.script)} script"] * bool(
+        one.script and one.script != _DEFAULT_SCRIPT[one.language]
+    )
     return _TITLES[one.language][0] + (f" ({', '.join(about)})" if about else "")
 
 
@@ -267,10 +330,11 @@ def three(tag: str) -> str:
 
 
 def choose(wanted: str, there: Iterable[str] | Mapping[str, object]) -> tuple[str | None, list[str]]:
-    """Which of a model's codes means a language: ("pt-BR", por_Latn ...) -> por_Latn; (None, candidates) where none or no single one does.
+    """Which of a model's codes means a language: ("pt-BR", por_Latn ...) -> por_Latn; (None, candidates) where none or
+    no single one does.
 
-    A code that is there as it is asked for is taken. Else language and script have to agree (the usual script where none is said), and of
-    several codes the one of the region asked for is taken, or the one that names no region.
+    A code that is there as it is asked for is taken. Else language and script have to agree (the usual script where
+    none is said), and of several codes the one of the region asked for is taken, or the one that names no region.
     """
     names = list(there)
     if wanted in names:

@@ -1,14 +1,16 @@
-"""Who works on which shard: leases, which are files beside the shards. What is made under a lease is no affair of this file.
+"""Who works on which shard: leases, which are files beside the shards. What is made under a lease is no affair of this
+file.
 
-    COLUMN/000003.lease.2     line 1: {"worker": "host:pid:nonce", "host", "pid", "boot", "since", "stuck"}, never changed; with
-                              "suspect": {"row", "deaths"} where owners died over one row alone
-                              line 2: {"beat", "rows", "of", "tokens", "begun"}, overwritten in place at every heartbeat; with "at": the
-                              row that alone is in work
+    COLUMN/000003.lease.2     line 1: {"worker": "host:pid:nonce", "host", "pid", "boot", "since", "stuck"}, never
+                              changed; with "suspect": {"row", "deaths"} where owners died over one row alone line 2:
+                              {"beat", "rows", "of", "tokens", "begun"}, overwritten in place at every heartbeat; with
+                              "at": the row that alone is in work
     COLUMN/000003.journal.2   what the holder of generation 2 has made (`journal.py`)
 
-A generation is taken by creating its file, which only one racer can. The highest one holds the shard. It is dead when its process
-is gone (same boot of the same machine, and the lock on the file is free), or when its second line has stayed the same for `lease_s`
-of the observer's own monotonic clock: clocks of different machines are never compared. Whoever finds it dead takes the next one.
+A generation is taken by creating its file, which only one racer can. The highest one holds the shard. It is dead when
+its process is gone (same boot of the same machine, and the lock on the file is free), or when its second line has
+stayed the same for `lease_s` of the observer's own monotonic clock: clocks of different machines are never compared.
+Whoever finds it dead takes the next one.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.data import store
+from ccr_dist.data.storage import store
 
 _TRACE = re.compile(r"^(\d{6,})\.(lease|journal)\.(\d+)$")
 _RUBBISH = re.compile(rf"^{re.escape(store.TEMPORARY)}(\d{{6,}})\.")
@@ -37,7 +39,9 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS})
 
 @dataclass
 class Traces:
-    """What work on a shard has left in the column's folder: generations of leases and of journals, names of temporary files."""
+    """What work on a shard has left in the column's folder: generations of leases and of journals, names of temporary
+    files.
+    """
 
     leases: list[int] = field(default_factory=list)
     journals: list[int] = field(default_factory=list)
@@ -45,7 +49,9 @@ class Traces:
 
 
 def look(folder: Path, shard: str | None = None) -> dict[str, Traces]:
-    """The traces in a column's folder, by shard (or of one shard), from one listing. Shards without any are left out."""
+    """The traces in a column's folder, by shard (or of one shard), from one listing. Shards without any are left
+    out.
+    """
     found: dict[str, Traces] = {}
     for name in os.listdir(folder):  # noqa: PTH208 (a hundred thousand names)
         if match := _TRACE.match(name):
@@ -102,8 +108,8 @@ def lock_is_free(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Deaths:
-    """What became of a shard's owners before. stuck: how many died one after the other without one new row; suspect: (row, how many of
-    the last ones died while it alone was in work).
+    """What became of a shard's owners before. stuck: how many died one after the other without one new row; suspect:
+    (row, how many of the last ones died while it alone was in work).
     """
 
     stuck: int = 0
@@ -175,7 +181,8 @@ class Leases:
         self.folder, self.lease_s, self._clock = folder, lease_s, clock
         self.host, self.boot = socket.gethostname(), boot_id()
         self.worker = f"{self.host}:{os.getpid()}:{secrets.token_hex(4)}"
-        self._seen: dict[Path, tuple[bytes, float]] = {}  # of the leases of others: content, and since when it has been that
+        # of the leases of others: content, and since when it has been that
+        self._seen: dict[Path, tuple[bytes, float]] = {}
 
     def held(self, shard: str, traces: Traces) -> bool:
         """Somebody alive (as far as one can know by now) holds the shard."""
@@ -202,7 +209,9 @@ class Leases:
         return bool(self.boot) and about.get("boot") == self.boot and lock_is_free(path)
 
     def take(self, shard: str, traces: Traces, *, of: int, past: Deaths | None = None) -> Lease | None:
-        """The next generation of a shard that nobody alive holds; None when another one was quicker. Raises StorageError."""
+        """The next generation of a shard that nobody alive holds; None when another one was quicker. Raises
+        StorageError.
+        """
         past = past or Deaths()
         generation = max([*traces.leases, *traces.journals], default=0) + 1
         path = lease_path(self.folder, shard, generation)
@@ -211,7 +220,8 @@ class Leases:
         with store.staged(path) as tmp:
             fd = os.open(tmp, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             try:
-                boot = self.boot if _locked(fd) else ""  # before others can see it; without locks the heartbeat alone has to do
+                # before others can see it; without locks the heartbeat alone has to do
+                boot = self.boot if _locked(fd) else ""
                 about: dict[str, Any] = {
                     "worker": self.worker,
                     "host": self.host,
@@ -235,7 +245,8 @@ class Leases:
         if not created:
             os.close(fd)
             return None
-        now = look(self.folder, shard)[shard] if path.exists() else Traces()  # `traces` may be old: a generation may have come and gone
+        # `traces` may be old: a generation may have come and gone
+        now = look(self.folder, shard)[shard] if path.exists() else Traces()
         if now.leases and max(now.leases) == generation and max(now.journals, default=0) < generation:
             return lease
         lease.release()

@@ -1,4 +1,6 @@
-"""Texts in one language -> the same in another one by a language model that is asked to. Dedicated systems: `translate.py`."""
+"""Texts in one language -> the same in another one by a language model that is asked to. Dedicated systems:
+`translate.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from ccr_dist.data.table import Dataset
+from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate import languages
 from ccr_dist.generate.engines.base import make_translator, translators
@@ -15,7 +17,7 @@ from ccr_dist.generate.engines.generator import Answer, Generator, Request, gene
 from ccr_dist.generate.filters import VERSION, is_long, kept_of, tally
 from ccr_dist.generate.processor import Outcome, Processor
 from ccr_dist.generate.prompts import Prompt, load_prompt, plan_of
-from ccr_dist.generate.requests import Asked, Asker, Generate
+from ccr_dist.generate.request_stream import Asked, Asker, Generate
 from ccr_dist.generate.translate import Translate, captions_of, check_direction
 
 FIELDS = ("text", "source_language", "target_language")
@@ -45,13 +47,15 @@ class AskTranslations:
 class LlmTranslate(Generate):
     """(n captions) -> (n translations), aligned; blank captions stay "" and are not sent, null rows stay null.
 
-    A translation that a filter drops is "". Counters: `captions`, `empty`, `unchanged`, `long`, as `Translate`; why answers were dropped,
-    `cut`, and what was removed around them, as `Describe`.
+    A translation that a filter drops is "". Counters: `captions`, `empty`, `unchanged`, `long`, as `Translate`; why
+    answers were dropped, `cut`, and what was removed around them, as `Describe`.
     """
 
     kind = "texts"
 
-    def __init__(self, engine: Generator, source: str, target: str, column: str = "caption.en", *, prompt: str = "translate") -> None:
+    def __init__(
+        self, engine: Generator, source: str, target: str, column: str = "caption.en", *, prompt: str = "translate"
+    ) -> None:
         super().__init__(engine)
         self.prompt = load_prompt(prompt, FIELDS)
         if len(self.prompt.views) != 1 or not self.prompt.uses("text"):
@@ -74,9 +78,12 @@ class LlmTranslate(Generate):
             raise DataError(f"{column.folder}: a {column.kind} column; translate takes texts or views")
 
     def plan(self) -> dict[str, Any]:
-        return {"processor": "llm-translate", "engine": self.engine.identity(), "prompt": plan_of(self.prompt), "filters": VERSION} | (
-            self._direction
-        )
+        return {
+            "processor": "llm-translate",
+            "engine": self.engine.identity(),
+            "prompt": plan_of(self.prompt),
+            "filters": VERSION,
+        } | (self._direction)
 
     def asker(self) -> Asker:
         return AskTranslations(self.prompt, self.inputs[0], self._fields)
@@ -93,7 +100,12 @@ class LlmTranslate(Generate):
                 counts["failed"] += 1
             elif answer is not None:
                 kept, how, removed = kept_of(
-                    answer.text, answer.finish, self.prompt.filters, max_words=view.max_words, source=caption, names=self._names
+                    answer.text,
+                    answer.finish,
+                    self.prompt.filters,
+                    max_words=view.max_words,
+                    source=caption,
+                    names=self._names,
                 )
                 counts += tally(removed, kept, how)
             kept = " ".join((kept or "").split())
@@ -106,9 +118,11 @@ class LlmTranslate(Generate):
 def make_translation(
     engine: str, source: str, target: str, options: dict[str, Any], column: str, *, prompt: str | None = None
 ) -> Processor:
-    """The job that translates `column` with a translation engine, or with a generation engine that is asked by `prompt`.
+    """The job that translates `column` with a translation engine, or with a generation engine that is asked by
+    `prompt`.
 
-    `transformers` is a dedicated translation model, `transformers-llm` a language model. ConfigError for an unknown engine or option.
+    `transformers` is a dedicated translation model, `transformers-llm` a language model. ConfigError for an unknown
+    engine or option.
     """
     llms = {f"{name}-llm" if name in translators.names() else name: name for name in generators.names()}
     if engine in llms:
@@ -127,7 +141,8 @@ def _language(code: str, prompt: str) -> str:
     name = languages.name(code)
     if name is None:
         raise ConfigError(
-            f"language {code!r}: the prompt {prompt!r} needs its name; known are {', '.join(languages.codes())}, each with a region or "
-            "script, too (pt-BR, zh-Hant). For others write a prompt file (--prompt FILE.yaml) that names the language itself"
+            f"language {code!r}: the prompt {prompt!r} needs its name; known are {', '.join(languages.codes())}, each"
+            " with a region or script, too (pt-BR, zh-Hant). For others write a prompt file (--prompt FILE.yaml) that"
+            " names the language itself"
         )
     return name

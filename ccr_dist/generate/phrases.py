@@ -1,6 +1,8 @@
-"""What models say around their answers, in the languages that people translate into: parts of regular expressions, for `answer.py`.
+"""What models say around their answers, in the languages that people translate into: parts of regular expressions, for
+`answer.py`.
 
-Each is a set of alternatives without a group around it. To add a phrase is to change what is removed: see `answer.VERSION`.
+Each is a set of alternatives without a group around it. To add a phrase is to change what is removed: see
+`answer.VERSION`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ ANSWERS = (  # what an answer is called
     r"描述|説明|标题|標題|キャプション|설명\w*|캡션|الوصف|وصف|विवरण"
 )
 DESCRIPTIONS = (  # what a description is called
-    r"description de l['’]image|descripción(?: de la imagen)?|descrição(?: da imagem)?|(?:bild)?beschreibung(?: des bildes)?|"
+    r"description de l['’]image|descripción(?: de la imagen)?|descrição(?: da imagem)?|(?:bild)?beschreibung(?: des"
+    r" bildes)?|"
     r"descrizione(?: dell['’]immagine)?|описание(?: изображения)?|"
     r"(?:图片|图像|圖片|画像の?)?(?:描述|説明文?)|이미지 설명|وصف الصورة|चित्र (?:का )?विवरण"
 )

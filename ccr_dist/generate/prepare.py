@@ -1,4 +1,6 @@
-"""Work ahead of the engine: reads a row's inputs and runs the processor's preparer on them, in threads or in processes."""
+"""Work ahead of the engine: reads a row's inputs and runs the processor's preparer on them, in threads or in
+processes.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from typing import Any
 
-from ccr_dist.data import store
-from ccr_dist.data.processes import spawn_pool
-from ccr_dist.data.table import Column
+from ccr_dist.data.storage import store
+from ccr_dist.data.storage.pools import spawn_pool
+from ccr_dist.data.table.dataset import Column
 from ccr_dist.errors import CcrError, ConfigError, DataError
 from ccr_dist.generate.processor import Outcome, Ticket
 
@@ -20,8 +22,9 @@ Preparer = Callable[[str, dict[str, Any]], Any]
 class Preparation:
     """A pool that prepares rows; use it as a context manager. workers: processes, 0 for `threads` threads of this one.
 
-    ConfigError when the preparer cannot be sent to processes. `submit` gives the engine's item for a row, or at once its Outcome;
-    StorageError when an input cannot be read, BrokenExecutor when a process died: then `alone` finds out whether it was the row's fault.
+    ConfigError when the preparer cannot be sent to processes. `submit` gives the engine's item for a row, or at once
+    its Outcome; StorageError when an input cannot be read, BrokenExecutor when a process died: then `alone` finds out
+    whether it was the row's fault.
     """
 
     def __init__(self, preparer: Preparer, inputs: dict[str, Column], *, workers: int, threads: int) -> None:
@@ -33,7 +36,9 @@ class Preparation:
         try:
             pickle.dumps(preparer)
         except (pickle.PicklingError, TypeError, AttributeError) as e:
-            raise ConfigError(f"--workers {workers}: this job cannot prepare its rows in processes ({e}); use --workers 0") from e
+            raise ConfigError(
+                f"--workers {workers}: this job cannot prepare its rows in processes ({e}); use --workers 0"
+            ) from e
         self._workers = workers
         self._pool = self._spawned(workers)
 
@@ -61,7 +66,9 @@ class Preparation:
             try:
                 return pool.submit(_prepare_here, ticket).result()
             except BrokenExecutor:
-                return Outcome(error=f"{ticket.key}: a process that prepared it alone died (out of memory, or a broken library)")
+                return Outcome(
+                    error=f"{ticket.key}: a process that prepared it alone died (out of memory, or a broken library)"
+                )
 
     def __enter__(self) -> Preparation:
         return self
@@ -72,7 +79,9 @@ class Preparation:
 
 def prepare(preparer: Preparer, inputs: dict[str, Column], ticket: Ticket) -> Any:
     def read(source: Column) -> Any:
-        return store.retry_io(lambda: source.value(ticket.shard, ticket.row), what=source.where(ticket.shard, ticket.row))
+        return store.retry_io(
+            lambda: source.value(ticket.shard, ticket.row), what=source.where(ticket.shard, ticket.row)
+        )
 
     try:
         item = preparer(ticket.key, {name: read(source) for name, source in inputs.items()})
@@ -80,7 +89,9 @@ def prepare(preparer: Preparer, inputs: dict[str, Column], ticket: Ticket) -> An
         return Outcome(error=str(e))
     except (CcrError, OSError, ImportError):
         raise
-    except Exception as e:  # whatever a decoder, a template or a tokenizer makes of one row: no other row has to do with it
+    except (
+        Exception
+    ) as e:  # whatever a decoder, a template or a tokenizer makes of one row: no other row has to do with it
         return Outcome(error=f"{ticket.key}: cannot be prepared ({type(e).__name__}: {str(e)[:300]})")
     return Outcome() if item is None else item
 

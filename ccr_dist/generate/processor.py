@@ -1,7 +1,7 @@
 """What a job does to its rows: the contract between the runner and a processor (translate, featurise, replay, ...).
 
-A processor is a function from the values of some columns to one value a row. It knows no shards, no files of the output and no other
-processes: the runner does. Running is `runner.py`; the systems that processors use are in `engines/`.
+A processor is a function from the values of some columns to one value a row. It knows no shards, no files of the output
+and no other processes: the runner does. Running is `runner.py`; the systems that processors use are in `engines/`.
 """
 
 from __future__ import annotations
@@ -15,24 +15,34 @@ from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from ccr_dist.data import store
-from ccr_dist.data.table import Dataset
+from ccr_dist.data.storage import store
+from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import CcrError, DataError, EngineError
 
 RULES = {  # keys of plans: numbers of rules that come with a version of this package, and not from the command
-    "pictures": "pictures were read by rule {}, they are now read by rule {} (turned by EXIF, 16-bit grey, ...: ccr_dist/data/pictures.py)",
-    "texts": "what counts as text was decided by rule {}, it now is by rule {} (blank rows are null rows: ccr_dist/data/text.py)",
-    "filters": "answers were cleaned and filtered by rule {}, they now are by rule {} (ccr_dist/generate/answer.py and filters.py)",
+    "pictures": (
+        "pictures were read by rule {}, they are now read by rule {} (turned by EXIF, 16-bit grey, ...:"
+        " ccr_dist/data/media/pictures.py)"
+    ),
+    "texts": (
+        "what counts as text was decided by rule {}, it now is by rule {} (blank rows are null rows:"
+        " ccr_dist/data/media/text.py)"
+    ),
+    "filters": (
+        "answers were cleaned and filtered by rule {}, they now are by rule {} (ccr_dist/generate/answer.py and"
+        " filters.py)"
+    ),
 }
 MOST_DEATHS = 16  # of processes that prepare, for which no row is at fault
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one row: its value (None: a null row), or why there is none; and what to add to the shard's counters.
+    """The result of one row: its value (None: a null row), or why there is none; and what to add to the shard's
+    counters.
 
-    lacks: why something is missing in the value. Such a row is kept, and is a bad item like one without a value. final: an error that is
-    not to be tried again.
+    lacks: why something is missing in the value. Such a row is kept, and is a bad item like one without a value. final:
+    an error that is not to be tried again.
     """
 
     value: Any = None
@@ -52,24 +62,27 @@ class Ticket:
 
 
 def require_rules(place: str, there: dict[str, Any], asked: dict[str, Any]) -> None:
-    """DataError where the plan of a column that is there differs from the one asked for in nothing but rules of an earlier version."""
+    """DataError where the plan of a column that is there differs from the one asked for in nothing but rules of an
+    earlier version.
+    """
     asked = json.loads(store.canonical_json(asked))
     changed = [name for name in RULES if name in asked and there.get(name, 0) != asked[name]]
     if changed and {**there, **{name: asked[name] for name in changed}} == asked:
         what = "; ".join(RULES[name].format(there.get(name, 0), asked[name]) for name in changed)
         raise DataError(
-            f"{place}: made by the same command of an earlier version: {what}. What is there can be read as before, but is not continued: "
-            "nothing is to be done if it is complete; else finish it with that version, or make a new column with --column NAME for all "
-            "datasets that are used together"
+            f"{place}: made by the same command of an earlier version: {what}. What is there can be read as before, but"
+            " is not continued: nothing is to be done if it is complete; else finish it with that version, or make a"
+            " new column with --column NAME for all datasets that are used together"
         )
 
 
 class Feed:
     """Prepared rows, in order: a bounded number of them is prepared ahead while the engine works.
 
-    tickets: the rows to be made; None stands for "nothing now" (other workers have the rest). submit: starts the preparation of a row.
-    Not safe in threads: `take` belongs to the thread that drives the engine. `in_flight`: rows that were taken and have not come back.
-    `waited_s`: seconds that thread waited for preparation, with an engine that had nothing to do.
+    tickets: the rows to be made; None stands for "nothing now" (other workers have the rest). submit: starts the
+    preparation of a row. Not safe in threads: `take` belongs to the thread that drives the engine. `in_flight`: rows
+    that were taken and have not come back. `waited_s`: seconds that thread waited for preparation, with an engine that
+    had nothing to do.
     """
 
     POLL_S = 0.05
@@ -102,11 +115,13 @@ class Feed:
             self._window.append((ticket, self._submit(ticket)))
 
     def take(self, count: int, wait: bool = True) -> list[tuple[Ticket, Any]] | None:
-        """At most `count` next items, across shards; fewer, even none, where rows settle without an engine. None: there will be no more.
+        """At most `count` next items, across shards; fewer, even none, where rows settle without an engine. None: there
+        will be no more.
 
-        wait=False, for an engine that has something to do: what lies prepared at the head of the window, maybe nothing; never blocks.
-        wait=True blocks until there is something, except while rows taken before have not been yielded yet and other workers have all
-        the rest: then it gives [] too, so that whoever keeps finished rows back can yield them.
+        wait=False, for an engine that has something to do: what lies prepared at the head of the window, maybe nothing;
+        never blocks. wait=True blocks until there is something, except while rows taken before have not been yielded
+        yet and other workers have all the rest: then it gives [] too, so that whoever keeps finished rows back can
+        yield them.
         """
         self._fill(max(count, self._ahead))
         while not self._window:
@@ -144,15 +159,16 @@ class Feed:
         return ticket, item
 
     def _after_death(self, ticket: Ticket, error: BrokenExecutor) -> Any:
-        """Processes that prepare rows are gone, with all they had: the next row is prepared alone, those behind it anew.
+        """Processes that prepare rows are gone, with all they had: the next row is prepared alone, those behind it
+        anew.
 
         EngineError when it happens again and again without a row that is at fault.
         """
         self._deaths += 1
         if self._alone is None or self._deaths > MOST_DEATHS:
             raise EngineError(
-                f"processes that prepare rows died (out of memory, or a broken library), {self._deaths} times; at last at item "
-                f"{ticket.key!r} or shortly after. What was finished is kept; fewer --workers need less memory"
+                f"processes that prepare rows died (out of memory, or a broken library), {self._deaths} times; at last"
+                f" at item {ticket.key!r} or shortly after. What was finished is kept; fewer --workers need less memory"
             ) from error
         item = self._alone(ticket)
         if isinstance(item, Outcome) and item.error is not None:
@@ -176,7 +192,9 @@ def _broken(future: Future[Any]) -> bool:
 
 
 class Processor(ABC):
-    """Base of all processors. The plan is the identity of the work: equal plans over equal inputs must mean equal columns."""
+    """Base of all processors. The plan is the identity of the work: equal plans over equal inputs must mean equal
+    columns.
+    """
 
     kind: str  # of the output column
     extension: str = "json"
@@ -184,18 +202,25 @@ class Processor(ABC):
     batch: int = 64  # items an engine call, unless the user says otherwise
     width: int = 0  # of a matrix' vectors; needed only for a shard without any
     bounded: bool = False  # whether what drives the engine always gives something back in time, by itself
-    workers: int = 0  # processes that prepare, unless the user says otherwise; 0: threads, for preparation that is cheap
+    # processes that prepare, unless the user says otherwise; 0: threads, for preparation that is cheap
+    workers: int = 0
 
     @abstractmethod
     def plan(self) -> dict[str, Any]:
-        """Everything that determines the values, input columns aside (the runner adds their digests). JSON, no host names, no paths."""
+        """Everything that determines the values, input columns aside (the runner adds their digests). JSON, no host
+        names, no paths.
+        """
 
     def provenance(self) -> dict[str, Any]:
-        """What a reader of the column wants to know but what is no part of its identity: versions, licences, sources."""
+        """What a reader of the column wants to know but what is no part of its identity: versions, licences,
+        sources.
+        """
         return {}
 
     def check(self, dataset: Dataset) -> None:  # noqa: B027 (most have nothing to check)
-        """Called first. Raises DataError when the job makes no sense on this dataset (an input of the wrong kind, ...)."""
+        """Called first. Raises DataError when the job makes no sense on this dataset (an input of the wrong kind,
+        ...).
+        """
 
     def load(self) -> None:  # noqa: B027 (most have nothing to load)
         """Called once, before the first item, and only when there is something to do: the place to load models."""
@@ -204,42 +229,53 @@ class Processor(ABC):
         """Called by whoever made the processor, after its last run: ends what `load` started."""
 
     def prepare(self, key: str, values: dict[str, Any]) -> Any:
-        """One item for the engine from a row's input values; None: null row; an Outcome settles it. DataError: a bad item."""
+        """One item for the engine from a row's input values; None: null row; an Outcome settles it. DataError: a bad
+        item.
+        """
         return values[self.inputs[0]]
 
     def preparer(self) -> Callable[[str, dict[str, Any]], Any]:
-        """What does the work of `prepare`, ahead of the engine, in threads or in processes. Asked for once, before `load`.
+        """What does the work of `prepare`, ahead of the engine, in threads or in processes. Asked for once, before
+        `load`.
 
-        For processes it has to be picklable, and small: override it where the processor holds a model. Items come back by pickle, too:
-        NumPy arrays, pictures, strings; no torch tensors.
+        For processes it has to be picklable, and small: override it where the processor holds a model. Items come back
+        by pickle, too: NumPy arrays, pictures, strings; no torch tensors.
         """
         return self.prepare
 
     def load_key(self) -> str | None:
-        """Names what `load` loads (and compiles): of the processes of a node, one at a time does so for the first time. None: no matter."""
+        """Names what `load` loads (and compiles): of the processes of a node, one at a time does so for the first time.
+        None: no matter.
+        """
         return None
 
     @abstractmethod
     def process(self, items: list[Any]) -> list[Outcome]:
-        """One outcome an item, in order. EngineError when the engine is gone or answers nonsense; a bad item is an `Outcome(error=...)`."""
+        """One outcome an item, in order. EngineError when the engine is gone or answers nonsense; a bad item is an
+        `Outcome(error=...)`.
+        """
 
     def stream(self, feed: Feed, batch: int) -> Iterator[list[tuple[Ticket, Outcome]]]:
-        """Drives the engine: takes from the feed, yields what is done, in any order and grouping; each yield is journalled at once.
+        """Drives the engine: takes from the feed, yields what is done, in any order and grouping; each yield is
+        journalled at once.
 
-        Rows in `feed.settled` are journalled with the next yield, an empty one too. An engine with its own continuous batching overrides
-        this one; for all others it is `process` on batches.
+        Rows in `feed.settled` are journalled with the next yield, an empty one too. An engine with its own continuous
+        batching overrides this one; for all others it is `process` on batches.
         """
         worked = False
         while (taken := feed.take(batch)) is not None:
             outcomes = self._processed([item for _, item in taken], worked=worked) if taken else []
             worked = worked or any(outcome.error is None for outcome in outcomes)
             if len(outcomes) != len(taken):
-                raise EngineError(f"{type(self).__name__}: {len(outcomes)} results for {len(taken)} items; nothing of this batch was kept")
+                raise EngineError(
+                    f"{type(self).__name__}: {len(outcomes)} results for {len(taken)} items; nothing of this batch was"
+                    " kept"
+                )
             yield [(ticket, outcome) for (ticket, _), outcome in zip(taken, outcomes, strict=True)]
 
     def _processed(self, items: list[Any], *, worked: bool) -> list[Outcome]:
-        """`process`; what it fails on is found by taking the items one by one. When it fails on all of several the error is its own, and of
-        a single item unless it has `worked` on others.
+        """`process`; what it fails on is found by taking the items one by one. When it fails on all of several the
+        error is its own, and of a single item unless it has `worked` on others.
         """
         error: Exception
         try:

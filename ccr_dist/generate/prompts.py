@@ -36,7 +36,9 @@ class View(_Strict):
 
     text: str = Field(min_length=1, description="the question, with fields in braces; braces of its own are doubled")
     max_tokens: int = Field(256, gt=0, description="longest answer, in tokens")
-    max_words: int | None = Field(None, gt=0, description="longer answers are cut back to a whole sentence within so many words")
+    max_words: int | None = Field(
+        None, gt=0, description="longer answers are cut back to a whole sentence within so many words"
+    )
     list: bool = Field(False, description="the answer is a JSON array of strings (structured output), kept as one text")
 
 
@@ -68,7 +70,9 @@ def load_prompt(name: str, allowed: Sequence[str]) -> Prompt:
     """
     document = yamlfile.load(PROMPTS.find(name))
     prompt = yamlfile.validate(Prompt, document)
-    texts: list[tuple[yamlfile.KeyPath, str]] = [(("views", view, "text"), about.text) for view, about in prompt.views.items()]
+    texts: list[tuple[yamlfile.KeyPath, str]] = [
+        (("views", view, "text"), about.text) for view, about in prompt.views.items()
+    ]
     for place, text in [(("system",), prompt.system or ""), *texts]:
         _check_fields(text, allowed, document.place(place))
     for view in prompt.views:
@@ -85,7 +89,9 @@ def _check_fields(text: str, allowed: Sequence[str], place: str) -> None:
     try:
         names = _fields(text)
     except ValueError as e:
-        raise ConfigError(f"{place}: {e}; fields are written {{like_this}}, other braces are doubled: {{{{ }}}}") from None
+        raise ConfigError(
+            f"{place}: {e}; fields are written {{like_this}}, other braces are doubled: {{{{ }}}}"
+        ) from None
     for name in names:
         if name not in allowed:
             near = difflib.get_close_matches(name, allowed, 1, cutoff=0.5)

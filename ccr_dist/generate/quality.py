@@ -1,6 +1,8 @@
-"""How good a translated caption column is, in figures: against human captions, against its own source, and there and back.
+"""How good a translated caption column is, in figures: against human captions, against its own source, and there and
+back.
 
-chrF is sacrebleu's (Popović 2015), over characters and so without a tokenizer that a language would need. Reads; changes nothing.
+chrF is sacrebleu's (Popović 2015), over characters and so without a tokenizer that a language would need. Reads;
+changes nothing.
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccr_dist.data import store
-from ccr_dist.data.table import Column, Dataset, open_all
-from ccr_dist.data.text import has_text, texts_of
+from ccr_dist.data.media.text import has_text, texts_of
+from ccr_dist.data.storage import store
+from ccr_dist.data.table.dataset import Column, Dataset, open_all
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate import identify, languages
 from ccr_dist.generate.filters import COUNTED, Filters, is_long, repeats
@@ -25,24 +27,28 @@ if TYPE_CHECKING:
 def quality(
     path: str | Path, column: str, *, human: str | None = None, source: str | None = None, back: str | None = None
 ) -> list[dict[str, Any]]:
-    """Figures of a caption column in each dataset of a folder that has it; all but `split` and the names may be None: not measurable.
+    """Figures of a caption column in each dataset of a folder that has it; all but `split` and the names may be None:
+    not measurable.
 
-    human: column to compare with; default `caption.<lang>`, where it is. source: what the captions were made from; default: as the plan
-    says. back: captions translated back into the source's language; default: where a column was made from this one.
+    human: column to compare with; default `caption.<lang>`, where it is. source: what the captions were made from;
+    default: as the plan says. back: captions translated back into the source's language; default: where a column was
+    made from this one.
 
-    Each has `rows` (with captions), `captions` (that say something), `nulls` (rows without one), `unfinished` (rows in shards that are not
-    done), and
-    - `chrf` in 0 .. 100, over `chrf_captions`: against the human captions. Where a row has as many as there are translations, the i-th
-      against the i-th, else each translation against all of them (the best one counts). A blank translation agrees with nothing; a blank
-      human caption asks for none;
+    Each has `rows` (with captions), `captions` (that say something), `nulls` (rows without one), `unfinished` (rows in
+    shards that are not done), and
+    - `chrf` in 0 .. 100, over `chrf_captions`: against the human captions. Where a row has as many as there are
+      translations, the i-th against the i-th, else each translation against all of them (the best one counts). A blank
+      translation agrees with nothing; a blank human caption asks for none;
     - `back_chrf`, over `back_captions`: the i-th caption there and back against the i-th of the source;
-    - `length_ratio`: characters per character of the source; `identical` and `empty`: shares of the source's captions that came out as
-      they went in, or as nothing; `long`, `repeated`: shares that are several times as long, or loop where the source does not. Blank ones
-      of the source are left out.
-    - `language`: share of a sample (`language_pieces`) that is in the column's language, and `language_seen`: which languages it is in;
+    - `length_ratio`: characters per character of the source; `identical` and `empty`: shares of the source's captions
+      that came out as they went in, or as nothing; `long`, `repeated`: shares that are several times as long, or loop
+      where the source does not. Blank ones of the source are left out.
+    - `language`: share of a sample (`language_pieces`) that is in the column's language, and `language_seen`: which
+      languages it is in;
     - `filtered`: what the job counted of dropped and cleaned answers; `warnings`: what a user should look at, in words.
 
-    ConfigError when sacrebleu is missing, a name has no language, or nothing has the column; DataError where columns do not fit.
+    ConfigError when sacrebleu is missing, a name has no language, or nothing has the column; DataError where columns do
+    not fit.
     """
     datasets = [dataset for dataset in open_all(path) if column in dataset.columns()]
     if not datasets:
@@ -64,7 +70,9 @@ _WARNED = {
 
 
 class _Chrf:
-    """Corpus chrF, caption by caption: sums statistics instead of keeping texts, whose n-grams would fill the memory."""
+    """Corpus chrF, caption by caption: sums statistics instead of keeping texts, whose n-grams would fill the
+    memory.
+    """
 
     def __init__(self) -> None:
         try:
@@ -77,7 +85,8 @@ class _Chrf:
 
     def add(self, texts: list[str], references: list[list[str]]) -> None:
         """references: those of each text, at least one."""
-        streams = [list(stream) for stream in zip_longest(*references)]  # sacrebleu wants the first of all texts, the second of all, ...
+        # sacrebleu wants the first of all texts, the second of all, ...
+        streams = [list(stream) for stream in zip_longest(*references)]
         for statistics in self._metric._extract_corpus_statistics(texts, streams):
             self._sums = [a + b for a, b in zip(self._sums, statistics, strict=True)]
         self.captions += len(texts)
@@ -87,12 +96,18 @@ class _Chrf:
         return round(self._metric._compute_score_from_stats(self._sums).score, 2) if self.captions else None
 
 
-def _measure(dataset: Dataset, column: Column, human: str | None, source: str | None, back: str | None) -> dict[str, Any]:
+def _measure(
+    dataset: Dataset, column: Column, human: str | None, source: str | None, back: str | None
+) -> dict[str, Any]:
     texts = _Texts(column)
     human = human or f"caption.{language_of(column.name)}"
-    source = source or next((name for name in column.plan.get("inputs", {}) if name.startswith(("caption.", "description."))), None)
+    source = source or next(
+        (name for name in column.plan.get("inputs", {}) if name.startswith(("caption.", "description."))), None
+    )
     back = back or _returned(dataset, column.name, source)
-    made_from, humans, returned = (_texts(dataset, name) for name in (source, human if human != column.name else None, back))
+    made_from, humans, returned = (
+        _texts(dataset, name) for name in (source, human if human != column.name else None, back)
+    )
     chrf, back_chrf = _Chrf(), _Chrf()
     rows = nulls = captions = unfinished = originals = identical = empty = 0
     letters = [0, 0]
@@ -116,7 +131,10 @@ def _measure(dataset: Dataset, column: Column, human: str | None, source: str | 
                 _compare(chrf, mine, [[text] for text in theirs] if len(theirs) == len(mine) else [theirs] * len(mine))
             if made_from is None or (before := made_from.value(shard, row)) is None:
                 continue
-            pairs = [(" ".join(a.split()), b) for a, b in zip(before, texts.aligned(mine, made_from, before, shard, row), strict=True)]
+            pairs = [
+                (" ".join(a.split()), b)
+                for a, b in zip(before, texts.aligned(mine, made_from, before, shard, row), strict=True)
+            ]
             pairs = [(a, b) for a, b in pairs if has_text(a)]
             originals += len(pairs)
             identical += sum(a == b for a, b in pairs)
@@ -157,7 +175,13 @@ def _counted(column: Column, shard: int) -> Counter[str]:
     try:
         counts = store.read_json(column.path(shard, "stats"))["counts"]
         return Counter({name: int(counts[name]) for name in COUNTED if counts.get(name)})
-    except (DataError, KeyError, TypeError, ValueError, AttributeError):  # made in another way, or by an earlier version
+    except (
+        DataError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):  # made in another way, or by an earlier version
         return Counter()
 
 
@@ -165,10 +189,12 @@ def _warnings(figures: dict[str, Any]) -> list[str]:
     """In words, what of the figures a user should look at."""
     warnings, tag = [], language_of(figures["column"])
     if (share := figures["language"]) is not None and share < identify.SURE:
-        seen = ", ".join(f"{languages.name(other) or other} {part:.0%}" for other, part in list(figures["language_seen"].items())[:3])
+        seen = ", ".join(
+            f"{languages.name(other) or other} {part:.0%}" for other, part in list(figures["language_seen"].items())[:3]
+        )
         warnings.append(
-            f"{share:.0%} of {figures['language_pieces']} sampled pieces look like {languages.name(tag) or tag}; they look like: {seen}. "
-            "Was the model told the direction?"
+            f"{share:.0%} of {figures['language_pieces']} sampled pieces look like {languages.name(tag) or tag}; they"
+            f" look like: {seen}. Was the model told the direction?"
         )
     elif share is None and not identify.installed():
         warnings.append("the language was not looked at: pip install 'ccr-dist[quality]'")
@@ -209,7 +235,8 @@ class _Texts:
         if len(mine) != len(before):
             where = self.column.where(shard, row)
             raise DataError(
-                f"{where}: {len(mine)} captions, but {len(before)} in {source.name}: not made from it, or name it with --source"
+                f"{where}: {len(mine)} captions, but {len(before)} in {source.name}: not made from it, or name it with"
+                " --source"
             )
         return mine
 
@@ -225,7 +252,13 @@ def render(figures: list[dict[str, Any]]) -> Group:
     from rich.text import Text
 
     used = {role: next((one[role] for one in figures if one[role]), "none") for role in ("source", "human", "back")}
-    titles = {"split": "split", "captions": "captions", "chrf": "chrF", "back_chrf": "back chrF", "length_ratio": "length"}
+    titles = {
+        "split": "split",
+        "captions": "captions",
+        "chrf": "chrF",
+        "back_chrf": "back chrF",
+        "length_ratio": "length",
+    }
     titles |= {"identical": "same", "empty": "empty"}
     further = {"repeated": "loops", "long": "long", "language": "language"}  # where there is something to see
     titles |= {name: title for name, title in further.items() if any(one[name] for one in figures)}
@@ -235,10 +268,18 @@ def render(figures: list[dict[str, Any]]) -> Group:
         table.add_column(title, justify="left" if title == "split" else "right")
     for one in figures:
         cells = {name: "-" if one[name] is None else str(one[name]) for name in titles}
-        cells |= {name: f"{one[name]:.1%}" for name in ("identical", "empty", *further) if name in titles and one[name] is not None}
+        cells |= {
+            name: f"{one[name]:.1%}"
+            for name in ("identical", "empty", *further)
+            if name in titles and one[name] is not None
+        }
         table.add_row(*cells.values())
     about = f"{figures[0]['column']}; " + ", ".join(f"{role}: {name}" for role, name in used.items())
-    notes = [Text(f"{one['split']}: counted by the job: {_listed(one['filtered'])}", "dim") for one in figures if one["filtered"]]
+    notes = [
+        Text(f"{one['split']}: counted by the job: {_listed(one['filtered'])}", "dim")
+        for one in figures
+        if one["filtered"]
+    ]
     notes += [Text(f"{one['split']}: {warning}", "yellow") for one in figures for warning in one["warnings"]]
     return Group(Text(about), table, *notes)
 

@@ -11,8 +11,9 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.data import decode, store
-from ccr_dist.data.table import Dataset
+from ccr_dist.data.media import decode
+from ccr_dist.data.storage import store
+from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import DataBudgetError, DataError
 from ccr_dist.generate.processor import Outcome, Processor
 
@@ -57,8 +58,9 @@ class Replay(Processor):
         if len(missing) > self.max_missing:
             names = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
             raise DataBudgetError(
-                f"{self.file}: {len(missing)} of the {len(keys)} keys of {dataset.root} are not in the file ({names}), "
-                f"{self.max_missing} may be missing; complete the file, or allow more with --max-missing (their rows become null)"
+                f"{self.file}: {len(missing)} of the {len(keys)} keys of {dataset.root} are not in the file ({names}),"
+                f" {self.max_missing} may be missing; complete the file, or allow more with --max-missing (their rows"
+                " become null)"
             )
 
     def prepare(self, key: str, values: dict[str, Any]) -> Any:
@@ -82,8 +84,8 @@ def _value(kind: str, value: Any) -> Any:
 def _scan(path: Path, label: bool) -> tuple[str, dict[str, tuple[int, int]], dict[str, str]]:
     """(kind of the values, key -> (offset, bytes) of its line, key -> what is wrong with its value).
 
-    The kind is that of the first good value. DataError, naming the line, for one whose key cannot be read or is there twice, and for texts
-    beside views.
+    The kind is that of the first good value. DataError, naming the line, for one whose key cannot be read or is there
+    twice, and for texts beside views.
     """
     places: dict[str, tuple[int, int]] = {}
     bad: dict[str, str] = {}
@@ -106,13 +108,17 @@ def _scan(path: Path, label: bool) -> tuple[str, dict[str, tuple[int, int]], dic
                         decode.check(kinds[0], _value(kinds[0], value), f"{what}: key {key!r}")
                         (kind,) = kinds
                     except DataError as e:
-                        if kind and isinstance(value, dict) != (kind == "views"):  # no slip of one row: two files in one
+                        # no slip of one row: two files in one
+                        if kind and isinstance(value, dict) != (kind == "views"):
                             raise
                         bad[key] = str(e)
                 places[key] = (offset, len(line))
             offset += len(line)
     if not kind:
-        raise DataError(f"{path}: holds no values" + (f" that can be used; the first one: {next(iter(bad.values()))}" if bad else ""))
+        raise DataError(
+            f"{path}: holds no values"
+            + (f" that can be used; the first one: {next(iter(bad.values()))}" if bad else "")
+        )
     return kind, places, bad
 
 

@@ -1,10 +1,11 @@
-"""Runs a processor over a dataset: takes shards by leases, resumes from journals, keeps the engine fed, commits each shard once.
+"""Runs a processor over a dataset: takes shards by leases, resumes from journals, keeps the engine fed, commits each
+shard once.
 
-    column.json (plan) -> take a shard -> rows prepared ahead -> engine -> journal -> all there: commit -> ... -> nothing left to take: wait
-    for the shards of others, and take over those of the dead
+    column.json (plan) -> take a shard -> rows prepared ahead -> engine -> journal -> all there: commit -> ... ->
+    nothing left to take: wait for the shards of others, and take over those of the dead
 
-Whatever dies is simply started again. What is done to a row is the processor's affair (`processor.py`), what a lease, a journal and a
-commit are is told in `lease.py`, `journal.py` and `work.py`.
+Whatever dies is simply started again. What is done to a row is the processor's affair (`processor.py`), what a lease, a
+journal and a commit are is told in `lease.py`, `journal.py` and `work.py`.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import ccr_dist
 from ccr_dist import stopfile, terminal
-from ccr_dist.data import store
-from ccr_dist.data.table import Column, Dataset, create_column
+from ccr_dist.data.storage import store
+from ccr_dist.data.table.dataset import Column, Dataset, create_column
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
-from ccr_dist.generate.first import first_load
+from ccr_dist.generate.heartbeat import Watch
 from ccr_dist.generate.lease import Leases, look
+from ccr_dist.generate.load_once import first_load
 from ccr_dist.generate.prepare import Preparation
 from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket, require_rules
+from ccr_dist.generate.shard_work import STUCK, Bench, Lost, Work
 from ccr_dist.generate.summary import Budget, Summary
-from ccr_dist.generate.watch import Watch
-from ccr_dist.generate.work import STUCK, Bench, Lost, Work
 from ccr_dist.redact import command_line
 
 FRUITLESS = 100  # rows without any value from the start after which a job is ended
@@ -61,13 +62,15 @@ def run(
 ) -> Summary:
     """Makes a column, together with whoever else runs the same job. share (i, n): the shards i, i + n, ... only.
 
-    batch: items an engine call; workers: processes that prepare rows (None: what suits the processor; 0: `threads` threads instead).
-    lease_s: seconds without a heartbeat after which a worker counts as dead; the same for all workers. wait: stay until the shards that
-    others hold are finished, and take over those whose owner dies; else they are reported as busy. silence_s: an engine that gives
-    nothing back for so long ends the process with HangError's exit code.
+    batch: items an engine call; workers: processes that prepare rows (None: what suits the processor; 0: `threads`
+    threads instead). lease_s: seconds without a heartbeat after which a worker counts as dead; the same for all
+    workers. wait: stay until the shards that others hold are finished, and take over those whose owner dies; else they
+    are reported as busy. silence_s: an engine that gives nothing back for so long ends the process with HangError's
+    exit code.
 
-    SIGTERM, SIGINT, SIGUSR1 and a stop file (`stopfile.py`) end it after the batch in flight, with `stopped` set. Raises DataError (inputs
-    missing, another plan there), DataBudgetError, EngineError, StorageError; finished shards and journals survive all of them.
+    SIGTERM, SIGINT, SIGUSR1 and a stop file (`stopfile.py`) end it after the batch in flight, with `stopped` set.
+    Raises DataError (inputs missing, another plan there), DataBudgetError, EngineError, StorageError; finished shards
+    and journals survive all of them.
     """
     if not 0 <= share[0] < share[1]:
         raise DataError(f"share {share[0]}/{share[1]}: expected i/n with 0 <= i < n")
@@ -86,10 +89,14 @@ def run(
     }
     if column in dataset.columns():
         require_rules(f"{dataset.place}/{column}", dataset.column(column).plan, plan)
-    target = create_column(dataset, column, kind=processor.kind, extension=processor.extension, plan=plan, provenance=provenance)
+    target = create_column(
+        dataset, column, kind=processor.kind, extension=processor.extension, plan=plan, provenance=provenance
+    )
     shards = range(share[0], len(dataset.shards), share[1])
     job = _Job(target, processor, inputs, shards, budget, Leases(target.folder, lease_s), wait, on_event)
-    return job.run(batch or processor.batch, processor.workers if workers is None else workers, threads, silence_s, progress)
+    return job.run(
+        batch or processor.batch, processor.workers if workers is None else workers, threads, silence_s, progress
+    )
 
 
 class _Job:
@@ -123,7 +130,13 @@ class _Job:
 
     def run(self, batch: int, workers: int, threads: int, silence_s: float, progress: bool) -> Summary:
         started, console = time.perf_counter(), terminal.console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         with (
             _signals(self),
             Watch(self._beat, self.leases.lease_s / 4, self._at_work, silence_s) as watch,
@@ -136,7 +149,9 @@ class _Job:
             try:
                 tickets = self._tickets()
                 if (first := _first(tickets)) is not None:  # there is work: only then are models loaded
-                    with Preparation(self.processor.preparer(), self.inputs, workers=workers, threads=threads) as preparation:
+                    with Preparation(
+                        self.processor.preparer(), self.inputs, workers=workers, threads=threads
+                    ) as preparation:
                         preparation.begin()  # its processes take as long as the model to get ready
                         with (
                             first_load(self.processor.load_key(), lambda: self.stop),
@@ -146,7 +161,9 @@ class _Job:
                                 self.processor.load()
                         if not self.stop:
                             rows = itertools.chain([first], tickets)
-                            self.feed = Feed(rows, lambda ticket: self._submit(ticket, preparation), ahead, preparation.alone)
+                            self.feed = Feed(
+                                rows, lambda ticket: self._submit(ticket, preparation), ahead, preparation.alone
+                            )
                             self._drive(self.feed, batch, watch)
             finally:
                 for work in self.open.values():
@@ -163,7 +180,8 @@ class _Job:
         self.summary.stopped = self.stop and not self.summary.complete
         self.summary.busy += 0 if self.wait else len(self.again)
         if self.summary.complete:
-            for rubbish in self.target.folder.glob(f"{store.TEMPORARY}column.json.*"):  # of a process killed while it began the column
+            # of a process killed while it began the column
+            for rubbish in self.target.folder.glob(f"{store.TEMPORARY}column.json.*"):
                 rubbish.unlink(missing_ok=True)
 
     def _submit(self, ticket: Ticket, preparation: Preparation) -> Future[Any]:
@@ -197,7 +215,10 @@ class _Job:
             try:
                 work.beat()
             except OSError as e:
-                print(f"{work.lease.path}: no heartbeat ({e}); another worker takes the shard over if this goes on", file=sys.stderr)
+                print(
+                    f"{work.lease.path}: no heartbeat ({e}); another worker takes the shard over if this goes on",
+                    file=sys.stderr,
+                )
 
     def _at_work(self) -> str | None:
         """What the engine, or the preparation that it waits for, is at."""
@@ -205,14 +226,19 @@ class _Job:
             return None
         if tickets := list(self.feed.in_flight):
             some = ", ".join(f"{self.target.dataset.shards[ticket.shard]}: {ticket.key!r}" for ticket in tickets[:8])
-            return f"{self.target.folder}: the engine works on {len(tickets)} items ({some}{', ...' if len(tickets) > 8 else ''})"
+            return (
+                f"{self.target.folder}: the engine works on {len(tickets)} items"
+                f" ({some}{', ...' if len(tickets) > 8 else ''})"
+            )
         waits_for = self.feed.waits_for
         return f"{self.target.folder}: the item {waits_for.key!r} is being prepared" if waits_for else None
 
     # -- shards
 
     def _tickets(self) -> Iterator[Ticket | None]:
-        """Takes shards and names the rows that are to be made; None: nothing now. Runs ahead of the engine by the feed's window."""
+        """Takes shards and names the rows that are to be made; None: nothing now. Runs ahead of the engine by the
+        feed's window.
+        """
         pending: Sequence[int] = self.shards
         pause_s = min(self.leases.lease_s / 8, 2.0)
         while True:
@@ -247,7 +273,9 @@ class _Job:
             pending, self.again = rest + self.again, []
 
     def _rows(self, work: Work) -> Iterator[Ticket | None]:
-        """A shard over which somebody died is worked on alone until it gives a row, so that no other one is blamed for what it does."""
+        """A shard over which somebody died is worked on alone until it gives a row, so that no other one is blamed for
+        what it does.
+        """
         shard, dataset = work.shard, self.target.dataset
         self.open[shard] = work
         work.waited_s = self.feed.waited_s if self.feed else 0.0
@@ -258,7 +286,9 @@ class _Job:
         self.advance(work.resumed)
         missing, keys, past = work.missing, dataset.keys(shard), work.lease.past
         wary = bool(past.stuck or past.suspect)
-        if not work.settled and (left_out := {keys[row]: o.error for row, o in work.outcomes.items() if o.error is not None}):
+        if not work.settled and (
+            left_out := {keys[row]: o.error for row, o in work.outcomes.items() if o.error is not None}
+        ):
             self.errors |= left_out
             self._hold_budget()
         if not missing:
@@ -330,7 +360,9 @@ class _Job:
                 self._lose(work)
                 continue
             kept += len(rows)
-            self.errors |= {keys[row]: error for row, outcome in rows if (error := outcome.error or outcome.lacks) is not None}
+            self.errors |= {
+                keys[row]: error for row, outcome in rows if (error := outcome.error or outcome.lacks) is not None
+            }
         self.summary.rows += kept
         self.advance(kept)
         self.event("kept", {"rows": kept})
@@ -344,8 +376,9 @@ class _Job:
         if len(self.errors) > self.limit:
             shown = "\n  ".join(f"{key}: {error}" for key, error in list(self.errors.items())[:5])
             raise DataBudgetError(
-                f"{self.target.folder}: {len(self.errors)} bad items, {self.limit} are tolerated. The first ones:\n  {shown}\n"
-                "mend them, or allow more bad items, and run again: good rows are kept, bad ones will be tried again"
+                f"{self.target.folder}: {len(self.errors)} bad items, {self.limit} are tolerated. The first ones:\n "
+                f" {shown}\nmend them, or allow more bad items, and run again: good rows are kept, bad ones will be"
+                " tried again"
             )
 
     def _checked(self, ticket: Ticket, outcome: Outcome) -> Outcome:
@@ -356,8 +389,16 @@ class _Job:
         try:
             if self.target.kind != "matrix":
                 self.target.encode(value)
-            elif not (isinstance(value, np.ndarray) and value.dtype == np.float16 and value.ndim == 2 and np.isfinite(value).all()):
-                raise DataError(f"{self.target.name}: expected finite float16 vectors (n, D); found {getattr(value, 'dtype', type(value))}")
+            elif not (
+                isinstance(value, np.ndarray)
+                and value.dtype == np.float16
+                and value.ndim == 2
+                and np.isfinite(value).all()
+            ):
+                raise DataError(
+                    f"{self.target.name}: expected finite float16 vectors (n, D); found"
+                    f" {getattr(value, 'dtype', type(value))}"
+                )
         except DataError as e:
             return Outcome(error=f"{ticket.key}: {e}")
         return outcome
@@ -383,7 +424,9 @@ class _Job:
         self.event("committed", {"shard": self.target.dataset.shards[work.shard], "mine": mine})
 
     def _require_something(self, became: Counter[str]) -> None:
-        """DataBudgetError, before anything is final, for a job that gives nothing: its first rows, or all of a small one, have no value."""
+        """DataBudgetError, before anything is final, for a job that gives nothing: its first rows, or all of a small
+        one, have no value.
+        """
         self.seen += became
         nothing = self.seen["bad"] + self.seen["fruitless"]
         if self.seen["made"] or not nothing or self.limit >= self.rows:
@@ -393,10 +436,10 @@ class _Job:
             counts = ", ".join(f"{name} {n}" for name, n in sorted(total.items())) or "no counts"
             errors = "".join(f"\n  {key}: {error}" for key, error in list(self.errors.items())[:5])
             raise DataBudgetError(
-                f"{self.target.folder}: none of the first {nothing} rows has a value: {self.seen['bad']} are bad items, of "
-                f"{self.seen['fruitless']} nothing usable came back ({counts}).{errors}\nThey are not committed. See whether model, "
-                "prompt, language and filters fit these rows, and remove the column's folder for another try; --bad-fraction 1 "
-                "allows it"
+                f"{self.target.folder}: none of the first {nothing} rows has a value: {self.seen['bad']} are bad items,"
+                f" of {self.seen['fruitless']} nothing usable came back ({counts}).{errors}\nThey are not committed."
+                " See whether model, prompt, language and filters fit these rows, and remove the column's folder for"
+                " another try; --bad-fraction 1 allows it"
             )
 
 
@@ -411,8 +454,8 @@ def _first(tickets: Iterator[Ticket | None]) -> Ticket | None:
 
 @contextlib.contextmanager
 def _signals(job: _Job) -> Iterator[None]:
-    """SIGTERM, SIGINT and SIGUSR1 (a stop file, too) ask the job to stop after the batch in flight; the first two, if they come again,
-    interrupt it at once (the journal is safe).
+    """SIGTERM, SIGINT and SIGUSR1 (a stop file, too) ask the job to stop after the batch in flight; the first two, if
+    they come again, interrupt it at once (the journal is safe).
     """
     heard: set[int] = set()
 

@@ -1,7 +1,9 @@
-"""How far the jobs of a dataset are: shards done, leased by whom, waiting; bad rows; rate; what to do. From files only; changes nothing.
+"""How far the jobs of a dataset are: shards done, leased by whom, waiting; bad rows; rate; what to do. From files only;
+changes nothing.
 
-Whether a lease may be taken over is never decided here (`lease.py` does, by beats and its own clock). Here the times of files are good
-enough, because a person reads the answer: they all come from the file system, so they can be compared with one another.
+Whether a lease may be taken over is never decided here (`lease.py` does, by beats and its own clock). Here the times of
+files are good enough, because a person reads the answer: they all come from the file system, so they can be compared
+with one another.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ccr_dist.data import store
-from ccr_dist.data.inspect import origin_of
-from ccr_dist.data.table import Column, Dataset, open_all
+from ccr_dist.data.storage import store
+from ccr_dist.data.table.dataset import Column, Dataset, open_all
+from ccr_dist.data.table.inspect import origin_of
 from ccr_dist.errors import DataError
 from ccr_dist.generate.filters import COUNTED
 from ccr_dist.generate.lease import boot_id, lease_path, lock_is_free, look, read_lease
@@ -32,8 +34,9 @@ SHOWN = 40  # leases on a terminal, those in trouble first
 
 @dataclass(frozen=True)
 class Lease:
-    """A shard in work, as its lease file tells it. `rows` of `of` are done; `since`: unix s by the worker's own clock; `age_s`: since the
-    file last changed. state: working, silent (no beat for long) or dead (its process is gone)."""
+    """A shard in work, as its lease file tells it. `rows` of `of` are done; `since`: unix s by the worker's own clock;
+    `age_s`: since the file last changed. state: working, silent (no beat for long) or dead (its process is gone).
+    """
 
     shard: str
     generation: int
@@ -59,10 +62,11 @@ class _Span(NamedTuple):
 
 
 def status(path: str | Path, *, column: str | None = None, pause_s: float = 2.0) -> dict[str, Any]:
-    """{"path", "columns": [...]}: every column that a job makes or made, of a dataset or of a folder of them; or only `column`.
+    """{"path", "columns": [...]}: every column that a job makes or made, of a dataset or of a folder of them; or only
+    `column`.
 
-    A lease that has not changed for long is looked at again after pause_s before it is called silent; without such ones nothing waits.
-    DataError when there is no dataset, or none has a column of that name, or one that a job makes.
+    A lease that has not changed for long is looked at again after pause_s before it is called silent; without such ones
+    nothing waits. DataError when there is no dataset, or none has a column of that name, or one that a job makes.
     """
     datasets = open_all(path)
     names = {dataset: [name for name in dataset.columns() if column in (None, name)] for dataset in datasets}
@@ -71,11 +75,16 @@ def status(path: str | Path, *, column: str | None = None, pause_s: float = 2.0)
     columns = [dataset.column(name) for dataset in datasets for name in names[dataset]]
     jobs = [one for one in columns if "processor" in one.plan]
     if column is not None and not jobs:
-        raise DataError(f"{columns[0].folder}: made by no job (its plan names no processor), so there is no progress to show")
+        raise DataError(
+            f"{columns[0].folder}: made by no job (its plan names no processor), so there is no progress to show"
+        )
     looks = [_look(one) for one in jobs]
     if any(lease.state == "silent" for seen in looks for lease in seen.leases):
         time.sleep(pause_s)
-        looks = [replace(seen, leases=[_again(one, lease) for lease in seen.leases]) for one, seen in zip(jobs, looks, strict=True)]
+        looks = [
+            replace(seen, leases=[_again(one, lease) for lease in seen.leases])
+            for one, seen in zip(jobs, looks, strict=True)
+        ]
     return {"path": str(path), "columns": [_describe(one, seen) for one, seen in zip(jobs, looks, strict=True)]}
 
 
@@ -202,7 +211,8 @@ def _counts(paths: list[Path]) -> Counter[str]:
     """What the jobs counted, over the shards that the rate is taken from."""
     counts: Counter[str] = Counter()
     for path in paths:
-        with contextlib.suppress(DataError, KeyError, TypeError, AttributeError):  # gone, or written by an earlier version
+        # gone, or written by an earlier version
+        with contextlib.suppress(DataError, KeyError, TypeError, AttributeError):
             counts.update(store.read_json(path)["counts"])
     return counts
 
@@ -210,18 +220,30 @@ def _counts(paths: list[Path]) -> Counter[str]:
 def _span(path: Path) -> _Span | None:
     try:
         stats = store.read_json(path)
-        return _Span(stats["worker"], stats["began"], stats["ended"], stats["rows"] - stats["resumed"], stats["counts"].get("tokens", 0))
+        return _Span(
+            stats["worker"],
+            stats["began"],
+            stats["ended"],
+            stats["rows"] - stats["resumed"],
+            stats["counts"].get("tokens", 0),
+        )
     except (DataError, KeyError):  # gone, or written by an earlier version
         return None
 
 
 def _lease_span(lease: Lease) -> _Span | None:
     """Only of a first generation: the rows of a later one were in part made by others."""
-    return _Span(lease.worker, lease.since, time.time() - lease.age_s, lease.rows, lease.tokens) if lease.generation == 1 else None
+    return (
+        _Span(lease.worker, lease.since, time.time() - lease.age_s, lease.rows, lease.tokens)
+        if lease.generation == 1
+        else None
+    )
 
 
 def _rate(spans: list[_Span]) -> tuple[float | None, float | None]:
-    """(rows/s, tokens/s) of all workers together. Each is measured by its own clock alone, from its first to its last moment."""
+    """(rows/s, tokens/s) of all workers together. Each is measured by its own clock alone, from its first to its last
+    moment.
+    """
     workers: dict[str, list[_Span]] = {}
     for span in spans:
         workers.setdefault(span.worker, []).append(span)
@@ -241,19 +263,28 @@ def _advice(column: Column, seen: _Look, waiting: int) -> list[str]:
     command = without_secrets(column.provenance.get("command", "the command that makes the column"))
     lines = []
     if seen.lost:
-        names = ", ".join(column.dataset.shards[shard] for shard in list(seen.lost)[:8]) + (", ..." if len(seen.lost) > 8 else "")
-        lines.append(f"shards {names} were done and are lost: {next(iter(seen.lost.values()))}. The same command makes them again")
+        names = ", ".join(column.dataset.shards[shard] for shard in list(seen.lost)[:8]) + (
+            ", ..." if len(seen.lost) > 8 else ""
+        )
+        lines.append(
+            f"shards {names} were done and are lost: {next(iter(seen.lost.values()))}. The same command makes them"
+            " again"
+        )
     if of["dead"]:
-        lines.append(f"{_names(of['dead'])}: the worker is gone. Its rows are safe; any other worker of the column takes the shard over")
+        lines.append(
+            f"{_names(of['dead'])}: the worker is gone. Its rows are safe; any other worker of the column takes the"
+            " shard over"
+        )
     if of["silent"]:
         lines.append(
-            f"{_names(of['silent'])}: no beat for long: the worker was killed on another host, or it was stopped, or its host or storage "
-            "hangs. Other workers take the shard over; if it wakes, it gives up by itself"
+            f"{_names(of['silent'])}: no beat for long: the worker was killed on another host, or it was stopped, or"
+            " its host or storage hangs. Other workers take the shard over; if it wakes, it gives up by itself"
         )
     for lease in leases:
         if lease.stuck:
             lines.append(
-                f"shard {lease.shard}: {lease.stuck} workers died on it, one after the other, without one new row: look at their logs"
+                f"shard {lease.shard}: {lease.stuck} workers died on it, one after the other, without one new row: look"
+                " at their logs"
             )
     if (waiting or leases) and not of["working"]:
         lines.append(f"nobody works on it. To go on: {command}")
@@ -262,7 +293,11 @@ def _advice(column: Column, seen: _Look, waiting: int) -> list[str]:
 
 def _names(leases: list[Lease]) -> str:
     shown = ", ".join(f"{lease.shard} ({lease.worker})" for lease in leases[:4])
-    return ("shards " if len(leases) > 1 else "shard ") + shown + (f" and {len(leases) - 4} more" if len(leases) > 4 else "")
+    return (
+        ("shards " if len(leases) > 1 else "shard ")
+        + shown
+        + (f" and {len(leases) - 4} more" if len(leases) > 4 else "")
+    )
 
 
 def render(description: dict[str, Any]) -> Group:
@@ -283,7 +318,10 @@ def render(description: dict[str, Any]) -> Group:
         begun = f" ({shards['begun']} of them begun)" if shards["begun"] else ""
         begun += f"; {shards['lost']} were done, but are damaged or gone" if shards["lost"] else ""
         parts.append(
-            Text(f"  {shards['done']} of {shards['total']} shards done, {shards['leased']} leased, {shards['waiting']} waiting{begun}")
+            Text(
+                f"  {shards['done']} of {shards['total']} shards done, {shards['leased']} leased, {shards['waiting']}"
+                f" waiting{begun}"
+            )
         )
         parts.append(Text(f"  {rows['done']} of {rows['total']} rows{_speed(column)}{bad}"))
         parts += _counted(column)

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Budget:
-    """How many bad items a run tolerates: `items` (of a small share half of its rows), or `fraction` of them, whichever is more."""
+    """How many bad items a run tolerates: `items` (of a small share half of its rows), or `fraction` of them, whichever
+    is more.
+    """
 
     items: int = 10
     fraction: float = 0.01
@@ -19,7 +21,9 @@ class Budget:
 
 @dataclass
 class Summary:
-    """What a run did to its share of the shards. `stopped`: it was asked to stop and the rest waits for the next start."""
+    """What a run did to its share of the shards. `stopped`: it was asked to stop and the rest waits for the next
+    start.
+    """
 
     column: str
     shards: int = 0  # in the share
@@ -30,8 +34,10 @@ class Summary:
     rows: int = 0  # made by this run
     resumed_rows: int = 0  # taken over from journals
     bad: int = 0  # null rows with an error
-    absent: int = 0  # null rows whose inputs are null or blank, or have no value to import; of the shards committed by this run
-    fruitless: int = 0  # rows of which the filters, or the engine's silence, left nothing; of the shards committed by this run
+    # null rows whose inputs are null or blank, or have no value to import; of the shards committed by this run
+    absent: int = 0
+    # rows of which the filters, or the engine's silence, left nothing; of the shards committed by this run
+    fruitless: int = 0
     dropped_lines: int = 0  # torn journal lines, made again
     counts: dict[str, int] = field(default_factory=dict)  # of the shards committed by this run
     seconds: float = 0.0
@@ -53,7 +59,9 @@ class Summary:
         parts += [f"{self.fruitless} rows without a value: nothing usable came back"] * (self.fruitless > 0)
         parts += [f"{self.absent} rows without a value: their inputs have none"] * (self.absent > 0)
         parts += [f"{self.busy} shards skipped: another process works on them"] * (self.busy > 0)
-        parts += [f"{self.lost} shards lost to another process that took over; what was made of them here is dropped"] * (self.lost > 0)
+        parts += [
+            f"{self.lost} shards lost to another process that took over; what was made of them here is dropped"
+        ] * (self.lost > 0)
         parts += [", ".join(f"{name} {n}" for name, n in sorted(self.counts.items()))] * bool(self.counts)
         parts += ["stopped on request: the same command goes on from here"] * self.stopped
         return f"{self.column}: " + "; ".join(parts)

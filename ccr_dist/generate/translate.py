@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from ccr_dist.data.table import Dataset
-from ccr_dist.data.text import has_text, texts_of
+from ccr_dist.data.media.text import has_text, texts_of
+from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError, EngineError
 from ccr_dist.generate import languages
 from ccr_dist.generate.answer import without_specials
@@ -21,19 +21,23 @@ def language_of(column: str) -> str:
     """The language in the name of a caption column: caption.en.apertium -> en. ConfigError for other columns."""
     parts = column.split(".")
     if parts[0] != "caption" or len(parts) < 2:
-        raise ConfigError(f"column {column!r}: its name does not tell the language (caption.<lang>...); say it with --source-language")
+        raise ConfigError(
+            f"column {column!r}: its name does not tell the language (caption.<lang>...); say it with --source-language"
+        )
     return parts[1]
 
 
 def check_direction(source: str, target: str) -> None:
     """ConfigError for what is no language tag, and for a language into itself."""
     if languages.normal(source) == languages.normal(target):
-        raise ConfigError(f"from {source!r} into {target!r}: the same language; is --to, or --source-language, another one?")
+        raise ConfigError(
+            f"from {source!r} into {target!r}: the same language; is --to, or --source-language, another one?"
+        )
 
 
 def captions_of(key: str, value: Any, longest: int) -> list[str] | None:
-    """The captions of a row, a line each, "" for one that says nothing; None of a null row. DataError for one of more characters than
-    `longest`.
+    """The captions of a row, a line each, "" for one that says nothing; None of a null row. DataError for one of more
+    characters than `longest`.
     """
     if value is None:
         return None
@@ -41,8 +45,8 @@ def captions_of(key: str, value: Any, longest: int) -> list[str] | None:
     for number, caption in enumerate(captions):
         if len(caption) > longest:
             raise DataError(
-                f"{key}: caption {number} has {len(caption)} characters, and this engine is given {longest} at most; is it a caption? "
-                f"It begins {caption[:60]!r}"
+                f"{key}: caption {number} has {len(caption)} characters, and this engine is given {longest} at most; is"
+                f" it a caption? It begins {caption[:60]!r}"
             )
     return captions
 
@@ -60,9 +64,9 @@ def back_column(column: str, source: str) -> str:
 class Translate(Processor):
     """(n captions) -> (n translations). Blank captions stay "" and are not sent; null rows stay null.
 
-    Counters: `captions`, `empty` (nothing is left), `unchanged` (the translation is the caption itself), `long` (several times as long as
-    the caption); `special` (special tokens were in it); dropped, so that "" is left: `repeated` (a loop), `short` (cut at the engine's
-    limit before a sentence ended); `cut` (back to a whole sentence).
+    Counters: `captions`, `empty` (nothing is left), `unchanged` (the translation is the caption itself), `long`
+    (several times as long as the caption); `special` (special tokens were in it); dropped, so that "" is left:
+    `repeated` (a loop), `short` (cut at the engine's limit before a sentence ended); `cut` (back to a whole sentence).
     """
 
     kind = "texts"
@@ -100,7 +104,10 @@ class Translate(Processor):
                 outcomes.append(Outcome(error=str(error)))
                 continue
             counts: Counter[str] = Counter(captions=len(item))
-            kept = [_kept(caption, answer, counts) if caption else "" for caption, answer in zip(item, translated, strict=True)]
+            kept = [
+                _kept(caption, answer, counts) if caption else ""
+                for caption, answer in zip(item, translated, strict=True)
+            ]
             outcomes.append(Outcome(kept, counts=dict(counts)))
         return outcomes
 
@@ -108,8 +115,8 @@ class Translate(Processor):
         answers = self.engine.translate(texts) if texts else []
         if len(answers) != len(texts):
             raise EngineError(
-                f"{self.inputs[0]}: the engine gave {len(answers)} translations for {len(texts)} captions (the first: {texts[0]!r}); "
-                "they cannot be told apart, so nothing of this batch was kept"
+                f"{self.inputs[0]}: the engine gave {len(answers)} translations for {len(texts)} captions (the first:"
+                f" {texts[0]!r}); they cannot be told apart, so nothing of this batch was kept"
             )
         return answers
 

@@ -1,8 +1,9 @@
-"""DASD's adversarial pair (Cai et al., AAAI 2025): a discriminator of (semantics-free vector, semantic vector) pairs and the loss of its
-opponent.
+"""DASD's adversarial pair (Cai et al., AAAI 2025): a discriminator of (semantics-free vector, semantic vector) pairs
+and the loss of its opponent.
 
-The discriminator learns whether a semantic vector belongs to the caption behind f_sa; the encoder is rewarded when a strange pair passes
-for a true one, so that f_sa carries no semantics. All values are per row; reducing them over the global batch is the caller's affair.
+The discriminator learns whether a semantic vector belongs to the caption behind f_sa; the encoder is rewarded when a
+strange pair passes for a true one, so that f_sa carries no semantics. All values are per row; reducing them over the
+global batch is the caller's affair.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ class Discriminator(nn.Module):
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(inputs, 256), nn.Tanh(), nn.Linear(256, 128), nn.Tanh(), nn.Linear(128, 2))
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, 256), nn.Tanh(), nn.Linear(256, 128), nn.Tanh(), nn.Linear(128, 2)
+        )
 
     def forward(self, pairs: Tensor) -> Tensor:
         return self.layers(pairs)
@@ -34,8 +37,8 @@ def told_as(logits: Tensor, which: int) -> Tensor:
 
 
 def discriminator_loss(discriminator: nn.Module, free: Tensor, semantic: Tensor, strange: Tensor) -> Tensor:
-    """½ (BCE on the true pair + BCE on the strange pair), (n,). `free` (n, w) is f_sa; `semantic` (n, D) its own, `strange` (n, D) another
-    row's.
+    """½ (BCE on the true pair + BCE on the strange pair), (n,). `free` (n, w) is f_sa; `semantic` (n, D) its own,
+    `strange` (n, D) another row's.
     """
     of_strange = told_as(discriminator(torch.cat([free, strange], -1)), STRANGE_PAIR)
     of_true = told_as(discriminator(torch.cat([free, semantic], -1)), TRUE_PAIR)
@@ -43,8 +46,8 @@ def discriminator_loss(discriminator: nn.Module, free: Tensor, semantic: Tensor,
 
 
 def confusion_loss(discriminator: nn.Module, free: Tensor, strange: Tensor, *, isolated: bool = True) -> Tensor:
-    """BCE of taking the strange pair for a true one, (n,). Its gradient reaches `free`, never the semantic vector, and the discriminator
-    only where it is not `isolated`.
+    """BCE of taking the strange pair for a true one, (n,). Its gradient reaches `free`, never the semantic vector, and
+    the discriminator only where it is not `isolated`.
     """
     pairs = torch.cat([free, strange.detach()], -1)
     if not isolated:

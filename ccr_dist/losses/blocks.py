@@ -1,7 +1,9 @@
-"""Rows of all ranks, block by block, for work that needs no two blocks at once: all of them gathered, or passed round a ring.
+"""Rows of all ranks, block by block, for work that needs no two blocks at once: all of them gathered, or passed round a
+ring.
 
-Both call `work(first, rows)` with rows of the global batch, of which `first` is the place of the first one, until each row was seen once.
-`work` returns what it contributes to each of these rows, or None throughout; what all ranks contributed to this rank's own rows comes back.
+Both call `work(first, rows)` with rows of the global batch, of which `first` is the place of the first one, until each
+row was seen once. `work` returns what it contributes to each of these rows, or None throughout; what all ranks
+contributed to this rank's own rows comes back.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .gather import gather_rows, sum_rows, world
+from ccr_dist.losses.gather import gather_rows, sum_rows, world
 
 Work = Callable[[int, Tensor], Tensor | None]
 ROWS, SUMS = 0, 1  # message tags
@@ -33,9 +35,11 @@ def gathered(mine: Tensor, counts: Sequence[int], work: Work) -> Tensor | None:
 
 
 def ring(mine: Tensor, counts: Sequence[int], work: Work) -> Tensor | None:
-    """Blocks go from rank to rank, one rank's rows each: O(n d) memory. The next block arrives while this one is worked on.
+    """Blocks go from rank to rank, one rank's rows each: O(n d) memory. The next block arrives while this one is worked
+    on.
 
-    As `gathered`. Blocks are sent at the size of the largest, so that all ranks, also those without rows, exchange alike.
+    As `gathered`. Blocks are sent at the size of the largest, so that all ranks, also those without rows, exchange
+    alike.
     """
     size = len(counts)
     if size == 1:

@@ -1,7 +1,7 @@
 """Contrastive losses over the global batch, row by row.
 
-`SC(X, Y; P, tau)` of the literature: half the cross entropy from X to Y and half from Y to X, with label matrix P. Pure: no process
-group in here.
+`SC(X, Y; P, tau)` of the literature: half the cross entropy from X to Y and half from Y to X, with label matrix P.
+Pure: no process group in here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Score = Callable[[Tensor, Tensor], Tensor]  # features (n, ...) and (m, ...) to (n, m), differentiable, each entry by itself
+# features (n, ...) and (m, ...) to (n, m), differentiable, each entry by itself
+Score = Callable[[Tensor, Tensor], Tensor]
 
 
 def positives(rows: Tensor, columns: Tensor, among: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -59,9 +60,8 @@ def symmetric(
     Args:
         x, y: this rank's features, (n, ...); n may be 0.
         all_x, all_y: the global batch's features in the same order on every rank, (B, ...), gathered with gradient.
-        group, groups: ids (n,) of the rows and (B,) of the global batch; those with the same id are right for each other.
-        scale: 1/tau.
-        score: logits are scale times this; `slots.slot_scores` takes x of (n, K, D).
+        group, groups: ids (n,) of the rows and (B,) of the global batch; those with the same id are right for each
+        other. scale: 1/tau. score: logits are scale times this; `slots.slot_scores` takes x of (n, K, D).
 
     Returns:
         float32 (float64 for float64 features).

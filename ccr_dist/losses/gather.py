@@ -1,6 +1,7 @@
 """Rows of all ranks, with the gradient that one process would have.
 
-Ranks may hold different numbers of rows, also none. A method never calls this directly; it goes through `train.context.Context`.
+Ranks may hold different numbers of rows, also none. A method never calls this directly; it goes through
+`train.context.Context`.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
         counts: rows a rank, from `row_counts`.
 
     Returns:
-        (sum(counts), ...). Its gradient reaches the rows of every rank: where each rank back-propagates its share of a global loss, each
-        row receives the gradient of the sum of the shares, as in one process.
+        (sum(counts), ...). Its gradient reaches the rows of every rank: where each rank back-propagates its share of a
+        global loss, each row receives the gradient of the sum of the shares, as in one process.
     """
     if len(counts) == 1:
         return rows

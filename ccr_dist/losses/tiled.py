@@ -1,10 +1,12 @@
-"""The symmetric contrastive loss over the global batch without its matrix of logits: neither (B, B) nor a rank's rows of it, (n, B).
+"""The symmetric contrastive loss over the global batch without its matrix of logits: neither (B, B) nor a rank's rows
+of it, (n, B).
 
-A rank forms the logits of its own x with the y of all ranks tile by tile, each tile once for both directions: its rows are x to y, its
-columns y to x. Forward keeps a running log-sum-exp of every row and column, backward forms the tiles again from the features (Cheng et
-al., "Breaking the Memory Barrier", CVPR 2025, after FlashAttention); columns' sums are added over ranks. That is 4 products of features
-where the gathered loss (`contrastive.symmetric`) takes 6. Memory above the features: a few tiles, 6 numbers a row of the global batch, the
-gradients, and with `gathered` blocks the global batch's y and its gradient.
+A rank forms the logits of its own x with the y of all ranks tile by tile, each tile once for both directions: its rows
+are x to y, its columns y to x. Forward keeps a running log-sum-exp of every row and column, backward forms the tiles
+again from the features (Cheng et al., "Breaking the Memory Barrier", CVPR 2025, after FlashAttention); columns' sums
+are added over ranks. That is 4 products of features where the gathered loss (`contrastive.symmetric`) takes 6. Memory
+above the features: a few tiles, 6 numbers a row of the global batch, the gradients, and with `gathered` blocks the
+global batch's y and its gradient.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .blocks import gathered, ring
-from .contrastive import Score, similarities
-from .gather import gather_rows, own
+from ccr_dist.losses.blocks import gathered, ring
+from ccr_dist.losses.contrastive import Score, similarities
+from ccr_dist.losses.gather import gather_rows, own
 
 
 def tile_of(device: torch.device) -> int:
@@ -45,10 +47,9 @@ def symmetric(
         x, y: this rank's features, (n, ...); n may be 0.
         scale: 1/tau, a number or a tensor of one element, whose gradient is this rank's share.
         counts: rows a rank. One count: no other rank takes part.
-        groups: (B,) ids of the global batch, rows with the same id are equally right for each other; None: only x_i and y_i are.
-        score: of a tile; `slots.slot_scores` takes x of (n, K, D).
-        around: the ranks' y go round a ring (`blocks.ring`) instead of being gathered.
-        tile: rows and columns of a tile; None: `tile_of` the device.
+        groups: (B,) ids of the global batch, rows with the same id are equally right for each other; None: only x_i and
+        y_i are. score: of a tile; `slots.slot_scores` takes x of (n, K, D). around: the ranks' y go round a ring
+        (`blocks.ring`) instead of being gathered. tile: rows and columns of a tile; None: `tile_of` the device.
 
     Returns:
         float32 (float64 for float64 features). It can be differentiated once.

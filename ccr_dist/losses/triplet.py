@@ -1,5 +1,5 @@
-"""Triplet ranking with the hardest negative of the batch (Faghri et al., VSE++, BMVC 2018), as NRCCR uses it. Per row; reducing is the
-caller's affair.
+"""Triplet ranking with the hardest negative of the batch (Faghri et al., VSE++, BMVC 2018), as NRCCR uses it. Per row;
+reducing is the caller's affair.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What a method is, and how it is found by name. One method lives in one file of this folder; `README.md` shows how to add one.
+"""What a method is, and how it is found by name. One method lives in one file of this folder; `README.md` shows how to
+add one.
 
-Nothing here and nothing at the top of a method's file imports torch: reading a config needs the names, options and stages of all methods,
-and must be quick. A method knows no rank, no world size and no wrapper; whatever concerns the global batch it asks of
-`train.context.Context`.
+Nothing here and nothing at the top of a method's file imports torch: reading a config needs the names, options and
+stages of all methods, and must be quick. A method knows no rank, no world size and no wrapper; whatever concerns the
+global batch it asks of `train.context.Context`.
 """
 
 from __future__ import annotations
@@ -21,25 +22,29 @@ from ccr_dist.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ccr_dist.data.loader import Batch
+    from ccr_dist.data.stream.loader import Batch
     from ccr_dist.evaluate.retrieval import Fusion
+    from ccr_dist.losses.context import Context
     from ccr_dist.models.backbones import Backbone
-    from ccr_dist.train.context import Context
 
 ENGLISH = "en"
-INPUTS = frozenset({"visual", "tokens", "source_text", "source_feature", "target_text", "description", "back_text", "back_feature"})
+INPUTS = frozenset(
+    {"visual", "tokens", "source_text", "source_feature", "target_text", "description", "back_text", "back_feature"}
+)
 
 
 @dataclass(frozen=True)
 class Stage:
     """One training stage of a method, apart from how long and how fast (that is `config.StageConfig`).
 
-    needs: what of a batch the stage reads, out of `INPUTS`. "visual" is a picture or one vector a row; "tokens" is a picture or any number
-        of vectors a row (tokens of a picture, frames of a video). "source_feature" means the English feature of the caption: the cached
-        column where the data names one, else made from `source_text` in every step (`methods.features.english`); "back_feature" likewise
-        that of the back-translation of the target caption.
+    needs: what of a batch the stage reads, out of `INPUTS`. "visual" is a picture or one vector a row; "tokens" is a
+        picture or any number of vectors a row (tokens of a picture, frames of a video). "source_feature" means the
+        English feature of the caption: the cached column where the data names one, else made from `source_text` in
+        every step (`methods.features.english`); "back_feature" likewise that of the back-translation of the target
+        caption.
     trains: what is trained and towards what, in a few words, for people.
-    frozen: "visual" or "tokens", where the stage reads pictures as features of the frozen backbone alone, always the same for the same
+    frozen: "visual" or "tokens", where the stage reads pictures as features of the frozen backbone alone, always the
+    same for the same
         picture: cached ones may then stand in.
     """
 
@@ -57,9 +62,9 @@ class Method(ABC):
     """Base of all methods. A subclass overrides what it needs; as it stands this class is a zero-shot retriever.
 
     Attributes:
-        net: every module that the method adds to the backbone, trained or not. In the checkpoint, and in the distributed wrapper.
-        aux: auxiliary networks by name, each with an optimiser of its own, stepped before the main one. In the checkpoint, replicated.
-        gradient_checkpointing: set by the training loop.
+        net: every module that the method adds to the backbone, trained or not. In the checkpoint, and in the
+        distributed wrapper. aux: auxiliary networks by name, each with an optimiser of its own, stepped before the main
+        one. In the checkpoint, replicated. gradient_checkpointing: set by the training loop.
 
     Random starts are drawn from torch's global generator, which the caller seeds.
     """
@@ -68,10 +73,13 @@ class Method(ABC):
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     gradient_checkpointing: bool = False
     recomputes: bool = True  # it has parts that gradient checkpointing computes again
-    entangled: tuple[str, ...] = ()  # networks of `aux` that the main optimiser steps, too, by the gradients `losses` leaves in them
+    # networks of `aux` that the main optimiser steps, too, by the gradients `losses` leaves in them
+    entangled: tuple[str, ...] = ()
     shared_outputs: tuple[str, ...] = ("scale",)  # of `outputs`, what is not one a row
-    keeps_statistics: bool = False  # `outputs` writes into parameters that nobody trains (running means), so they must lie whole
-    rows_interact: bool = False  # rows of a batch meet inside `outputs`, not in `losses` alone, so that it cannot be cut into parts
+    # `outputs` writes into parameters that nobody trains (running means), so they must lie whole
+    keeps_statistics: bool = False
+    # rows of a batch meet inside `outputs`, not in `losses` alone, so that it cannot be cut into parts
+    rows_interact: bool = False
 
     def __init__(
         self,
@@ -88,7 +96,8 @@ class Method(ABC):
             backbone: frozen.
             languages: target languages in training.
             texts: all target-language training texts, for methods that size themselves by their vocabulary.
-            state: `state()` of a method built before; `texts` is not needed then. It says nothing of weights: whoever builds from it makes
+            state: `state()` of a method built before; `texts` is not needed then. It says nothing of weights: whoever
+            builds from it makes
                 the same start as without it.
 
         Raises:
@@ -110,7 +119,9 @@ class Method(ABC):
 
     @classmethod
     def stages(cls, options: Any) -> dict[str, Stage]:
-        """Stages in their order; a run config gives steps, batch and rate under the same names. Empty: nothing is trained."""
+        """Stages in their order; a run config gives steps, batch and rate under the same names. Empty: nothing is
+        trained.
+        """
         return {}
 
     def state(self) -> dict[str, Any]:
@@ -118,12 +129,15 @@ class Method(ABC):
         return {}
 
     def trainable(self, stage: str) -> list[str]:
-        """Prefixes, below "net." and "backbone.", of the names of the parameters trained in the stage. Everything else is frozen."""
+        """Prefixes, below "net." and "backbone.", of the names of the parameters trained in the stage. Everything else
+        is frozen.
+        """
         return ["net."]
 
     def limits(self, stage: str) -> dict[str, tuple[float, float]]:
-        """Trained parameters, by name, that are put back between these values before the stage's first step and after each of its steps.
-        A bound inside `outputs` would have no gradient beyond it, so that a parameter that lies there never learns.
+        """Trained parameters, by name, that are put back between these values before the stage's first step and after
+        each of its steps. A bound inside `outputs` would have no gradient beyond it, so that a parameter that lies
+        there never learns.
         """
         return {}
 
@@ -131,17 +145,22 @@ class Method(ABC):
 
     @classmethod
     def gallery(cls, options: Any) -> frozenset[str]:
-        """What of an item `encode_visual` reads: "visual" or "tokens" (as for `Stage.needs`), and "description" if it does."""
+        """What of an item `encode_visual` reads: "visual" or "tokens" (as for `Stage.needs`), and "description" if it
+        does.
+        """
         return frozenset({"visual"})
 
-    def encode_visual(self, visual: Tensor, mask: Tensor | None = None, description: Sequence[str] = ()) -> dict[str, Tensor]:
+    def encode_visual(
+        self, visual: Tensor, mask: Tensor | None = None, description: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
         """Items to {"global": (n, D), …}, n ≥ 0: `visual`, `visual_mask` and `description` of a batch."""
         from ccr_dist.methods.features import encode_visual
 
         return {"global": encode_visual(self.backbone, visual)}
 
     def encode_text(self, texts: Sequence[str], lang: str, companion: Sequence[str] = ()) -> dict[str, Tensor]:
-        """Texts of one language to {"global": (n, D), …}, n ≥ 0. English goes to the backbone untouched, so nothing is forgotten.
+        """Texts of one language to {"global": (n, D), …}, n ≥ 0. English goes to the backbone untouched, so nothing is
+        forgotten.
 
         companion: the aligned texts of the column that `companions` names for the language, else none.
         """
@@ -151,12 +170,16 @@ class Method(ABC):
 
     @classmethod
     def query_columns(cls, data: DataConfig) -> dict[str, str]:
-        """Language -> column that its queries are read from. Raises ConfigError when one that the method needs is not named."""
+        """Language -> column that its queries are read from. Raises ConfigError when one that the method needs is not
+        named.
+        """
         return dict(data.queries)
 
     @classmethod
     def companions(cls, data: DataConfig, options: Any) -> dict[str, str]:
-        """Language -> a column of texts aligned with its queries that `encode_text` gets, too. ConfigError like `query_columns`."""
+        """Language -> a column of texts aligned with its queries that `encode_text` gets, too. ConfigError like
+        `query_columns`.
+        """
         return {}
 
     @property
@@ -170,7 +193,8 @@ class Method(ABC):
 
     # Scoring.
 
-    text_parts: tuple[str, ...] = ("global",)  # of what encode_text and encode_visual return, the parts that scores are made from
+    # of what encode_text and encode_visual return, the parts that scores are made from
+    text_parts: tuple[str, ...] = ("global",)
     visual_parts: tuple[str, ...] = ("global",)
 
     def scores(self, text: Mapping[str, Tensor], visual: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -193,14 +217,16 @@ class Method(ABC):
     def outputs(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         """The one training forward, the only part inside the distributed wrapper.
 
-        Everything that a loss needs and that depends on a trained parameter is in here, a temperature too: a wrapper that reduces
-        gradients sees no other use of a parameter. A rank may hold no rows; its outputs are then empty but still hang on the parameters
-        (`methods.features`).
+        Everything that a loss needs and that depends on a trained parameter is in here, a temperature too: a wrapper
+        that reduces gradients sees no other use of a parameter. A rank may hold no rows; its outputs are then empty but
+        still hang on the parameters (`methods.features`).
         """
         raise RuntimeError(f"method {self.name} has no training stage {stage!r}")
 
     def losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
-        """Loss terms by name, each weighted, each this rank's share: summed over the ranks it is the term of the global batch."""
+        """Loss terms by name, each weighted, each this rank's share: summed over the ranks it is the term of the global
+        batch.
+        """
         raise RuntimeError(f"method {self.name} has no training stage {stage!r}")
 
     def auxiliary_losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
@@ -214,7 +240,11 @@ class Method(ABC):
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """All parameters by the names that `trainable`, checkpoints and reports use."""
         parts = {"backbone": self.backbone, "net": self.net}
-        return {f"{part}.{name}": parameter for part, module in parts.items() for name, parameter in module.named_parameters()}
+        return {
+            f"{part}.{name}": parameter
+            for part, module in parts.items()
+            for name, parameter in module.named_parameters()
+        }
 
 
 Found = TypeVar("Found", bound=type[Method])

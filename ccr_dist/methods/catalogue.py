@@ -1,7 +1,8 @@
-"""What `ccr-dist methods` shows: which methods there are, which columns each of their stages reads and which command makes those, and,
-for run configs, how many parameters are trained.
+"""What `ccr-dist methods` shows: which methods there are, which columns each of their stages reads and which command
+makes those, and, for run configs, how many parameters are trained.
 
-`COLUMNS` explains `base.INPUTS` and what queries are. Nothing at the top imports torch: without configs the list is quick.
+`COLUMNS` explains `base.INPUTS` and what queries are. Nothing at the top imports torch: without configs the list is
+quick.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """keys: of the run config, that name what a stage reads; what: it is; made_by: the command that makes such a column."""
+    """keys: of the run config, that name what a stage reads; what: it is; made_by: the command that makes such a
+    column.
+    """
 
     keys: tuple[str, ...]
     what: str
@@ -32,7 +35,9 @@ class Column:
 
 
 COLUMNS = {
-    "visual": Column(("data.visual",), "pictures, or one vector an item", "`shards build`; cached: `featurise --from image`"),
+    "visual": Column(
+        ("data.visual",), "pictures, or one vector an item", "`shards build`; cached: `featurise --from image`"
+    ),
     "tokens": Column(
         ("data.visual",),
         "pictures, or any number of vectors an item",
@@ -46,7 +51,11 @@ COLUMNS = {
     ),
     "target_text": Column(("data.targets",), "machine translations of the English captions", "`translate --to LANG`"),
     "description": Column(("data.description",), "descriptions of the items by a multimodal LLM", "`describe`"),
-    "back_text": Column(("data.back_translations",), "translations of the translations back into English", "`translate --to LANG --back`"),
+    "back_text": Column(
+        ("data.back_translations",),
+        "translations of the translations back into English",
+        "`translate --to LANG --back`",
+    ),
     "back_feature": Column(
         ("data.back_translations", "data.back_features"),
         "back-translations; optional: their cached features",
@@ -54,13 +63,16 @@ COLUMNS = {
     ),
     "queries": Column(("data.queries",), "captions by people, to measure with", "`shards build`"),
     "translated_queries": Column(
-        ("data.translated_queries",), "the queries, machine-translated into English", "`translate --from caption.LANG --to en`"
+        ("data.translated_queries",),
+        "the queries, machine-translated into English",
+        "`translate --from caption.LANG --to en`",
     ),
 }
 
 
 def catalogue() -> list[dict[str, Any]]:
-    """Every method with its defaults: {"name", "summary", "stages": [{"name", "trains", "needs", "keys"}], "test": {"needs", "keys"}}.
+    """Every method with its defaults: {"name", "summary", "stages": [{"name", "trains", "needs", "keys"}], "test":
+    {"needs", "keys"}}.
 
     `needs` are keys of `COLUMNS`, `keys` those of the run config.
     """
@@ -68,8 +80,13 @@ def catalogue() -> list[dict[str, Any]]:
     for name in base.names():
         method = base.get(name)
         options = method.Options(name=name)
-        stages = [{"name": stage, "trains": told.trains, **reads(told.needs)} for stage, told in method.stages(options).items()]
-        listed.append({"name": name, "summary": summary(method), "stages": stages, "test": reads(asked(method, options))})
+        stages = [
+            {"name": stage, "trains": told.trains, **reads(told.needs)}
+            for stage, told in method.stages(options).items()
+        ]
+        listed.append(
+            {"name": name, "summary": summary(method), "stages": stages, "test": reads(asked(method, options))}
+        )
     return listed
 
 
@@ -88,14 +105,19 @@ def asked(method: type[base.Method], options: Any) -> set[str]:
 
 def summary(method: type[base.Method]) -> str:
     """First sentence of the docstring of the method's file."""
-    return " ".join((inspect.getdoc(sys.modules[method.__module__]) or "").partition("\n\n")[0].split()).partition(". ")[0].rstrip(".")
+    return (
+        " ".join((inspect.getdoc(sys.modules[method.__module__]) or "").partition("\n\n")[0].split())
+        .partition(". ")[0]
+        .rstrip(".")
+    )
 
 
 def parameters(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """For each run config {"config", "name", "method", "backbone", "languages", **`params.summary`}, by building its method.
+    """For each run config {"config", "name", "method", "backbone", "languages", **`params.summary`}, by building its
+    method.
 
-    CcrError, beginning with the path, for a config that is wrong, a model that cannot be had, and training texts that are not there where
-    `frontend.rows: used` sizes the table by them.
+    CcrError, beginning with the path, for a config that is wrong, a model that cannot be had, and training texts that
+    are not there where `frontend.rows: used` sizes the table by them.
     """
     from ccr_dist.config import load_config
     from ccr_dist.methods import params
@@ -109,10 +131,17 @@ def parameters(paths: Sequence[Path]) -> list[dict[str, Any]]:
         try:
             method = build_method(untrained, texts=training_texts(untrained))
         except DataError as error:
-            raise DataError(f"{path}: the training texts, by which its embedding table is sized, cannot be read: {error}") from None
+            raise DataError(
+                f"{path}: the training texts, by which its embedding table is sized, cannot be read: {error}"
+            ) from None
         except CcrError as error:
             raise type(error)(f"{path}: {error}") from None
-        about = {"config": str(path), "name": config.name, "method": config.method.name, "backbone": method.backbone.name}
+        about = {
+            "config": str(path),
+            "name": config.name,
+            "method": config.method.name,
+            "backbone": method.backbone.name,
+        }
         rows.append({**about, "languages": list(learnt_languages(config)), **params.summary(method)})
     return rows
 
@@ -146,7 +175,9 @@ def parameters_table(rows: Sequence[dict[str, Any]]) -> Table:
     """One row a run; no number is ever cut off."""
     from rich.table import Table
 
-    table = Table("run", "the method's own parts", "front end", "table", "total", "trainable", "share", "auxiliary", box=_box())
+    table = Table(
+        "run", "the method's own parts", "front end", "table", "total", "trainable", "share", "auxiliary", box=_box()
+    )
     for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True
     for row in rows:

@@ -1,8 +1,10 @@
-"""What MLA, DASD and their relatives have in common: other languages enter the frozen English text tower through a multilingual front end.
+"""What MLA, DASD and their relatives have in common: other languages enter the frozen English text tower through a
+multilingual front end.
 
-A subclass says how a caption passes through the tower (`encode_target`). It inherits the two stages, CLA (cross-lingual alignment: text
-only, towards the English feature; MLA calls it NLT) and CMA (cross-modal alignment: towards the picture; MLA: LE), and the alignment
-losses. Sources: Zhang et al., MLA, NeurIPS 2022; Cai et al., DASD, AAAI 2025, and its released code.
+A subclass says how a caption passes through the tower (`encode_target`). It inherits the two stages, CLA (cross-lingual
+alignment: text only, towards the English feature; MLA calls it NLT) and CMA (cross-modal alignment: towards the
+picture; MLA: LE), and the alignment losses. Sources: Zhang et al., MLA, NeurIPS 2022; Cai et al., DASD, AAAI 2025, and
+its released code.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from ccr_dist.methods.features import at_least_one, encode_visual, english, froz
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ccr_dist.data.loader import Batch
+    from ccr_dist.data.stream.loader import Batch
+    from ccr_dist.losses.context import Context
     from ccr_dist.models.frontend import Tokens
-    from ccr_dist.train.context import Context
 
 
 class CrossLingualOptions(MethodOptions):
@@ -59,7 +61,9 @@ class CrossLingual(Method):
     Options: ClassVar[type[MethodOptions]] = CrossLingualOptions
 
     def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
-        """ConfigError without target languages, with English among them, or with a backbone whose text tower has no adapter slots."""
+        """ConfigError without target languages, with English among them, or with a backbone whose text tower has no
+        adapter slots.
+        """
         from ccr_dist.models.frontend import build_frontend
 
         options, backbone = self.options, self.backbone
@@ -71,14 +75,18 @@ class CrossLingual(Method):
             )
         self.tower = backbone.tower
         self.teacher = backbone  # what English captions and pictures are encoded by, as constants of a step
-        self.front_end = build_frontend(options.frontend, self.tower, texts=texts, state=state["front_end"] if state else None)
+        self.front_end = build_frontend(
+            options.frontend, self.tower, texts=texts, state=state["front_end"] if state else None
+        )
         self.net["front_end"] = self.front_end
 
     @classmethod
     def stages(cls, options: Any) -> dict[str, Stage]:
         cma = {"visual", "target_text"} | ({"source_feature"} if options.keep_english else set())
         both = {
-            "cla": Stage(frozenset({"source_feature", "target_text"}), "all of net: translated captions towards English features"),
+            "cla": Stage(
+                frozenset({"source_feature", "target_text"}), "all of net: translated captions towards English features"
+            ),
             "cma": Stage(frozenset(cma), "all of net: translated captions towards pictures", frozenset({"visual"})),
         }
         return {name: both[name] for name in options.stages}
@@ -95,7 +103,10 @@ class CrossLingual(Method):
         if lang == ENGLISH:
             return super().encode_text(texts, lang)
         if lang not in self.languages:
-            raise ConfigError(f"language '{lang}' is asked for, but this {self.name} model was trained for {', '.join(self.languages)}")
+            raise ConfigError(
+                f"language '{lang}' is asked for, but this {self.name} model was trained for"
+                f" {', '.join(self.languages)}"
+            )
         found = self.encode_target(self.front_end.tokenize(at_least_one(texts)), lang)
         return {name: value[: len(texts)] for name, value in found.items()}
 
@@ -135,5 +146,7 @@ class CrossLingual(Method):
                 terms["cosine"] = options.cosine * ctx.mean(1 - cosine_similarity(target, outputs["english"], dim=-1))
         if stage == "cma" and options.contrastive:
             group = batch.group if options.positives == "group" else None
-            terms["contrastive"] = options.contrastive * ctx.contrastive(target, outputs["visual"], scale=options.scale, group=group)
+            terms["contrastive"] = options.contrastive * ctx.contrastive(
+                target, outputs["visual"], scale=options.scale, group=group
+            )
         return terms

@@ -1,24 +1,27 @@
-"""DASD: dynamic adapters with semantics disentangling (Cai et al., AAAI 2025; released code HuiGuanLab/DASD at 1bd165d).
+"""DASD: dynamic adapters with semantics disentangling (Cai et al., AAAI 2025; released code HuiGuanLab/DASD at
+1bd165d).
 
-A caption is described by what it says (f_sr) and how it says it (f_sa); from both a generator makes one r x r core for each layer's
-adapter, so the frozen tower is adapted to that caption. Stages CLA and CMA (`crosslingual.py`); in both a consistency loss ties f_sr to
-the semantic feature y (the English one in CLA, the picture's in CMA) and an adversarial loss keeps semantics out of f_sa. Defaults are the
-published values.
+A caption is described by what it says (f_sr) and how it says it (f_sa); from both a generator makes one r x r core for
+each layer's adapter, so the frozen tower is adapted to that caption. Stages CLA and CMA (`crosslingual.py`); in both a
+consistency loss ties f_sr to the semantic feature y (the English one in CLA, the picture's in CMA) and an adversarial
+loss keeps semantics out of f_sa. Defaults are the published values.
 
 Where this differs from the released code, and why:
-- Branch networks: `characteristics: code` has none, as in the released code, where they exist but never run; `figure` has what the paper
-  draws.
+- Branch networks: `characteristics: code` has none, as in the released code, where they exist but never run; `figure`
+  has what the paper draws.
 - f_sa is the mean over tokens; `positions: all` counts padding too, as released, which tells f_sa the caption's length.
-- `discriminator: isolated` leaves it to its own optimiser; `released`: the main optimiser has it, too, and trains it to confuse itself,
-  with weight decay, right after its own has trained it to tell pairs apart.
-- `pairing: derangement` makes strange pairs by a random derangement of the global batch; `reversed`: by the batch in reverse, as released,
-  whose middle row may keep its own partner.
+- `discriminator: isolated` leaves it to its own optimiser; `released`: the main optimiser has it, too, and trains it to
+  confuse itself, with weight decay, right after its own has trained it to tell pairs apart.
+- `pairing: derangement` makes strange pairs by a random derangement of the global batch; `reversed`: by the batch in
+  reverse, as released, whose middle row may keep its own partner.
 - `sr_start: normal` starts W_sr from N(0, 1/width); released: uninitialised memory, often `zeros`.
-- The rest of the released recipe is the stage's: `optimizer: bert_adam`, `schedule: bert`, `clip: tensor`, and `decay_tables: true`, which
-  lets a weight decay of 0.2 shrink the embeddings of all words that a batch lacks.
+- The rest of the released recipe is the stage's: `optimizer: bert_adam`, `schedule: bert`, `clip: tensor`, and
+  `decay_tables: true`, which lets a weight decay of 0.2 shrink the embeddings of all words that a batch lacks.
 - `positives: group` counts other captions of the same item as right in the InfoNCE; `diagonal`: as released.
-- `cma_semantics: english` keeps y the English feature in CMA; `visual`: as released, across the gap between the modalities.
-- Validation selects, never test. The InfoNCE's scale is an option that is read (released: fixed at 100, the option ignored).
+- `cma_semantics: english` keeps y the English feature in CMA; `visual`: as released, across the gap between the
+  modalities.
+- Validation selects, never test. The InfoNCE's scale is an option that is read (released: fixed at 100, the option
+  ignored).
 """
 
 from __future__ import annotations
@@ -38,9 +41,9 @@ from ccr_dist.methods.features import precise
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ccr_dist.data.loader import Batch
+    from ccr_dist.data.stream.loader import Batch
+    from ccr_dist.losses.context import Context
     from ccr_dist.models.frontend import Tokens
-    from ccr_dist.train.context import Context
 
 USED: dict[str, tuple[str, ...]] = {"both": ("sr", "sa"), "sr": ("sr",), "sa": ("sa",), "none": ()}
 
@@ -49,7 +52,9 @@ class DasdOptions(CrossLingualOptions):
     name: Literal["dasd"]
     keep_english: bool = Field(True, description="the alignment with English features stays in CMA")
     rank: int = Field(32, gt=0, description="r of the generated cores")
-    start: Literal["identity", "default"] = Field("default", description="adapters and cores begin as the identity, or as PyTorch begins")
+    start: Literal["identity", "default"] = Field(
+        "default", description="adapters and cores begin as the identity, or as PyTorch begins"
+    )
     characteristics: Literal["code", "figure"] = Field(
         "code", description="how captions are described: as released, or as the paper draws it"
     )
@@ -99,13 +104,17 @@ class Dasd(CrossLingual):
             )
             if described.trunk > tower.layers:
                 raise ConfigError(
-                    f"method.characteristics: '{options.characteristics}' reads {described.trunk} blocks; {backbone.name}: {tower.layers}"
+                    f"method.characteristics: '{options.characteristics}' reads {described.trunk} blocks;"
+                    f" {backbone.name}: {tower.layers}"
                 )
             self.net["characteristics"] = described
             inputs = sum(described.widths[name] for name in use)
-            self.generator = self.net["generator"] = CoreGenerator(inputs, tower.width, options.rank, tower.layers, options.start)
+            self.generator = self.net["generator"] = CoreGenerator(
+                inputs, tower.width, options.rank, tower.layers, options.start
+            )
         if "sa" in use and options.adversarial:
-            with torch.random.fork_rng(devices=[]):  # so that the rest of the model starts alike with and without an opponent
+            # so that the rest of the model starts alike with and without an opponent
+            with torch.random.fork_rng(devices=[]):
                 self.aux["discriminator"] = Discriminator(tower.width + tower.dim)
             self.entangled = ("discriminator",) if options.discriminator == "released" else ()
 
@@ -126,10 +135,11 @@ class Dasd(CrossLingual):
         return {"global": self.adapt(tokens, lang, first, cores), **described}
 
     def describe(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the first block makes of captions, in `tokens.rows`, which the trunk and the adapted tower share, and their characteristics.
+        """What the first block makes of captions, in `tokens.rows`, which the trunk and the adapted tower share, and
+        their characteristics.
 
-        A mean over all positions is one over the whole context, so that no caption's depends on the others in its batch: the trunk then
-        sees more padding than the tower behind it.
+        A mean over all positions is one over the whole context, so that no caption's depends on the others in its
+        batch: the trunk then sees more padding than the tower behind it.
         """
         tower, asked = self.tower, tokens
         if self.characteristics is not None and self.characteristics.positions == "all":
@@ -148,7 +158,9 @@ class Dasd(CrossLingual):
         return first, self.characteristics(tower, rows.texts(shallow), tokens.mask, tokens.end)
 
     def adapt(self, tokens: Tokens, lang: str, first: Tensor, cores: list[Tensor]) -> Tensor:
-        """(n, D): on from `first` through the tower with the language's adapters; `cores` (n, r, r) by layer, or none."""
+        """(n, D): on from `first` through the tower with the language's adapters; `cores` (n, r, r) by layer, or
+        none.
+        """
         tower, rows = self.tower, tokens.rows
         seen = tower.seen(first, rows.mask)
 
@@ -184,7 +196,9 @@ class Dasd(CrossLingual):
         if "discriminator" in self.aux:
             strange = ctx.permute(self._semantics(stage, outputs), options.pairing)
             judge, isolated = self.aux["discriminator"], options.discriminator == "isolated"
-            terms["adversarial"] = options.adversarial * ctx.mean(confusion_loss(judge, outputs["sa"], strange, isolated=isolated))
+            terms["adversarial"] = options.adversarial * ctx.mean(
+                confusion_loss(judge, outputs["sa"], strange, isolated=isolated)
+            )
         return terms
 
     def auxiliary_losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
@@ -194,7 +208,9 @@ class Dasd(CrossLingual):
             return {}
         semantic = self._semantics(stage, outputs)
         strange = ctx.permute(semantic, self.options.pairing)
-        return {"discriminator": ctx.mean(discriminator_loss(self.aux["discriminator"], outputs["sa"], semantic, strange))}
+        return {
+            "discriminator": ctx.mean(discriminator_loss(self.aux["discriminator"], outputs["sa"], semantic, strange))
+        }
 
     def _semantics(self, stage: str, outputs: dict[str, Tensor]) -> Tensor:
         """y: what f_sr should say and f_sa should not."""

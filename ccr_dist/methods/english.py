@@ -1,8 +1,10 @@
-"""The English stage: contrastive fine-tuning of the backbone itself on English pairs, before any other language is looked at.
+"""The English stage: contrastive fine-tuning of the backbone itself on English pairs, before any other language is
+looked at.
 
-For a dual encoder it trains the projection heads that make a retriever of two unimodal models; for a CLIP it is DASD's and MLA's "EN
-finetune": `train: all`, `scale: 100`, `positives: diagonal`, 5 epochs of batches of 128 at a rate of 3e-6. `train: text` locks the picture
-side (LiT, Zhai et al., CVPR 2022), whose features may then be cached. Other runs stand on the result by `backbone.weights`.
+For a dual encoder it trains the projection heads that make a retriever of two unimodal models; for a CLIP it is DASD's
+and MLA's "EN finetune": `train: all`, `scale: 100`, `positives: diagonal`, 5 epochs of batches of 128 at a rate of
+3e-6. `train: text` locks the picture side (LiT, Zhai et al., CVPR 2022), whose features may then be cached. Other runs
+stand on the result by `backbone.weights`.
 """
 
 from __future__ import annotations
@@ -21,17 +23,24 @@ from ccr_dist.methods.features import encode_english, encode_visual, english
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ccr_dist.data.loader import Batch
-    from ccr_dist.train.context import Context
+    from ccr_dist.data.stream.loader import Batch
+    from ccr_dist.losses.context import Context
 
 
 class EnglishOptions(MethodOptions):
     name: Literal["english"]
     train: Literal["heads", "text", "all"] = Field(
-        "heads", description="projection heads of a dual encoder, the text encoder (and a CLIP's temperature), or every parameter"
+        "heads",
+        description=(
+            "projection heads of a dual encoder, the text encoder (and a CLIP's temperature), or every parameter"
+        ),
     )
-    scale: Literal["learned"] | float = Field("learned", description="of the cosines: the backbone's own temperature, trained, or a number")
-    positives: Literal["group", "diagonal"] = Field("group", description="right answers: all of a group, or the own row only, as released")
+    scale: Literal["learned"] | float = Field(
+        "learned", description="of the cosines: the backbone's own temperature, trained, or a number"
+    )
+    positives: Literal["group", "diagonal"] = Field(
+        "group", description="right answers: all of a group, or the own row only, as released"
+    )
 
 
 @register("english")
@@ -46,7 +55,10 @@ class English(Method):
     @classmethod
     def stages(cls, options: EnglishOptions) -> dict[str, Stage]:
         if options.train == "heads":
-            needs, about = frozenset({"visual", "source_feature"}), "projection heads: InfoNCE of pictures and English captions"
+            needs, about = (
+                frozenset({"visual", "source_feature"}),
+                "projection heads: InfoNCE of pictures and English captions",
+            )
             return {"english": Stage(needs, about, frozenset({"visual"}))}
         needs, whole = frozenset({"visual", "source_text"}), options.train == "all"
         about = f"the {'whole backbone' if whole else 'text encoder'}: InfoNCE of pictures and English captions"
@@ -54,7 +66,11 @@ class English(Method):
 
     def trainable(self, stage: str) -> list[str]:
         if self.options.train == "text":
-            return [f"backbone.{name}" for name, _ in self.backbone.named_parameters() if self.backbone.part_of(name) == "text"]
+            return [
+                f"backbone.{name}"
+                for name, _ in self.backbone.named_parameters()
+                if self.backbone.part_of(name) == "text"
+            ]
         return ["backbone.heads."] if self.options.train == "heads" else ["backbone."]
 
     def limits(self, stage: str) -> dict[str, tuple[float, float]]:
@@ -72,17 +88,28 @@ class English(Method):
         if self.options.train == "heads":
             text = english(self.backbone, batch)
         elif batch.visual.ndim == 2 and self.options.train == "all":
-            raise ConfigError("data.visual is a column of features, but `train: all` trains the image encoder: name the column of pictures")
+            raise ConfigError(
+                "data.visual is a column of features, but `train: all` trains the image encoder: name the column of"
+                " pictures"
+            )
         else:
             text = encode_english(self.backbone, batch.source_text)
         visual = encode_visual(self.backbone, batch.visual)
-        scale = self._learned_scale() if self.options.scale == "learned" else torch.full((1,), self.options.scale, device=visual.device)
+        scale = (
+            self._learned_scale()
+            if self.options.scale == "learned"
+            else torch.full((1,), self.options.scale, device=visual.device)
+        )
         return {"visual": visual, "english": text, "scale": scale}
 
     def losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
-        """Symmetric InfoNCE; with `positives: group` all captions and pictures of one group are right for each other."""
+        """Symmetric InfoNCE; with `positives: group` all captions and pictures of one group are right for each
+        other.
+        """
         group = batch.group if self.options.positives == "group" else None
-        return {"contrastive": ctx.contrastive(outputs["visual"], outputs["english"], scale=outputs["scale"], group=group)}
+        return {
+            "contrastive": ctx.contrastive(outputs["visual"], outputs["english"], scale=outputs["scale"], group=group)
+        }
 
     def _learned_scale(self) -> Tensor:
         heads: Any = self.backbone.heads

@@ -1,7 +1,9 @@
-"""The backbone's features of a batch, as methods use them: cached or computed, frozen or not, and for any number of rows, also none.
+"""The backbone's features of a batch, as methods use them: cached or computed, frozen or not, and for any number of
+rows, also none.
 
-A rank without rows encodes one dummy row and cuts it off again: libraries refuse empty batches here and there, and an output that hangs on
-no parameter would leave this rank out of the collectives of the backward pass, which the others wait for.
+A rank without rows encodes one dummy row and cuts it off again: libraries refuse empty batches here and there, and an
+output that hangs on no parameter would leave this rank out of the collectives of the backward pass, which the others
+wait for.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ccr_dist.data.loader import Batch
+    from ccr_dist.data.stream.loader import Batch
     from ccr_dist.models.backbones import Backbone
     from ccr_dist.models.towers import TextTower
 
@@ -40,7 +42,9 @@ def encode_visual(backbone: Backbone, visual: Tensor) -> Tensor:
 
 
 def image_tokens(backbone: Backbone, pixels: Tensor, *, recompute: bool = False) -> Tensor:
-    """Pixels (n, 3, H, W), n ≥ 1, to (n, T, F). recompute: a backward pass does the image encoder's work once more, slice by slice."""
+    """Pixels (n, 3, H, W), n ≥ 1, to (n, T, F). recompute: a backward pass does the image encoder's work once more,
+    slice by slice.
+    """
     from torch.utils.checkpoint import checkpoint
 
     def again(some: Tensor) -> Tensor:
@@ -51,8 +55,9 @@ def image_tokens(backbone: Backbone, pixels: Tensor, *, recompute: bool = False)
 
 
 def _in_slices(backbone: Backbone, encode: Callable[[Tensor], Tensor], pixels: Tensor, *, keeps: bool = True) -> Tensor:
-    """`encode(pixels)` of n ≥ 1 pictures, some at a time where no activations are kept for a backward pass: those of 512 pictures are
-    gigabytes, and on a CPU those of 16 stay in its caches, which makes EfficientNet-Lite0 more than twice as fast.
+    """`encode(pixels)` of n ≥ 1 pictures, some at a time where no activations are kept for a backward pass: those of
+    512 pictures are gigabytes, and on a CPU those of 16 stay in its caches, which makes EfficientNet-Lite0 more than
+    twice as fast.
     """
     import torch
 
@@ -62,12 +67,16 @@ def _in_slices(backbone: Backbone, encode: Callable[[Tensor], Tensor], pixels: T
 
 
 def english(backbone: Backbone, batch: Batch) -> Tensor:
-    """The English captions' features (n, D), from the cached column where there is one. Keeps gradients of projection heads."""
+    """The English captions' features (n, D), from the cached column where there is one. Keeps gradients of projection
+    heads.
+    """
     return _english(backbone, batch.source_text, batch.source_feature)
 
 
 def back(backbone: Backbone, batch: Batch) -> Tensor:
-    """The English features (n, D) of the target captions' back-translations, from the cached column where there is one."""
+    """The English features (n, D) of the target captions' back-translations, from the cached column where there is
+    one.
+    """
     return _english(backbone, batch.back_text, batch.back_feature)
 
 
@@ -91,8 +100,8 @@ def precise(x: Tensor) -> Tensor:
 
 
 def text_states(tower: TextTower, texts: Sequence[str]) -> tuple[Tensor, Tensor, int]:
-    """Frozen states (n, L, width) of English texts behind the tower's last block, normalised without weights, their mask (n, L), n ≥ 1, and
-    how many of the texts fill the tower's context: its tokeniser cuts longer ones to that.
+    """Frozen states (n, L, width) of English texts behind the tower's last block, normalised without weights, their
+    mask (n, L), n ≥ 1, and how many of the texts fill the tower's context: its tokeniser cuts longer ones to that.
     """
     import torch
     from torch.nn.functional import layer_norm

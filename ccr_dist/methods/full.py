@@ -1,9 +1,10 @@
 """Full fine-tuning: nothing is adapted, the text tower itself learns the other languages.
 
-Target captions go through the front end into the backbone's own text tower, and blocks, positions, final norm and projection are trained
-with the front end (`train: text`), or the whole backbone, picture side and heads included (`train: all`). Stages and losses are those of
-MLA and DASD (`crosslingual.py`). The teachers stay what they were before training: English features, and pictures under `train: text`,
-come from a frozen copy. English queries are asked of the trained tower, so results in English show what was forgotten.
+Target captions go through the front end into the backbone's own text tower, and blocks, positions, final norm and
+projection are trained with the front end (`train: text`), or the whole backbone, picture side and heads included
+(`train: all`). Stages and losses are those of MLA and DASD (`crosslingual.py`). The teachers stay what they were before
+training: English features, and pictures under `train: text`, come from a frozen copy. English queries are asked of the
+trained tower, so results in English show what was forgotten.
 
 Not trained is what captions of other languages never pass: the tower's own token embedding.
 """
@@ -25,7 +26,7 @@ from ccr_dist.methods.features import encode_visual
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ccr_dist.data.loader import Batch
+    from ccr_dist.data.stream.loader import Batch
     from ccr_dist.models.frontend import Tokens
 
 
@@ -40,8 +41,8 @@ class Full(CrossLingual):
 
     def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
         super().build(texts, state)
-        # Made before any trained weight is loaded, so on resuming it holds the original weights again. It never encodes a picture when
-        # the picture side is trained, so that side's tensors are shared.
+        # Made before any trained weight is loaded, so on resuming it holds the original weights again. It never encodes
+        # a picture when the picture side is trained, so that side's tensors are shared.
         backbone = self.backbone
         tensors = [*backbone.named_parameters(), *backbone.named_buffers()]
         shared = {id(tensor): tensor for name, tensor in tensors if backbone.part_of(name) == "image"}
@@ -51,13 +52,19 @@ class Full(CrossLingual):
     @classmethod
     def stages(cls, options: Any) -> dict[str, Stage]:
         stages = super().stages(options)
-        return stages if options.train == "text" else {name: replace(stage, frozen=frozenset()) for name, stage in stages.items()}
+        return (
+            stages
+            if options.train == "text"
+            else {name: replace(stage, frozen=frozenset()) for name, stage in stages.items()}
+        )
 
     def trainable(self, stage: str) -> list[str]:
         if self.options.train == "all":
             return ["net.", "backbone."]
         own = self.tower.token_table()
-        text = [(name, tensor) for name, tensor in self.backbone.named_parameters() if self.backbone.part_of(name) == "text"]
+        text = [
+            (name, tensor) for name, tensor in self.backbone.named_parameters() if self.backbone.part_of(name) == "text"
+        ]
         return ["net.", *(f"backbone.{name}" for name, tensor in text if tensor is not own)]
 
     def outputs(self, stage: str, batch: Batch) -> dict[str, Tensor]:
@@ -68,7 +75,10 @@ class Full(CrossLingual):
         if self.options.train == "text":
             return super().picture(visual)
         if visual.ndim == 2:
-            raise ConfigError("data.visual is a column of features, but `train: all` trains the image encoder: name the column of pictures")
+            raise ConfigError(
+                "data.visual is a column of features, but `train: all` trains the image encoder: name the column of"
+                " pictures"
+            )
         return encode_visual(self.backbone, visual)
 
     def encode_target(self, tokens: Tokens, lang: str) -> dict[str, Tensor]:

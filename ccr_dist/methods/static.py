@@ -1,9 +1,11 @@
-"""MLA (Zhang et al., NeurIPS 2022) and its relatives without anything generated: front end plus one static adapter a layer and language.
+"""MLA (Zhang et al., NeurIPS 2022) and its relatives without anything generated: front end plus one static adapter a
+layer and language.
 
-`adapter` "bottleneck" is MLA's (hidden 256: 3,154,944 parameters a language at width 512 and 12 layers). With `hidden: 32` it is the
-parameter-matched baseline of DASD (399,744): a learned core between Down and Up is a product with Down. "core" keeps that core apart, as
-DASD without its generator has it; "none" is the linear-only row, front end and frozen tower. MLA's optimiser is the stage's to name:
-`optimizer: bert_adam`, `schedule: bert`, `clip: tensor`, `decay_tables: true`.
+`adapter` "bottleneck" is MLA's (hidden 256: 3,154,944 parameters a language at width 512 and 12 layers). With `hidden:
+32` it is the parameter-matched baseline of DASD (399,744): a learned core between Down and Up is a product with Down.
+"core" keeps that core apart, as DASD without its generator has it; "none" is the linear-only row, front end and frozen
+tower. MLA's optimiser is the stage's to name: `optimizer: bert_adam`, `schedule: bert`, `clip: tensor`, `decay_tables:
+true`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ class StaticOptions(CrossLingualOptions):
     adapter: Literal["bottleneck", "core", "none"] = "bottleneck"
     hidden: int = Field(256, gt=0, description="width of the bottleneck")
     rank: int = Field(32, gt=0, description="r of the core")
-    start: Literal["identity", "default"] = Field("default", description="adapters begin as the identity, or as PyTorch begins")
+    start: Literal["identity", "default"] = Field(
+        "default", description="adapters begin as the identity, or as PyTorch begins"
+    )
 
 
 @register("static")
@@ -42,9 +46,13 @@ class Static(CrossLingual):
         width, layers = self.tower.width, self.tower.layers
         self.adapters: AdapterBank | None = None
         if options.adapter == "bottleneck":
-            self.adapters = AdapterBank(layers, self.languages, lambda: Bottleneck(width, options.hidden, options.start))
+            self.adapters = AdapterBank(
+                layers, self.languages, lambda: Bottleneck(width, options.hidden, options.start)
+            )
         elif options.adapter == "core":
-            self.adapters = AdapterBank(layers, self.languages, lambda: Core(width, options.rank, options.start, learned=True))
+            self.adapters = AdapterBank(
+                layers, self.languages, lambda: Core(width, options.rank, options.start, learned=True)
+            )
         if self.adapters is not None:
             self.net["adapter"] = self.adapters
 

@@ -1,4 +1,6 @@
-"""Translate-test: foreign queries are machine-translated to English beforehand and asked of the backbone as it is. Nothing is trained."""
+"""Translate-test: foreign queries are machine-translated to English beforehand and asked of the backbone as it is.
+Nothing is trained.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class TranslateTest(Method):
                 columns[lang] = data.translated_queries[lang]
             else:
                 raise ConfigError(
-                    f"data.translated_queries: no column for '{lang}', but method translate_test asks its queries in English. Make one "
-                    f"from '{column}' with `ccr-dist translate` on the validation and test datasets, and name it there."
+                    f"data.translated_queries: no column for '{lang}', but method translate_test asks its queries in"
+                    f" English. Make one from '{column}' with `ccr-dist translate` on the validation and test datasets,"
+                    " and name it there."
                 )
         return columns

@@ -1,8 +1,8 @@
 """Adapters: small trained maps that sit after each block of a frozen text tower, `(layer, h, lang, core) -> h`.
 
-`AdapterBank` holds one adapter a layer and language, of any kind; `Bottleneck` is MLA's (Zhang et al. 2022), `Core` DASD's (Cai et al.,
-AAAI 2025), and `CoreGenerator` makes what DASD's need: one core a layer and caption. What captions are described by is in
-`characteristics.py`.
+`AdapterBank` holds one adapter a layer and language, of any kind; `Bottleneck` is MLA's (Zhang et al. 2022), `Core`
+DASD's (Cai et al., AAAI 2025), and `CoreGenerator` makes what DASD's need: one core a layer and caption. What captions
+are described by is in `characteristics.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Map = Callable[[Tensor], Tensor]
 class Bottleneck(nn.Module):
     """h + Up(ReLU(Down(h))). Without use for a core.
 
-    `start` "identity": Up begins at zero, so that training begins at the frozen tower; "default": PyTorch's, as published.
+    `start` "identity": Up begins at zero, so that training begins at the frozen tower; "default": PyTorch's, as
+    published.
     """
 
     def __init__(self, width: int, hidden: int, start: Start) -> None:
@@ -44,7 +45,9 @@ class Core(Bottleneck):
         self.core = nn.Parameter(torch.eye(rank)) if learned else None
 
     def forward(self, h: Tensor, core: Map | None = None) -> Tensor:
-        """h (…, width) to the same; `core` maps (…, r) to (…, r G), each position by its caption's G. A learned one ignores it."""
+        """h (…, width) to the same; `core` maps (…, r) to (…, r G), each position by its caption's G. A learned one
+        ignores it.
+        """
         down = self.down(h)
         if self.core is not None:
             return h + self.up(torch.relu(down @ self.core))
@@ -58,7 +61,9 @@ class AdapterBank(nn.Module):
     def __init__(self, layers: int, languages: Iterable[str], make: Callable[[], nn.Module]) -> None:
         super().__init__()
         # The prefix keeps languages apart from attributes of modules: "to" is Tongan.
-        self.languages = nn.ModuleDict({f"lang-{lang}": nn.ModuleList(make() for _ in range(layers)) for lang in languages})
+        self.languages = nn.ModuleDict(
+            {f"lang-{lang}": nn.ModuleList(make() for _ in range(layers)) for lang in languages}
+        )
 
     def forward(self, layer: int, h: Tensor, lang: str, core: Map | None = None) -> Tensor:
         adapters = self.languages[f"lang-{lang}"]
@@ -69,8 +74,8 @@ class AdapterBank(nn.Module):
 class CoreGenerator(nn.Module):
     """Characteristics of a caption to one core (r, r) a layer; shared by all languages.
 
-    z = QuickGELU(W_z f), G_l = W_l z + b_l. Only the cores are generated: whole Down and Up would need 32 times as many weights.
-    `start` "identity": W_l begins at zero and b_l at the unit matrix; "default": PyTorch's, as published.
+    z = QuickGELU(W_z f), G_l = W_l z + b_l. Only the cores are generated: whole Down and Up would need 32 times as many
+    weights. `start` "identity": W_l begins at zero and b_l at the unit matrix; "default": PyTorch's, as published.
     """
 
     def __init__(self, inputs: int, hidden: int, rank: int, layers: int, start: Start) -> None:

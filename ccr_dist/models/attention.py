@@ -1,8 +1,8 @@
 """Self-attention of open_clip's blocks on (n, T, width) as it lies in memory.
 
-`nn.MultiheadAttention` swaps n and T before its input projection. Of a transposed view, PyTorch (2.13) folds n and T into one product only
-where the weight is trained; a frozen one is multiplied T times, n rows each. In a frozen ViT-B/32 text tower on a CPU that is two thirds of
-the time of a short batch.
+`nn.MultiheadAttention` swaps n and T before its input projection. Of a transposed view, PyTorch (2.13) folds n and T
+into one product only where the weight is trained; a frozen one is multiplied T times, n rows each. In a frozen ViT-B/32
+text tower on a CPU that is two thirds of the time of a short batch.
 """
 
 from __future__ import annotations
@@ -14,16 +14,20 @@ from torch.nn import functional as F
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """`nn.MultiheadAttention` with `batch_first`, as open_clip's blocks call it: without weights, dropout and masks of keys."""
+    """`nn.MultiheadAttention` with `batch_first`, as open_clip's blocks call it: without weights, dropout and masks of
+    keys.
+    """
 
     def forward(  # type: ignore[override]
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """(n, T, width) to the same; `attn_mask` (T, T), (n, 1, T, T) or CoCa's (n * heads, T, T) is added to the logits. All three inputs
-        are the same values (under ZeRO-3 not the same tensor).
+        """(n, T, width) to the same; `attn_mask` (T, T), (n, 1, T, T) or CoCa's (n * heads, T, T) is added to the
+        logits. All three inputs are the same values (under ZeRO-3 not the same tensor).
         """
         assert query.shape == key.shape == value.shape and not need_weights, "an open_clip block attends to itself"
-        whole = F.linear(query, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, self.head_dim))
+        whole = F.linear(query, self.in_proj_weight, self.in_proj_bias).unflatten(
+            -1, (3, self.num_heads, self.head_dim)
+        )
         q, k, v = whole.permute(2, 0, 3, 1, 4)
         if attn_mask is not None and attn_mask.ndim == 3:
             attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))

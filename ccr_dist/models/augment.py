@@ -1,6 +1,7 @@
 """Augmentation of training pictures as a pure function of a seed, in front of any backbone's own transform.
 
-The loader calls a transform with a picture and, where its attribute `random` is True, the seed of the draw (`data/loader.py`).
+The loader calls a transform with a picture and, where its attribute `random` is True, the seed of the draw
+(`data/stream/loader.py`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ WIDEST = 4 / 3
 class RandomPart:
     """A random part of the picture, mirrored half of the time, through `transform`.
 
-    With a transform that resizes both sides (`resize: squash`) this is RandomResizedCrop with a horizontal flip, LECCR's training
-    transform at `least` = 0.5: area uniform in [least, 1] of the picture, aspect ratio log-uniform in [3/4, 4/3].
+    With a transform that resizes both sides (`resize: squash`) this is RandomResizedCrop with a horizontal flip,
+    LECCR's training transform at `least` = 0.5: area uniform in [least, 1] of the picture, aspect ratio log-uniform in
+    [3/4, 4/3].
     """
 
     random = True
@@ -35,7 +37,9 @@ class RandomPart:
         return self.transform(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if dice.random() < 0.5 else part)
 
     def _box(self, dice: Random, width: int, height: int) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom; as much of the middle as the ratios allow where no draw fits into a long and narrow picture."""
+        """Left, top, right, bottom; as much of the middle as the ratios allow where no draw fits into a long and narrow
+        picture.
+        """
         for _ in range(ATTEMPTS):
             area = width * height * dice.uniform(self.least, 1)
             ratio = math.exp(dice.uniform(-math.log(WIDEST), math.log(WIDEST)))

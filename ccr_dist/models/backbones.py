@@ -1,7 +1,8 @@
-"""The pretrained dual encoder that every method stands on: `Backbone` is the contract, `build_backbone` makes one from its config.
+"""The pretrained dual encoder that every method stands on: `Backbone` is the contract, `build_backbone` makes one from
+its config.
 
-The kinds live in `clip.py` (open_clip), `dual.py` (two encoders joined by trained heads) and `sentence.py` (a text encoder alone). Other
-languages do not belong here.
+The kinds live in `clip.py` (open_clip), `dual.py` (two encoders joined by trained heads) and `sentence.py` (a text
+encoder alone). Other languages do not belong here.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ PARTS = ("image", "text", "heads")
 class Backbone(nn.Module):
     """Frozen image and text encoders into one space of `dim` dimensions. Float32 weights; features are not normalised.
 
-    It stays in eval mode whatever `train()` says, except for heads that are being trained: statistics of a batch and dropout inside the
-    encoders would make a run depend on how batches are cut over processes.
+    It stays in eval mode whatever `train()` says, except for heads that are being trained: statistics of a batch and
+    dropout inside the encoders would make a run depend on how batches are cut over processes.
     """
 
     name: str  # slug for column names
@@ -42,7 +43,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.heads = None
         self.truncated = 0  # texts that the tokeniser has cut in this process so far
-        self.slices = True  # a batch may come in parts; not where weights are in shards, since all ranks then have to call it alike
+        # a batch may come in parts; not where weights are in shards, since all ranks then have to call it alike
+        self.slices = True
         self._unfrozen: Trained = "none"
         self._digests: dict[str, str] = {}
 
@@ -76,7 +78,8 @@ class Backbone(nn.Module):
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """(n, 3, H, W) to (n, T, F): the global feature, then one vector a patch or position, row by row.
 
-        The global one is `image_features` where that is as wide as the others. ConfigError naming the architecture where there are none.
+        The global one is `image_features` where that is as wide as the others. ConfigError naming the architecture
+        where there are none.
         """
         raise no_tokens(self.name, "it has no image encoder")
 
@@ -111,12 +114,20 @@ class Backbone(nn.Module):
         return next(self.parameters()).device
 
     def identity(self) -> dict[str, Any]:
-        """JSON that names this model and its weights: the description and a digest of each part's tensors, and of all of them."""
+        """JSON that names this model and its weights: the description and a digest of each part's tensors, and of all
+        of them.
+        """
         digests = {part: self._digest(part) for part in PARTS}
-        return {**self.description(), "parts": digests, "digest": hashlib.sha256("".join(digests.values()).encode()).hexdigest()}
+        return {
+            **self.description(),
+            "parts": digests,
+            "digest": hashlib.sha256("".join(digests.values()).encode()).hexdigest(),
+        }
 
     def feature_identity(self, side: Literal["image", "text"]) -> dict[str, Any]:
-        """JSON that names what `image_features` or `text_features` depends on: training the heads leaves cached features valid."""
+        """JSON that names what `image_features` or `text_features` depends on: training the heads leaves cached
+        features valid.
+        """
         return {**self.description(), "side": side, "digest": self._digest(side)}
 
     def _digest(self, part: str) -> str:
@@ -124,15 +135,19 @@ class Backbone(nn.Module):
             self._digests.pop(part, None)
         if part not in self._digests:
             tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-            self._digests[part] = digest_tensors({name: tensor for name, tensor in tensors.items() if self.part_of(name) == part})
+            self._digests[part] = digest_tensors(
+                {name: tensor for name, tensor in tensors.items() if self.part_of(name) == part}
+            )
         return self._digests[part]
 
     def trainable_parameters(self, part: Trained) -> list[nn.Parameter]:
-        """Unfreezes "heads", "text" (the text encoder) or "all", freezes the rest, and returns what is trained. ConfigError where there
-        are no heads.
+        """Unfreezes "heads", "text" (the text encoder) or "all", freezes the rest, and returns what is trained.
+        ConfigError where there are no heads.
         """
         if part == "heads" and self.heads is None:
-            raise ConfigError(f"backbone {self.name}: it has no projection heads apart from its encoders; train 'all' instead")
+            raise ConfigError(
+                f"backbone {self.name}: it has no projection heads apart from its encoders; train 'all' instead"
+            )
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(part in ("all", self.part_of(name)))
         self._unfrozen = part
@@ -178,13 +193,17 @@ def build_backbone(cfg: config.BackboneConfig) -> Backbone:
 
 
 def load_weights(backbone: Backbone, path: Path) -> None:
-    """Copies the tensors `backbone.*` of a safetensors file, or of a run folder's `model.safetensors`, over the backbone's.
+    """Copies the tensors `backbone.*` of a safetensors file, or of a run folder's `model.safetensors`, over the
+    backbone's.
 
-    ConfigError when the file is missing or damaged (one of a run carries a digest), has no such tensors, or has some that do not fit.
+    ConfigError when the file is missing or damaged (one of a run carries a digest), has no such tensors, or has some
+    that do not fit.
     """
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
-        raise ConfigError(f"backbone weights '{path}': no such file, nor a run folder with model.safetensors. Train that run first.")
+        raise ConfigError(
+            f"backbone weights '{path}': no such file, nor a run folder with model.safetensors. Train that run first."
+        )
     own = backbone.state_dict()
     try:
         tensors, _ = tensorfile.read(file)
@@ -192,19 +211,24 @@ def load_weights(backbone: Backbone, path: Path) -> None:
         raise ConfigError(f"backbone weights {error}") from error
     found = {key.removeprefix("backbone."): tensor for key, tensor in tensors.items() if key.startswith("backbone.")}
     if not found:
-        raise ConfigError(f"backbone weights {file}: no tensors named backbone.*; the run it comes from trained nothing of the backbone")
+        raise ConfigError(
+            f"backbone weights {file}: no tensors named backbone.*; the run it comes from trained nothing of the"
+            " backbone"
+        )
     wrong = [key for key, tensor in found.items() if key not in own or own[key].shape != tensor.shape]
     if wrong:
-        raise ConfigError(f"backbone weights {file}: {len(wrong)} tensors do not fit {backbone.name}, for example backbone.{wrong[0]}")
+        raise ConfigError(
+            f"backbone weights {file}: {len(wrong)} tensors do not fit {backbone.name}, for example backbone.{wrong[0]}"
+        )
     backbone.load_state_dict(found, strict=False)
 
 
 def no_tokens(what: str, reason: str) -> ConfigError:
     """The error for an image side that gives no tokens; its global feature is not affected."""
     return ConfigError(
-        f"{what}: methods that look at the tokens of a picture cannot be used with it ({reason}). Tokens come from open_clip's vision "
-        "transformers pooled at the class token or by the mean, from timm encoders as wide before as behind their pooling, and from "
-        "efficientnet-lite0."
+        f"{what}: methods that look at the tokens of a picture cannot be used with it ({reason}). Tokens come from"
+        " open_clip's vision transformers pooled at the class token or by the mean, from timm encoders as wide before"
+        " as behind their pooling, and from efficientnet-lite0."
     )
 
 
@@ -216,7 +240,9 @@ def pool_grid(tokens: Tensor, side: int) -> Tensor:
     n, count, width = tokens.shape
     own = math.isqrt(count - 1)
     if own * own != count - 1 or not 0 < side <= own:
-        raise ConfigError(f"a grid of {side} x {side} tokens: expected a square of patches, at least as large; there are {count - 1}")
+        raise ConfigError(
+            f"a grid of {side} x {side} tokens: expected a square of patches, at least as large; there are {count - 1}"
+        )
     patches = tokens[:, 1:].transpose(1, 2).reshape(n, width, own, own)
     cells = torch.nn.functional.adaptive_avg_pool2d(patches, side)
     return torch.cat([tokens[:, :1], cells.flatten(2).transpose(1, 2)], dim=1)

@@ -1,7 +1,8 @@
-"""What DASD (Cai et al., AAAI 2025) describes a caption by before it is encoded: a vector of what is said and one of how it is said.
+"""What DASD (Cai et al., AAAI 2025) describes a caption by before it is encoded: a vector of what is said and one of
+how it is said.
 
-Both are read from a shallow trunk: the first block or two of the frozen text tower, without adapters. The losses that pull them apart are
-the method's.
+Both are read from a shallow trunk: the first block or two of the frozen text tower, without adapters. The losses that
+pull them apart are the method's.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ class Characteristics(nn.Module):
     """Semantic vector f_sr (n, D) and semantics-free vector f_sa (n, width) of captions.
 
     f_sr is the sentence position times W_sr, f_sa the mean over positions, both after a LayerNorm without weights.
-        "code": the trunk is two blocks and the branches differ in nothing else, as in the released code (whose branch networks never run).
-        "figure": the trunk is one block, and each branch has a small network of its own, as the paper draws it.
+        "code": the trunk is two blocks and the branches differ in nothing else, as in the released code (whose branch
+        networks never run). "figure": the trunk is one block, and each branch has a small network of its own, as the
+        paper draws it.
 
     Args:
-        positions: f_sa's mean is over "tokens" only, or over "all" positions with padding, as released; then it knows the caption's length.
-        start: of W_sr, N(0, 1/width) or "zeros".
+        positions: f_sa's mean is over "tokens" only, or over "all" positions with padding, as released; then it knows
+        the caption's length. start: of W_sr, N(0, 1/width) or "zeros".
     """
 
     def __init__(
@@ -58,11 +60,14 @@ class Characteristics(nn.Module):
         self.use = use
         self.widths = {"sr": dim, "sa": width}
         if "sr" in use:
-            self.to_semantic = nn.Parameter(torch.randn(width, dim) * (width**-0.5 if start == "normal" else 0.0))  # W_sr
+            # W_sr
+            self.to_semantic = nn.Parameter(torch.randn(width, dim) * (width**-0.5 if start == "normal" else 0.0))
         self.branches = nn.ModuleDict({name: Branch(width) for name in use} if variant == "figure" else {})
 
     def forward(self, tower: TextTower, h: Tensor, mask: Tensor, end: Tensor) -> dict[str, Tensor]:
-        """h (n, T, width): the trunk's output, mask and end as in `TextTower`. {"sr": (n, D), "sa": (n, width)}, those of `use`."""
+        """h (n, T, width): the trunk's output, mask and end as in `TextTower`. {"sr": (n, D), "sa": (n, width)}, those
+        of `use`.
+        """
         found = {}
         for name in self.use:
             states = self.branches[name](h) if name in self.branches else h

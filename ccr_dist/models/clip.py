@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ccr_dist.config import OpenClipConfig
 from ccr_dist.errors import ConfigError
-from ccr_dist.models import tally
+from ccr_dist.models import token_counts
 from ccr_dist.models.attention import use_self_attention
 from ccr_dist.models.backbones import Backbone, no_tokens, slug
 from ccr_dist.models.hf_tower import HuggingFaceTower
@@ -36,7 +36,8 @@ class OpenClipBackbone(Backbone):
         pretrained = cfg.pretrained is not None or ":" in cfg.model  # a repository or folder brings its weights
         if cfg.pretrained is not None and ":" in cfg.model:
             raise ConfigError(
-                f"backbone.pretrained: {cfg.pretrained!r} would be ignored, since '{cfg.model}' brings its own weights; leave it out"
+                f"backbone.pretrained: {cfg.pretrained!r} would be ignored, since '{cfg.model}' brings its own weights;"
+                " leave it out"
             )
         if cfg.pretrained is not None:
             _check_activation(cfg.model, cfg.pretrained)
@@ -47,16 +48,26 @@ class OpenClipBackbone(Backbone):
             "require_pretrained": pretrained,
         }
         try:
-            # A scale that is a vector of one element, because DeepSpeed and FSDP take no scalars; checkpoints of either kind load.
+            # A scale that is a vector of one element, because DeepSpeed and FSDP take no scalars; checkpoints of either
+            # kind load.
             self.model: Any = open_clip.create_model(cfg.model, cfg.pretrained, force_image_size=cfg.image_size, **made)
             if cfg.positions == "plain":
                 _resize_plainly(self.model, open_clip.create_model(cfg.model, cfg.pretrained, **made), cfg.model)
             self.tokenizer: Any = open_clip.get_tokenizer(cfg.model)
-        except (RuntimeError, OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError, SafetensorError) as error:
+        except (
+            RuntimeError,
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            AssertionError,
+            SafetensorError,
+        ) as error:
             raise ConfigError(
-                f"backbone: open_clip cannot make model '{cfg.model}' with weights '{cfg.pretrained}' ({type(error).__name__}: {error}). "
-                "`open_clip.list_pretrained()` lists what there is; weights that are not in the local cache need network, or give a "
-                "checkpoint file as `pretrained`."
+                f"backbone: open_clip cannot make model '{cfg.model}' with weights '{cfg.pretrained}'"
+                f" ({type(error).__name__}: {error}). `open_clip.list_pretrained()` lists what there is; weights that"
+                " are not in the local cache need network, or give a checkpoint file as `pretrained`."
             ) from error
         use_self_attention(self.model)
         self.model_name = cfg.model
@@ -69,9 +80,12 @@ class OpenClipBackbone(Backbone):
         self.eval()
         try:
             with torch.no_grad():
-                self.dim = self.model.encode_text(self.tokenizer(["?"])).shape[-1]  # the architectures keep it in different places
+                # the architectures keep it in different places
+                self.dim = self.model.encode_text(self.tokenizer(["?"])).shape[-1]
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"backbone: the text side of '{cfg.model}' does not work in this open_clip ({error})") from error
+            raise ConfigError(
+                f"backbone: the text side of '{cfg.model}' does not work in this open_clip ({error})"
+            ) from error
 
     def image_transform(self) -> Callable[[Any], Tensor]:
         return self._transform
@@ -80,7 +94,9 @@ class OpenClipBackbone(Backbone):
         return self.model.encode_image(pixels)
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
-        """As LECCR has them: final norm and projection applied to every position, so that all are in the shared space."""
+        """As LECCR has them: final norm and projection applied to every position, so that all are in the shared
+        space.
+        """
         from open_clip.timm_model import TimmModel
         from open_clip.transformer import VisionTransformer
 
@@ -101,9 +117,11 @@ class OpenClipBackbone(Backbone):
             return torch.zeros(0, self.dim, device=self.device)
         texts, cut = bounded(texts, self.tokenizer.context_length)
         ids = self.tokenizer(texts)
-        tally.add(int((ids != self._pad).sum()))
+        token_counts.add(int((ids != self._pad).sum()))
         known = torch.tensor(cut)
-        self.truncated += tally.once(sum(cut) + self._cut([text for text, long in zip(texts, cut, strict=True) if not long], ids[~known]))
+        self.truncated += token_counts.once(
+            sum(cut) + self._cut([text for text, long in zip(texts, cut, strict=True) if not long], ids[~known])
+        )
         return self.model.encode_text(ids.to(self.device))
 
     def _cut(self, texts: Sequence[str], ids: Tensor) -> int:
@@ -136,13 +154,15 @@ class OpenClipBackbone(Backbone):
 
         def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
             ids = self.tokenizer(bounded(texts, self.tokenizer.context_length)[0])
-            tally.add(int((ids != text.config.pad_token_id).sum()))
+            token_counts.add(int((ids != text.config.pad_token_id).sum()))
             ids = ids.to(self.device)
             return ids, ids != text.config.pad_token_id
 
         def pool(h: Any, mask: Tensor) -> Tensor:
             head = getattr(text.transformer, "pooler", None)
-            output: Any = BaseModelOutputWithPooling(last_hidden_state=h, pooler_output=None if head is None else head(h))
+            output: Any = BaseModelOutputWithPooling(
+                last_hidden_state=h, pooler_output=None if head is None else head(h)
+            )
             return text.pooler(output, mask.long())
 
         return HuggingFaceTower(
@@ -161,7 +181,9 @@ class OpenClipBackbone(Backbone):
             "kind": "open_clip",
             "model": Path(self.model_name).name if ":" in self.model_name else self.model_name,
             "pretrained": self.weights_name,
-            "preprocess": {key: list(value) if isinstance(value, tuple) else value for key, value in self.preprocess.items()},
+            "preprocess": {
+                key: list(value) if isinstance(value, tuple) else value for key, value in self.preprocess.items()
+            },
             "packages": {"open_clip_torch": version("open_clip_torch")},
         }
 
@@ -170,16 +192,17 @@ class OpenClipBackbone(Backbone):
 
 
 def _resize_plainly(model: Any, original: Any, name: str) -> None:
-    """Position embeddings of `original` (T, w), the first of them the class token's, to `model`'s grid as LECCR's release resizes them.
+    """Position embeddings of `original` (T, w), the first of them the class token's, to `model`'s grid as LECCR's
+    release resizes them.
 
-    Bicubic with a = -0.75. open_clip antialiases (a = -0.5), which gives other values for larger grids, too. ConfigError where the image
-    encoder is none of open_clip's own vision transformers.
+    Bicubic with a = -0.75. open_clip antialiases (a = -0.5), which gives other values for larger grids, too.
+    ConfigError where the image encoder is none of open_clip's own vision transformers.
     """
     own, theirs = (getattr(each.visual, "positional_embedding", None) for each in (model, original))
     if own is None or theirs is None or own.ndim != 2:
         raise ConfigError(
-            f"backbone.positions: the image encoder of '{name}' is no vision transformer of open_clip's own with one table of positions; "
-            "leave it out"
+            f"backbone.positions: the image encoder of '{name}' is no vision transformer of open_clip's own with one"
+            " table of positions; leave it out"
         )
     sides = [math.isqrt(len(table) - 1) for table in (theirs, own)]
     grid = theirs[1:].T.reshape(1, -1, sides[0], sides[0])
@@ -189,11 +212,14 @@ def _resize_plainly(model: Any, original: Any, name: str) -> None:
 
 
 def _check_activation(model: str, weights: str) -> None:
-    """open_clip only warns where weights were trained with another activation than the architecture has; their features are wrong."""
+    """open_clip only warns where weights were trained with another activation than the architecture has; their features
+    are wrong.
+    """
     import open_clip
 
     known, architecture = open_clip.get_pretrained_cfg(model, weights), open_clip.get_model_config(model)
     if known and architecture and known.get("quick_gelu", False) and not architecture.get("quick_gelu", False):
         raise ConfigError(
-            f"backbone: the weights '{weights}' were trained with QuickGELU, '{model}' has GELU: use model: {model}-quickgelu"
+            f"backbone: the weights '{weights}' were trained with QuickGELU, '{model}' has GELU: use model:"
+            f" {model}-quickgelu"
         )

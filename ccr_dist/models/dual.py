@@ -1,7 +1,8 @@
-"""A dual encoder made of two frozen single-language, single-modality models and trained heads: the demo's English vision-language model.
+"""A dual encoder made of two frozen single-language, single-modality models and trained heads: the demo's English
+vision-language model.
 
-Text features are not normalised (`sentence.py`): the heads see lengths too, and the tower's `finish` is a pooling and a head. Image
-encoders are in `image_encoders.py`.
+Text features are not normalised (`sentence.py`): the heads see lengths too, and the tower's `finish` is a pooling and a
+head. Image encoders are in `image_encoders.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Heads(nn.Module):
         super().__init__()
         self.image = Head(image_width, cfg.hidden, cfg.dim, cfg.dropout)
         self.text = Head(text_width, cfg.hidden, cfg.dim, cfg.dropout)
-        self.logit_scale = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))  # one element, no scalar: DeepSpeed and FSDP take no scalars
+        # one element, no scalar: DeepSpeed and FSDP take no scalars
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))
 
     def scale(self) -> Tensor:
         """(1,): what cosines are multiplied with; whoever trains it bounds it (`Method.limits`)."""

@@ -1,7 +1,7 @@
 """LECCR's visual side: an item's tokens, enriched by the slots that its description is compressed into.
 
-Wang et al., "Multimodal LLM Enhanced Cross-lingual Cross-modal Retrieval" (LECCR). Its parts are in `slots.py` and `temporal.py`; tokens
-and the description's states come from elsewhere, and losses are the method's.
+Wang et al., "Multimodal LLM Enhanced Cross-lingual Cross-modal Retrieval" (LECCR). Its parts are in `slots.py` and
+`temporal.py`; tokens and the description's states come from elsewhere, and losses are the method's.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ class EnrichedVisual(nn.Module):
     """Tokens and description of an item to its features in the shared space.
 
     Args:
-        inputs: F, width of the tokens; d = F unless `width` projects them first (a deviation from the paper, for wide features).
-        text_width: of the description's states; None: items have no description, and nothing but the global feature.
-        dim: D, of the shared space.
-        temporal_blocks: self-attention over frames; the global feature is then a mean over frames instead of the first token's.
-        blocks: of the interaction; 0: slots and tokens do not see each other.
-        local, means: there are local features, and what `means` compares.
+        inputs: F, width of the tokens; d = F unless `width` projects them first (a deviation from the paper, for wide
+        features). text_width: of the description's states; None: items have no description, and nothing but the global
+        feature. dim: D, of the shared space. temporal_blocks: self-attention over frames; the global feature is then a
+        mean over frames instead of the first token's. blocks: of the interaction; 0: slots and tokens do not see each
+        other. local, means: there are local features, and what `means` compares.
 
     Raises:
         ConfigError: the width cannot be cut in heads.
@@ -51,26 +50,40 @@ class EnrichedVisual(nn.Module):
         super().__init__()
         d = width or inputs
         if d % heads:
-            raise ConfigError(f"method.heads: {heads} heads do not divide tokens of width {d}; change them, or set method.width")
+            raise ConfigError(
+                f"method.heads: {heads} heads do not divide tokens of width {d}; change them, or set method.width"
+            )
         self.width, self.frames = d, temporal_blocks > 0
         self.project = nn.Linear(inputs, d) if width else None
         self.temporal = nn.ModuleList([TemporalEncoder(d, heads, dropout) for _ in range(temporal_blocks)])
         self.to_global = nn.Linear(d, dim)
         described = text_width is not None
-        self.slots = Slots(text_width, d, slots, slot_blocks, start, heads=heads, dropout=dropout) if text_width is not None else None
+        self.slots = (
+            Slots(text_width, d, slots, slot_blocks, start, heads=heads, dropout=dropout)
+            if text_width is not None
+            else None
+        )
         self.interaction: Interaction | CrossStack | None = None
         if described and blocks:  # slots that nobody looks at need not look at the tokens
-            self.interaction = Interaction(d, blocks, heads=heads, dropout=dropout) if local else CrossStack(d, blocks, heads, dropout)
+            self.interaction = (
+                Interaction(d, blocks, heads=heads, dropout=dropout) if local else CrossStack(d, blocks, heads, dropout)
+            )
         self.to_local = nn.Linear(d, dim) if described and local else None
         self.slot_mean, self.token_mean = (nn.Linear(d, d) if described and means else None for _ in range(2))
 
     def forward(
-        self, tokens: Tensor, mask: Tensor | None, states: Tensor | None, states_mask: Tensor | None, checkpoint: bool = False
+        self,
+        tokens: Tensor,
+        mask: Tensor | None,
+        states: Tensor | None,
+        states_mask: Tensor | None,
+        checkpoint: bool = False,
     ) -> dict[str, Tensor]:
-        """tokens (n, T, F), mask (n, T) bool, True = there; states (n, L, text_width) of the descriptions, states_mask (n, L).
+        """tokens (n, T, F), mask (n, T) bool, True = there; states (n, L, text_width) of the descriptions, states_mask
+        (n, L).
 
-        Returns "global" (n, D), unit length; "tokens" (n, T, d), before the interaction; with descriptions "slots" (n, K, d), likewise,
-        and "local" (n, K, D), not normalised. `checkpoint`: blocks are computed again for gradients.
+        Returns "global" (n, D), unit length; "tokens" (n, T, d), before the interaction; with descriptions "slots" (n,
+        K, d), likewise, and "local" (n, K, D), not normalised. `checkpoint`: blocks are computed again for gradients.
         """
         if self.project is not None:
             tokens = self.project(tokens)
@@ -90,11 +103,13 @@ class EnrichedVisual(nn.Module):
         found["global"] = F.normalize(_precise(self.to_global(pooled)), dim=-1)
         return found
 
-    def means(self, tokens: Tensor, mask: Tensor | None, slots: Tensor, axis: Literal["features", "tokens"]) -> tuple[Tensor, Tensor]:
+    def means(
+        self, tokens: Tensor, mask: Tensor | None, slots: Tensor, axis: Literal["features", "tokens"]
+    ) -> tuple[Tensor, Tensor]:
         """Mean over the normalised W_c slots, and over the normalised W_p tokens that are there: (n, d) each.
 
-        Their dot product is the mean over all pairs of slot and token. axis: what is brought to unit length: each vector ("features"), or
-        each feature over an item's slots or tokens ("tokens", as released).
+        Their dot product is the mean over all pairs of slot and token. axis: what is brought to unit length: each
+        vector ("features"), or each feature over an item's slots or tokens ("tokens", as released).
         """
         assert self.slot_mean is not None and self.token_mean is not None
         results = []

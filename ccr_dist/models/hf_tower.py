@@ -1,4 +1,6 @@
-"""Adapter slots in Hugging Face encoders of the BERT family (`TextTower`), whether from `dual.py` or from open_clip's HFTextEncoder."""
+"""Adapter slots in Hugging Face encoders of the BERT family (`TextTower`), whether from `dual.py` or from open_clip's
+HFTextEncoder.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ FAMILY = ("bert", "roberta", "xlm-roberta", "camembert")
 
 
 def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
-    """Mean of h (n, T, w) over the tokens of mask (n, T): (n, w). At least in float32: a mean of many half-precision terms loses digits."""
+    """Mean of h (n, T, w) over the tokens of mask (n, T): (n, w). At least in float32: a mean of many half-precision
+    terms loses digits.
+    """
     h = h.to(torch.promote_types(h.dtype, torch.float32))
     weight = mask.unsqueeze(-1).to(h.dtype)
     return (h * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
@@ -24,7 +28,8 @@ def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
 def attended(config: Any, h: Tensor, mask: Tensor) -> Any:
     """What a block of the family takes as its attention mask; h (n, T, w), mask (n, T) or (n, T, T) bool."""
     if config._attn_implementation == "sdpa":
-        return mask.unsqueeze(1) if mask.ndim == 3 else mask[:, None, None, :]  # transformers' check for padding waits for the device
+        # transformers' check for padding waits for the device
+        return mask.unsqueeze(1) if mask.ndim == 3 else mask[:, None, None, :]
     if mask.ndim == 3:
         return torch.zeros_like(mask, dtype=h.dtype).masked_fill(~mask, torch.finfo(h.dtype).min).unsqueeze(1)
     from transformers.masking_utils import create_bidirectional_mask
@@ -33,7 +38,9 @@ def attended(config: Any, h: Tensor, mask: Tensor) -> Any:
 
 
 class HuggingFaceTower(TextTower):
-    """A BERT-like encoder: padding mask, embeddings with token type and LayerNorm, pooled and projected by the two functions given."""
+    """A BERT-like encoder: padding mask, embeddings with token type and LayerNorm, pooled and projected by the two
+    functions given.
+    """
 
     def __init__(
         self,
@@ -47,8 +54,10 @@ class HuggingFaceTower(TextTower):
         context_length: int,
         name: str,
     ) -> None:
-        """`tokenizer`: transformers' (for its vocabulary and special tokens); `encode(texts)` -> ids and mask (n, T), padded on the right;
-        `pool(h, mask)` -> (n, Ft); `project` -> (n, D). ConfigError naming `name` when the architecture is not of the family."""
+        """`tokenizer`: transformers' (for its vocabulary and special tokens); `encode(texts)` -> ids and mask (n, T),
+        padded on the right; `pool(h, mask)` -> (n, Ft); `project` -> (n, D). ConfigError naming `name` when the
+        architecture is not of the family.
+        """
         if model.config.model_type not in FAMILY or getattr(model.config, "is_decoder", False):
             raise unsupported(name, f"its text encoder is of type '{model.config.model_type}'")
         self.model, self.tokenizer, self.encode, self.pool, self.project = model, tokenizer, encode, pool, project

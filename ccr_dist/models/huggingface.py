@@ -1,4 +1,6 @@
-"""Loading Hugging Face encoders and tokenisers by id or local folder, with errors that say what to do. No architecture is opened here."""
+"""Loading Hugging Face encoders and tokenisers by id or local folder, with errors that say what to do. No architecture
+is opened here.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ ADVICE = "Give a Hugging Face id or a local folder; without network, a folder or
 
 
 def load_encoder(name: str, *, what: str, subfolder: str = "") -> Any:
-    """The text encoder `name` with its weights in float32; of the T5 family the encoder alone. ConfigError naming `what` when it cannot be
-    loaded, is no text encoder, or lacks weights.
+    """The text encoder `name` with its weights in float32; of the T5 family the encoder alone. ConfigError naming
+    `what` when it cannot be loaded, is no text encoder, or lacks weights.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel, T5EncoderModel
@@ -41,10 +43,11 @@ def load_encoder(name: str, *, what: str, subfolder: str = "") -> Any:
     missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise ConfigError(
-            f"{what}: the weights in '{name}' lack {len(missing)} tensors of a {type(model).__name__}, for example {missing[0]}; they "
-            "would be random"
+            f"{what}: the weights in '{name}' lack {len(missing)} tensors of a {type(model).__name__}, for example"
+            f" {missing[0]}; they would be random"
         )
-    if found["missing_keys"]:  # saved without a pooler, which nothing here reads: random weights would make the digest differ everywhere
+    # saved without a pooler, which nothing here reads: random weights would make the digest differ everywhere
+    if found["missing_keys"]:
         for parameter in model.pooler.parameters():
             torch.nn.init.zeros_(parameter)
     return model
@@ -53,21 +56,24 @@ def load_encoder(name: str, *, what: str, subfolder: str = "") -> Any:
 def _check_kind(name: str, config: Any, encoders: Mapping[str, Any], what: str) -> None:
     if any(hasattr(config, part) for part in ("vision_config", "text_config")):
         raise ConfigError(
-            f"{what}: '{name}' is a model of pictures and texts (model_type '{config.model_type}'), and a text encoder is expected here. "
-            "CLIP, SigLIP and CoCa are had by `kind: open_clip`; BLIP and BLIP-2 are not supported as backbones"
+            f"{what}: '{name}' is a model of pictures and texts (model_type '{config.model_type}'), and a text encoder"
+            " is expected here. CLIP, SigLIP and CoCa are had by `kind: open_clip`; BLIP and BLIP-2 are not supported"
+            " as backbones"
         )
     if getattr(config, "is_encoder_decoder", False) and config.model_type not in encoders:
         raise ConfigError(
-            f"{what}: '{name}' is an encoder-decoder (model_type '{config.model_type}'), and a text encoder is expected here; of "
-            f"those only the encoders of {', '.join(encoders)} can be taken alone"
+            f"{what}: '{name}' is an encoder-decoder (model_type '{config.model_type}'), and a text encoder is expected"
+            f" here; of those only the encoders of {', '.join(encoders)} can be taken alone"
         )
 
 
 def bounded(texts: Sequence[str], tokens: int) -> tuple[list[str], list[bool]]:
-    """Texts cut to so many characters that a tokeniser which keeps `tokens` of them loses nothing it would keep, and which were cut.
+    """Texts cut to so many characters that a tokeniser which keeps `tokens` of them loses nothing it would keep, and
+    which were cut.
 
-    Tokenisers read a whole text before they cut it, some in quadratic time; a text of megabytes would stop a run. CHARACTERS are more than
-    any usual piece has. White space is no piece: of a long text each run of it becomes one space.
+    Tokenisers read a whole text before they cut it, some in quadratic time; a text of megabytes would stop a run.
+    CHARACTERS are more than any usual piece has. White space is no piece: of a long text each run of it becomes one
+    space.
     """
     limit = CHARACTERS * tokens
     short = [text if len(text) <= limit else " ".join(text.split()) for text in texts]
@@ -82,10 +88,15 @@ def load_tokenizer(name: str, *, what: str, subfolder: str = "") -> Any:
         tokenizer = AutoTokenizer.from_pretrained(name, subfolder=subfolder)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ConfigError(f"{what}: no tokeniser could be loaded from '{name}' ({error}). {ADVICE}") from error
-    if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):  # made of nothing, where its files are not there
-        raise ConfigError(f"{what}: the tokeniser of '{name}' knows no pieces; are its files there (tokenizer.json, vocab.txt, ...)?")
+    # made of nothing, where its files are not there
+    if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
+        raise ConfigError(
+            f"{what}: the tokeniser of '{name}' knows no pieces; are its files there (tokenizer.json, vocab.txt, ...)?"
+        )
     if tokenizer.pad_token_id is None:
-        raise ConfigError(f"{what}: the tokeniser of '{name}' has no padding token. Choose a model whose tokeniser has one.")
+        raise ConfigError(
+            f"{what}: the tokeniser of '{name}' has no padding token. Choose a model whose tokeniser has one."
+        )
     tokenizer.padding_side = "right"
     return tokenizer
 

@@ -1,4 +1,6 @@
-"""Image encoders that know nothing of text: EfficientNet-Lite0 from its package, or any timm model; and the tokens of timm's trunks."""
+"""Image encoders that know nothing of text: EfficientNet-Lite0 from its package, or any timm model; and the tokens of
+timm's trunks.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ class ImageEncoder(nn.Module):
 
     @abstractmethod
     def tokens(self, pixels: Tensor) -> Tensor:
-        """(n, 3, H, W) to (n, 1 + P, width): the feature, then the P positions or patches it is made of. ConfigError without such."""
+        """(n, 3, H, W) to (n, 1 + P, width): the feature, then the P positions or patches it is made of. ConfigError
+        without such.
+        """
 
     @abstractmethod
     def transform(self) -> Callable[[Any], Tensor]:
@@ -35,7 +39,9 @@ class ImageEncoder(nn.Module):
 
 
 class Square:
-    """The whole picture on a white square of `size` pixels, as (value - mean) / scale: nothing that a caption speaks of is cropped."""
+    """The whole picture on a white square of `size` pixels, as (value - mean) / scale: nothing that a caption speaks of
+    is cropped.
+    """
 
     random = False
 
@@ -49,7 +55,9 @@ class Square:
 
 
 class Lite0(ImageEncoder):
-    """EfficientNet-Lite0 (ImageNet, 4.65 M parameters with its classifier): mean over positions of the last convolution, 1,280 wide."""
+    """EfficientNet-Lite0 (ImageNet, 4.65 M parameters with its classifier): mean over positions of the last
+    convolution, 1,280 wide.
+    """
 
     width = 1280
 
@@ -86,7 +94,9 @@ class Timm(ImageEncoder):
     """Any timm model with its pretrained weights and its own preprocessing, pooled, without classifier."""
 
     def __init__(self, name: str) -> None:
-        """`name`: as timm takes it, `local-dir:FOLDER` included. ConfigError when timm cannot make it or fetch its weights."""
+        """`name`: as timm takes it, `local-dir:FOLDER` included. ConfigError when timm cannot make it or fetch its
+        weights.
+        """
         super().__init__()
         import timm
 
@@ -94,9 +104,9 @@ class Timm(ImageEncoder):
             net: Any = timm.create_model(name, pretrained=True, num_classes=0)
         except (RuntimeError, OSError, ValueError, AssertionError) as error:
             raise ConfigError(
-                f"backbone: image encoder '{name}': timm cannot make it with pretrained weights ({type(error).__name__}: {error}). "
-                "`timm.list_pretrained()` lists what there is; weights that are not in the local cache need network. Or use "
-                "efficientnet-lite0."
+                f"backbone: image encoder '{name}': timm cannot make it with pretrained weights"
+                f" ({type(error).__name__}: {error}). `timm.list_pretrained()` lists what there is; weights that are"
+                " not in the local cache need network. Or use efficientnet-lite0."
             ) from error
         self.net = net
         self.width = pooled_width(net)
@@ -126,7 +136,8 @@ def pooled_width(trunk: Any) -> int:
 
 
 def trunk_tokens(trunk: Any, pixels: Tensor) -> Tensor:
-    """(n, 1 + P, width) of a timm model without classifier: what it gives, then the last map before pooling, without class tokens.
+    """(n, 1 + P, width) of a timm model without classifier: what it gives, then the last map before pooling, without
+    class tokens.
 
     ConfigError naming the architecture where the two are not of one width or it makes no map.
     """
@@ -134,7 +145,11 @@ def trunk_tokens(trunk: Any, pixels: Tensor) -> Tensor:
     features = trunk.forward_features(pixels)
     pooled = trunk.forward_head(features)
     if features.ndim == 4:  # a map; timm says so where the channels come last
-        features = features.flatten(1, 2) if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else features.flatten(2).transpose(1, 2)
+        features = (
+            features.flatten(1, 2)
+            if getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+            else features.flatten(2).transpose(1, 2)
+        )
     elif features.ndim == 3:
         features = features[:, getattr(trunk, "num_prefix_tokens", 0) :]
     if features.ndim != 3 or pooled.ndim != 2 or features.shape[-1] != pooled.shape[-1]:

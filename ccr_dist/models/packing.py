@@ -1,7 +1,8 @@
-"""How texts lie in the rows that a text tower's blocks are computed on: one a row with padding behind it, or several one after another.
+"""How texts lie in the rows that a text tower's blocks are computed on: one a row with padding behind it, or several
+one after another.
 
-Blocks treat positions alike but for attention, so packed texts give what padded ones do as long as none sees another. What is said of whole
-texts (characteristics, pooling) is computed one a row in either case.
+Blocks treat positions alike but for attention, so packed texts give what padded ones do as long as none sees another.
+What is said of whole texts (characteristics, pooling) is computed one a row in either case.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Packing(Rows):
                 first[text], at = number * width + at, at + lengths[text]
         self.mask = owner[:, :, None] == owner[:, None, :]
         size = torch.tensor(lengths)
-        self._place = first[:, None] + torch.arange(max(lengths)).minimum(size[:, None] - 1)  # (n, T) in the R * L positions
+        # (n, T) in the R * L positions
+        self._place = first[:, None] + torch.arange(max(lengths)).minimum(size[:, None] - 1)
         within = torch.arange(owner.numel()).view(owner.shape) - first[owner]
         self._source = torch.where(owner >= 0, owner * max(lengths) + within, 0)  # (R, L) in the n * T
 

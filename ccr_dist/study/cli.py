@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .. import terminal
-from ..errors import ConfigError
+from ccr_dist import terminal
+from ccr_dist.errors import ConfigError
 
 study_app = typer.Typer(no_args_is_help=True, help="Many runs by one command, and what they show.")
 File = Annotated[Path, typer.Argument(help="study (YAML), see configs/studies/")]
@@ -24,9 +24,11 @@ def run_command(
     seeds: Annotated[str | None, typer.Option(help="some of the seeds: 0,1")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run")] = False,
 ) -> None:
-    """Carry out what is left of a study: complete runs are skipped, interrupted ones go on. Exit code 75: stopped, start it again."""
-    from .plan import load_plan
-    from .runner import run_study
+    """Carry out what is left of a study: complete runs are skipped, interrupted ones go on. Exit code 75: stopped,
+    start it again.
+    """
+    from ccr_dist.study.plan import load_plan
+    from ccr_dist.study.runner import run_study
 
     given = seeds.split(",") if seeds is not None else []
     if not all(number.strip().isdigit() for number in given):
@@ -39,13 +41,16 @@ def run_command(
 
 @study_app.command("report")
 def report_command(
-    study: File, out: Annotated[Path | None, typer.Option(help="folder of the report; default: report below the study's own folder")] = None
+    study: File,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the report; default: report below the study's own folder")
+    ] = None,
 ) -> None:
     """Table, comparisons with intervals, plots and a page of what is complete."""
 
-    from ..evaluate.schema import unrecorded
-    from .plan import load_plan
-    from .report import sentence, summarise, table_markdown, write
+    from ccr_dist.evaluate.schema import unrecorded
+    from ccr_dist.study.plan import load_plan
+    from ccr_dist.study.report import sentence, summarise, table_markdown, write
 
     plan = load_plan(study)
     summary = summarise(plan)
@@ -64,14 +69,16 @@ def report_command(
 @study_app.command("bins")
 def bins_command(
     study: File,
-    by: Annotated[str, typer.Option(help="words, or chrf:A:B, two columns of the queries' translations ({lang}: the language)")] = "words",
+    by: Annotated[
+        str, typer.Option(help="words, or chrf:A:B, two columns of the queries' translations ({lang}: the language)")
+    ] = "words",
     count: Annotated[int, typer.Option("--count", min=1, help="bins, about equally many queries in each")] = 4,
     out: Annotated[Path | None, typer.Option(help="folder; default: report below the study's own folder")] = None,
 ) -> None:
     """Recalls by the length of the queries, or by how far two translations of them agree."""
 
-    from .bins import binned, markdown, write
-    from .plan import load_plan
+    from ccr_dist.study.bins import binned, markdown, write
+    from ccr_dist.study.plan import load_plan
 
     plan = load_plan(study)
     tables = binned(plan, by, count)

@@ -1,9 +1,10 @@
 """Is one row better than another? A paired bootstrap over the test's items and the seeds, and a verdict in words.
 
-Items are drawn with replacement together with their captions, the same items for all runs and languages, so that whatever makes an item
-hard for everybody cancels in a difference. Seeds are drawn, too, the same for rows with the same seeds: n - 1 out of n, which makes the
-variance of their mean the unbiased one (Rao & Wu 1988; drawing n would lose a fifth of it with five seeds). Drawing both ways over-covers a
-little (Owen 2007). A row with one run counts as without chance of its own. Works from ranks (`results/<split>.ranks.npz`), numpy only.
+Items are drawn with replacement together with their captions, the same items for all runs and languages, so that
+whatever makes an item hard for everybody cancels in a difference. Seeds are drawn, too, the same for rows with the same
+seeds: n - 1 out of n, which makes the variance of their mean the unbiased one (Rao & Wu 1988; drawing n would lose a
+fifth of it with five seeds). Drawing both ways over-covers a little (Owen 2007). A row with one run counts as without
+chance of its own. Works from ranks (`results/<split>.ranks.npz`), numpy only.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Literal
 
 import numpy as np
 
-from ..data.store import sha256_file
-from ..errors import DataError
-from ..evaluate.protocols import hits, recalls
-from ..evaluate.schema import RunResult, read_result, require_comparable
-from .plan import Comparison
+from ccr_dist.data.storage.store import sha256_file
+from ccr_dist.errors import DataError
+from ccr_dist.evaluate.protocols import hits, recalls
+from ccr_dist.evaluate.schema import RunResult, read_result, require_comparable
+from ccr_dist.study.plan import Comparison
 
 ALL = "all"  # the mean over languages
 LEVEL = 95.0
@@ -31,7 +32,9 @@ Verdict = Literal["shown", "not shown", "contradicted"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: `tables` has (items of the test split, 8) a language, see `protocols.hits`; row r is the dataset's row r."""
+    """One run: `tables` has (items of the test split, 8) a language, see `protocols.hits`; row r is the dataset's row
+    r.
+    """
 
     result: RunResult
     tables: Mapping[str, np.ndarray]
@@ -39,7 +42,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval. For a row: mean over seeds of SumR; for a comparison: the difference of two of those."""
+    """A number with its interval. For a row: mean over seeds of SumR; for a comparison: the difference of two of
+    those.
+    """
 
     mean: float
     low: float
@@ -63,7 +68,9 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Judged:
-    """A comparison with what came out: `by_language` has the mean over the shared languages under `ALL`, which the verdict is about."""
+    """A comparison with what came out: `by_language` has the mean over the shared languages under `ALL`, which the
+    verdict is about.
+    """
 
     comparison: Comparison
     by_language: dict[str, Estimate]
@@ -84,10 +91,13 @@ def load_outcome(path: Path, label: str) -> Outcome:
     file = path.with_name(f"{path.stem}.ranks.npz")
     if not file.exists():
         raise DataError(
-            f"{file}: no ranks beside {path.name}, so runs cannot be compared item by item; `ccr-dist evaluate … --again` writes them"
+            f"{file}: no ranks beside {path.name}, so runs cannot be compared item by item; `ccr-dist evaluate …"
+            " --again` writes them"
         )
     if result.meta.get("ranks") not in (None, sha256_file(file)):
-        raise DataError(f"{file}: damaged, or not of the same measurement as {path}; `ccr-dist evaluate … --again` measures anew")
+        raise DataError(
+            f"{file}: damaged, or not of the same measurement as {path}; `ccr-dist evaluate … --again` measures anew"
+        )
     tables = {}
     with np.load(file) as kept:
         for lang, found in result.languages.items():
@@ -103,9 +113,11 @@ def load_outcome(path: Path, label: str) -> Outcome:
     return Outcome(result, tables)
 
 
-def sample(rows: Mapping[str, Sequence[Outcome]], *, replicates: int = REPLICATES, seed: int = 0) -> dict[str, dict[str, Sampled]]:
-    """Row -> language -> SumR in every replicate; all rows from the same draws. DataError when runs were asked different
-    queries, or measured on different content.
+def sample(
+    rows: Mapping[str, Sequence[Outcome]], *, replicates: int = REPLICATES, seed: int = 0
+) -> dict[str, dict[str, Sampled]]:
+    """Row -> language -> SumR in every replicate; all rows from the same draws. DataError when runs were asked
+    different queries, or measured on different content.
     """
     outcomes = [outcome for runs in rows.values() for outcome in runs]
     require_comparable(outcome.result for outcome in outcomes)
@@ -142,7 +154,9 @@ def over(languages: Mapping[str, Sampled], chosen: Sequence[str]) -> Sampled:
     return Sampled(float(np.mean([each.mean for each in picked])), np.mean([each.draws for each in picked], axis=0))
 
 
-def judge(comparison: Comparison, rows: Mapping[str, Mapping[str, Sampled]], seeds: Mapping[str, int], targets: Sequence[str]) -> Judged:
+def judge(
+    comparison: Comparison, rows: Mapping[str, Mapping[str, Sampled]], seeds: Mapping[str, int], targets: Sequence[str]
+) -> Judged:
     """Difference a - b in each target language that both rows have, and in their mean."""
     a, b = rows[comparison.a], rows[comparison.b]
     shared = [lang for lang in targets if lang in a and lang in b]
@@ -167,10 +181,12 @@ def _check_same_queries(outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         for lang, table in outcome.tables.items():
             known = first.setdefault(lang, outcome)
-            same = known.result.dataset_digest == outcome.result.dataset_digest and np.array_equal(known.tables[lang][:, 6:], table[:, 6:])
+            same = known.result.dataset_digest == outcome.result.dataset_digest and np.array_equal(
+                known.tables[lang][:, 6:], table[:, 6:]
+            )
             if not same:
                 raise DataError(
-                    f"{known.result.name} and {outcome.result.name} were asked different queries ({lang}): test sets, galleries or "
-                    "captions differ, or which captions are blank (of translations, where those are asked; `captions_blank` in their "
-                    "results), so they cannot be compared item by item"
+                    f"{known.result.name} and {outcome.result.name} were asked different queries ({lang}): test sets,"
+                    " galleries or captions differ, or which captions are blank (of translations, where those are"
+                    " asked; `captions_blank` in their results), so they cannot be compared item by item"
                 )

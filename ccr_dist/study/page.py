@@ -1,4 +1,6 @@
-"""The study's page: one HTML file in the look of `evaluate/report.html`, with the plots inside. Text from data is escaped."""
+"""The study's page: one HTML file in the look of `evaluate/report.html`, with the plots inside. Text from data is
+escaped.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,12 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from ..evaluate.page import NAMES, details, footer, header, recall_table
-from ..evaluate.report import Row, Stat
-from ..evaluate.schema import unrecorded
-from .compare import ALL
-from .plots import VERDICTS, magnitude
-from .report import EXPLAINED, JUDGED, Summary, interval, languages_shown, sentence
+from ccr_dist.evaluate.page import NAMES, details, footer, header, recall_table
+from ccr_dist.evaluate.report import Row, Stat
+from ccr_dist.evaluate.schema import unrecorded
+from ccr_dist.study.compare import ALL
+from ccr_dist.study.plots import VERDICTS, magnitude
+from ccr_dist.study.report import EXPLAINED, JUDGED, Summary, interval, languages_shown, sentence
 
 CAPTIONS = {
     "comparisons": "Differences with their 95 % intervals",
@@ -49,7 +51,10 @@ def page(summary: Summary, rows: Sequence[Row], figures: Mapping[str, bytes]) ->
     body.append(details("Recalls by language", recall_table(rows)))
     template = Template(files("ccr_dist.evaluate").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(
-        title=escape(study.title), header=header(summary.results, rows, notes), body="\n".join(body), footer=footer(summary.results)
+        title=escape(study.title),
+        header=header(summary.results, rows, notes),
+        body="\n".join(body),
+        footer=footer(summary.results),
     )
 
 
@@ -67,14 +72,19 @@ def _claims(summary: Summary) -> str:
 
 def _table(summary: Summary) -> str:
     shown = languages_shown(summary)
-    names = "".join(f"<th>{escape(NAMES.get(lang, lang))}{' (ceiling)' if lang == summary.source else ''}</th>" for lang in shown)
+    names = "".join(
+        f"<th>{escape(NAMES.get(lang, lang))}{' (ceiling)' if lang == summary.source else ''}</th>" for lang in shown
+    )
     head = f"<tr><th>Method</th><th>Seeds</th><th>Trained</th>{names}<th>Mean SumR</th><th>Interval</th></tr>"
     body = []
     for group, lines in summary.groups.items():
         body.append(f"<tbody><tr><th colspan={5 + len(shown)}><span>{escape(group)}</span></th></tr>")
         for line in lines:
             cells = "".join(_cell(line.stats.get(lang)) for lang in shown) + _cell(line.stats[ALL])
-            about = f"<td class=first>{escape(line.label)}</td><td>{len(line.runs)}</td><td>{magnitude(line.parameters)}</td>"
+            about = (
+                f"<td class=first>{escape(line.label)}</td><td>{len(line.runs)}</td>"
+                f"<td>{magnitude(line.parameters)}</td>"
+            )
             body.append(f"<tr>{about}{cells}<td>{interval(line.estimates[ALL], signed=False)}</td></tr>")
         body.append("</tbody>")
     return f"<div class=scroll><table><thead>{head}</thead>{''.join(body)}</table></div>"
@@ -90,6 +100,7 @@ def _figure(figures: Mapping[str, bytes], name: str) -> str:
     data = base64.b64encode(figures[name]).decode()
     caption = CAPTIONS[name]
     return (
-        f"<figure style='background:#fff;margin:.9rem 0'><figcaption style='color:#5c6470'>{caption}</figcaption>"
-        f"<img src='data:image/png;base64,{data}' alt='{caption}' style='max-width:100%;height:auto;display:block;margin:auto'></figure>"
+        f"<figure style='background:#fff;margin:.9rem 0'><figcaption style='color:#5c6470'>{caption}</figcaption><img"
+        f" src='data:image/png;base64,{data}' alt='{caption}'"
+        " style='max-width:100%;height:auto;display:block;margin:auto'></figure>"
     )

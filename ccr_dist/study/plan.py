@@ -1,7 +1,8 @@
-"""What a study is: rows (a config, overrides and seeds each), and what is claimed of pairs of rows. Typed, strict; imports no torch.
+"""What a study is: rows (a config, overrides and seeds each), and what is claimed of pairs of rows. Typed, strict;
+imports no torch.
 
-A study's YAML has a place for every error and may have a `base:`, as run configs have. Carrying it out is `runner.py`'s, judging it
-`compare.py`'s.
+A study's YAML has a place for every error and may have a `base:`, as run configs have. Carrying it out is
+`runner.py`'s, judging it `compare.py`'s.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from ..config import Frozen, RunConfig, as_dict, from_dict, load_config
-from ..data.store import differences
-from ..errors import ConfigError
-from ..evaluate.schema import read_result
-from ..yamlfile import load, validate
+from ccr_dist.config import Frozen, RunConfig, as_dict, from_dict, load_config
+from ccr_dist.data.storage.store import differences
+from ccr_dist.errors import ConfigError
+from ccr_dist.evaluate.schema import read_result
+from ccr_dist.yamlfile import load, validate
 
 
 class RowPlan(Frozen):
@@ -31,7 +32,9 @@ class RowPlan(Frozen):
     config: str = Field(description="run config, relative to the study's file")
     overrides: tuple[str, ...] = Field((), description="key.sub=value, after the study's own")
     group: str = Field("methods", description="section of the report")
-    seeds: tuple[NonNegativeInt, ...] | None = Field(None, min_length=1, description="none: the study's; an untrained row has one")
+    seeds: tuple[NonNegativeInt, ...] | None = Field(
+        None, min_length=1, description="none: the study's; an untrained row has one"
+    )
 
     @property
     def shown(self) -> str:
@@ -92,24 +95,34 @@ class Plan:
     runs: tuple[Run, ...]
 
     def select(self, only: Sequence[str], seeds: Sequence[int] | None) -> Plan:
-        """The part with these rows (none: all) and seeds. ConfigError for a row that is not there, or when nothing is left."""
+        """The part with these rows (none: all) and seeds. ConfigError for a row that is not there, or when nothing is
+        left.
+        """
         known = [row.name for row in self.study.rows]
         for name in only:
             if name not in known:
-                raise ConfigError(f"--only {name}: the study {self.study.name!r} has no such row; {nearest(name, known)}")
+                raise ConfigError(
+                    f"--only {name}: the study {self.study.name!r} has no such row; {nearest(name, known)}"
+                )
         kept = [run for run in self.runs if not only or run.row.name in only]
         kept = [run for run in kept if seeds is None or not run.config.stages or run.config.seed in seeds]
         if not kept:
-            raise ConfigError(f"--seeds {','.join(map(str, seeds or ()))}: no row of the study {self.study.name!r} has such a seed")
+            raise ConfigError(
+                f"--seeds {','.join(map(str, seeds or ()))}: no row of the study {self.study.name!r} has such a seed"
+            )
         return Plan(self.study, self.first, tuple(kept))
 
 
 def load_plan(path: str | Path) -> Plan:
-    """Read a study and check the config of every run. ConfigError with file and line for the first thing that is wrong."""
+    """Read a study and check the config of every run. ConfigError with file and line for the first thing that is
+    wrong.
+    """
     path = Path(path)
     document = load(path)
     study = validate(Study, document)
-    places = {row.name: document.place((part, n)) for part in ("first", "rows") for n, row in enumerate(getattr(study, part))}
+    places = {
+        row.name: document.place((part, n)) for part in ("first", "rows") for n, row in enumerate(getattr(study, part))
+    }
     rows = (*study.first, *study.rows)
     for what, values in (("name", [row.name for row in rows]), ("label", [row.shown for row in rows])):
         if twice := [value for value, n in Counter(values).items() if n > 1]:
@@ -118,7 +131,9 @@ def load_plan(path: str | Path) -> Plan:
     for n, comparison in enumerate(study.comparisons):
         for side in ("a", "b"):
             if (name := getattr(comparison, side)) not in known:
-                raise ConfigError(f"{document.place(('comparisons', n, side))}: no row is called {name!r}; {nearest(name, known)}")
+                raise ConfigError(
+                    f"{document.place(('comparisons', n, side))}: no row is called {name!r}; {nearest(name, known)}"
+                )
     first = [run for row in study.first for run in _runs(study, row, row.seeds or (0,), path, places[row.name])]
     runs = [run for row in study.rows for run in _runs(study, row, row.seeds or study.seeds, path, places[row.name])]
     return Plan(study, tuple(first), tuple(runs))
@@ -133,11 +148,14 @@ def _runs(study: Study, row: RowPlan, seeds: Sequence[int], path: Path, place: s
     except ConfigError as error:
         raise ConfigError(f"{place}: row {row.name!r}: {error}") from None
     if config.data.test is None:
-        raise ConfigError(f"{place}: row {row.name!r}: data.test names no dataset, and a study measures its runs on one")
+        raise ConfigError(
+            f"{place}: row {row.name!r}: data.test names no dataset, and a study measures its runs on one"
+        )
     if not config.stages:
         return [Run(row, config, ("evaluate", str(file), *overrides, f"seed={seeds[0]}"))]  # nothing random in it
     return [
-        Run(row, config.model_copy(update={"seed": seed}), ("train", str(file), *overrides, f"seed={seed}", "--test")) for seed in seeds
+        Run(row, config.model_copy(update={"seed": seed}), ("train", str(file), *overrides, f"seed={seed}", "--test"))
+        for seed in seeds
     ]
 
 
@@ -149,11 +167,15 @@ def state(run: Run) -> Literal["complete", "interrupted", "new"]:
     try:
         known = _decisive(from_dict(kept, name=str(run.result))) if kept else None
     except ConfigError as error:
-        raise ConfigError(f"{run.result}: measured under a config that this version does not read ({error}); {_REMEDY}") from None
+        raise ConfigError(
+            f"{run.result}: measured under a config that this version does not read ({error}); {_REMEDY}"
+        ) from None
     if known is None:
         raise ConfigError(f"{run.result}: does not say under which config it was measured; {_REMEDY}")
     if changed := differences(known, _decisive(run.config)):
-        raise ConfigError(f"{run.result}: measured under another config:\n  " + "\n  ".join(changed[:12]) + f"\n{_REMEDY}")
+        raise ConfigError(
+            f"{run.result}: measured under another config:\n  " + "\n  ".join(changed[:12]) + f"\n{_REMEDY}"
+        )
     return "complete"
 
 

@@ -1,4 +1,6 @@
-"""The study's three plots as PNG: differences with intervals, SumR by row, SumR against trained parameters. White, for any page."""
+"""The study's three plots as PNG: differences with intervals, SumR by row, SumR against trained parameters. White, for
+any page.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError
-from ..evaluate.page import NAMES
-from .compare import ALL, Judged
+from ccr_dist.errors import DataError
+from ccr_dist.evaluate.page import NAMES
+from ccr_dist.study.compare import ALL, Judged
 
 if TYPE_CHECKING:
-    from .report import Line, Summary
+    from ccr_dist.study.report import Line, Summary
 
 INK, MUTED, GRID = "#1d2127", "#6b7280", "#e2e4e8"
 VERDICTS = {"shown": "#178a60", "not shown": "#6b7280", "contradicted": "#c02f52"}
 GROUPS = ("#3b66b8", "#d4660b", "#178a60", "#8b4fc0", "#c02f52", "#138a9f", "#8a6136", "#6b7280")
 DPI = 160
 _STYLE: dict[str, Any] = {
-    "font.size": 9.5, "text.color": INK, "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "axes.titlesize": 10, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "axes.axisbelow": True,
-    "axes.grid": True, "grid.color": GRID, "xtick.color": MUTED, "ytick.color": INK, "xtick.major.size": 0, "ytick.major.size": 0,
+    "font.size": 9.5, "text.color": INK, "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+    "axes.axisbelow": True,
+    "axes.grid": True, "grid.color": GRID, "xtick.color": MUTED, "ytick.color": INK, "xtick.major.size": 0,
+    "ytick.major.size": 0,
     "figure.facecolor": "white", "savefig.facecolor": "white",
 }  # fmt: skip
 
@@ -48,7 +53,13 @@ def comparisons(summary: Summary) -> Any:
             axis.plot(single, [at] * len(single), "|", color=INK, markersize=8, markeredgewidth=1, alpha=0.65)
             said = f"{found.mean:+.1f}  [{found.low:+.1f}, {found.high:+.1f}]  {each.verdict}".replace("-", "−")
             axis.annotate(
-                said, (1.02, at), xycoords=("axes fraction", "data"), va="center", color=colour, fontsize=8.5, annotation_clip=False
+                said,
+                (1.02, at),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                color=colour,
+                fontsize=8.5,
+                annotation_clip=False,
             )
         axis.axvline(0, color=INK, linewidth=1)
         axis.set_yticks(range(len(judged)), [each.comparison.claim for each in judged])
@@ -56,7 +67,9 @@ def comparisons(summary: Summary) -> Any:
         axis.margins(x=0.08)
         axis.grid(axis="y", visible=False)
         axis.set_title(group)
-    axes[-1].set_xlabel("difference of SumR, mean over languages and seeds; line: 95 % interval; thin ticks: single languages")
+    axes[-1].set_xlabel(
+        "difference of SumR, mean over languages and seeds; line: 95 % interval; thin ticks: single languages"
+    )
     return figure
 
 
@@ -73,7 +86,13 @@ def rows(summary: Summary) -> Any:
                 axis.barh(at, found.mean, height=0.68, color=colour, alpha=0.85)
                 axis.hlines(at, found.low, found.high, color=INK, linewidth=1.1)
                 axis.annotate(
-                    f"{found.mean:.0f}", (found.high, at), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7.5, color=MUTED
+                    f"{found.mean:.0f}",
+                    (found.high, at),
+                    xytext=(3, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=7.5,
+                    color=MUTED,
                 )
         axis.set_title("mean over languages" if lang == ALL else NAMES.get(lang, lang))
         axis.set_xlim(0, 1.13 * max(line.estimates[lang].high for line in summary.lines if lang in line.estimates))
@@ -83,14 +102,17 @@ def rows(summary: Summary) -> Any:
     axes[0].set_ylim(max(at for at, _, _ in order) + 0.6, -0.6)
     for at, group in heads:
         axes[0].annotate(
-            group, (0, at), xycoords=("axes fraction", "data"), xytext=(-6, 0), textcoords="offset points", ha="right", va="center",
+            group, (0, at), xycoords=("axes fraction", "data"), xytext=(-6, 0), textcoords="offset points",
+            ha="right", va="center",
             weight="bold", annotation_clip=False,
         )  # fmt: skip
     return figure
 
 
 def parameters(summary: Summary) -> Any:
-    """Mean SumR against trained parameters: numbered points, named beside the axes. Rows that train nothing are lines, or named below."""
+    """Mean SumR against trained parameters: numbered points, named beside the axes. Rows that train nothing are lines,
+    or named below.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     order, heads = _grouped(summary)
@@ -119,11 +141,21 @@ def parameters(summary: Summary) -> Any:
             )
         else:
             beyond.append(f"{line.label} {value:.0f}")
-    for number, (place, (line, colour)) in enumerate(zip(_apart([line.parameters for line, _ in trained]), trained, strict=True), 1):
+    for number, (place, (line, colour)) in enumerate(
+        zip(_apart([line.parameters for line, _ in trained]), trained, strict=True), 1
+    ):
         found = line.estimates[ALL]
         axis.vlines(place, found.low, found.high, color=colour, linewidth=1.1, alpha=0.6)
         axis.plot(place, found.mean, "o", color=colour, markersize=11)
-        axis.annotate(str(number), (place, found.mean), ha="center", va="center_baseline", color="white", fontsize=6.5, weight="bold")
+        axis.annotate(
+            str(number),
+            (place, found.mean),
+            ha="center",
+            va="center_baseline",
+            color="white",
+            fontsize=6.5,
+            weight="bold",
+        )
     numbers = {line.label: number for number, (line, _) in enumerate(trained, 1)}
     step, shown = 1 / (len(order) + len(heads)), [(at, group, INK, "bold") for at, group in heads]
     shown += [
@@ -132,7 +164,16 @@ def parameters(summary: Summary) -> Any:
     ]
     for at, text, colour, weight in shown:
         where = (1.03 + 0.02 * (weight == "normal"), 1 - (at + 0.5) * step)
-        axis.annotate(text, where, xycoords="axes fraction", va="center", color=colour, weight=weight, fontsize=8.5, annotation_clip=False)
+        axis.annotate(
+            text,
+            where,
+            xycoords="axes fraction",
+            va="center",
+            color=colour,
+            weight=weight,
+            fontsize=8.5,
+            annotation_clip=False,
+        )
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: magnitude(value)))
@@ -141,7 +182,8 @@ def parameters(summary: Summary) -> Any:
     axis.margins(x=0.07)
     axis.set_ylim(low - room, high + room)
     axis.set_xlabel(
-        "trained parameters, without the embedding table" + (f"\nbeyond the axis, nothing trained: {', '.join(beyond)}" if beyond else "")
+        "trained parameters, without the embedding table"
+        + (f"\nbeyond the axis, nothing trained: {', '.join(beyond)}" if beyond else "")
     )
     axis.set_ylabel("SumR, mean over languages")
     return figure
@@ -154,7 +196,9 @@ def _apart(values: Sequence[float]) -> list[float]:
     blocks: list[list[int]] = []
     for n in order:
         blocks.append([n])
-        while len(blocks) > 1 and _middle(logs, blocks[-2]) + width * (len(blocks[-2]) + len(blocks[-1])) / 2 > _middle(logs, blocks[-1]):
+        while len(blocks) > 1 and _middle(logs, blocks[-2]) + width * (len(blocks[-2]) + len(blocks[-1])) / 2 > _middle(
+            logs, blocks[-1]
+        ):
             last = blocks.pop()
             blocks[-1] += last
     for block in blocks:

@@ -1,8 +1,8 @@
 """From the results of a study's runs to its report: table, comparisons, plots, and one page.
 
-OUT/report/: report.html (everything in one file), table.md, comparisons.md, rows.csv, comparisons.csv, study.json (the numbers of both),
-results.csv and results.json (every metric of every row, as `ccr-dist report` writes them), comparisons.png, rows.png, parameters.png.
-What is missing is said, never filled in.
+OUT/report/: report.html (everything in one file), table.md, comparisons.md, rows.csv, comparisons.csv, study.json (the
+numbers of both), results.csv and results.json (every metric of every row, as `ccr-dist report` writes them),
+comparisons.png, rows.png, parameters.png. What is missing is said, never filled in.
 """
 
 from __future__ import annotations
@@ -15,29 +15,32 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.store import replace_atomic
-from ..errors import DataError
-from ..evaluate.report import Results, Stat, aggregate, cell, to_csv, to_json
-from ..evaluate.schema import RunResult
-from . import plots
-from .compare import ALL, LEVEL, REPLICATES, Estimate, Judged, judge, load_outcome, over, sample
-from .plan import Plan, RowPlan, Run, state
-from .plots import magnitude
+from ccr_dist.data.storage.store import replace_atomic
+from ccr_dist.errors import DataError
+from ccr_dist.evaluate.report import Results, Stat, aggregate, cell, to_csv, to_json
+from ccr_dist.evaluate.schema import RunResult
+from ccr_dist.study import plots
+from ccr_dist.study.compare import ALL, LEVEL, REPLICATES, Estimate, Judged, judge, load_outcome, over, sample
+from ccr_dist.study.plan import Plan, RowPlan, Run, state
+from ccr_dist.study.plots import magnitude
 
 EXPLAINED = (
-    "SumR: sum of R@1, R@5 and R@10 in both directions (0 to 600), mean ± standard deviation over seeds. Trained: parameters, without the "
-    f"embedding table. Intervals: {LEVEL:.0f} % bootstrap over test items and seeds."
+    "SumR: sum of R@1, R@5 and R@10 in both directions (0 to 600), mean ± standard deviation over seeds. Trained:"
+    f" parameters, without the embedding table. Intervals: {LEVEL:.0f} % bootstrap over test items and seeds."
 )
 JUDGED = (
-    "Difference of SumR, mean over languages and seeds; items and seeds are drawn alike for both rows (paired bootstrap). Shown: the whole "
-    "interval is above zero. Contradicted: it is below. Not shown: it contains zero, which is no proof that the rows are equal. Intervals "
-    "are not corrected for the number of comparisons: of twenty between equal rows, one is expected to look different."
+    "Difference of SumR, mean over languages and seeds; items and seeds are drawn alike for both rows (paired"
+    " bootstrap). Shown: the whole interval is above zero. Contradicted: it is below. Not shown: it contains zero,"
+    " which is no proof that the rows are equal. Intervals are not corrected for the number of comparisons: of twenty"
+    " between equal rows, one is expected to look different."
 )
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the study: SumR by language (`stats` over seeds, `estimates` with intervals; `ALL`: mean over target languages)."""
+    """One row of the study: SumR by language (`stats` over seeds, `estimates` with intervals; `ALL`: mean over target
+    languages).
+    """
 
     row: RowPlan
     runs: tuple[RunResult, ...]
@@ -84,8 +87,9 @@ class Summary:
 
 
 def summarise(plan: Plan, *, replicates: int = REPLICATES) -> Summary:
-    """Reads the results of all complete runs. DataError when there are none, or when runs were asked different queries; ConfigError for a
-    result of another config."""
+    """Reads the results of all complete runs. DataError when there are none, or when runs were asked different queries;
+    ConfigError for a result of another config.
+    """
     complete: dict[str, list[Run]] = {}
     missing = []
     for run in plan.runs:
@@ -94,7 +98,9 @@ def summarise(plan: Plan, *, replicates: int = REPLICATES) -> Summary:
         else:
             missing.append(run.name)
     if not complete:
-        raise DataError(f"{plan.study.out}: no run of the study {plan.study.name!r} is complete; `ccr-dist study run` makes them")
+        raise DataError(
+            f"{plan.study.out}: no run of the study {plan.study.name!r} is complete; `ccr-dist study run` makes them"
+        )
     outcomes = {name: [load_outcome(run.result, run.row.shown) for run in runs] for name, runs in complete.items()}
     drawn = sample(outcomes, replicates=replicates)
     results = Results(tuple(outcome.result for each in outcomes.values() for outcome in each))
@@ -110,16 +116,20 @@ def summarise(plan: Plan, *, replicates: int = REPLICATES) -> Summary:
             values = {lang: [run.languages[lang].metrics["SumR"] for run in runs] for lang in drawn[row.name]}
             values[ALL] = [sum(each) / len(own) for each in zip(*(values[lang] for lang in own), strict=True)]
             stats = {lang: Stat.of(each) for lang, each in values.items()}
-            estimates = {lang: each.estimate() for lang, each in drawn[row.name].items()} | {ALL: over(drawn[row.name], own).estimate()}
+            estimates = {lang: each.estimate() for lang, each in drawn[row.name].items()} | {
+                ALL: over(drawn[row.name], own).estimate()
+            }
             lines.append(Line(row, runs, stats, estimates))
     seeds = {line.row.name: len(line.runs) for line in lines}
-    judged = [judge(each, drawn, seeds, targets) for each in plan.study.comparisons if each.a in drawn and each.b in drawn]
+    judged = [
+        judge(each, drawn, seeds, targets) for each in plan.study.comparisons if each.a in drawn and each.b in drawn
+    ]
     return Summary(plan, tuple(lines), tuple(judged), tuple(targets), source, tuple(missing), results)
 
 
 def write(summary: Summary, out: Path) -> Path:
     """All files of the report; the page's path."""
-    from .page import page
+    from ccr_dist.study.page import page
 
     out.mkdir(parents=True, exist_ok=True)
     rows, figures = aggregate(summary.results), plots.draw(summary)
@@ -164,7 +174,12 @@ def comparison_records(summary: Summary) -> list[dict[str, Any]]:
     """One record a comparison, with its differences by language."""
     found = []
     for each in summary.judged:
-        record = {**each.comparison.model_dump(), "verdict": each.verdict, "seeds_a": each.seeds[0], "seeds_b": each.seeds[1]}
+        record = {
+            **each.comparison.model_dump(),
+            "verdict": each.verdict,
+            "seeds_a": each.seeds[0],
+            "seeds_b": each.seeds[1],
+        }
         for lang, difference in each.by_language.items():
             record |= {f"{lang}.{key}": value for key, value in asdict(difference).items()}
         found.append(record)
@@ -178,7 +193,8 @@ def sentence(judged: Judged, label: Callable[[str], str]) -> str:
         return f"Not shown: {a} and {b} cannot be told apart ({LEVEL:.0f} % interval {interval(found)})"
     way = "above" if found.mean > 0 else "below"
     return (
-        f"{judged.verdict.capitalize()}: {a} is {abs(found.mean):.1f} points of SumR {way} {b} ({LEVEL:.0f} % interval {interval(found)})"
+        f"{judged.verdict.capitalize()}: {a} is {abs(found.mean):.1f} points of SumR {way} {b} ({LEVEL:.0f} % interval"
+        f" {interval(found)})"
     )
 
 
@@ -212,7 +228,11 @@ def comparisons_markdown(summary: Summary) -> str:
     text = [JUDGED, "", _markdown_row(heads), _markdown_row(["---"] * 2 + ["---:"] * (len(heads) - 2))]
     for each in summary.judged:
         by = [f"{each.by_language[lang].mean:+.1f}" if lang in each.by_language else "–" for lang in summary.targets]
-        text.append(_markdown_row([each.comparison.claim, each.verdict, f"{each.difference.mean:+.1f}", interval(each.difference), *by]))
+        text.append(
+            _markdown_row(
+                [each.comparison.claim, each.verdict, f"{each.difference.mean:+.1f}", interval(each.difference), *by]
+            )
+        )
     return "\n".join(text) + "\n"
 
 

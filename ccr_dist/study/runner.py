@@ -1,8 +1,8 @@
 """Carries a study out: every run a process of its own, some at a time, and whatever is complete is left alone.
 
-A run that fails does not stop the others; all failures are told at the end with what their logs say last. Interrupted runs go on where
-they were, since `ccr-dist train` does. The exit code of the whole is DONE, STOPPED (asked to stop: start it again), the failures' common
-code, or CRASH.
+A run that fails does not stop the others; all failures are told at the end with what their logs say last. Interrupted
+runs go on where they were, since `ccr-dist train` does. The exit code of the whole is DONE, STOPPED (asked to stop:
+start it again), the failures' common code, or CRASH.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
-from ..data.store import disk_errors
-from ..errors import CRASH, DONE, STOPPED, ConfigError
-from .plan import Plan, Run, state
-from .warm import Warm
+from ccr_dist.data.storage.store import disk_errors
+from ccr_dist.errors import CRASH, DONE, STOPPED, ConfigError
+from ccr_dist.study.plan import Plan, Run, state
+from ccr_dist.study.warm import Warm
 
 POLL = 0.1  # seconds
 TAIL = 12  # lines of a failed run's log
@@ -93,16 +93,23 @@ class _Crew:
         left = self.total - self.done
         remaining = sum(self.seconds) / len(self.seconds) * left / min(self.jobs, max(1, left))
         said = "done" if code == DONE else f"FAILED with exit code {code}"
-        self.say(f"[{self.done:>{len(str(self.total))}}/{self.total}] {run.name}: {said}, {seconds:.0f} s; ETA {_clock(remaining)}")
+        self.say(
+            f"[{self.done:>{len(str(self.total))}}/{self.total}] {run.name}: {said}, {seconds:.0f} s; ETA"
+            f" {_clock(remaining)}"
+        )
 
 
 def command_of(run: Run, threads: int) -> list[str]:
-    """Arguments of `ccr-dist`. The number of threads comes before the study's own overrides; it decides none of a run's numbers."""
+    """Arguments of `ccr-dist`. The number of threads comes before the study's own overrides; it decides none of a run's
+    numbers.
+    """
     what, config, *rest = run.arguments
     return [what, config, f"runtime.threads={threads}", *rest]
 
 
-def run_study(plan: Plan, *, jobs: int, threads: int = 1, dry_run: bool = False, say: Say = lambda text: print(text, flush=True)) -> int:
+def run_study(
+    plan: Plan, *, jobs: int, threads: int = 1, dry_run: bool = False, say: Say = lambda text: print(text, flush=True)
+) -> int:
     """Carry out what is left of a study; the exit code.
 
     Args:
@@ -146,7 +153,7 @@ def run_study(plan: Plan, *, jobs: int, threads: int = 1, dry_run: bool = False,
 
 def _check_data(runs: Sequence[Run]) -> None:
     """Every column that any run reads is there. Once a row: seeds read the same."""
-    from ..train.assemble import check_columns
+    from ccr_dist.train.assemble import check_columns
 
     for run in {run.row.name: run for run in runs}.values():
         check_columns(run.config)
@@ -180,4 +187,10 @@ def _stop_requests(crew: _Crew) -> Iterator[None]:
 
 def _clock(seconds: float) -> str:
     minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min" if minutes else f"{seconds:.0f} s"
+    return (
+        f"{minutes // 60} h {minutes % 60:02d} min"
+        if minutes >= 60
+        else f"{minutes} min"
+        if minutes
+        else f"{seconds:.0f} s"
+    )

@@ -1,7 +1,8 @@
-"""Processes of `ccr-dist` that begin with torch and transformers imported: forks of one process that imports them and does nothing else.
+"""Processes of `ccr-dist` that begin with torch and transformers imported: forks of one process that imports them and
+does nothing else.
 
-A start of Python with both takes some eight seconds, a fifth of a short run. Everything else is as if the command had been typed: a
-process of its own, its exit code, its output in a file.
+A start of Python with both takes some eight seconds, a fifth of a short run. Everything else is as if the command had
+been typed: a process of its own, its exit code, its output in a file.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ PRELOADED = [
 class Warm:
     """Starts commands. `threads`: CPU threads of each, as far as libraries ask the environment.
 
-    Libraries read those variables when they are imported, so they hold for all commands of this Python process, from the first `Warm` on.
+    Libraries read those variables when they are imported, so they hold for all commands of this Python process, from
+    the first `Warm` on.
     """
 
     def __init__(self, threads: int) -> None:
@@ -63,6 +65,6 @@ def _command(arguments: list[str], log: str) -> None:
             os.dup2(file.fileno(), stream.fileno())
             stream.reconfigure(line_buffering=True)
     sys.argv = ["ccr-dist", *arguments]
-    from ..cli import main
+    from ccr_dist.cli import main
 
     main()

@@ -10,23 +10,26 @@ from typing import Any
 
 import torch
 
-from ..config import RunConfig, TrainSet
-from ..data.order import mix
-from ..data.table import Dataset
-from ..data.text import has_text, texts_of
-from ..errors import DataError
-from ..methods import base
-from ..methods.base import Method
-from ..models.backbones import build_backbone
-from .columns import check_columns, fields_for, train_sets
+from ccr_dist.config import RunConfig, TrainSet
+from ccr_dist.data.media.text import has_text, texts_of
+from ccr_dist.data.stream.order import mix
+from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.errors import DataError
+from ccr_dist.methods import base
+from ccr_dist.methods.base import Method
+from ccr_dist.models.backbones import build_backbone
+from ccr_dist.train.inputs import check_columns, fields_for, train_sets
 
 __all__ = [
-    "build_method", "check_columns", "fields_for", "learnt_languages", "open_datasets", "seed_all", "train_sets", "training_texts",
+    "build_method", "check_columns", "fields_for", "learnt_languages", "open_datasets", "seed_all", "train_sets",
+    "training_texts",
 ]  # fmt: skip
 
 
 def seed_all(*parts: int | str) -> None:
-    """Set torch's generators (CPU and accelerator) to a pure function of `parts`: random state is arithmetic, never saved."""
+    """Set torch's generators (CPU and accelerator) to a pure function of `parts`: random state is arithmetic, never
+    saved.
+    """
     torch.manual_seed(mix(*parts) & (2**63 - 1))
 
 
@@ -40,17 +43,21 @@ def open_datasets(sets: Iterable[TrainSet]) -> list[Dataset]:
     return [Dataset.open(entry.path) for entry in sets]
 
 
-def build_method(config: RunConfig, *, texts: Iterable[str] | None = None, state: Mapping[str, Any] | None = None) -> Method:
+def build_method(
+    config: RunConfig, *, texts: Iterable[str] | None = None, state: Mapping[str, Any] | None = None
+) -> Method:
     """Backbone and method of a run, with the start that its seed fixes.
 
     Args:
-        texts: target-language training texts, for methods that size themselves by their vocabulary; not needed with `state`.
-        state: `method.state()` of an earlier start of the same run.
+        texts: target-language training texts, for methods that size themselves by their vocabulary; not needed with
+        `state`. state: `method.state()` of an earlier start of the same run.
     """
     seed_all(config.seed, "build")
     backbone = build_backbone(config.backbone)
     kind = base.get(config.method.name)
-    return kind(config.method, backbone, learnt_languages(config), texts=texts, state=dict(state) if state is not None else None)
+    return kind(
+        config.method, backbone, learnt_languages(config), texts=texts, state=dict(state) if state is not None else None
+    )
 
 
 def training_texts(config: RunConfig) -> Iterator[str]:

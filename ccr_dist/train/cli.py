@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import terminal
-from ..errors import CheckpointError, ConfigError
+from ccr_dist import terminal
+from ccr_dist.errors import CheckpointError, ConfigError
 
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Look at checkpoints, check them, convert them.")
 Target = Annotated[Path, typer.Argument(help="run folder, or one checkpoint of it")]
@@ -20,13 +20,15 @@ def inspect_command(
     every: Annotated[bool, typer.Option("--tensors", help="list every tensor")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """What there is: of a run its checkpoints and why they are kept; of a checkpoint its progress, tensors by module, and sizes."""
+    """What there is: of a run its checkpoints and why they are kept; of a checkpoint its progress, tensors by module,
+    and sizes.
+    """
     import json
 
-    from . import contents
+    from ccr_dist.train.state import checkpoint_contents
 
-    alone = contents.checkpoints_of(path) == [path]
-    found = contents.inspect(path) if alone else contents.inspect_run(path)
+    alone = checkpoint_contents.checkpoints_of(path) == [path]
+    found = checkpoint_contents.inspect(path) if alone else checkpoint_contents.inspect_run(path)
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=1))
         return
@@ -40,18 +42,20 @@ def inspect_command(
     for part, tensors in row["tensors"].items():
         if tensors and every:
             for name, tensor in tensors.items():
-                console.print(f"{part}  {name}  {tensor['dtype']} {tensor['shape']}  {_size(tensor['bytes'])}", markup=False)
+                console.print(
+                    f"{part}  {name}  {tensor['dtype']} {tensor['shape']}  {_size(tensor['bytes'])}", markup=False
+                )
         elif tensors:
-            console.print(_group_table(part, contents.groups(tensors)))
+            console.print(_group_table(part, checkpoint_contents.groups(tensors)))
 
 
 @checkpoint_app.command("verify")
 def verify_command(path: Target) -> None:
     """Compare every file with the digest that was recorded when it was written. Exit code 8 when one is damaged."""
-    from . import contents
+    from ccr_dist.train.state import checkpoint_contents
 
     damaged, healthy = [], []
-    for found, wrong, sealed in contents.verify(path):
+    for found, wrong, sealed in checkpoint_contents.verify(path):
         well = "as it was written" if found.is_dir() else "its digest is right"
         if not sealed:
             well = "readable, but an earlier version wrote it without a digest of its own"
@@ -60,35 +64,56 @@ def verify_command(path: Target) -> None:
             damaged.append(f"{found.name}: {wrong}")
         elif found.parent.name == "checkpoints":
             healthy.append(found)
-    if gone := contents.missing_best(path):
+    if gone := checkpoint_contents.missing_best(path):
         damaged.append(gone)
     if damaged:
-        resumed = f"; a resume goes on from {healthy[-1].name}" if healthy else "; there is none left that a resume could go on from"
-        raise CheckpointError(f"{path}: {'; '.join(damaged)}{resumed if path != contents.checkpoints_of(path)[0] else ''}")
+        resumed = (
+            f"; a resume goes on from {healthy[-1].name}"
+            if healthy
+            else "; there is none left that a resume could go on from"
+        )
+        raise CheckpointError(
+            f"{path}: {'; '.join(damaged)}{resumed if path != checkpoint_contents.checkpoints_of(path)[0] else ''}"
+        )
 
 
 @checkpoint_app.command("convert")
 def convert_command(
     path: Annotated[Path, typer.Argument(help="one checkpoint, of either layout")],
-    out: Annotated[Path, typer.Argument(help="NAME.safetensors: the weights alone; a folder: below it the checkpoint, with whole tensors")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            help="NAME.safetensors: the weights alone; a folder: below it the checkpoint, with whole tensors"
+        ),
+    ],
     bf16: Annotated[bool, typer.Option("--bf16", help="weights in bfloat16")] = False,
 ) -> None:
-    """Weights for other programs, as they were validated (averaged, where the run averages); or a sharded checkpoint made whole."""
-    from .checkpoint import load, publish, save
+    """Weights for other programs, as they were validated (averaged, where the run averages); or a sharded checkpoint
+    made whole.
+    """
+    from ccr_dist.train.state.checkpoint import load, publish, save
 
     alone = out.suffix == ".safetensors"
     if out.exists() and (alone or any(out.iterdir())):
         raise ConfigError(f"{out} is there already; give a name that is not, or delete it")
     if bf16 and not alone:
-        raise ConfigError(f"--bf16 is for weights alone (NAME.safetensors); the checkpoint below {out} could not be resumed exactly")
+        raise ConfigError(
+            f"--bf16 is for weights alone (NAME.safetensors); the checkpoint below {out} could not be resumed exactly"
+        )
     if not (path / "state.json").exists():
         raise CheckpointError(f"{path}: no checkpoint; expected RUN/checkpoints/step-00000100")
     state = load(path)
     if alone:
-        from .ema import selected
+        from ccr_dist.train.step.ema import selected
 
         weights = selected(state)
-        publish({name: value.bfloat16() if bf16 and value.is_floating_point() else value for name, value in weights.items()}, out)
+        publish(
+            {
+                name: value.bfloat16() if bf16 and value.is_floating_point() else value
+                for name, value in weights.items()
+            },
+            out,
+        )
     else:
         save(out, state)
     print(out)
@@ -98,9 +123,16 @@ def _lines(row: dict[str, Any]) -> list[str]:
     made, best = row["made_by"] or {}, row["best"]
     return [
         row["path"],
-        f"step {row['step']}, stage {row['stage']} step {row['stage_step']}; {row['layout']}, {_size(row['bytes'])}; saved "
-        f"{_age(row['age_s'])} ago by {made.get('strategy', '?')} on {made.get('world', '?')} process(es)",
-        f"best so far: {best['metric']} {best['value']:.2f} at step {best['step']} ({best['stage']})" if best else "not validated yet",
+        (
+            f"step {row['step']}, stage {row['stage']} step {row['stage_step']}; {row['layout']},"
+            f" {_size(row['bytes'])}; saved {_age(row['age_s'])} ago by {made.get('strategy', '?')} on"
+            f" {made.get('world', '?')} process(es)"
+        ),
+        (
+            f"best so far: {best['metric']} {best['value']:.2f} at step {best['step']} ({best['stage']})"
+            if best
+            else "not validated yet"
+        ),
         f"{row['skipped']} steps skipped, {row['substituted']} samples substituted; optimiser states: "
         + (", ".join(row["optimizer_states"]) or "none: the stage has just begun"),
     ]
@@ -116,8 +148,10 @@ def _run_table(rows: list[dict[str, Any]]) -> Any:
             continue
         made = row["made_by"] or {}
         table.add_row(
-            str(row["step"]), f"{row['stage']} {row['stage_step']}", f"{made.get('strategy', '?')} x {made.get('world', '?')}",
-            row["layout"], _size(row["bytes"]), _age(row["age_s"]), "; ".join(row["kept"]) or "nothing: goes with the next save",
+            str(row["step"]), f"{row['stage']} {row['stage_step']}",
+            f"{made.get('strategy', '?')} x {made.get('world', '?')}",
+            row["layout"], _size(row["bytes"]), _age(row["age_s"]),
+            "; ".join(row["kept"]) or "nothing: goes with the next save",
         )  # fmt: skip
     return table
 
@@ -127,7 +161,13 @@ def _group_table(part: str, groups: list[dict[str, Any]]) -> Any:
 
     table = Table(part, "tensors", "numbers", "size", "dtypes")
     for group in groups:
-        table.add_row(group["module"], str(group["tensors"]), f"{group['numbers']:,}", _size(group["bytes"]), ", ".join(group["dtypes"]))
+        table.add_row(
+            group["module"],
+            str(group["tensors"]),
+            f"{group['numbers']:,}",
+            _size(group["bytes"]),
+            ", ".join(group["dtypes"]),
+        )
     return table
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from .. import errors
-from ..config import RunConfig
-from .loop import Training
-from .measure import measure_run
-from .signals import Stopped
-from .strategy import Strategy
+from ccr_dist import errors
+from ccr_dist.config import RunConfig
+from ccr_dist.train.loop import Training
+from ccr_dist.train.strategies.strategy import Strategy
+from ccr_dist.train.validation import measure_run
+from ccr_dist.train.watch.signals import Stopped
 
 
 def train(configs: Sequence[RunConfig], *, test: bool, world: int | None, spread: str | None = None) -> int:
@@ -21,7 +21,9 @@ def train(configs: Sequence[RunConfig], *, test: bool, world: int | None, spread
     strategy = Strategy(configs[0].runtime, world=world, name=spread)
     for config in configs:
         if not config.stages:
-            raise errors.ConfigError(f"{config.name}: method {config.method.name!r} has nothing to train; use `ccr-dist evaluate`")
+            raise errors.ConfigError(
+                f"{config.name}: method {config.method.name!r} has nothing to train; use `ccr-dist evaluate`"
+            )
         try:
             outcome = Training(config, strategy).run()
             if outcome.stopped:

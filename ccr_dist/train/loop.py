@@ -1,6 +1,8 @@
-"""A training run from claim to selected weights: resuming, the stages, and what comes between steps (validation, checkpoints, stopping).
+"""A training run from claim to selected weights: resuming, the stages, and what comes between steps (validation,
+checkpoints, stopping).
 
-The steps themselves are in `stage.py`; how they are spread over processes is the strategy's affair, and what is optimised the method's.
+The steps themselves are in `stage.py`; how they are spread over processes is the strategy's affair, and what is
+optimised the method's.
 """
 
 from __future__ import annotations
@@ -16,32 +18,35 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config import RunConfig
-from ..data.loader import content_digests, sources
-from ..data.order import Order, mix
-from ..data.pictures import VERSION
-from ..data.store import differences, digest_json
-from ..errors import CheckpointError, ConfigError
-from ..methods import base
-from . import checkpoint, memory
-from .assemble import build_method, check_columns, open_datasets, train_sets, training_texts
-from .cached import all_fields, of_another_rule
-from .ema import selected
-from .guards import samples
-from .measure import blank, selection_queries, total, validate
-from .phases import Phases
-from .profiler import Window
-from .run import RunFolder, identity, otherwise
-from .signals import Stopped, StopRequest
-from .stage import Progress, StageRun
-from .strategy import Step, Strategy
-from .telemetry import Telemetry
-from .watchdog import Watchdog
+from ccr_dist.config import RunConfig
+from ccr_dist.data.media.pictures import VERSION
+from ccr_dist.data.storage.store import differences, digest_json
+from ccr_dist.data.stream.loader import content_digests, sources
+from ccr_dist.data.stream.order import Order, mix
+from ccr_dist.errors import CheckpointError, ConfigError
+from ccr_dist.methods import base
+from ccr_dist.train.assemble import build_method, check_columns, open_datasets, train_sets, training_texts
+from ccr_dist.train.cached_features import all_fields, of_another_rule
+from ccr_dist.train.record.phases import Phases
+from ccr_dist.train.record.profiler import Window
+from ccr_dist.train.record.telemetry import Telemetry
+from ccr_dist.train.state import checkpoint
+from ccr_dist.train.state.run_folder import RunFolder, identity, otherwise
+from ccr_dist.train.step.ema import selected
+from ccr_dist.train.step.stage import Progress, StageRun
+from ccr_dist.train.strategies.strategy import Step, Strategy
+from ccr_dist.train.validation import blank, selection_queries, total, validate
+from ccr_dist.train.watch import memory
+from ccr_dist.train.watch.guards import samples
+from ccr_dist.train.watch.signals import Stopped, StopRequest
+from ccr_dist.train.watch.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How `Training.run` ended: `stopped` names the stop request, None when the run is complete; `resumed_at` None: from the beginning."""
+    """How `Training.run` ended: `stopped` names the stop request, None when the run is complete; `resumed_at` None:
+    from the beginning.
+    """
 
     step: int
     stopped: str | None
@@ -51,16 +56,17 @@ class Outcome:
 class Training:
     """One run on this rank. Build it on every rank, call `run` once.
 
-    Raises (all ranks alike, except for what a single rank's disk or memory says): ConfigError, DataError, DataBudgetError, StorageError,
-    NonFiniteError, CheckpointError, OutOfMemoryError; Stopped from the constructor alone.
+    Raises (all ranks alike, except for what a single rank's disk or memory says): ConfigError, DataError,
+    DataBudgetError, StorageError, NonFiniteError, CheckpointError, OutOfMemoryError; Stopped from the constructor
+    alone.
     """
 
     def __init__(self, config: RunConfig, strategy: Strategy) -> None:
         self.config, self.strategy = config, strategy
         if strategy.in_shards and strategy.name != "fsdp2":
             raise ConfigError(
-                f"{config.name}: runtime.checkpoint: sharded is written by fsdp2 only, and this is {strategy.name}; leave it out here (any "
-                "strategy resumes from it)"
+                f"{config.name}: runtime.checkpoint: sharded is written by fsdp2 only, and this is {strategy.name};"
+                " leave it out here (any strategy resumes from it)"
             )
         check_columns(config)
         selection_queries(config)
@@ -82,7 +88,9 @@ class Training:
 
     def _open(self) -> None:
         """Datasets and orders, and the identity that the run has by them."""
-        self.fields, self.stand_ins = all_fields(self.config, base.get(self.config.method.name).stages(self.config.method), self.folder)
+        self.fields, self.stand_ins = all_fields(
+            self.config, base.get(self.config.method.name).stages(self.config.method), self.folder
+        )
         self.data = {name: open_datasets(train_sets(self.config, name)) for name in self.fields}
         self.orders = {name: self._order(name) for name in self.fields}
         digests: dict[str, str] = {}
@@ -96,7 +104,9 @@ class Training:
         self.stand_ins += of_another_rule(self.folder.identity(), self.identity) + otherwise(self.folder.identity())
 
     def _unless_stopped(self, action: Callable[[], None]) -> None:
-        """What this rank does alone, before there is anything to save. Raises Stopped on all ranks where one was asked to stop."""
+        """What this rank does alone, before there is anything to save. Raises Stopped on all ranks where one was asked
+        to stop.
+        """
         self.strategy.together(lambda: self.stop.unless(action))
         self.stop.leave(self.strategy)
 
@@ -111,7 +121,12 @@ class Training:
 
         def open_log() -> None:
             self.log = Telemetry(
-                self.folder.path, active=self.strategy.main, resumed_step=done.step, total_steps=self.total, title=title, config=self.config
+                self.folder.path,
+                active=self.strategy.main,
+                resumed_step=done.step,
+                total_steps=self.total,
+                title=title,
+                config=self.config,
             )
 
         self.strategy.together(open_log)
@@ -131,7 +146,8 @@ class Training:
         return Outcome(done.step, stopped, resumed_at)
 
     def _complete(self, state: checkpoint.State | None, done: Progress, passed: list[str]) -> int | None:
-        """The step at which the run is complete, with weights that are those of its last step; None: there is something to do.
+        """The step at which the run is complete, with weights that are those of its last step; None: there is something
+        to do.
 
         CheckpointError where what the run has done is lost: another beginning would be another run under its name.
         """
@@ -150,13 +166,17 @@ class Training:
             if state is None and (passed or path.exists() or (self.folder.path / "best.json").exists()):
                 why = "\n  ".join(passed) if passed else f"{self.folder.checkpoints} has no checkpoint"
                 raise CheckpointError(
-                    f"{self.folder.path} has been trained, but there is nothing left to go on from:\n  {why}\nBring a checkpoint back "
-                    "from a copy; or, to train the run again from its beginning, delete that folder"
+                    f"{self.folder.path} has been trained, but there is nothing left to go on from:\n  {why}\nBring a"
+                    " checkpoint back from a copy; or, to train the run again from its beginning, delete that folder"
                 )
             if state is not None and done.step >= self.total and facts == {} and done.best:
                 chosen = checkpoint.folder_of(self.folder.checkpoints, done.best["step"])
                 if wrong := checkpoint.problem(chosen):
-                    print(f"{path}: it carries no digest (an earlier version wrote it), and cannot be made again: {wrong}", file=sys.stderr)
+                    print(
+                        f"{path}: it carries no digest (an earlier version wrote it), and cannot be made again:"
+                        f" {wrong}",
+                        file=sys.stderr,
+                    )
                     return found.append(done.step)
             found.append(None)
 
@@ -165,9 +185,15 @@ class Training:
 
     def _ended(self, done: Progress, stopped: str | None) -> str:
         if stopped:
-            return f"stopped by {stopped} " + (f"at step {done.step}, saved" if done.step else "before its first step; nothing to save")
+            return f"stopped by {stopped} " + (
+                f"at step {done.step}, saved" if done.step else "before its first step; nothing to save"
+            )
         best = f"{done.best['metric']} {done.best['value']:.2f} at step {done.best['step']}" if done.best else ""
-        skipped = f"; {done.skipped} of {done.step} steps were not made, since they were not finite (skipped.jsonl)" if done.skipped else ""
+        skipped = (
+            f"; {done.skipped} of {done.step} steps were not made, since they were not finite (skipped.jsonl)"
+            if done.skipped
+            else ""
+        )
         return f"complete; best validation {best}{skipped}"
 
     def _train(self, done: Progress, state: checkpoint.State | None, passed: list[str]) -> str | None:
@@ -188,7 +214,9 @@ class Training:
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         """Watched for silence; and errors that mean that memory ran out say where, and what to change."""
-        self.watchdog = Watchdog(self.phases, silence_s=self.config.runtime.hang, rank=self.strategy.rank, run=self.folder.path)
+        self.watchdog = Watchdog(
+            self.phases, silence_s=self.config.runtime.hang, rank=self.strategy.rank, run=self.folder.path
+        )
         self.stage: StageRun | None = None
         try:
             with self.watchdog:
@@ -199,7 +227,9 @@ class Training:
             raise memory.report(error, self.phases, self.config, self.stage, self.strategy) from error
 
     def _begin(self, state: checkpoint.State | None) -> None:
-        """The method as the run goes on from `state`, or as it begins: with the weights of `init_from`, or its own start."""
+        """The method as the run goes on from `state`, or as it begins: with the weights of `init_from`, or its own
+        start.
+        """
         if state is not None:
             self._build(state.weights, str(self.folder.checkpoints))
         elif self.config.init_from is None:
@@ -209,14 +239,15 @@ class Training:
             known = (self.folder.identity() or {}).get("weights", {}).get("init_from")
             if known not in (None, selected_digest(source)):
                 raise ConfigError(
-                    f"{source.path}: other weights are selected there than when this run began, so that it would begin anew from another "
-                    f"start; use another `name` or `seed`, or delete {self.folder.path}"
+                    f"{source.path}: other weights are selected there than when this run began, so that it would begin"
+                    f" anew from another start; use another `name` or `seed`, or delete {self.folder.path}"
                 )
             self._build(*best_weights(source))
             if changed := differences(source.method_state() or {}, self.method.state()):
                 raise ConfigError(
-                    f"{source.path}: its weights mean something else in this run (other rows of the word table, or another encoder): "
-                    f"{'; '.join(changed[:3])[:300]}. Train on the same texts, or begin without init_from"
+                    f"{source.path}: its weights mean something else in this run (other rows of the word table, or"
+                    f" another encoder): {'; '.join(changed[:3])[:300]}. Train on the same texts, or begin without"
+                    " init_from"
                 )
 
     def _build(self, weights: Mapping[str, Tensor] | None, where: str) -> None:
@@ -244,10 +275,14 @@ class Training:
         for message in [*passed, *self.stand_ins]:
             self.log.say(message)
         what = f"resuming at step {done.step} of {self.total}" if resumed else f"{self.total} steps"
-        self.log.say(f"{facts['strategy']} on {facts['world']} process(es), {facts['device']}, {facts['precision']}; {what}")
+        self.log.say(
+            f"{facts['strategy']} on {facts['world']} process(es), {facts['device']}, {facts['precision']}; {what}"
+        )
 
     def _stages(self, done: Progress, state: checkpoint.State | None) -> None:
-        """All stages that are left. Raises Stopped when there was a request, and what there is to save was given to the writer."""
+        """All stages that are left. Raises Stopped when there was a request, and what there is to save was given to the
+        writer.
+        """
         names, said = list(self.config.stages), set[str]()
         for name in names[names.index(done.stage) if done.stage else 0 :]:
             if done.stage != name:
@@ -285,7 +320,9 @@ class Training:
             self._between(done, stage, stopping=stopping)
 
     def _between(self, done: Progress, stage: StageRun, *, stopping: bool) -> None:
-        """Validation and checkpoint, where they are due. Raises Stopped when asked to; a validation that is cut short is made up for."""
+        """Validation and checkpoint, where they are due. Raises Stopped when asked to; a validation that is cut short
+        is made up for.
+        """
         every, last = stage.settings.validate_every, done.stage_step == stage.settings.steps
         improved = False
         try:
@@ -306,14 +343,19 @@ class Training:
         if done.substituted > self._substituted:
             self._substituted = done.substituted
             drawn, listed = samples(self.config, done), self.folder.path / "substituted.jsonl"
-            self.log.say(f"step {done.step}: {done.substituted} of {drawn} samples so far were broken, and others stood in ({listed})")
+            self.log.say(
+                f"step {done.step}: {done.substituted} of {drawn} samples so far were broken, and others stood in"
+                f" ({listed})"
+            )
 
         def before(what: str) -> None:
             self.phases.heard()
             self.stop.leave(self.strategy)
 
         with self.phases.during("validation"), stage.ema.in_place() if stage.ema else nullcontext():
-            value, lines = validate(self.config, self.method, stage.engine, self.strategy, before=before, alive=self.phases.heard)
+            value, lines = validate(
+                self.config, self.method, stage.engine, self.strategy, before=before, alive=self.phases.heard
+            )
         improved = done.best is None or value > done.best["value"]
         self.log.event(done.step, "validation", lines)
         left_out = blank({key.split("/")[0]: int(n) for key, n in lines.items() if key.endswith("/captions_blank")})
@@ -329,24 +371,39 @@ class Training:
         if texts > self._truncated:
             self._truncated = texts
             self.log.event(done.step, "truncated", {"texts": texts})
-            self.log.say(f"step {done.step}: {texts} texts were longer than the model reads, and cut (in training and validation so far)")
+            self.log.say(
+                f"step {done.step}: {texts} texts were longer than the model reads, and cut (in training and validation"
+                " so far)"
+            )
 
     def _save(self, done: Progress, stage: StageRun) -> None:
-        """Copies the state to the CPU of those who write it while training goes on: rank 0, or all. Waits for the save before."""
+        """Copies the state to the CPU of those who write it while training goes on: rank 0, or all. Waits for the save
+        before.
+        """
         begun = time.perf_counter()
         self.phases.enter("checkpoint")
         self._written()
         scaler = self.strategy.scaler
-        values = {"step": done.step, "progress": vars(done), "scaler": scaler.state_dict() if scaler is not None else None}
+        values = {
+            "step": done.step,
+            "progress": vars(done),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
         values |= {"run": self.digest, "made_by": {"strategy": self.strategy.name, "world": self.strategy.world}}
-        weights, optimizer, auxiliary = stage.engine.weights(self.kept), stage.engine.optimizer_state(), stage.auxiliary_state()
+        weights, optimizer, auxiliary = (
+            stage.engine.weights(self.kept),
+            stage.engine.optimizer_state(),
+            stage.auxiliary_state(),
+        )
         state = checkpoint.State(copy.deepcopy(values), weights, optimizer, auxiliary)
         best = copy.deepcopy(done.best)
 
         def committed() -> None:
             if best:
                 self.folder.keep_best(best)
-            checkpoint.prune(self.folder.checkpoints, keep=self.config.runtime.keep, best=best["step"] if best else None)
+            checkpoint.prune(
+                self.folder.checkpoints, keep=self.config.runtime.keep, best=best["step"] if best else None
+            )
 
         if self.strategy.main or self.strategy.in_shards:
             self.writer.write(state, committed if self.strategy.main else lambda: None)

@@ -1,7 +1,8 @@
 """The processes of a run and what they tell each other: rank, device, agreement. Nothing here knows a model.
 
-The launcher (torchrun, `accelerate launch`, srun) says by environment variables how many processes there are; this file makes the process
-group and refuses what differs from it, since every silent fallback would train something else than was asked for.
+The launcher (torchrun, `accelerate launch`, srun) says by environment variables how many processes there are; this file
+makes the process group and refuses what differs from it, since every silent fallback would train something else than
+was asked for.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from ..resources import shown
+from ccr_dist.errors import ConfigError
+from ccr_dist.resources import shown
 
 
 class Ranks:
@@ -41,7 +42,9 @@ class Ranks:
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.group, device=self.device if self.device.type == "cuda" else None)
+        dist.broadcast_object_list(
+            box, src=0, group=self.group, device=self.device if self.device.type == "cuda" else None
+        )
         return box[0]
 
     def all(self, value: Any) -> list[Any]:
@@ -53,7 +56,9 @@ class Ranks:
         return values
 
     def together(self, action: Callable[[], Any]) -> None:
-        """Call `action` on this rank. One rank's error is every rank's: nobody may wait in a collective for a rank that is gone."""
+        """Call `action` on this rank. One rank's error is every rank's: nobody may wait in a collective for a rank that
+        is gone.
+        """
         error: Exception | None = None
         try:
             action()
@@ -85,17 +90,18 @@ class Processes(Ranks):
         launched, local = launch()
         if world is not None and world != launched:
             raise ConfigError(
-                f"--world {world} was asked for, but {launched} process(es) run; start with "
-                f"`accelerate launch --config_file {shown('launch/accelerate/cpu.yaml')} --num_processes {world} -m ccr_dist train …` "
-                "(`--cpu` alone starts one)"
+                f"--world {world} was asked for, but {launched} process(es) run; start with `accelerate launch"
+                f" --config_file {shown('launch/accelerate/cpu.yaml')} --num_processes {world} -m ccr_dist train …`"
+                " (`--cpu` alone starts one)"
             )
-        cores = len(os.sched_getaffinity(0)) * (local if "CCR_BOUND" in os.environ else 1)  # bound: to this process' part of them
+        # bound: to this process' part of them
+        cores = len(os.sched_getaffinity(0)) * (local if "CCR_BOUND" in os.environ else 1)
         torch.set_num_threads(threads or max(1, cores // max(local, 1)))
         if torch.cuda.is_available():
             if local > torch.cuda.device_count():
                 raise ConfigError(
-                    f"{local} processes run on a machine that shows {torch.cuda.device_count()} GPU(s): give --num_processes one a GPU, or "
-                    "hide the GPUs with CUDA_VISIBLE_DEVICES="
+                    f"{local} processes run on a machine that shows {torch.cuda.device_count()} GPU(s): give"
+                    " --num_processes one a GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES="
                 )
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(self.device)
@@ -105,14 +111,17 @@ class Processes(Ranks):
             pass  # several runs in one start
         elif launched > 1:
             _require_launcher(launched)
-            dist.init_process_group(backend, timeout=self._timeout, device_id=self.device if backend == "nccl" else None)
+            dist.init_process_group(
+                backend, timeout=self._timeout, device_id=self.device if backend == "nccl" else None
+            )
             _settle_gloo_at_exit()
         elif group:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if self.world != launched:
             raise ConfigError(
-                f"the launcher started {launched} processes, but the run would have {self.world}: a silent fallback; see launch/README.md"
+                f"the launcher started {launched} processes, but the run would have {self.world}: a silent fallback;"
+                " see launch/README.md"
             )
 
     def describe(self) -> dict[str, Any]:
@@ -155,12 +164,16 @@ class Processes(Ranks):
             grad.copy_(part.view_as(grad))
 
     def beside(self) -> Ranks:
-        """The same ranks over a group of their own, on CPUs: for a thread that must not mix its collectives with the training's."""
+        """The same ranks over a group of their own, on CPUs: for a thread that must not mix its collectives with the
+        training's.
+        """
         group = dist.new_group(backend="gloo", timeout=self._timeout) if self.world > 1 else None
         return Ranks(self.rank, self.world, group=group)
 
     def same(self, tensors: Mapping[str, Tensor]) -> None:
-        """ConfigError where ranks do not begin with the same bits: DDP and ZeRO would go on with rank 0's, FSDP2 with a piece of each."""
+        """ConfigError where ranks do not begin with the same bits: DDP and ZeRO would go on with rank 0's, FSDP2 with a
+        piece of each.
+        """
         sums = {name: _bits(tensor) for name, tensor in tensors.items()}
         if len(set(self.all(hashlib.sha256(repr(sums).encode()).hexdigest()))) == 1:
             return
@@ -168,8 +181,8 @@ class Processes(Ranks):
         name = next(name for name in sums if any(other.get(name) != others[0][name] for other in others))
         ranks = [rank for rank, other in enumerate(others) if other.get(name) != others[0][name]]
         raise ConfigError(
-            f"{name} is not the same on rank {ranks[0]} as on rank 0 before the first step: they did not read the same files, or a library "
-            "left weights for a launcher to fill (FSDP_CPU_RAM_EFFICIENT_LOADING)"
+            f"{name} is not the same on rank {ranks[0]} as on rank 0 before the first step: they did not read the same"
+            " files, or a library left weights for a launcher to fill (FSDP_CPU_RAM_EFFICIENT_LOADING)"
         )
 
     def barrier(self) -> None:
@@ -188,30 +201,35 @@ STARTERS = {"OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpirun", "SLURM_STEP_
 def launch() -> tuple[int, int]:
     """How many processes the launcher started, and how many of them on this machine: 1 and 1 without a launcher.
 
-    ConfigError where a launcher's variable holds something else, and where mpirun or srun started several processes that know nothing of
-    each other.
+    ConfigError where a launcher's variable holds something else, and where mpirun or srun started several processes
+    that know nothing of each other.
     """
     found = {name: os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK")}
-    found["LOCAL_WORLD_SIZE"] = found["LOCAL_WORLD_SIZE"] or os.environ.get("LOCAL_SIZE")  # DeepSpeed's launcher says the second
-    wrong = [f"{name}={value!r}" for name, value in found.items() if value is not None and not re.fullmatch(r"[0-9]{1,6}", value)]
+    # DeepSpeed's launcher says the second
+    found["LOCAL_WORLD_SIZE"] = found["LOCAL_WORLD_SIZE"] or os.environ.get("LOCAL_SIZE")
+    wrong = [
+        f"{name}={value!r}"
+        for name, value in found.items()
+        if value is not None and not re.fullmatch(r"[0-9]{1,6}", value)
+    ]
     if wrong or found["WORLD_SIZE"] == "0":
         raise ConfigError(
-            f"{', '.join(wrong) or 'WORLD_SIZE=0'} in the environment: a launcher sets a whole number there; unset it to train with one "
-            f"process, or {_how_to_start()}"
+            f"{', '.join(wrong) or 'WORLD_SIZE=0'} in the environment: a launcher sets a whole number there; unset it"
+            f" to train with one process, or {_how_to_start()}"
         )
     for name, starter in STARTERS.items() if found["WORLD_SIZE"] is None else ():
         if os.environ.get(name, "").isdigit() and int(os.environ[name]) > 1:
             raise ConfigError(
-                f"{starter} started {os.environ[name]} processes ({name}) and told none of the others, so that each would train the whole "
-                f"run: {_how_to_start()}"
+                f"{starter} started {os.environ[name]} processes ({name}) and told none of the others, so that each"
+                f" would train the whole run: {_how_to_start()}"
             )
     return int(found["WORLD_SIZE"] or 1), int(found["LOCAL_WORLD_SIZE"] or 1)
 
 
 def _how_to_start() -> str:
     return (
-        f"start with `accelerate launch --config_file {shown('launch/accelerate/ddp.yaml')} --num_processes N -m ccr_dist …`, with "
-        "torchrun, or on SLURM with `ccr-dist submit`"
+        f"start with `accelerate launch --config_file {shown('launch/accelerate/ddp.yaml')} --num_processes N -m"
+        " ccr_dist …`, with torchrun, or on SLURM with `ccr-dist submit`"
     )
 
 
@@ -220,11 +238,13 @@ def _require_launcher(world: int) -> None:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
         raise ConfigError(
-            f"WORLD_SIZE={world} is in the environment without {', '.join(missing)}, so no launcher set it; unset WORLD_SIZE to train with "
-            f"one process, or {_how_to_start()}"
+            f"WORLD_SIZE={world} is in the environment without {', '.join(missing)}, so no launcher set it; unset"
+            f" WORLD_SIZE to train with one process, or {_how_to_start()}"
         )
     if int(os.environ["RANK"]) >= world:
-        raise ConfigError(f"RANK={os.environ['RANK']} with WORLD_SIZE={world}: ranks are 0 to {world - 1}; {_how_to_start()}")
+        raise ConfigError(
+            f"RANK={os.environ['RANK']} with WORLD_SIZE={world}: ranks are 0 to {world - 1}; {_how_to_start()}"
+        )
 
 
 def _bits(tensor: Tensor) -> int:
@@ -234,6 +254,7 @@ def _bits(tensor: Tensor) -> int:
 
 
 def _settle_gloo_at_exit() -> None:
-    # A gloo thread may need the GIL just after the last collective; an interpreter that is already going down aborts (SIGABRT) then.
+    # A gloo thread may need the GIL just after the last collective; an interpreter that is already going down aborts
+    # (SIGABRT) then.
     atexit.register(time.sleep, 0.2)
     atexit.register(gc.collect)

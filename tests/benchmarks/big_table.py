@@ -1,11 +1,13 @@
-"""How long the commands that look at a dataset take on a big one: inspect, verify --fast, jobs status. Prints a JSON of seconds.
+"""How long the commands that look at a dataset take on a big one: inspect, verify --fast, jobs status. Prints a JSON of
+seconds.
 
     python tests/benchmarks/big_table.py [--rows 100000] [--shards 1000] [--folder DIR] [--repeat 5] [--save]
 
-The dataset has five columns (pictures, captions, a translation, vectors, descriptions), and a sixth one in the making: half of its shards
-are done, one has bad rows, four are leased by this process and another one by a process that is gone. Each command is a process of its
-own, start of Python included (`start` is that of a command that does nothing). --folder keeps the dataset, and uses the one that is
-there; otherwise it is made in a temporary folder. The file cache is warm.
+The dataset has five columns (pictures, captions, a translation, vectors, descriptions), and a sixth one in the making:
+half of its shards are done, one has bad rows, four are leased by this process and another one by a process that is
+gone. Each command is a process of its own, start of Python included (`start` is that of a command that does nothing).
+--folder keeps the dataset, and uses the one that is there; otherwise it is made in a temporary folder. The file cache
+is warm.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import numpy as np
 from PIL import Image
 from record import record
 
-from ccr_dist.data.table import Column, Dataset, create_column, create_dataset
+from ccr_dist.data.table.dataset import Column, Dataset, create_column, create_dataset
 
 ROOT = Path(__file__).parents[2]
 MAKING = "caption.de.slow"
@@ -61,7 +63,9 @@ def main() -> None:
 
 
 def measure(arguments: list[str], root: Path, repeat: int) -> dict[str, float]:
-    """Seconds of a command, after one run that is not counted: median, smallest and largest by the wall clock, median of CPU time."""
+    """Seconds of a command, after one run that is not counted: median, smallest and largest by the wall clock, median
+    of CPU time.
+    """
     command = [sys.executable, "-m", "ccr_dist", *(str(root) if part == "DATASET" else part for part in arguments)]
     wall, busy = [], []
     for _ in range(repeat + 1):
@@ -71,7 +75,12 @@ def measure(arguments: list[str], root: Path, repeat: int) -> dict[str, float]:
         after = os.times()
         busy.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert done.returncode == (UNFINISHED if "verify" in arguments else 0), done.stderr.decode()
-    figures = {"median": statistics.median(wall[1:]), "min": min(wall[1:]), "max": max(wall[1:]), "cpu": statistics.median(busy[1:])}
+    figures = {
+        "median": statistics.median(wall[1:]),
+        "min": min(wall[1:]),
+        "max": max(wall[1:]),
+        "cpu": statistics.median(busy[1:]),
+    }
     return {name: round(seconds, 2) for name, seconds in figures.items()}
 
 
@@ -86,19 +95,25 @@ def build(root: Path, rows: int, shards: int) -> Dataset:
     english = create_column(dataset, "caption.en", plan={"recipe": "big"}, **text)
     german = create_column(dataset, "caption.de.opus", plan=job("translate", english), **text)
     views = create_column(dataset, "description.vlm", plan=job("describe", image), **{**text, "kind": "views"})
-    vectors = create_column(dataset, "feature.v", kind="matrix", extension="npy", plan=job("featurise", image), provenance={})
+    vectors = create_column(
+        dataset, "feature.v", kind="matrix", extension="npy", plan=job("featurise", image), provenance={}
+    )
     making = create_column(dataset, MAKING, plan=job("translate", english), **text)
     for shard, names in enumerate(keys):
         n = len(names)
         fill(image, shard, [picture.getvalue()] * n)
         fill(english, shard, [english.encode([f"a red thing, number {name}", "it is red"]) for name in names])
         fill(german, shard, [german.encode([f"ein rotes Ding, Nummer {name}", "es ist rot"]) for name in names])
-        fill(views, shard, [views.encode({"views": {"detail": f"A plain red square, number {name}."}}) for name in names])
+        fill(
+            views, shard, [views.encode({"views": {"detail": f"A plain red square, number {name}."}}) for name in names]
+        )
         if not vectors.path(shard, "record").exists():
             vectors.commit_matrix(shard, np.ones((n, 32), np.float16))
         if shard < shards // 2:
             fill(making, shard, [making.encode([f"ein rotes Ding, Nummer {name}", "es ist rot"]) for name in names])
-    (making.folder / "000000.errors.jsonl").write_text('{"key": "0000000", "error": "a text of 900 tokens; the model takes 512"}\n')
+    (making.folder / "000000.errors.jsonl").write_text(
+        '{"key": "0000000", "error": "a text of 900 tokens; the model takes 512"}\n'
+    )
     return dataset
 
 
@@ -112,7 +127,9 @@ def fill(column: Column, shard: int, values: list[bytes]) -> None:
     column.commit(shard, values)
     rows, began = len(values), 1.8e9 + 10 * shard
     stats = {"began": began, "ended": began + 10, "seconds": 10.0, "rows": rows, "resumed": 0, "nulls": 0, "bad": 0}
-    column.write_stats(shard, {**stats, "counts": {"tokens": 30 * rows}, "host": "node1", "worker": "node1:1:a", "waited_s": 0.1})
+    column.write_stats(
+        shard, {**stats, "counts": {"tokens": 30 * rows}, "host": "node1", "worker": "node1:1:a", "waited_s": 0.1}
+    )
 
 
 def lease(dataset: Dataset, stack: ExitStack) -> None:
@@ -123,7 +140,10 @@ def lease(dataset: Dataset, stack: ExitStack) -> None:
         path.unlink()
     for number, shard in enumerate(range(len(dataset.shards) // 2, len(dataset.shards))[:5]):
         held, rows = number < 4, dataset.shard_rows[shard]
-        worker = {"worker": f"{socket.gethostname()}:{os.getpid()}:{'held' if held else 'gone'}", "host": socket.gethostname()}
+        worker = {
+            "worker": f"{socket.gethostname()}:{os.getpid()}:{'held' if held else 'gone'}",
+            "host": socket.gethostname(),
+        }
         first = {**worker, "pid": os.getpid(), "boot": boot, "since": time.time() - 30, "stuck": 0}
         beat = json.dumps({"beat": 3, "rows": rows // 3, "of": rows, "tokens": 10 * rows}).ljust(120)
         path = folder / f"{dataset.shards[shard]}.lease.1"

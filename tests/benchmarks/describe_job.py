@@ -2,13 +2,15 @@
 
     python tests/benchmarks/describe_job.py [--rows 256] [--repeat 3] [--width 512] [--layers 8] [--tokens 64] [--save]
 
-bare: every picture is decoded and its prompt rendered first, one after the other, as scripts do; then one call `LLM.generate`, which scales
-and normalises the pictures itself. All of that is its time. job: `ccr_dist describe` as a library call: shards read, pictures decoded and
-processed in worker processes ahead of the engine, journal, commit. Left out of both: the start of the engine and of the worker processes
-(in a real run they start together); so the job's time runs from the first request that its engine gets.
+bare: every picture is decoded and its prompt rendered first, one after the other, as scripts do; then one call
+`LLM.generate`, which scales and normalises the pictures itself. All of that is its time. job: `ccr_dist describe` as a
+library call: shards read, pictures decoded and processed in worker processes ahead of the engine, journal, commit. Left
+out of both: the start of the engine and of the worker processes (in a real run they start together); so the job's time
+runs from the first request that its engine gets.
 
-The model is a Qwen2-VL with random weights, large enough that decoding is a small part (printed: `decode_share`). Every turn has pictures
-of its own, so that no cache helps the second one. `waits`: share of the job's time in which its engine had nothing to do.
+The model is a Qwen2-VL with random weights, large enough that decoding is a small part (printed: `decode_share`). Every
+turn has pictures of its own, so that no cache helps the second one. `waits`: share of the job's time in which its
+engine had nothing to do.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from record import pictures, record
 
 SIDE = 448
-PROMPT = "views: {{detail: {{text: 'Describe this {{media}} in detail.', max_tokens: {tokens}}}}}\nfilters: {{min_words: 1}}\n"
+PROMPT = (
+    "views: {{detail: {{text: 'Describe this {{media}} in detail.', max_tokens: {tokens}}}}}\nfilters: {{min_words:"
+    " 1}}\n"
+)
 
 
 def main() -> None:
@@ -65,14 +70,25 @@ def compare(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     try:
         for turn in range(-1, asked.repeat):  # the first one warms up
             rows = asked.rows if turn >= 0 else min(asked.rows, 16)
-            job = run_job(pictures(folder / f"job{turn}", rows, shards=8, side=SIDE, seed=2 * turn + 10), engine, processor, asked.workers)
-            bare = run_bare(pictures(folder / f"bare{turn}", rows, shards=8, side=SIDE, seed=2 * turn + 11), engine, asked.tokens)
+            job = run_job(
+                pictures(folder / f"job{turn}", rows, shards=8, side=SIDE, seed=2 * turn + 10),
+                engine,
+                processor,
+                asked.workers,
+            )
+            bare = run_bare(
+                pictures(folder / f"bare{turn}", rows, shards=8, side=SIDE, seed=2 * turn + 11), engine, asked.tokens
+            )
             if turn >= 0:
                 turns.append({"job": job, "bare": bare, "ratio": round(job["items_per_s"] / bare["items_per_s"], 3)})
                 print(turns[-1], file=sys.stderr)
     finally:
         engine.close()
-    return {"parameters": parameters(model), "turns": turns, "median_ratio": statistics.median(turn["ratio"] for turn in turns)}
+    return {
+        "parameters": parameters(model),
+        "turns": turns,
+        "median_ratio": statistics.median(turn["ratio"] for turn in turns),
+    }
 
 
 def run_job(dataset: Any, engine: Any, processor: Any, workers: int | None) -> dict[str, float]:
@@ -107,7 +123,7 @@ def run_job(dataset: Any, engine: Any, processor: Any, workers: int | None) -> d
 def run_bare(dataset: Any, engine: Any, tokens: int) -> dict[str, float]:
     from vllm import SamplingParams
 
-    from ccr_dist.data.decode import decode_image
+    from ccr_dist.data.media.decode import decode_image
     from ccr_dist.generate.engines.generator import Request
 
     column, chat = dataset.column("image"), engine.renderer().chat
@@ -116,7 +132,9 @@ def run_bare(dataset: Any, engine: Any, tokens: int) -> dict[str, float]:
     for shard, rows in enumerate(dataset.shard_rows):
         for row in range(rows):
             image = decode_image(column.value(shard, row))
-            rendered = chat(Request(f"{shard}-{row}", "Describe this image in detail.", images=(image,), max_tokens=tokens))
+            rendered = chat(
+                Request(f"{shard}-{row}", "Describe this image in detail.", images=(image,), max_tokens=tokens)
+            )
             prompts.append({"prompt": rendered.text, "multi_modal_data": {"image": rendered.images}})
     prepared = time.perf_counter()
     outputs = engine._llm.generate(prompts, SamplingParams(temperature=0, max_tokens=tokens), use_tqdm=False)

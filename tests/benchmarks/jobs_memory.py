@@ -2,8 +2,9 @@
 
     python tests/benchmarks/jobs_memory.py [--rows 100] [--shards 10 100 1000] [--save]
 
-Every job is a process of its own (VmHWM of Linux, its peak resident memory; `mb_before`: of the libraries alone. Not `ru_maxrss`, which a
-child inherits from its parent). The engine turns captions round, so that all memory is the job's own.
+Every job is a process of its own (VmHWM of Linux, its peak resident memory; `mb_before`: of the libraries alone. Not
+`ru_maxrss`, which a child inherits from its parent). The engine turns captions round, so that all memory is the job's
+own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from record import captions, record
 
-from ccr_dist.data.table import Dataset
+from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import DataError
 from ccr_dist.generate.engines import base
 from ccr_dist.generate.runner import run
@@ -54,7 +55,11 @@ def one(root: str) -> None:
 
 def measure(rows: int, shards: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        captions(Path(folder), [[f"a thing of the kind {i}", f"the same thing, number {i}"] for i in range(rows * shards)], shards=shards)
+        captions(
+            Path(folder),
+            [[f"a thing of the kind {i}", f"the same thing, number {i}"] for i in range(rows * shards)],
+            shards=shards,
+        )
         done = subprocess.run([sys.executable, __file__, "--one", folder], capture_output=True, check=True)
         return json.loads(done.stdout)
 

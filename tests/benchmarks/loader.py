@@ -1,19 +1,22 @@
-"""Our loader beside webdataset and beside reading the same tars from end to end, with and without decoding, page cache warm and cold.
+"""Our loader beside webdataset and beside reading the same tars from end to end, with and without decoding, page cache
+warm and cold.
 
-    python tests/benchmarks/loader.py [--rows 8192] [--decode-rows 1024] [--workers 0,1,2] [--repeat 5] [--folder DIR] [--save]
+    python tests/benchmarks/loader.py [--rows 8192] [--decode-rows 1024] [--workers 0,1,2] [--repeat 5] [--folder DIR]
+    [--save]
 
-Two layouts of the same rows, JPEGs of --side pixels and captions: `joined`, tars with picture and caption of a row side by side, as
-img2dataset writes them (we read them through `shards index`), and `columns`, our own, a tar for the pictures and one for the captions
-(webdataset reads both and zips them). Both loaders read the same files, with the same number of worker processes, and give the same:
-key, a tensor and the caption, in batches. Decoded: PIL, RGB, 224 x 224, float. Not decoded (`bytes`): the tensor is the length of the
-bytes, which were read. webdataset does not shuffle, which is its fastest way; ours always does. `raw` is one process that reads all
-bytes of the files in order, 1 MiB at a time.
+Two layouts of the same rows, JPEGs of --side pixels and captions: `joined`, tars with picture and caption of a row side
+by side, as img2dataset writes them (we read them through `shards index`), and `columns`, our own, a tar for the
+pictures and one for the captions (webdataset reads both and zips them). Both loaders read the same files, with the same
+number of worker processes, and give the same: key, a tensor and the caption, in batches. Decoded: PIL, RGB, 224 x 224,
+float. Not decoded (`bytes`): the tensor is the length of the bytes, which were read. webdataset does not shuffle, which
+is its fastest way; ours always does. `raw` is one process that reads all bytes of the files in order, 1 MiB at a time.
 
-Cold: the kernel is told to forget the pages of all files before each run (POSIX_FADV_DONTNEED); what lies below this machine may still
-cache. Each run is a process of its own; its time goes from asking for the first batch to having the last one, start of workers, indexes
-and keys included; what is done once before (opening datasets, finding eligible rows, the order) is `start_s`. The runs alternate; shown
-are medians, of rows/s, of CPU time a row (worker processes included), and of the ratios of times of runs next to each other.
---decode-rows: rows of the smaller dataset that is decoded.
+Cold: the kernel is told to forget the pages of all files before each run (POSIX_FADV_DONTNEED); what lies below this
+machine may still cache. Each run is a process of its own; its time goes from asking for the first batch to having the
+last one, start of workers, indexes and keys included; what is done once before (opening datasets, finding eligible
+rows, the order) is `start_s`. The runs alternate; shown are medians, of rows/s, of CPU time a row (worker processes
+included), and of the ratios of times of runs next to each other. --decode-rows: rows of the smaller dataset that is
+decoded.
 """
 
 from __future__ import annotations
@@ -39,12 +42,12 @@ import webdataset
 from PIL import Image
 from record import record
 
-from ccr_dist.data import loader as ours
-from ccr_dist.data import rows
-from ccr_dist.data.index import index
-from ccr_dist.data.order import Order
-from ccr_dist.data.table import Dataset, create_column, create_dataset
-from ccr_dist.data.tar import TarWriter
+from ccr_dist.data.corpora.index import index
+from ccr_dist.data.storage.tar import TarWriter
+from ccr_dist.data.stream import loader as ours
+from ccr_dist.data.stream import rows
+from ccr_dist.data.stream.order import Order
+from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 
 FIELDS = ours.Fields(visual="image", source="caption.en")
 POOL = 256  # different pictures; their bytes lie at as many places as there are rows
@@ -79,10 +82,15 @@ def main() -> None:
 def shown(line: dict[str, Any]) -> str:
     what = f"{'decoded' if line['decoded'] else 'bytes':8}{line['cache']:5}{line['layout']:8} {line['workers']} workers"
     rates = "  ".join(f"{name} {line[name]['rows_per_s']:8.0f}/s" for name in ("ours", "webdataset", "raw"))
-    return f"{what}  {rates}  ours/webdataset {line['ours/webdataset']:.2f}  ours/raw {line['ours/raw']:.2f}  start {line['start_s']:.2f} s"
+    return (
+        f"{what}  {rates}  ours/webdataset {line['ours/webdataset']:.2f}  ours/raw {line['ours/raw']:.2f}  start"
+        f" {line['start_s']:.2f} s"
+    )
 
 
-def compare(data: Path, layout: str, decoded: bool, cold: bool, workers: int, batch: int, repeat: int) -> dict[str, Any]:
+def compare(
+    data: Path, layout: str, decoded: bool, cold: bool, workers: int, batch: int, repeat: int
+) -> dict[str, Any]:
     systems: dict[str, Callable[[], tuple[Iterator[int], float]]] = {
         "ours": lambda: run_ours(data / layout, decoded, workers, batch),
         "webdataset": lambda: run_webdataset(data / layout, decoded, workers, batch),
@@ -102,7 +110,13 @@ def compare(data: Path, layout: str, decoded: bool, cold: bool, workers: int, ba
                 rows = got
             assert name == "raw" or got == rows or not rows, f"{name} gave {got} rows, not {rows}"
     size = sum(path.stat().st_size for path in tars(data / layout))
-    line: dict[str, Any] = {"decoded": decoded, "cache": "cold" if cold else "warm", "layout": layout, "workers": workers, "rows": rows}
+    line: dict[str, Any] = {
+        "decoded": decoded,
+        "cache": "cold" if cold else "warm",
+        "layout": layout,
+        "workers": workers,
+        "rows": rows,
+    }
     for name, times in seconds.items():
         middle = statistics.median(times)
         line[name] = {
@@ -119,7 +133,9 @@ def compare(data: Path, layout: str, decoded: bool, cold: bool, workers: int, ba
 
 
 def apart(system: Callable[[], tuple[Iterator[int], float]]) -> tuple[int, float, float, float]:
-    """(rows, seconds, CPU seconds of all its processes, seconds of the start) of a system in a process of its own, with empty caches."""
+    """(rows, seconds, CPU seconds of all its processes, seconds of the start) of a system in a process of its own, with
+    empty caches.
+    """
 
     def work(pipe: Any) -> None:
         torch.set_num_threads(1)
@@ -127,7 +143,8 @@ def apart(system: Callable[[], tuple[Iterator[int], float]]) -> tuple[int, float
         began, before = time.perf_counter(), sum(os.times()[:4])
         rows = sum(batches)
         took = time.perf_counter() - began
-        pipe.send((rows, took, sum(os.times()[:4]) - before, start))  # workers are waited for when they have no more to do
+        # workers are waited for when they have no more to do
+        pipe.send((rows, took, sum(os.times()[:4]) - before, start))
 
     context = multiprocessing.get_context("fork")
     mine, theirs = context.Pipe()
@@ -157,7 +174,9 @@ def run_ours(root: Path, decoded: bool, workers: int, batch: int) -> tuple[Itera
     order = Order(ours.sources([dataset], [1.0], FIELDS, ["en"]), batch=batch, seed=1, languages={"en": 1.0})
     transform: Callable[..., torch.Tensor] = tensor_of if decoded else length_of
     steps = dataset.rows // batch
-    loader = ours.make_loader(order, [dataset], FIELDS, world=1, rank=0, first=0, last=steps, workers=workers, transform=transform)
+    loader = ours.make_loader(
+        order, [dataset], FIELDS, world=1, rank=0, first=0, last=steps, workers=workers, transform=transform
+    )
     return (len(found.items) for found in loader), time.perf_counter() - began
 
 

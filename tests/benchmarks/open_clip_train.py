@@ -1,18 +1,22 @@
-"""Training speed against open_clip's own training script, `python -m open_clip_train.main`: same tars, model, batch, workers and precision.
+"""Training speed against open_clip's own training script, `python -m open_clip_train.main`: same tars, model, batch,
+workers and precision.
 
-    python tests/benchmarks/open_clip_train.py [--model ViT-S-32-alt] [--batch 32] [--worlds 1,2] [--steps 8] [--rounds 3] [--save]
+    python tests/benchmarks/open_clip_train.py [--model ViT-S-32-alt] [--batch 32] [--worlds 1,2] [--steps 8] [--rounds
+    3] [--save]
 
-Both train a whole open_clip model contrastively on pictures and English captions: here `method: english, train: all`, the complete command
-`ccr-dist train` (one process, or DDP by torchrun). AdamW with the same rates, decay and no clipping, logits of a rank's own rows with all
-columns, gathered with gradient. Data: WebDataset tars with jpg and txt, which this project reads where they are (`shards index`). open_clip
-crops at random (its `RandomResizedCrop`). Its script needs two changes to run here at all: it hands DDP a device id that a CPU must not
-have, and does not know the empty members by which webdataset marks the end of a tar.
+Both train a whole open_clip model contrastively on pictures and English captions: here `method: english, train: all`,
+the complete command `ccr-dist train` (one process, or DDP by torchrun). AdamW with the same rates, decay and no
+clipping, logits of a rank's own rows with all columns, gathered with gradient. Data: WebDataset tars with jpg and txt,
+which this project reads where they are (`shards index`). open_clip crops at random (its `RandomResizedCrop`). Its
+script needs two changes to run here at all: it hands DDP a device id that a CPU must not have, and does not know the
+empty members by which webdataset marks the end of a tar.
 
-Second table, text side alone: `train: text` against `--lock-image`, where features of pictures are constant: this project reads them from
-a cached column, as it does by itself once there is one; the column is made before and not counted.
+Second table, text side alone: `train: text` against `--lock-image`, where features of pictures are constant: this
+project reads them from a cached column, as it does by itself once there is one; the column is made before and not
+counted.
 
-A figure is samples between the arrival of log lines, one a step, of both alike, without the first steps; median over rounds, which
-alternate. open_clip's own figure (samples/s in its log) is kept beside it.
+A figure is samples between the arrival of log lines, one a step, of both alike, without the first steps; median over
+rounds, which alternate. open_clip's own figure (samples/s in its log) is kept beside it.
 """
 
 from __future__ import annotations
@@ -36,13 +40,30 @@ sys.path.insert(0, str(Path(__file__).parent))
 from record import noise, record
 
 from ccr_dist.config import OpenClipConfig
-from ccr_dist.data.index import index
+from ccr_dist.data.corpora.index import index
 from ccr_dist.generate.featurise import Featurise
 from ccr_dist.generate.runner import run
 from ccr_dist.models.backbones import build_backbone
 
 ROOT = Path(__file__).parents[2]
-WORDS = ["a", "the", "small", "old", "red", "boat", "dog", "woman", "man", "child", "tree", "river", "house", "walks", "near", "two"]
+WORDS = [
+    "a",
+    "the",
+    "small",
+    "old",
+    "red",
+    "boat",
+    "dog",
+    "woman",
+    "man",
+    "child",
+    "tree",
+    "river",
+    "house",
+    "walks",
+    "near",
+    "two",
+]
 SAID = re.compile(r"Train Epoch.* ([0-9.]+)/s, ")
 STEP = re.compile(r'^\{"step": \d+, "stage": "english"', re.MULTILINE)
 PEER = """
@@ -75,7 +96,12 @@ def main() -> None:
         raise SystemExit("open_clip's training script imports pandas: pip install 'open_clip_torch[training]'")
     worlds = [int(world) for world in asked.worlds.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        tars = shards(Path(folder), asked, samples=asked.batch * max(worlds) * (asked.steps + 2), count=4 * max(worlds) * asked.workers)
+        tars = shards(
+            Path(folder),
+            asked,
+            samples=asked.batch * max(worlds) * (asked.steps + 2),
+            count=4 * max(worlds) * asked.workers,
+        )
         dataset = indexed(Path(folder), tars, asked)
         lines = [Pair(Path(folder), tars, dataset, asked, world, part) for part in ("all", "text") for world in worlds]
         for _ in range(asked.rounds):
@@ -83,14 +109,25 @@ def main() -> None:
                 line.measure()
         results = [line.result() for line in lines]
     show(results)
-    record("open_clip_train", {**{k: v for k, v in vars(asked).items() if k != "save"}, "lines": results}, save=asked.save)
+    record(
+        "open_clip_train", {**{k: v for k, v in vars(asked).items() if k != "save"}, "lines": results}, save=asked.save
+    )
 
 
 class Pair:
     """Both programs on the same number of processes, training the same part of the model."""
 
-    def __init__(self, folder: Path, tars: str, dataset: Path, asked: argparse.Namespace, world: int, part: str) -> None:
-        self.folder, self.tars, self.dataset, self.asked, self.world, self.part = folder, tars, dataset, asked, world, part
+    def __init__(
+        self, folder: Path, tars: str, dataset: Path, asked: argparse.Namespace, world: int, part: str
+    ) -> None:
+        self.folder, self.tars, self.dataset, self.asked, self.world, self.part = (
+            folder,
+            tars,
+            dataset,
+            asked,
+            world,
+            part,
+        )
         self.rates: dict[str, list[float]] = {"ours": [], "open_clip": [], "open_clip_says": []}
         self.number = itertools.count()
 
@@ -128,26 +165,37 @@ class Pair:
         threads = max(1, len(os.sched_getaffinity(0)) // self.world)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
         with log.open("wb") as file:
-            return subprocess.Popen([sys.executable, *command], stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=self.folder)
+            return subprocess.Popen(
+                [sys.executable, *command], stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=self.folder
+            )
 
     def rate(self, process: subprocess.Popen[bytes], log: Path, line: re.Pattern[str]) -> float:
         """Samples/s between the arrivals of the lines of the second and of the last step."""
         arrivals, begun = list[float](), time.time()
         while process.poll() is None:
             time.sleep(0.02)
-            arrivals += [time.perf_counter()] * (len(line.findall(log.read_text())) - len(arrivals) if log.exists() else 0)
+            arrivals += [time.perf_counter()] * (
+                len(line.findall(log.read_text())) - len(arrivals) if log.exists() else 0
+            )
         if process.returncode or len(arrivals) < self.steps:
-            said = "".join(path.read_text()[-3000:] for path in sorted(self.folder.glob("*.log")) if path.stat().st_mtime >= begun)
-            raise SystemExit(f"{log.name}: {len(arrivals)} of {self.steps} steps, exit code {process.returncode}\n{said}")
+            said = "".join(
+                path.read_text()[-3000:] for path in sorted(self.folder.glob("*.log")) if path.stat().st_mtime >= begun
+            )
+            raise SystemExit(
+                f"{log.name}: {len(arrivals)} of {self.steps} steps, exit code {process.returncode}\n{said}"
+            )
         return self.asked.batch * self.world * (self.steps - 2) / (arrivals[self.steps - 1] - arrivals[1])
 
     def peer(self, name: str) -> list[str]:
         asked = self.asked
         options = {
-            "--train-data": self.tars, "--train-num-samples": asked.batch * self.world * self.steps, "--dataset-type": "webdataset",
+            "--train-data": self.tars, "--train-num-samples": asked.batch * self.world * self.steps,
+            "--dataset-type": "webdataset",
             "--model": asked.model, "--batch-size": asked.batch, "--workers": asked.workers, "--epochs": 1,
-            "--precision": {"fp32": "fp32", "bf16": "amp_bf16"}[asked.precision], "--lr": 1e-4, "--beta1": 0.9, "--beta2": 0.98,
-            "--eps": 1e-8, "--wd": 0.2, "--warmup": 0, "--save-frequency": 0, "--log-every-n-steps": 1, "--logs": self.folder / "logs",
+            "--precision": {"fp32": "fp32", "bf16": "amp_bf16"}[asked.precision], "--lr": 1e-4, "--beta1": 0.9,
+            "--beta2": 0.98,
+            "--eps": 1e-8, "--wd": 0.2, "--warmup": 0, "--save-frequency": 0, "--log-every-n-steps": 1,
+            "--logs": self.folder / "logs",
             "--name": name,
         }  # fmt: skip
         flags = ["--local-loss", "--gather-with-grad", *(["--lock-image"] if self.part == "text" else [])]
@@ -163,9 +211,15 @@ class Pair:
             "weight_decay": 0.2,
             "clip_norm": None,
         }
-        runtime = {"workers": self.asked.workers, "precision": self.asked.precision, "log_every": 1, "checkpoint_every": 10**6}
+        runtime = {
+            "workers": self.asked.workers,
+            "precision": self.asked.precision,
+            "log_every": 1,
+            "checkpoint_every": 10**6,
+        }
         return {
-            "name": name, "out": str(self.folder / "runs"), "backbone": {"kind": "open_clip", "model": self.asked.model},
+            "name": name, "out": str(self.folder / "runs"), "backbone": {"kind": "open_clip",
+            "model": self.asked.model},
             "method": {"name": "english", "train": self.part, "positives": "diagonal"},
             "data": {"train": [{"path": root}], "val": str(self.folder / "val"), "queries": {"en": "caption.en"}},
             "stages": {"english": stage}, "runtime": runtime,
@@ -186,7 +240,9 @@ def shards(folder: Path, asked: argparse.Namespace, *, samples: int, count: int)
 
 
 def indexed(folder: Path, tars: str, asked: argparse.Namespace) -> Path:
-    """The tars as a dataset, with a column of their pictures' features; and one of them as a validation set, FOLDER/val."""
+    """The tars as a dataset, with a column of their pictures' features; and one of them as a validation set,
+    FOLDER/val.
+    """
     index([f"{folder}/0000.tar"], folder / "val", split="val", progress=False)
     dataset = index([tars], folder / "train", progress=False).dataset
     backbone = build_backbone(OpenClipConfig(kind="open_clip", model=asked.model))

@@ -1,9 +1,11 @@
-"""DASD trained plainly, doing what the published training loop does, as the peer of `dasd_speed.py`. Written from the method's description.
+"""DASD trained plainly, doing what the published training loop does, as the peer of `dasd_speed.py`. Written from the
+method's description.
 
-In every step: pictures through the image tower, twice in CMA; English captions through the text tower; the two characteristics of a caption
-by two passes through the trunk; the adapted tower on 77 positions; AdamW over everything trained, the whole embedding table with it; fp32.
-Frozen weights have no gradients here, and attention is PyTorch's fused one, so this is no slower than the published code, where neither is
-so. Positions come before captions, as in CLIP's own code: the layout in which PyTorch's attention is fast.
+In every step: pictures through the image tower, twice in CMA; English captions through the text tower; the two
+characteristics of a caption by two passes through the trunk; the adapted tower on 77 positions; AdamW over everything
+trained, the whole embedding table with it; fp32. Frozen weights have no gradients here, and attention is PyTorch's
+fused one, so this is no slower than the published code, where neither is so. Positions come before captions, as in
+CLIP's own code: the layout in which PyTorch's attention is fast.
 
 `Savings` are the first steps away from it that need no other framework.
 """
@@ -50,7 +52,9 @@ class PublishedDasd(nn.Module):
         self.code = nn.Linear(2 * width, width)
         self.cores = nn.ModuleList(nn.Linear(width, RANK * RANK) for _ in range(layers))
         self.to_semantic = nn.Parameter(torch.zeros(width, width))
-        self.discriminator = nn.Sequential(nn.Linear(2 * width, 256), nn.Tanh(), nn.Linear(256, 128), nn.Tanh(), nn.Linear(128, 2))
+        self.discriminator = nn.Sequential(
+            nn.Linear(2 * width, 256), nn.Tanh(), nn.Linear(256, 128), nn.Tanh(), nn.Linear(128, 2)
+        )
 
     def embed(self, ids: Tensor) -> Tensor:
         return (self.linear(self.table(ids)) + self.clip.positional_embedding).transpose(0, 1).contiguous()
@@ -116,7 +120,8 @@ def train(
 ) -> Iterator[dict[str, float]]:
     """Steps over the rows in their order: {"loss", "samples_per_s"} of each.
 
-    english_tokens: texts -> ids (n, 77); target_tokens: texts -> (ids (n, 77), places of their end tokens (n,)) on the model's device.
+    english_tokens: texts -> ids (n, 77); target_tokens: texts -> (ids (n, 77), places of their end tokens (n,)) on the
+        model's device.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=savings.fused or None)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.data.table import Dataset, create_column, create_dataset
-from ccr_dist.train.run import environment
+from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
+from ccr_dist.train.state.run_folder import environment
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -48,10 +48,14 @@ def captions(root: Path, texts: list[list[str]], *, shards: int) -> Dataset:
     return dataset(root, "caption.en", "texts", "json", encoded, len(texts), shards)
 
 
-def dataset(root: Path, column: str, kind: str, extension: str, values: Iterable[bytes], rows: int, shards: int) -> Dataset:
+def dataset(
+    root: Path, column: str, kind: str, extension: str, values: Iterable[bytes], rows: int, shards: int
+) -> Dataset:
     """`rows` rows in `shards` shards of nearly equal size, with one column."""
     cuts = [rows * i // shards for i in range(shards + 1)]
-    made = create_dataset(root, name="bench", split="train", keys=[[f"{i:07d}" for i in range(*cut)] for cut in itertools.pairwise(cuts)])
+    made = create_dataset(
+        root, name="bench", split="train", keys=[[f"{i:07d}" for i in range(*cut)] for cut in itertools.pairwise(cuts)]
+    )
     target = create_column(made, column, kind=kind, extension=extension, plan={"recipe": "bench"}, provenance={})
     rest = iter(values)
     for shard, count in enumerate(made.shard_rows):

@@ -1,10 +1,13 @@
-"""What each strategy keeps on a rank and what a step costs under it, beside ddp: where most weights are trained, and where few are.
+"""What each strategy keeps on a rank and what a step costs under it, beside ddp: where most weights are trained, and
+where few are.
 
-    python tests/benchmarks/strategies.py [--methods full dasd] [--world 2] [--batch 64] [--rounds 2] [--backbone ViT-B-32] [--save]
+    python tests/benchmarks/strategies.py [--methods full dasd] [--world 2] [--batch 64] [--rounds 2] [--backbone
+    ViT-B-32] [--save]
 
-Strategies take turns, each in processes of its own, as its launch profile starts them; the best step of all rounds counts. "kept": bytes of
-parameters and optimiser state from step to step, of the rank that has most, beside what `strategies/advice.py` expects; "peak": resident
-memory of that rank's process, on GPUs what torch had allocated at most. Data, models and cached features are those of `methods.py`.
+Strategies take turns, each in processes of its own, as its launch profile starts them; the best step of all rounds
+counts. "kept": bytes of parameters and optimiser state from step to step, of the rank that has most, beside what
+`strategies/advice.py` expects; "peak": resident memory of that rank's process, on GPUs what torch had allocated at
+most. Data, models and cached features are those of `methods.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="measured; one more warms up")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument(
-        "--backbone", metavar="MODEL", help="an open_clip architecture with random weights; default: EfficientNet-Lite0, MiniLM"
+        "--backbone",
+        metavar="MODEL",
+        help="an open_clip architecture with random weights; default: EfficientNet-Lite0, MiniLM",
     )
     parser.add_argument("--save", action="store_true", help="keep the JSON in results/")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -55,11 +60,17 @@ def main() -> None:
                     found.setdefault((method, strategy), []).append(run(config, strategy, asked.world, Path(folder)))
     lines = [summed(method, strategy, rounds) for (method, strategy), rounds in found.items()]
     for line in lines:
-        beside = next((other for other in lines if other["method"] == line["method"] and other["strategy"] == "ddp"), None)
+        beside = next(
+            (other for other in lines if other["method"] == line["method"] and other["strategy"] == "ddp"), None
+        )
         if beside and "failed" not in line and "failed" not in beside:
             line["times_ddp"] = {key: round(line[key] / beside[key], 3) for key in ("step_s", "kept_mb", "peak_mb")}
     show(lines)
-    record("strategies", {**{k: v for k, v in vars(asked).items() if k not in ("save", "one")}, "lines": lines}, save=asked.save)
+    record(
+        "strategies",
+        {**{k: v for k, v in vars(asked).items() if k not in ("save", "one")}, "lines": lines},
+        save=asked.save,
+    )
 
 
 def run(config: dict[str, Any], strategy: str, world: int, folder: Path) -> dict[str, Any]:
@@ -89,11 +100,11 @@ def measure(given: dict[str, Any]) -> None:
     """On every rank; rank 0 writes what was found."""
     from ccr_dist.config import from_dict
     from ccr_dist.train.assemble import build_method, fields_for, open_datasets, training_texts
-    from ccr_dist.train.run import RunFolder
-    from ccr_dist.train.signals import StopRequest
-    from ccr_dist.train.stage import Progress, StageRun
+    from ccr_dist.train.state.run_folder import RunFolder
+    from ccr_dist.train.step.stage import Progress, StageRun
     from ccr_dist.train.strategies.advice import held
-    from ccr_dist.train.strategy import Step, Strategy
+    from ccr_dist.train.strategies.strategy import Step, Strategy
+    from ccr_dist.train.watch.signals import StopRequest
 
     config = from_dict(given["config"], name="bench")
     name = list(config.stages)[-1]
@@ -119,7 +130,9 @@ def measure(given: dict[str, Any]) -> None:
             "device": strategy.facts["device"],
             "trained_mb": trained / 1e6,
             "frozen_mb": frozen / 1e6,
-            "expected": {key: value / 1e6 for key, value in held(strategy.name, trained, frozen, strategy.world).items()},
+            "expected": {
+                key: value / 1e6 for key, value in held(strategy.name, trained, frozen, strategy.world).items()
+            },
             "kept": [{key: rank[key] / 1e6 for key in ("parameters", "optimizer")} for rank in ranks],
             "peak_mb": max(rank["peak_mb"] for rank in ranks),
             "steps_s": [max(times) for times in zip(*(rank["steps_s"] for rank in ranks), strict=True)],
@@ -149,15 +162,19 @@ def show(lines: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("method", "strategy", "trained MB", "frozen MB", "kept MB", "expected", "x ddp", "peak MB", "step s", "x ddp")
+    table = Table(
+        "method", "strategy", "trained MB", "frozen MB", "kept MB", "expected", "x ddp", "peak MB", "step s", "x ddp"
+    )
     for line in lines:
         if "failed" in line:
             table.add_row(line["method"], line["strategy"], f"failed: code {line['failed']}")
             continue
         expected, ratio = line["expected"], line.get("times_ddp", {})
         table.add_row(
-            line["method"], line["strategy"], f"{line['trained_mb']:.1f}", f"{line['frozen_mb']:.1f}", f"{line['kept_mb']:.1f}",
-            f"{expected['parameters'] + expected['optimizer']:.1f}", f"{ratio.get('kept_mb', '')}", f"{line['peak_mb']:,.0f}",
+            line["method"], line["strategy"], f"{line['trained_mb']:.1f}", f"{line['frozen_mb']:.1f}",
+            f"{line['kept_mb']:.1f}",
+            f"{expected['parameters'] + expected['optimizer']:.1f}", f"{ratio.get('kept_mb', '')}",
+            f"{line['peak_mb']:,.0f}",
             f"{line['step_s']:.2f}", f"{ratio.get('step_s', '')}",
         )  # fmt: skip
     Console(stderr=True, width=140).print(table)

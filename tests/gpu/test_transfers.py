@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ccr_dist.data.batch import Batch
-from ccr_dist.data.loader import on_device
+from ccr_dist.data.stream.batch import Batch
+from ccr_dist.data.stream.loader import on_device
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

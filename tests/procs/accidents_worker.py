@@ -1,4 +1,5 @@
-"""The ranks of test_accidents.py: what may befall a run of several processes, and a method that gives strategies trouble; out of one start.
+"""The ranks of test_accidents.py: what may befall a run of several processes, and a method that gives strategies
+trouble; out of one start.
 
     python -m tests.procs.accidents_worker FOLDER
 
@@ -21,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from ccr_dist.config import RunConfig, load_config
-from ccr_dist.data.batch import Batch
+from ccr_dist.data.stream.batch import Batch
 from ccr_dist.errors import CcrError, DataError, StorageError
-from ccr_dist.train import checkpoint, loop, measure
-from ccr_dist.train.stage import Progress, StageRun
-from ccr_dist.train.strategy import Strategy
-from ccr_dist.train.telemetry import Telemetry
+from ccr_dist.train import loop, validation
+from ccr_dist.train.record.telemetry import Telemetry
+from ccr_dist.train.state import checkpoint
+from ccr_dist.train.step.stage import Progress, StageRun
+from ccr_dist.train.strategies.strategy import Strategy
 from tests import tiny, toy
 from tests.procs import forked
 from tests.procs.resume_worker import CUT, TOTAL, config, distance, losses, prepare, replaced, strategy_of
@@ -44,15 +46,20 @@ def prepare_all(folder: Path) -> None:
 
 
 def leccr(folder: Path, spreads: tuple[str, ...], found: dict[str, Any]) -> None:
-    """The image encoder, a text encoder and a temperature of shape (1,) are trained; then the test split is measured."""
+    """The image encoder, a text encoder and a temperature of shape (1,) are trained; then the test split is
+    measured.
+    """
     for spread in spreads:
         settings = load_config(folder / "leccr.yaml", [f"name=leccr-{spread}"])
         strategy = strategy_of(spread, settings)
         loop.Training(settings, strategy).run()
-        path = measure.measure_run(settings, strategy, split="test", again=False)
+        path = validation.measure_run(settings, strategy, split="test", again=False)
         if strategy.main:
             languages = json.loads(path.read_text())["languages"]
-            found[f"leccr {spread}"] = {"losses": losses(settings.folder), "test": {k: v["metrics"]["mR"] for k, v in languages.items()}}
+            found[f"leccr {spread}"] = {
+                "losses": losses(settings.folder),
+                "test": {k: v["metrics"]["mR"] for k, v in languages.items()},
+            }
 
 
 def damaged(folder: Path, found: dict[str, Any]) -> None:
@@ -96,7 +103,9 @@ def spoil(root: Path, damage: str) -> None:
 
 
 def full_disk(folder: Path, found: dict[str, Any]) -> None:
-    """The disk fills up while the last checkpoint is written beside the training; then there is room, and the run goes on."""
+    """The disk fills up while the last checkpoint is written beside the training; then there is room, and the run goes
+    on.
+    """
     settings = config(folder, "full", "fp32")
     strategy = strategy_of("fsdp2", settings)
 
@@ -113,7 +122,12 @@ def full_disk(folder: Path, found: dict[str, Any]) -> None:
     gc.collect()  # what is left of the run has its folder locked
     left = sorted(path.name for path in (settings.folder / "checkpoints").iterdir())
     outcome = loop.Training(settings, strategy).run()
-    found["full disk"] = {"raised": told, "left": left, "resumed": strategy.all(outcome.resumed_at), "step": outcome.step}
+    found["full disk"] = {
+        "raised": told,
+        "left": left,
+        "resumed": strategy.all(outcome.resumed_at),
+        "step": outcome.step,
+    }
 
 
 def poisoned(folder: Path, found: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """`shards build` whose storage fails at every file operation in turn; started with `faults.preloaded()`.
 
-build_faults_worker.py RECIPE FOLDER MOST      prints a line for every fault after which something is not as it should be, then counts
+build_faults_worker.py RECIPE FOLDER MOST      prints a line for every fault after which something is not as it should
+be, then counts
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from corpus import tree
 from procs import faults
 
 from ccr_dist import cli
-from ccr_dist.data import store
+from ccr_dist.data.storage import store
 
 
 def build(recipe: str, out: Path) -> int | None:
@@ -23,19 +24,31 @@ def build(recipe: str, out: Path) -> int | None:
     return cli.main()
 
 
-def wrong(outcome: faults.Outcome, again: faults.Outcome, error: int, left: list[str], out: Path, expected: dict[str, bytes]) -> str | None:
+def wrong(
+    outcome: faults.Outcome, again: faults.Outcome, error: int, left: list[str], out: Path, expected: dict[str, bytes]
+) -> str | None:
     """What is not as promised about a failed build and the one after it."""
     if error in (faults.KILL_BEFORE, faults.KILL_AFTER):
         if outcome.code != -9:
             return f"expected a kill, exit code {outcome.code}: {outcome.said}"
-    elif outcome.code not in (0, 5) or "Traceback" in outcome.said or (outcome.code == 5 and str(out) not in outcome.said):
-        return f"expected exit code 5 and a sentence that names the place, or nothing at all: {outcome.code}: {outcome.said}"
+    elif (
+        outcome.code not in (0, 5)
+        or "Traceback" in outcome.said
+        or (outcome.code == 5 and str(out) not in outcome.said)
+    ):
+        return (
+            f"expected exit code 5 and a sentence that names the place, or nothing at all: {outcome.code}:"
+            f" {outcome.said}"
+        )
     elif left and outcome.code == 5:
         return f"left behind: {left}"
     if again.code:
         return f"the same command again ends with {again.code}: {again.said}"
     if tree(out) != expected:
-        return f"other files than those of an undisturbed build: {sorted(set(tree(out).items()) ^ set(expected.items()))[:4]}"
+        return (
+            "other files than those of an undisturbed build:"
+            f" {sorted(set(tree(out).items()) ^ set(expected.items()))[:4]}"
+        )
     rubbish = [str(path) for path in out.rglob(f"{store.TEMPORARY}*")]
     return f"rubbish stays: {rubbish}" if rubbish else None
 
@@ -58,7 +71,9 @@ def main(recipe: str, root: Path, most: int | None) -> None:
             for at in faults.sample(total[kinds], most):
                 shutil.rmtree(out, ignore_errors=True)
                 outcome = runs.run(lambda: build(recipe, out), at, error, lasting=lasting)
-                left = [str(path) for path in out.rglob(f"{store.TEMPORARY}*")] * (error > 0 and not (lasting and name == "EROFS"))
+                left = [str(path) for path in out.rglob(f"{store.TEMPORARY}*")] * (
+                    error > 0 and not (lasting and name == "EROFS")
+                )
                 again = runs.run(lambda: build(recipe, out))
                 if said := wrong(outcome, again, error, left, out, expected):
                     print(f"{name}{' lasting' * lasting} at {at} ({outcome.calls[-1:]}): {said}\n")

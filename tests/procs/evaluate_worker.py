@@ -1,4 +1,6 @@
-"""Evaluates dataset argv[1] in batches of argv[3] rows with a toy model, on as many processes as were started; rank 0 writes argv[2]."""
+"""Evaluates dataset argv[1] in batches of argv[3] rows with a toy model, on as many processes as were started; rank 0
+writes argv[2].
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ccr_dist.data.table import Dataset
+from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.evaluate import retrieval
 from ccr_dist.evaluate.evaluate import encode, results
 
-atexit.register(lambda: (gc.collect(), time.sleep(0.2)))  # a gloo thread may need the interpreter after the last collective
+# a gloo thread may need the interpreter after the last collective
+atexit.register(lambda: (gc.collect(), time.sleep(0.2)))
 torch.set_num_threads(1)
 world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
 if world > 1:
@@ -31,7 +34,9 @@ projection = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
 def vector(text: str) -> torch.Tensor:
     """The picture's own vector, found by the item number that starts the caption, and noise from the caption."""
     item = torch.randn(8, generator=torch.Generator().manual_seed(int(text.split()[0])))
-    noise = torch.randn(8, generator=torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")))
+    noise = torch.randn(
+        8, generator=torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little"))
+    )
     return item + noise
 
 
@@ -52,7 +57,9 @@ original = retrieval.ranks
 def recorded(*args, **options):
     options["block"] = 4  # several blocks a rank
     found = original(*args, **options)
-    found_ranks.append([found.text_to_visual.tolist(), found.visual_to_text.tolist(), found.visual_to_text_items.tolist()])
+    found_ranks.append(
+        [found.text_to_visual.tolist(), found.visual_to_text.tolist(), found.visual_to_text_items.tolist()]
+    )
     return found
 
 
@@ -66,7 +73,9 @@ bank = encode(
     group_column="label.concept",
     batch=int(sys.argv[3]),
 )
-found = {lang: each.result for lang, each in results(bank, english_column="caption.en", examples=2, replicates=20).items()}
+found = {
+    lang: each.result for lang, each in results(bank, english_column="caption.en", examples=2, replicates=20).items()
+}
 own = {
     "results": {lang: result.model_dump(mode="json") for lang, result in found.items()},
     "ranks": found_ranks,

@@ -1,11 +1,14 @@
-"""Storage that fails at a chosen call: SIGKILL, a full disk, an I/O error or a read-only file system at the n-th file operation.
+"""Storage that fails at a chosen call: SIGKILL, a full disk, an I/O error or a read-only file system at the n-th file
+operation.
 
-A small library (`faults.c`, compiled at first use) is preloaded into a process and counts its file operations below one folder. Two ways
-to use it:
+A small library (`faults.c`, compiled at first use) is preloaded into a process and counts its file operations below one
+folder. Two ways to use it:
 
     environment(root, at, error)         variables for a command that is started for this one fault
-    Faults(root).run(action, at, error)  inside a worker that was started with `preloaded()`: the action runs in a fork, so that imports are
-                                         paid for once. `Faults(root).count(action)` tells how many operations there are.
+    Faults(root).run(action, at, error)  inside a worker that was started with `preloaded()`: the action runs in a fork,
+    so that imports are
+                                         paid for once. `Faults(root).count(action)` tells how many operations there
+                                         are.
 
 `lasting`: what a disk does that is full or was remounted read-only: all later operations that can fail so fail, too.
 """
@@ -27,7 +30,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 KILL_BEFORE, KILL_AFTER = -1, -2
-ERRORS = {"kill before": KILL_BEFORE, "kill after": KILL_AFTER, "ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "EROFS": errno.EROFS}
+ERRORS = {
+    "kill before": KILL_BEFORE,
+    "kill after": KILL_AFTER,
+    "ENOSPC": errno.ENOSPC,
+    "EIO": errno.EIO,
+    "EROFS": errno.EROFS,
+}
 READS, CREATES, WRITES, SYNCS, REMOVES = 1, 2, 4, 8, 16
 CHANGES = CREATES | WRITES | SYNCS | REMOVES
 
@@ -36,7 +45,9 @@ CHANGES = CREATES | WRITES | SYNCS | REMOVES
 def library() -> Path:
     """The compiled library. Of processes that compile at once the last one's file stays; all are alike."""
     source = Path(__file__).with_suffix(".c")
-    folder = Path(tempfile.gettempdir()) / f"ccr-faults-{os.getuid()}-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
+    folder = (
+        Path(tempfile.gettempdir()) / f"ccr-faults-{os.getuid()}-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
+    )
     made = folder / "faults.so"
     if not made.exists():
         compiler = shutil.which("cc") or shutil.which("gcc")
@@ -55,7 +66,9 @@ def preloaded() -> dict[str, str]:
 
 
 def environment(root: Path, at: int, error: int, *, lasting: bool = False, kinds: int = CHANGES) -> dict[str, str]:
-    """Environment of a command whose `at`-th file operation below `root` (of these kinds; from 1) fails. Its children count anew."""
+    """Environment of a command whose `at`-th file operation below `root` (of these kinds; from 1) fails. Its children
+    count anew.
+    """
     values = {"ROOT": root.resolve(), "AT": at, "ERROR": error, "LASTING": int(lasting), "KINDS": kinds}
     return preloaded() | {f"FAULTS_{name}": str(value) for name, value in values.items()}
 
@@ -75,7 +88,9 @@ class Faults:
         self._arm.argtypes = [ctypes.c_char_p, ctypes.c_long, *[ctypes.c_int] * 4]
 
     def run(self, action: Callable[[], int | None], at: int = 0, error: int = 0, *, lasting: bool = False) -> Outcome:
-        """What became of `action()`, whose `at`-th file operation failed (0: none). It gives an exit code, or None for 0."""
+        """What became of `action()`, whose `at`-th file operation failed (0: none). It gives an exit code, or None for
+        0.
+        """
         with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as calls:
             child = os.fork()
             if not child:
@@ -96,7 +111,9 @@ class Faults:
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             said.seek(0)
             calls.seek(0)
-            return Outcome(code, said.read().decode(errors="replace"), calls.read().decode(errors="replace").splitlines())
+            return Outcome(
+                code, said.read().decode(errors="replace"), calls.read().decode(errors="replace").splitlines()
+            )
 
     def count(self, action: Callable[[], int | None]) -> int:
         """How many file operations an undisturbed `action()` makes; it must succeed."""

@@ -1,7 +1,8 @@
-"""Worlds of processes without a launcher: the libraries are imported once, and every rank is a fork of the process that imported them.
+"""Worlds of processes without a launcher: the libraries are imported once, and every rank is a fork of the process that
+imported them.
 
-A start of Python with torch and DeepSpeed costs seconds, a fork nothing. The parent must stay single-threaded: it imports and forks, no
-more. What launchers do beside it is in test_training.py.
+A start of Python with torch and DeepSpeed costs seconds, a fork nothing. The parent must stay single-threaded: it
+imports and forks, no more. What launchers do beside it is in test_training.py.
 """
 
 from __future__ import annotations
@@ -50,20 +51,29 @@ def prepare() -> None:
 
 
 def world(size: int, function: Callable[..., None], *arguments: Any, timeout: float = 400) -> None:
-    """`function(*arguments)` on `size` ranks, as torchrun would start them; one alone as without a launcher. RuntimeError when one fails;
-    the others are ended then.
+    """`function(*arguments)` on `size` ranks, as torchrun would start them; one alone as without a launcher.
+    RuntimeError when one fails; the others are ended then.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    shared = {
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+    }
     variables = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if size > 1 else {} for rank in range(size)]
     fork = multiprocessing.get_context("fork")
     ranks = [fork.Process(target=_rank, args=(each, function, arguments)) for each in variables]
     for rank in ranks:
         rank.start()
     deadline = time.monotonic() + timeout
-    while any(rank.is_alive() for rank in ranks) and time.monotonic() < deadline and not any(rank.exitcode for rank in ranks):
+    while (
+        any(rank.is_alive() for rank in ranks)
+        and time.monotonic() < deadline
+        and not any(rank.exitcode for rank in ranks)
+    ):
         time.sleep(0.05)
     time.sleep(0.5 if any(rank.exitcode for rank in ranks) else 0)  # for what the others have to say of it
     for rank in ranks:
@@ -75,10 +85,14 @@ def world(size: int, function: Callable[..., None], *arguments: Any, timeout: fl
 
 
 def trainings(config: Path, *runs: tuple[int, Sequence[str]]) -> None:
-    """`ccr-dist train CONFIG ARGUMENTS` for each (world, arguments), one after the other. AssertionError when one fails."""
+    """`ccr-dist train CONFIG ARGUMENTS` for each (world, arguments), one after the other. AssertionError when one
+    fails.
+    """
     words = [sys.executable, "-m", "tests.procs.forked", str(config), json.dumps(runs)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(words, cwd=Path(__file__).parents[2], env=variables, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        words, cwd=Path(__file__).parents[2], env=variables, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-4000:]
 
 

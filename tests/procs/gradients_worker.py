@@ -1,10 +1,12 @@
-"""The ranks of test_gradients.py: every loss over fixed global batches, through DDP and FSDP2 in worlds of 1 to 4, out of one start.
+"""The ranks of test_gradients.py: every loss over fixed global batches, through DDP and FSDP2 in worlds of 1 to 4, out
+of one start.
 
     python -m tests.procs.gradients_worker OUT
 
-OUT: {world and strategy: {batch: {loss: {"value": [...], parameter: gradient, ...}}}}. Instead of a batch "scaled": the first batch, losses
-multiplied by the world size once too often; "largest": elements of the largest tensor that a rank holds in the loss of WIDE rows of width
-16, by way. A process alone computes the local-scope loss of several ranks rank by rank.
+OUT: {world and strategy: {batch: {loss: {"value": [...], parameter: gradient, ...}}}}. Instead of a batch "scaled": the
+first batch, losses multiplied by the world size once too often; "largest": elements of the largest tensor that a rank
+holds in the loss of WIDE rows of width 16, by way. A process alone computes the local-scope loss of several ranks rank
+by rank.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from ccr_dist.config import RuntimeConfig, StageConfig
-from ccr_dist.data.order import rank_slots
+from ccr_dist.data.stream.order import rank_slots
 from ccr_dist.losses import tiled
 from ccr_dist.losses.adversarial import Discriminator, confusion_loss, discriminator_loss
+from ccr_dist.losses.context import Context
 from ccr_dist.losses.contrastive import similarities
 from ccr_dist.losses.slots import overlap, slot_scores
 from ccr_dist.losses.soft import softened
 from ccr_dist.losses.triplet import hardest_negative
-from ccr_dist.train.context import Context
-from ccr_dist.train.strategy import Strategy
+from ccr_dist.train.strategies.strategy import Strategy
 from tests.procs import forked
 from tests.watch import largest_tensor
 
@@ -123,7 +125,9 @@ def main(name: str, out: Path) -> None:
 
         rival.zero_grad()
         ranks = int(loss.split(" of ")[1]) if " of " in loss else strategy.world
-        value = share() if ranks == strategy.world else torch.stack([share(rank, ranks) for rank in range(ranks)]).mean()
+        value = (
+            share() if ranks == strategy.world else torch.stack([share(rank, ranks) for rank in range(ranks)]).mean()
+        )
         if loss == "discriminator":
             value.backward()
             strategy.sum_gradients(rival.parameters())
@@ -138,14 +142,20 @@ def main(name: str, out: Path) -> None:
 
     result: dict[str, Any] = {}
     for batch in BATCHES:
-        data = {"x": torch.randn(batch, DIM).double(), "y": torch.randn(batch, DIM).double(), "place": torch.arange(batch)}
+        data = {
+            "x": torch.randn(batch, DIM).double(),
+            "y": torch.randn(batch, DIM).double(),
+            "place": torch.arange(batch),
+        }
         data["group"] = torch.tensor([0, 0, 1, 1, 2, 3, 3, 3, 4, 4] if batch == 10 else range(batch))
         local = [f"local scope of {ranks}" for ranks in (WORLDS if strategy.world == 1 else [strategy.world])]
         names = [*(loss for loss in shares(engine, data, [], rival) if loss != "local scope"), *local]
         result[str(batch)] = {loss: loss_and_gradients(loss, data) for loss in names}
         if batch == BATCHES[0]:
             result["scaled"] = {loss: loss_and_gradients(loss, data, factor=strategy.world) for loss in names}
-    result["largest"] = {way: largest_tensor(partial(wide, way, len(rank_slots(WIDE, 1, strategy.world, strategy.rank)))) for way in WAYS}
+    result["largest"] = {
+        way: largest_tensor(partial(wide, way, len(rank_slots(WIDE, 1, strategy.world, strategy.rank)))) for way in WAYS
+    }
     if strategy.main:
         out.write_text(json.dumps(result))
     strategy.close()

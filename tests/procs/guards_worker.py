@@ -1,7 +1,8 @@
-"""`ccr-dist` with something wrong on one rank: `python guards_worker.py WRONG train CONFIG …`, as the launcher starts it.
+"""`ccr-dist` with something wrong on one rank: `python guards_worker.py WRONG train CONFIG …`, as the launcher starts
+it.
 
-hang: rank 1 sleeps in its fourth forward. nan: rank 1's loss share is not a number in steps 2 and 3. stop: rank 1 gets a signal during
-its first validation.
+hang: rank 1 sleeps in its fourth forward. nan: rank 1's loss share is not a number in steps 2 and 3. stop: rank 1 gets
+a signal during its first validation.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""`shards index` (new, of tars that changed, of a damaged dataset), `seal` and `export` whose storage fails at every file operation in
-turn; started with `faults.preloaded()`.
+"""`shards index` (new, of tars that changed, of a damaged dataset), `seal` and `export` whose storage fails at every
+file operation in turn; started with `faults.preloaded()`.
 
-index_faults_worker.py FOLDER MOST      prints a line for every fault after which something is not as it should be, then counts
+index_faults_worker.py FOLDER MOST      prints a line for every fault after which something is not as it should be, then
+counts
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from procs import faults
 from procs.build_faults_worker import wrong
 
 from ccr_dist import cli
-from ccr_dist.data.tar import TarWriter, forget_files
+from ccr_dist.data.storage.tar import TarWriter, forget_files
 
 
 def command(*arguments: object) -> int | None:
@@ -28,7 +29,11 @@ def command(*arguments: object) -> int | None:
 
 
 def quietly(*arguments: object) -> None:
-    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        contextlib.suppress(SystemExit),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         command(*arguments)
     forget_files()
 
@@ -109,7 +114,9 @@ def main(root: Path, most: int | None) -> None:
                 for at in faults.sample(total[kinds], most):
                     fresh()
                     outcome = runs.run(lambda arguments=arguments: command(*arguments), at, error, lasting=lasting)
-                    left = [str(path) for path in out.rglob(".tmp-*")] * (error > 0 and not (lasting and fault == "EROFS"))
+                    left = [str(path) for path in out.rglob(".tmp-*")] * (
+                        error > 0 and not (lasting and fault == "EROFS")
+                    )
                     again = runs.run(lambda arguments=arguments: command(*arguments))
                     for path in out.rglob("*.damaged"):
                         path.unlink()

@@ -1,6 +1,8 @@
-"""Runs `translate` once for every file operation of it that is to fail, in forks. Started with `faults.preloaded()` by test_jobs_faults.py.
+"""Runs `translate` once for every file operation of it that is to fail, in forks. Started with `faults.preloaded()` by
+test_jobs_faults.py.
 
-jobs_faults_worker.py FOLDER MOST     MOST: failing operations a kind of error; 0: all. Prints what went wrong, a line each.
+jobs_faults_worker.py FOLDER MOST     MOST: failing operations a kind of error; 0: all. Prints what went wrong, a line
+each.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def wrong(root: Path, fresh: Path, expected: dict[str, bytes], most: int | None)
             outcome = harness.run(lambda: translate(root), at, error, lasting=name in LASTING)
             where = f"{name} at {at} of {total} ({undisturbed.calls[at - 1]})"
             left = [path.name for path in root.rglob(".tmp-*")]
-            if error < 0 and outcome.code != -9 and len(outcome.calls) >= at:  # a heartbeat more or less depends on the clock
+            # a heartbeat more or less depends on the clock
+            if error < 0 and outcome.code != -9 and len(outcome.calls) >= at:
                 yield f"{where}: exit code {outcome.code}, expected a kill: {outcome.said}"
             elif error > 0 and (outcome.code not in (0, 5) or "Traceback" in outcome.said):
                 yield f"{where}: exit code {outcome.code}: {outcome.said}"

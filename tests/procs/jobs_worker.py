@@ -1,7 +1,8 @@
 """Started by test_jobs_kill.py.
 
-jobs_worker.py translate ...     (FILE_LIMIT=bytes, CLOCK_SHIFT=s) the command of `ccr-dist`, with the engine `shout` there to be asked for
-jobs_worker.py crashes FOLDER    makes a column again and again, each time killed at the next call that touches the disk; then resumes
+jobs_worker.py translate ...     (FILE_LIMIT=bytes, CLOCK_SHIFT=s) the command of `ccr-dist`, with the engine `shout`
+there to be asked for jobs_worker.py crashes FOLDER    makes a column again and again, each time killed at the next call
+that touches the disk; then resumes
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def kill_at(number: int) -> None:
 
 
 def crashes(folder: Path) -> None:
-    """Asserts that after every single kill the next start ends with what an undisturbed run makes; prints how many kills there were."""
+    """Asserts that after every single kill the next start ends with what an undisturbed run makes; prints how many
+    kills there were.
+    """
     plain = captions(folder / "plain", rows=(3, 2))
     run(plain, Translate(Shout(), "caption.en"), XX, batch=2, progress=False)
     expected = content(plain.root / XX)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ccr_dist.config import RuntimeConfig, StageConfig
-from ccr_dist.train.strategy import Strategy
+from ccr_dist.train.strategies.strategy import Strategy
 
 SIZE = 300
 

@@ -1,8 +1,10 @@
-"""Reads every row of a column of a dataset at a URL, in an order of its own, and prints JSON: what it read, and what it fetched.
+"""Reads every row of a column of a dataset at a URL, in an order of its own, and prints JSON: what it read, and what it
+fetched.
 
 remote_worker.py URL COLUMN SEED [kill]      kill: dies by SIGKILL in the middle of its first fetch
 
-Says "ready" and waits for a line, so that several begin together; a fetch takes long enough for others to come meanwhile.
+Says "ready" and waits for a line, so that several begin together; a fetch takes long enough for others to come
+meanwhile.
 """
 
 import json
@@ -12,8 +14,8 @@ import signal
 import sys
 import time
 
-from ccr_dist.data import remote, store
-from ccr_dist.data.table import Dataset
+from ccr_dist.data.storage import remote, store
+from ccr_dist.data.table.dataset import Dataset
 
 url, name, seed = sys.argv[1:4]
 fetched: list[str] = []

@@ -54,9 +54,17 @@ def precision(saved: Place) -> str:
 def chosen() -> list[Case]:
     """Every place to itself (some killed), every ordered pair of strategies, every ordered pair of worlds."""
     worlds = itertools.cycle(itertools.product(WORLDS, repeat=2))
-    others = [Case(Place(a, w), Place(b, v)) for (a, b), (w, v) in zip(itertools.permutations(STRATEGIES, 2), worlds, strict=False)]
+    others = [
+        Case(Place(a, w), Place(b, v))
+        for (a, b), (w, v) in zip(itertools.permutations(STRATEGIES, 2), worlds, strict=False)
+    ]
     elastic = [Case(Place(name, WORLDS[i % 3]), Place(name, WORLDS[(i + 1) % 3])) for i, name in enumerate(STRATEGIES)]
-    return [*(Case(place, place) for place in PLACES if place not in {case.saved for case in KILLED}), *others, *elastic, *KILLED]
+    return [
+        *(Case(place, place) for place in PLACES if place not in {case.saved for case in KILLED}),
+        *others,
+        *elastic,
+        *KILLED,
+    ]
 
 
 def every() -> list[Case]:
@@ -64,9 +72,16 @@ def every() -> list[Case]:
 
 
 def holds(case: Case, found: dict[str, Any]) -> bool:
-    """The same batches, every tensor carried over bit for bit, near losses; in the place where it was saved, the same bits in the end."""
+    """The same batches, every tensor carried over bit for bit, near losses; in the place where it was saved, the same
+    bits in the end.
+    """
     carried = found["resumed_at"] == 4 and found["carried"] > 50 and not found["lost"]
-    return carried and found["batches"] and found["losses"] < NEAR[found["precision"]] and (found["bits"] or case.saved != case.resumed)
+    return (
+        carried
+        and found["batches"]
+        and found["losses"] < NEAR[found["precision"]]
+        and (found["bits"] or case.saved != case.resumed)
+    )
 
 
 def run(folder: Path, cases: list[Case]) -> dict[str, dict[str, Any]]:
@@ -83,10 +98,14 @@ def run(folder: Path, cases: list[Case]) -> dict[str, dict[str, Any]]:
     for case in cases:
         if case.killed:
             with contextlib.suppress(RuntimeError):
-                forked.world(case.saved.world, resume_worker.die, folder, names[case], case.saved.strategy, precision(case.saved))
+                forked.world(
+                    case.saved.world, resume_worker.die, folder, names[case], case.saved.strategy, precision(case.saved)
+                )
     found: dict[str, Any] = {}
     for world in sorted({case.resumed.world for case in cases}):
-        jobs = [(str(c.saved), names[c], c.resumed.strategy, precision(c.saved)) for c in cases if c.resumed.world == world]
+        jobs = [
+            (str(c.saved), names[c], c.resumed.strategy, precision(c.saved)) for c in cases if c.resumed.world == world
+        ]
         forked.world(world, resume_worker.resume, folder, jobs, folder / "found.json", timeout=3000)
         found |= json.loads((folder / "found.json").read_text())
     runs = {place: folder / "runs" / f"{place}-s0" for place in saved}
@@ -100,7 +119,10 @@ def run(folder: Path, cases: list[Case]) -> dict[str, dict[str, Any]]:
         if precision(place) == precision(ALONE)
     }
     resumed = {case: {"precision": precision(case.saved), **found[name]} for case, name in names.items()}
-    return {"trained": trained, "resumed": {str(case): {**each, "holds": holds(case, each)} for case, each in resumed.items()}}
+    return {
+        "trained": trained,
+        "resumed": {str(case): {**each, "holds": holds(case, each)} for case, each in resumed.items()},
+    }
 
 
 def main() -> None:

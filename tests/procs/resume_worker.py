@@ -1,4 +1,6 @@
-"""The ranks of resume_matrix.py and of the tests of damaged checkpoints: runs of a small DASD, whole ones and ones that go on."""
+"""The ranks of resume_matrix.py and of the tests of damaged checkpoints: runs of a small DASD, whole ones and ones that
+go on.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,10 @@ import torch
 from torch import Tensor
 
 from ccr_dist.config import RunConfig, load_config
-from ccr_dist.train import checkpoint, loop
-from ccr_dist.train.stage import Progress, StageRun
-from ccr_dist.train.strategy import Strategy
+from ccr_dist.train import loop
+from ccr_dist.train.state import checkpoint
+from ccr_dist.train.step.stage import Progress, StageRun
+from ccr_dist.train.strategies.strategy import Strategy
 from tests import toy
 
 PROFILES = Path(__file__).parents[2] / "launch" / "deepspeed"
@@ -38,7 +41,9 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
 
 
 def prepare(folder: Path) -> None:
-    """The corpus, the models and the config; in a process of its own, since the parent of all ranks shall not compute."""
+    """The corpus, the models and the config; in a process of its own, since the parent of all ranks shall not
+    compute.
+    """
     languages = {"targets": {"es": "caption.es.toy", "de": "caption.es"}}  # a batch uses the adapters of one
     runtime = {"trace": "samples", "checkpoint_every": CUT, "keep": 9}
     toy.dasd(folder, cla=2, cma=TOTAL - 2, data=languages, runtime=runtime, name="run")
@@ -85,8 +90,8 @@ def die(folder: Path, name: str, spread: str, precision: str) -> None:
 
 
 def resume(folder: Path, cases: Iterable[tuple[str, str, str, str]], out: Path) -> None:
-    """Runs that were killed, or copies of whole ones as if they had been after step CUT: (name of the whole run, name of the other,
-    strategy, precision).
+    """Runs that were killed, or copies of whole ones as if they had been after step CUT: (name of the whole run, name
+    of the other, strategy, precision).
     """
     results = {}
     for saved, name, spread, precision in cases:
@@ -98,7 +103,11 @@ def resume(folder: Path, cases: Iterable[tuple[str, str, str, str]], out: Path) 
         seen: dict[str, Any] = {}
         outcome = run(settings, strategy, seen)
         if strategy.main:
-            results[name] = {"resumed_at": outcome.resumed_at, **seen, **compared(folder / "runs" / f"{saved}-s0", settings.folder)}
+            results[name] = {
+                "resumed_at": outcome.resumed_at,
+                **seen,
+                **compared(folder / "runs" / f"{saved}-s0", settings.folder),
+            }
     if strategy.main:
         out.write_text(json.dumps(results))
     strategy.close()
@@ -110,7 +119,8 @@ def run(settings: RunConfig, strategy: Strategy, seen: dict[str, Any]) -> loop.O
     class Witness(StageRun):
         def __init__(self, *arguments: Any, state: checkpoint.State | None = None, **rest: Any) -> None:
             super().__init__(*arguments, state=state, **rest)
-            assert rest["step"].method.backbone.slices == (strategy.name not in ("zero3", "fsdp2"))  # weights of these are in shards
+            # weights of these are in shards
+            assert rest["step"].method.backbone.slices == (strategy.name not in ("zero3", "fsdp2"))
             if state is not None:
                 kept = {name: p for name, p in rest["step"].named_parameters() if name in state.weights}
                 held = [self.engine.weights(kept), self.engine.optimizer_state(), self.auxiliary_state()]
@@ -137,7 +147,10 @@ def replaced(module: Any, **others: Any) -> Iterator[None]:
 
 def cut(whole: Path, copy: Path) -> None:
     shutil.copytree(whole, copy)
-    for path in (copy / "trace", *(checkpoint.folder_of(copy / "checkpoints", step) for step in checkpoint.steps(copy / "checkpoints"))):
+    for path in (
+        copy / "trace",
+        *(checkpoint.folder_of(copy / "checkpoints", step) for step in checkpoint.steps(copy / "checkpoints")),
+    ):
         if path.name == "trace" or int(path.name.removeprefix("step-")) > CUT:
             shutil.rmtree(path)
     for name in ("best.json", "model.safetensors"):
@@ -150,7 +163,9 @@ def differences(have: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> list[
     return missing + [
         name
         for name in have.keys() & want.keys()
-        if have[name].dtype != want[name].dtype or have[name].shape != want[name].shape or not torch.equal(have[name], want[name])
+        if have[name].dtype != want[name].dtype
+        or have[name].shape != want[name].shape
+        or not torch.equal(have[name], want[name])
     ]
 
 
@@ -159,7 +174,10 @@ def compared(whole: Path, copy: Path) -> dict[str, Any]:
     last = [checkpoint.load(checkpoint.folder_of(path / "checkpoints", TOTAL)) for path in (whole, copy)]
     files = [(state.weights, state.optimizer, state.auxiliary) for state in last]
     logs = [losses(path) for path in (whole, copy)]
-    weights = [(files[1][0][name] - value).abs().max() / value.abs().max().clamp_min(1e-6) for name, value in files[0][0].items()]
+    weights = [
+        (files[1][0][name] - value).abs().max() / value.abs().max().clamp_min(1e-6)
+        for name, value in files[0][0].items()
+    ]
     return {
         "batches": {step: items for step, items in batches(copy).items() if step >= CUT}
         == {step: items for step, items in batches(whole).items() if step >= CUT},
@@ -179,7 +197,9 @@ def losses(run: Path) -> dict[int, dict[str, float]]:
 def distance(alone: dict[int, dict[str, float]], other: dict[int, dict[str, float]]) -> float:
     """Largest relative difference of any number that was logged."""
     assert alone.keys() == other.keys()
-    return max(abs(other[step][key] - value) / max(abs(value), 1e-6) for step in alone for key, value in alone[step].items())
+    return max(
+        abs(other[step][key] - value) / max(abs(value), 1e-6) for step in alone for key, value in alone[step].items()
+    )
 
 
 def validations(run: Path) -> list[float]:
@@ -188,7 +208,9 @@ def validations(run: Path) -> list[float]:
 
 
 def batches(run: Path) -> dict[int, tuple[str, list[Any]]]:
-    """Step -> language and items in the order of the global batch, of all ranks; of steps that were made again, the last time."""
+    """Step -> language and items in the order of the global batch, of all ranks; of steps that were made again, the
+    last time.
+    """
     found: dict[int, Any] = {}
     for path in sorted((run / "trace").glob("rank*.jsonl")):
         for step, line in {line["step"]: line for line in map(json.loads, path.read_text().splitlines())}.items():

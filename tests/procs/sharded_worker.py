@@ -1,5 +1,5 @@
-"""The ranks of test_sharded.py: runs whose checkpoints every rank writes its part of, a save that one rank cannot finish, and ranks that
-do not begin alike.
+"""The ranks of test_sharded.py: runs whose checkpoints every rank writes its part of, a save that one rank cannot
+finish, and ranks that do not begin alike.
 
 python sharded_worker.py FOLDER
 """
@@ -18,14 +18,19 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from ccr_dist.config import RuntimeConfig
 from ccr_dist.errors import ConfigError, StorageError
-from ccr_dist.train import checkpoint
-from ccr_dist.train.checkpoint import State
-from ccr_dist.train.strategy import Strategy
+from ccr_dist.train.state import checkpoint
+from ccr_dist.train.state.checkpoint import State
+from ccr_dist.train.strategies.strategy import Strategy
 from tests.procs import forked, resume_worker
 
 AVERAGED = (*resume_worker.PRECISIONS["fp32"], "stages.cma.ema=0.9")
 resume_worker.PRECISIONS |= {"whole": AVERAGED, "sharded": (*AVERAGED, "runtime.checkpoint=sharded")}
-WHOLE = {"matrix": torch.randn(5, 3), "one": torch.ones(1), "half": torch.randn(4, 2).bfloat16(), "scalar": torch.tensor(7.0)}
+WHOLE = {
+    "matrix": torch.randn(5, 3),
+    "one": torch.ones(1),
+    "half": torch.randn(4, 2).bfloat16(),
+    "scalar": torch.tensor(7.0),
+}
 
 
 def save_and_load(folder: Path) -> None:
@@ -38,7 +43,12 @@ def save_and_load(folder: Path) -> None:
     alone = {"x": torch.ones(2)} if strategy.main else {}
 
     def state(step: int) -> State:
-        return State({"step": step, "progress": {"step": step}}, parts, {f"{name}/exp_avg": value for name, value in parts.items()}, alone)
+        return State(
+            {"step": step, "progress": {"step": step}},
+            parts,
+            {f"{name}/exp_avg": value for name, value in parts.items()},
+            alone,
+        )
 
     first = checkpoint.save(folder, state(5), ranks)
     strategy.barrier()

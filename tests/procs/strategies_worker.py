@@ -2,8 +2,9 @@
 
     python strategies_worker.py OUT
 
-OUT: {world: {strategy: what `proofs` finds}}. Gradients are those of float64 where the strategy can do that; DeepSpeed computes in float32.
-The loss of one of the mutants is multiplied by the world size, and so is the gradient of one parameter of the other.
+OUT: {world: {strategy: what `proofs` finds}}. Gradients are those of float64 where the strategy can do that; DeepSpeed
+computes in float32. The loss of one of the mutants is multiplied by the world size, and so is the gradient of one
+parameter of the other.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ccr_dist.config import RuntimeConfig, StageConfig
-from ccr_dist.data.order import rank_slots
-from ccr_dist.train.optimizer import make_optimizer
+from ccr_dist.data.stream.order import rank_slots
+from ccr_dist.train.optimizers.optimizer import make_optimizer
 from ccr_dist.train.strategies.base import Engine
 from ccr_dist.train.strategies.choose import engine_of
-from ccr_dist.train.strategy import Strategy
+from ccr_dist.train.strategies.strategy import Strategy
 from tests.procs import forked
 from tests.procs.gradients_worker import DIM, Towers, shares
 
@@ -39,7 +40,8 @@ SETTINGS = StageConfig(steps=1, batch=10, lr=0.1, weight_decay=0.1, lr_scale={"t
 
 
 class Model(Towers):
-    """What strategies stumble over: frozen blocks, a shared tensor, a parameter for each language, sizes that do not divide.
+    """What strategies stumble over: frozen blocks, a shared tensor, a parameter for each language, sizes that do not
+    divide.
 
     Args:
         factor: of the gradient of the temperature, for the mutant.
@@ -49,9 +51,13 @@ class Model(Towers):
     def __init__(self, factor: float = 1.0, width: int = 7) -> None:
         super().__init__()
         self.factor = factor
-        self.backbone.blocks = nn.ModuleList(nn.Sequential(nn.Linear(DIM, width), nn.Linear(width, DIM)) for _ in range(2))
+        self.backbone.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(DIM, width), nn.Linear(width, DIM)) for _ in range(2)
+        )
         self.backbone.requires_grad_(False)
-        self.wide = nn.Sequential(nn.Linear(DIM, width), nn.GELU(), nn.Linear(width, width - 2), nn.Linear(width - 2, DIM))
+        self.wide = nn.Sequential(
+            nn.Linear(DIM, width), nn.GELU(), nn.Linear(width, width - 2), nn.Linear(width - 2, DIM)
+        )
         self.again = nn.Linear(DIM, DIM)
         self.again.weight = self.image.weight
         self.languages = nn.ParameterDict({lang: torch.randn(5, DIM) for lang in ("es", "de")})
@@ -62,7 +68,11 @@ class Model(Towers):
         own = self.languages[lang]
         image, text, _ = super().forward(x, y + y @ own.T @ own)
         heat = self.temperature
-        return image + self.again(x), text + self.wide(y), (self.factor * heat + (1 - self.factor) * heat.detach()).exp()
+        return (
+            image + self.again(x),
+            text + self.wide(y),
+            (self.factor * heat + (1 - self.factor) * heat.detach()).exp(),
+        )
 
 
 def made(name: str) -> Strategy:
@@ -76,7 +86,9 @@ def proofs(strategy: Strategy, name: str) -> dict[str, Any]:
     """Everything that is found about one strategy; the same on every rank."""
     dtype = torch.float32 if name.startswith("zero") else torch.float64
     return {
-        "right": {batch: gradients(strategy, dtype, batch, losses) for batch, losses in {10: LOSSES, 2: LOSSES[:1]}.items()},
+        "right": {
+            batch: gradients(strategy, dtype, batch, losses) for batch, losses in {10: LOSSES, 2: LOSSES[:1]}.items()
+        },
         "loss scaled": gradients(strategy, dtype, 10, LOSSES[:1], scaled=strategy.world),
         "temperature scaled": gradients(strategy, dtype, 10, LOSSES[:1], factor=strategy.world),
         "step": plain_step(strategy, dtype),
@@ -93,7 +105,9 @@ def engine(strategy: Strategy, model: nn.Module, settings: StageConfig = SETTING
 
     def sgd(parameters: Any) -> torch.optim.Optimizer:
         part = [[p for n, p in parameters.items() if n.startswith("text") == slow] for slow in (False, True)]
-        return torch.optim.SGD([{"params": members, "scale": scale} for members, scale in zip(part, (1.0, 0.5), strict=True)], lr=0.1)
+        return torch.optim.SGD(
+            [{"params": members, "scale": scale} for members, scale in zip(part, (1.0, 0.5), strict=True)], lr=0.1
+        )
 
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     make = sgd if plain else partial(make_optimizer, settings, device=strategy.device)
@@ -106,7 +120,11 @@ def rows(batch: int, strategy: Strategy) -> list[int]:
 
 def content(batch: int, dtype: torch.dtype) -> dict[str, Tensor]:
     torch.manual_seed(batch)
-    data = {"x": torch.randn(batch, DIM).to(dtype), "y": torch.randn(batch, DIM).to(dtype), "place": torch.arange(batch)}
+    data = {
+        "x": torch.randn(batch, DIM).to(dtype),
+        "y": torch.randn(batch, DIM).to(dtype),
+        "place": torch.arange(batch),
+    }
     return data | {"group": torch.tensor([0, 0, 1, 1, 2, 3, 3, 3, 4, 4] if batch == 10 else range(batch))}
 
 
@@ -115,9 +133,17 @@ def share(engine: Any, loss: str, batch: int, mine: list[int], dtype: torch.dtyp
 
 
 def gradients(
-    strategy: Strategy, dtype: torch.dtype, batch: int, losses: Sequence[str], *, scaled: float = 1.0, factor: float = 1.0
+    strategy: Strategy,
+    dtype: torch.dtype,
+    batch: int,
+    losses: Sequence[str],
+    *,
+    scaled: float = 1.0,
+    factor: float = 1.0,
 ) -> dict[str, Any]:
-    """{loss: {"value", "norm", parameter: gradient}}. Languages take turns: what a batch does not use has a gradient of zero."""
+    """{loss: {"value", "norm", parameter: gradient}}. Languages take turns: what a batch does not use has a gradient of
+    zero.
+    """
     torch.manual_seed(0)
     step = engine(strategy, Model(factor).to(dtype), plain=True)
 
@@ -131,10 +157,15 @@ def gradients(
     return {loss: one(loss, lang) for loss, lang in zip(losses, itertools.cycle(("es", "de")), strict=False)}
 
 
-def plain_step(strategy: Strategy, dtype: torch.dtype, *, parts: int = 1, scaled: float = 1.0) -> dict[str, list[float]]:
-    """What one clipped step of SGD adds to each parameter. In parts: gradients of several backward passes are added up."""
+def plain_step(
+    strategy: Strategy, dtype: torch.dtype, *, parts: int = 1, scaled: float = 1.0
+) -> dict[str, list[float]]:
+    """What one clipped step of SGD adds to each parameter. In parts: gradients of several backward passes are added
+    up.
+    """
     torch.manual_seed(0)
-    settings = SETTINGS if scaled == 1 else SETTINGS.model_copy(update={"clip_norm": None})  # it would hide what multiplies all of them
+    # it would hide what multiplies all of them
+    settings = SETTINGS if scaled == 1 else SETTINGS.model_copy(update={"clip_norm": None})
     step = engine(strategy, Model().to(dtype), settings, plain=True)
     before = step.weights(step.trained)
     mine = rows(10, strategy)
@@ -161,7 +192,9 @@ def skipped(strategy: Strategy) -> list[dict[str, bool]]:
     norm = update(math.nan if strategy.rank == strategy.world - 1 else 1.0)
     unchanged = local(step) == before
     finite = math.isfinite(update())
-    return strategy.all({"refused": not math.isfinite(norm), "unchanged": unchanged, "goes on": finite and local(step) != before})
+    return strategy.all(
+        {"refused": not math.isfinite(norm), "unchanged": unchanged, "goes on": finite and local(step) != before}
+    )
 
 
 def bounded(strategy: Strategy) -> dict[str, list[float]]:
@@ -184,8 +217,8 @@ def bounded(strategy: Strategy) -> dict[str, list[float]]:
 
 
 def local(step: Engine) -> list[bytes]:
-    """All that this rank holds of weights and of optimiser state. As bytes: where the last rank's part is longer than what is left of a
-    parameter, ZeRO-3 leaves memory as it found it, and that may be NaN, which equals nothing.
+    """All that this rank holds of weights and of optimiser state. As bytes: where the last rank's part is longer than
+    what is left of a parameter, ZeRO-3 leaves memory as it found it, and that may be NaN, which equals nothing.
     """
     inner = getattr(step, "inner", step.optimizer)
     weights = [getattr(p, "ds_tensor", p) for p in step.step.parameters()]

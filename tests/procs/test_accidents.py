@@ -1,5 +1,5 @@
-"""Several processes when something goes wrong: a damaged checkpoint, a full disk, a gradient that is not finite. And LECCR, whose learned
-temperature and trained backbone ask more of strategies than DASD does.
+"""Several processes when something goes wrong: a damaged checkpoint, a full disk, a gradient that is not finite. And
+LECCR, whose learned temperature and trained backbone ask more of strategies than DASD does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ def test_all_ranks_go_on_from_the_newest_healthy_checkpoint_and_say_so(found: di
     scene = found[damage]
     at, passed = (2, (7, 4)) if damage == "two damaged" else (4, (7,))
     assert scene["resumed"] == [at, at]
-    assert all(f"step-{step:08d}: passed over: " in scene["said"] for step in passed) and f"resuming at step {at} of 7" in scene["said"]
+    assert (
+        all(f"step-{step:08d}: passed over: " in scene["said"] for step in passed)
+        and f"resuming at step {at} of 7" in scene["said"]
+    )
     assert scene["healed"] and scene["far"] < 1e-4, "the damaged one is written again, and the run is the same"
 
 
@@ -46,8 +49,12 @@ def test_a_full_disk_ends_all_ranks_and_leaves_the_checkpoint_before(found: dict
 
 
 def test_what_one_rank_cannot_write_or_read_ends_all_ranks_alike(found: dict[str, Any]) -> None:
-    assert [code for code, _ in found["alone Telemetry"]] == [5, 5] and all("no room" in said for _, said in found["alone Telemetry"])
-    assert [code for code, _ in found["alone StageRun"]] == [3, 3] and all("cannot be read" in said for _, said in found["alone StageRun"])
+    assert [code for code, _ in found["alone Telemetry"]] == [5, 5] and all(
+        "no room" in said for _, said in found["alone Telemetry"]
+    )
+    assert [code for code, _ in found["alone StageRun"]] == [3, 3] and all(
+        "cannot be read" in said for _, said in found["alone StageRun"]
+    )
 
 
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "fsdp2"])
@@ -55,7 +62,9 @@ def test_too_many_gradients_that_are_not_finite_end_all_ranks_alike(found: dict[
     scene = found[f"nan {strategy}"]
     assert [code for code, _ in scene["raised"]] == [7, 7]
     assert all("runtime.skipped_steps allows 1" in message for _, message in scene["raised"])
-    assert scene["problems"] == [None] and scene["steps"] == [1, 2, 3], "the checkpoint is intact; the first step of the two was skipped"
+    assert scene["problems"] == [None] and scene["steps"] == [1, 2, 3], (
+        "the checkpoint is intact; the first step of the two was skipped"
+    )
 
 
 @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])

@@ -1,5 +1,5 @@
-"""Storage that fails at any file operation of `shards build`: exit code 5 and a sentence, nothing left behind, and the same bytes after the
-same command again. All operations: `pytest -m slow tests/procs/test_build_faults.py`.
+"""Storage that fails at any file operation of `shards build`: exit code 5 and a sentence, nothing left behind, and the
+same bytes after the same command again. All operations: `pytest -m slow tests/procs/test_build_faults.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from procs import build_faults_worker, faults
 pytestmark = pytest.mark.procs
 
 
-@pytest.mark.parametrize("most", [4, pytest.param(0, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])], ids=["sample", "all"])
+@pytest.mark.parametrize(
+    "most", [4, pytest.param(0, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])], ids=["sample", "all"]
+)
 def test_a_build_survives_whatever_the_storage_does(tmp_path: Path, most: int) -> None:
     recipe = folder_recipe(tmp_path / "in", n=2)
     tests = Path(faults.__file__).parents[1]

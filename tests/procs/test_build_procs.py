@@ -1,4 +1,6 @@
-"""Writers that race, die or find the disk full, as real processes: what is committed stays, and the end result is always the same bytes."""
+"""Writers that race, die or find the disk full, as real processes: what is committed stays, and the end result is
+always the same bytes.
+"""
 
 import os
 import resource
@@ -11,12 +13,12 @@ from pathlib import Path
 import pytest
 from corpus import folder_recipe, tree
 
-from ccr_dist.data import store
-from ccr_dist.data.build import build
-from ccr_dist.data.recipes.base import load_recipe
-from ccr_dist.data.table import Dataset, create_column, create_dataset
-from ccr_dist.data.tar import forget_files
-from ccr_dist.data.verify import verify
+from ccr_dist.data.corpora.build import build
+from ccr_dist.data.corpora.recipes.base import load_recipe
+from ccr_dist.data.storage import store
+from ccr_dist.data.storage.tar import forget_files
+from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
+from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import StorageError
 
 pytestmark = pytest.mark.procs
@@ -26,7 +28,11 @@ ENV = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 
 def start(code, *arguments, **options):
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
     )
 
 
@@ -64,7 +70,11 @@ def test_of_racing_committers_one_records_and_all_agree(tmp_path):
 
 
 def records(out):
-    return len(list(out.glob("*/*/0*.json"))) - len(list(out.glob("*/*/0*.index.json"))) - len(list(out.glob("*/*/0*.stats.json")))
+    return (
+        len(list(out.glob("*/*/0*.json")))
+        - len(list(out.glob("*/*/0*.index.json")))
+        - len(list(out.glob("*/*/0*.stats.json")))
+    )
 
 
 def test_a_build_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(tmp_path):
@@ -139,7 +149,9 @@ def test_a_file_size_limit_stops_the_build_and_loses_nothing(tmp_path):
     big = tmp_path / "in/pictures/009.png"
     big.write_bytes(big.read_bytes() + os.urandom(60_000))  # one shard that is larger than the limit
     limit = 40_000
-    process = start(BUILD, recipe, "--out", out, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    process = start(
+        BUILD, recipe, "--out", out, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    )
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == StorageError.exit_code, stderr
     assert b"intact" in stderr and b".tar" in stderr
@@ -157,7 +169,9 @@ def test_a_file_size_limit_stops_the_build_and_loses_nothing(tmp_path):
 def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         pytest.skip(f"cannot mount a small file system: {done.stderr.strip()}")
     yield folder

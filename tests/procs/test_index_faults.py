@@ -1,5 +1,6 @@
-"""Storage that fails at any file operation of `shards index`, `seal` and `export`: exit code 5 and a sentence, nothing left behind, and the
-same bytes after the same command again. All operations: `pytest -m slow tests/procs/test_index_faults.py`.
+"""Storage that fails at any file operation of `shards index`, `seal` and `export`: exit code 5 and a sentence, nothing
+left behind, and the same bytes after the same command again. All operations: `pytest -m slow
+tests/procs/test_index_faults.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from procs import faults, index_faults_worker
 pytestmark = pytest.mark.procs
 
 
-@pytest.mark.parametrize("most", [2, pytest.param(0, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])], ids=["sample", "all"])
+@pytest.mark.parametrize(
+    "most", [2, pytest.param(0, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])], ids=["sample", "all"]
+)
 def test_index_seal_and_export_survive_whatever_the_storage_does(tmp_path: Path, most: int) -> None:
     tests = Path(faults.__file__).parents[1]
     environment = {**faults.preloaded(), "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}

@@ -1,4 +1,6 @@
-"""Every file operation of a job may be its last, or fail: repeating gives the same bytes, and the error is a sentence and exit code 5."""
+"""Every file operation of a job may be its last, or fail: repeating gives the same bytes, and the error is a sentence
+and exit code 5.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Jobs that die, race, and run out of disk, as real processes: every row is made, once, and equal to an undisturbed run."""
+"""Jobs that die, race, and run out of disk, as real processes: every row is made, once, and equal to an undisturbed
+run.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from pathlib import Path
 import pytest
 from jobs import captions, column_files, content
 
-from ccr_dist.data.table import Dataset
+from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import STOPPED, DataError, StorageError
 
 pytestmark = pytest.mark.procs
@@ -26,8 +28,21 @@ XX = "caption.xx.shout"
 ROWS = (30, 25, 35)
 
 
-def start(dataset: Dataset, log: Path, *, dawdle_s: float = 0.0, batch: int = 4, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(WORKER), "translate", str(dataset.root), "--engine", "shout", "--to", "xx", "--batch", str(batch)]
+def start(
+    dataset: Dataset, log: Path, *, dawdle_s: float = 0.0, batch: int = 4, **environment: str
+) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        str(WORKER),
+        "translate",
+        str(dataset.root),
+        "--engine",
+        "shout",
+        "--to",
+        "xx",
+        "--batch",
+        str(batch),
+    ]
     command += ["--set", f"log={log}", "--set", f"dawdle_s={dawdle_s}"]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
 
@@ -90,7 +105,9 @@ def test_killed_at_random_points_it_goes_on_inside_the_shard(tmp_path: Path, und
 
 
 def test_killed_at_every_touch_of_the_disk(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, str(WORKER), "crashes", str(tmp_path)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(WORKER), "crashes", str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 60  # two points a call: before and after
 
@@ -100,7 +117,9 @@ def test_processes_share_the_work_and_commit_each_shard_once(tmp_path: Path, und
     logs = [tmp_path / f"log{i}" for i in range(3)]
     said = [end(process) for process in [start(dataset, log, dawdle_s=0.15) for log in logs]]
     rows = Counter(key for log in logs for key in made(log))
-    assert rows == Counter(key for shard in range(3) for key in dataset.keys(shard)), "a row was made twice or not at all"
+    assert rows == Counter(key for shard in range(3) for key in dataset.keys(shard)), (
+        "a row was made twice or not at all"
+    )
     assert sum(int(re.search(r"(\d+) of 3 shards done", text)[1]) for text in said) == 3  # type: ignore[index]
     assert content(dataset.root / XX) == undisturbed  # each of them stayed until all was done
 
@@ -141,7 +160,18 @@ def kept_or_torn(dataset: Dataset) -> int:
 def test_another_plan_is_refused_with_its_exit_code(tmp_path: Path) -> None:
     dataset, log = captions(tmp_path / "d"), tmp_path / "log"
     end(start(dataset, log))
-    command = [sys.executable, str(WORKER), "translate", str(dataset.root), "--engine", "shout", "--to", "xx", "--set", "version=two"]
+    command = [
+        sys.executable,
+        str(WORKER),
+        "translate",
+        str(dataset.root),
+        "--engine",
+        "shout",
+        "--to",
+        "xx",
+        "--set",
+        "version=two",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == DataError.exit_code
     assert "plan.engine.version: there '1', asked 'two'" in done.stderr

@@ -1,4 +1,6 @@
-"""Launch profiles, started for real on CPUs: what runs is what the profile is called. `cpu.yaml` is what test_training.py starts."""
+"""Launch profiles, started for real on CPUs: what runs is what the profile is called. `cpu.yaml` is what
+test_training.py starts.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ def start(profile: str, out: Path, *options: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     worker = str(Path(__file__).with_name("launch_worker.py"))
     return subprocess.Popen(
-        [*launch, *options, worker, str(out)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*launch, *options, worker, str(out)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -39,7 +46,9 @@ def check(found: dict[str, Any], strategy: str, *sharded: str) -> None:
             assert share <= 1 / 2 + 0.05 if what in sharded else share == 1, (what, share)
 
 
-@pytest.mark.parametrize(("profile", "strategy"), [pytest.param("zero3_offload", "zero3", marks=pytest.mark.slow), ("fsdp2", "fsdp2")])
+@pytest.mark.parametrize(
+    ("profile", "strategy"), [pytest.param("zero3_offload", "zero3", marks=pytest.mark.slow), ("fsdp2", "fsdp2")]
+)
 def test_a_profile_starts_its_strategy(tmp_path: Path, profile: str, strategy: str) -> None:
     finished(start(profile, tmp_path / "found.json", "--num_processes", "2"))
     found = json.loads((tmp_path / "found.json").read_text())
@@ -53,7 +62,16 @@ def test_two_machines_are_one_world(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    options = ("--num_machines", "2", "--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port)
+    options = (
+        "--num_machines",
+        "2",
+        "--num_processes",
+        "2",
+        "--main_process_ip",
+        "127.0.0.1",
+        "--main_process_port",
+        port,
+    )
     machines = [start("zero2", tmp_path / "found.json", *options, "--machine_rank", str(rank)) for rank in (0, 1)]
     for machine in machines:
         finished(machine)

@@ -24,7 +24,9 @@ LAZY = (
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all runs. Batches of 10 by parts of 3 rows: uneven on 3 processes, and gradients add up over the parts."""
+    """The folder of all runs. Batches of 10 by parts of 3 rows: uneven on 3 processes, and gradients add up over the
+    parts.
+    """
     folder = tmp_path_factory.mktemp("lazy")
     config = toy.dasd(folder, cla=3, cma=3, runtime={"trace": "gradients", "micro_batch": 3})
     resumed = (*LAZY, "name=resumed", "runtime.checkpoint_every=1")
@@ -60,5 +62,7 @@ def test_resumed_on_another_number_of_processes(runs: Path) -> None:
     assert [(start["world"], start["step"]) for start in lines(run / "starts.jsonl")] == [(2, 0), (1, 4)]
     assert losses(run)[6] == pytest.approx(losses(one)[6], rel=1e-3)
     states = weights(one, "optimizer")
-    assert {name for name in states if name.startswith(TABLE)} == {f"{TABLE}/{key}" for key in ("exp_avg", "exp_avg_sq", "step")}
+    assert {name for name in states if name.startswith(TABLE)} == {
+        f"{TABLE}/{key}" for key in ("exp_avg", "exp_avg_sq", "step")
+    }
     assert states[f"{TABLE}/exp_avg"].shape == weights(one)[TABLE].shape

@@ -1,7 +1,7 @@
 """Methods whose steps need more of the global batch than losses do: gradients know nothing of the world size.
 
-NRCCR normalises over the batch and keeps running statistics; weighted brings its weights to a mean of 1; described and hybrid read
-descriptions, hybrid matches slots of all ranks.
+NRCCR normalises over the batch and keeps running statistics; weighted brings its weights to a mean of 1; described and
+hybrid read descriptions, hybrid matches slots of all ranks.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import pytest
 from nearness import close
 from safetensors.numpy import load_file
 
-from ccr_dist.data.decode import encode
-from ccr_dist.data.table import create_column
+from ccr_dist.data.media.decode import encode
+from ccr_dist.data.table.dataset import create_column
 from tests import tiny, toy
 from tests.procs import forked
 
@@ -49,12 +49,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.tiny_encoder(folder / "encoder", toy.ALL_TEXTS)
     for split in ("train", "val", "test"):
         dataset = toy.build(folder / "data", split)
-        column = create_column(dataset, "description.toy", kind="texts", extension="json", plan={"by": "this test"}, provenance={})
+        column = create_column(
+            dataset, "description.toy", kind="texts", extension="json", plan={"by": "this test"}, provenance={}
+        )
         texts = [[f"one sees {toy.ENGLISH[i % len(toy.ENGLISH)]}"] for i in range(dataset.rows)]
         for shard, part in enumerate(toy.chunks(texts, dataset.shard_rows[0])):
             column.commit(shard, [encode("texts", value) for value in part])
         numbers = np.arange(dataset.rows) % len(toy.ENGLISH)
-        toy.add_feature(dataset, "feature.spread", np.random.default_rng(0).normal(size=(len(toy.ENGLISH), tiny.DIM))[numbers])
+        toy.add_feature(
+            dataset, "feature.spread", np.random.default_rng(0).normal(size=(len(toy.ENGLISH), tiny.DIM))[numbers]
+        )
     return folder
 
 
@@ -68,15 +72,18 @@ def trained(folder: Path, name: str) -> tuple[Path, Path]:
     stages = {"train": STAGE} if name == "nrccr" else {"cla": STAGE, "cma": STAGE}
     data: dict[str, Any] = {"back_translations": {"es": "caption.en.toy"}, "description": "description.toy"}
     if name == "nrccr":
-        # A random tiny CLIP's features differ by 3 % of their size from picture to picture, which a batch normalisation behind them makes
-        # up for: gradients then have 1 / 0.03^2 times the rounding. These differ as features of a real one do.
+        # A random tiny CLIP's features differ by 3 % of their size from picture to picture, which a batch normalisation
+        # behind them makes up for: gradients then have 1 / 0.03^2 times the rounding. These differ as features of a
+        # real one do.
         data["visual"] = "feature.spread"
     config = toy.config(folder, method, stages, data=data, runtime={"trace": "gradients"})
     forked.trainings(config, *((world, [f"name={name}{world}", "--test"]) for world in (1, 3)))
     return folder / "runs" / f"{name}1-s0", folder / "runs" / f"{name}3-s0"
 
 
-@pytest.mark.parametrize("name", ["nrccr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("weighted", "described", "hybrid"))])
+@pytest.mark.parametrize(
+    "name", ["nrccr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("weighted", "described", "hybrid"))]
+)
 def test_three_processes_have_the_gradients_of_one(folder: Path, name: str) -> None:
     alone, together = trained(folder, name)
     steps = STEPS if name == "nrccr" else 2 * STEPS

@@ -14,7 +14,7 @@ import jobs
 import pytest
 import yaml
 
-from ccr_dist.data.table import Dataset
+from ccr_dist.data.table.dataset import Dataset
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.procs
@@ -48,7 +48,10 @@ def test_stopped_and_gone_on_with(tmp_path: Path, server: str) -> None:
     (tmp_path / "prompt.yaml").write_text(
         yaml.safe_dump({"views": {"translation": {"text": "{text}", "max_tokens": 9}}, "filters": {"min_words": 1}})
     )
-    options = f"--engine openai --model toy --set base_url={server} --set concurrency=1 --batch 1 --to xx --column caption.xx --quiet"
+    options = (
+        f"--engine openai --model toy --set base_url={server} --set concurrency=1 --batch 1 --to xx --column caption.xx"
+        " --quiet"
+    )
     steps = {
         "translate": {"command": f"translate {data.root} --prompt {tmp_path}/prompt.yaml {options}", "tasks": 2},
         "wrong": {"command": f"replay {data.root} {tmp_path}/none.jsonl --column caption.more"},
@@ -62,7 +65,9 @@ def test_stopped_and_gone_on_with(tmp_path: Path, server: str) -> None:
     running = start(pipeline)
     await_file(data.root / "caption.xx" / "*.journal.*", running)
     second = start(pipeline)
-    assert "another process submits or runs this pipeline" in second.communicate(timeout=120)[1] and second.returncode == 2
+    assert (
+        "another process submits or runs this pipeline" in second.communicate(timeout=120)[1] and second.returncode == 2
+    )
     running.send_signal(signal.SIGTERM)
     said = running.communicate(timeout=120)[1]
     assert running.returncode == 75 and "the same command goes on" in said, said

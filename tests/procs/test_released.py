@@ -1,4 +1,6 @@
-"""DASD by the released recipe, where the main optimiser steps a replicated network: no part of it depends on the number of processes."""
+"""DASD by the released recipe, where the main optimiser steps a replicated network: no part of it depends on the number
+of processes.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def test_processes_share_the_work_of_one_by_the_released_recipe(tmp_path: Path) 
     config = toy.dasd(tmp_path, cla=2, cma=2, runtime={"trace": "gradients"})
     recipe = ["method.discriminator=released", "method.pairing=reversed", "method.adversarial=0.1"]
     for stage in ("cla", "cma"):
-        recipe += [f"stages.{stage}.{key}" for key in ("batch=9", "optimizer=bert_adam", "schedule=bert", "clip=tensor")]
+        recipe += [
+            f"stages.{stage}.{key}" for key in ("batch=9", "optimizer=bert_adam", "schedule=bert", "clip=tensor")
+        ]
     forked.trainings(config, *((world, [f"name=world{world}", *recipe]) for world in (1, 2)))
     one, two = (tmp_path / "runs" / f"world{world}-s0" for world in (1, 2))
     assert losses(one).keys() == losses(two).keys() == {1, 2, 3, 4}

@@ -1,4 +1,6 @@
-"""A real S3 server (moto), real processes: pushes and pulls that are killed, readers that share a small cache, loader processes."""
+"""A real S3 server (moto), real processes: pushes and pulls that are killed, readers that share a small cache, loader
+processes.
+"""
 
 import contextlib
 import json
@@ -13,12 +15,12 @@ from pathlib import Path
 import pytest
 from jobs import captions
 
-from ccr_dist.data import remote
-from ccr_dist.data.loader import Fields, make_loader, sources
-from ccr_dist.data.order import Order
-from ccr_dist.data.table import Dataset
-from ccr_dist.data.transfer import push
-from ccr_dist.data.verify import verify
+from ccr_dist.data.storage import remote
+from ccr_dist.data.stream.loader import Fields, make_loader, sources
+from ccr_dist.data.stream.order import Order
+from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.data.table.transfer import push
+from ccr_dist.data.table.verify import verify
 from tests import toy
 
 pytestmark = pytest.mark.procs
@@ -33,7 +35,9 @@ def server():
     pytest.importorskip("moto")
     code = "s = ThreadedMotoServer('127.0.0.1', 0, verbose=False); s.start(); print(s.get_host_and_port()[1]); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([sys.executable, "-u", "-c", f"from moto.server import ThreadedMotoServer; {code}"], text=True, **pipes)
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", f"from moto.server import ThreadedMotoServer; {code}"], text=True, **pipes
+    )
     yield f"http://127.0.0.1:{int(process.stdout.readline())}"
     process.kill()
     process.wait()
@@ -41,7 +45,9 @@ def server():
 
 @pytest.fixture
 def s3(server, tmp_path, monkeypatch):
-    """URL of an empty bucket, and s3fs for looking into it; settings come from the environment, as they do for a user."""
+    """URL of an empty bucket, and s3fs for looking into it; settings come from the environment, as they do for a
+    user.
+    """
     s3fs = pytest.importorskip("s3fs")
     settings = {
         "AWS_ENDPOINT_URL": server,
@@ -133,12 +139,19 @@ def test_readers_share_a_cache(s3, tmp_path):
     dataset = captions(tmp_path / "d", ROWS)
     push(dataset.root, url)
     answers = [json.loads(done(process)) for process in workers(*[(url, "caption.en", seed) for seed in (0, 0, 1)])]
-    assert all(answer["values"]["7/39"] == ["7-39 one", "7-39 two"] and len(answer["values"]) == sum(ROWS) for answer in answers)
-    assert sorted(name for answer in answers for name in answer["fetched"]) == [f"caption.en/{i:06d}.tar" for i in range(len(ROWS))]
+    assert all(
+        answer["values"]["7/39"] == ["7-39 one", "7-39 two"] and len(answer["values"]) == sum(ROWS)
+        for answer in answers
+    )
+    assert sorted(name for answer in answers for name in answer["fetched"]) == [
+        f"caption.en/{i:06d}.tar" for i in range(len(ROWS))
+    ]
 
 
 def test_readers_share_a_cache_that_is_too_small_for_all_of_them(s3, tmp_path, monkeypatch):
-    """Files come and go under three readers, one of which is killed while it fetches; the limit holds at any time, every value is right."""
+    """Files come and go under three readers, one of which is killed while it fetches; the limit holds at any time,
+    every value is right.
+    """
     url, _ = s3
     dataset = captions(tmp_path / "d", ROWS)
     push(dataset.root, url)
@@ -158,7 +171,9 @@ def test_readers_share_a_cache_that_is_too_small_for_all_of_them(s3, tmp_path, m
         time.sleep(0.005)
     values = [json.loads(done(reader))["values"] for reader in readers]
     assert values[0] == values[1] == values[2]
-    assert all(values[0][f"{s}/{r}"] == [f"{s}-{r} one", f"{s}-{r} two"] for s, rows in enumerate(ROWS) for r in range(rows))
+    assert all(
+        values[0][f"{s}/{r}"] == [f"{s}-{r} one", f"{s}-{r} two"] for s, rows in enumerate(ROWS) for r in range(rows)
+    )
     assert 0 < most <= limit
     assert not list(payloads.glob(".tmp-*"))
 

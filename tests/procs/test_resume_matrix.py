@@ -1,5 +1,5 @@
-"""A run saved under any strategy and world size goes on under any other, and where it was saved, with the same bits. All 225 pairs:
-`python -m tests.procs.resume_matrix --all --save`; its last result is kept in tests/benchmarks/results.
+"""A run saved under any strategy and world size goes on under any other, and where it was saved, with the same bits.
+All 225 pairs: `python -m tests.procs.resume_matrix --all --save`; its last result is kept in tests/benchmarks/results.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def test_the_chosen_pairs_cover_strategies_and_worlds() -> None:
 def test_a_run_goes_on_elsewhere(found: dict[str, Any], case: Case) -> None:
     result = found["resumed"][str(case)]
     assert result["resumed_at"] == 4, "the checkpoint in the middle of the second stage"
-    assert result["lost"] == [] and result["carried"] > 50, "weights and states of both optimisers are in place, bit for bit"
+    assert result["lost"] == [] and result["carried"] > 50, (
+        "weights and states of both optimisers are in place, bit for bit"
+    )
     assert result["batches"], "the global batches are those of the run that was not interrupted"
     assert result["losses"] < NEAR[result["precision"]]
     assert result["bits"] or case.saved != case.resumed, "in the place where it was saved every number is the same"
@@ -53,7 +55,9 @@ def test_a_run_goes_on_elsewhere(found: dict[str, Any], case: Case) -> None:
 
 @pytest.mark.parametrize("place", [place for place in PLACES if precision(place) == "fp32"], ids=str)
 def test_every_strategy_trains_as_one_process_does(found: dict[str, Any], place: Any) -> None:
-    """Two stages, languages in turn, and validations of fewer blocks than ranks; a rank's place changes by rounding at most."""
+    """Two stages, languages in turn, and validations of fewer blocks than ranks; a rank's place changes by rounding at
+    most.
+    """
     result = found["trained"][str(place)]
     assert result["losses"] < NEAR["fp32"]
     alone, here = result["validations"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from ccr_dist.train import checkpoint, contents
+from ccr_dist.train.state import checkpoint, checkpoint_contents
 from tests.procs.resume_worker import CUT, TOTAL, losses
 
 pytestmark = pytest.mark.procs
@@ -24,7 +24,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     worker = Path(__file__).with_name("sharded_worker.py")
-    done = subprocess.run([sys.executable, str(worker), str(folder)], env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, str(worker), str(folder)], env=environment, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
 
@@ -57,16 +59,24 @@ def test_ranks_that_begin_differently_are_told_apart(folder: Path, world: int) -
 
 
 def test_a_run_is_the_same_in_shards(folder: Path) -> None:
-    """Every rank's part is a file, nothing is whole but what rank 0 alone has, and the published weights are the same bytes."""
+    """Every rank's part is a file, nothing is whole but what rank 0 alone has, and the published weights are the same
+    bytes.
+    """
     whole, sharded = folder / "runs" / "whole-s0", folder / "runs" / "sharded-s0"
     last = checkpoint.folder_of(sharded / "checkpoints", TOTAL)
-    assert not list(last.glob("*.safetensors")) and all(len(list((last / part).iterdir())) == 2 for part in checkpoint.PARTS)
+    assert not list(last.glob("*.safetensors")) and all(
+        len(list((last / part).iterdir())) == 2 for part in checkpoint.PARTS
+    )
     states = [checkpoint.load(checkpoint.folder_of(run / "checkpoints", TOTAL)) for run in (whole, sharded)]
     for part in checkpoint.PARTS:
         first, second = (getattr(state, part) for state in states)
         assert first and first.keys() == second.keys()
-        assert all(torch.equal(first[name], second[name]) and first[name].dtype == second[name].dtype for name in first), part
-        assert contents.tensors(last, part) == contents.tensors(checkpoint.folder_of(whole / "checkpoints", TOTAL), part)
+        assert all(
+            torch.equal(first[name], second[name]) and first[name].dtype == second[name].dtype for name in first
+        ), part
+        assert checkpoint_contents.tensors(last, part) == checkpoint_contents.tensors(
+            checkpoint.folder_of(whole / "checkpoints", TOTAL), part
+        )
     assert any(name.startswith("ema/") for name in states[1].auxiliary)
     assert (whole / "model.safetensors").read_bytes() == (sharded / "model.safetensors").read_bytes()
     assert losses(whole) == losses(sharded)
@@ -89,6 +99,8 @@ def test_a_damaged_shard_is_passed_over(folder: Path) -> None:
         assert checkpoint.newest(root)[0] != checkpoint.folder_of(root, TOTAL)
         victim.unlink()
         best, messages = checkpoint.newest(root)
-        assert best is not None and messages == [f"{victim.parents[1]}: passed over: optimizer/{victim.name} is missing"]
+        assert best is not None and messages == [
+            f"{victim.parents[1]}: passed over: optimizer/{victim.name} is missing"
+        ]
     finally:
         victim.write_bytes(content)

@@ -31,7 +31,9 @@ run(Dataset(sys.argv[1]), Translate(engine, "caption.en"), "caption.xx.shout", b
 
 def worker(root: Path, dawdle_s: float) -> subprocess.Popen[bytes]:
     path = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parents[2])))
-    return subprocess.Popen([sys.executable, "-c", WORKER, str(root), str(dawdle_s)], env={**os.environ, "PYTHONPATH": path})
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(root), str(dawdle_s)], env={**os.environ, "PYTHONPATH": path}
+    )
 
 
 def until(root: Path, good: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
@@ -66,4 +68,8 @@ def test_a_worker_from_its_start_to_its_end(tmp_path: Path, monkeypatch: pytest.
     assert "the worker is gone" in dead["advice"][0] and "nobody works on it. To go on: -c" in dead["advice"][-1]
     assert worker(root, dawdle_s=0).wait(60) == 0
     done = until(root, lambda column: True)
-    assert done["shards"]["done"] == 2 and done["rows"] == {"total": 40, "done": 40, "bad": 0} and done["leases"] == done["advice"] == []
+    assert (
+        done["shards"]["done"] == 2
+        and done["rows"] == {"total": 40, "done": 40, "bad": 0}
+        and done["leases"] == done["advice"] == []
+    )

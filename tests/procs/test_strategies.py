@@ -1,4 +1,6 @@
-"""Every strategy, in worlds of 1 to 4 gloo processes: gradients and steps of one process, together or not at all, and really sharded."""
+"""Every strategy, in worlds of 1 to 4 gloo processes: gradients and steps of one process, together or not at all, and
+really sharded.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +46,15 @@ def tolerance(name: str) -> float:
 
 
 def distances(many: Named, alone: Named) -> dict[str, float]:
-    """Largest difference in each tensor, relative to its largest value; where that is nothing but rounding, to that of all tensors."""
+    """Largest difference in each tensor, relative to its largest value; where that is nothing but rounding, to that of
+    all tensors.
+    """
     assert many.keys() == alone.keys() and len(many) > 10
     largest = {name: max(map(abs, values)) for name, values in alone.items()}
     floor = 1e-6 * max(largest.values())
     return {
-        name: max(abs(a - b) for a, b in zip(values, alone[name], strict=True)) / (largest[name] if largest[name] > floor else floor / 1e-6)
+        name: max(abs(a - b) for a, b in zip(values, alone[name], strict=True))
+        / (largest[name] if largest[name] > floor else floor / 1e-6)
         for name, values in many.items()
     }
 
@@ -60,7 +65,9 @@ def wrong(many: Named, alone: Named, allowed: float) -> dict[str, float]:
 
 @EVERY
 @pytest.mark.parametrize("batch", ["10", "2"])
-def test_losses_and_gradients_are_those_of_one_process(found: dict[int, Any], world: int, name: str, batch: str) -> None:
+def test_losses_and_gradients_are_those_of_one_process(
+    found: dict[int, Any], world: int, name: str, batch: str
+) -> None:
     alone, many = found[1]["ddp"]["right"][batch], found[world][name]["right"][batch]
     assert {loss: wrong(many[loss], alone[loss], tolerance(name)) for loss in alone} == {loss: {} for loss in alone}
 
@@ -72,9 +79,12 @@ def test_parameters_that_a_batch_does_not_use_have_a_gradient_of_zero(found: dic
 
 
 @SEVERAL
-def test_a_loss_multiplied_by_the_world_size_is_caught_in_every_tensor(found: dict[int, Any], world: int, name: str) -> None:
+def test_a_loss_multiplied_by_the_world_size_is_caught_in_every_tensor(
+    found: dict[int, Any], world: int, name: str
+) -> None:
     (alone,), (many,) = (
-        each.values() for each in ({"": found[1]["ddp"]["right"]["10"]["contrastive, gathered"]}, found[world][name]["loss scaled"])
+        each.values()
+        for each in ({"": found[1]["ddp"]["right"]["10"]["contrastive, gathered"]}, found[world][name]["loss scaled"])
     )
     used = {key for key, values in alone.items() if max(map(abs, values)) > 1e-9}
     assert set(wrong(many, alone, 0.1)) == used and len(used) > 10
@@ -106,13 +116,17 @@ def test_a_step_multiplied_by_the_world_size_is_caught(found: dict[int, Any], wo
 
 
 @EVERY
-def test_a_gradient_of_one_rank_that_is_not_finite_stops_the_step_of_all(found: dict[int, Any], world: int, name: str) -> None:
+def test_a_gradient_of_one_rank_that_is_not_finite_stops_the_step_of_all(
+    found: dict[int, Any], world: int, name: str
+) -> None:
     """Weights and moments stay as they are, bit for bit, and the next step is one again."""
     assert found[world][name]["skipped"] == [{"refused": True, "unchanged": True, "goes on": True}] * world
 
 
 @EVERY
-def test_a_bounded_parameter_stays_at_its_bound_and_comes_back_from_it(found: dict[int, Any], world: int, name: str) -> None:
+def test_a_bounded_parameter_stays_at_its_bound_and_comes_back_from_it(
+    found: dict[int, Any], world: int, name: str
+) -> None:
     first, up, still_up, down = found[world][name]["bounded"]["temperature"]
     assert first == up == still_up == pytest.approx(math.log(100)), "the optimiser's copies are bounded, too"
     assert down == pytest.approx(math.log(100) - 0.1 * 1e-3 * 100, abs=1e-5)

@@ -47,7 +47,9 @@ def test_commands_have_their_own_exit_codes_and_output(tmp_path: Path) -> None:
     for process in runs.values():
         process.join(60)
     assert {name: process.exitcode for name, process in runs.items()} == {"well": 0, "wrong": 2, "nonsense": 2}
-    assert (tmp_path / "well").read_text().strip() == __version__ and "nowhere.yaml: no such file" in (tmp_path / "wrong").read_text()
+    assert (tmp_path / "well").read_text().strip() == __version__ and "nowhere.yaml: no such file" in (
+        tmp_path / "wrong"
+    ).read_text()
     ended = warm.start(["study", "run", "--help"], tmp_path / "ended")
     ended.kill()
     ended.join(60)

@@ -1,7 +1,8 @@
-"""Training on storage that fails at one of its file operations, from the claim of the run folder to the published weights.
+"""Training on storage that fails at one of its file operations, from the claim of the run folder to the published
+weights.
 
-Killed there, or ended by a full disk, an I/O error or a read-only file system; then the same command once more. Some places here; all of
-them, a quarter of an hour and more: pytest -m slow tests/procs/test_train_faults.py
+Killed there, or ended by a full disk, an I/O error or a read-only file system; then the same command once more. Some
+places here; all of them, a quarter of an hour and more: pytest -m slow tests/procs/test_train_faults.py
 """
 
 from __future__ import annotations
@@ -35,8 +36,12 @@ def scenes(folder: Path, places: str) -> list[dict[str, Any]]:
 def check(found: list[dict[str, Any]]) -> None:
     assert {scene["fault"] for scene in found} == set(faults.ERRORS)
     for scene in found:
-        where, killed = f"{scene['fault']} at {scene['at']} of {scene['of']}: {scene['said']}", scene["fault"].startswith("kill")
-        assert scene["code"] in ((-9,) if killed else (5, 0)), where  # 0: a call whose errors nobody has to heed, such as of a clean-up
+        where, killed = (
+            f"{scene['fault']} at {scene['at']} of {scene['of']}: {scene['said']}",
+            scene["fault"].startswith("kill"),
+        )
+        # 0: a call whose errors nobody has to heed, such as of a clean-up
+        assert scene["code"] in ((-9,) if killed else (5, 0)), where
         assert "Traceback" not in scene["said"], where
         assert scene["code"] != 5 or "error: " in scene["said"].splitlines()[-1], where
         assert scene["again"] == 0, f"{where}; again: {scene['told']}"
@@ -52,7 +57,9 @@ def test_after_a_fault_the_same_command_gives_the_same_bytes_and_leaves_nothing(
     mask = os.umask(0)
     os.umask(mask)
     readable = {oct(0o666 & ~mask), oct(0o777 & ~mask)}
-    assert {path: mode for path, mode in modes.items() if mode not in readable} == {}, "colleagues can read what the umask lets them"
+    assert {path: mode for path, mode in modes.items() if mode not in readable} == {}, (
+        "colleagues can read what the umask lets them"
+    )
     assert "model.safetensors" in modes and any(path.endswith("weights.safetensors") for path in modes)
 
 

@@ -1,4 +1,6 @@
-"""Training by `accelerate launch` with real processes: the same losses and gradients for any world size, and the same bits after a kill."""
+"""Training by `accelerate launch` with real processes: the same losses and gradients for any world size, and the same
+bits after a kill.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,15 @@ def command(config: Path, *arguments: str, world: int) -> list[str]:
     """The command of the README: python -m ccr_dist for one process, accelerate launch for more."""
     if world == 1:
         return [sys.executable, "-m", "ccr_dist", "train", str(config), *arguments]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(PROFILE), "--num_processes", str(world)]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(PROFILE),
+        "--num_processes",
+        str(world),
+    ]
     return [*launch, "-m", "ccr_dist", "train", str(config), "--world", str(world), *arguments]
 
 
@@ -37,7 +47,9 @@ def environment() -> dict[str, str]:
 
 
 def train(config: Path, *arguments: str, world: int, code: int = 0) -> str:
-    done = subprocess.run(command(config, *arguments, world=world), env=environment(), capture_output=True, text=True, timeout=400)
+    done = subprocess.run(
+        command(config, *arguments, world=world), env=environment(), capture_output=True, text=True, timeout=400
+    )
     assert done.returncode == code, done.stderr[-4000:]
     return done.stderr
 
@@ -99,11 +111,15 @@ def test_processes_share_the_work_of_one(traced: tuple[Path, Path], world: int) 
 
     measured = [json.loads((folder / "results" / "test.json").read_text()) for folder in (alone, run)]
     assert measured[0]["languages"]["es"]["counts"] == measured[1]["languages"]["es"]["counts"]
-    assert measured[1]["languages"]["es"]["metrics"] == pytest.approx(measured[0]["languages"]["es"]["metrics"], abs=7), "all ranks count"
+    assert measured[1]["languages"]["es"]["metrics"] == pytest.approx(
+        measured[0]["languages"]["es"]["metrics"], abs=7
+    ), "all ranks count"
 
 
 def kill_after(config: Path, *arguments: str, run: Path, step: int, every: int, world: int) -> int:
-    """Start a run and SIGKILL all its processes once it has logged `step`, off a checkpoint. Returns the last logged step."""
+    """Start a run and SIGKILL all its processes once it has logged `step`, off a checkpoint. Returns the last logged
+    step.
+    """
     process = subprocess.Popen(
         command(config, *arguments, world=world),
         env=environment(),
@@ -120,14 +136,16 @@ def kill_after(config: Path, *arguments: str, run: Path, step: int, every: int, 
             time.sleep(0.005)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
-        for worker in lines(run / "starts.jsonl")[-1]["processes"]:  # the launcher gives its workers sessions of their own
+        # the launcher gives its workers sessions of their own
+        for worker in lines(run / "starts.jsonl")[-1]["processes"]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker["pid"], signal.SIGKILL)
         process.wait()
     return max(losses(run))
 
 
-@pytest.mark.parametrize("world", [1, pytest.param(3, marks=pytest.mark.slow)])  # several: also in test_resume_matrix.py
+# several: also in test_resume_matrix.py
+@pytest.mark.parametrize("world", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path, world: int) -> None:
     every, total = 9, 70
     config = toy.dasd(tmp_path, cla=40, cma=30, runtime={"checkpoint_every": every, "trace": "samples"}, name="calm")
@@ -140,11 +158,18 @@ def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path, w
     resumed = lines(hurt / "starts.jsonl")[-1]
     assert resumed["resumed"] and 0 < resumed["step"] <= died_at < total
     assert f"resuming at step {resumed['step']} of {total}" in said
-    assert len(lines(hurt / "trace" / "rank0.jsonl")) - before == total - resumed["step"], "exactly the missing steps were run"
+    assert len(lines(hurt / "trace" / "rank0.jsonl")) - before == total - resumed["step"], (
+        "exactly the missing steps were run"
+    )
 
     assert losses(hurt) == losses(calm)
     last = f"checkpoints/step-{total:08d}"
-    for name in (f"{last}/weights.safetensors", f"{last}/optimizer.safetensors", f"{last}/auxiliary.safetensors", "model.safetensors"):
+    for name in (
+        f"{last}/weights.safetensors",
+        f"{last}/optimizer.safetensors",
+        f"{last}/auxiliary.safetensors",
+        "model.safetensors",
+    ):
         assert (hurt / name).read_bytes() == (calm / name).read_bytes(), name
 
 
@@ -171,7 +196,11 @@ def test_a_stop_file_saves_and_ends_with_its_own_exit_code(tmp_path: Path) -> No
     (run / "stop").touch()
     said = process.communicate(timeout=200)[1]
     (stopped,) = (int(path.name[5:]) for path in (run / "checkpoints").iterdir())
-    assert process.returncode == 75 and 0 < stopped < 400 and f"stopped by file {run / 'stop'} at step {stopped}, saved" in said
+    assert (
+        process.returncode == 75
+        and 0 < stopped < 400
+        and f"stopped by file {run / 'stop'} at step {stopped}, saved" in said
+    )
     assert "stopped by file" in train(config, world=1, code=75), "before it builds anything"
     (run / "stop").unlink()
     shorter = (f"stages.cla.steps={stopped + 5}", "stages.cma.steps=5")
@@ -180,5 +209,7 @@ def test_a_stop_file_saves_and_ends_with_its_own_exit_code(tmp_path: Path) -> No
 
 def test_a_launcher_that_starts_fewer_processes_is_an_error(tmp_path: Path) -> None:
     config = toy.dasd(tmp_path)
-    done = subprocess.run([*command(config, world=1), "--world", "2"], env=environment(), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [*command(config, world=1), "--world", "2"], env=environment(), capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 2 and "--world 2 was asked for, but 1 process(es) run" in done.stderr

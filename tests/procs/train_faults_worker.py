@@ -1,6 +1,8 @@
-"""The process of test_train_faults.py: a small run again and again, each in a fork of this process, with storage that fails somewhere.
+"""The process of test_train_faults.py: a small run again and again, each in a fork of this process, with storage that
+fails somewhere.
 
-    python -m tests.procs.train_faults_worker FOLDER MOST PART PARTS     FOLDER/found-PART.json; MOST "all" or the places tried a fault
+    python -m tests.procs.train_faults_worker FOLDER MOST PART PARTS     FOLDER/found-PART.json; MOST "all" or the
+    places tried a fault
 
 A run is begun, disturbed at one of its file operations, and repeated by the same command.
 """
@@ -22,8 +24,12 @@ LEFT = (".tmp-*", ".step-*", "*.tmp", ".tmp*")
 
 
 def prepare(folder: Path) -> None:
-    """What a start matters for: a projection that does not begin at random, and two stages of which the second begins from the best."""
-    path = toy.dasd(folder, cla=2, cma=2, runtime={"workers": 0, "threads": 1, "log_every": 1, "checkpoint_every": 1, "keep": 1})
+    """What a start matters for: a projection that does not begin at random, and two stages of which the second begins
+    from the best.
+    """
+    path = toy.dasd(
+        folder, cla=2, cma=2, runtime={"workers": 0, "threads": 1, "log_every": 1, "checkpoint_every": 1, "keep": 1}
+    )
     shutil.copy(path, folder / "run.yaml")
 
 
@@ -56,7 +62,11 @@ def scenes(folder: Path, most: int | None, part: int, parts: int) -> None:
         whole = storage.run(action)
         model = run / "model.safetensors"
         outcome = {"fault": name, "at": at, "of": total, "code": broken.code, "said": broken.said[-3000:]}
-        outcome |= {"again": whole.code, "told": whole.said[-3000:], "same": model.is_file() and model.read_bytes() == calm}
+        outcome |= {
+            "again": whole.code,
+            "told": whole.said[-3000:],
+            "same": model.is_file() and model.read_bytes() == calm,
+        }
         left = [str(path.relative_to(run)) for pattern in LEFT for path in run.rglob(pattern)]
         found.append({**outcome, "left": left, "files": sorted(set(files) ^ set(names(run)))})
         (folder / f"found-{part}.json").write_text(json.dumps(found))
@@ -65,7 +75,9 @@ def scenes(folder: Path, most: int | None, part: int, parts: int) -> None:
 
 def names(run: Path) -> list[str]:
     """All files but those that differ from start to start."""
-    return sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "tensorboard" not in str(path))
+    return sorted(
+        str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "tensorboard" not in str(path)
+    )
 
 
 def modes(run: Path) -> dict[str, str]:

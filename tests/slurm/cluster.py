@@ -1,4 +1,6 @@
-"""A running testbed, as tests see it: submit, look, wait, and harm its hosts. Polls, with generous limits; times nothing."""
+"""A running testbed, as tests see it: submit, look, wait, and harm its hosts. Polls, with generous limits; times
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,17 @@ from typing import TypeVar
 T = TypeVar("T")
 SCRIPT = Path(__file__).parent / "testbed" / "testbed.sh"
 ROOT = Path(__file__).resolve().parents[2]
-OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+OVER = {
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "PREEMPTED",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+}
 
 
 def until(what: str, look: Callable[[], T], seconds: float = 600) -> T:
@@ -38,7 +50,13 @@ class Cluster:
     @classmethod
     @contextlib.contextmanager
     def started(cls, folder: Path, *writable: Path, nodes: int = 4) -> Iterator[Cluster]:
-        environment = {**os.environ, "TESTBED_DIR": str(folder), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "TESTBED_DIR": str(folder),
+            "PYTHONPATH": str(ROOT),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
         environment |= {"PATH": f"{folder}/bin:{environment['PATH']}", "SLURM_CONF": f"{folder}/etc/slurm.conf"}
         environment["TESTBED_READABLE"] = f"{ROOT}:{sys.prefix}:{sys.base_prefix}"
         self = cls(folder, environment)
@@ -50,7 +68,9 @@ class Cluster:
 
     def do(self, *words: str, timeout: float = 120) -> str:
         """testbed.sh WORDS."""
-        done = subprocess.run(["bash", SCRIPT, *words], env=self.environment, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            ["bash", SCRIPT, *words], env=self.environment, capture_output=True, text=True, timeout=timeout
+        )
         assert done.returncode == 0, f"testbed.sh {' '.join(words)}: {done.stderr}{done.stdout}"
         return done.stdout
 
@@ -80,7 +100,14 @@ class Cluster:
     def wait(self, job: str, *states: str, seconds: float = 600) -> str:
         """Until the job is in one of these states, by default over."""
         wanted = set(states) or OVER
-        return until(f"job {job} is {' or '.join(sorted(wanted))}", lambda: (now := self.state(job)) in wanted and now, seconds) or ""
+        return (
+            until(
+                f"job {job} is {' or '.join(sorted(wanted))}",
+                lambda: (now := self.state(job)) in wanted and now,
+                seconds,
+            )
+            or ""
+        )
 
     def nodes_of(self, job: str) -> list[str]:
         names = self.slurm("squeue", "--noheader", "--states=all", "--format=%N", f"--jobs={job}").strip()
@@ -109,7 +136,9 @@ class Cluster:
 
 def log_of(folder: Path) -> str:
     """All logs below a folder, for messages of failed tests."""
-    return "\n".join(f"--- {path}\n{path.read_text(errors='replace')[-4000:]}" for path in sorted(folder.rglob("*.log")))
+    return "\n".join(
+        f"--- {path}\n{path.read_text(errors='replace')[-4000:]}" for path in sorted(folder.rglob("*.log"))
+    )
 
 
 def script(folder: Path, name: str, lines: Sequence[str]) -> Path:

@@ -1,4 +1,6 @@
-"""The cluster that the tests of this folder share: four hosts, for one process of pytest. `cluster.py` is what they do with it."""
+"""The cluster that the tests of this folder share: four hosts, for one process of pytest. `cluster.py` is what they do
+with it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cluster(shared: Path) -> Iterator[Cluster]:
     # Unix sockets lie in it, whose paths are short.
-    with tempfile.TemporaryDirectory(prefix=f"ccr-{os.getpid()}-", dir="/tmp") as folder, Cluster.started(Path(folder), shared) as started:
+    with (
+        tempfile.TemporaryDirectory(prefix=f"ccr-{os.getpid()}-", dir="/tmp") as folder,
+        Cluster.started(Path(folder), shared) as started,
+    ):
         yield started
 
 
@@ -48,7 +53,9 @@ def ground(shared: Path) -> Ground:
 @pytest.fixture(scope="session")
 def undisturbed(cluster: Cluster, ground: Ground, shared: Path) -> Run:
     """The run that interrupted ones end like: 150 steps on two ranks, without SLURM."""
-    experiment = Experiment.made(cluster, shared / "undisturbed", {"train": training(ground.config("undisturbed"), nodes=1, ranks=2)})
+    experiment = Experiment.made(
+        cluster, shared / "undisturbed", {"train": training(ground.config("undisturbed"), nodes=1, ranks=2)}
+    )
     done = experiment.ccr_dist("run", experiment.folder / "pipeline.yaml")
     assert done.returncode == 0, done.stderr + experiment.why()
     return ground.run("undisturbed")

@@ -2,8 +2,8 @@
 
     python -m tests.slurm.disturb --rounds 20 --seed 0 --save      kept in tests/benchmarks/results/disturb.json
 
-A third of the rounds hit the generating arrays, the others the training on two nodes, a quarter of those in the middle of a save. Each is
-listed with what it hit, and where that was. Root; takes about a minute a round.
+A third of the rounds hit the generating arrays, the others the training on two nodes, a quarter of those in the middle
+of a save. Each is listed with what it hit, and where that was. Root; takes about a minute a round.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class Disturber:
         return f"{len(shards)} of {ROWS // 5} shards done"
 
     def disturb(self, kind: str, *steps: str, save: bool = False) -> None:
-        """One round: harm, wait until all that it hit runs again, make up for the harm. save: at the moment of a save."""
+        """One round: harm, wait until all that it hit runs again, make up for the harm. save: at the moment of a
+        save.
+        """
         cluster = self.cluster
         jobs = until(f"{' or '.join(steps)} runs", lambda: self.running(*steps))
         target = self.dice.choice(sorted(jobs))
@@ -75,14 +77,16 @@ class Disturber:
         entry = {"kind": kind, "stage": jobs[target], "at": self.where(jobs[target]), "job": target, "node": node}
         repair: Callable[[], Any] = lambda: None  # noqa: E731
         expected = [target]
-        if kind in ("crash", "cut"):  # a node that is back too soon, for a job of which it still has processes, SLURM takes for broken
+        # a node that is back too soon, for a job of which it still has processes, SLURM takes for broken
+        if kind in ("crash", "cut"):
             expected = [job for job in jobs if node in cluster.nodes_of(job)]
         if kind == "warn":
             cluster.slurm("scancel", "--signal=USR1", "--batch", target)
         elif kind == "requeue":
             cluster.slurm("scontrol", "requeue", target)
         elif kind == "kill":
-            cluster.slurm("scancel", "--signal=KILL", self.step_of(target))  # of the job itself it would be a cancellation
+            # of the job itself it would be a cancellation
+            cluster.slurm("scancel", "--signal=KILL", self.step_of(target))
         elif kind == "crash":
             cluster.do("crash", node)
             repair = lambda: cluster.do("boot", node)  # noqa: E731
@@ -90,7 +94,9 @@ class Disturber:
             cluster.do("cut", node)
             repair = lambda: cluster.do("heal", node)  # noqa: E731
         elif kind == "preempt":
-            urgent = cluster.sbatch("--partition=high", "--nodes=4", "--exclusive", script(self.experiment.folder, "urgent", ["sleep 1"]))
+            urgent = cluster.sbatch(
+                "--partition=high", "--nodes=4", "--exclusive", script(self.experiment.folder, "urgent", ["sleep 1"])
+            )
             cluster.wait(urgent, "COMPLETED")
         elif kind == "away":
             cluster.do("kill", "ctl")
@@ -101,7 +107,11 @@ class Disturber:
         if save:
             left = [path.name for path in (self.run.folder / "checkpoints").glob(".step-*")]
             entry["interrupted save"] = left
-        until("all that was hit runs again, or is over", lambda: all(self.restarted(job, before[job]) for job in expected), 600)
+        until(
+            "all that was hit runs again, or is over",
+            lambda: all(self.restarted(job, before[job]) for job in expected),
+            600,
+        )
         entry["hit"] = {job: step for job, step in jobs.items() if cluster.restarts(job) > before[job]}
         entry["seconds until all runs again"] = round(time.monotonic() - begun, 1)
         repair()
@@ -120,7 +130,8 @@ class Disturber:
     def restarted(self, job: str, before: int) -> bool:
         state = self.cluster.state(job)
         assert state != "FAILED", f"{job}: {self.experiment.why()}"
-        if "held" in self.cluster.slurm("squeue", "--noheader", "--format=%r", f"--jobs={job}"):  # the one thing that takes a person
+        # the one thing that takes a person
+        if "held" in self.cluster.slurm("squeue", "--noheader", "--format=%r", f"--jobs={job}"):
             self.released += 1
             self.experiment.ccr_dist("resume", self.experiment.run)
         return state in OVER or (state == "RUNNING" and self.cluster.restarts(job) > before)
@@ -167,7 +178,9 @@ def disturbed(cluster: Cluster, place: Path, rounds: int, dice: random.Random) -
         for name in ("undisturbed", "disturbed"):
             data = ground.data(place / name, rows.root)
             steps = ground.generation(data, url, tasks=1 if name == "undisturbed" else 3)
-            config = ground.config(name, steps=STEPS, data=data, column=COLUMNS[1], **{"runtime.checkpoint_every": EVERY})
+            config = ground.config(
+                name, steps=STEPS, data=data, column=COLUMNS[1], **{"runtime.checkpoint_every": EVERY}
+            )
             steps["train"] = training(
                 config, after=["describe", "translate"], **({"nodes": 1, "ranks": 2} if name == "undisturbed" else {})
             )
@@ -208,7 +221,9 @@ def disturbed(cluster: Cluster, place: Path, rounds: int, dice: random.Random) -
         "checkpoints are whole": verified.returncode == 0,
         "jobs that SLURM held, released by `ccr-dist resume`": disturber.released,
         "attempts": {step: experiment.status()[step]["attempts"] for step in ("describe", "translate", "train")},
-        "signal to saved checkpoint, seconds": [end["saved_s"] for end in experiment.attempts("train") if "saved_s" in end],
+        "signal to saved checkpoint, seconds": [
+            end["saved_s"] for end in experiment.attempts("train") if "saved_s" in end
+        ],
     }
 
 

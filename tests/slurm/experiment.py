@@ -1,5 +1,5 @@
-"""A small experiment as a pipeline, for tests on the cluster: pictures are described and captions translated by arrays of tasks (a model
-server answers them), a retriever is trained on two nodes, measured and reported.
+"""A small experiment as a pipeline, for tests on the cluster: pictures are described and captions translated by arrays
+of tasks (a model server answers them), a retriever is trained on two nodes, measured and reported.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def model_server(cluster: Cluster, folder: Path) -> Iterator[str]:
     command = ["bash", SCRIPT, "on", "ctl", sys.executable, ROOT / "tests" / "chat_server.py", folder, "10.77.0.1"]
     with subprocess.Popen([*map(str, command)], env=cluster.environment) as process:
         try:
-            port = until("the model server listens", lambda: (folder / "port").exists() and (folder / "port").read_text())
+            port = until(
+                "the model server listens", lambda: (folder / "port").exists() and (folder / "port").read_text()
+            )
             yield f"http://10.77.0.1:{port}/v1"
         finally:
             process.terminate()
@@ -55,7 +57,9 @@ class Ground:
         toy.dasd(folder, runtime={"checkpoint_every": 25, "keep": 99, "hang": 300, "trace": "samples"}, name="dasd")
         return cls(folder)
 
-    def config(self, name: str, *, steps: int = 150, data: Path | None = None, column: str = "caption.es.toy", **more: Any) -> str:
+    def config(
+        self, name: str, *, steps: int = 150, data: Path | None = None, column: str = "caption.es.toy", **more: Any
+    ) -> str:
         """Arguments of `train` for a run of that name, in FOLDER/runs/NAME-s0."""
         words = {"name": name, "stages.cla.steps": steps // 3, "stages.cma.steps": steps - steps // 3}
         words |= {"data.targets": f"{{es: {column}}}", **more}
@@ -73,11 +77,17 @@ class Ground:
 
     def generation(self, data: Path, url: str, tasks: int = 3) -> dict[str, Any]:
         """Steps that make COLUMNS of a dataset."""
-        chat = f"--engine openai --model toy --set base_url={url} --set concurrency=2 --set retries=20 --set backoff_s=0.2 --quiet"
+        chat = (
+            f"--engine openai --model toy --set base_url={url} --set concurrency=2 --set retries=20 --set backoff_s=0.2"
+            " --quiet"
+        )
         prompt = f"--prompt {self.folder}"
         describe = f"describe {data} {chat} {prompt}/describe-prompt.yaml --captions caption.en --column {COLUMNS[0]}"
         translate = f"translate {data} {chat} {prompt}/translate-prompt.yaml --to es --column {COLUMNS[1]}"
-        return {"describe": {"command": describe, "tasks": tasks}, "translate": {"command": translate, "tasks": tasks, "after": []}}
+        return {
+            "describe": {"command": describe, "tasks": tasks},
+            "translate": {"command": translate, "tasks": tasks, "after": []},
+        }
 
 
 @dataclass
@@ -208,7 +218,7 @@ class Experiment:
 
 def columns(data: Path) -> dict[str, str]:
     """Digests of every shard of the generated columns, each of whose rows is there once."""
-    from ccr_dist.data.table import Dataset
+    from ccr_dist.data.table.dataset import Dataset
 
     dataset = Dataset.open(data)
     found = {}

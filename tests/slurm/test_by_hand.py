@@ -1,4 +1,6 @@
-"""A script of slurm/ that a person edits and submits, without `ccr-dist submit`: a scaling experiment on one node and on two."""
+"""A script of slurm/ that a person edits and submits, without `ccr-dist submit`: a scaling experiment on one node and
+on two.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ def test_a_scaling_experiment(cluster: Cluster, ground: Ground, shared: Path) ->
     for pattern, line in {
         r"#SBATCH --gpus-per-node=8\n": "",
         r"#SBATCH --output=.*": f"#SBATCH --output={place}/%j.log",
-        r"RUN=\S+": f"export PYTHON={shlex.quote(sys.executable)} PYTHONPATH={ROOT} OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1\nRUN={place}/run",
+        r"RUN=\S+": (
+            f"export PYTHON={shlex.quote(sys.executable)} PYTHONPATH={ROOT} OMP_NUM_THREADS=1"
+            f" HF_HUB_OFFLINE=1\nRUN={place}/run"
+        ),
         r"LAUNCH=\S+": f"LAUNCH={CPU}",
         r"COMMAND=.*": f"COMMAND=({command})",
     }.items():
@@ -42,4 +47,6 @@ def test_a_scaling_experiment(cluster: Cluster, ground: Ground, shared: Path) ->
     ]  # fmt: skip
     for alone, both in (found[:2], found[2:]):
         assert alone["efficiency"] == 1 and alone["communication"] is None and alone["samples_per_s"] > 0
-        assert both["efficiency"] == both["samples_per_s"] / alone["samples_per_s"] / 2 and 0 < both["communication"] < 1
+        assert (
+            both["efficiency"] == both["samples_per_s"] / alone["samples_per_s"] / 2 and 0 < both["communication"] < 1
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from ccr_dist.data.table import Dataset
+from ccr_dist.data.table.dataset import Dataset
 from tests.slurm.cluster import ROOT, Cluster
 from tests.slurm.experiment import CPU, Experiment, Run, model_server
 
@@ -23,7 +23,9 @@ SMALL = (
 
 
 def test_the_demo_to_its_report(cluster: Cluster, shared: Path) -> None:
-    """As it is shipped, but with one of two trainings, few rows and steps, no GPUs, and a model server that says what it is told."""
+    """As it is shipped, but with one of two trainings, few rows and steps, no GPUs, and a model server that says what
+    it is told.
+    """
     place = shared / "demo"
     experiment = Experiment.made(cluster, place, {}, preflight={"free_memory_gib": 0.1, "free_disk_gib": 0.1})
     for name in ("configs", "launch"):
@@ -48,7 +50,9 @@ def test_the_demo_to_its_report(cluster: Cluster, shared: Path) -> None:
         assert done.returncode == 0, done.stderr
         experiment.finish(900)
     found = experiment.status()
-    assert {state for each in found.values() for state in each["states"]} == {"done"} and found["describe"]["states"] == {"done": 2}
+    assert {state for each in found.values() for state in each["states"]} == {"done"} and found["describe"][
+        "states"
+    ] == {"done": 2}
     Dataset.open(place / "data" / "emoji14" / "train").column("description.mllm").require_complete()
     [start] = Run(place / "runs" / "emoji14" / "described-s0").starts()
     assert start["world"] == 2 and len({process["host"] for process in start["processes"]}) == 2

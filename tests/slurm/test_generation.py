@@ -1,4 +1,6 @@
-"""What interrupts arrays of generating tasks, and that every row of their columns is there once, as if nothing had happened."""
+"""What interrupts arrays of generating tasks, and that every row of their columns is there once, as if nothing had
+happened.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ def test_tasks_are_retried_alone(cluster: Cluster, ground: Ground, shared: Path)
     with model_server(cluster, server) as url:
         data = ground.data(shared / "undisturbed-data")
         steps = ground.generation(data, url, tasks=1)
-        done = (alone := Experiment.made(cluster, shared / "columns", steps)).ccr_dist("run", alone.folder / "pipeline.yaml")
+        done = (alone := Experiment.made(cluster, shared / "columns", steps)).ccr_dist(
+            "run", alone.folder / "pipeline.yaml"
+        )
         assert done.returncode == 0, done.stderr
         expected = columns(data)
 
@@ -54,7 +58,9 @@ def test_tasks_are_retried_alone(cluster: Cluster, ground: Ground, shared: Path)
 
 
 @pytest.mark.slow
-def test_a_task_that_keeps_failing_is_given_up_alone_and_resumed(cluster: Cluster, ground: Ground, shared: Path) -> None:
+def test_a_task_that_keeps_failing_is_given_up_alone_and_resumed(
+    cluster: Cluster, ground: Ground, shared: Path
+) -> None:
     server = shared / "failing-server"
     with model_server(cluster, server) as url:
         data = ground.data(shared / "failing-data")
@@ -66,7 +72,10 @@ def test_a_task_that_keeps_failing_is_given_up_alone_and_resumed(cluster: Cluste
         jobs = experiment.submit()
         for task in range(3):
             assert cluster.wait(f"{jobs['translate']}_{task}") == "FAILED", experiment.why()
-        assert [end["why"] for end in experiment.attempts("translate", 1)] == ["storage or engine failed", "too often without progress"]
+        assert [end["why"] for end in experiment.attempts("translate", 1)] == [
+            "storage or engine failed",
+            "too often without progress",
+        ]
         assert cluster.wait(jobs["next"]) == "CANCELLED"
         (server / "down").unlink()
         done = experiment.ccr_dist("resume", experiment.run, "steps.next.command=methods --json")

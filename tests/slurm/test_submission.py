@@ -1,4 +1,6 @@
-"""What is refused before anything is queued, what is named with its node, and what a person can do with a queued pipeline."""
+"""What is refused before anything is queued, what is named with its node, and what a person can do with a queued
+pipeline.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ from tests.slurm.experiment import Experiment, Ground, training
         ("step", {"command": "train CONFIG 'data.targets={es: caption.es.none}'"}, "caption.es.none"),
         ("step", {"command": "train CONFIG stages.cla.stepps=3"}, "did you mean 'steps'"),
         ("step", {"command": "trian CONFIG", "nodes": 1}, "did you mean 'train'"),
-        ("step", {"command": "featurise CONFIG --config CONFIG --from image --column fature.x", "nodes": 1}, "column name 'fature.x'"),
+        (
+            "step",
+            {"command": "featurise CONFIG --config CONFIG --from image --column fature.x", "nodes": 1},
+            "column name 'fature.x'",
+        ),
         ("step", {"launch": "launch/nowhere.yaml"}, "there is no launch/nowhere.yaml"),
         ("step", {"after": ["tarin"]}, "comes after 'tarin'"),
     ],
@@ -56,7 +62,9 @@ def test_nodes_without_the_environment_are_named_and_left_out(cluster: Cluster, 
     cluster.do("on", "n1", "mount", "-t", "tmpfs", "tmpfs", package)
     cluster.do("on", "n2", "mount", "--bind", str(dirty), package)
     try:
-        experiment = Experiment.made(cluster, shared / "environment", {"train": training(ground.config("environment", steps=3))})
+        experiment = Experiment.made(
+            cluster, shared / "environment", {"train": training(ground.config("environment", steps=3))}
+        )
         # The login host of a site is no node; so is this one, whose package is whole.
         job = experiment.submit()["train"]
         experiment.finish()
@@ -73,7 +81,9 @@ def test_a_site_that_exports_nothing_paths_of_any_name_and_edited_steps(cluster:
     home = shared / """my "own" project's $HOME `touch x` #1 %j"""
     home.mkdir()
     data = jobs.captions(home / "data", rows=(2, 2))
-    (home / "more.jsonl").write_text("".join(json.dumps({"key": key, "value": ["x"]}) + "\n" for s in (0, 1) for key in data.keys(s)))
+    (home / "more.jsonl").write_text(
+        "".join(json.dumps({"key": key, "value": ["x"]}) + "\n" for s in (0, 1) for key in data.keys(s))
+    )
     steps = {
         "import": {"command": "replay '$home/data' '$home/more.jsonl' --column caption.es.imp --quiet", "cpus": 1},
         "verify": {"command": "shards verify '$home/data' -q", "cpus": 1},
@@ -81,7 +91,9 @@ def test_a_site_that_exports_nothing_paths_of_any_name_and_edited_steps(cluster:
     experiment = Experiment.made(cluster, home / "experiment", steps)
 
     def write(**sites: Any) -> None:
-        experiment.write("pipeline", {"name": "toy", "folder": str(home / "runs"), "values": {"home": str(home)}, "steps": steps})
+        experiment.write(
+            "pipeline", {"name": "toy", "folder": str(home / "runs"), "values": {"home": str(home)}, "steps": steps}
+        )
         experiment.write("profile", {**yaml.safe_load((experiment.folder / "profile.yaml").read_text()), **sites})
 
     experiment.folder, run = home / "experiment", home / "runs" / "toy"
@@ -90,7 +102,11 @@ def test_a_site_that_exports_nothing_paths_of_any_name_and_edited_steps(cluster:
     try:
         first = experiment.try_submit()
         assert first.returncode == 0, first.stderr
-        queued = [line["job"] for line in map(json.loads, (run / "jobs.jsonl").read_text().splitlines()) if line["event"] == "submitted"]
+        queued = [
+            line["job"]
+            for line in map(json.loads, (run / "jobs.jsonl").read_text().splitlines())
+            if line["event"] == "submitted"
+        ]
         assert cluster.wait(queued[-1]) == "COMPLETED", log_of(run)
     finally:
         del cluster.environment["SBATCH_EXPORT"]
@@ -107,12 +123,16 @@ def test_a_site_that_exports_nothing_paths_of_any_name_and_edited_steps(cluster:
     steps["verify"]["command"] += " --fast"
     write(sbatch=["--hold"])
     third = experiment.try_submit()
-    assert third.returncode == 0 and "import: nothing to queue" in third.stderr and "verify: job" in third.stderr, third.stderr
+    assert third.returncode == 0 and "import: nothing to queue" in third.stderr and "verify: job" in third.stderr, (
+        third.stderr
+    )
     assert status()["verify"] == {"held": 1}
     steps["verify"]["command"] += " --no-decode"
     write()
     refused = experiment.try_submit()
-    assert refused.returncode == 2 and "step verify (job" in refused.stderr and "ccr-dist cancel" in refused.stderr, refused.stderr
+    assert refused.returncode == 2 and "step verify (job" in refused.stderr and "ccr-dist cancel" in refused.stderr, (
+        refused.stderr
+    )
     done = experiment.ccr_dist("cancel", run)
     assert done.returncode == 0 and "cancelled" in done.stderr
     nowhere = experiment.ccr_dist("cancel", home)

@@ -1,4 +1,6 @@
-"""What interrupts training on a cluster, and that every run ends with the weights of an undisturbed one, bit for bit."""
+"""What interrupts training on a cluster, and that every run ends with the weights of an undisturbed one, bit for
+bit.
+"""
 
 from __future__ import annotations
 
@@ -47,11 +49,17 @@ def test_a_signal_a_requeue_and_preemption(cluster: Cluster, ground: Ground, sha
     experiment.finish(LIMIT)
     same(experiment, run, undisturbed)
     first, second, third, last = experiment.attempts("train")
-    assert first["why"] == "time limit" and first["decision"] == "again" and first["counted"] and first["progressed"], first
-    assert second == {} or second["decision"] == "leave", second  # KillWait may be shorter than a save on a busy machine
+    assert first["why"] == "time limit" and first["decision"] == "again" and first["counted"] and first["progressed"], (
+        first
+    )
+    # KillWait may be shorter than a save on a busy machine
+    assert second == {} or second["decision"] == "leave", second
     assert third["why"] == "preempted" and not third["counted"] and preempted > saved, third
     [log] = (experiment.run / "steps" / "train" / "logs").iterdir()
-    assert f"time limit; saved {first['saved_s']} s after the signal: runs again" in log.read_text() and last["decision"] == "done"
+    assert (
+        f"time limit; saved {first['saved_s']} s after the signal: runs again" in log.read_text()
+        and last["decision"] == "done"
+    )
     # At most a step is lost: the next start begins where the signal found the run.
     assert [start["step"] for start in run.starts()][1] == warned and run.starts()[3]["step"] == preempted
 
@@ -92,8 +100,9 @@ def test_a_host_that_is_cut_off_does_not_write_any_more(cluster: Cluster, ground
     wanted = run.saved() + 25
 
     def goes_on() -> bool:
-        # SLURM may cancel the successor's step, whose number is that of the one which was cut off, and give the next attempt to the node
-        # that is back before it has got rid of the old one: it then holds the job until a person releases it.
+        # SLURM may cancel the successor's step, whose number is that of the one which was cut off, and give the next
+        # attempt to the node that is back before it has got rid of the old one: it then holds the job until a person
+        # releases it.
         if "held" in experiment.status()["train"]["states"]:
             experiment.ccr_dist("resume", experiment.run)
         return run.saved() >= wanted
@@ -140,8 +149,12 @@ def test_fewer_nodes_make_the_same_batches(cluster: Cluster, ground: Ground, sha
 
 
 @pytest.mark.slow
-def test_nodes_with_different_numbers_of_ranks(cluster: Cluster, ground: Ground, shared: Path, undisturbed: Run) -> None:
-    """Three GPUs on two nodes that have two each: as many ranks as SLURM gives GPUs. (There are none; the ranks take the CPU.)"""
+def test_nodes_with_different_numbers_of_ranks(
+    cluster: Cluster, ground: Ground, shared: Path, undisturbed: Run
+) -> None:
+    """Three GPUs on two nodes that have two each: as many ranks as SLURM gives GPUs. (There are none; the ranks take
+    the CPU.)
+    """
     step = {**training(ground.config("uneven", steps=12), 2, gpus=3), "ranks": None}
     experiment = Experiment.made(cluster, shared / "uneven", {"train": step}, gpus="--gpus={n}", preflight="off")
     experiment.submit()
@@ -159,7 +172,9 @@ def test_what_cannot_succeed_is_not_tried_again(cluster: Cluster, ground: Ground
     """Found only when it runs: the dataset goes away after the submission."""
     data = ground.data(shared / "vanishing")
     config = ground.config("vanishing", data=data, steps=12)
-    experiment = Experiment.made(cluster, shared / "never", {"train": training(config, 1), "report": {"command": f"report {shared}"}})
+    experiment = Experiment.made(
+        cluster, shared / "never", {"train": training(config, 1), "report": {"command": f"report {shared}"}}
+    )
     hold = cluster.sbatch("--nodes=4", "--exclusive", script(shared, "hold", ["sleep 600"]))
     cluster.wait(hold, "RUNNING")
     jobs = experiment.submit()

@@ -33,7 +33,8 @@ sys.exit(f"imported: {{heavy}}" if heavy else 0)
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("shards", "--help"), ("train", "--help"), ("translate", "--help"), ("config", "show", "--help")]
+    "arguments",
+    [("--help",), ("shards", "--help"), ("train", "--help"), ("translate", "--help"), ("config", "show", "--help")],
 )
 def test_help(arguments: tuple[str, ...]) -> None:
     done = ccr_dist(*arguments)

@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 def is_run(path: Path) -> bool:
     """Studies and pipelines are no run configs; test_study.py and test_pipeline.py check them."""
-    return path.parent.name != "pipelines" and not (path.parent.name == "studies" and "title" in yaml.safe_load(path.read_text()))
+    return path.parent.name != "pipelines" and not (
+        path.parent.name == "studies" and "title" in yaml.safe_load(path.read_text())
+    )
 
 
 SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if not path.name.startswith("_") and is_run(path))

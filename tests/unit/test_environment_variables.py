@@ -12,8 +12,16 @@ PAGE = "docs/environment-variables.md"
 
 def test_the_table_is_that_of_the_code() -> None:
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True)
-    names = listed.stdout.splitlines() if listed.returncode == 0 else [str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if p.is_file()]
-    code = [ROOT / name for name in names if name.endswith((".py", ".sh", ".toml", ".yaml", ".yml")) or name.startswith(".ci/")]
+    names = (
+        listed.stdout.splitlines()
+        if listed.returncode == 0
+        else [str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if p.is_file()]
+    )
+    code = [
+        ROOT / name
+        for name in names
+        if name.endswith((".py", ".sh", ".toml", ".yaml", ".yml")) or name.startswith(".ci/")
+    ]
     used = {match for path in code for match in re.findall(r"\bCCR_[A-Z_]+\b", path.read_text(encoding="utf-8"))}
     tables = [line for line in (ROOT / PAGE).read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     described = {match for line in tables for match in re.findall(r"`(CCR_[A-Z_]+)`", line.split("|")[1])}

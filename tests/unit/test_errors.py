@@ -1,4 +1,6 @@
-"""The boundary of the command line: what the system says becomes a sentence and an exit code, whichever command it hits."""
+"""The boundary of the command line: what the system says becomes a sentence and an exit code, whichever command it
+hits.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ccr_dist import cli, errors
-from ccr_dist.data import store
+from ccr_dist.data.storage import store
 from tests import toy
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +48,10 @@ def ended(error: BaseException) -> int:
 def test_errors_of_the_system(number: int, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert ended(OSError(number, os.strerror(number), "/data/x.tar")) == errors.StorageError.exit_code
     said = capsys.readouterr().err
-    assert said.startswith(f"error: /data/x.tar: {os.strerror(number)}. Everything committed before is intact; ") and advice in said
+    assert (
+        said.startswith(f"error: /data/x.tar: {os.strerror(number)}. Everything committed before is intact; ")
+        and advice in said
+    )
     assert said.count("\n") == 1
 
 
@@ -63,7 +68,7 @@ def test_two_paths_are_both_named(capsys: pytest.CaptureFixture[str]) -> None:
 def test_without_a_path_the_line_of_code_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit), errors.boundary():
         store.read_lines(_Broken())  # type: ignore[arg-type]
-    assert "error: ccr_dist/data/store.py, line " in capsys.readouterr().err
+    assert "error: ccr_dist/data/storage/store.py, line " in capsys.readouterr().err
 
 
 class _Broken:
@@ -71,7 +76,9 @@ class _Broken:
         raise OSError(errno.EIO, "")
 
 
-def test_a_folder_that_is_gone_below_us(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_gone_below_us(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -82,7 +89,9 @@ def test_a_folder_that_is_gone_below_us(capsys: pytest.CaptureFixture[str], tmp_
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ENOSPC])
-def test_writing_names_the_file_and_not_its_temporary_name(number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_writing_names_the_file_and_not_its_temporary_name(
+    number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for without in (True, False):
         with pytest.raises(SystemExit), errors.boundary(), store.staged(tmp_path / "a.tar") as tmp:
             raise OSError(number, "") if without else OSError(number, "", str(tmp))
@@ -116,7 +125,8 @@ CODE = "import sys; from ccr_dist import errors\nwith errors.boundary():\n    {}
 
 
 @pytest.mark.parametrize(
-    "statement", ["print('x' * 200_000)", "print('x')", "sys.stdout.write('x' * 200_000); raise errors.DataError('bad')"]
+    "statement",
+    ["print('x' * 200_000)", "print('x')", "sys.stdout.write('x' * 200_000); raise errors.DataError('bad')"],
 )
 def test_output_that_nobody_reads_ends_quietly(statement: str) -> None:
     read, write = os.pipe()
@@ -129,11 +139,15 @@ def test_output_that_nobody_reads_ends_quietly(statement: str) -> None:
 
 def test_a_full_disk_below_the_output() -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([sys.executable, "-c", CODE.format("print('x')")], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", CODE.format("print('x')")], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
     assert done.returncode == 5 and "No space left on device" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_commands_that_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_that_cannot_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder that cannot be made (its parent is a file) stands for all that the system may refuse."""
     monkeypatch.chdir(tmp_path)
     config = toy.dasd(tmp_path)
@@ -149,11 +163,16 @@ def test_commands_that_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixtur
         with pytest.raises(SystemExit) as end:
             cli.app(command)
         said = capsys.readouterr().err
-        assert end.value.code == 5 and there in said and "Not a directory" in said and "Traceback" not in said, (command, said)
+        assert end.value.code == 5 and there in said and "Not a directory" in said and "Traceback" not in said, (
+            command,
+            said,
+        )
 
 
 def test_of_several_ranks_the_first_tells_the_error(tmp_path: Path) -> None:
-    """The others wait, and are ended by their launcher with their own code; where nobody ends them, they tell theirs."""
+    """The others wait, and are ended by their launcher with their own code; where nobody ends them, they tell
+    theirs.
+    """
     script = """
 import os, signal, sys, time
 from ccr_dist import errors
@@ -166,7 +185,9 @@ with errors.boundary():
 
     def said(rank: str, *ended: str) -> tuple[int, str]:
         ranks = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
-        done = subprocess.run([sys.executable, "-c", script, *ended], env={**os.environ, **ranks}, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script, *ended], env={**os.environ, **ranks}, capture_output=True, text=True
+        )
         return done.returncode, done.stderr.strip()
 
     assert said("0") == said("1") == said("") == (2, "error: misspelt")
@@ -174,5 +195,7 @@ with errors.boundary():
 
 
 def test_the_option_of_deepspeeds_launcher_is_passed_over() -> None:
-    done = subprocess.run([sys.executable, "-m", "ccr_dist", "--local_rank=1", "--version"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ccr_dist", "--local_rank=1", "--version"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stdout.strip()

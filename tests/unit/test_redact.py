@@ -17,7 +17,10 @@ from ccr_dist.redact import command_line, is_secret, without_secrets
     ("text", "kept"),
     [
         ("http://me:pw@host:8000/v1", "http://***@host:8000/v1"),
-        ("base_url=https://tok3n@host/v1?api_key=abc&api-version=2", "base_url=https://***@host/v1?api_key=***&api-version=2"),
+        (
+            "base_url=https://tok3n@host/v1?api_key=abc&api-version=2",
+            "base_url=https://***@host/v1?api_key=***&api-version=2",
+        ),
         ("s3://AKIA:abc@bucket/x and s3://bucket/y", "s3://***@bucket/x and s3://bucket/y"),
         ("https://h/x?X-Amz-Signature=abc&sig=def", "https://h/x?X-Amz-Signature=***&sig=***"),
         ("http://host/v1 mail me@host.org", "http://host/v1 mail me@host.org"),
@@ -47,13 +50,29 @@ def test_commands() -> None:
 
 
 def test_variables() -> None:
-    secret = ("SLURM_JWT", "HF_PASS", "HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "SLURM_AUTH", "HF_PASSWORD", "CUDA_CREDENTIALS")
+    secret = (
+        "SLURM_JWT",
+        "HF_PASS",
+        "HF_TOKEN",
+        "WANDB_API_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+        "SLURM_AUTH",
+        "HF_PASSWORD",
+        "CUDA_CREDENTIALS",
+    )
     assert all(map(is_secret, secret))
-    assert not any(map(is_secret, ("SLURM_JOB_ID", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HOME", "MASTER_ADDR", "SLURM_NTASKS")))
+    assert not any(
+        map(
+            is_secret,
+            ("SLURM_JOB_ID", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HOME", "MASTER_ADDR", "SLURM_NTASKS"),
+        )
+    )
 
 
 def test_provenance_of_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["/usr/bin/ccr-dist", "translate", "--set", "base_url=http://me:pa55@host/v1?key=qu3ry"])
+    monkeypatch.setattr(
+        "sys.argv", ["/usr/bin/ccr-dist", "translate", "--set", "base_url=http://me:pa55@host/v1?key=qu3ry"]
+    )
     dataset = captions(tmp_path / "d")
     run(dataset, Translate(Shout(), "caption.en"), "caption.xx.shout", progress=False)
     text = (dataset.root / "caption.xx.shout" / "column.json").read_text()

@@ -14,7 +14,7 @@ from ccr_dist.cluster.identity import Standing
 from ccr_dist.cluster.pipeline import load_plan
 from ccr_dist.cluster.profile import load_profile
 from ccr_dist.cluster.render import render
-from ccr_dist.data.recipes.base import load_recipe
+from ccr_dist.data.corpora.recipes.base import load_recipe
 from ccr_dist.errors import ConfigError
 from ccr_dist.generate.prompts import load_prompt
 from ccr_dist.resources import DEEPSPEED, LAUNCH, PROFILES, PROMPTS, RECIPES, Kind
@@ -26,7 +26,9 @@ kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.what)
 
 
 @kinds
-def test_every_kind_is_there_and_found_by_name_from_anywhere(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kind_is_there_and_found_by_name_from_anywhere(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert len(kind.files()) > 1
     for name, path in kind.files().items():
@@ -43,7 +45,9 @@ def test_paths_are_paths(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @kinds
 @pytest.mark.parametrize("place", ["{name}", "{name}{suffix}", "{where}/{name}{suffix}"])
-def test_a_file_here_neither_wins_nor_loses_silently(kind: Kind, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_here_neither_wins_nor_loses_silently(
+    kind: Kind, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     name, shipped = next(iter(kind.files().items()))
     here = Path(place.format(name=name, where=kind.where, suffix=kind.suffix))
@@ -71,7 +75,9 @@ def test_names_that_are_not_there(kind: Kind, tmp_path: Path, monkeypatch: pytes
         kind.find("mine")
 
 
-def test_every_place_that_takes_a_name_refuses_what_is_ambiguous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_place_that_takes_a_name_refuses_what_is_ambiguous(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("folder.yaml", "detail.yaml", "default.yaml", "ddp.yaml", "zero2.json"):
         Path(name).write_text("{}")
@@ -106,7 +112,9 @@ def test_a_pipeline_names_its_launch_profile(tmp_path: Path, monkeypatch: pytest
         assert f"\nSCRIPTS={ROOT / 'slurm'}\n" in text
         asked.append(submit._asked(Standing(plan), "a")["step"])
     assert asked[0] == asked[1] == asked[3] != asked[2]  # a job that was queued under the path is still the same job
-    with pytest.raises(ConfigError, match=r"launch/accelerate/ddp\.yaml: no such file here; ccr-dist comes with one.*names: cpu, ddp"):
+    with pytest.raises(
+        ConfigError, match=r"launch/accelerate/ddp\.yaml: no such file here; ccr-dist comes with one.*names: cpu, ddp"
+    ):
         check(plan, free_disk_gib=0)
     Path("p.yaml").write_text(f"name: p\nsteps: {{a: {{{command}, launch: dpp}}}}\n")
     with pytest.raises(ConfigError, match=r"p\.yaml:2: step a: launch: launch profile 'dpp': .*did you mean 'ddp'"):
@@ -115,7 +123,9 @@ def test_a_pipeline_names_its_launch_profile(tmp_path: Path, monkeypatch: pytest
 
 def test_a_config_that_is_only_shipped_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"clip/dasd\.yaml: no such file here; ccr-dist comes with one.*`ccr-dist init DIR`"):
+    with pytest.raises(
+        ConfigError, match=r"clip/dasd\.yaml: no such file here; ccr-dist comes with one.*`ccr-dist init DIR`"
+    ):
         yamlfile.load("configs/clip/dasd.yaml")
     with pytest.raises(ConfigError, match=r"clip/nothing\.yaml: no such file$"):
         yamlfile.load("configs/clip/nothing.yaml")
@@ -129,7 +139,9 @@ def test_shown_paths_lead_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("beside", [True, False], ids=["files of others beside it", "nothing beside it"])
-def test_a_damaged_installation_takes_nothing_of_others(beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_installation_takes_nothing_of_others(
+    beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "ccr_dist").mkdir()
     if beside:
         (tmp_path / "slurm").mkdir()

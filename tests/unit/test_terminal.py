@@ -16,7 +16,7 @@ import yaml
 from rich.table import Table
 
 from ccr_dist import cli, errors, terminal
-from ccr_dist.data.bar import bar
+from ccr_dist.data.storage.progress_bar import bar
 from ccr_dist.evaluate.protocols import language_result
 from ccr_dist.evaluate.report import aggregate, cell, collect, to_csv, write_report
 from ccr_dist.evaluate.schema import RunResult
@@ -97,7 +97,9 @@ def test_commands_that_show_data(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert "\\u001b[" in said.out + said.err and harmless(said.out) and harmless(said.err), (command, said)
     with pytest.raises(SystemExit):
         cli.app(["shards", "inspect", str(data.root), "--json"])
-    assert "\x1b[2J" in json.dumps(json.loads(capsys.readouterr().out), ensure_ascii=False).encode().decode("unicode_escape")
+    assert "\x1b[2J" in json.dumps(json.loads(capsys.readouterr().out), ensure_ascii=False).encode().decode(
+        "unicode_escape"
+    )
 
 
 FORMULAS = ["=1+1", "+1", "-1 cmd|x", "@SUM(A1)", "\t=1", " =1", "\r=1", "＝1"]
@@ -115,7 +117,15 @@ def result(text: str) -> RunResult:
         "split": text,
         "dataset_digest": "x",
     }
-    return RunResult(**about, items=2, groups=2, languages={text: found}, meta={text: text}, provenance={text: text}, attribution=(text,))
+    return RunResult(
+        **about,
+        items=2,
+        groups=2,
+        languages={text: found},
+        meta={text: text},
+        provenance={text: text},
+        attribution=(text,),
+    )
 
 
 @pytest.mark.parametrize("text", FORMULAS)
@@ -132,5 +142,11 @@ def test_numbers_stay_numbers() -> None:
 
 def test_no_text_of_a_page_is_html(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text(result("<script>x</script>\"'&").model_dump_json())
-    page = write_report(collect([tmp_path / "r.json"]), tmp_path / "out", title="<script>x", notes=["<script>y"]).read_text()
-    assert "<script>x" not in page and "<script>y" not in page and "&lt;script&gt;x&lt;/script&gt;&quot;&#x27;&amp;" in page
+    page = write_report(
+        collect([tmp_path / "r.json"]), tmp_path / "out", title="<script>x", notes=["<script>y"]
+    ).read_text()
+    assert (
+        "<script>x" not in page
+        and "<script>y" not in page
+        and "&lt;script&gt;x&lt;/script&gt;&quot;&#x27;&amp;" in page
+    )

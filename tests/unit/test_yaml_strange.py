@@ -18,7 +18,7 @@ from ccr_dist import yamlfile
 from ccr_dist.cluster.pipeline import plan_of
 from ccr_dist.cluster.profile import Profile
 from ccr_dist.config import Frozen, check, load_config
-from ccr_dist.data.recipes.base import load_recipe, shipped
+from ccr_dist.data.corpora.recipes.base import load_recipe, shipped
 from ccr_dist.errors import ConfigError
 from ccr_dist.generate.cli import options_of
 from ccr_dist.generate.engines.base import check_options, translators
@@ -122,7 +122,9 @@ def test_text_is_text_where_the_option_is_text(tmp_path: Path, typed: str, meant
 
 
 def test_the_same_in_a_file(tmp_path: Path) -> None:
-    found = read(tmp_path, "title: 2026-05-01\nnote: 1:30\nnames: {no: on, 1: 2, ~: 3}\nvalue: 2026-13-45\nrows: [1e3]\n")
+    found = read(
+        tmp_path, "title: 2026-05-01\nnote: 1:30\nnames: {no: on, 1: 2, ~: 3}\nvalue: 2026-13-45\nrows: [1e3]\n"
+    )
     assert (found.title, found.note, found.value, found.rows) == ("2026-05-01", "1:30", "2026-13-45", ("1e3",))
     assert found.names == {"no": "on", "1": "2", "~": "3"}
 
@@ -134,7 +136,10 @@ def documented() -> list[tuple[type[Any], str, str]]:
         for name in registry.names():
             for key, info in registry.get(name).Options.model_fields.items():
                 if info.annotation in (str, str | None):
-                    found += [(registry, name, f"{key}={text}") for text in re.findall(r"(?:^|[ (])'([^']*)'", info.description or "")]
+                    found += [
+                        (registry, name, f"{key}={text}")
+                        for text in re.findall(r"(?:^|[ (])'([^']*)'", info.description or "")
+                    ]
     return found
 
 
@@ -156,7 +161,9 @@ def test_a_mapping_of_a_base_can_be_emptied(tmp_path: Path) -> None:
     bases = {"b": "names: {es: x, pt: y}\nparts: {a: {rate: 1}, b: {rate: 2}}\ninner: {rate: 5}\ntitle: t\n"}
     found = read(tmp_path, "base: b.yaml\nnames: !replace {de: z}\nparts: {a: null}\ninner: null\n", **bases)
     assert (found.names, found.parts, found.inner.rate, found.title) == ({"de": "z"}, {"b": Section(rate=2)}, 0.1, "t")
-    found = read(tmp_path, "base: b.yaml\nnames: !replace {}\nparts: {c: {rate: 3}}", "parts.a=null", "parts.b.rate=7", **bases)
+    found = read(
+        tmp_path, "base: b.yaml\nnames: !replace {}\nparts: {c: {rate: 3}}", "parts.a=null", "parts.b.rate=7", **bases
+    )
     assert (found.names, found.parts) == ({}, {"b": Section(rate=7), "c": Section(rate=3)})
 
 
@@ -246,7 +253,9 @@ def test_errors_quote_nothing_of_files_elsewhere(tmp_path: Path, secret: str) ->
     (tmp_path / "elsewhere.yaml").write_text(secret)
     (tmp_path / "mine").mkdir()
     said = refused(tmp_path / "mine", "base: ../elsewhere.yaml\n")
-    assert f"{tmp_path}/elsewhere.yaml" in said and "s3cret" not in said and "root" not in said.replace(str(tmp_path), ""), said
+    assert (
+        f"{tmp_path}/elsewhere.yaml" in said and "s3cret" not in said and "root" not in said.replace(str(tmp_path), "")
+    ), said
     (tmp_path / "mine" / "below").mkdir()
     (tmp_path / "mine" / "below" / "b.yaml").write_text("steps: word\n")
     assert "word" in refused(tmp_path / "mine", "base: below/b.yaml\n")
@@ -289,8 +298,26 @@ def test_strange_overrides(tmp_path: Path, override: str) -> None:
 
 
 WORDS = {key for model in (Whole, Section, Prompt, Profile, Study) for key in model.model_fields}
-WORDS = sorted(WORDS | {"base", "kind", "name", "steps", "views", "method", "backbone", "data", "stages", "open_clip", "dasd"})
-ODD = ["2026-13-45", "1e999", "~", "<<", "=", "{n} {x}", "0x", "1:99:99", "$x", "{media", "!!int x", "*a", "&a", ".inf", "../.."]
+WORDS = sorted(
+    WORDS | {"base", "kind", "name", "steps", "views", "method", "backbone", "data", "stages", "open_clip", "dasd"}
+)
+ODD = [
+    "2026-13-45",
+    "1e999",
+    "~",
+    "<<",
+    "=",
+    "{n} {x}",
+    "0x",
+    "1:99:99",
+    "$x",
+    "{media",
+    "!!int x",
+    "*a",
+    "&a",
+    ".inf",
+    "../..",
+]
 MARKS = [*"[]{}:,-?&*!|>%@`'\"#\n \t", ": ", "- ", "---", "<<: ", "!!set", "&a ", "*a", "\n  "]
 scalars = st.one_of(
     st.sampled_from([*WORDS, *ODD]),
@@ -303,20 +330,35 @@ scalars = st.one_of(
     st.binary(max_size=4),
 )
 keys = st.sampled_from(WORDS) | st.text(max_size=4)
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4), max_leaves=12)
-documents = st.dictionaries(st.sampled_from(WORDS), values, max_size=6).map(lambda value: yaml.dump(value, allow_unicode=True))
-pieces = st.lists(st.sampled_from([*WORDS[:12], *MARKS]) | st.text(string.printable, max_size=3), max_size=30).map("".join)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4), max_leaves=12
+)
+documents = st.dictionaries(st.sampled_from(WORDS), values, max_size=6).map(
+    lambda value: yaml.dump(value, allow_unicode=True)
+)
+pieces = st.lists(st.sampled_from([*WORDS[:12], *MARKS]) | st.text(string.printable, max_size=3), max_size=30).map(
+    "".join
+)
 dotted = st.lists(keys, min_size=1, max_size=3).map(".".join)
-overrides = st.lists(st.tuples(dotted, st.just("=") | st.text(max_size=1), pieces | scalars.map(str)).map("".join), max_size=2)
+overrides = st.lists(
+    st.tuples(dotted, st.just("=") | st.text(max_size=1), pieces | scalars.map(str)).map("".join), max_size=2
+)
 engines = [(registry, name) for registry in (translators, generators) for name in registry.names()]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(documents | pieces, overrides)
-def test_nothing_but_a_config_error_comes_of_any_text(tmp_path_factory: pytest.TempPathFactory, text: str, overrides: list[str]) -> None:
+def test_nothing_but_a_config_error_comes_of_any_text(
+    tmp_path_factory: pytest.TempPathFactory, text: str, overrides: list[str]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
-    path.write_text(text, encoding="utf-8", errors="surrogateescape" if any("\udc80" <= c <= "\udcff" for c in text) else "replace")
-    schemas = [lambda model=model: yamlfile.validate(model, yamlfile.load(path, overrides)) for model in (Whole, Prompt, Profile, Study)]
+    path.write_text(
+        text, encoding="utf-8", errors="surrogateescape" if any("\udc80" <= c <= "\udcff" for c in text) else "replace"
+    )
+    schemas = [
+        lambda model=model: yamlfile.validate(model, yamlfile.load(path, overrides))
+        for model in (Whole, Prompt, Profile, Study)
+    ]
     whole = [
         lambda: plan_of(yamlfile.load(path, overrides)),
         lambda: check(yamlfile.load(path, overrides)),
@@ -345,7 +387,10 @@ def test_nothing_but_a_config_error_comes_of_any_override(recipe: str, overrides
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(
-    st.sampled_from([(translators, name) for name in translators.names()] + [(generators, name) for name in generators.names()]), st.data()
+    st.sampled_from(
+        [(translators, name) for name in translators.names()] + [(generators, name) for name in generators.names()]
+    ),
+    st.data(),
 )
 def test_nothing_but_a_config_error_comes_of_any_option(engine: tuple[Any, str], data: st.DataObject) -> None:
     registry, name = engine

@@ -60,7 +60,9 @@ def test_overrides_reach_sections_lists_and_missing_sections(tmp_path: Path) -> 
 
 
 def test_exponent_without_point_is_a_number_but_quoted_text_stays(tmp_path: Path) -> None:
-    assert load(write(tmp_path, "run.yaml", "title: '1e3'\ninner: {rate: 1e-3}")) == Whole(title="1e3", inner=Inner(rate=0.001))
+    assert load(write(tmp_path, "run.yaml", "title: '1e3'\ninner: {rate: 1e-3}")) == Whole(
+        title="1e3", inner=Inner(rate=0.001)
+    )
 
 
 def test_norwegian_is_a_language(tmp_path: Path) -> None:
@@ -76,7 +78,10 @@ def test_norwegian_is_a_language(tmp_path: Path) -> None:
         ("title: x\nparts:\n  es:\n    raet: 1", "run.yaml:4: unknown key 'parts.es.raet'; did you mean 'rate'?"),
         ("title: x\nrows:\n- rate: 1\n- zzz: 1", "run.yaml:4: unknown key 'rows.1.zzz'; valid keys: names, rate"),
         ("title: x\npet: {kind: dog, whisker: 3}", "run.yaml:2: unknown key 'pet.whisker'; valid keys: good, kind"),
-        ("title: x\npet:\n  kind: cat\n  wiskers: 3", "run.yaml:4: unknown key 'pet.wiskers'; did you mean 'whiskers'?"),
+        (
+            "title: x\npet:\n  kind: cat\n  wiskers: 3",
+            "run.yaml:4: unknown key 'pet.wiskers'; did you mean 'whiskers'?",
+        ),
         ("inner: {rate: fast}\ntitle: x", "run.yaml:1: inner.rate:"),
         ("inner: {}", "'title' is missing"),
         ("title: x\ntitle: y", "run.yaml:2: key 'title' is given twice"),

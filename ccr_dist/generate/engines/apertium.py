@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from ccr_dist.data import store
+from ccr_dist.data.storage import store
 from ccr_dist.errors import DataError, EngineError
 from ccr_dist.generate import languages
 from ccr_dist.generate.engines import base
@@ -23,16 +23,20 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 @base.translators.register("apertium")
 class Apertium(base.Translator):
-    """Every text is a NUL-terminated unit of its own: rules keep variables across sentences, and a flush is what resets them.
+    """Every text is a NUL-terminated unit of its own: rules keep variables across sentences, and a flush is what resets
+    them.
 
-    (With blank lines between texts, 9 of 1,664 translations changed with the order of the texts; with NULs none did.) A unit ends with
-    a full stop and its number in a superblank, which the pipeline passes through: so alignment is checked, not assumed.
+    (With blank lines between texts, 9 of 1,664 translations changed with the order of the texts; with NULs none did.) A
+    unit ends with a full stop and its number in a superblank, which the pipeline passes through: so alignment is
+    checked, not assumed.
     """
 
     directed = ("mode",)
 
     class Options(base.EngineOptions):
-        mode: str | None = Field(None, description="the mode's name as `apertium -l` prints it; default: found from the languages")
+        mode: str | None = Field(
+            None, description="the mode's name as `apertium -l` prints it; default: found from the languages"
+        )
         timeout_s: float = Field(600, gt=0, description="seconds a call may take")
 
     batch = 512
@@ -41,7 +45,8 @@ class Apertium(base.Translator):
         self._timeout_s = options.timeout_s
         if shutil.which("apertium") is None:
             raise EngineError(
-                "engine 'apertium' is not installed; on Debian and Ubuntu: apt install apertium apertium-eng-spa (or another pair)"
+                "engine 'apertium' is not installed; on Debian and Ubuntu: apt install apertium apertium-eng-spa (or"
+                " another pair)"
             )
         there = self._run("-l").split()
         wanted = [options.mode] if options.mode else [f"{s}-{t}" for s in _codes(source) for t in _codes(target)]
@@ -56,7 +61,12 @@ class Apertium(base.Translator):
         command = ["apertium", *args]
         try:  # a session of its own: Ctrl-C is for the job, which lets the batch in flight end
             done = subprocess.run(
-                command, input=text.encode(), capture_output=True, timeout=self._timeout_s, check=False, start_new_session=True
+                command,
+                input=text.encode(),
+                capture_output=True,
+                timeout=self._timeout_s,
+                check=False,
+                start_new_session=True,
             )
         except subprocess.TimeoutExpired as e:
             raise EngineError(f"engine 'apertium': {' '.join(command)} gave no result in {self._timeout_s:g} s") from e
@@ -82,24 +92,32 @@ class Apertium(base.Translator):
 
     def translate(self, texts: list[str]) -> list[str | DataError]:
         marks = [f".[][{i}]" for i in range(len(texts))]
-        units = (_SPECIAL.sub(r"\\\1", text.replace("\0", " ")) + mark + "\0" for text, mark in zip(texts, marks, strict=True))
+        units = (
+            _SPECIAL.sub(r"\\\1", text.replace("\0", " ")) + mark + "\0"
+            for text, mark in zip(texts, marks, strict=True)
+        )
         answer = self._run("-f", "none", "-z", "-u", self._mode, text="".join(units)).split("\0")
         results: list[str | DataError] = []
-        for text, mark, unit in zip(texts, marks, answer, strict=False):  # each stage of the pipeline appends a NUL of its own at the end
+        # each stage of the pipeline appends a NUL of its own at the end
+        for text, mark, unit in zip(texts, marks, answer, strict=False):
             if not unit.endswith(mark):
                 raise EngineError(
-                    f"engine 'apertium' ({self._mode}): answer {unit[-80:]!r} is not the one to {text!r}; expected it to end with {mark!r}"
+                    f"engine 'apertium' ({self._mode}): answer {unit[-80:]!r} is not the one to {text!r}; expected it"
+                    f" to end with {mark!r}"
                 )
             results.append(_ESCAPED.sub(r"\1", unit.removesuffix(mark)).strip())
         if len(results) != len(texts) or any(answer[len(texts) :]):
             raise EngineError(
-                f"engine 'apertium' ({self._mode}): {len(results)} translations of {len(texts)} texts; is the language data damaged?"
+                f"engine 'apertium' ({self._mode}): {len(results)} translations of {len(texts)} texts; is the language"
+                " data damaged?"
             )
         return results
 
 
 def _codes(language: str) -> list[str]:
-    """The spellings of a language in mode names, which use either code, likeliest first: pt-BR -> por_BR, pt_BR, por, pt."""
+    """The spellings of a language in mode names, which use either code, likeliest first: pt-BR -> por_BR, pt_BR, por,
+    pt.
+    """
     tag = languages.parse(language)
     plain = languages.Language("nb", tag.script, tag.region) if tag.language == "no" else tag
     names = [languages.three(plain.language), plain.language]

@@ -1,7 +1,8 @@
 """What an engine is, and finding one by name. One file an engine in this folder: adding one edits no other file.
 
-An engine is a system that turns text into text (pictures into text: `generator.py`) behind a small protocol; it knows nothing about
-columns and shards. No engine imports its libraries at module top: a missing one is an EngineError that says what to install.
+An engine is a system that turns text into text (pictures into text: `generator.py`) behind a small protocol; it knows
+nothing about columns and shards. No engine imports its libraries at module top: a missing one is an EngineError that
+says what to install.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ccr_dist import yamlfile
-from ccr_dist.data import store
+from ccr_dist.data.storage import store
 from ccr_dist.errors import ConfigError, DataError, EngineError
 
 
@@ -37,9 +38,10 @@ class Cut(str):
 class Translator(ABC):
     """A machine translation system for one direction; making it loads nothing heavy.
 
-    `source`, `target`: language codes as in column names (en, pt_BR, zh-Hans). The maker raises EngineError when the direction does not
-    exist. `batch`: rows a call that suit this engine. `directed`: options that may be for one direction only, not for the way back.
-    `longest`: characters of a text that it is given at most; a longer one is a bad item, since an engine's time grows with their square.
+    `source`, `target`: language codes as in column names (en, pt_BR, zh-Hans). The maker raises EngineError when the
+    direction does not exist. `batch`: rows a call that suit this engine. `directed`: options that may be for one
+    direction only, not for the way back. `longest`: characters of a text that it is given at most; a longer one is a
+    bad item, since an engine's time grows with their square.
     """
 
     Options: ClassVar[type[EngineOptions]] = EngineOptions
@@ -52,7 +54,9 @@ class Translator(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What determines the translations: name, version, model and revision or digest of its weights, decoding options. JSON."""
+        """What determines the translations: name, version, model and revision or digest of its weights, decoding
+        options. JSON.
+        """
 
     def versions(self) -> dict[str, str]:
         """Of libraries that are no part of the identity, for the provenance."""
@@ -63,10 +67,11 @@ class Translator(ABC):
 
     @abstractmethod
     def translate(self, texts: list[str]) -> list[str | DataError]:
-        """One translation a text, in order; a `Cut` where it ended at the engine's limit, a DataError for a text this engine cannot take.
+        """One translation a text, in order; a `Cut` where it ended at the engine's limit, a DataError for a text this
+        engine cannot take.
 
-        The texts are not blank and hold no line breaks. A translation must not depend on its neighbours in the list, as far as the
-        engine can help it. EngineError when the engine is gone or answers with another number of texts.
+        The texts are not blank and hold no line breaks. A translation must not depend on its neighbours in the list, as
+        far as the engine can help it. EngineError when the engine is gone or answers with another number of texts.
         """
 
 
@@ -102,7 +107,9 @@ class Registry(Generic[E]):
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
             raise ConfigError(
-                f"unknown {self.what} {name!r}" + (f"; did you mean {near[0]!r}?" if near else ";") + f" There are: {', '.join(names)}"
+                f"unknown {self.what} {name!r}"
+                + (f"; did you mean {near[0]!r}?" if near else ";")
+                + f" There are: {', '.join(names)}"
             )
         return self._known[name]
 
@@ -139,14 +146,20 @@ _NOT_CONTENT = (".md", ".gitattributes", ".lock")
 
 
 def model_identity(engine: str, model: str, revision: str | None) -> dict[str, Any]:
-    """Which weights a model in Hugging Face's format is: a local folder by the digest of its files, an id by its commit.
+    """Which weights a model in Hugging Face's format is: a local folder by the digest of its files, an id by its
+    commit.
 
     EngineError when it is neither a folder nor an id that can be found.
     """
     folder = Path(model)
     if folder.is_dir():
-        files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in _NOT_CONTENT and not p.name.startswith("."))
-        return {"model": folder.resolve().name, "files": store.digest_json({p.name: store.sha256_file(p) for p in files})}
+        files = sorted(
+            p for p in folder.iterdir() if p.is_file() and p.suffix not in _NOT_CONTENT and not p.name.startswith(".")
+        )
+        return {
+            "model": folder.resolve().name,
+            "files": store.digest_json({p.name: store.sha256_file(p) for p in files}),
+        }
     with needs(engine, "pip install huggingface_hub"):
         from huggingface_hub import hf_hub_download
     try:

@@ -1,6 +1,8 @@
-"""Requests as models see them: pictures scaled down, and the prompt that a model's own chat template makes of a request.
+"""Requests as models see them: pictures scaled down, and the prompt that a model's own chat template makes of a
+request.
 
-For engines that run models in Hugging Face's format themselves; a server has its own template, and `openai.py` needs only the pictures.
+For engines that run models in Hugging Face's format themselves; a server has its own template, and `openai.py` needs
+only the pictures.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ _FIELDS = ("system", "media", "text")
 class ModelOptions(GeneratorOptions):
     """Options of engines that run a model themselves."""
 
-    template: str | None = Field(None, description="for models without a chat template: text with {system}, {media} and {text}")
+    template: str | None = Field(
+        None, description="for models without a chat template: text with {system}, {media} and {text}"
+    )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
 
     def sampling(self) -> dict[str, Any]:
@@ -49,8 +53,8 @@ class Prompt:
 class Chat:
     """Request -> prompt; can be pickled, and loads the model's processor where it is first used.
 
-    ConfigError for a `template` that has other fields, EngineError for a model that has no template, DataError for a request that the
-    template refuses.
+    ConfigError for a `template` that has other fields, EngineError for a model that has no template, DataError for a
+    request that the template refuses.
     """
 
     engine: str
@@ -62,29 +66,45 @@ class Chat:
                 self.options.template.format(**dict.fromkeys(_FIELDS, ""))
             except (KeyError, IndexError, ValueError) as e:
                 raise ConfigError(
-                    f"engine {self.engine!r}: template: {e} is no field; there are {{system}}, {{media}} and {{text}}; braces are doubled"
+                    f"engine {self.engine!r}: template: {e} is no field; there are {{system}}, {{media}} and {{text}};"
+                    " braces are doubled"
                 ) from e
 
     def __call__(self, request: Request) -> Prompt:
-        images, frames = shrunk(request.images, self.options.max_pixels), shrunk(request.frames, self.options.max_pixels)
+        images, frames = (
+            shrunk(request.images, self.options.max_pixels),
+            shrunk(request.frames, self.options.max_pixels),
+        )
         if not self.options.video:
             images, frames = images + frames, []
         if self.options.template is not None:
             return Prompt(self._filled(request, len(images), len(frames)), images, frames, special=True)
-        processor = load_processor(self.engine, self.options.model, self.options.revision, self.options.trust_remote_code)
-        content: Any = [{"type": "image"}] * len(images) + [{"type": "video"}] * bool(frames) + [{"type": "text", "text": request.text}]
+        processor = load_processor(
+            self.engine, self.options.model, self.options.revision, self.options.trust_remote_code
+        )
+        content: Any = (
+            [{"type": "image"}] * len(images)
+            + [{"type": "video"}] * bool(frames)
+            + [{"type": "text", "text": request.text}]
+        )
         if not hasattr(processor, "tokenizer"):  # a tokenizer alone: templates of text models take strings
             if images or frames:
                 raise DataError(f"{request.id}: pictures for {self.options.model}, which takes only text")
             content = request.text
-        system = [{"role": "system", "content": request.system if isinstance(content, str) else [{"type": "text", "text": request.system}]}]
+        system = [
+            {
+                "role": "system",
+                "content": request.system if isinstance(content, str) else [{"type": "text", "text": request.system}],
+            }
+        ]
         messages = [*(system if request.system else []), {"role": "user", "content": content}]
         from jinja2 import TemplateError
 
         told = self.options.chat_template_kwargs
         if unknown := [name for name in told if name not in _template(processor)]:
             raise ConfigError(
-                f"engine {self.engine!r}: chat_template_kwargs: the chat template of {self.options.model} has no {', '.join(unknown)}"
+                f"engine {self.engine!r}: chat_template_kwargs: the chat template of {self.options.model} has no"
+                f" {', '.join(unknown)}"
             )
         try:
             text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **told)
@@ -92,7 +112,8 @@ class Chat:
             raise DataError(f"{request.id}: the chat template of {self.options.model} refuses it: {e}") from e
         except ValueError as e:
             raise EngineError(
-                f"engine {self.engine!r}: {self.options.model} has no chat template; give one with the option template: {str(e)[:200]}"
+                f"engine {self.engine!r}: {self.options.model} has no chat template; give one with the option template:"
+                f" {str(e)[:200]}"
             ) from e
         return Prompt(text, images, frames, special=False)
 
@@ -100,13 +121,15 @@ class Chat:
         assert self.options.template is not None
         media = ""
         if "{media}" in self.options.template and (images or frames):
-            processor = load_processor(self.engine, self.options.model, self.options.revision, self.options.trust_remote_code)
+            processor = load_processor(
+                self.engine, self.options.model, self.options.revision, self.options.trust_remote_code
+            )
             try:
                 media = processor.image_token * images + (processor.video_token if frames else "")
             except AttributeError as e:
                 raise EngineError(
-                    f"engine {self.engine!r}: the processor of {self.options.model} does not say how it marks media ({e}); "
-                    "write the model's own mark into the template in the place of {media}"
+                    f"engine {self.engine!r}: the processor of {self.options.model} does not say how it marks media"
+                    f" ({e}); write the model's own mark into the template in the place of {{media}}"
                 ) from e
         return self.options.template.format(system=request.system or "", media=media, text=request.text)
 
@@ -139,8 +162,9 @@ def _load_processor(engine: str, model: str, revision: str | None, trust_remote_
 def unseen(engine: str, model: str, request: str, *, video: bool) -> EngineError:
     """For media of which nothing reaches the model: its answers would be the same for all rows."""
     return EngineError(
-        f"engine {engine!r}: {model} sees no {'videos' if video else 'pictures'}: nothing of {request} is in what is made for it, and all "
-        "answers would be alike" + ("; without video=true frames go in as pictures" if video else "")
+        f"engine {engine!r}: {model} sees no {'videos' if video else 'pictures'}: nothing of {request} is in what is"
+        " made for it, and all answers would be alike"
+        + ("; without video=true frames go in as pictures" if video else "")
     )
 
 

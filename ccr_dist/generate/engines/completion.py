@@ -1,6 +1,8 @@
-"""What servers with an OpenAI-compatible chat API send back, read leniently where the meaning is clear. Pure functions; no HTTP here.
+"""What servers with an OpenAI-compatible chat API send back, read leniently where the meaning is clear. Pure functions;
+no HTTP here.
 
-Servers differ in how they name the end of an answer, in what they leave out, and in how they say that something went wrong.
+Servers differ in how they name the end of an answer, in what they leave out, and in how they say that something went
+wrong.
 """
 
 from __future__ import annotations
@@ -14,10 +16,39 @@ from ccr_dist.generate.engines.generator import Answer, Generation
 
 WRAPPED = "answer"  # the key under which a value stands that may not be the root of a schema
 
-_ENDED = {"stop", "eos", "eos_token", "end", "end_turn", "complete", "completed", "stop_sequence", "stop_token", "stop_word"}
+_ENDED = {
+    "stop",
+    "eos",
+    "eos_token",
+    "end",
+    "end_turn",
+    "complete",
+    "completed",
+    "stop_sequence",
+    "stop_token",
+    "stop_word",
+}
 _CUT = {"length", "max_tokens", "max_output_tokens", "max_new_tokens", "model_length", "token_limit"}
-_FILTERED = {"content_filter", "content_filtered", "safety", "recitation", "blocklist", "prohibited_content", "refusal", "sensitive"}
-_FAILED = {"abort", "aborted", "cancelled", "canceled", "error", "insufficient_system_resource", "network_error", "timeout"}
+_FILTERED = {
+    "content_filter",
+    "content_filtered",
+    "safety",
+    "recitation",
+    "blocklist",
+    "prohibited_content",
+    "refusal",
+    "sensitive",
+}
+_FAILED = {
+    "abort",
+    "aborted",
+    "cancelled",
+    "canceled",
+    "error",
+    "insufficient_system_resource",
+    "network_error",
+    "timeout",
+}
 _STATUSES = {str(status) for status in range(400, 600)}
 _CALLS = {"function_call", "tool_calls", "tool_use"}
 _WRAPPER = re.compile(rf'^\s*\{{\s*"{WRAPPED}"\s*:\s*')
@@ -28,7 +59,9 @@ class Unreadable(Exception):
 
 
 def parsed(data: bytes) -> dict[str, Any]:
-    """The JSON object in a body. Unreadable for everything else (a page of a gateway, a cut or endlessly nested text)."""
+    """The JSON object in a body. Unreadable for everything else (a page of a gateway, a cut or endlessly nested
+    text).
+    """
     try:
         payload = json.loads(data)
     except (ValueError, RecursionError) as e:
@@ -39,7 +72,9 @@ def parsed(data: bytes) -> dict[str, Any]:
 
 
 def error_in(payload: dict[str, Any]) -> tuple[int, str] | None:
-    """(its status, what it says) of an error that came with status 200, as proxies send them; None where there is none."""
+    """(its status, what it says) of an error that came with status 200, as proxies send them; None where there is
+    none.
+    """
     error = payload.get("error")
     if payload.get("object") == "error":
         error = payload
@@ -52,10 +87,12 @@ def error_in(payload: dict[str, Any]) -> tuple[int, str] | None:
 
 
 def read(payload: dict[str, Any], name: str, *, max_tokens: int, wrapped: bool = False) -> Answer:
-    """The answer in a chat completion; DataError, naming the item, for one that the server filtered. Unreadable where there is none.
+    """The answer in a chat completion; DataError, naming the item, for one that the server filtered. Unreadable where
+    there is none.
 
-    Of several choices the first. Token counts that are not given are 0. An end that is not named, or by a word unknown here, is `length`
-    when all tokens are used up that were allowed, else `stop`. wrapped: the text is a JSON object whose only value is meant.
+    Of several choices the first. Token counts that are not given are 0. An end that is not named, or by a word unknown
+    here, is `length` when all tokens are used up that were allowed, else `stop`. wrapped: the text is a JSON object
+    whose only value is meant.
     """
     choice = _choice(payload)
     message = choice.get("message")
@@ -90,7 +127,9 @@ def _text(content: Any) -> str | None:
         content = [content]
     if not isinstance(content, list):
         raise Unreadable(f"expected text, found {_shown(content)}")
-    parts = [part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None for part in content]
+    parts = [
+        part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None for part in content
+    ]
     return "".join(part for part in parts if isinstance(part, str))
 
 
@@ -101,14 +140,20 @@ def _count(payload: dict[str, Any], name: str) -> int:
 
 
 def _unwrapped(text: str, wrapped: bool) -> str:
-    """The bare value; of an object that was cut off, what there is of it. Text that is no such object stays as it is."""
+    """The bare value; of an object that was cut off, what there is of it. Text that is no such object stays as it
+    is.
+    """
     if not wrapped:
         return text
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return _WRAPPER.sub("", text)
-    return json.dumps(value[WRAPPED], ensure_ascii=False) if isinstance(value, dict) and value.keys() == {WRAPPED} else text
+    return (
+        json.dumps(value[WRAPPED], ensure_ascii=False)
+        if isinstance(value, dict) and value.keys() == {WRAPPED}
+        else text
+    )
 
 
 def _shown(what: Any) -> str:

@@ -1,7 +1,8 @@
-"""How sequence-to-sequence models are told into which language they translate, by family, and whether they have been told.
+"""How sequence-to-sequence models are told into which language they translate, by family, and whether they have been
+told.
 
-A model that is not told translates into some language or into none, and nothing in the output says so: so every way is looked up in the
-tokenizer's own tokens and the model's own config, and what cannot be found there is refused.
+A model that is not told translates into some language or into none, and nothing in the output says so: so every way is
+looked up in the tokenizer's own tokens and the model's own config, and what cannot be found there is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 from ccr_dist.errors import EngineError
 from ccr_dist.generate import languages
 
-CODED = ("m2m_100", "mbart", "nllb-moe", "plbart", "seamless_m4t", "seamless_m4t_v2")  # families that have a token a language
+# families that have a token a language
+CODED = ("m2m_100", "mbart", "nllb-moe", "plbart", "seamless_m4t", "seamless_m4t_v2")
 _PREFIXED = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 _MARK = {"marian": re.compile(r">>([^<>]+)<<"), "t5": re.compile(r"<2([A-Za-z_-]+)>")}
 _TASK = re.compile(r"translation_([A-Za-z_-]+?)_to_([A-Za-z_-]+)")
@@ -22,7 +24,8 @@ _TASK = re.compile(r"translation_([A-Za-z_-]+?)_to_([A-Za-z_-]+)")
 
 @dataclass(frozen=True)
 class Direction:
-    """What a model is told. `source`, `target`: its codes for the languages, and their tokens' ids; `prefix` is put before each text.
+    """What a model is told. `source`, `target`: its codes for the languages, and their tokens' ids; `prefix` is put
+    before each text.
 
     `doubt`: why the direction could not be verified, where the family leaves it to the user; None where it is certain.
     """
@@ -35,10 +38,11 @@ class Direction:
 
 
 def direct(tokenizer: Any, config: Any, *, source: str, target: str, prefix: str | None, model: str) -> Direction:
-    """The way to tell this model this direction. `source`, `target`: the model's own codes, or BCP 47 tags; prefix: what the user said.
+    """The way to tell this model this direction. `source`, `target`: the model's own codes, or BCP 47 tags; prefix:
+    what the user said.
 
-    EngineError, with what there is, when the model does not know a language, is made for another direction, or needs a prefix that
-    is not given and cannot be found.
+    EngineError, with what there is, when the model does not know a language, is made for another direction, or needs a
+    prefix that is not given and cannot be found.
     """
     family = config.model_type
     if family in CODED:
@@ -55,24 +59,34 @@ def direct(tokenizer: Any, config: Any, *, source: str, target: str, prefix: str
         return _prefixed(tokenizer, config, source, target, prefix, model)
     if hasattr(tokenizer, "src_lang"):
         return _coded(tokenizer, source, target, prefix or "", model)
-    return Direction(prefix or "", doubt=None if prefix else f"nothing in {model} (a model of the family {family!r}) says its direction")
+    return Direction(
+        prefix or "",
+        doubt=None if prefix else f"nothing in {model} (a model of the family {family!r}) says its direction",
+    )
 
 
 def _coded(tokenizer: Any, source: str, target: str, prefix: str, model: str) -> Direction:
     codes = _codes(tokenizer)
     if not hasattr(tokenizer, "src_lang") or not codes:
         raise EngineError(
-            f"engine 'transformers': {model!r} translates between many languages, but its tokenizer ({type(tokenizer).__name__}) has no "
-            "tokens for them, so it cannot be told the direction; take the tokenizer that came with the model"
+            f"engine 'transformers': {model!r} translates between many languages, but its tokenizer"
+            f" ({type(tokenizer).__name__}) has no tokens for them, so it cannot be told the direction; take the"
+            " tokenizer that came with the model"
         )
-    found = {role: _code(sorted(codes), wanted, role, model) for role, wanted in (("source", source), ("target", target))}
+    found = {
+        role: _code(sorted(codes), wanted, role, model) for role, wanted in (("source", source), ("target", target))
+    }
     return Direction(prefix, found["source"], found["target"], {code: codes[code] for code in found.values()})
 
 
 def _codes(tokenizer: Any) -> dict[str, int]:
-    """Language code -> id of its token. Only added and special tokens: a code such as "pt" is an ordinary piece of text, too."""
+    """Language code -> id of its token. Only added and special tokens: a code such as "pt" is an ordinary piece of
+    text, too.
+    """
     added = {str(token): number for token, number in tokenizer.get_added_vocab().items()}
-    special = set(map(str, tokenizer.all_special_tokens)) | set(map(str, getattr(tokenizer, "_extra_special_tokens", ()) or ()))
+    special = set(map(str, tokenizer.all_special_tokens)) | set(
+        map(str, getattr(tokenizer, "_extra_special_tokens", ()) or ())
+    )
     for token in special - added.keys():
         number = tokenizer.convert_tokens_to_ids(token)
         if number is not None and number != tokenizer.unk_token_id:
@@ -80,15 +94,24 @@ def _codes(tokenizer: Any) -> dict[str, int]:
     if named := getattr(tokenizer, "lang_code_to_token", None):  # M2M100: en -> __en__
         ids = getattr(tokenizer, "lang_token_to_id", {}) or added
         return {code: int(ids[token]) for code, token in named.items() if token in ids}
-    return {token: number for token, number in added.items() if re.fullmatch(r"[a-z]{2,3}(_[A-Za-z]{2,4})?|__[a-z_]+__", token)}
+    return {
+        token: number
+        for token, number in added.items()
+        if re.fullmatch(r"[a-z]{2,3}(_[A-Za-z]{2,4})?|__[a-z_]+__", token)
+    }
 
 
 def _code(codes: list[str], wanted: str, role: str, model: str) -> str:
     code, candidates = languages.choose(wanted, codes)
     if code is None:
-        among = f"several of its codes may be meant ({', '.join(candidates)}); say which" if candidates else "it does not know it"
+        among = (
+            f"several of its codes may be meant ({', '.join(candidates)}); say which"
+            if candidates
+            else "it does not know it"
+        )
         raise EngineError(
-            f"engine 'transformers': {model!r}: {role} language {wanted!r}: {among}: set {role}_code. It has: {', '.join(codes[:300])}"
+            f"engine 'transformers': {model!r}: {role} language {wanted!r}: {among}: set {role}_code. It has:"
+            f" {', '.join(codes[:300])}"
         )
     return code
 
@@ -107,28 +130,32 @@ def _prefix(given: str | None, marks: dict[str, str], target: str, model: str, f
     shown = ", ".join(list(marks.values())[:300])
     if given is None:
         raise EngineError(
-            f"engine 'transformers': {model!r} translates into several languages and has no mark for {target!r} (or more than one); "
-            f"set prefix to one of its marks and a space. It has: {shown}"
+            f"engine 'transformers': {model!r} translates into several languages and has no mark for {target!r} (or"
+            f" more than one); set prefix to one of its marks and a space. It has: {shown}"
         )
     if asked is None:
         raise EngineError(
-            f"engine 'transformers': {model!r} translates into several languages, and the prefix {given!r} has none of its marks, "
-            f"such as {form.format(mark or next(iter(marks)))!r}. It has: {shown}"
+            f"engine 'transformers': {model!r} translates into several languages, and the prefix {given!r} has none of"
+            f" its marks, such as {form.format(mark or next(iter(marks)))!r}. It has: {shown}"
         )
     said = next(code for code, token in marks.items() if token == asked.group())
     if mark is not None and languages.known(said) and not languages.same(said, target):
-        raise EngineError(f"engine 'transformers': the prefix {given!r} asks {model!r} for {said!r}, and --to is {target!r}")
+        raise EngineError(
+            f"engine 'transformers': the prefix {given!r} asks {model!r} for {said!r}, and --to is {target!r}"
+        )
     return given
 
 
 def _check_fixed(told: dict[str, Any], source: str, target: str, model: str) -> None:
-    """A model for one direction, by what its tokenizer says; groups of languages (ROMANCE, gmw) and tags unknown here say nothing."""
+    """A model for one direction, by what its tokenizer says; groups of languages (ROMANCE, gmw) and tags unknown here
+    say nothing.
+    """
     for role, wanted in (("source", source), ("target", target)):
         made_for = str(told.get(f"{role}_lang") or "")
         if languages.known(made_for) and languages.known(wanted) and not languages.near(made_for, wanted):
             raise EngineError(
-                f"engine 'transformers': {model!r} is made for {told.get('source_lang')} -> {told.get('target_lang')}, and {source} -> "
-                f"{target} is asked for; take a model for it"
+                f"engine 'transformers': {model!r} is made for {told.get('source_lang')} -> {told.get('target_lang')},"
+                f" and {source} -> {target} is asked for; take a model for it"
             )
 
 
@@ -141,21 +168,28 @@ def _prefixed(tokenizer: Any, config: Any, source: str, target: str, prefix: str
             tasks[match.groups()] = str(task["prefix"])
     if not tasks and prefix is None:
         raise EngineError(
-            f"engine 'transformers': {model!r} is a T5, and a T5 is told the direction by a prefix, which its config does not name. Set "
-            "the prefix that its model card gives, such as --set 'prefix=translate English to German: '; or an empty one, "
+            f"engine 'transformers': {model!r} is a T5, and a T5 is told the direction by a prefix, which its config"
+            " does not name. Set "
+            "the prefix that its model card gives, such as --set 'prefix=translate English to German: '; or an empty"
+            " one, "
             f"""--set "prefix=''", if it was trained on {source} -> {target} alone, without a prefix"""
         )
     if not tasks:
-        return Direction(prefix or "", doubt=None if prefix else f"{model} is a T5, and is given no prefix to tell it the direction")
+        return Direction(
+            prefix or "", doubt=None if prefix else f"{model} is a T5, and is given no prefix to tell it the direction"
+        )
     for (one, other), text in tasks.items():
         if languages.same(one, source) and languages.same(other, target) and prefix in (None, text):
             return Direction(text)
     if prefix is None:
         raise EngineError(
-            f"engine 'transformers': {model!r} is told the direction by a prefix; its config has none for {source} -> {target}, but for: "
-            f"{', '.join(f'{a} -> {b} ({text!r})' for (a, b), text in sorted(tasks.items()))}; if it knows yours, set prefix"
+            f"engine 'transformers': {model!r} is told the direction by a prefix; its config has none for {source} ->"
+            f" {target}, but for: {', '.join(f'{a} -> {b} ({text!r})' for (a, b), text in sorted(tasks.items()))}; if"
+            " it knows yours, set prefix"
         )
     named = [pair for pair, text in tasks.items() if text.strip() == prefix.strip()]
     if named and not languages.same(named[0][1], target):
-        raise EngineError(f"engine 'transformers': the prefix {prefix!r} asks {model!r} for {named[0][1]!r}, and --to is {target!r}")
+        raise EngineError(
+            f"engine 'transformers': the prefix {prefix!r} asks {model!r} for {named[0][1]!r}, and --to is {target!r}"
+        )
     return Direction(prefix)

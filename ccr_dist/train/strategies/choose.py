@@ -1,4 +1,5 @@
-"""Which strategy runs: the launch profile says it by what `accelerate launch` puts into the environment, `--strategy` by name.
+"""Which strategy runs: the launch profile says it by what `accelerate launch` puts into the environment, `--strategy`
+by name.
 
 Both must agree. Nothing else of a profile is read: where it says what has no effect here, that is an error.
 """
@@ -13,15 +14,17 @@ from typing import Any
 
 import torch
 
-from ... import resources
-from ...errors import ConfigError
-from .base import Engine
-from .zero import OURS
+from ccr_dist import resources
+from ccr_dist.errors import ConfigError
+from ccr_dist.train.strategies.base import Engine
+from ccr_dist.train.strategies.zero import OURS
 
 NAMES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
-ZERO = frozenset(  # keys of zero_optimization; the others change numbers (quantisation) or layouts that checkpoints must know
+# keys of zero_optimization; the others change numbers (quantisation) or layouts that checkpoints must know
+ZERO = frozenset(
     {
-        "stage", "reduce_bucket_size", "allgather_bucket_size", "reduce_scatter", "overlap_comm", "contiguous_gradients", "sub_group_size",
+        "stage", "reduce_bucket_size", "allgather_bucket_size", "reduce_scatter", "overlap_comm",
+        "contiguous_gradients", "sub_group_size",
         "offload_optimizer", "offload_param", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
         "stage3_max_live_parameters", "stage3_max_reuse_distance",
     }
@@ -48,7 +51,10 @@ DEEPSPEED = {
 WRAPPED = "ccr_dist/train/strategies/fsdp2.py decides it"
 FSDP = {
     # transformers reads it: the weights of all ranks but 0 would be left as they happen to be, for accelerate to fill
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": ("false", "it is `true` unless a profile says fsdp_cpu_ram_efficient_loading: false"),
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": (
+        "false",
+        "it is `true` unless a profile says fsdp_cpu_ram_efficient_loading: false",
+    ),
     "FSDP_OFFLOAD_PARAMS": ("false", "use zero3_offload.yaml"),
     "FSDP_ACTIVATION_CHECKPOINTING": ("false", "runtime.gradient_checkpointing of the run config says it"),
     "FSDP_RESHARD_AFTER_FORWARD": ("true", WRAPPED),
@@ -60,7 +66,9 @@ FSDP = {
 
 
 def requested(name: str | None) -> tuple[str | None, dict[str, Any]]:
-    """The strategy's name, None for the plain one, and the DeepSpeed config of the profile. ConfigError where the two differ."""
+    """The strategy's name, None for the plain one, and the DeepSpeed config of the profile. ConfigError where the two
+    differ.
+    """
     profile, options = _profile()
     if name is not None and name not in NAMES:
         raise ConfigError(f"--strategy {name}: expected one of {', '.join(NAMES)}")
@@ -74,11 +82,15 @@ def _profile() -> tuple[str | None, dict[str, Any]]:
     fsdp, deepspeed = _on("ACCELERATE_USE_FSDP"), _on("ACCELERATE_USE_DEEPSPEED")
     wrong = _without_effect(PLAIN | (FSDP if fsdp else {}) | (DEEPSPEED if deepspeed else {}))
     if torch.cuda.is_available() and _on("ACCELERATE_USE_CPU"):
-        wrong.append("the launch profile asks for the CPU, but GPUs are seen and would be used: hide them with CUDA_VISIBLE_DEVICES=")
+        wrong.append(
+            "the launch profile asks for the CPU, but GPUs are seen and would be used: hide them with"
+            " CUDA_VISIBLE_DEVICES="
+        )
     version = os.environ.get("FSDP_VERSION", "1")
     if fsdp and version != "2":
         wrong.append(
-            f"the launch profile asks for FSDP {version}; this trains with FSDP 2: see {resources.shown('launch/accelerate/fsdp2.yaml')}"
+            f"the launch profile asks for FSDP {version}; this trains with FSDP 2: see"
+            f" {resources.shown('launch/accelerate/fsdp2.yaml')}"
         )
     options: dict[str, Any] = {}
     if deepspeed:
@@ -96,7 +108,9 @@ def _on(variable: str) -> bool:
 
 
 def _without_effect(table: Mapping[str, tuple[str, str]]) -> list[str]:
-    """One line about all variables of a launch profile that ask for what is not done here; none where there are none."""
+    """One line about all variables of a launch profile that ask for what is not done here; none where there are
+    none.
+    """
     found = [
         f"{variable}={os.environ[variable]} ({why})"
         for variable, (expected, why) in table.items()
@@ -105,13 +119,14 @@ def _without_effect(table: Mapping[str, tuple[str, str]]) -> list[str]:
     if not found:
         return []
     return [
-        f"the launch profile or command sets what has no effect here: {'; '.join(found)}. Leave it out, or start from a profile of "
-        f"{resources.LAUNCH.folder}"
+        f"the launch profile or command sets what has no effect here: {'; '.join(found)}. Leave it out, or start from a"
+        f" profile of {resources.LAUNCH.folder}"
     ]
 
 
 def deepspeed_config(path: str | None) -> dict[str, Any]:
-    """A DeepSpeed config that leaves to the run config what is the run config's, without what asks for nothing ("auto", "none").
+    """A DeepSpeed config that leaves to the run config what is the run config's, without what asks for nothing ("auto",
+    "none").
 
     ConfigError naming the file and all keys that cannot be used.
     """
@@ -122,8 +137,9 @@ def deepspeed_config(path: str | None) -> dict[str, Any]:
     if not file.exists():
         names = ", ".join(resources.DEEPSPEED.files())
         raise ConfigError(
-            f"{file}: the launch profile's DeepSpeed config is not there, seen from {Path.cwd()}. Start in the folder that the profile's "
-            f"path counts from, give it whole in the profile, or name one that comes with ccr-dist: {names}"
+            f"{file}: the launch profile's DeepSpeed config is not there, seen from {Path.cwd()}. Start in the folder"
+            " that the profile's path counts from, give it whole in the profile, or name one that comes with ccr-dist:"
+            f" {names}"
         )
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
@@ -139,7 +155,10 @@ def deepspeed_config(path: str | None) -> dict[str, Any]:
             names = ", ".join(f"{where}{key}" for key in unknown)
             wrong.append(f"{names} cannot be used here; expected only {', '.join(sorted(known))}")
     if zero.get("stage") not in (1, 2, 3) or isinstance(zero["stage"], bool):
-        wrong.append(f"zero_optimization.stage is {zero.get('stage')!r}: expected 1, 2 or 3; for plain data parallelism use ddp.yaml")
+        wrong.append(
+            f"zero_optimization.stage is {zero.get('stage')!r}: expected 1, 2 or 3; for plain data parallelism use"
+            " ddp.yaml"
+        )
     for key in ("offload_optimizer", "offload_param"):
         place = zero.get(key, {})
         device = place.get("device", "cpu") if isinstance(place, dict) else place
@@ -159,13 +178,13 @@ def _neutral(value: Any) -> bool:
 
 def engine_of(name: str) -> type[Engine]:
     if name == "fsdp2":
-        from .fsdp2 import Fsdp2
+        from ccr_dist.train.strategies.fsdp2 import Fsdp2
 
         return Fsdp2
     if name.startswith("zero"):
-        from . import zero
+        from ccr_dist.train.strategies import zero
 
         return {"zero1": zero.Zero1, "zero2": zero.Zero2, "zero3": zero.Zero3}[name]
-    from . import replicated
+    from ccr_dist.train.strategies import replicated
 
     return {"single": replicated.Single, "ddp": replicated.Ddp}[name]

@@ -1,7 +1,9 @@
-"""FSDP2: parameters, gradients and optimiser state in shards by PyTorch's `fully_shard`; every tensor is cut along its first axis.
+"""FSDP2: parameters, gradients and optimiser state in shards by PyTorch's `fully_shard`; every tensor is cut along its
+first axis.
 
-Frozen blocks are gathered when they run and freed again; everything else is one group that stays whole from the first forward to the end of
-the backward. Autocast decides the precision of products, as under the other strategies; shards and reductions are fp32.
+Frozen blocks are gathered when they run and freed again; everything else is one group that stays whole from the first
+forward to the end of the backward. Autocast decides the precision of products, as under the other strategies; shards
+and reductions are fp32.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ...errors import ConfigError
-from ..shards import Shards
-from .base import Engine, MakeOptimizer
+from ccr_dist.errors import ConfigError
+from ccr_dist.train.state.sharded_tensors import Shards
+from ccr_dist.train.strategies.base import Engine, MakeOptimizer
 
 
 class Fsdp2(Engine):
@@ -28,10 +30,13 @@ class Fsdp2(Engine):
         for name, parameter in self.trained.items():
             if parameter.ndim == 0:
                 raise ConfigError(
-                    f"strategy fsdp2 cannot train {name}, which is a scalar: train with ddp or zero, or give it the shape (1,)"
+                    f"strategy fsdp2 cannot train {name}, which is a scalar: train with ddp or zero, or give it the"
+                    " shape (1,)"
                 )
         if self.settings.clip == "tensor" and self.settings.clip_norm is not None:
-            raise ConfigError("stages: clip: tensor needs whole gradients, which fsdp2 does not hold; use ddp, or clip: global")
+            raise ConfigError(
+                "stages: clip: tensor needs whole gradients, which fsdp2 does not hold; use ddp, or clip: global"
+            )
         names = list(self.trained)
         mesh = init_device_mesh(self.processes.device.type, (self.processes.world,))
         scalars = {parameter for parameter in self.step.parameters() if parameter.ndim == 0}
@@ -76,22 +81,28 @@ class Fsdp2(Engine):
     def rewritten(self) -> None:
         for module in self.step.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # what was gathered for a forward without gradient is kept, and would be used once more
+                # what was gathered for a forward without gradient is kept, and would be used once more
+                module.reshard()
 
     def placed(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
         if isinstance(value, DTensor) or not isinstance(parameter, DTensor):
             return super().placed(value, parameter)
         whole = value.to(self.processes.device, copy=True)
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)  # every rank has read the file
+        # every rank has read the file
+        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def blocks(step: nn.Module) -> list[nn.Module]:
-    """The frozen blocks of transformers: members of module lists in the backbone, called as modules one after the other."""
+    """The frozen blocks of transformers: members of module lists in the backbone, called as modules one after the
+    other.
+    """
     found: list[nn.Module] = []
     for module in step.get_submodule("backbone").modules():
         if isinstance(module, nn.ModuleList):
             found += [
-                block for block in module if next(block.parameters(), None) is not None and type(block).forward is not nn.Module.forward
+                block
+                for block in module
+                if next(block.parameters(), None) is not None and type(block).forward is not nn.Module.forward
             ]
     inner = {id(sub) for block in found for sub in block.modules() if sub is not block}
     return [block for block in found if id(block) not in inner and not any(p.requires_grad for p in block.parameters())]

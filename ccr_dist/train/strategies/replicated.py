@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.nn.parallel import DistributedDataParallel
 
-from ..lazy import is_table
-from .base import Engine, MakeOptimizer
+from ccr_dist.train.optimizers.lazy_tables import is_table
+from ccr_dist.train.strategies.base import Engine, MakeOptimizer
 
 
 class Single(Engine):
@@ -27,16 +27,19 @@ class Ddp(Engine):
 
     def build(self, make_optimizer: MakeOptimizer, options: Mapping[str, Any]) -> None:
         self.optimizer = make_optimizer(self.trained)
-        # Unused parameters are looked for because DDP then keeps its first bucket layout. Otherwise it rebuilds the buckets after the first
-        # backward, and a resumed process would reduce its first step in another layout than the process that was never interrupted:
-        # other bits from three ranks on. It also lets a rank without rows take part.
+        # Unused parameters are looked for because DDP then keeps its first bucket layout. Otherwise it rebuilds the
+        # buckets after the first backward, and a resumed process would reduce its first step in another layout than the
+        # process that was never interrupted: other bits from three ranks on. It also lets a rank without rows take
+        # part.
         device = self.processes.device
         # Frozen tables are buffers: nothing to synchronise in every forward. (torch 2.13 renamed the option.)
         renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
         still: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         ids = [device.index] if device.type == "cuda" else None
         # Rows of lazy tables are exchanged before the update; DDP would reduce the whole table.
-        tables = [name for name, parameter in self.step.named_parameters() if self.settings.lazy_tables and is_table(name)]
+        tables = [
+            name for name, parameter in self.step.named_parameters() if self.settings.lazy_tables and is_table(name)
+        ]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.step, tables)
         self.wrapped = DistributedDataParallel(self.step, device_ids=ids, find_unused_parameters=True, **still)
 

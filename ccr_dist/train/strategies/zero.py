@@ -1,7 +1,8 @@
 """ZeRO-1, 2 and 3 by DeepSpeed: optimiser state, then gradients, then parameters in partitions.
 
-The engine gets the stage's own optimiser and clipping; precision is autocast's, as under the other strategies, so DeepSpeed itself runs in
-fp32. What only DeepSpeed's internals offer (state in and out of flat partitions) is in `zero_state.py`.
+The engine gets the stage's own optimiser and clipping; precision is autocast's, as under the other strategies, so
+DeepSpeed itself runs in fp32. What only DeepSpeed's internals offer (state in and out of flat partitions) is in
+`zero_state.py`.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...errors import ConfigError
-from ..optimizer import set_rate
-from . import zero_state
-from .base import Engine, MakeOptimizer
+from ccr_dist.errors import ConfigError
+from ccr_dist.train.optimizers.optimizer import set_rate
+from ccr_dist.train.strategies import zero_state
+from ccr_dist.train.strategies.base import Engine, MakeOptimizer
 
 OURS = {  # key of a DeepSpeed config: what says it here
-    "train_batch_size": "stages.*.batch", "train_micro_batch_size_per_gpu": "runtime.micro_batch", "gradient_accumulation_steps":
-    "runtime.micro_batch", "gradient_clipping": "stages.*.clip_norm", "optimizer": "stages.*.optimizer", "scheduler": "stages.*.schedule",
-    "fp16": "runtime.precision", "bf16": "runtime.precision", "amp": "runtime.precision", "torch_autocast": "runtime.precision",
+    "train_batch_size": "stages.*.batch", "train_micro_batch_size_per_gpu": "runtime.micro_batch",
+    "gradient_accumulation_steps":
+    "runtime.micro_batch", "gradient_clipping": "stages.*.clip_norm", "optimizer": "stages.*.optimizer",
+    "scheduler": "stages.*.schedule",
+    "fp16": "runtime.precision", "bf16": "runtime.precision", "amp": "runtime.precision",
+    "torch_autocast": "runtime.precision",
 }  # fmt: skip
 
 
@@ -36,7 +40,10 @@ class _Zero(Engine):
         deepspeed = imported()
         settings = self.settings
         if settings.clip == "tensor" and settings.clip_norm is not None:
-            raise ConfigError(f"stages: clip: tensor needs whole gradients, but {self.name} partitions them flat; use ddp, or clip: global")
+            raise ConfigError(
+                f"stages: clip: tensor needs whole gradients, but {self.name} partitions them flat; use ddp, or clip:"
+                " global"
+            )
         config = {
             **options,
             "train_micro_batch_size_per_gpu": 1,  # means nothing here: the order deals out the batches
@@ -51,7 +58,9 @@ class _Zero(Engine):
         )
         actual = self.wrapped.zero_optimization_stage()
         if actual != self.stage:
-            raise ConfigError(f"{self.name} was asked for, but DeepSpeed runs ZeRO stage {actual}: look at {sorted(options)}")
+            raise ConfigError(
+                f"{self.name} was asked for, but DeepSpeed runs ZeRO stage {actual}: look at {sorted(options)}"
+            )
         self.inner: torch.optim.Optimizer = self.optimizer.optimizer  # over flat partitions
 
     def accumulate(self, last: bool) -> AbstractContextManager[Any]:
@@ -118,8 +127,9 @@ class Zero3(_Zero):
 
     @contextmanager
     def _its_linear(self) -> Iterator[None]:
-        """DeepSpeed's `linear`, which lets go of gathered weights and rounds otherwise in bf16, in place of PyTorch's; DeepSpeed leaves it
-        there for all that this process does later."""
+        """DeepSpeed's `linear`, which lets go of gathered weights and rounds otherwise in bf16, in place of PyTorch's;
+        DeepSpeed leaves it there for all that this process does later.
+        """
         own, functional.linear = functional.linear, self._linear
         try:
             yield
@@ -147,17 +157,23 @@ class Zero3(_Zero):
 
 def imported() -> Any:
     """DeepSpeed, ready for this device. ConfigError where it is not installed."""
-    os.environ.setdefault("LOCAL_RANK", "0")  # it insists on a launcher's variables, which a process alone need not have
+    # it insists on a launcher's variables, which a process alone need not have
+    os.environ.setdefault("LOCAL_RANK", "0")
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         import deepspeed
         import deepspeed.ops
     except ImportError as error:
-        raise ConfigError(f"ZeRO needs DeepSpeed (pip install 'ccr-dist[deepspeed]'), which cannot be imported: {error}") from None
-    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed calls functions that have new names
-    deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns of optimisers that it does not know, and of steps that were not made
+        raise ConfigError(
+            f"ZeRO needs DeepSpeed (pip install 'ccr-dist[deepspeed]'), which cannot be imported: {error}"
+        ) from None
+    # DeepSpeed calls functions that have new names
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
+    # it warns of optimisers that it does not know, and of steps that were not made
+    deepspeed.utils.logger.setLevel(logging.ERROR)
     if not torch.cuda.is_available():
-        # Gloo reduces; otherwise a C++ extension for reductions in shared memory is compiled at the first start (a minute).
+        # Gloo reduces; otherwise a C++ extension for reductions in shared memory is compiled at the first start (a
+        # minute).
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

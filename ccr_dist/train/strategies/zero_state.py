@@ -1,7 +1,9 @@
-"""State into and out of DeepSpeed's flat partitions, by parameter name. The one file that uses private names of DeepSpeed (0.19).
+"""State into and out of DeepSpeed's flat partitions, by parameter name. The one file that uses private names of
+DeepSpeed (0.19).
 
-A partition is a flat tensor of which a parameter, or a part of it, is a slice. DeepSpeed's own getters return whole tensors but work after
-a first step alone; its setters fail where sizes do not divide, and its checkpoints want the same world size.
+A partition is a flat tensor of which a parameter, or a part of it, is a slice. DeepSpeed's own getters return whole
+tensors but work after a first step alone; its setters fail where sizes do not divide, and its checkpoints want the same
+world size.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ...errors import CheckpointError
-from .base import by_parameter
+from ccr_dist.errors import CheckpointError
+from ccr_dist.train.strategies.base import by_parameter
 
 
 def whole(parameter: nn.Parameter) -> Tensor:
@@ -28,7 +30,9 @@ def whole(parameter: nn.Parameter) -> Tensor:
 
 
 def local_bytes(parameter: Any) -> int:
-    """Under ZeRO-3 the rank's part, and the whole of what is gathered now: small tensors always are, unless the profile says otherwise."""
+    """Under ZeRO-3 the rank's part, and the whole of what is gathered now: small tensors always are, unless the profile
+    says otherwise.
+    """
     mine = [parameter, parameter.ds_tensor] if hasattr(parameter, "ds_id") else [parameter]
     return sum(tensor.numel() * tensor.element_size() for tensor in mine)
 
@@ -51,7 +55,9 @@ def states(optimizer: Any, trained: Mapping[str, nn.Parameter], *, stage: int) -
 
 
 def restore(optimizer: Any, trained: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], *, stage: int) -> None:
-    """Make the state of every partition out of whole tensors. CheckpointError where counters differ between parameters."""
+    """Make the state of every partition out of whole tensors. CheckpointError where counters differ between
+    parameters.
+    """
     found = by_parameter(tensors, trained)
     if not found:
         return
@@ -61,14 +67,18 @@ def restore(optimizer: Any, trained: Mapping[str, nn.Parameter], tensors: Mappin
     for key in like.keys() - set(flat):
         values = {float(state[key]) for state in found.values()}
         if len(values) > 1:
-            raise CheckpointError(f"optimiser state {key!r} differs between parameters ({sorted(values)[:3]}…): ZeRO keeps one for all")
+            raise CheckpointError(
+                f"optimiser state {key!r} differs between parameters ({sorted(values)[:3]}…): ZeRO keeps one for all"
+            )
         counters[key] = like[key]
     inner: torch.optim.Optimizer = optimizer.optimizer
     partitions = [parameter for group in inner.param_groups for parameter in group["params"]]
     if stage == 3:
         partitions = list(optimizer.fp32_partitioned_groups_flat)
     for partition in partitions:
-        inner.state[partition] = {key: torch.zeros_like(partition) for key in flat} | {k: v.clone() for k, v in counters.items()}
+        inner.state[partition] = {key: torch.zeros_like(partition) for key in flat} | {
+            k: v.clone() for k, v in counters.items()
+        }
     if stage < 3:
         _link(optimizer)
     for name, state in found.items():
@@ -77,7 +87,9 @@ def restore(optimizer: Any, trained: Mapping[str, nn.Parameter], tensors: Mappin
 
 
 def _link(optimizer: Any) -> None:
-    """Tell parameters where their state is. ZeRO-1 and 2 do so when the first group has made its first step; others have no state then."""
+    """Tell parameters where their state is. ZeRO-1 and 2 do so when the first group has made its first step; others
+    have no state then.
+    """
     optimizer._hp_optimizer_states_linked = False
     optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -95,7 +107,9 @@ def _put(parameter: Any, key: str, value: Tensor, stage: int) -> None:
 
 @torch.no_grad()
 def bound(parameter: Any, low: float, high: float, *, stage: int) -> None:
-    """Clamp a parameter and this rank's part of the copy that the optimiser works on, from which the next step would bring it back."""
+    """Clamp a parameter and this rank's part of the copy that the optimiser works on, from which the next step would
+    bring it back.
+    """
     copies = [parameter.data]  # under ZeRO-3 empty, or whole for a small one
     if stage == 3:
         from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
@@ -109,21 +123,27 @@ def bound(parameter: Any, low: float, high: float, *, stage: int) -> None:
 
 
 def strays(step: nn.Module) -> int:
-    """Parameters that ZeRO-3 has seen used outside the module that owns them; it gathers them for the module that was running."""
+    """Parameters that ZeRO-3 has seen used outside the module that owns them; it gathers them for the module that was
+    running.
+    """
     found: Any = (module._external_params for module in step.modules())
     return sum(map(len, found))
 
 
 def forget_order(optimizer: Any) -> None:
-    """Fetch parameters when they are needed, until ZeRO-3 has learnt anew in which order they are. An order that was learnt before a stray
-    was seen (a parameter of another language) does not have it, and would be an error in the next step."""
+    """Fetch parameters when they are needed, until ZeRO-3 has learnt anew in which order they are. An order that was
+    learnt before a stray was seen (a parameter of another language) does not have it, and would be an error in the next
+    step.
+    """
     coordinator = optimizer.parameter_offload.get_param_coordinator()
     if not coordinator.is_invalid_trace():
         coordinator._invalidate_trace()
 
 
 def forget_gradients(optimizer: Any) -> None:
-    """ZeRO-3 writes gradients over those of the step before; a parameter that a batch does not use would be moved by its last one again."""
+    """ZeRO-3 writes gradients over those of the step before; a parameter that a batch does not use would be moved by
+    its last one again.
+    """
     optimizer.grad_partitions_flat_buffer.zero_()
     if optimizer.offload_optimizer:
         for partition in optimizer.fp32_partitioned_groups_flat:

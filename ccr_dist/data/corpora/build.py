@@ -1,0 +1,203 @@
+"""Building datasets from a recipe: OUT/train, OUT/val, OUT/test, every shard of every column committed once.
+
+What the rows are is the recipe's affair (`recipes/`); how a shard comes into being is the table's. This file goes over
+what is missing. Running it again continues or does nothing; a recipe with another plan is refused with the difference
+shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ccr_dist.data.corpora.recipes.base import Material, Recipe, Row
+from ccr_dist.data.storage import store
+from ccr_dist.data.storage.pools import spawn_pool
+from ccr_dist.data.storage.progress_bar import bar
+from ccr_dist.data.storage.remote import require_local
+from ccr_dist.data.table.dataset import Column, Dataset, create_column, create_dataset
+from ccr_dist.data.table.splits import SPLITS
+from ccr_dist.errors import DataBudgetError, DataError
+
+_TASKS_AHEAD = 8  # a worker process: bounds the pictures in memory
+
+
+@dataclass
+class Summary:
+    """What a build found and did."""
+
+    out: Path
+    rows: dict[str, int] = field(default_factory=dict)
+    columns: int = 0
+    built: int = 0  # shards committed by this call
+    there: int = 0  # shards that were there before
+    exports: list[Path] = field(default_factory=list)
+    # key -> why its picture is null, of the shards built by this call
+    bad: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def build(recipe: Recipe, out: str | Path, *, workers: int | None = None, progress: bool = True) -> Summary:
+    """Builds what is missing. workers: processes that render (None: all cores; 0: this process).
+
+    Raises DataError where OUT holds another build (with the difference), DataBudgetError for more unusable pictures
+    than the recipe allows, StorageError on a full disk; everything committed stays and the next call goes on from
+    there.
+    """
+    start = time.monotonic()
+    require_local(out, "datasets are built")
+    material = recipe.material()
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    limited = {} if recipe.limit is None else {"limit": recipe.limit}
+    plan = {
+        "recipe": recipe.kind,
+        "name": recipe.name,
+        "shard_rows": recipe.shard_rows,
+        "rows": material.plan,
+        **limited,
+    }
+    _claim(out / "recipe.json", plan, lambda: recipe.advice(out, material))
+    for folder in (out, *out.glob("*/"), *out.glob("*/*/")):
+        store.tidy(folder)
+    summary = Summary(out, notes=tuple(material.notes), columns=len(material.columns))
+    work: list[tuple[Column, int, list[Row]]] = []
+    for split in SPLITS:
+        rows = _spaced([row for row in material.rows if row.split == split], recipe.limit)
+        if not rows:
+            continue
+        shards = [rows[i : i + recipe.shard_rows] for i in range(0, len(rows), recipe.shard_rows)]
+        dataset = create_dataset(
+            out / split, name=recipe.name, split=split, keys=[[row.key for row in shard] for shard in shards]
+        )
+        summary.rows[split] = len(rows)
+        summary.exports += _export(dataset, material, rows)
+        for spec in material.columns:
+            if split not in spec.splits:
+                continue
+            column = create_column(
+                dataset, spec.name, kind=spec.kind, extension=spec.extension, plan=spec.plan, provenance=spec.provenance
+            )
+            missing = column.missing()
+            summary.there += len(shards) - len(missing)
+            work += [(column, i, shards[i]) for i in missing]
+    if not summary.rows:
+        raise DataError(
+            f"{out}: the recipe {recipe.name!r} gives no rows; " + ("; ".join(material.notes) or "look at its options")
+        )
+    lazy = material.parallel and any(callable(rows[0].columns.get(column.name)) for column, _, rows in work)
+    with (
+        _pool(workers if lazy else 0) as pool,
+        bar(progress and bool(work), "building", sum(len(rows) for _, _, rows in work), "values") as advance,
+    ):
+        for column, shard, rows in work:
+            summary.built += _commit(column, shard, rows, pool, advance, recipe, summary.bad)
+    summary.seconds = time.monotonic() - start
+    return summary
+
+
+def _spaced(rows: list[Row], limit: int | None) -> list[Row]:
+    """At most `limit` of the rows, from the beginning to the end."""
+    return rows if limit is None or limit >= len(rows) else [rows[i * len(rows) // limit] for i in range(limit)]
+
+
+def _claim(path: Path, plan: dict[str, Any], advice: Callable[[], str]) -> None:
+    """One build a folder: create-once, and equal from then on."""
+    if not store.create_once(path, store.pretty_json(plan)) and (
+        lines := store.differences(store.read_json(path), plan)
+    ):
+        raise DataError(
+            f"{path.parent}: holds another build; the difference:\n  " + "\n  ".join(lines) + f"\n{advice()}"
+        )
+
+
+def _export(dataset: Dataset, material: Material, rows: list[Row]) -> list[Path]:
+    """Texts that go along as JSONL files for `ccr-dist replay`, one `{"key": ..., "value": ...}` a line."""
+    paths = []
+    for name in sorted({name for row in rows for name in row.exports}):
+        lines = [
+            store.canonical_json({"key": row.key, "value": row.exports[name]}) for row in rows if name in row.exports
+        ]
+        path = dataset.root / f"{name}.jsonl"
+        if not path.exists():
+            store.create_once(path, b"".join(line + b"\n" for line in lines))
+        paths.append(path)
+    return paths
+
+
+def _commit(
+    column: Column,
+    shard: int,
+    rows: list[Row],
+    pool: Executor | None,
+    advance: Callable[[], None],
+    recipe: Recipe,
+    bad: dict[str, str],
+) -> bool:
+    start = time.monotonic()
+    here: dict[str, str] = {}
+
+    def values() -> Iterator[bytes | None]:
+        for row, value in zip(rows, _in_order((row.columns.get(column.name) for row in rows), pool), strict=True):
+            if isinstance(value, DataError):
+                here[row.key] = bad[row.key] = str(value)
+                if len(bad) > recipe.bad_pictures:
+                    shown = "".join(f"\n  {key}: {why}" for key, why in list(bad.items())[:10])
+                    raise DataBudgetError(
+                        f"{column.folder}: {len(bad)} unusable pictures, bad_pictures={recipe.bad_pictures}"
+                        f" allowed:{shown}"
+                    )
+                value = None
+            yield None if value is None else column.encode(value)
+            advance()
+
+    done = column.commit(shard, values())
+    if done:
+        column.write_stats(shard, {"seconds": round(time.monotonic() - start, 3), "rows": len(rows), "bad": here})
+    return done
+
+
+def _in_order(values: Iterable[Any], pool: Executor | None) -> Iterator[Any]:
+    """The values, callables replaced by what they return, or by the DataError they raise; a bounded number of them
+    ahead in the pool.
+    """
+    ahead: deque[Any] = deque()
+    limit = 1 if pool is None else _TASKS_AHEAD * (os.cpu_count() or 1)
+    for value in values:
+        ahead.append(
+            pool.submit(_call, value).result
+            if pool is not None and callable(value)
+            else (lambda value=value: _call(value))
+        )
+        if len(ahead) >= limit:
+            yield ahead.popleft()()
+    while ahead:
+        yield ahead.popleft()()
+
+
+def _call(value: Any) -> Any:
+    try:
+        return value() if callable(value) else value
+    except DataError as e:
+        return e
+
+
+@contextlib.contextmanager
+def _pool(workers: int | None) -> Iterator[Executor | None]:
+    workers = os.cpu_count() or 1 if workers is None else workers
+    if workers < 1:
+        yield None
+        return
+    pool = spawn_pool(workers)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,228 @@
+"""Datasets to the files that NRCCR, LECCR, MLA and DASD read, and files of translations made elsewhere to what
+`ccr-dist replay` reads.
+
+The other way, from such files to a dataset, goes by recipes (`shards/nrccr.yaml`, `shards/mla.yaml`). Media are not
+written: both projects read a folder of pictures named by the items.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ccr_dist.data.corpora.formats.files import Files
+from ccr_dist.data.corpora.formats.readers import Keyed, Mapping, Texts
+from ccr_dist.data.corpora.formats.writers import write_json, write_keyed, write_mapping, write_names
+from ccr_dist.data.corpora.recipes.captions import safe_key
+from ccr_dist.data.storage import store
+from ccr_dist.data.table.dataset import Column, Dataset, open_all
+from ccr_dist.errors import ConfigError, DataError
+
+_BACK = re.compile(r"back-([A-Za-z]{2,3}(?:-[A-Z][A-Za-z]{1,3})?)-(.+)")
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{2,4}$")
+
+
+@dataclass
+class Converted:
+    """Files written, and blank captions left out of them."""
+
+    files: list[Path] = field(default_factory=list)
+    blank: int = 0
+
+
+def to_nrccr(path: str | Path, out: str | Path, *, name: str | None = None, columns: Sequence[str] = ()) -> Converted:
+    """TextData/NAME<split>_<tag>.caption.txt for every caption column, {img,video}_id/<split>_id.txt, and
+    descriptions.<source>/KEY.txt.
+
+    name: the collection, as `multi30k`; default: the dataset's. columns: only these. ConfigError where OUT is not
+        empty.
+    """
+    datasets, done, out = _open(path, columns), Converted(), _empty(out)
+    for dataset in datasets:
+        collection = f"{name or dataset.name}{dataset.split}"
+        kind = "video" if "video" in dataset.columns() else "img"
+        ids = out / f"{kind}_id" / f"{dataset.split}_id.txt"
+        write_names(ids, [key for shard in range(len(dataset.shards)) for key in dataset.keys(shard)])
+        done.files.append(ids)
+        for column in _wanted(dataset, columns):
+            if column.name.startswith("caption."):
+                stem, tag = nrccr_name(column)
+                target = out / "TextData" / f"{collection}_{stem}.caption.txt"
+                done.blank += write_keyed(target, tag, _texts(column))
+                done.files.append(target)
+            else:
+                folder = out / column.name
+                folder.mkdir(exist_ok=True)
+                for key, texts in _texts(column):
+                    if "/" in key:
+                        raise DataError(f"{column.folder}: the key {key!r} cannot name a file")
+                    store.create_once(folder / f"{key}.txt", " ".join(texts).encode())
+                done.files.append(folder)
+    return done
+
+
+def nrccr_name(column: Column) -> tuple[str, str]:
+    """(middle of the file name, tag) of a caption column, as NRCCR calls them.
+
+    caption.en: enc; caption.de: de; caption.de.google: google_enc2de; caption.en.back-de-google: google_enc2de2enc;
+    caption.en.google, made from caption.de: google_de2enc.
+    """
+    language, _, engine = column.name.removeprefix("caption.").partition(".")
+    if not engine:
+        return ("enc", "enc") if language == "en" else (language, language)
+    if language != "en":
+        return f"{engine}_enc2{language}", f"enc2{language}"
+    if back := _BACK.fullmatch(engine):
+        return f"{back[2]}_enc2{back[1]}2enc", f"enc2{back[1]}2enc"
+    inputs = [name for name in column.plan.get("inputs", {}) if name.startswith("caption.")]
+    if len(inputs) != 1:
+        raise ConfigError(
+            f"{column.folder}: its plan does not say from which caption column it was translated; leave it out with"
+            " --column"
+        )
+    source = inputs[0].split(".")[1]
+    return f"{engine}_{source}2enc", f"{source}2enc"
+
+
+def to_mla(path: str | Path, out: str | Path, *, media: str = "images", columns: Sequence[str] = ()) -> Converted:
+    """annotation/<split>_<language>[.<engine>].json, public_split/<split>.npy and path.json, the file that MLA's
+    loaders start from.
+
+    path.json names one file a language: in train the translations where there are any, else and elsewhere the human
+    captions. media: the folder of pictures that it names. columns: only these. ConfigError where OUT is not empty or
+    train has translations of two engines.
+    """
+    datasets, done, out = _open(path, columns), Converted(), _empty(out)
+    paths: dict[str, dict[str, list[str]]] = {}
+    for dataset in datasets:
+        names = _file_names(dataset)
+        listing = out / "public_split" / f"{dataset.split}.npy"
+        write_names(listing, list(names.values()))
+        files: dict[str, Path] = {}
+        for column in _wanted(dataset, columns):
+            if column.name.startswith("caption."):
+                target = out / "annotation" / f"{dataset.split}_{column.name.removeprefix('caption.')}.json"
+                write_mapping(target, {names[key]: texts for key, texts in _texts(column)})
+                files[column.name] = target
+        done.files += [listing, *files.values()]
+        chosen = {language: files[name] for language, name in _one_a_language(dataset, list(files)).items()}
+        paths[dataset.split] = {
+            "anno_file": [str(target.resolve()) for target in chosen.values()],
+            "feature": [media] * len(chosen),
+            "name_file": [str(listing.resolve())] * len(chosen),
+            "langs": list(chosen),
+        }
+    write_json(out / "path.json", paths)
+    done.files.append(out / "path.json")
+    return done
+
+
+def to_replay(source: str | Path, out: str | Path) -> Converted:
+    """NRCCR's lines (.txt), MLA's JSON or a folder of ITEM.txt as `{"key": ..., "value": ...}` lines; the texts' order
+    is the file's.
+
+    Keys are made as recipes make them: without a picture's suffix, other marks than letters, digits, _ and - as `_`.
+    """
+    source = Path(source)
+    files, name = Files(source.parent), source.name
+    texts: dict[str, list[str]] = {}
+    labels: dict[str, list[str | None]] = {}
+    stem = name.removesuffix(".gz")
+    if not source.is_dir() and not stem.endswith((".txt", ".json")):
+        raise ConfigError(f"{source}: expected NRCCR's .txt, MLA's .json or a folder of text files")
+    reader = (
+        Texts(format="texts", file=name)
+        if source.is_dir()
+        else Keyed(format="keyed", file=name)
+        if stem.endswith(".txt")
+        else Mapping(format="mapping", file=name)
+    )
+    for entry in reader.entries(files):
+        key = safe_key(entry.item if source.is_dir() else _SUFFIX.sub("", entry.item))
+        texts.setdefault(key, []).append(entry.text)
+        labels.setdefault(key, []).append(entry.label)
+    if not texts:
+        raise DataError(f"{source}: there is no text in it")
+    # numbers with a hole would pair a caption with the translation of another
+    for key, numbers in labels.items():
+        if numbers[0] is not None and numbers != [str(i) for i in range(len(numbers))]:
+            raise DataError(
+                f"{source}: the captions of {key!r} are numbered {', '.join(map(str, numbers))}; expected 0, 1, 2 ..."
+                " in order"
+            )
+    lines = [
+        json.dumps(
+            {"key": key, "value": {"views": {"detail": said[0]}} if source.is_dir() else said}, ensure_ascii=False
+        )
+        + "\n"
+        for key, said in texts.items()
+    ]
+    out = Path(out)
+    if not store.create_once(out, "".join(lines).encode()):
+        raise ConfigError(f"{out}: is there already; say another --out")
+    return Converted([out])
+
+
+def _empty(out: str | Path) -> Path:
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out}: holds files already; say another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _open(path: str | Path, columns: Sequence[str]) -> list[Dataset]:
+    """The datasets. ConfigError for a column that none of them has."""
+    datasets = open_all(path)
+    there = {name for dataset in datasets for name in dataset.columns()}
+    if unknown := [name for name in columns if name not in there]:
+        raise ConfigError(f"{path}: no column {', '.join(unknown)}; there are: {', '.join(sorted(there))}")
+    return datasets
+
+
+def _wanted(dataset: Dataset, columns: Sequence[str]) -> list[Column]:
+    """The columns of captions and descriptions to convert. DataError for one with missing shards."""
+    named = [name for name in dataset.columns() if name.startswith(("caption.", "description."))]
+    found = [dataset.column(name) for name in named if not columns or name in columns]
+    for column in found:
+        column.require_complete()
+    return found
+
+
+def _texts(column: Column) -> Iterator[tuple[str, list[str]]]:
+    """(key, texts) of the rows that have some; of views: their texts in order."""
+    for shard in range(len(column.dataset.shards)):
+        for row, key in enumerate(column.dataset.keys(shard)):
+            if (value := column.value(shard, row)) is not None:
+                yield key, list(value["views"].values()) if isinstance(value, dict) else value
+
+
+def _file_names(dataset: Dataset) -> dict[str, str]:
+    """{key: name of its picture or video file}; `.jpg` where the row has none."""
+    names = {key: f"{key}.jpg" for shard in range(len(dataset.shards)) for key in dataset.keys(shard)}
+    media = next((name for name in ("image", "video") if name in dataset.columns()), None)
+    for shard in range(len(dataset.shards)) if media else ():
+        index = dataset.column(media or "").index(shard)
+        for extension, places in index["members"].items():
+            names |= {
+                key: f"{key}.{extension}" for key, size in zip(index["keys"], places["sizes"], strict=True) if size > 0
+            }
+    return names
+
+
+def _one_a_language(dataset: Dataset, columns: list[str]) -> dict[str, str]:
+    """{language: column} for path.json; English first."""
+    chosen: dict[str, str] = {}
+    for language in sorted({name.split(".")[1] for name in columns}, key=lambda language: (language != "en", language)):
+        human = f"caption.{language}"
+        translated = [name for name in columns if name.startswith(f"{human}.")]
+        if dataset.split == "train" and language != "en" and translated:
+            if len(translated) > 1:
+                raise ConfigError(f"{dataset.root}: {language} has {' and '.join(translated)}; choose with --column")
+            chosen[language] = translated[0]
+        elif human in columns:
+            chosen[language] = human
+    return chosen

@@ -1,0 +1,277 @@
+"""Tars made elsewhere, before they are a dataset: which files are meant, what is in them, which members become which
+columns.
+
+Recording them is in `index.py`. Nothing is written here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ccr_dist.data.media import decode
+from ccr_dist.data.storage.tar import ShardIndex
+from ccr_dist.data.table.names import check_column_name
+from ccr_dist.errors import ConfigError, DataError
+
+PICTURES = "jpg;jpeg;png;webp;gif;bmp;tif;tiff;jfif"
+VIDEOS = "mp4;webm;mkv;mov;avi;m4v"
+_SHOWN = 10
+PARQUET = (
+    "Parquet is not read here: make tars of it, or a folder of pictures and a table (shards/README.md has the lines)"
+)
+_BRACE = re.compile(r"\{([^{}]*)\}")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A column to be: the members `a;b;c` of which extensions hold its values, and for texts which field
+    (`decode.decode`).
+    """
+
+    column: str
+    kind: str
+    extension: str
+    field: str | None = None
+
+
+# -- which files
+
+
+def expand(urls: Iterable[str]) -> list[Path]:
+    """Absolute paths of tars from names with braces (`{0000..0012}`, `{a,b}`), globs and folders of them. ConfigError
+    for what is not there.
+    """
+    paths: list[Path] = []
+    for url in urls:
+        if "://" in url or url.startswith("pipe:"):
+            raise ConfigError(f"{url}: only tars on local (or mounted) file systems can be indexed")
+        for name in [url] if Path(url).exists() else _braces(url):
+            found = sorted(glob.glob(name)) if glob.has_magic(name) and not Path(name).exists() else [name]  # noqa: PTH207
+            if not found:
+                raise ConfigError(f"{name}: no such tar" + (f" (from {url!r})" if name != url else ""))
+            for path in map(Path, found):
+                if path.is_dir():
+                    paths += [tar.resolve() for tar in _in_folder(path)]
+                elif path.suffix.lower() == ".parquet":
+                    raise ConfigError(f"{path}: {PARQUET}")
+                elif path.is_file():
+                    paths.append(path.resolve())
+                else:
+                    raise ConfigError(f"{path}: no such tar" + (f" (from {url!r})" if name != url else ""))
+    if twice := sorted(str(path) for path, n in Counter(paths).items() if n > 1):
+        raise ConfigError(f"given twice: {', '.join(twice[:_SHOWN])}")
+    if not paths:
+        raise ConfigError("no tars given")
+    return paths
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """The tars of a folder, by name. ConfigError that says what the folder holds instead."""
+    if tars := sorted(folder.glob("*.tar")):
+        return tars
+    endings = Counter(path.name.lower().rpartition(".")[2] for path in folder.rglob("*") if path.is_file())
+    what = f"{folder}: a folder without a .tar in it"
+    tables = [
+        path for name in ("metadata.jsonl", "metadata.csv", "metadata.parquet") for path in sorted(folder.rglob(name))
+    ]
+    if pictures := sum(n for ending, n in endings.items() if ending in PICTURES.split(";")):
+        captions = f" captions={tables[0]}" if tables else " captions=FILE.jsonl"
+        raise ConfigError(
+            f"{what}, but {pictures} pictures: `ccr-dist shards build folder images={folder}{captions} --out OUT` takes"
+            " those"
+        )
+    if endings["parquet"]:
+        raise ConfigError(f"{what}, but {endings['parquet']} Parquet files; {PARQUET}")
+    if packed := [ending for ending in ("gz", "tgz", "zst", "xz", "bz2", "zip") if endings[ending]]:
+        raise ConfigError(
+            f"{what}, but .{packed[0]} files: unpack them first; values are read from plain tars at their places"
+        )
+    found = ", ".join(f"{n} .{ending}" for ending, n in endings.most_common(5)) or "nothing"
+    raise ConfigError(f"{what}; it holds {found}")
+
+
+def _braces(text: str) -> list[str]:
+    """bash's brace expansion of lists and zero-padded ranges."""
+    match = _BRACE.search(text)
+    if match is None:
+        return [text]
+    ends = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if ends:
+        width = max(len(ends[1]), len(ends[2])) if "0" in (ends[1][0], ends[2][0]) else 0
+        parts = [str(i).zfill(width) for i in range(int(ends[1]), int(ends[2]) + 1)]
+    elif "," in match[1]:
+        parts = match[1].split(",")
+    else:
+        raise ConfigError(f"{text}: expected {{000..012}} or {{a,b}} in the braces")
+    return [name for part in parts for name in _braces(text[: match.start()] + part + text[match.end() :])]
+
+
+# -- their keys
+
+
+def stems(paths: Sequence[Path]) -> list[str]:
+    """A name for each tar that is part of a key: that of the file, with its folder's in front where two files have one
+    name; no dots.
+
+    ConfigError where that is not enough.
+    """
+    names = [_part(path.stem) for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{_part(path.parent.name)}/{name}" for path, name in zip(paths, names, strict=True)]
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
+        raise ConfigError(
+            f"tars in folders of one name: {twice[0]!r} would begin the keys of two; rename a folder, or index them"
+            " apart"
+        )
+    return names
+
+
+def _part(name: str) -> str:
+    return re.sub(r"[^\w-]+", "_", name) or "_"
+
+
+def repeated(scans: Sequence[ShardIndex], paths: Sequence[Path]) -> tuple[str, Path, Path] | None:
+    """(key, tar, other tar) of a key that two tars have."""
+    owner: dict[str, Path] = {}
+    for scan, path in zip(scans, paths, strict=True):
+        for key in scan.keys:
+            if key in owner:
+                return key, owner[key], path
+            owner[key] = path
+    return None
+
+
+# -- their members
+
+
+def extensions(scans: Iterable[ShardIndex]) -> Counter[str]:
+    """{extension: rows that have such a member}."""
+    counts: Counter[str] = Counter()
+    for scan in scans:
+        for extension in scan.members:
+            counts[extension] += scan.count(extension)
+    return counts
+
+
+def some(there: Mapping[str, int]) -> str:
+    """The extensions, for a message."""
+    names = sorted(there)
+    if len(names) <= _SHOWN:
+        return ", ".join(names) or "none"
+    shown = ", ".join(names[:_SHOWN])
+    rule = "a key ends at the first dot of a name, as WebDataset has it: do the names have dots in them?"
+    return f"{shown} and {len(names) - _SHOWN} more; {rule}"
+
+
+def media(
+    there: Mapping[str, int], image: str | None, video: str | None, known: Mapping[str, str]
+) -> tuple[list[Wanted], list[str]]:
+    """The columns of pictures or videos, and notes. image, video: extensions `a;b`, `none`, or None: what is found
+    there.
+
+    known: extensions of columns that the dataset has already. ConfigError where there is a choice to be made; DataError
+    for what is not there.
+    """
+    wanted: list[Wanted] = []
+    notes: list[str] = []
+    for column, asked, usual in (("image", image, PICTURES), ("video", video, VIDEOS)):
+        asked = asked or known.get(column)
+        if asked is None and (column == "image" or not wanted):
+            asked = usual if set(usual.split(";")) & there.keys() else _compound(column, usual, there)
+            if asked and asked != usual:
+                notes.append(f"{column}: the members .{asked}")
+        if asked and asked != "none":
+            if not set(asked.lower().split(";")) & there.keys():
+                raise DataError(f"no member .{asked} for {column}; there are: {some(there)}")
+            wanted.append(Wanted(column, column, asked.lower()))
+    left = [extension for extension in VIDEOS.split(";") if extension in there]
+    if left and not any(one.column == "video" for one in wanted) and video != "none":
+        notes.append(f"members .{', .'.join(left)} are not indexed; --video '{';'.join(left)}' does")
+    if not wanted and (image, video) != ("none", "none"):
+        notes.append("no pictures or videos: a dataset of texts")
+    return wanted, notes
+
+
+def _compound(column: str, usual: str, there: Mapping[str, int]) -> str | None:
+    """`input.jpg`, when it is the only kind of member whose name ends like a picture."""
+    found = sorted(extension for extension in there if extension.rpartition(".")[2] in usual.split(";"))
+    if len(found) > _SHOWN:
+        raise DataError(
+            f"{column}: members of {some(dict.fromkeys(found, 1))}; rename the members, or say one with --{column}"
+        )
+    if len(found) > 1:
+        option = f"--{column} {found[0]}"
+        raise ConfigError(
+            f"{column}: members of several names end like one: {some(dict.fromkeys(found, 1))}. Say which, e.g."
+            f" {option}"
+        )
+    return found[0] if found else None
+
+
+def texts(
+    there: Mapping[str, int], asked: Mapping[str, str] | None, known: Mapping[str, str | None]
+) -> tuple[list[Wanted], list[str]]:
+    """The columns of captions, and notes. asked: language -> `txt`, `txt:whole` or `json:FIELD`; None: `txt` where
+    there is one.
+
+    known: fields of columns that the dataset has already. ConfigError, DataError.
+    """
+    notes: list[str] = []
+    if asked is None:
+        asked = {"en": "txt"} if "txt" in there else {}
+        if not asked:
+            notes.append(
+                "no members .txt: no captions are indexed; --caption LANG=json:FIELD, or LANG=EXTENSION; there are:"
+                f" {some(there)}"
+            )
+    wanted = []
+    for lang, where in asked.items():
+        extension, _, field = where.partition(":")
+        column = check_column_name(f"caption.{lang}")
+        if not decode.is_plain(extension):
+            if not field:
+                raise ConfigError(f"caption {lang}: say which field of the .json members it is: {lang}=json:caption")
+        elif field not in ("", "whole", decode.LINES):
+            raise ConfigError(
+                f"caption {lang}: .{extension} is plain text: expected {lang}={extension}, a caption a line, or"
+                f" {extension}:whole"
+            )
+        elif not field and column in known and known[column] is None:
+            notes.append(
+                f"{column}: was indexed as one caption a member, line breaks and all, and stays so; in a new --out each"
+                " line is one"
+            )
+            field = "whole"
+        else:
+            field = field or decode.LINES
+        if extension not in there:
+            near = difflib.get_close_matches(extension, there, 1)
+            hint = f"did you mean .{near[0]}? " if near else ""
+            raise DataError(f"no member .{extension} for {column}; {hint}there are: {some(there)}")
+        wanted.append(Wanted(column, "texts", extension, None if field == "whole" else field))
+    return wanted, notes
+
+
+def fields_in(objects: Iterable[bytes]) -> list[str]:
+    """The fields, dotted where they are in objects of objects, of some JSON members."""
+    found: dict[str, None] = {}
+
+    def collect(value: Any, at: str, depth: int) -> None:
+        for key, inner in value.items() if isinstance(value, dict) and depth else ():
+            found[f"{at}{key}"] = None
+            collect(inner, f"{at}{key}.", depth - 1)
+
+    for data in objects:
+        try:
+            collect(json.loads(data), "", 3)
+        except (ValueError, RecursionError):
+            continue
+    return list(found)

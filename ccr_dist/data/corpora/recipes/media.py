@@ -1,0 +1,95 @@
+"""Finding the pictures or videos of items by name, in folders or in tars that others made. Nothing is decoded here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ccr_dist.data.corpora.formats.files import walk
+from ccr_dist.data.corpora.index import expand
+from ccr_dist.data.media.decode import file_extension
+from ccr_dist.data.storage import store
+from ccr_dist.data.storage.tar import Members, ShardIndex, read_at
+from ccr_dist.errors import DataError
+
+SUFFIXES = {
+    "image": ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"),
+    "video": ("mp4", "webm", "mkv", "avi", "mov", "gif"),
+}
+
+
+@dataclass(frozen=True)
+class Medium:
+    """Where a picture or video lies: a file, or `size` bytes from `offset` in a tar. caption: (offset, size) of the
+    tar's own `.txt`.
+    """
+
+    path: str
+    size: int
+    offset: int | None = None
+    caption: tuple[int, int] | None = None
+
+    def read(self) -> bytes:
+        """The bytes. OSErrors are retried, then pass as StorageError."""
+        if self.offset is None:
+            return store.retry_io(Path(self.path).read_bytes, what=self.path)
+        return store.retry_io(lambda: read_at(self.path, self.offset or 0, self.size), what=self.path)
+
+    def read_caption(self) -> str | None:
+        if self.caption is None:
+            return None
+        offset, size = self.caption
+        return store.retry_io(lambda: read_at(self.path, offset, size), what=self.path).decode(errors="replace")
+
+
+def find_media(
+    roots: Sequence[str], kind: str, wanted: Container[str], item_of: Callable[[str], str | None]
+) -> dict[str, Medium]:
+    """{item: Medium} of the wanted items that are there. roots: folders, walked, and tars (braces and globs); item_of:
+    of a file's name.
+
+    DataError where two files are of one item, ConfigError for tars that are not there.
+    """
+    found: dict[str, Medium] = {}
+
+    def add(name: str, medium: Callable[[], Medium]) -> None:
+        item = item_of(name) if name.rpartition(".")[2].lower() in SUFFIXES[kind] else None
+        if item is None or item not in wanted:
+            return
+        new = medium()
+        if item in found:
+            raise DataError(
+                f"two files are of the item {item!r}: {found[item].path} and {new.path} ({name}); keep one of them"
+            )
+        found[item] = new
+
+    for root in roots:
+        if Path(root).is_dir():
+            for name in walk(Path(root)):
+                path = os.path.join(root, name)  # noqa: PTH118 (a hundred thousand times)
+                add(os.path.basename(name), lambda path=path: Medium(path, os.stat(path).st_size))  # type: ignore[misc]  # noqa: PTH116, PTH119
+            continue
+        for tar in expand([root]):
+            index = ShardIndex.scan(tar)
+            starts, lengths = index.members.get("txt", ([], []))
+            said = {
+                key: (int(start), int(size))
+                for key, start, size in zip(index.keys, starts, lengths, strict=False)
+                if size > 0
+            }
+            assert isinstance(index.members, Members)
+            for extension, row, offset, size in index.members.each():
+                if size > 0:
+                    key = index.keys[row]
+                    medium = Medium(str(tar), size, offset, said.get(key))
+                    add(f"{key}.{extension}", lambda medium=medium: medium)  # type: ignore[misc]
+    return found
+
+
+def read_medium(medium: Medium, kind: str) -> bytes:
+    """The bytes of a medium. DataError for a file that does not begin like a picture, or a video."""
+    data = medium.read()
+    file_extension(kind, data, medium.path)
+    return data

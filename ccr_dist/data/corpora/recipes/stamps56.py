@@ -1,0 +1,186 @@
+"""stamps-56: the stamps of Tux Paint, mostly photographs cut out of their background, with human captions in 56
+languages and more.
+
+From the Debian package tuxpaint-stamps-default (GPL-2, pictures and texts): an installed one, a given folder or .deb,
+or one that the user's own apt-get fetches. Mirrored and flipped copies and alphabets are left out; where a stamp exists
+as PNG and as SVG the PNG is taken. `description.folders` is what the stamp is filed under ("apes, mammals, animals"):
+weak words about the picture, without its own name.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, Row, package_version, register
+from ccr_dist.data.corpora.recipes.pictures import Picture, render
+from ccr_dist.data.storage.cache_folder import cache_folder
+from ccr_dist.data.table.splits import concept, split_of
+from ccr_dist.errors import ConfigError, DataError
+
+PACKAGE = "tuxpaint-stamps-default"
+INSTALLED = Path("/usr/share/tuxpaint/stamps")
+_CAPTION = re.compile(r"^([A-Za-z_]+(?:@[a-z]+)?)\.utf8=(.*)$")
+
+
+@register("stamps56")
+class Stamps56(Recipe):
+    """Tux Paint's stamps with captions in many languages."""
+
+    kind: Literal["stamps56"]
+    languages: tuple[str, ...] = Field(
+        description="language tags as in the columns (pt-BR for Tux Paint's pt_BR); English is always there"
+    )
+    source: str | None = Field(
+        None, description="folder of stamps or the .deb; none: the installed package, else `apt-get download`"
+    )
+    shard_rows: int = Field(64, gt=0)
+    picture: Picture = Picture(format="jpg", crop=True)
+
+    about: ClassVar[str] = "Tux Paint stamps with captions in 56 languages"
+
+    def material(self) -> Material:
+        root, version = find_stamps(self.source)
+        resvg, rows, digest = package_version("resvg-py"), [], hashlib.sha256()
+        notes: list[str] = []
+        covered = dict.fromkeys(self.languages, 0)
+        for path, captions in stamps(root, notes):
+            name = path.relative_to(root)
+            digest.update(f"{name}\0{path.stat().st_size}\0{sorted(captions.items())}\n".encode())
+            what = concept(captions["en"])
+            columns: dict[str, Any] = {
+                "image": functools.partial(render, str(path), self.picture),
+                "label.concept": what,
+            }
+            columns |= {f"caption.{lang}": [text] for lang, text in captions.items() if lang == "en" or lang in covered}
+            for lang in covered.keys() & captions.keys():
+                covered[lang] += 1
+            folders = ", ".join(part.replace("_", " ") for part in reversed(name.parent.parts))
+            columns["description.folders"] = [folders] if folders else None
+            key = re.sub(r"[^A-Za-z0-9_]+", "-", str(name.with_suffix("")))
+            rows.append(Row(split_of(what), key, columns))
+        if not rows:
+            raise DataError(f"{root}: no stamps there (expected NAME.png or NAME.svg with NAME.txt in sub-folders)")
+        if nothing := [lang for lang, n in covered.items() if n == 0]:
+            raise ConfigError(
+                f"languages: {root} has no captions in {', '.join(nothing)} (tags are spelt like pt-BR, sr-latin)"
+            )
+        if few := [f"{lang} {n}" for lang, n in covered.items() if n < 0.95 * len(rows)]:
+            notes.append(f"captions for less than 95 % of the {len(rows)} rows: {', '.join(few)}")
+        source = {"stamps": digest.hexdigest()}
+        return Material(source, self._columns(source, version, resvg), rows, notes)
+
+    def _columns(self, source: dict[str, Any], version: str, resvg: str) -> list[ColumnSpec]:
+        about = {"package": PACKAGE, "version": version, "licence": "GPL-2.0", "url": "https://tuxpaint.org"}
+        text = {"author": "people: Tux Paint's contributors and translators", **about}
+        image = {**about, **self.picture.provenance()}
+        specs = [
+            ColumnSpec(
+                "image",
+                "image",
+                self.picture.format,
+                {**source, "resvg-py": resvg, "picture": self.picture.model_dump()},
+                image,
+            ),
+            ColumnSpec("label.concept", "label", "json", {**source, "concept": "of caption.en"}, text),
+            ColumnSpec("description.folders", "texts", "json", {**source, "from": "the stamp's folders"}, text),
+        ]
+        languages = ("en", *(lang for lang in self.languages if lang != "en"))
+        return specs + [ColumnSpec(f"caption.{x}", "texts", "json", {**source, "language": x}, text) for x in languages]
+
+
+def stamps(root: Path, notes: list[str]) -> list[tuple[Path, dict[str, str]]]:
+    """(picture, {language: caption}) of every stamp in use, sorted; what is passed over is counted in `notes`."""
+    found, untold, without = [], 0, []
+    for path in sorted([*root.rglob("*.png"), *root.rglob("*.svg")]):
+        if "alphabets" in path.parts or path.stem.endswith(("_mirror", "_flip")):
+            continue
+        if path.suffix == ".svg" and path.with_suffix(".png").exists():
+            continue
+        text = path.with_suffix(".txt")
+        captions = read_captions(text) if text.exists() else {}
+        if "en" in captions:
+            found.append((path, captions))
+        else:
+            untold += 1
+            without.append(path.stem)
+    if untold:
+        notes.append(
+            f"{untold} pictures without an English caption are left out:"
+            f" {', '.join(without[:8])}{', ...' if untold > 8 else ''}"
+        )
+    return found
+
+
+def read_captions(path: Path) -> dict[str, str]:
+    """{language: caption} of a stamp's text file: line 1 is English, then `locale.utf8=caption`; `pt_BR` becomes
+    `pt-BR`.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path}: not UTF-8 ({e})") from e
+    captions = {"en": lines[0].strip()} if lines else {}
+    for line in lines[1:]:
+        if match := _CAPTION.match(line):
+            captions[re.sub("[_@]", "-", match[1])] = match[2].strip()
+    return {lang: text for lang, text in captions.items() if text}
+
+
+def find_stamps(source: str | None) -> tuple[Path, str]:
+    """(folder of the stamps, version of the package)."""
+    if source is not None:
+        path = Path(source)
+        if path.is_dir():
+            inner = path / "usr/share/tuxpaint/stamps"
+            return (inner if inner.is_dir() else path), "unknown (given folder)"
+        if path.suffix == ".deb" and path.is_file():
+            return _unpack(path)
+        raise ConfigError(f"source: {path} is neither a folder nor a .deb file")
+    if INSTALLED.is_dir():
+        return INSTALLED, _output(["dpkg-query", "-W", "-f", "${Version}", PACKAGE]).strip()
+    cache = cache_folder("stamps56")
+    if not (debs := sorted(cache.glob(f"{PACKAGE}_*.deb"))):
+        if shutil.which("apt-get") is None:
+            raise ConfigError(
+                f"source: {PACKAGE} is not installed and there is no apt-get here to fetch it; get the Debian package"
+                " elsewhere and say source=FILE.deb, or source=FOLDER of an unpacked one"
+            )
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            _output(["apt-get", "download", PACKAGE], Path(folder))
+            for deb in Path(folder).glob("*.deb"):
+                deb.replace(cache / deb.name)
+        debs = sorted(cache.glob(f"{PACKAGE}_*.deb"))
+    return _unpack(debs[-1])
+
+
+def _unpack(deb: Path) -> tuple[Path, str]:
+    version = _output(["dpkg-deb", "-f", str(deb), "Version"]).strip()
+    cache = cache_folder("stamps56")
+    target = cache / f"{PACKAGE}-{version}"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            _output(["dpkg-deb", "-x", str(deb), f"{folder}/all"])
+            Path(folder, "all").rename(target)
+    return target / "usr/share/tuxpaint/stamps", version
+
+
+def _output(command: list[str], cwd: Path | None = None) -> str:
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"`{command[0]}` is not installed; on other systems unpack the Debian package {PACKAGE} and say"
+            " source=FOLDER"
+        ) from None
+    if done.returncode:
+        raise ConfigError(f"`{' '.join(command)}` failed: {done.stderr.strip()[-500:]} (run `apt-get update` first?)")
+    return done.stdout

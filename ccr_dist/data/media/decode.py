@@ -1,0 +1,146 @@
+"""Bytes to values and back, one rule per column kind. Reading and writing files is not done here, nor the decoding of
+pictures (`pictures.py`) and videos (`video.py`); torch is not needed here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from ccr_dist.data.media.pictures import decode_image as decode_image
+from ccr_dist.data.media.pictures import picture_extension
+from ccr_dist.data.media.text import has_text, is_unicode, texts_of
+from ccr_dist.errors import DataError
+
+KINDS = {
+    "image": "the bytes of a picture",
+    "video": "the bytes of a video file",
+    "texts": "JSON list of strings, or null",
+    "views": 'JSON {"views": {name: text}}, with or without "tokens": {name: int} and "finish": {name: str}, or null',
+    "label": "JSON string, or null",
+    "matrix": "float16 vectors, (n, D) a row",
+}
+LINES = "lines"  # as the field of plain text: each line is a caption
+BINARY = ("image", "video")  # values are the bytes themselves; null is no bytes at all
+_VIEWS = {"views": str, "tokens": int, "finish": str}
+
+
+def check(kind: str, value: Any, what: object) -> None:
+    """DataError, naming `what`, unless `value` is a (non-null) value of a column of this kind."""
+    if kind in BINARY:
+        good = isinstance(value, bytes)
+    elif kind == "texts":
+        good = isinstance(value, list) and all(isinstance(text, str) for text in value)
+    elif kind == "views":
+        good = (
+            isinstance(value, dict)
+            and {"views"} <= value.keys() <= _VIEWS.keys()
+            and all(_named(value[p], _VIEWS[p]) for p in value)
+        )
+    elif kind == "label":
+        good = isinstance(value, str)
+    else:
+        raise DataError(
+            f"{what}: a {kind!r} column has no bytes a row; expected one of"
+            f" {', '.join(k for k in KINDS if k != 'matrix')}"
+        )
+    if not good:
+        raise DataError(f"{what}: expected {KINDS[kind]}; found {repr(value)[:120]}")
+
+
+def _named(part: Any, of: type) -> bool:
+    return isinstance(part, dict) and all(
+        isinstance(name, str) and type(content) is of for name, content in part.items()
+    )
+
+
+def encode(kind: str, value: Any, what: object = "value") -> bytes:
+    """The stored bytes of a value; None is JSON `null` (a picture or video: no bytes at all). DataError for a value of
+    another kind.
+    """
+    if value is not None:
+        check(kind, value, what)
+    if kind in BINARY:
+        return value or b""
+    try:
+        return json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
+    except UnicodeEncodeError as e:
+        raise DataError(f"{what}: not valid Unicode text ({e})") from e
+
+
+def decode(kind: str, data: bytes, what: object = "value", *, extension: str = "json", field: str | None = None) -> Any:
+    """The value in stored bytes: bytes (image, video: encoded), list[str] (texts), {"views": {...}} (views), str
+    (label), or None for null.
+
+    extension: where its last part is not `json`, the bytes are plain text: one, or with field `lines` one a line that
+    says something. Else `field` is the value of that key of a JSON object (`a.b`: of an object in it), a string or a
+    list of strings (img2dataset's `.json` members). DataError naming `what` for anything else.
+    """
+    if kind in BINARY:
+        return data or None
+    try:
+        text = data.decode("utf-8-sig")
+        plain = is_plain(extension)
+        value = text.strip() if plain else json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{what}: expected {KINDS[kind]}; not readable as UTF-8 {extension} ({e})") from e
+    if plain and field == LINES:
+        value = [line.strip() for line in re.split(r"\r\n|\r|\n", value) if has_text(line)]
+    elif field is not None:
+        if not isinstance(value, dict):
+            raise DataError(f"{what}: expected a JSON object with the field {field!r}; found {repr(value)[:120]}")
+        value = field_of(value, field)
+    if kind == "texts" and isinstance(value, str) and (field is not None or plain):
+        value = [value]
+    if value is not None:
+        check(kind, value, what)
+        if b"\\u" in data and not is_unicode(json.dumps(value, ensure_ascii=False)):
+            raise DataError(
+                f"{what}: not valid Unicode text: half of a surrogate pair in {ascii(value)[:120]}; write the row anew"
+            )
+    return value
+
+
+def is_plain(extension: str) -> bool:
+    """Whether members of this extension hold plain text, not JSON."""
+    return extension.rpartition(".")[2] != "json"
+
+
+def field_of(value: Any, field: str) -> Any:
+    """The value under a key of a JSON object, or under `a.b` in the object that is under `a`; None where there is
+    none.
+    """
+    if not isinstance(value, dict):
+        return None
+    if field in value:
+        return value[field]
+    first, dot, rest = field.partition(".")
+    return field_of(value.get(first), rest) if dot else None
+
+
+def is_present(kind: str, value: Any) -> bool:
+    """Whether a decoded value says anything: not null, and with at least one text that says something
+    (`text.has_text`).
+    """
+    if value is None or kind in BINARY:
+        return bool(value)
+    return any(map(has_text, texts_of(value)))
+
+
+def file_extension(kind: str, data: bytes, what: object = "value") -> str:
+    """Of a picture or video, by its first bytes. DataError when they are those of neither."""
+    return picture_extension(data, what) if kind == "image" else video_extension(data, what)
+
+
+def video_extension(data: bytes, what: object = "video") -> str:
+    """mp4, mov, webm, mkv, avi or gif, from the first bytes; DataError for anything else."""
+    if data[4:8] == b"ftyp":
+        return "mov" if data[8:10] == b"qt" else "mp4"
+    if data.startswith(b"\x1aE\xdf\xa3"):  # EBML; its header names the document type
+        return "webm" if b"webm" in data[:64] else "mkv"
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        return "avi"
+    if data.startswith(b"GIF8"):
+        return "gif"
+    raise DataError(f"{what}: not an MP4, MOV, WebM, Matroska, AVI or GIF video (first bytes {data[:12]!r})")

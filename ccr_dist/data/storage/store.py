@@ -1,0 +1,313 @@
+"""How files come into being: atomically, durably, and (where that matters) exactly once. Digests of files and of JSON.
+
+Everything that writes below a dataset or a run folder goes through here. Nothing here knows what a dataset is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Callable, Container, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ccr_dist import errors
+from ccr_dist.errors import DataError, StorageError
+
+T = TypeVar("T")
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+TEMPORARY = ".tmp-"  # prefix of files that are being written; whatever carries it after a crash is rubbish
+
+
+def canonical_json(obj: Any) -> bytes:
+    """One spelling for one value: sorted keys, compact, UTF-8; NaN and infinities are refused (ValueError)."""
+    return json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def pretty_json(obj: Any) -> bytes:
+    """The spelling of metadata files that people read."""
+    return (json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def digest_json(obj: Any) -> str:
+    """sha256 (hex) of the canonical spelling of a JSON value."""
+    return hashlib.sha256(canonical_json(obj)).hexdigest()
+
+
+def sha256_file(path: str | Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with disk_errors(path), Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """What is in a file; every OSError names it."""
+    with disk_errors(path), open(path, "rb") as file:  # noqa: PTH123 (thousands of files)
+        return file.read()
+
+
+def read_json(path: str | Path) -> Any:
+    """The JSON value in a file. DataError, naming the file, when it is not there or is not JSON; other OSErrors
+    pass.
+    """
+    try:
+        return json.loads(read_bytes(path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: there is no such file") from None
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{path}: not valid JSON ({e})") from e
+
+
+def with_digest(obj: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object with a last key `digest`, that of all the others. ValueError where it is none (NaN)."""
+    # as it will be when read back: lists for tuples, text for numbers as keys
+    obj = json.loads(json.dumps(dict(obj), allow_nan=False))
+    return {**obj, "digest": digest_json(obj)}
+
+
+def check_object(
+    obj: Any, fields: Mapping[str, type], place: object, *, optional: Container[str] = ()
+) -> dict[str, Any]:
+    """`obj`, when it is a JSON object of exactly these fields and types whose `digest`, if it has one, is that of the
+    rest; else DataError.
+
+    Numbers are whole and not negative. Files from before there were digests have none, which is why the field may be
+    missing.
+    """
+    if not isinstance(obj, dict):
+        raise DataError(f"{place}: expected a JSON object, found {repr(obj)[:80]}: the file was edited or damaged")
+    wrong = [key for key in obj if key != "digest" and key not in fields]
+    wrong += [key for key in fields if key not in obj and key not in optional]
+    wrong += [
+        key for key, of in fields.items() if key in obj and (type(obj[key]) is not of or (of is int and obj[key] < 0))
+    ]
+    if wrong:
+        raise DataError(
+            f"{place}: {', '.join(map(repr, wrong[:8]))} unknown, missing or of a wrong type: the file was edited or"
+            " damaged"
+        )
+    try:
+        same = "digest" not in obj or obj["digest"] == digest_json(
+            {key: value for key, value in obj.items() if key != "digest"}
+        )
+    except ValueError:  # no JSON that was written here: NaN, half of a surrogate pair
+        same = False
+    if not same:
+        raise DataError(f"{place}: the digest does not match the content: the file was edited or damaged")
+    return obj
+
+
+def differences(there: Any, asked: Any, at: str = "") -> list[str]:
+    """Where two JSON values differ, one line each: `plan.model: there 'a', asked 'b'`."""
+    if isinstance(there, dict) and isinstance(asked, dict):
+        lines = []
+        for key in sorted({*there, *asked}, key=str):
+            where = f"{at}.{key}" if at else str(key)
+            if key not in there:
+                lines.append(f"{where}: there (absent), asked {asked[key]!r}")
+            elif key not in asked:
+                lines.append(f"{where}: there {there[key]!r}, asked (absent)")
+            else:
+                lines += differences(there[key], asked[key], where)
+        return lines
+    if isinstance(there, list) and isinstance(asked, list) and len(there) == len(asked):
+        return [
+            line for i, (a, b) in enumerate(zip(there, asked, strict=True)) for line in differences(a, b, f"{at}[{i}]")
+        ]
+    return [] if there == asked else [f"{at or 'value'}: there {there!r}, asked {asked!r}"]
+
+
+def require_same(path: Path, there: Any, asked: Any, what: str) -> None:
+    """DataError naming `path`, saying `what` and showing the difference, unless two JSON values are equal."""
+    lines = differences(there, asked)
+    if lines:
+        shown = "\n  ".join(lines[:20] + ([f"... {len(lines) - 20} more"] if len(lines) > 20 else []))
+        raise DataError(
+            f"{path}: {what}; the difference:\n  {shown}\nuse another output (or name), or remove what is there"
+        )
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """A full disk, quota or file-size limit inside the block becomes a StorageError; other errors of the system that
+    tell no path, or a temporary one, get this one, and pass.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as e:
+        if e.errno in FULL:
+            raise errors.storage(e, path) from e
+        if e.errno is not None and (e.filename is None or Path(os.fsdecode(e.filename)).name.startswith(TEMPORARY)):
+            e.filename, e.filename2 = str(path), None
+        raise
+
+
+def tidy(folder: Path) -> None:
+    """Removes the temporary files in a folder that processes of this host left when they were killed; those of others
+    may be in use.
+    """
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 (thousands of names)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    ours = re.compile(rf"{re.escape(TEMPORARY)}.+\.{re.escape(socket.gethostname())}\.(\d+)\.[0-9a-f]{{8}}")
+    for name in names:
+        if (match := ours.fullmatch(name)) and not _alive(int(match[1])):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable. StorageError on a full disk; other OSErrors name the folder."""
+    with disk_errors(folder):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def staged(path: str | Path) -> Iterator[Path]:
+    """A temporary file name in the folder of `path`; what the block left there is removed if the block fails.
+
+    The block (or `publish_once`) moves the file to its place. Raises StorageError on a full disk.
+    """
+    path = Path(path)
+    tmp = path.with_name(f"{TEMPORARY}{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with disk_errors(path):
+            yield tmp
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Writes and fsyncs a file (no atomicity by itself)."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_atomic(path: str | Path, data: bytes) -> None:
+    """Makes or replaces a file so that every reader, at any time, sees the old or the new content in full."""
+    path = Path(path)
+    with staged(path) as tmp:
+        write_synced(tmp, data)
+        tmp.replace(path)
+        sync_folder(path.parent)
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """A JSON line at the end of a file, on a line of its own also where the one before was torn by a crash.
+    StorageError.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of `append_line`, those that a crash has torn left out; none where there is no file."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def create_once(path: str | Path, data: bytes) -> bool:
+    """Makes a file if there is none. False when there is one already, which stays as it is. Of several racers exactly
+    one gets True.
+    """
+    path = Path(path)
+    if path.exists():
+        return False
+    with staged(path) as tmp:
+        tmp.write_bytes(data)
+        return publish_once(tmp, path)
+
+
+def publish_once(tmp: Path, path: str | Path) -> bool:
+    """`create_once` for content that lies in the temporary file `tmp` of the same folder already; `tmp` is gone
+    afterwards either way.
+
+    False, too, when whoever was quicker has tidied `tmp` away. A hard link is the one way to create-if-absent with full
+    content on POSIX, NFS included; StorageError where the file system has none.
+    """
+    path = Path(path)
+    try:
+        with disk_errors(path):
+            fd = os.open(tmp, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            try:
+                os.link(tmp, path)
+                created = True
+            except FileExistsError:
+                # NFS may repeat a request whose answer was lost, and then report our own link
+                created = tmp.samefile(path)
+            except OSError as e:
+                if e.errno in NO_LINKS:
+                    raise StorageError(
+                        f"{path.parent}: this file system has no hard links; put the dataset on one that has"
+                    ) from e
+                raise
+            sync_folder(path.parent)
+            return created
+    except FileNotFoundError:
+        if path.exists():  # whoever made it took `tmp` for the rubbish of a dead process, and tidied it away
+            return False
+        raise
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def retry_io(fn: Callable[[], T], *, what: object, attempts: int = 3, delay_s: float = 0.5) -> T:
+    """fn(), tried again after an OSError (waiting delay_s, then twice that, ...); StorageError naming `what` when it
+    keeps failing.
+
+    A full disk does not heal by waiting: StorageError at once. Errors other than OSError pass. `what` becomes text when
+    it is needed.
+    """
+    for attempt in range(1, attempts + 1):
+        try:
+            return fn()
+        except StorageError:
+            raise
+        except OSError as e:
+            if e.errno in FULL:
+                raise errors.storage(e, what) from e
+            if attempt == attempts:
+                raise StorageError(f"{what}: {e} ({attempts} attempts)") from e
+            time.sleep(delay_s * 2 ** (attempt - 1))
+    raise ValueError(f"attempts must be at least 1, not {attempts}")

@@ -1,0 +1,113 @@
+"""Arithmetic in the place of random generators: what a seed and a position decide, now and in ten years, on every
+machine.
+
+Permutations are stable argsorts of our own hashes, so that no library version can change them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ccr_dist.errors import ConfigError
+
+LONGEST_CYCLE = 4096
+
+
+def mix(*parts: int | str) -> int:
+    """A 64-bit number from all parts and their order: the seed for whatever the parts name, e.g. mix(seed, "dropout",
+    k, rank).
+    """
+    return int.from_bytes(hashlib.blake2b(b"".join(map(_spelled, parts)), digest_size=8).digest(), "little")
+
+
+def mixing(*first: int | str) -> Callable[[int], int]:
+    """A quick mix(*first, last) for many integers `last`."""
+    begun = hashlib.blake2b(b"".join(map(_spelled, first)), digest_size=8)
+
+    def mixed(last: int) -> int:
+        digest = begun.copy()
+        digest.update(_spelled(last))
+        return int.from_bytes(digest.digest(), "little")
+
+    return mixed
+
+
+def _spelled(part: int | str) -> bytes:
+    if isinstance(part, str):
+        text = part.encode()
+        return b"s%d:%b" % (len(text), text)
+    text = b"%d" % part
+    return b"i%d:%b" % (len(text), text)
+
+
+def hashes(seed: int, n: int) -> np.ndarray:
+    """`(n,)` uint64: the splitmix64 sequence (Steele et al. 2014) that starts at `seed`."""
+    x = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permutation(seed: int, n: int) -> np.ndarray:
+    """`(n,)` int64: a permutation of range(n), the same on every machine and numpy version.
+
+    The stable argsort of the hashes' high bits; with the index as low bits all keys differ, so that numpy's fastest
+    sort does.
+    """
+    low = np.uint64((1 << (n - 1).bit_length()) - 1) if n else np.uint64(0)
+    keys = hashes(seed, n) & ~low | np.arange(n, dtype=np.uint64)
+    keys.sort()
+    return (keys & low).astype(np.int64)
+
+
+class WeightedCycle:
+    """A fixed schedule of choices in proportion to `weights`: the shortest exact cycle up to LONGEST_CYCLE, permuted by
+    `seed`, repeated.
+
+    Where no cycle is exact, the longest one gets quotas by largest remainder. `names` are for the ConfigError on an
+    unusable weight.
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int, names: Sequence[str]) -> None:
+        for weight, name in zip(weights, names, strict=True):
+            if not (math.isfinite(weight) and weight > 0):
+                raise ConfigError(
+                    f"the weight of {name} is {weight}; it must be a finite number above 0 (leave {name} out to not"
+                    " use it)"
+                )
+        share = np.array(weights, dtype=np.float64) / math.fsum(weights)
+        for length in range(1, LONGEST_CYCLE + 1):
+            quotas = np.rint(share * length).astype(np.int64)
+            if quotas.sum() == length and np.abs(share * length - quotas).max() < 1e-9 * length:
+                break
+        else:
+            quotas = np.floor(share * length).astype(np.int64)
+            remainder = share * length - quotas
+            quotas[np.argsort(-remainder, kind="stable")[: length - quotas.sum()]] += 1
+        if quotas.min() < 1:
+            name = names[int(quotas.argmin())]
+            raise ConfigError(
+                f"the weight of {name} is below 1/{LONGEST_CYCLE} of the total and would never be drawn; raise it or"
+                " leave it out"
+            )
+        self.length, self.quotas = length, quotas
+        choices = np.repeat(np.arange(len(quotas)), quotas)[permutation(seed, length)]
+        before = np.empty(length, dtype=np.int64)
+        for choice in range(len(quotas)):
+            before[choices == choice] = np.arange(quotas[choice])
+        self._choices, self._before, self._quotas = choices.tolist(), before.tolist(), quotas.tolist()
+
+    def at(self, n: int) -> tuple[int, int]:
+        """The n-th choice, and how often it was made before n."""
+        cycle, offset = divmod(n, self.length)
+        choice = self._choices[offset]
+        return choice, cycle * self._quotas[choice] + self._before[offset]
+
+    def counts(self, n: int) -> np.ndarray:
+        """How often each choice is made before n."""
+        cycle, offset = divmod(n, self.length)
+        return cycle * self.quotas + np.bincount(self._choices[:offset], minlength=len(self.quotas))

@@ -1,0 +1,230 @@
+"""A dataset is a table: rows in shards, columns as folders of shard files that are written once and never changed.
+
+    ROOT/dataset.json               which rows there are (one split a dataset)
+    ROOT/keys/000000.txt            the keys of a shard's rows, one a line
+    ROOT/COLUMN/column.json         kind, extension, plan, provenance
+    ROOT/COLUMN/000000.tar | .npy   payload: the values, in the order of the keys
+    ROOT/COLUMN/000000.index.json   where they lie: a pure function of the payload
+    ROOT/COLUMN/000000.json         commit record, written last: a pure function of the payload and the plan
+    ROOT/COLUMN/000000.stats.json   telemetry, no part of any equality
+    ROOT/COLUMN/sealed.json, .npy   all records and indexes of a complete column in two files; may be missing
+    (`seal.py`)
+
+Every file but the telemetry and the seal is create-once. A crash can leave a payload without a record; the next
+committer adopts it. Here are datasets; columns, once they exist, are in `column.py`. What fills a column lives
+elsewhere: recipes (`build.py`), foreign tars (`index.py`), jobs (`generate/`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ccr_dist.data.media import decode
+from ccr_dist.data.storage import remote, store
+from ccr_dist.data.storage.lru import Recent
+from ccr_dist.data.storage.tar import is_key
+from ccr_dist.data.table.column import Column
+from ccr_dist.data.table.keys import Keys, keys_digest
+from ccr_dist.data.table.names import check_column_name, is_column_name, maker
+from ccr_dist.data.table.splits import SPLITS
+from ccr_dist.errors import ConfigError, DataError
+
+FORMAT = 1
+_EXTENSION = re.compile(r"^[a-z0-9][a-z0-9.]*(;[a-z0-9][a-z0-9.]*)*$")
+_META = {"format": int, "name": str, "split": str, "shards": list}
+_SHARD = {"id": str, "rows": int, "keys": str}
+_KEYS_HELD, _COLUMNS_HELD = 1024, 256  # shards; columns
+
+
+def create_dataset(root: str | Path, *, name: str, split: str, keys: Sequence[Sequence[str]]) -> Dataset:
+    """A new dataset, or the equal one that is there. `keys`: per shard, the keys of its rows.
+
+    DataError for bad or repeated keys and, with the difference shown, where ROOT holds another dataset.
+    """
+    remote.require_local(root, "datasets are made")
+    root = Path(root)
+    seen: set[str] = set()
+    for key in (key for shard in keys for key in shard):
+        if not is_key(key):
+            raise DataError(f"{root}: key {key!r}: expected printable text, relative, with no dot in its last part")
+        if key in seen:
+            raise DataError(f"{root}: the key {key!r} occurs twice")
+        seen.add(key)
+    ids = [f"{i:06d}" for i in range(len(keys))]
+    shards = [{"id": i, "rows": len(shard), "keys": keys_digest(shard)} for i, shard in zip(ids, keys, strict=True)]
+    meta = {"format": FORMAT, "name": name, "split": split, "shards": shards}
+    asked = {**meta, "digest": store.digest_json(meta)}
+    path = root / "dataset.json"
+    if not path.exists():
+        (root / "keys").mkdir(parents=True, exist_ok=True)
+        for i, shard in zip(ids, keys, strict=True):
+            store.create_once(root / "keys" / f"{i}.txt", "".join(f"{key}\n" for key in shard).encode())
+        store.create_once(path, store.pretty_json(asked))
+    there = store.read_json(path)
+    check_meta(there, str(path))
+    store.require_same(path, there, asked, "another dataset is there already")
+    return Dataset(root)
+
+
+def check_meta(meta: Any, place: str) -> None:
+    """DataError unless the content of a dataset.json is whole and of a format that is known."""
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise DataError(
+            f"{place}: expected format {FORMAT}, found"
+            f" {repr(meta.get('format') if isinstance(meta, dict) else meta)[:80]}"
+        )
+    store.check_object(meta, _META, place)
+    if "digest" not in meta:
+        raise DataError(f"{place}: no digest: the file was edited or damaged")
+    for number, shard in enumerate(meta["shards"]):
+        about = store.check_object(shard, _SHARD, f"{place}, shard {number}")
+        if about["id"] != f"{number:06d}":  # it becomes the name of files
+            raise DataError(f"{place}: shard {number} has the id {repr(about['id'])[:80]}, expected {number:06d}")
+
+
+class Dataset:
+    """An opened dataset: `root`, `name`, `split`, `digest`, `shards` (ids), `shard_rows`, `rows`. Cheap to pickle;
+    holds no open file.
+
+    Of a URL, `root` is a local mirror and `remote` what lies behind it (`remote.py`); `place` is how messages name the
+    dataset.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        url = remote.as_url(root)
+        self.root = remote.mirror(url) if url else Path(root)
+        self.place = url or str(self.root)
+        path = self.root / "dataset.json"
+        if not path.exists():
+            splits = sorted(p.parent.name for p in self.root.glob("*/dataset.json"))
+            made = "`ccr-dist shards build` or `shards index` makes one"
+            hint = f"; it holds the datasets {', '.join(splits)}: name one of them" if splits else f"; {made}"
+            raise DataError(f"{self.root}: not a dataset (no dataset.json){hint}")
+        meta = store.read_json(path)
+        check_meta(meta, str(path))
+        self.remote = remote.behind(self.root)
+        self.name: str = meta["name"]
+        self.split: str = meta["split"]
+        self.digest: str = meta["digest"]
+        self.shards: tuple[str, ...] = tuple(s["id"] for s in meta["shards"])
+        self.shard_rows: tuple[int, ...] = tuple(s["rows"] for s in meta["shards"])
+        self.shard_keys: tuple[str, ...] = tuple(s["keys"] for s in meta["shards"])
+        self.rows: int = sum(self.shard_rows)
+        self._loaded: Recent[Keys] = Recent(_KEYS_HELD)
+        self._names: Recent[tuple[str, ...]] = Recent(64)
+        self._columns: Recent[Column] = Recent(_COLUMNS_HELD)
+
+    @staticmethod
+    def open(root: str | Path) -> Dataset:
+        """DataError when ROOT is no dataset or its dataset.json is damaged."""
+        return Dataset(root)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.place!r}, {self.rows} rows in {len(self.shards)} shards)"
+
+    def keys(self, shard: int) -> tuple[str, ...]:
+        """The keys of a shard's rows, in order. `key` is the quick way to a single one."""
+        return self._names.made(shard, lambda: self._keys(shard).all())
+
+    def key(self, shard: int, row: int) -> str:
+        return self._keys(shard)[row]
+
+    def _keys(self, shard: int) -> Keys:
+        return self._loaded.made(shard, lambda: self.read_keys(shard))
+
+    def read_keys(self, shard: int) -> Keys:
+        """The keys file of a shard, read now. DataError when it is damaged."""
+        path = self.root / "keys" / f"{self.shards[shard]}.txt"
+        if self.remote:
+            self.remote.bring(path, lambda: [f"keys/{name}.txt" for name in self.shards])
+        return Keys(path, self.shard_keys[shard])
+
+    def columns(self) -> list[str]:
+        """The names of the columns that have been begun, found by looking."""
+        return [name for name in sorted(p.parent.name for p in self.root.glob("*/column.json")) if is_column_name(name)]
+
+    def column(self, name: str) -> Column:
+        """DataError, listing what is there and what would make the column, when there is none of this name."""
+        return self._columns.made(name, lambda: self._open_column(name))
+
+    def forget(self, name: str) -> None:
+        """The column is opened anew when it is next asked for."""
+        self._columns.pop(name)
+
+    def _open_column(self, name: str) -> Column:
+        check_column_name(name)
+        if not (self.root / name / "column.json").exists():
+            there = self.columns()
+            near = difflib.get_close_matches(name, there, 1)
+            raise DataError(
+                f"{self.place}: no column {name!r}"
+                + (f"; did you mean {near[0]!r}?" if near else ";")
+                + f" There are: {', '.join(there) or 'none'}. Usually `{maker(name, self.place)}` makes such a column"
+            )
+        return Column(self, name)
+
+
+def create_column(
+    dataset: Dataset,
+    name: str,
+    *,
+    kind: str,
+    extension: str,
+    plan: dict[str, Any],
+    provenance: dict[str, Any],
+    view_of: str | None = None,
+    field: str | None = None,
+) -> Column:
+    """A new column, or the one that is there if it has the same kind, extension and plan; else DataError with the
+    difference shown.
+
+    extension: of the tar members, `npy` for a matrix; several for files of mixed formats, `jpg;png;webp`. field: for
+    views of img2dataset's `.json` members. Provenance (versions, licences, dates) is kept from the first call and never
+    compared.
+    """
+    if dataset.remote and dataset.remote.mirror:
+        url = dataset.place
+        raise ConfigError(
+            f"{url}: columns are made in a folder. `ccr-dist shards pull --lazy {url} FOLDER` makes one that fetches"
+            f" what is read; run this there, then `ccr-dist shards push FOLDER {url}`"
+        )
+    check_column_name(name)
+    if kind not in decode.KINDS:
+        raise DataError(f"column {name!r}: unknown kind {kind!r}; expected one of {', '.join(decode.KINDS)}")
+    if not _EXTENSION.match(extension) or (kind == "matrix") != (extension == "npy"):
+        rule = "lower case, no leading dot, npy for matrix only"
+        raise DataError(f"column {name!r}: extension {extension!r} does not fit the kind {kind!r} ({rule})")
+    asked: dict[str, Any] = {"kind": kind, "extension": extension, "plan": plan}
+    asked |= {k: v for k, v in (("view_of", view_of), ("field", field)) if v is not None}
+    asked = json.loads(store.canonical_json(asked))  # tuples become lists, as they will be when read back
+    path = dataset.root / name / "column.json"
+    path.parent.mkdir(exist_ok=True)
+    if not store.create_once(path, store.pretty_json(store.with_digest({**asked, "provenance": provenance}))):
+        Column(dataset, name)  # refuses what is no column.json
+        there = {k: v for k, v in store.read_json(path).items() if k not in ("provenance", "digest")}
+        store.require_same(path, there, asked, "the column was made under another plan")
+    return Column(dataset, name)
+
+
+def open_all(path: str | Path) -> list[Dataset]:
+    """The datasets of a folder, or of a URL: itself, or its train/, val/, test/ ... subfolders. DataError when there is
+    none.
+    """
+    if url := remote.as_url(path):
+        path, roots = url, remote.datasets(url)
+    else:
+        path = Path(path)
+        roots = (
+            [str(path)] if (path / "dataset.json").exists() else [str(p.parent) for p in path.glob("*/dataset.json")]
+        )
+    if not roots:
+        raise DataError(f"{path}: neither a dataset (dataset.json) nor a folder of datasets (train/, val/, test/)")
+    names = {root.rsplit("/", 1)[-1]: root for root in roots}
+    return [
+        Dataset(names[name]) for name in sorted(names, key=lambda name: (*(name != split for split in SPLITS), name))
+    ]

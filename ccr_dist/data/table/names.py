@@ -1,0 +1,45 @@
+"""The names of columns: which are allowed, and which command usually makes a column of a name."""
+
+from __future__ import annotations
+
+import re
+
+from ccr_dist.errors import DataError
+
+_COLUMN = re.compile(r"^(image|video|(caption|description|feature|label)\.[A-Za-z0-9][A-Za-z0-9._-]*)$")
+
+
+def is_column_name(name: str) -> bool:
+    return _COLUMN.fullmatch(name) is not None
+
+
+def check_column_name(name: str) -> str:
+    """The name itself. DataError unless it is `image`, `video`, `caption.<lang>[.<engine>]`, `description.*`,
+    `feature.*` or `label.*`.
+    """
+    if not is_column_name(name):
+        raise DataError(
+            f"column name {name!r}: expected image, video, caption.<lang>, caption.<lang>.<engine>,"
+            " description.<source>, feature.<name> or label.<what>, of letters, digits and . _ -"
+        )
+    return name
+
+
+def maker(name: str, dataset: str = "DATASET") -> str:
+    """The command that usually makes a column of this name, with the options that the name tells; CAPITALS stand for
+    what it does not.
+    """
+    kind, _, rest = name.partition(".")
+    language, _, engine = rest.partition(".")
+    if kind == "caption" and engine:
+        if back := re.match(r"back-([a-z]{2,3}(?:[-_][A-Z][A-Za-z]+)?)-", engine):
+            return f"ccr-dist translate {dataset} --engine ENGINE --to {back[1]} --back"
+        source = " --from caption.LANG" if language == "en" else ""
+        return f"ccr-dist translate {dataset} --engine ENGINE --to {language}{source} --column {name}"
+    if kind == "feature":
+        made_from = re.search(r"\.(image|video|caption\..+?)(\.tokens)?(-\d+)?$", name)
+        source = (made_from[1] + (" --tokens" if made_from[2] else "")) if made_from else "COLUMN"
+        return f"ccr-dist featurise {dataset} --config CONFIG.yaml --from {source} --column {name}"
+    if kind == "description":
+        return f"ccr-dist describe {dataset} --engine vllm --model MODEL --column {name}"
+    return "ccr-dist shards build"

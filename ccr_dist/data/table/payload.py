@@ -1,0 +1,122 @@
+"""Where the rows of a payload lie: read from the index of a tar, or from a matrix shard itself. Nothing is cached here.
+
+What a column is, and how payloads are committed, is in `column.py`; reading bytes at a place is in `tar.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ccr_dist.data.storage import store
+from ccr_dist.data.storage.tar import ShardIndex
+from ccr_dist.errors import DataError
+
+_AGAIN = "`ccr-dist shards verify --repair` puts it right, or says what does"
+
+
+class Places(NamedTuple):
+    """(rows,) int64 byte offsets and sizes in the payload; size 0 or -1: the row has no bytes. width: D of a matrix,
+    else 0.
+    """
+
+    offsets: np.ndarray
+    sizes: np.ndarray
+    width: int = 0
+
+
+def pick(index: ShardIndex, extensions: str) -> tuple[np.ndarray, np.ndarray]:
+    """(offsets, sizes) of the first of the extensions `a;b;c` that each row has; size -1 where it has none."""
+    offsets, sizes = np.zeros(len(index.keys), np.int64), np.full(len(index.keys), -1, np.int64)
+    for extension in extensions.split(";"):
+        if extension in index.members:
+            theirs, free = index.members[extension], sizes < 0
+            offsets[free], sizes[free] = theirs[0][free], theirs[1][free]
+    return offsets, sizes
+
+
+def read_index(path: Path, sha256: str | None) -> dict[str, Any]:
+    """The content of an index file. DataError unless it is there, and is what the commit record says (None: it says
+    nothing).
+    """
+    try:
+        data = store.read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: there is no such file; {_AGAIN}") from None
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise DataError(f"{path}: damaged index (not the sha256 that the commit record says); {_AGAIN}")
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{path}: damaged index (not valid JSON: {e}); {_AGAIN}") from e
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: damaged index ({repr(content)[:80]}); {_AGAIN}")
+    return content
+
+
+def tar_places(path: Path, sha256: str | None, extensions: str, rows: int) -> Places:
+    """From the index file of a tar shard; rows with a bad value have no place. DataError when it is damaged."""
+    content = read_index(path, sha256)
+    try:
+        offsets, sizes = pick(ShardIndex.from_json(content), extensions)
+        if len(sizes) != rows:
+            raise ValueError(f"{len(sizes)} rows, expected {rows}")
+        sizes[[int(row) for row in content.get("bad", ())]] = -1
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as e:
+        raise DataError(f"{path}: damaged index ({e!r}); {_AGAIN}") from e
+    return Places(offsets, sizes)
+
+
+def present_rows(path: Path, sha256: str | None, rows: int) -> np.ndarray:
+    """(rows,) bool: not among the null rows of an index file. DataError when it is damaged."""
+    present, content = np.ones(rows, np.bool_), read_index(path, sha256)
+    try:
+        nulls = np.asarray(content["nulls"], np.int64)
+        if nulls.ndim != 1 or nulls.min(initial=0) < 0:
+            raise ValueError(f"null rows {nulls.tolist()[:8]}")
+        present[nulls] = False
+    except (KeyError, TypeError, IndexError, ValueError, OverflowError) as e:
+        raise DataError(f"{path}: damaged index ({e!r}); {_AGAIN}") from e
+    return present
+
+
+def open_matrix(path: Path) -> tuple[np.memmap, np.ndarray]:
+    """(memory-mapped (N, D) float16, counts (rows,) that sum to N) of a matrix shard. DataError when it is not one."""
+    try:
+        with store.disk_errors(path):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with store.disk_errors(path), path.open("rb") as file:
+            file.seek(array.offset + array.nbytes)
+            counts = np.load(file, allow_pickle=False)
+        whole = int(counts.sum()) == len(array) and counts.min(initial=0) >= 0
+    except OSError:
+        raise
+    except (
+        Exception
+    ) as e:  # NumPy raises nearly anything over a damaged header: MemoryError for a size that cannot be, SyntaxError
+        raise DataError(f"{path}: not a whole matrix shard ({e}); {_AGAIN}") from e
+    if array.ndim != 2 or array.dtype != np.float16 or counts.ndim != 1 or not whole:
+        raise DataError(
+            f"{path}: expected (N, D) float16 and counts that sum to N, found {array.dtype} {array.shape} and"
+            f" {counts.shape}; {_AGAIN}"
+        )
+    return array, counts
+
+
+def load_matrix(path: Path, rows: int) -> tuple[np.memmap, np.ndarray]:
+    """(memory-mapped (N, D), offsets (rows + 1,)) of a committed matrix shard."""
+    array, counts = open_matrix(path)
+    if len(counts) != rows:
+        raise DataError(f"{path}: {len(counts)} rows, expected {rows}; {_AGAIN}")
+    return array, np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def matrix_places(path: Path, rows: int) -> Places:
+    """From a matrix shard: each row's vectors as bytes, to be read like a member of a tar."""
+    array, offsets = load_matrix(path, rows)
+    vector = array.shape[1] * array.itemsize
+    return Places(array.offset + offsets[:-1] * vector, np.diff(offsets) * vector, array.shape[1])

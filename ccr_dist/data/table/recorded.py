@@ -1,0 +1,288 @@
+"""What is there of a column: which of its shards are finished, which are lost, what their records say; nothing of their
+values.
+
+Reading and writing values is `column.py`, what a record says by itself `records.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Container
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ccr_dist.data.media import decode
+from ccr_dist.data.storage import remote, store
+from ccr_dist.data.table import records, seal
+from ccr_dist.data.table.names import is_column_name, maker
+from ccr_dist.data.table.payload import present_rows, read_index
+from ccr_dist.errors import DataError
+
+if TYPE_CHECKING:
+    from ccr_dist.data.table.dataset import Dataset
+
+_META = {"kind": str, "extension": str, "plan": dict, "provenance": dict, "view_of": str, "field": str}
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+class Recorded:
+    """A column without its values: `dataset`, `name`, `folder`, `kind`, `extension`, `plan`, `plan_digest`,
+    `provenance`, `view_of`, `field`.
+    """
+
+    def __init__(self, dataset: Dataset, name: str) -> None:
+        self.dataset = dataset
+        self.name = name
+        self.folder = dataset.root / name
+        path = self.folder / "column.json"
+        try:
+            meta = store.check_object(store.read_json(path), _META, path, optional=("view_of", "field"))
+        except DataError as e:
+            raise DataError(
+                f"{e}; remove the file and run the command that makes the column again: its shards are kept"
+            ) from e
+        self.kind: str = meta["kind"]
+        self.extension: str = meta["extension"]
+        self.plan: dict[str, Any] = meta["plan"]
+        self.provenance: dict[str, Any] = meta["provenance"]
+        self.view_of: str | None = meta.get("view_of")
+        self.field: str | None = meta.get("field")
+        if self.kind not in decode.KINDS or not is_column_name(self.view_of or "image"):
+            raise DataError(f"{path}: kind {self.kind!r}, view of {self.view_of!r}: the file was edited or damaged")
+        self.plan_digest = store.digest_json(self.plan)
+        self._records: dict[int, dict[str, Any]] = {}
+        self._whole: set[int] = set()  # shards whose payload was found to be of the recorded size
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.folder)!r}, {self.kind})"
+
+    @cached_property
+    def _seal(self) -> seal.Seal | None:
+        return seal.load(self)
+
+    def path(self, shard: int, what: str = "payload", *, fetch: bool = True) -> Path:
+        """A file of a shard: payload, index, record or stats. The payload of an indexed shard is the foreign tar.
+
+        Of a dataset with a store behind it, payload and index are fetched if they are not here, unless fetch=False.
+
+        StorageError, ConfigError.
+        """
+        name, behind = self.dataset.shards[shard], self.dataset.remote
+        if what in ("record", "stats"):
+            return self.folder / (name + {"record": ".json", "stats": ".stats.json"}[what])
+        recorded = self._seal or shard in self._records or self.path(shard, "record").exists()
+        if what == "index":
+            path = self.folder / f"{name}.index.json"
+            if behind and recorded and fetch:
+                behind.bring(
+                    path, lambda: [f"{self.name}/{self.dataset.shards[i]}.index.json" for i in self.recorded()]
+                )
+            return path
+        if not recorded:
+            return self.own_payload(shard)
+        path = self._place(shard, self.record(shard))
+        return behind.payload(path, self.record(shard)) if behind and fetch else path
+
+    def _place(self, shard: int, record: dict[str, Any]) -> Path:
+        """Where a record says that the payload is. DataError where one outside of the dataset is that of no indexed
+        column.
+        """
+        url = record.get("url")
+        if url is not None and url.startswith("/") and "indexed" not in self.plan:
+            raise DataError(
+                f"{self.path(shard, 'record')}: speaks of {url}, but this is no indexed column: the file was edited or"
+                " damaged"
+            )
+        return self.folder / (url or self._own(shard))
+
+    def _own(self, shard: int) -> str:
+        return self.dataset.shards[shard] + (".npy" if self.kind == "matrix" else ".tar")
+
+    def own_payload(self, shard: int) -> Path:
+        """Where a payload that is made here lies, whether it is there or not."""
+        return self.folder / self._own(shard)
+
+    def recorded(self) -> set[int]:
+        """The shards that have a commit record, by looking."""
+        if self._seal:
+            return set(range(len(self.dataset.shards)))
+        names = set(os.listdir(self.folder))  # noqa: PTH208
+        return {i for i, shard in enumerate(self.dataset.shards) if f"{shard}.json" in names}
+
+    def finished(self) -> set[int]:
+        """The shards that are there: with a commit record, an index, and a payload of the recorded size. By looking;
+        nothing is read.
+
+        Behind a store: by its listing. OSErrors pass; StorageError.
+        """
+        return self.recorded() - self.lost().keys()
+
+    def lost(self) -> dict[int, str]:
+        """What is wrong with shards that have a commit record but whose record is damaged, or whose payload or index is
+        gone or cut.
+
+        Committing such a shard makes it anew (`Column.settled`), unless its record is whole but of other rows or
+        another plan.
+        """
+        names = set(os.listdir(self.folder))  # noqa: PTH208
+        faults = {shard: self._fault(shard, names) for shard in sorted(self.recorded())}
+        return {shard: why for shard, why in faults.items() if why is not None}
+
+    def whole(self, shard: int) -> bool:
+        """Whether one shard is finished, by looking."""
+        if not (self._seal or self.path(shard, "record").exists()):
+            return False
+        names = (self._own(shard), f"{self.dataset.shards[shard]}.index.json")
+        return self._fault(shard, {name for name in names if (self.folder / name).exists()}) is None
+
+    def _fault(self, shard: int, names: Container[str]) -> str | None:
+        """names: what is in the column's folder. A record that another process replaced since is read again."""
+        again = shard in self._records
+        try:
+            why = self._fault_of(shard, self.record(shard), names)
+            if why and again and not self._seal:
+                self._forget(shard)
+                why = self._fault_of(shard, self.record(shard), names)
+        except DataError as e:
+            return str(e)
+        return why
+
+    def _fault_of(self, shard: int, record: dict[str, Any], names: Container[str]) -> str | None:
+        own, behind, name = self._own(shard), self.dataset.remote, self.dataset.shards[shard]
+        if not (self._seal or behind or f"{name}.index.json" in names):
+            return f"{self.path(shard, 'index')}: missing"
+        if shard in self._whole and ("url" in record or behind or own in names):
+            return None
+        path = self._place(shard, record)
+        size = records.size_of(path) if "url" in record or own in names else None
+        if size is None and behind:
+            size = behind.sizes().get(remote.relative(path, self.dataset.root, self.dataset.place))
+        if (why := records.fault(record, size)) is not None:
+            return f"{path}: {why}"
+        self._whole.add(shard)
+        return None
+
+    def _forget(self, shard: int) -> None:
+        self._records.pop(shard, None)
+        self._whole.discard(shard)
+
+    def missing(self) -> list[int]:
+        done = self.finished()
+        return [i for i in range(len(self.dataset.shards)) if i not in done]
+
+    @property
+    def remedy(self) -> str:
+        """The command that makes what is missing of this column, as far as is known."""
+        if self.dataset.remote and self.dataset.remote.mirror:
+            return f"ccr-dist shards push FOLDER {self.dataset.place}"
+        if "indexed" in self.plan:
+            return str(self.provenance.get("command", "ccr-dist shards index"))
+        return str(self.provenance.get("command", maker(self.name, self.dataset.place)))
+
+    def require_complete(self) -> None:
+        """DataError naming missing shards and what would make them, or the column that this one was made from, if that
+        is another now.
+        """
+        self._require_shards()
+        if stale := self.stale():
+            what = f"{self.dataset.place}/{self.name}: made from {stale} as it was before: its content is another now"
+            raise DataError(
+                f"{what}. Make the column again: remove {self.folder} (or say another name) and run `{self.remedy}`"
+            )
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """Columns of this dataset that this one was made from, and their digests then."""
+        inputs = self.plan.get("inputs")
+        return (
+            {name: text for name, text in inputs.items() if _SHA256.fullmatch(str(text))}
+            if isinstance(inputs, dict)
+            else {}
+        )
+
+    def stale(self) -> str | None:
+        """The column that this one was made from, if it is there, complete, and another now than it was then."""
+        there = self.dataset.columns() if self.inputs else ()
+        sources = ((name, self.dataset.column(name), digest) for name, digest in self.inputs.items() if name in there)
+        return next(
+            (name for name, source, digest in sources if not source.missing() and source.digest != digest), None
+        )
+
+    def _require_shards(self) -> None:
+        if missing := self.missing():
+            lost = self.lost()
+            names = ", ".join(self.dataset.shards[i] for i in missing[:8]) + (", ..." if len(missing) > 8 else "")
+            what = (
+                f"{self.dataset.place}/{self.name}: {len(missing)} of {len(self.dataset.shards)} shards are missing"
+                f" ({names}); "
+            )
+            if lost:
+                what += f"of {len(lost)} the payload or the record is lost: {next(iter(lost.values()))}; "
+            raise DataError(
+                what
+                + f"run the command that makes the column (usually `{self.remedy}`) again, it makes the missing ones"
+                " only"
+            )
+
+    def record(self, shard: int) -> dict[str, Any]:
+        """The commit record of a shard. DataError when it is not finished, or not of this dataset and plan."""
+        if shard not in self._records:
+            self._records[shard] = self._seal.record(shard) if self._seal else self._read_record(shard)
+        return self._records[shard]
+
+    def damaged(self, shard: int) -> bool:
+        """Whether the commit record that is there is not what was written."""
+        path = self.path(shard, "record")
+        try:
+            records.check(store.read_json(path), path)
+        except DataError:
+            return path.exists()
+        return False
+
+    def _read_record(self, shard: int) -> dict[str, Any]:
+        path = self.path(shard, "record")
+        try:
+            record = store.read_json(path)
+        except DataError:
+            if path.exists():
+                raise
+            raise DataError(f"{path}: this shard is not finished; `{self.remedy}` makes such columns") from None
+        records.check(record, path)
+        expected = {
+            "rows": self.dataset.shard_rows[shard],
+            "keys": self.dataset.shard_keys[shard],
+            "plan": self.plan_digest,
+        }
+        store.require_same(
+            path, {k: record.get(k) for k in expected}, expected, "the record belongs to other rows or another plan"
+        )
+        return record
+
+    @property
+    def digest(self) -> str:
+        """Identity of the content: dataset, plan and every payload. DataError while shards are missing."""
+        self._require_shards()
+        shas = [self.record(i)["sha256"] for i in range(len(self.dataset.shards))]
+        how = {"kind": self.kind, "extension": self.extension, "plan": self.plan_digest, "field": self.field}
+        return store.digest_json({"dataset": self.dataset.digest, **how, "shards": shas})
+
+    def nulls(self) -> np.ndarray:
+        """(shards,) int64: null rows of each shard, from the commit records. DataError where one is missing."""
+        return np.array([self.record(shard)["nulls"] for shard in range(len(self.dataset.shards))], np.int64)
+
+    def present(self, shard: int) -> np.ndarray:
+        """(rows,) bool: the row has a value that is not null and not empty."""
+        record = self.record(shard)
+        return (
+            self._seal.present(shard)
+            if self._seal
+            else present_rows(self.path(shard, "index"), record.get("index"), record["rows"])
+        )
+
+    def index(self, shard: int) -> dict[str, Any]:
+        """The content of the index file of a finished shard. DataError when it is damaged."""
+        return read_index(self.path(shard, "index"), self.record(shard).get("index"))

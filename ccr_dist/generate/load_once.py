@@ -1,0 +1,123 @@
+"""One first load a node: of the processes that are about to load the same model, one does so alone, and the others find
+what it left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+WAIT_S = 900.0  # for one that loads; then it is not waited for any longer: it may hang
+_POLL_S = 0.2
+_SAID_S = (5.0, 30.0)  # until the first message, and between two
+
+
+def private_folder() -> Path:
+    """A folder on this machine for files that this user's processes share: below XDG_RUNTIME_DIR, else below TMPDIR or
+    /tmp.
+
+    Its name can be foreseen, so PermissionError unless it is a real folder that belongs to this user; nobody else can
+    enter it. OSError.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.access(runtime, os.W_OK) and Path(runtime).stat().st_uid == os.getuid():
+        folder = Path(runtime) / "ccr-dist"
+    else:
+        folder = Path(tempfile.gettempdir()) / f"ccr-dist-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(
+            f"{folder} is no folder of this user; somebody else made it. Set TMPDIR to a folder of yours"
+        )
+    if found.st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder
+
+
+@contextlib.contextmanager
+def first_load(
+    key: str | None, stopped: Callable[[], bool] = lambda: False, wait_s: float | None = None
+) -> Iterator[None]:
+    """Of the processes of this user on this node, only one is inside at a time, until one of them has left it in peace.
+    None: no lock.
+
+    A model's first load downloads, compiles and fills caches; the processes that come after find all that. It only
+    saves work, so whoever has waited for `wait_s` (default WAIT_S), or cannot have the lock at all, says so and goes on
+    without it. stopped: asked while it waits; True ends the waiting.
+    """
+    if key is None:
+        yield
+        return
+    name = f"load-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    try:
+        folder = private_folder()
+        lock, done = folder / f"{name}.lock", folder / f"{name}.done"
+        fd = -1 if done.exists() else os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        _say(f"no lock for the model's first load on this machine ({e}); it is loaded without waiting for others")
+        yield
+        return
+    if fd < 0:
+        yield
+        return
+    try:
+        mine = _locked(fd, lock, done, stopped, WAIT_S if wait_s is None else wait_s)
+        yield
+        if mine:
+            with contextlib.suppress(OSError):
+                done.touch()
+    finally:
+        os.close(fd)
+
+
+def _locked(fd: int, lock: Path, done: Path, stopped: Callable[[], bool], wait_s: float) -> bool:
+    """Waits until the lock is this process's (True), or there is no need for it, or no use in waiting."""
+    began = time.monotonic()
+    say_at = began + _SAID_S[0]
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        except OSError as e:
+            _say(f"{lock}: {e.strerror}; the model is loaded without waiting for others")
+            return False
+        else:
+            if done.exists():
+                fcntl.flock(fd, fcntl.LOCK_UN)  # all who wait may come at once
+                return False
+            with contextlib.suppress(OSError):  # a note for those who wait
+                os.truncate(fd, 0)
+                os.pwrite(fd, f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
+            return True
+        waited = time.monotonic() - began
+        if done.exists() or stopped():
+            return False
+        holder = os.pread(fd, 200, 0).decode(errors="replace") or "another process"
+        if waited >= wait_s:
+            _say(
+                f"{lock}: {holder} still loads the same model; after {waited:.0f} s it is not waited for any longer."
+                " Perhaps it hangs"
+            )
+            return False
+        if time.monotonic() >= say_at:
+            say_at = time.monotonic() + _SAID_S[1]
+            _say(
+                f"waiting for the first load of the same model on this machine by {holder} (for {waited:.0f} s; at most"
+                f" {wait_s:.0f} s)"
+            )
+        time.sleep(_POLL_S)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,281 @@
+"""A shard from taking it to giving it up: lease, journal, outcomes, commit. Which shards, and when, is the runner's
+affair.
+
+    take:    lease g -> rows of all older journals, merged into journal g -> older journals and leases removed
+    commit:  still the owner? -> payload -> index -> record -> errors.jsonl -> stats -> journal and lease removed
+
+A kill between any two of these steps leaves something from which the next generation goes on. A payload is created once
+and final: who finds one, even of a worker that was overtaken and woke, records that one, and errors.jsonl tells of its
+null rows.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ccr_dist.data.media import decode
+from ccr_dist.data.storage import store
+from ccr_dist.data.table.dataset import Column
+from ccr_dist.errors import DataBudgetError
+from ccr_dist.generate import journal as journals
+from ccr_dist.generate.journal import Journal, Past
+from ccr_dist.generate.lease import Deaths, Lease, Leases, Traces, journal_path, lease_path, look, read_lease
+from ccr_dist.generate.processor import Outcome
+
+STUCK = 3  # owners that die over a shard, one after the other, without one more row
+_OVERTAKEN = "made null by a worker that lost the shard while it committed it; why is not known"
+
+
+class Lost(Exception):
+    """Somebody else has the shard by now: what is made here does not count. Never leaves the runner."""
+
+
+class Work:
+    """A shard that is being worked on. `outcomes`: rows that need not be made (any more), by row; `past`: what journals
+    held.
+    """
+
+    def __init__(
+        self, shard: int, lease: Lease, journal: Journal | None, past: Past, rows: int, *, settled: bool
+    ) -> None:
+        self.shard, self.lease, self.journal, self.past, self.rows = shard, lease, journal, past, rows
+        self.outcomes = {row: o for row, o in past.outcomes.items() if settled or o.error is None or o.final}
+        self.settled = settled  # its payload is there: nothing is to be made
+        self.resumed = len(self.outcomes)
+        self.tokens = sum(outcome.counts.get("tokens", 0) for outcome in self.outcomes.values())
+        self.began, self.started = time.time(), time.perf_counter()
+        self.waited_s = 0.0  # the feed's, when the shard was taken
+        self.lost = False
+
+    @property
+    def missing(self) -> list[int]:
+        return [] if self.settled else [row for row in range(self.rows) if row not in self.outcomes]
+
+    def became(self, kind: str) -> Counter[str]:
+        """Rows by what became of them: `made`, `bad`, `fruitless` (something was asked, nothing usable came back),
+        `absent`.
+        """
+        found: Counter[str] = Counter()
+        for outcome in self.outcomes.values():
+            if outcome.error is not None:
+                found["bad"] += 1
+            elif _there(kind, outcome.value):
+                found["made"] += 1
+            else:
+                found["fruitless" if outcome.counts.get("requests") or outcome.counts.get("empty") else "absent"] += 1
+        return found
+
+    def counts(self) -> Counter[str]:
+        return sum((Counter(outcome.counts) for outcome in self.outcomes.values()), Counter())
+
+    def beat(self) -> None:
+        """In the watch's thread: says that the shard is worked on, and finds out whether it still is one's own."""
+        self.lease.beat(len(self.outcomes), self.tokens)
+        self.lost = self.lost or not self.lease.valid()
+
+    def keep(self, rows: list[tuple[int, Outcome]]) -> None:
+        """Journals rows. Raises Lost, StorageError."""
+        assert self.journal is not None
+        try:
+            self.journal.append(rows)
+        except OSError as e:
+            self.raise_lost(e)
+            raise
+        self.outcomes.update(rows)
+        self.tokens += sum(outcome.counts.get("tokens", 0) for _, outcome in rows)
+
+    def raise_lost(self, cause: OSError | None = None) -> None:
+        if self.lost or not self.lease.valid():
+            raise Lost from cause
+
+    def close(self) -> None:
+        """Gives the shard up; the journal stays for whoever takes it next."""
+        if self.journal is not None:
+            self.journal.close()
+        self.lease.release()
+
+
+class Bench:
+    """Where the shards of a column are worked on by one worker."""
+
+    def __init__(self, target: Column, leases: Leases) -> None:
+        self.target, self.leases = target, leases
+
+    def name(self, shard: int) -> str:
+        return self.target.dataset.shards[shard]
+
+    def _header(self, shard: int) -> dict[str, Any]:
+        target = self.target
+        place = {"column": target.name, "shard": self.name(shard), "keys": target.dataset.shard_keys[shard]}
+        return {**place, "plan": target.plan_digest, "inputs": target.plan["inputs"]}
+
+    def _past(self, shard: int, traces: Traces) -> Past:
+        paths = [
+            journal_path(self.target.folder, self.name(shard), generation) for generation in sorted(traces.journals)
+        ]
+        return journals.read(paths, self.target.kind, self._header(shard))
+
+    def take(self, shard: int) -> Work | None:
+        """Takes a shard that nobody alive holds, with all that was made of it; None when somebody does, or was quicker.
+
+        DataBudgetError when it seems to kill whoever works on it; DataError for journals of other work; StorageError.
+        """
+        name, folder = self.name(shard), self.target.folder
+        traces = look(folder, name).get(name, Traces())
+        if self.leases.held(name, traces):
+            return None
+        deaths, deadly = self._deaths(shard, traces)
+        lease = self.leases.take(name, traces, of=self.target.dataset.shard_rows[shard], past=deaths)
+        if lease is None:
+            return None
+        work = None
+        try:
+            work = self._begin(shard, lease, deadly)
+        except OSError:  # it may be overtaken already, and its temporary file tidied away
+            if lease.valid():
+                raise
+        finally:
+            if work is None:
+                lease.release()
+        return work
+
+    def _deaths(self, shard: int, traces: Traces) -> tuple[Deaths, int | None]:
+        """(what became of the owners up to now, the row that is to be left out because of that)."""
+        if not traces.leases:
+            return Deaths(), None
+        last = max(traces.leases)
+        path = lease_path(self.target.folder, self.name(shard), last)
+        about, beat = read_lease(path) or ({}, {})
+        past = self._past(shard, traces)
+        stuck = 0 if last in traces.journals and past.fresh else int(about.get("stuck", 0)) + bool(beat.get("begun"))
+        at = beat.get("at") if beat.get("begun") else None
+        if at is not None and at not in past.outcomes:
+            # One death may be anything, such as a node that is taken away; that of several, who did nothing else, is
+            # the row's doing.
+            before = about.get("suspect", {})
+            deaths = 1 + (before["deaths"] if before.get("row") == at else 0)
+            return (Deaths(), at) if deaths >= STUCK else (Deaths(stuck, (at, deaths)), None)
+        if stuck >= STUCK:
+            keys = self.target.dataset.keys(shard)
+            missing = [
+                keys[row]
+                for row in range(len(keys))
+                if row not in past.outcomes or past.outcomes[row].error is not None
+            ]
+            some = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
+            raise DataBudgetError(
+                f"{self.target.folder / self.name(shard)}: {stuck} workers died over this shard one after the other and"
+                f" made no row of it; it is left out. Rows that are missing: {some}. Look at their inputs (and at the"
+                f" memory of the workers); remove {path} to have them tried again"
+            )
+        return Deaths(stuck), None
+
+    def _begin(self, shard: int, lease: Lease, deadly: int | None) -> Work | None:
+        name, folder = self.name(shard), self.target.folder
+        traces = look(folder, name).get(name, Traces())
+        past = self._past(shard, traces)
+        if deadly is not None:
+            past.add(
+                deadly,
+                Outcome(error=f"{STUCK} workers died one after the other while it alone was in work", final=True),
+            )
+        settled = self.target.settled(shard)
+        journal = None
+        if not settled:
+            journal = Journal.create(
+                journal_path(folder, name, lease.generation), self.target.kind, self._header(shard), past.outcomes
+            )
+            if journal is None:
+                return None
+            self._tidy(shard, traces, below=lease.generation)
+        return Work(shard, lease, journal, past, self.target.dataset.shard_rows[shard], settled=settled)
+
+    def _tidy(self, shard: int, traces: Traces, *, below: int) -> None:
+        """Removes what generations below this one, and processes that were killed while they wrote, have left."""
+        name, folder = self.name(shard), self.target.folder
+        rubbish = [folder / file for file in traces.rubbish]
+        rubbish += [journal_path(folder, name, g) for g in traces.journals if g < below]
+        rubbish += [lease_path(folder, name, g) for g in traces.leases if g < below]
+        for path in rubbish:
+            path.unlink(missing_ok=True)
+
+    def commit(self, work: Work, width: Callable[[], int], stats: dict[str, Any]) -> bool:
+        """Makes a shard of a complete or settled work and removes all traces of the work; True when the record is this
+        process' own.
+
+        width: tells that of a matrix without vectors; stats: telemetry to be kept beside the shard's own. Raises Lost,
+            StorageError.
+        """
+        shard, name = work.shard, self.name(work.shard)
+        work.raise_lost()
+        try:
+            mine = self._write(work, width)
+            if work.journal is not None or work.past.outcomes:
+                self._explain(work, mine, stats)
+        except OSError as e:  # an overtaken worker may even find that its temporary file was tidied away
+            work.raise_lost(e)
+            raise
+        if work.journal is not None:
+            work.journal.close()
+        self._tidy(shard, look(self.target.folder, name).get(name, Traces()), below=work.lease.generation)
+        journal_path(self.target.folder, name, work.lease.generation).unlink(missing_ok=True)
+        work.lease.release()
+        return mine
+
+    def _write(self, work: Work, width: Callable[[], int]) -> bool:
+        values = [] if work.settled else [work.outcomes[row].value for row in range(work.rows)]
+        if self.target.whole(work.shard):
+            return False
+        if self.target.kind == "matrix":
+            there = [value for value in values if value is not None]
+            array = np.concatenate(there) if there else np.zeros((0, width()), np.float16)
+            return self.target.commit_matrix(
+                work.shard, array, [0 if value is None else len(value) for value in values]
+            )
+        return self.target.commit(
+            work.shard, (None if value is None else self.target.encode(value) for value in values)
+        )
+
+    def _explain(self, work: Work, mine: bool, stats: dict[str, Any]) -> None:
+        """errors.jsonl and stats of the payload that is there."""
+        absent = set(self.target.index(work.shard)["nulls"])
+        bad = []
+        for row, key in enumerate(self.target.dataset.keys(work.shard)):
+            outcome = work.outcomes.get(row)
+            if outcome is not None and outcome.lacks is not None and row not in absent:
+                bad.append({"key": key, "error": outcome.lacks})
+            if outcome is None or row not in absent:
+                continue
+            error = outcome.error
+            if error is None and _there(self.target.kind, outcome.value):  # another worker's payload
+                error = (work.past.outcomes[row].error if row in work.past.outcomes else None) or _OVERTAKEN
+            if error is not None:
+                bad.append({"key": key, "error": error})
+        path = self.target.folder / f"{self.name(work.shard)}.errors.jsonl"
+        if bad:
+            store.create_once(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad).encode())
+        if mine or not self.target.path(work.shard, "stats").exists():
+            seconds = time.perf_counter() - work.started
+            times = {"began": round(work.began, 3), "ended": round(time.time(), 3), "seconds": round(seconds, 3)}
+            rows = {
+                "rows": work.rows,
+                "resumed": work.resumed,
+                "nulls": len(absent),
+                "bad": len(bad),
+                "counts": dict(work.counts()),
+            }
+            self.target.write_stats(
+                work.shard, {**times, **rows, "host": self.leases.host, "worker": self.leases.worker, **stats}
+            )
+
+
+def _there(kind: str, value: Any) -> bool:
+    if value is None or kind == "matrix" or isinstance(value, bytes):
+        return value is not None and len(value) > 0
+    return decode.is_present(kind, value)

@@ -1,0 +1,131 @@
+"""Columns of cached features that stand in for what a frozen encoder would compute again in every step
+(`runtime.cached_features`).
+
+A column stands in where a stage reads its input as features of the frozen backbone alone (`Stage.frozen`,
+"source_feature", "back_feature"), and where the column's plan says that this very encoder (preprocessing, digest of the
+weights) made it of this very content, by today's rule for pictures, at this run's precision or in fp32. Features are
+stored as float16, so a run that reads them has slightly other numbers; which columns a run reads is part of its
+identity, and a run that has begun goes on with those it began with, whatever has been made since.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from ccr_dist.config import RunConfig
+from ccr_dist.data.media.pictures import VERSION
+from ccr_dist.data.stream.loader import Fields
+from ccr_dist.data.table.column import Column
+from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.methods.base import Stage
+from ccr_dist.models.backbones import Backbone, build_backbone
+from ccr_dist.train.assemble import fields_for, open_datasets, train_sets
+from ccr_dist.train.state.run_folder import RunFolder
+
+
+def all_fields(
+    config: RunConfig, stages: Mapping[str, Stage], folder: RunFolder
+) -> tuple[dict[str, Fields], list[str]]:
+    """The columns that each stage reads, cached features in them where there are such, and a line about each of those
+    for people.
+    """
+    fields = {name: fields_for(config, stage) for name, stage in stages.items()}
+    if not config.runtime.cached_features:
+        return fields, []
+    begun = folder.identity()
+    finder = _Finder(config, set(begun.get("datasets", ())) if begun is not None else None)
+    found = {
+        name: finder.stand_in(stage, fields[name], open_datasets(train_sets(config, name)))
+        for name, stage in stages.items()
+    }
+    return found, list(dict.fromkeys(finder.lines))
+
+
+def of_another_rule(known: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> list[str]:
+    """A line for people where a run that reads pictures began (`known`: its identity then) before their rule was part
+    of what it is.
+    """
+    if known is None or "pictures" not in asked or "pictures" in known:
+        return []
+    return [
+        f"this run began when pictures were read by rule 0, and from here on they are read by rule {VERSION} (turned by"
+        " EXIF, 16-bit grey, ...: ccr_dist/data/media/pictures.py): where there are such pictures in its data, its"
+        " numbers are of both"
+    ]
+
+
+class _Finder:
+    def __init__(self, config: RunConfig, known: set[str] | None) -> None:
+        """`known`: the columns that the run reads, as its identity names them; None: it has not begun."""
+        self._config, self._known = config, known
+        self._backbone: Backbone | None = None
+        self.lines: list[str] = []
+
+    def stand_in(self, stage: Stage, fields: Fields, datasets: Sequence[Dataset]) -> Fields:
+        """The fields of a stage, with cached features where they are the same thing."""
+        if fields.visual and {"visual", "tokens"} & stage.frozen:
+            visual = self._find(datasets, fields.visual, "image", tokens=fields.many)
+            fields = dataclasses.replace(fields, visual=visual or fields.visual)
+        if fields.source and "source_feature" in stage.needs and not fields.source_feature:
+            fields = dataclasses.replace(fields, source_feature=self._find(datasets, fields.source, "text"))
+        if fields.backs and "back_text" not in stage.needs:
+            found = {lang: self._find(datasets, column, "text") for lang, column in fields.backs.items()}
+            features = {lang: column for lang, column in found.items() if column}
+            if features.keys() == fields.backs.keys():
+                fields = dataclasses.replace(fields, backs={}, back_features=features)
+        return fields
+
+    def _find(
+        self, datasets: Sequence[Dataset], source: str, side: Literal["image", "text"], *, tokens: bool = False
+    ) -> str | None:
+        """The first column by name that every dataset has, complete, made of `source`; the backbone is only built where
+        there is one.
+        """
+        for name in sorted(datasets[0].columns()):
+            if not all(
+                name in dataset.columns() and self._alike(dataset, name, source, tokens) for dataset in datasets
+            ):
+                continue
+            wanted = self._identity(side)
+            plans = [dataset.column(name).plan for dataset in datasets]
+            if any(plan["backbone"] != wanted for plan in plans):
+                continue
+            if side == "image" and self._known is None and any(plan.get("pictures", 0) != VERSION for plan in plans):
+                self.lines.append(
+                    f"does not read {name} in place of {source}: it was made when pictures were read by another rule"
+                    f" (not {VERSION}: ccr_dist/data/media/pictures.py); `ccr-dist featurise --column NAME` makes such"
+                    " features anew"
+                )
+            else:
+                self.lines.append(
+                    f"reads cached features, {name}, in place of {source}; with runtime.cached_features=false they are"
+                    " computed"
+                )
+                return name
+        return None
+
+    def _alike(self, dataset: Dataset, name: str, source: str, tokens: bool) -> bool:
+        """What can be said of a column without its encoder."""
+        column = dataset.column(name)
+        plan: dict[str, Any] = column.plan
+        return (
+            plan.get("processor") == "featurise"
+            and plan.get("tokens") == ({"grid": None} if tokens else None)
+            and plan.get("precision") in ("fp32", self._config.runtime.precision)
+            and (self._known is None or f"{dataset.name}/{dataset.split}/{name}" in self._known)
+            and not column.missing()
+            and source in dataset.columns()
+            and dataset.column(source).kind != "video"  # of which features are of some frames, put together in some way
+            and _content(dataset.column(source)) == plan.get("inputs")
+        )
+
+    def _identity(self, side: Literal["image", "text"]) -> dict[str, Any]:
+        self._backbone = self._backbone or build_backbone(self._config.backbone)
+        return self._backbone.feature_identity(side)
+
+
+def _content(column: Column) -> dict[str, str] | None:
+    """As the plan of a column made of this one has it; None while shards are missing."""
+    return None if column.missing() else {column.name: column.digest}

@@ -1,0 +1,174 @@
+"""Which datasets and columns a run reads, and whether they are there. From metadata alone, and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ccr_dist.config import RunConfig, TrainSet
+from ccr_dist.data.media.pictures import VERSION
+from ccr_dist.data.storage.store import differences
+from ccr_dist.data.stream.fields import Fields
+from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.methods import base
+from ccr_dist.methods.base import Stage
+
+# columns of which evaluation needs at least one value
+ASKED = ("data.visual", "data.queries.", "data.translated_queries.")
+
+
+def train_sets(config: RunConfig, stage: str) -> tuple[TrainSet, ...]:
+    return config.stages[stage].train or config.data.train
+
+
+def fields_for(config: RunConfig, stage: Stage) -> Fields:
+    """The columns that a stage reads; what it does not need is not read."""
+    data = config.data
+    if "target_text" in stage.needs and not data.targets:
+        raise ConfigError(
+            f"{config.name}: data.targets is empty, but method {config.method.name!r} learns from translated captions:"
+            " name a column for each language that `ccr-dist translate --to LANG` makes"
+        )
+    if "description" in stage.needs and data.description is None:
+        raise ConfigError(
+            f"{config.name}: data.description is not set, but method {config.method.name!r} reads descriptions: name a"
+            " column that `ccr-dist describe` makes with a multimodal LLM, or `ccr-dist replay` from a file"
+        )
+    backs: dict[str, str] = {}
+    back_features: dict[str, str] = {}
+    if {"back_text", "back_feature"} & stage.needs:
+        cached_backs = "back_text" not in stage.needs and bool(data.back_features)
+        chosen = data.back_features if cached_backs else data.back_translations
+        missing = sorted(data.targets.keys() - chosen.keys())
+        if missing:
+            key = "back_features" if cached_backs else "back_translations"
+            made = "`ccr-dist featurise --from caption.en.back-...`" if cached_backs else "`ccr-dist translate --back`"
+            raise ConfigError(
+                f"{config.name}: data.{key} names no column for {', '.join(missing)}, but method {config.method.name!r}"
+                f" reads back-translations: {made} makes such columns"
+            )
+        columns = {lang: chosen[lang] for lang in data.targets}
+        backs, back_features = ({}, columns) if cached_backs else (columns, {})
+    cached = "source_feature" in stage.needs and data.source_feature is not None
+    media = {"visual", "tokens"} & stage.needs
+    captions = {"source_text", "source_feature", "target_text", "back_text", "back_feature"} & stage.needs
+    return Fields(
+        visual=data.visual if media else None,
+        many="tokens" in stage.needs,
+        source=data.source if captions else None,
+        targets=dict(data.targets) if "target_text" in stage.needs else {},
+        source_feature=data.source_feature if cached else None,
+        backs=backs,
+        back_features=back_features,
+        description=data.description if "description" in stage.needs else None,
+        group=data.group if media else None,
+    )
+
+
+def wanted(config: RunConfig) -> dict[tuple[str, str], str]:
+    """(dataset, column) -> the key that names it, of everything that a run reads to train, to validate and to be
+    tested.
+    """
+    kind, data = base.get(config.method.name), config.data
+    found: dict[tuple[str, str], str] = {}
+
+    def want(path: str, columns: Mapping[str, str | None]) -> None:
+        for key, column in columns.items():
+            if column is not None:
+                found.setdefault((path, column), f"data.{key}")
+
+    for name, stage in kind.stages(config.method).items():
+        fields = fields_for(config, stage)
+        single = {key: getattr(fields, key) for key in ("visual", "source", "source_feature", "description", "group")}
+        each = {"targets": fields.targets, "back_translations": fields.backs, "back_features": fields.back_features}
+        for entry in train_sets(config, name):
+            want(entry.path, single)
+            want(
+                entry.path,
+                {f"{key}.{lang}": column for key, columns in each.items() for lang, column in columns.items()},
+            )
+    for path in filter(None, (data.val, data.test)):
+        for key, column in asked(config):
+            want(path, {key: column})
+    return found
+
+
+def asked(config: RunConfig) -> list[tuple[str, str]]:
+    """(key below `data`, column) of everything that evaluation reads of a split."""
+    kind, data = base.get(config.method.name), config.data
+    described = "description" in kind.gallery(config.method)
+    single = {"visual": data.visual, "group": data.group, "description": data.description if described else None}
+    found = [(key, column) for key, column in single.items() if column is not None]
+    for lang, column in [*kind.query_columns(data).items(), *kind.companions(data, config.method).items()]:
+        found.append((f"{'queries' if column == data.queries.get(lang) else 'translated_queries'}.{lang}", column))
+    return found
+
+
+def measured_on(config: RunConfig, dataset: Dataset) -> tuple[dict[str, str], dict[str, int]]:
+    """What a result of `dataset` is measured on: the digest of every column that is read and of those these were made
+    of, by name; and the rules that decided what was seen of the gallery ("pictures", "texts": `VERSION` of
+    `data.pictures` and `data.text` then).
+    """
+    columns: dict[str, str] = {}
+    rules: dict[str, int] = {}
+    for key, name in asked(config):
+        column = dataset.column(name)
+        columns = {**column.inputs, **columns, name: column.digest}
+        if key == "visual" and column.kind == "image":
+            rules["pictures"] = VERSION
+        elif key == "visual" and column.plan.get("processor") == "featurise":
+            rule = {"image": "pictures", "text": "texts"}.get(column.plan.get("backbone", {}).get("side"))
+            rules |= {rule: column.plan.get(rule, 0)} if rule else {}
+    return columns, rules
+
+
+def check_columns(config: RunConfig) -> None:
+    """Say early, with the key that names it and the command that makes it, which datasets and columns are missing, all
+    in one message. Reads metadata only.
+    """
+    places = {path: key for key, path in (("data.test", config.data.test), ("data.val", config.data.val)) if path}
+    places |= {
+        entry.path: f"stages.{name}.train" for name, stage in config.stages.items() for entry in stage.train or ()
+    }
+    places |= {entry.path: "data.train" for entry in config.data.train}
+    made: dict[str, tuple[str, dict[str, Any]]] = {}
+    wrong: dict[str, DataError] = {}
+    for (path, column), key in wanted(config).items():
+        place = places[path]
+        try:
+            dataset = Dataset.open(path)
+            place = key
+            dataset.column(column).require_complete()
+            _require_alike(made, dataset, column)
+            if key.startswith(ASKED):
+                _require_value(dataset, column)
+        except DataError as error:
+            wrong.setdefault(f"{config.name}: {place}: {error}", error)  # a dataset that is not there is said once
+    if wrong:
+        raise type(next(iter(wrong.values())))("\n".join(wrong))
+
+
+def _require_value(dataset: Dataset, column: str) -> None:
+    """DataError where no row has a value, so that nothing could be asked or found."""
+    if dataset.rows and dataset.column(column).nulls().sum() == dataset.rows:
+        raise DataError(
+            f"{dataset.place}: no row of column {column} has a value (all are null or blank); name another column, or"
+            " leave it out"
+        )
+
+
+def _require_alike(made: dict[str, tuple[str, dict[str, Any]]], dataset: Dataset, column: str) -> None:
+    """DataError where features of one name were made in different ways in two datasets: they would be compared with
+    each other.
+    """
+    plan = dataset.column(column).plan
+    if plan.get("processor") == "featurise":
+        how = {key: plan.get(key) for key in ("backbone", "pictures", "tokens", "frames", "pool")}
+        other, theirs = made.setdefault(column, (dataset.place, how))
+        if lines := differences(theirs, how):
+            shown = (
+                "\n  ".join(lines[:10]).replace(": there ", f": {other} ").replace(", asked ", f", {dataset.place} ")
+            )
+            where = f"{column} was made in another way in {dataset.place} than in {other}"
+            raise DataError(f"{where}:\n  {shown}\nmake both by the same command, as a column of another name")

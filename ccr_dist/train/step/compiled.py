@@ -1,0 +1,36 @@
+"""Compiling what is frozen: the blocks of the backbone's transformers, one after the other, for any number of rows and
+any length of texts.
+
+What is trained (front ends, adapters between the blocks), the losses and the wrappers stay as they are, so every
+strategy's hooks see what they always see. Results differ from those of uncompiled blocks by rounding; a block is
+compiled once for training and once for validation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ccr_dist.errors import ConfigError
+
+
+def compile_blocks(step: nn.Module, strategy: str) -> None:
+    """Compile the forward of every frozen block in `step.backbone` that is not. Before the engine wraps them.
+
+    Raises ConfigError where there are none, and under ZeRO-3, whose hooks fetch parameters inside of blocks.
+    """
+    from ccr_dist.train.strategies.fsdp2 import blocks
+
+    if strategy == "zero3":
+        raise ConfigError(
+            "runtime.compile: ZeRO-3 fetches parameters inside of blocks, which cannot be compiled then; use zero2 or"
+            " fsdp2"
+        )
+    found = blocks(step)
+    if not found:
+        raise ConfigError(
+            "runtime.compile: the backbone has no frozen transformer blocks, and nothing else is compiled; leave it out"
+        )
+    for block in found:
+        if "forward" not in vars(block):
+            block.forward = torch.compile(block.forward, dynamic=True)

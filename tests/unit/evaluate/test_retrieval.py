@@ -1,0 +1,198 @@
+"""Ranks against a reference written with loops, on integer scores so that ties and equality are exact."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from nearness import close
+
+from ccr_dist.errors import DataError, NonFiniteError
+from ccr_dist.evaluate.retrieval import Fusion, cosine, ranks, top_k
+
+
+def by_table(table):
+    """A score that looks pairs up: features are row numbers."""
+    return lambda text, visual: {"global": table[text["global"][:, 0].long()][:, visual["global"][:, 0].long()]}
+
+
+def column(n):
+    return {"global": torch.arange(n, dtype=torch.float32)[:, None]}
+
+
+def reference(table, text_item, group):
+    """(text→visual, visual→text by captions, by items), one query and one candidate at a time."""
+    captions, items = range(len(text_item)), range(len(group))
+
+    def rank(candidates, right, score):
+        best = max((score(c) for c in candidates if right(c)), default=None)
+        return 0 if best is None else 1 + sum(1 for c in candidates if not right(c) and score(c) >= best)
+
+    def item_score(v):
+        return lambda i: max(float(table[t, v]) for t in captions if text_item[t] == i)
+
+    owners = sorted(set(text_item))
+    return (
+        [
+            rank(items, lambda v, t=t: group[v] == group[text_item[t]], lambda v, t=t: float(table[t, v]))
+            for t in captions
+        ],
+        [
+            rank(captions, lambda t, v=v: group[v] == group[text_item[t]], lambda t, v=v: float(table[t, v]))
+            for v in items
+        ],
+        [rank(owners, lambda i, v=v: group[v] == group[i], item_score(v)) for v in items],
+    )
+
+
+@st.composite
+def problems(draw):
+    items = draw(st.integers(1, 6))
+    # several captions an item, items with none
+    text_item = draw(st.lists(st.integers(0, items - 1), min_size=1, max_size=9))
+    group = draw(st.lists(st.integers(0, items), min_size=items, max_size=items))
+    # many ties
+    scores = draw(st.lists(st.integers(-2, 2), min_size=items * len(text_item), max_size=items * len(text_item)))
+    return np.array(scores, dtype=np.float32).reshape(len(text_item), items), text_item, group, draw(st.integers(1, 10))
+
+
+@given(problems())
+def test_ranks_equal_the_reference(problem):
+    table, text_item, group, block = problem
+    found = ranks(
+        column(len(text_item)),
+        column(len(group)),
+        torch.tensor(text_item),
+        torch.tensor(group),
+        by_table(torch.from_numpy(table)),
+        block=block,
+    )
+    expected = reference(table, text_item, group)
+    assert found.text_to_visual.tolist() == expected[0]
+    assert found.visual_to_text.tolist() == expected[1]
+    assert found.visual_to_text_items.tolist() == expected[2]
+
+
+def test_ties_count_against_the_method():
+    """A collapsed model, whose vectors are all equal, is last in everything, wherever its vectors stand in a block."""
+    vector = torch.linspace(-1, 1, 37)
+    found = ranks(
+        {"global": vector.repeat(61, 1)},
+        {"global": vector.repeat(61, 1) * 3},
+        torch.arange(61),
+        torch.arange(61),
+        block=7,
+    )
+    assert (
+        found.text_to_visual.tolist()
+        == found.visual_to_text.tolist()
+        == found.visual_to_text_items.tolist()
+        == [61] * 61
+    )
+
+
+def test_the_block_size_changes_nothing():
+    random = torch.Generator().manual_seed(0)
+    text, visual = ({"global": torch.randn(n, 16, generator=random)} for n in (50, 20))
+    text_item, group = torch.arange(50) % 20, torch.arange(20) % 17
+    whole = ranks(text, visual, text_item, group)
+    for block in (1, 3, 64):
+        cut = ranks(text, visual, text_item, group, block=block)
+        assert torch.equal(cut.text_to_visual, whole.text_to_visual)
+        assert torch.equal(cut.visual_to_text, whole.visual_to_text)
+        assert torch.equal(cut.visual_to_text_items, whole.visual_to_text_items)
+
+
+def test_nan_scores_are_named():
+    table = torch.zeros(3, 2)
+    table[1, 1] = torch.nan
+    with pytest.raises(NonFiniteError, match="caption 1 and item 1 is NaN"):
+        ranks(column(3), column(2), torch.tensor([0, 0, 1]), torch.tensor([0, 1]), by_table(table))
+
+
+@pytest.mark.parametrize(
+    ("text_item", "group", "message"),
+    [
+        ([0, 2], [0, 1], "caption 1 belongs to item 2"),
+        ([0], [0, 1], "text_item has shape"),
+        ([0, 1], [0], "group has shape"),
+    ],
+)
+def test_wrong_shapes_and_rows_are_errors(text_item, group, message):
+    with pytest.raises(DataError, match=message):
+        ranks(column(2), column(2), torch.tensor(text_item), torch.tensor(group))
+
+
+def test_an_empty_side_is_an_error():
+    with pytest.raises(DataError, match="nothing to rank"):
+        ranks(
+            {"global": torch.zeros(0, 4)},
+            {"global": torch.zeros(3, 4)},
+            torch.zeros(0, dtype=torch.int64),
+            torch.arange(3),
+        )
+
+
+def test_top_k_is_exact_and_breaks_ties_by_row():
+    table = torch.tensor([[0.0, 2.0, 2.0, 1.0], [3.0, 3.0, 3.0, 3.0]])
+    items, scores = top_k(column(2), column(4), torch.arange(2), 3, by_table(table), block=1)
+    assert items.tolist() == [[1, 2, 3], [0, 1, 2]]
+    assert scores.tolist() == [[2.0, 2.0, 1.0], [3.0, 3.0, 3.0]]
+    assert top_k(column(2), column(4), torch.arange(2), 9, by_table(table))[0].shape == (2, 4)
+
+
+def test_cosine_ignores_length():
+    text, visual = (
+        {"global": torch.tensor([[3.0, 0.0]])},
+        {"global": torch.tensor([[0.5, 0.0], [0.0, 9.0], [-2.0, 0.0]])},
+    )
+    assert cosine(text, visual)["global"].tolist() == [[1.0, 0.0, -1.0]]
+
+
+def two_parts(text, visual):
+    """Parts on scales of their own; a query's parts are its row of two tables."""
+    return {"global": text["global"] @ visual["global"].T, "local": 100 * (text["local"] @ visual["local"].T) + 7}
+
+
+@pytest.mark.parametrize("minmax", [False, True])
+@pytest.mark.parametrize("block", [1, 3, 64])
+def test_parts_are_fused_by_weight_over_the_whole_matrix(minmax, block):
+    """Different numbers of captions and items; min and max come from the whole matrix, not from a block."""
+    random = torch.Generator().manual_seed(1)
+    text, visual = ({name: torch.randn(n, 3, generator=random) for name in ("global", "local")} for n in (11, 5))
+    parts = two_parts({k: v.double() for k, v in text.items()}, {k: v.double() for k, v in visual.items()})
+    if minmax:
+        parts = {name: (x - x.min()) / (x.max() - x.min()) for name, x in parts.items()}
+    table = (0.9 * parts["global"] + 0.1 * parts["local"]).float()
+    text_item = torch.arange(11) % 5
+    fusion = Fusion({"global": 0.9, "local": 0.1}, minmax=minmax)
+    found = ranks(text, visual, text_item, torch.arange(5), two_parts, fusion=fusion, block=block)
+    expected = ranks(column(11), column(5), text_item, torch.arange(5), by_table(table))
+    assert torch.equal(found.text_to_visual, expected.text_to_visual) and torch.equal(
+        found.visual_to_text, expected.visual_to_text
+    )
+    _, scores = top_k(text, visual, torch.tensor([4, 9]), 2, two_parts, fusion=fusion, block=block)
+    close(scores, table[[4, 9]].sort(dim=1, descending=True).values[:, :2])
+    assert ("transductive" in str(fusion)) == minmax
+
+
+def test_a_part_without_weight_is_not_needed_and_a_constant_one_decides_nothing():
+    text, visual = column(3), column(2)
+    table = torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, 3.0]])
+    alone = ranks(
+        text,
+        visual,
+        torch.tensor([0, 0, 1]),
+        torch.arange(2),
+        by_table(table),
+        fusion=Fusion({"global": 1.0, "local": 0.0}),
+    )
+    constant = ranks(
+        text,
+        visual,
+        torch.tensor([0, 0, 1]),
+        torch.arange(2),
+        lambda t, v: by_table(table)(t, v) | {"local": torch.full((len(t["global"]), len(v["global"])), 4.0)},
+        fusion=Fusion({"global": 0.5, "local": 0.5}, minmax=True),
+    )
+    assert alone.text_to_visual.tolist() == constant.text_to_visual.tolist() == [2, 1, 1]

@@ -1,0 +1,417 @@
+"""What a run reads back of its folder: as it was written, or not at all. Bits are flipped in every file, and files are
+taken away.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ccr_dist.cli import app
+from ccr_dist.config import RunConfig, load_config
+from ccr_dist.data.media.pictures import VERSION
+from ccr_dist.data.storage.checked import DIGEST, checked, with_digest
+from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.errors import CcrError, CheckpointError, ConfigError, DataError
+from ccr_dist.evaluate.report import collect
+from ccr_dist.evaluate.schema import read_result, written
+from ccr_dist.models import tensorfile
+from ccr_dist.study.compare import load_outcome
+from ccr_dist.train import commands, loop
+from ccr_dist.train.inputs import measured_on
+from ccr_dist.train.state import checkpoint
+from ccr_dist.train.state.run_folder import RunFolder
+from ccr_dist.train.validation import trained_method
+from tests import toy
+
+# Of every file; `pytest -m slow tests/unit/train/state/test_run_files.py` flips a bit of every byte.
+SAMPLE = 60
+# Without an opponent, whose weights would be most of a checkpoint's bytes.
+SMALL = ("runtime.checkpoint_every=5", "method.adversarial=0.0")
+
+
+def train(path: Path, *overrides: str, test: bool = False) -> RunConfig:
+    config = load_config(path, overrides)
+    assert commands.train([config], test=test, world=None) == 0
+    return config
+
+
+@pytest.fixture(scope="module")
+def complete(folder: Path) -> RunConfig:
+    """A run that is over and measured."""
+    return train(toy.dasd(folder, name="complete"), *SMALL, test=True)
+
+
+@pytest.fixture
+def copy(complete: RunConfig, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(complete.folder, tmp_path / complete.folder.name))
+
+
+def tensors(state: checkpoint.State) -> dict[str, torch.Tensor]:
+    return {**state.weights, **state.optimizer, **state.auxiliary}
+
+
+def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit, so that NaN equals itself."""
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype
+        and one[name].shape == other[name].shape
+        and torch.equal(*map(raw, (one[name], other[name])))
+        for name in one
+    )
+
+
+def raw(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def read(run: Path, name: str) -> Any:
+    """What the product takes from a file of the run; errors are CcrErrors."""
+    folder = RunFolder(run)
+    if "step-" in name:
+        state = checkpoint.load(run / Path(name).parent)
+        return state.values, tensors(state)
+    if name == "model.safetensors":
+        return None, tensorfile.read(run / name)[0]
+    if name.startswith("results/"):
+        outcome = load_outcome(run / "results" / "test.json", "x")
+        values = collect([run / "results" / "test.json"]).runs[0].model_dump(exclude={"meta"})
+        return values, {lang: torch.from_numpy(table) for lang, table in outcome.tables.items()}
+    look: dict[str, Callable[[], Any]] = {
+        "identity.json": folder.identity,
+        "method.json": folder.method_state,
+        "best.json": folder.best,
+        "config.yaml": lambda: folder.config()[0],
+    }
+    return look[name](), {}
+
+
+def files(run: Path) -> list[str]:
+    """All that is read back."""
+    names = [
+        "identity.json",
+        "method.json",
+        "best.json",
+        "config.yaml",
+        "model.safetensors",
+        "results/test.json",
+        "results/test.ranks.npz",
+    ]
+    return names + [str(path.relative_to(run)) for path in sorted((run / "checkpoints").rglob("*")) if path.is_file()]
+
+
+def known(values: Any, like: Any) -> Any:
+    """Without keys that `like` does not have: a flip in the name of a digest leaves a key that nobody reads."""
+    return (
+        {key: value for key, value in values.items() if key in like}
+        if isinstance(values, dict) and isinstance(like, dict)
+        else values
+    )
+
+
+def flip(run: Path, most: int | None) -> dict[str, list[int]]:
+    """Per file: flips that were noticed, and those that left the same content. AssertionError on any other."""
+    found: dict[str, list[int]] = {}
+    for name in files(run):
+        path, dice = run / name, random.Random(name)
+        content, (values, weights) = path.read_bytes(), read(run, name)
+        places = (
+            range(len(content))
+            if most is None or len(content) <= most
+            else sorted(dice.sample(range(len(content)), most))
+        )
+        counts = found[name] = [0, 0]
+        for place in places:
+            torn = bytearray(content)
+            torn[place] ^= 1 << dice.randrange(8)
+            path.write_bytes(torn)
+            try:
+                now, there = read(run, name)
+            except CcrError as error:
+                assert str(path.parent) in str(error), "the file is named"
+                counts[0] += 1
+                continue
+            assert known(now, values) == values and same_tensors(there, weights), (name, place, torn[place])
+            counts[1] += 1
+        path.write_bytes(content)
+    return found
+
+
+def test_a_flipped_bit_of_any_file_is_noticed_or_changes_nothing(copy: Path) -> None:
+    found = flip(copy, SAMPLE)
+    assert sum(noticed for noticed, _ in found.values()) > 0.9 * sum(sum(counts) for counts in found.values())
+    assert {name for name, (noticed, _) in found.items() if not noticed} == set()
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_of_every_byte_is_noticed_or_changes_nothing(copy: Path) -> None:
+    flip(copy, None)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "null", '"x"', "3", "[" * 100_000, '{"a":' * 5000, "{}", '{"format": 2}',
+    '{"format": true, "step": 1}', '{"step": NaN}',
+     '{"x": "\\ud800", "digest": "y"}', "\xff", '{"format": 1, "step": 10, "progress": [], "sha256": {}}',
+     '{"format": 1, "step": 10, "progress": {"stage": 3}, "sha256": {}}',
+     '{"format": 1, "step": 10, "progress": {}, "sha256": []}',
+     '{"format": 1, "step": 10, "progress": {"step": 9}, "sha256": {}}',
+     '{"format": 1, "step": 9, "progress": {}, "sha256": {}}',
+     '{"format": 1, "step": 10, "progress": {}, "sha256": {"../../identity.json": "x"}}',
+     '{"format": 1, "step": 10, "progress": {"best": {"step": "1"}}, "sha256": {}}',
+     '{"format": 1, "step": 10, "progress": {"nowhere": 1}, "sha256": {}}',
+     '{"format": 1, "step": 10, "progress": {}, "sha256": {}}'],
+)  # fmt: skip
+def test_verify_says_what_is_wrong_and_a_start_goes_on_from_the_checkpoint_before(copy: Path, content: str) -> None:
+    newest = copy / "checkpoints" / "step-00000010"
+    (newest / "state.json").write_bytes(content.encode("latin-1"))
+    done = CliRunner().invoke(app, ["checkpoint", "verify", str(copy)])
+    assert done.exit_code == 8 and "step-00000010" in done.output and "state.json" in done.output
+    found, passed = checkpoint.newest(copy / "checkpoints")
+    assert found == copy / "checkpoints" / "step-00000006" and len(passed) == 1
+    assert CliRunner().invoke(app, ["checkpoint", "inspect", str(copy)]).exit_code == 0, (
+        "the table has the problem in its row"
+    )
+    for name in ("identity.json", "method.json", "best.json", "config.yaml", "results/test.json"):
+        path = copy / name
+        kept = path.read_bytes()
+        path.write_bytes(content.encode("latin-1"))
+        done = CliRunner().invoke(app, ["checkpoint", "verify", str(copy)])
+        assert done.exit_code == 8 and path.name in done.output
+        path.write_bytes(kept)
+
+
+def test_a_checkpoint_lies_where_its_step_says_and_belongs_to_its_run(copy: Path) -> None:
+    root = copy / "checkpoints"
+    (root / "step-00000006").rename(root / "step-00000007")
+    assert "it is of step 6, and lies in step-00000007" in str(checkpoint.problem(root / "step-00000007"))
+    assert checkpoint.newest(root, "another")[0] is None
+    (root / "step-²").mkdir()
+    (root / "step-12").mkdir()
+    assert checkpoint.steps(root) == [7, 10]
+
+
+def test_files_of_earlier_versions_open_with_a_note(
+    copy: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(toy.dasd(folder, name="complete"), [*SMALL, f"out={copy.parent}"])
+    for path in (
+        copy / "identity.json",
+        copy / "method.json",
+        copy / "best.json",
+        *(copy / "checkpoints").glob("*/state.json"),
+    ):
+        values = {
+            key: value for key, value in json.loads(path.read_text()).items() if key not in (DIGEST, "weights", "run")
+        }
+        path.write_text(json.dumps(values | ({"format": 1} if "format" in values else {})))
+    weights, _ = tensorfile.read(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    tensorfile.write(copy / "model.safetensors", weights)
+    (copy / "config.yaml").write_text((copy / "config.yaml").read_text().rpartition("#")[0])
+    done = CliRunner().invoke(app, ["checkpoint", "verify", str(copy)])
+    assert done.exit_code == 0 and done.output.count("an earlier version wrote it without a digest of its own") == 7
+    commands.evaluate([config], split="test", again=True, world=None)
+    assert "model.safetensors: it carries no digest" in capsys.readouterr().err
+    trained_method(config, RunFolder(config.folder), tell=False)
+    assert capsys.readouterr().err == "", "ranks other than the first say nothing"
+    assert commands.train([config], test=False, world=None) == 0
+    assert tensorfile.read(copy / "model.safetensors")[1] is not None, (
+        "made again of the selected checkpoint, with a digest"
+    )
+    assert read_result(copy / "results" / "test.json").test_reads == 2
+
+
+# One file is no proof of another.
+
+
+def test_a_run_that_ends_before_its_first_checkpoint_begins_anew_from_the_same_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The vocabulary is kept; the start of the projection is not in it."""
+    start = "method.frontend.start=scaled"
+    calm = train(toy.dasd(folder, name="calm"), start)
+
+    def killed(*_: Any) -> None:
+        raise SystemExit(137)
+
+    path = toy.dasd(folder, name="cut")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed)
+        with pytest.raises(SystemExit):
+            train(path, start)
+    cut = load_config(path)
+    assert (cut.folder / "method.json").exists() and not checkpoint.steps(cut.folder / "checkpoints")
+    train(path, start)
+    assert (cut.folder / "model.safetensors").read_bytes() == (calm.folder / "model.safetensors").read_bytes()
+    default = train(toy.dasd(folder, name="default"))
+    assert (default.folder / "model.safetensors").read_bytes() != (calm.folder / "model.safetensors").read_bytes(), (
+        "the start matters"
+    )
+
+
+def test_without_a_healthy_checkpoint_a_run_that_was_trained_is_not_begun_anew(copy: Path, folder: Path) -> None:
+    path, overrides = toy.dasd(folder, name="complete"), (*SMALL, f"out={copy.parent}")
+    for step in (6, 10):
+        os.truncate(copy / "checkpoints" / f"step-{step:08d}" / "weights.safetensors", 100)
+    assert commands.train([load_config(path, overrides)], test=False, world=None) == 0, (
+        "its weights are whole and of its last step"
+    )
+    os.truncate(copy / "model.safetensors", 100)
+    with pytest.raises(
+        CheckpointError, match=r"(?s)nothing left to go on from.*step-00000010.*step-00000006.*delete that folder"
+    ) as caught:
+        train(path, *overrides)
+    assert caught.value.exit_code == 8
+    del caught
+    gc.collect()  # what is left of the start has the folder locked
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        train(path, *overrides)
+
+
+def test_published_weights_of_fewer_steps_are_not_those_of_a_longer_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between its last checkpoint and the publishing, a longer run is not complete because the shorter one
+    was.
+    """
+    path = toy.dasd(folder, name="longer")
+    train(path, test=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(path, "stages.cma.steps=9")
+    with pytest.raises(ConfigError, match=r"weights of step 10, and the config trains 15 steps"):
+        commands.evaluate([load_config(path, ["stages.cma.steps=9"])], split="test", again=True, world=None)
+    config = train(path, "stages.cma.steps=9", test=True)
+    facts = RunFolder(config.folder).published()
+    assert facts is not None and facts["step"] == 15
+    assert read_result(config.folder / "results" / "test.json").test_reads == 2, "other weights are measured anew"
+
+
+def test_best_json_is_what_the_checkpoint_says(folder: Path) -> None:
+    """A process that dies between a save and best.json would publish an older selection."""
+    path = toy.dasd(folder, name="selected")
+    config = train(path, "stages.cma.validate_every=1")
+    right = (config.folder / "model.safetensors").read_bytes()
+    best = json.loads((config.folder / "best.json").read_text())
+    (config.folder / "model.safetensors").unlink()
+    for stale in (json.dumps(with_digest({**best, "step": 6} | {DIGEST: None})), "[]", None):
+        (config.folder / "best.json").write_text(stale) if stale else (config.folder / "best.json").unlink()
+        train(path, "stages.cma.validate_every=1")
+        assert RunFolder(config.folder).best() == {key: value for key, value in best.items() if key != DIGEST}
+    assert (config.folder / "model.safetensors").read_bytes() == right
+
+
+def test_weights_of_another_config_are_not_measured(folder: Path, complete: RunConfig) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)trained under another config.*method\.rank"):
+        commands.evaluate(
+            [load_config(toy.dasd(folder, name="complete"), [*SMALL, "method.rank=3"])],
+            split="test",
+            again=True,
+            world=None,
+        )
+
+
+def test_a_result_tells_what_it_was_measured_on_and_is_made_anew_for_something_else(
+    folder: Path, copy: Path, complete: RunConfig
+) -> None:
+    assert complete.data.test is not None
+    found, dataset = read_result(complete.folder / "results/test.json"), Dataset.open(complete.data.test)
+    asked = {complete.data.visual, *complete.data.queries.values()}
+    assert asked <= found.columns.keys()
+    assert all(digest == dataset.column(name).digest for name, digest in found.columns.items())
+    config = load_config(toy.dasd(folder, name="complete"), [*SMALL, f"out={copy.parent}"])
+    assert config.folder == copy
+    path = copy / "results/test.json"
+    for changed, reads in (({}, found.test_reads), ({"columns": {**found.columns, complete.data.visual: "0" * 64}}, 2)):
+        path.write_bytes(written(found.model_copy(update=changed)))
+        commands.evaluate([config], split="test", again=False, world=None)
+        assert (read_result(path).test_reads, read_result(path).columns) == (reads, found.columns)
+
+
+@pytest.mark.parametrize(("kind", "plan", "rule"), [
+    ("image", {}, {"pictures": VERSION}),
+    ("matrix", {"processor": "featurise", "backbone": {"side": "image"}}, {"pictures": 0}),
+    ("matrix", {"processor": "featurise", "backbone": {"side": "image"}, "pictures": 1}, {"pictures": 1}),
+    ("matrix", {"processor": "featurise", "backbone": {"side": "text"}, "texts": 1}, {"texts": 1}),
+    ("matrix", {"processor": "import"}, {}),
+])  # fmt: skip
+def test_the_rule_by_which_a_gallery_was_opened(
+    folder: Path, complete: RunConfig, kind: str, plan: Any, rule: Any
+) -> None:
+    class Column:
+        digest, inputs = "d", {"image": "i"}
+
+    class Table:
+        def column(self, name: str) -> Any:
+            column: Any = Column()
+            column.kind, column.plan = (kind, plan) if name == complete.data.visual else ("texts", {})
+            return column
+
+    table: Any = Table()
+    columns, rules = measured_on(complete, table)
+    assert rules == rule and columns["image"] == ("d" if complete.data.visual == "image" else "i")
+
+
+def test_init_from_weights_whose_rows_mean_other_words_are_refused(
+    folder: Path, complete: RunConfig, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(complete.folder, tmp_path / "source"))
+    state = RunFolder(source).method_state()
+    assert state is not None
+    state["front_end"]["rows"][0] += 1
+    (source / "method.json").write_text(json.dumps(with_digest(state)))
+    with pytest.raises(ConfigError, match=r"mean something else.*front_end\.rows\[0\]"):
+        train(toy.dasd(folder, name="from-other"), *SMALL, f"init_from={source}")
+
+
+def test_a_changed_source_of_init_from_is_noticed_before_the_first_checkpoint(
+    folder: Path, complete: RunConfig, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(complete.folder, tmp_path / "source"))
+    path, overrides = toy.dasd(folder, name="from"), (*SMALL, f"init_from={source}")
+    config = train(path, *overrides)
+    first = (config.folder / "model.safetensors").read_bytes()
+    step = next(step for step in checkpoint.steps(source / "checkpoints") if step != RunFolder(source).best()["step"])
+    RunFolder(source).keep_best({"step": step, "stage": "cla", "metric": "mR", "value": 1.0})
+    train(path, *overrides)
+    assert (config.folder / "model.safetensors").read_bytes() == first, "a run that has a checkpoint does not ask"
+    for name in ("checkpoints", "model.safetensors", "best.json"):
+        gone = config.folder / name
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    with pytest.raises(ConfigError, match="other weights are selected there"):
+        train(path, *overrides)
+
+
+def test_an_object_keeps_its_digest_through_other_white_space_only() -> None:
+    values = {"a": 1.5, "ü": [None, True, {"b": -0.0}], "c": "\u2028"}
+    text = json.dumps(with_digest(values))
+    assert checked(text, "x") == (values, True) == checked(json.dumps(json.loads(text), indent=3), "x")
+    for other in (text.replace("1.5", "1.25"), text.replace("true", "1"), text.replace("-0.0", "0.0")):
+        with pytest.raises(DataError, match="x: damaged"):
+            checked(other, "x", error=DataError)
+
+
+def test_what_is_missing_of_a_complete_run_is_made_again(copy: Path, folder: Path) -> None:
+    path, overrides = toy.dasd(folder, name="complete"), (*SMALL, f"out={copy.parent}")
+    before = {name: (copy / name).read_bytes() for name in ("method.json", "best.json", "model.safetensors")}
+    for name in before:
+        (copy / name).unlink()
+        (copy / "log.jsonl").write_bytes(b'{"step": 1}\n[]\n{"stop": 3}\n\xff{')
+        if name == "method.json":
+            with pytest.raises(CheckpointError, match=r"method\.json is missing; training with the same command"):
+                commands.evaluate([load_config(path, overrides)], split="test", again=True, world=None)
+        train(path, *overrides)
+        assert {name: (copy / name).read_bytes() for name in before} == before
