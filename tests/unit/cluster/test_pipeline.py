@@ -177,8 +177,8 @@ def test_a_container_is_put_before_what_runs_on_nodes_alone(tmp_path: Path) -> N
         assert f'${{PREFIX[@]+"${{PREFIX[@]}}"}} bash "$SCRIPTS/{script}"' in shared
 
 
-def test_every_setting_of_a_profile_is_in_the_readme() -> None:
-    text = (SCRIPTS / "README.md").read_text()
+def test_every_setting_of_a_profile_is_in_the_docs() -> None:
+    text = (SCRIPTS.parent / "docs" / "slurm.md").read_text()
     missing = [name for name in (*Profile.model_fields, *Preflight.model_fields) if f"`{name}`" not in text]
     assert not missing
 

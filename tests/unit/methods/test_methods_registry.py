@@ -155,8 +155,8 @@ def test_counts_of_what_trains_nothing_and_of_heads(tmp_path):
     assert count(method("english", model, languages=()))["trainable"] == heads > 0
 
 
-def test_the_readmes_example_is_a_method(tmp_path):
-    text = Path(base.__file__).with_name("README.md").read_text()
+def test_the_docs_example_is_a_method(tmp_path):
+    text = (Path(__file__).parents[3] / "docs" / "extending.md").read_text()
     file = tmp_path / "rotate.py"
     file.write_text(text.split("```python\n")[1].split("```")[0])
     spec = importlib.util.spec_from_file_location("rotate", file)

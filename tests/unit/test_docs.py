@@ -1,0 +1,175 @@
+"""The documentation says what is there: links, anchors, commands, options, paths and generated pages; and the site
+builds strictly.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+
+from ccr_dist.cli import app
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+GENERATED = DOCS / "reference"
+ROOMS = (
+    "README.md",
+    "shards/README.md",
+    "slurm/README.md",
+    "launch/README.md",
+    "configs/README.md",
+    "configs/studies/README.md",
+)
+CODE_ROOMS = ("ccr_dist/methods/README.md", "ccr_dist/generate/README.md")
+PAGES = sorted({*DOCS.rglob("*.md"), *(ROOT / name for name in (*ROOMS, *CODE_ROOMS, "ccr_dist/README.md"))})
+EXAMPLES = ("mine", "mysite")  # names of files that a reader makes
+TOP = ("ccr_dist/", "configs/", "docs/", "launch/", "shards/", "slurm/", "tests/")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+page = pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def prose(text: str) -> str:
+    """Markdown without its fenced blocks."""
+    return FENCE.sub("", text)
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub and the site give to a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", prose(path.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = {path.relative_to(tmp_path / "site").as_posix() for path in (tmp_path / "site").rglob("*.html")}
+    assert {path.relative_to(DOCS).with_suffix(".html").as_posix() for path in DOCS.rglob("*.md")} <= names
+    outside = [
+        f"{name}: {url}"
+        for name in names
+        for url in re.findall(
+            r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', (tmp_path / "site" / name).read_text()
+        )
+    ]
+    assert not outside, "pages must be readable without a network"
+
+
+def test_generated_pages_are_those_of_the_code() -> None:
+    pages = load(DOCS / "generate.py").pages()
+    assert set(pages) <= set(GENERATED.glob("*.md"))
+    stale = [path.name for path, text in pages.items() if path.read_text(encoding="utf-8") != text]
+    assert not stale, "run `python docs/generate.py` and commit what it writes"
+
+
+@page
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in LINK.findall(prose(path.read_text(encoding="utf-8"))):
+        if target.startswith(("http:", "https:")):
+            continue
+        name, _, anchor = target.partition("#")
+        to = (path.parent / name).resolve() if name else path
+        assert to.exists(), f"{target}: there is no such file"
+        assert not anchor or anchor in anchors(to), f"{target}: there is no such heading"
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The `ccr-dist` commands of a page, word by word, without the word `ccr-dist`."""
+    lines = [
+        line
+        for kind, block in FENCE.findall(text)
+        if kind == "bash"
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+    lines += INLINE.findall(prose(text))
+    lines += [
+        line.partition("command: ")[2].rstrip("}")
+        for line in text.splitlines()
+        if re.match(r"\s+(\w+: \{)?command: \w", line)
+    ]
+    for line in lines:
+        line = re.sub(r"^(describe|translate|featurise|train|report) ", r"ccr-dist \1 ", line.strip())
+        for part in re.split(r"&&|;|\|\s", line):
+            found = re.search(r"(?:^|\s)(?:ccr-dist|-m ccr_dist) (.+)", part)
+            if found and "command" not in part:
+                yield shlex.split(found[1], comments=True)
+
+
+@page
+def test_commands_and_options_exist(path: Path) -> None:
+    if path.parent == GENERATED:
+        return
+    for words in commands(path.read_text(encoding="utf-8")):
+        command: Any = typer.main.get_command(app)
+        rest = list(words)
+        while rest and hasattr(command, "commands") and not rest[0].startswith("-") and not rest[0].isupper():
+            assert rest[0] in command.commands, f"{' '.join(words)}: there is no {rest[0]}"
+            command = command.commands[rest.pop(0)]
+        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {
+            "--help"
+        }
+        unknown = [word for word in rest if re.match(r"--?[a-z]", word) and word.partition("=")[0] not in known]
+        assert not unknown, f"{' '.join(words)}: no such option"
+
+
+@page
+def test_paths_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    words = INLINE.findall(prose(text)) + [
+        word for kind, block in FENCE.findall(text) if kind == "bash" for word in block.split()
+    ]
+    for word in words:
+        for name in re.findall(r"(?:^|(?<=[\s=]))[\w./*-]+", word):
+            if name.startswith(TOP) and not any(example in name for example in EXAMPLES):
+                pattern = re.sub(r"\b[A-Z]{3,}\b(?!\.md)", "*", name).rstrip("/")
+                assert any(ROOT.glob(pattern)), f"`{word}`: there is no {name}"
+
+
+@page
+def test_lines_are_short(path: Path) -> None:
+    if path == ROOT / "ccr_dist" / "README.md":
+        return
+    long = [
+        line for line in path.read_text(encoding="utf-8").splitlines() if len(line) > 100 and not line.startswith("|")
+    ]
+    assert not long, long
+
+
+def test_the_readme_is_one_page() -> None:
+    text = (ROOT / "README.md").read_bytes()
+    assert len(text.splitlines()) <= 150 and len(text) <= 10_000
+
+
+@pytest.mark.parametrize("name", (*ROOMS[1:], *CODE_ROOMS))
+def test_readmes_of_rooms_point_to_the_pages(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 20 and "docs/" in text
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    named = re.findall(r"([\w/-]+\.md)", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert sorted(named) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
