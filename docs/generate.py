@@ -1,7 +1,7 @@
 """Writes the pages that are made from the code: the command line, the config keys and the exit codes.
 
-Run `python docs/generate.py` after a change to a command, a config section or an error class, and commit what it writes.
-A test compares the committed pages with what this module makes.
+Run `python docs/generate.py` after a change to a command, a config section or an error class, and commit what it
+writes. A test compares the committed pages with what this module makes.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _parameter(parameter: Any) -> tuple[str, str, str]:
 
 
 def _sections(title: str, path: str, model: type[BaseModel], seen: set[type[BaseModel]] | None = None) -> list[str]:
-    """A model's table under `title` (none: without it), then those of the sections inside it, each once, titled by their paths."""
+    """A model's table under `title` (none: without it), then those of its sections, each once, by path."""
     seen = set() if seen is None else seen
     parts = [_section(title, model)] if title else []
     for field in model.model_fields.values():

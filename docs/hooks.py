@@ -1,8 +1,8 @@
 """Lets the pages link as GitHub reads them: relative to the file, also to files outside of this folder.
 
-A page may include a file of the repository (`--8<-- "FILE"`); its heading gives way to the page's. A link to an image outside
-of `docs/` brings the image into the site. Links into `docs/`, and to files that a page includes, become links of the site. Links
-to other files of the repository are refused: pages name them in backticks.
+A page may include a file of the repository (`--8<-- "FILE"`); its heading gives way to the page's. A link to an image
+outside of `docs/` brings the image into the site. Links into `docs/`, and to files that a page includes, become links
+of the site. Links to other files of the repository are refused: pages name them in backticks.
 """
 
 from __future__ import annotations
