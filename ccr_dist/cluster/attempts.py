@@ -52,10 +52,12 @@ def write(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> list[Attempt]:
-    """In their order. A line that was torn by a crash is left out."""
+    """In their order. A line that was torn by a crash, or is damaged, is left out: an attempt without an end counts as
+    killed.
+    """
     starts: dict[str, Mapping[str, Any]] = {}
     ends: dict[str, Mapping[str, Any]] = {}
-    for values in read_lines(path):
+    for values in read_lines(path).values:
         (starts if values["event"] == "start" else ends)[values["attempt"]] = values
     return [Attempt(name, start, ends.get(name)) for name, start in starts.items()]
 

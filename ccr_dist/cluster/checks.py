@@ -17,6 +17,7 @@ from ccr_dist.cluster import attempts
 from ccr_dist.cluster.facts import Facts, facts_of, run_folders
 from ccr_dist.cluster.pipeline import RANKS, Plan
 from ccr_dist.cluster.profile import Profile
+from ccr_dist.data.storage.store import read_lines
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.resources import LAUNCH, hint
@@ -189,8 +190,7 @@ def _measured(plan: Plan, step: str, facts: Facts) -> float | None:
         a.end["saved_s"] for a in attempts.read(attempts.path_of(plan.run, step, 0)) if a.end and a.end.get("saved_s")
     ]
     for run in run_folders(facts):
-        log = run / "log.jsonl"
-        lines = [json.loads(line) for line in log.read_text().splitlines()[-200:]] if log.exists() else []
+        lines = read_lines(run / "log.jsonl").values[-200:]
         steps = [line["step_s"] for line in lines if "step_s" in line]
         times += (
             [max(steps) + max((line["stall_s"] for line in lines if "stall_s" in line), default=0.0)] if steps else []

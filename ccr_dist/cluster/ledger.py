@@ -72,12 +72,18 @@ class Ledger:
     @classmethod
     def read(cls, run: Path) -> Ledger:
         found: dict[str, Submitted] = {}
-        for values in read_lines(run / "jobs.jsonl"):
+        lines = read_lines(run / "jobs.jsonl")
+        for values in lines.values:
             if values["event"] == "submitting":
                 found[values["token"]] = Submitted(
                     values["token"], values["step"], values["tasks"], values["offset"], asked=values.get("asked")
                 )
             elif values["event"] == "submitted":
+                if values["token"] not in found:  # its first line is one of the damaged
+                    lines.require(
+                        run / "jobs.jsonl",
+                        f"see in the site's queue what job {values['job']} is, then take its lines out",
+                    )
                 found[values["token"]].job = values["job"]
         return cls(run, list(found.values()))
 

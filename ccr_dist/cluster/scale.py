@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ccr_dist.data.storage.checked import read_checked
-from ccr_dist.data.storage.store import differences
+from ccr_dist.data.storage.store import differences, read_lines
 from ccr_dist.errors import ConfigError
-from ccr_dist.train.record.telemetry import read_log
 
 TOGETHER = ("agree", "losses", "backward", "update")  # parts of a step in which ranks send, or wait for each other
 
@@ -84,9 +83,13 @@ def _identity(run: Path) -> Any:
 
 
 def _measured(run: Path, warmup: int) -> Iterator[tuple[str, _Measured]]:
+    def lines_of(name: str) -> list[dict[str, Any]]:
+        return read_lines(run / name).require(
+            run / name, "measure another run, or take the line out if you know what it said"
+        )
+
     shapes = {
-        (len({process["host"] for process in start["processes"]}), start["world"])
-        for start in read_log(run / "starts.jsonl")
+        (len({process["host"] for process in start["processes"]}), start["world"]) for start in lines_of("starts.jsonl")
     }
     if len(shapes) != 1:
         raise ConfigError(
@@ -95,7 +98,7 @@ def _measured(run: Path, warmup: int) -> Iterator[tuple[str, _Measured]]:
         )
     [(nodes, ranks)] = shapes
     stages: dict[str, list[dict[str, Any]]] = {}
-    for line in read_log(run / "log.jsonl"):
+    for line in lines_of("log.jsonl"):
         if "event" not in line:
             stages.setdefault(line["stage"], []).append(line)
     for stage, lines in stages.items():

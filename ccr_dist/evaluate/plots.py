@@ -7,12 +7,12 @@ Small panels, one statement each: the page lays them out in a grid and carries t
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ccr_dist.data.storage.store import read_lines
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate.report import Row
 
@@ -114,16 +114,12 @@ def _read(path: Path, metric: str | None) -> list[tuple[float, float]]:
     points: list[tuple[float, float]] = []
     stage = None
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        found = read_lines(path)
     except OSError as error:
         raise DataError(
             f"{path}: the training log cannot be read ({error.strerror}); leave it out of the report's curves"
         ) from None
-    for text in lines:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break  # torn by a kill; the log's reader does the same
+    for line in found.require(path, "take the line out, and its step is missing in the curve"):
         if metric is None and "event" not in line and "loss" in line:
             if points and stage != line.get("stage"):
                 points.append((line["step"], float("nan")))

@@ -14,9 +14,10 @@ import re
 import secrets
 import socket
 import time
+import zlib
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ccr_dist import errors
 from ccr_dist.errors import DataError, StorageError
@@ -220,8 +221,15 @@ def replace_atomic(path: str | Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
+def line_of(values: Mapping[str, Any]) -> bytes:
+    """A JSON line that carries the CRC-32 of all the rest of it as its last value, `"crc": "0123abcd"`."""
+    text = json.dumps(values, ensure_ascii=False)
+    separator = ", " if values else ""
+    return f'{text[:-1]}{separator}"crc": "{zlib.crc32(text.encode()):08x}"}}\n'.encode()
+
+
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """A JSON line at the end of a file, on a line of its own also where the one before was torn by a crash.
+    """`line_of` values at the end of a file, on a line of its own also where the one before was torn by a crash.
     StorageError.
     """
     with disk_errors(path):
@@ -231,16 +239,60 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
                     file.write(b"\n")
-            file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
+            file.write(line_of(values))
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of `append_line`, those that a crash has torn left out; none where there is no file."""
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
+class Lines(NamedTuple):
+    """What a file of JSON lines holds: the sound ones, without their CRC, and the numbers of damaged ones, from 1."""
+
+    values: list[dict[str, Any]]
+    damaged: list[int]
+
+    def require(self, path: Path, what: str) -> list[dict[str, Any]]:
+        """The values; DataError, for numbers that people will see, where a line is damaged. what: to do about it."""
+        if self.damaged:
+            which = ", ".join(map(str, self.damaged[:5]))
+            raise DataError(f"{path}: damaged in line {which}, so what is counted from it would be wrong; {what}")
+        return self.values
+
+
+def read_lines(path: Path) -> Lines:
+    """The lines of `append_line`; none where there is no file. A last line that a crash has torn is no damage, and left
+    out.
+
+    Lines of earlier versions carry no CRC and are taken as they are, up to the first that carries one.
+    """
+    found, sealed = Lines([], []), False
+    texts = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            continue
+        values, carries = _line(text)
+        if values is not None and (carries or not sealed):
+            found.values.append(values)
+            sealed = sealed or carries
+        elif number < len(texts) or carries:
+            found.damaged.append(number)
     return found
+
+
+_CRC = re.compile(rb'(?:, )?"crc": "([0-9a-f]{8})"\}$')
+
+
+def _line(text: bytes) -> tuple[dict[str, Any] | None, bool]:
+    """(the object in a line; None for anything else or where its CRC is another, whether it carries one)."""
+    carried = _CRC.search(text)
+    if carried and zlib.crc32(text[: carried.start()] + b"}") != int(carried[1], 16):
+        return None, True
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None, carried is not None
+    if not isinstance(values, dict):
+        return None, carried is not None
+    if carried:
+        del values["crc"]
+    return values, carried is not None
 
 
 def create_once(path: str | Path, data: bytes) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import json
 import sys
 import threading
 import time
@@ -23,8 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ccr_dist import terminal
 from ccr_dist.config import RunConfig, as_dict
-from ccr_dist.data.storage.checked import parse
-from ccr_dist.data.storage.store import disk_errors, replace_atomic
+from ccr_dist.data.storage.store import disk_errors, line_of, read_lines, replace_atomic
 from ccr_dist.errors import ConfigError
 
 
@@ -56,7 +54,7 @@ class Telemetry:
 
         self.path = run / "log.jsonl"
         _truncate(self.path, resumed_step)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = self.path.open("ab")
         _leave_to_settle()
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_step + 1)
         self._wandb = _wandb(run, title, config)
@@ -120,7 +118,7 @@ class Telemetry:
 
     def _put(self, line: Mapping[str, Any]) -> None:
         with disk_errors(self.path):
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._file.write(line_of(line))
             self._file.flush()
         kind = line.get("event", "train")
         numbers = {f"{kind}/{key}": value for key, value in _flat(line) if key != "step"}
@@ -178,21 +176,10 @@ def _wandb(run: Path, title: str, config: RunConfig) -> Any:
     return logged
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Lines of a log; a last line torn by a kill, and what follows a damaged one, is left out."""
-    lines = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = parse(text)
-            except ValueError:
-                break
-            if not isinstance(line, dict):
-                break
-            lines.append(line)
-    return lines
-
-
 def _truncate(path: Path, step: int) -> None:
-    lines = [line for line in read_log(path) if isinstance(line.get("step"), int) and line["step"] <= step]
-    replace_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    found = read_lines(path)
+    if found.damaged:
+        which = ", ".join(map(str, found.damaged[:5]))
+        print(f"{path}: damaged in line {which}; what it said is lost, the other lines are kept", file=sys.stderr)
+    lines = [line for line in found.values if isinstance(line.get("step"), int) and line["step"] <= step]
+    replace_atomic(path, b"".join(map(line_of, lines)))

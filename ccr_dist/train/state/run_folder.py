@@ -40,6 +40,7 @@ from ccr_dist.config import DualConfig, RunConfig, SentenceConfig, as_dict
 from ccr_dist.data.storage.checked import read_checked, with_digest
 from ccr_dist.data.storage.store import (
     TEMPORARY,
+    append_line,
     differences,
     digest_json,
     disk_errors,
@@ -312,10 +313,7 @@ class RunFolder:
         )
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
-        path = self.path / name
-        path.parent.mkdir(exist_ok=True)
-        with disk_errors(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append_line(self.path / name, line)
 
     def best(self) -> dict[str, Any] | None:
         """{"step", "stage", "metric", "value"} of the selected checkpoint."""

@@ -13,12 +13,13 @@ from ccr_dist import errors
 from ccr_dist.cluster import attempts, checks, job, preflight
 from ccr_dist.cluster.decide import NODE, Ended, decide
 from ccr_dist.cluster.facts import Facts
+from ccr_dist.cluster.ledger import Ledger
 from ccr_dist.cluster.pipeline import load_plan
 from ccr_dist.cluster.profile import Preflight, Profile, load_profile
 from ccr_dist.cluster.progress import Progress, progress
 from ccr_dist.cluster.render import render
 from ccr_dist.data.storage import store
-from ccr_dist.errors import ConfigError
+from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.resources import PROFILES, folder
 
 SCRIPTS = folder("slurm")
@@ -257,3 +258,14 @@ def test_to_have_begun_is_no_progress(tmp_path: Path) -> None:
     assert progress(facts, (1, 2)) == Progress("shards", 0, 1, 2) and progress(facts, (0, 2)) == Progress(
         "shards", 1, 2, 0
     )
+
+
+def test_a_job_whose_first_line_is_damaged_is_not_overlooked(tmp_path: Path) -> None:
+    ledger = Ledger.read(tmp_path)
+    ledger.write(event="submitting", token="t", step="a", tasks=1, offset=0)
+    ledger.write(event="submitted", token="t", job="7")
+    assert Ledger.read(tmp_path).jobs() == ["7"]
+    path = tmp_path / "jobs.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"a"', b'"b"'))
+    with pytest.raises(DataError, match=r"jobs\.jsonl: damaged in line 1, .*what job 7 is"):
+        Ledger.read(tmp_path)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from ccr_dist.cluster.scale import rows, table
-from ccr_dist.errors import ConfigError
+from ccr_dist.data.storage.store import line_of
+from ccr_dist.errors import ConfigError, DataError
 
 PARTS = {"data": 0.1, "agree": 0.1, "forward": 0.4, "losses": 0.1, "backward": 0.2, "update": 0.1}
 
@@ -66,4 +67,16 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     with (one / "starts.jsonl").open("a") as file:
         file.write(json.dumps({"world": 2, "processes": [{"host": "n1"}, {"host": "n2"}]}) + "\n")
     with pytest.raises(ConfigError, match=r"several numbers of ranks \(\[1, 2\]\)"):
+        rows([one], warmup=10)
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "starts.jsonl"])
+def test_a_damaged_line_is_not_measured(tmp_path: Path, name: str) -> None:
+    one = run(tmp_path / "one", 1, 1.0)
+    lines = [json.loads(line) for line in (one / name).read_text().splitlines()]
+    (one / name).write_bytes(b"".join(map(line_of, lines)) + b'{"step": 21, "sta')
+    assert rows([one], warmup=10)[0].samples_per_s == 100
+    whole = b"".join(map(line_of, lines + lines[-1:]))
+    (one / name).write_bytes(whole.replace(b"1", b"3", 1))
+    with pytest.raises(DataError, match=rf"{name}: damaged in line 1, .* measure another run"):
         rows([one], warmup=10)

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from ccr_dist.data.storage.store import line_of
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate.command import report
 from ccr_dist.evaluate.protocols import RECALL_NAMES, language_result
@@ -238,6 +239,14 @@ def test_training_curves_of_a_torn_log(html):
     assert "Loss, DASD" in html and "Validation mR" in html
     # 2 languages x 4 panels, loss, validation
     assert html.count("<svg") == 10
+
+
+def test_curves_of_a_damaged_log_are_refused(files, tmp_path):
+    log = tmp_path / "log.jsonl"
+    lines = [line_of({"step": step, "stage": "cla", "loss": 1.5}) for step in (1, 2, 3)]
+    log.write_bytes(lines[0] + lines[1].replace(b"1.5", b"7.5") + lines[2])
+    with pytest.raises(DataError, match=r"log\.jsonl: damaged in line 2, .*; take the line out"):
+        write_report(collect(files), tmp_path, title="t", curves={"DASD": [log]})
 
 
 def test_a_page_without_spread_pictures_or_examples(tmp_path):
