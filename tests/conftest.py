@@ -1,4 +1,4 @@
-"""For all tests. That this file is here puts `tests/` on the import path: `from tiny import …`."""
+"""For all tests."""
 
 import os
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from corpus import picture
+
+from tests.corpus import picture
 
 VIDEO = b"\x00\x00\x00\x18ftypmp42" + bytes(64)  # begins like an MP4; nothing here decodes it
 

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nearness import close
-from tiny import IMAGE_SIZE, TEXTS, tiny_clip_config, tiny_dual_config, tiny_frontend_folder
 from torch import Tensor
 
 from ccr_dist.data.stream.loader import Batch
 from ccr_dist.losses.context import Context
 from ccr_dist.methods import base
 from ccr_dist.models.backbones import Backbone, build_backbone
+from tests.nearness import close
+from tests.tiny import IMAGE_SIZE, TEXTS, tiny_clip_config, tiny_dual_config, tiny_frontend_folder
 
 LANGUAGES = ("es", "to")  # "to" is Tongan, and a name that modules have taken
 ENGLISH, SPANISH = TEXTS[:4], (*TEXTS[4:], "el viejo con un sombrero rojo")

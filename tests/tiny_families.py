@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import TEXTS, tiny_tokenizer
+
+from tests.tiny import TEXTS, tiny_tokenizer
 
 VISION = {
     "hidden_size": 16,
@@ -102,8 +103,9 @@ def tiny_blip2(folder: Path, kind: str) -> str:
 
 
 def tiny_llava(folder: Path) -> str:
-    from tiny_vlm import TEMPLATE, _tokenizer
     from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+    from tests.tiny_vlm import TEMPLATE, _tokenizer
 
     tokenizer = _tokenizer()
     tokenizer.add_tokens(["<image>"], special_tokens=True)

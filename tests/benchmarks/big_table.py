@@ -29,9 +29,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from record import record
 
 from ccr_dist.data.table.dataset import Column, Dataset, create_column, create_dataset
+from tests.benchmarks.record import record
 
 ROOT = Path(__file__).parents[2]
 MAKING = "caption.de.slow"

@@ -28,9 +28,7 @@ from ccr_dist.train.processes import Processes
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.state.checkpoint import State, Writer
 from ccr_dist.train.strategies.replicated import Single
-
-sys.path.insert(0, str(Path(__file__).parent))
-from record import record
+from tests.benchmarks.record import record
 
 SIDE = 1024
 

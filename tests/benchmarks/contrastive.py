@@ -21,8 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from record import record
+from tests.benchmarks.record import record
 
 LOSSES = ("clip", "gathered", "tiled")
 OUT_OF_MEMORY = "out of memory"

@@ -32,8 +32,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from record import pictures, record
+from tests.benchmarks.record import pictures, record
 
 PIECES, WIDTH, SIDE = 119_547, 768, 432
 LR = 2e-4
@@ -209,9 +208,8 @@ def config(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def ours(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
-    from methods import measure as measured
-
     from ccr_dist.config import from_dict
+    from tests.benchmarks.methods import measure as measured
 
     found = measured(from_dict(config(asked, job), name="bench"))
     if "refused" in found:
@@ -223,11 +221,11 @@ def peer(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     """The published loop on the batches, and from the weights, of ours."""
     import open_clip
     import torch
-    from methods import peak_mb
-    from published_dasd import PublishedDasd, Savings, train
 
     from ccr_dist.config import from_dict
     from ccr_dist.train.assemble import build_method
+    from tests.benchmarks.methods import peak_mb
+    from tests.benchmarks.published_dasd import PublishedDasd, Savings, train
 
     torch.set_num_threads(asked.threads)
     wanted = from_dict(config(asked, job), name="bench")
@@ -264,11 +262,10 @@ def peer(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
 
 def captioned(wanted: Any, method: Any, job: dict[str, Any]) -> list[list[tuple[str, str, str]]]:
     """The batches of the steps, as (key, English, German)."""
-    from methods import order
-
     from ccr_dist.data.stream.order import rank_slots
     from ccr_dist.data.table.dataset import Dataset
     from ccr_dist.train.assemble import fields_for
+    from tests.benchmarks.methods import order
 
     batches = order(wanted, job["stage"], fields_for(wanted, method.stages(wanted.method)[job["stage"]]))
     size = wanted.stages[job["stage"]].batch
@@ -294,10 +291,10 @@ def limit(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     import time
 
     import torch
-    from methods import peak_mb
 
     from ccr_dist.config import from_dict
     from ccr_dist.train.assemble import build_method
+    from tests.benchmarks.methods import peak_mb
 
     torch.set_num_threads(asked.threads)
     wanted = from_dict(config(asked, job), name="bench")

@@ -24,9 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parent))
-from record import pictures, record
+from tests.benchmarks.record import pictures, record
 
 SIDE = 448
 PROMPT = (
@@ -51,10 +49,10 @@ def main() -> None:
 
 def compare(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     import torch
-    from tiny_vlm import tiny_vlm
 
     from ccr_dist.generate.describe import Describe
     from ccr_dist.generate.engines.generator import make_generator
+    from tests.tiny_vlm import tiny_vlm
 
     model = tiny_vlm(folder / "model", width=asked.width, layers=asked.layers, pixels=SIDE * SIDE)
     (folder / "prompt.yaml").write_text(PROMPT.format(tokens=asked.tokens))

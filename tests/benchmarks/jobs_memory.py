@@ -18,14 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from record import captions, record
-
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import DataError
 from ccr_dist.generate.engines import base
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import Translate
+from tests.benchmarks.record import captions, record
 
 
 class Round(base.Translator):

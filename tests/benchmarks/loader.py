@@ -40,7 +40,6 @@ import numpy as np
 import torch
 import webdataset
 from PIL import Image
-from record import record
 
 from ccr_dist.data.corpora.index import index
 from ccr_dist.data.storage.tar import TarWriter
@@ -48,6 +47,7 @@ from ccr_dist.data.stream import loader as ours
 from ccr_dist.data.stream import rows
 from ccr_dist.data.stream.order import Order
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
+from tests.benchmarks.record import record
 
 FIELDS = ours.Fields(visual="image", source="caption.en")
 POOL = 256  # different pictures; their bytes lie at as many places as there are rows

@@ -33,7 +33,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from record import record
 
 from ccr_dist.data.storage import store
 from ccr_dist.data.stream.fields import Fields, content_digests, sources
@@ -41,6 +40,7 @@ from ccr_dist.data.stream.loader import make_loader
 from ccr_dist.data.stream.order import Order, rank_slots
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.keys import keys_digest
+from tests.benchmarks.record import record
 
 FIELDS = Fields(visual="image", source="caption.en", targets={"de": "caption.de.x"})
 ROW_BYTES = {"image": 22_000, "caption.en": 120, "caption.de.x": 140}

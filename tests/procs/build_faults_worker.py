@@ -12,11 +12,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from corpus import tree
-from procs import faults
-
 from ccr_dist import cli
 from ccr_dist.data.storage import store
+from tests.corpus import tree
+from tests.procs import faults
 
 
 def build(recipe: str, out: Path) -> int | None:

@@ -21,9 +21,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from jobs import captions, column_files, content
-
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import CcrError, DataBudgetError, HangError, StorageError
 from ccr_dist.generate.engines.base import make_translator
@@ -31,6 +28,7 @@ from ccr_dist.generate.processor import Outcome
 from ccr_dist.generate.replay import Replay
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import Translate
+from tests.jobs import captions, column_files, content
 
 ROWS = (5, 7, 1, 6)
 LEASE_S, SILENCE_S = 0.6, 0.4

@@ -15,12 +15,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from corpus import picture, tree
-from procs import faults
-from procs.build_faults_worker import wrong
-
 from ccr_dist import cli
 from ccr_dist.data.storage.tar import TarWriter, forget_files
+from tests.corpus import picture, tree
+from tests.procs import faults
+from tests.procs.build_faults_worker import wrong
 
 
 def command(*arguments: object) -> int | None:

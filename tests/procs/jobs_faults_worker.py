@@ -13,12 +13,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs import captions, content
-from procs import faults
-
 import ccr_dist.cli
 import ccr_dist.generate.runner  # noqa: F401
 from ccr_dist.cli import main
+from tests.jobs import captions, content
+from tests.procs import faults
 
 COLUMN = "caption.xx.shout"
 LASTING = ("ENOSPC", "EROFS")

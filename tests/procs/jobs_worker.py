@@ -18,13 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from jobs import Shout, captions, column_files, content
-
 from ccr_dist import errors
 from ccr_dist.generate.cli import jobs_app
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import Translate
+from tests.jobs import Shout, captions, column_files, content
 
 XX = "caption.xx.shout"
 TOUCHING = ("fsync", "link", "unlink", "replace", "pwrite")

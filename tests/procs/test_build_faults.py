@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from corpus import folder_recipe
-from procs import build_faults_worker, faults
+
+from tests.corpus import folder_recipe
+from tests.procs import build_faults_worker, faults
 
 pytestmark = pytest.mark.procs
 

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-from corpus import folder_recipe, tree
 
 from ccr_dist.data.corpora.build import build
 from ccr_dist.data.corpora.recipes.base import load_recipe
@@ -20,6 +19,7 @@ from ccr_dist.data.storage.tar import forget_files
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import StorageError
+from tests.corpus import folder_recipe, tree
 
 pytestmark = pytest.mark.procs
 ROOT = Path(__file__).resolve().parents[2]

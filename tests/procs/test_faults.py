@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from procs import faults
+
+from tests.procs import faults
 
 pytestmark = pytest.mark.procs
 
@@ -58,7 +59,7 @@ def test_actions_in_forks(tmp_path: Path) -> None:
     worker = """
 import sys
 from pathlib import Path
-from procs import faults
+from tests.procs import faults
 root = Path(sys.argv[1])
 def action():
     print("hello")

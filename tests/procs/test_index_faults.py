@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from procs import faults, index_faults_worker
+
+from tests.procs import faults, index_faults_worker
 
 pytestmark = pytest.mark.procs
 

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from procs import faults
+
+from tests.procs import faults
 
 pytestmark = pytest.mark.procs
 

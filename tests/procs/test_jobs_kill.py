@@ -16,10 +16,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from jobs import captions, column_files, content
 
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import STOPPED, DataError, StorageError
+from tests.jobs import captions, column_files, content
 
 pytestmark = pytest.mark.procs
 

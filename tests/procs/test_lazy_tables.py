@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nearness import close
 from safetensors.numpy import load_file
 
 from tests import toy
+from tests.nearness import close
 from tests.procs import forked
 from tests.procs.test_training import gradients, lines, losses
 

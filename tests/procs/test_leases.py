@@ -16,12 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from jobs import captions, column_files, content
 
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import DataBudgetError, HangError
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import Translate
+from tests.jobs import captions, column_files, content
 
 pytestmark = pytest.mark.procs
 
@@ -72,7 +72,7 @@ def state(pid: int) -> str:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    from jobs import Shout
+    from tests.jobs import Shout
 
     dataset = captions(tmp_path_factory.mktemp("undisturbed") / "d", ROWS)
     run(dataset, Translate(Shout(), "caption.en"), XX, progress=False)

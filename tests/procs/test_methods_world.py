@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nearness import close
 from safetensors.numpy import load_file
 
 from ccr_dist.data.media.decode import encode
 from ccr_dist.data.table.dataset import create_column
 from tests import tiny, toy
+from tests.nearness import close
 from tests.procs import forked
 
 pytestmark = pytest.mark.procs

@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jobs
 import pytest
 import yaml
 
 from ccr_dist.data.table.dataset import Dataset
+from tests import jobs
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.procs

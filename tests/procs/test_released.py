@@ -7,9 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from nearness import close
 
 from tests import toy
+from tests.nearness import close
 from tests.procs import forked
 from tests.procs.test_training import gradients, losses
 

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs import captions
 
 from ccr_dist.data.storage import remote
 from ccr_dist.data.stream.loader import Fields, make_loader, sources
@@ -22,6 +21,7 @@ from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.transfer import push
 from ccr_dist.data.table.verify import verify
 from tests import toy
+from tests.jobs import captions
 
 pytestmark = pytest.mark.procs
 ROOT = Path(__file__).resolve().parents[2]

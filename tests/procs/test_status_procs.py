@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import captions
 
 from ccr_dist.generate import status as room
 from ccr_dist.generate.status import status
+from tests.jobs import captions
 
 pytestmark = pytest.mark.procs
 WORKER = """
 import sys
-from jobs import Shout
+from tests.jobs import Shout
 from ccr_dist.data.table import Dataset
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import Translate

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from procs import faults
+
+from tests.procs import faults
 
 pytestmark = [pytest.mark.procs, pytest.mark.timeout(7200)]
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nearness import close
 from safetensors.numpy import load_file
 
 from tests import toy
+from tests.nearness import close
 
 pytestmark = pytest.mark.procs
 

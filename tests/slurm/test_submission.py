@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import jobs
 import pytest
 import yaml
 
+from tests import jobs
 from tests.slurm.cluster import ROOT, Cluster, log_of, script
 from tests.slurm.experiment import Experiment, Ground, training
 

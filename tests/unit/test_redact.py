@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from jobs import Shout, captions
 
 from ccr_dist.errors import ConfigError, boundary
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import Translate
 from ccr_dist.redact import command_line, is_secret, without_secrets
+from tests.jobs import Shout, captions
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jobs
 import numpy as np
 import pytest
 import yaml
@@ -20,6 +19,7 @@ from ccr_dist.data.storage.progress_bar import bar
 from ccr_dist.evaluate.protocols import language_result
 from ccr_dist.evaluate.report import aggregate, cell, collect, to_csv, write_report
 from ccr_dist.evaluate.schema import RunResult
+from tests import jobs
 
 EVIL = "a\x1b[2J\x1b]0;owned\x07\r\x9b31m\u202e [/b] [red]\ud800"
 SEEN = "a\\u001b[2J\\u001b]0;owned\\u0007\\u000d\\u009b31m\\u202e [/b] [red]\\ud800"

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jobs
 import pytest
 import yaml
 
@@ -17,6 +16,7 @@ from ccr_dist.cluster.pipeline import Plan, load_plan
 from ccr_dist.cluster.slurm import Queued
 from ccr_dist.cluster.status import status
 from ccr_dist.errors import ConfigError
+from tests import jobs
 
 BASE = "method: {name: english}\n"
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jobs
 import pytest
 
 from ccr_dist import errors
@@ -21,6 +20,7 @@ from ccr_dist.cluster.render import render
 from ccr_dist.data.storage import store
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.resources import PROFILES, folder
+from tests import jobs
 
 SCRIPTS = folder("slurm")
 NAN, HANG = errors.NonFiniteError.exit_code, errors.HangError.exit_code

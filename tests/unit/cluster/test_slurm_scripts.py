@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jobs
 import pytest
 import yaml
 
@@ -25,6 +24,7 @@ from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate.cli import _share
 from ccr_dist.resources import PROFILES, folder
 from ccr_dist.train.inputs import check_columns
+from tests import jobs
 
 SCRIPTS = folder("slurm")
 NASTY = """my "own" project's $HOME `touch x` #1 %j"""

@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from nearness import close
 
 from ccr_dist.errors import DataError, NonFiniteError
 from ccr_dist.evaluate.retrieval import Fusion, cosine, ranks, top_k
+from tests.nearness import close
 
 
 def by_table(table):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from generation import Options, Parrot, video
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -22,6 +21,7 @@ from ccr_dist.generate.cli import jobs_app
 from ccr_dist.generate.describe import Describe, default_column
 from ccr_dist.generate.processor import Feed, Outcome, Ticket
 from ccr_dist.generate.runner import Budget, run
+from tests.generation import Options, Parrot, video
 
 
 def picture(brightness: int) -> bytes:

@@ -138,7 +138,7 @@ def test_vectors_that_float16_cannot_hold_are_bad_items(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("pool", "shape"), [("mean", (1, 3)), ("none", (4, 3))])
 def test_videos(tmp_path: Path, pool: Any, shape: tuple[int, int]) -> None:
     pytest.importorskip("av")
-    from generation import video
+    from tests.generation import video
 
     made = create_dataset(tmp_path, name="toy", split="train", keys=[["a", "b", "c"]])
     column = create_column(made, "video", kind="video", extension="mp4", plan={}, provenance={})

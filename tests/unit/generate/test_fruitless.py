@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generation import Parrot
-from jobs import Deadly, Shout, captions
 from typer.testing import CliRunner
 
 from ccr_dist.data.table.dataset import Dataset, create_dataset
@@ -21,6 +19,8 @@ from ccr_dist.generate.llm_translate import LlmTranslate
 from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket
 from ccr_dist.generate.runner import Budget, Summary, run
 from ccr_dist.generate.translate import Translate
+from tests.generation import Parrot
+from tests.jobs import Deadly, Shout, captions
 
 XX = "caption.xx.test"
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from generation import Options, Parrot
-from jobs import captions
 from typer.testing import CliRunner
 
 from ccr_dist.data.table.dataset import Dataset, create_column
@@ -16,6 +14,8 @@ from ccr_dist.generate.cli import jobs_app
 from ccr_dist.generate.llm_translate import LlmTranslate, make_translation
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import Translate
+from tests.generation import Options, Parrot
+from tests.jobs import captions
 
 
 def test_captions_stay_aligned(tmp_path: Path) -> None:

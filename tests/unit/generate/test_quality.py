@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from generation import Options, Parrot
-from jobs import captions
 from sacrebleu.metrics import CHRF
 from typer.testing import CliRunner
 
@@ -21,6 +19,8 @@ from ccr_dist.generate.llm_translate import LlmTranslate
 from ccr_dist.generate.quality import quality
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import back_column
+from tests.generation import Options, Parrot
+from tests.jobs import captions
 
 ENGLISH = [["a red bus", "the bus"], ["two dogs run", " "], ["a cat", "cats"], None]
 OPUS = [["ein roter Bus", "der Bus"], ["two dogs run", ""], ["eine Katze", ""], None]

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import captions
 from typer.testing import CliRunner
 
 from ccr_dist.errors import DataBudgetError, DataError
 from ccr_dist.generate.cli import jobs_app
 from ccr_dist.generate.replay import Replay
 from ccr_dist.generate.runner import run
+from tests.jobs import captions
 
 
 def lines(path: Path, entries: dict[str, Any]) -> Path:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jobs import Shout, captions, column_files, content
 
 from ccr_dist.data.table.dataset import Column, Dataset, create_column, create_dataset
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError, EngineError
@@ -28,6 +27,7 @@ from ccr_dist.generate.load_once import first_load
 from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket
 from ccr_dist.generate.runner import Budget, Summary, run
 from ccr_dist.generate.translate import Translate
+from tests.jobs import Shout, captions, column_files, content
 
 XX = "caption.xx.shout"
 

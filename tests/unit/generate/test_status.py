@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from jobs import captions
 from typer.testing import CliRunner
 
 from ccr_dist.cli import app
@@ -19,6 +18,7 @@ from ccr_dist.data.table.dataset import Column, Dataset, create_column
 from ccr_dist.errors import DataError
 from ccr_dist.generate.lease import boot_id
 from ccr_dist.generate.status import status
+from tests.jobs import captions
 
 NAME = "caption.xx.slow"
 

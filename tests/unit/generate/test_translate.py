@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from generation import Parrot
-from jobs import Shout, captions
 from typer.testing import CliRunner
 
 from ccr_dist.data.table.dataset import Dataset, create_column
@@ -17,6 +15,8 @@ from ccr_dist.generate.engines.base import Cut
 from ccr_dist.generate.llm_translate import LlmTranslate
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import Translate, language_of
+from tests.generation import Parrot
+from tests.jobs import Shout, captions
 
 
 def test_captions_stay_aligned_and_odd_ones_are_counted(tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from nearness import close
 from torch import nn
 
 from ccr_dist.losses.adversarial import Discriminator, confusion_loss, discriminator_loss
+from tests.nearness import close
 
 
 def test_published_size():

@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nearness import apart, close
-from small import same_value_and_gradient
 from torch import Tensor
-from watch import largest_tensor
 
 from ccr_dist.losses import context, contrastive, tiled
 from ccr_dist.losses.context import Context
 from ccr_dist.losses.slots import slot_scores
+from tests.nearness import apart, close
+from tests.small import same_value_and_gradient
+from tests.watch import largest_tensor
 
 
 def features(

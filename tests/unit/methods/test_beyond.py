@@ -8,9 +8,14 @@ import math
 
 import pytest
 import torch
-from nearness import apart, close
 from pydantic import ValidationError
-from small import (
+from torch.nn import functional as F
+
+from ccr_dist.errors import ConfigError
+from ccr_dist.evaluate.retrieval import PLAIN, Fusion
+from ccr_dist.methods import base
+from tests.nearness import apart, close
+from tests.small import (
     ENGLISH,
     SPANISH,
     backbone,
@@ -22,11 +27,6 @@ from small import (
     same_value_and_gradient,
     unsettle,
 )
-from torch.nn import functional as F
-
-from ccr_dist.errors import ConfigError
-from ccr_dist.evaluate.retrieval import PLAIN, Fusion
-from ccr_dist.methods import base
 
 N, D, W, K = 4, 16, 24, 3  # rows, shared space, tower width, slots
 BACK = ["a lemon on the table", "two dogs play in snow", "a small bed", "the boat in a river"]

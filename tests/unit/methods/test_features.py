@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nearness import close
-from small import backbone
 
 from ccr_dist.methods.features import encode_visual, image_tokens
+from tests.nearness import close
+from tests.small import backbone
 
 N = 37
 

@@ -8,10 +8,6 @@ import json
 
 import pytest
 import torch
-import toy
-from nearness import apart, close
-from small import backbone, batch, context, method, unsettle
-from tiny import TEXTS, tiny_encoder
 from torch.nn import functional as F
 
 from ccr_dist.config import load_config
@@ -20,6 +16,10 @@ from ccr_dist.evaluate.retrieval import Fusion, ranks
 from ccr_dist.methods import base
 from ccr_dist.methods.params import count
 from ccr_dist.models.enriched import EnrichedVisual
+from tests import toy
+from tests.nearness import apart, close
+from tests.small import backbone, batch, context, method, unsettle
+from tests.tiny import TEXTS, tiny_encoder
 
 DESCRIPTIONS = [f"{text} and {text}" for text in TEXTS[:4]]
 FRAMES = 8  # width of frame features

@@ -9,14 +9,14 @@ import math
 
 import pytest
 import torch
-from nearness import close
-from small import backbone, batch, context, method
-from tiny import tiny_encoder
 
 from ccr_dist.losses.contrastive import cross_entropy, positives, similarities
 from ccr_dist.losses.slots import overlap, slot_scores
 from ccr_dist.losses.soft import softened
 from ccr_dist.models.enriched import EnrichedVisual
+from tests.nearness import close
+from tests.small import backbone, batch, context, method
+from tests.tiny import tiny_encoder
 
 N, D, K, W, T = 6, 5, 3, 8, 4  # rows, shared space, slots, width of slots and tokens, tokens
 GROUP = [1, 2, 1, 3, 4, 2]

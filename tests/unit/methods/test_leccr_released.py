@@ -10,9 +10,6 @@ import re
 import pytest
 import torch
 from hypothesis import given, strategies
-from nearness import close
-from small import backbone, batch, context, method
-from tiny import tiny_clip_config, tiny_encoder
 from torch.nn import functional as F
 
 from ccr_dist.errors import ConfigError
@@ -20,6 +17,9 @@ from ccr_dist.losses.slots import slot_scores
 from ccr_dist.losses.triplet import hardest_negative
 from ccr_dist.methods.leccr import _words
 from ccr_dist.models.backbones import build_backbone
+from tests.nearness import close
+from tests.small import backbone, batch, context, method
+from tests.tiny import tiny_clip_config, tiny_encoder
 
 N, D, K, W, T, PROCESSES = 6, 5, 3, 8, 4, 2  # rows, shared space, slots, width of slots and tokens, tokens, processes
 GROUP = [1, 2, 1, 3, 4, 3]

@@ -8,9 +8,7 @@ import hashlib
 
 import pytest
 import torch
-from nearness import apart, close
 from pydantic import ValidationError
-from small import ENGLISH, SPANISH, backbone, batch, context, front_end, method, unsettle
 from torch.nn import functional as F
 
 from ccr_dist.config import StageConfig
@@ -19,6 +17,8 @@ from ccr_dist.methods import base
 from ccr_dist.models import token_counts
 from ccr_dist.models.characteristics import TRUNK
 from ccr_dist.train.optimizers.optimizer import make_optimizer
+from tests.nearness import apart, close
+from tests.small import ENGLISH, SPANISH, backbone, batch, context, front_end, method, unsettle
 
 KINDS = ["clip", "custom", "bert", "dual"]
 METHODS = {

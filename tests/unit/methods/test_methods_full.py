@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from nearness import apart, close
-from small import ENGLISH, SPANISH, backbone, batch, context, front_end, method
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.params import count
+from tests.nearness import apart, close
+from tests.small import ENGLISH, SPANISH, backbone, batch, context, front_end, method
 
 KINDS = ["clip", "custom", "bert", "dual"]
 

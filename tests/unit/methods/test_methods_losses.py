@@ -9,13 +9,13 @@ import math
 
 import pytest
 import torch
-from nearness import close
-from small import ENGLISH, backbone, batch, context, cosine, front_end, method, same_value_and_gradient
 from torch import nn
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.evaluate.retrieval import Fusion
 from ccr_dist.losses.contrastive import positives
+from tests.nearness import close
+from tests.small import ENGLISH, backbone, batch, context, cosine, front_end, method, same_value_and_gradient
 
 N, D, W = 4, 16, 24  # rows, shared space, tower width
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from small import LANGUAGES, backbone, batch, context, front_end, method
 
 from ccr_dist.config import DataConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods import base
 from ccr_dist.methods.params import count
 from ccr_dist.models.frontend import TokenTable
+from tests.small import LANGUAGES, backbone, batch, context, front_end, method
 
 
 def test_names_and_the_nearest_one():
@@ -115,7 +115,7 @@ def vit_b(tmp_path_factory):
 @pytest.fixture(scope="module")
 def mbert(tmp_path_factory):
     """A front end as wide as multilingual BERT's; its vocabulary is small, so the table is counted apart."""
-    from tiny import tiny_frontend_folder
+    from tests.tiny import tiny_frontend_folder
 
     return {"embeddings": tiny_frontend_folder(tmp_path_factory.mktemp("mbert"), width=768)}
 

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from nearness import apart, close
 from safetensors.torch import load_file
-from small import ENGLISH, SPANISH, backbone, batch, context, method, unsettle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +20,8 @@ from ccr_dist.methods import base
 from ccr_dist.models.nrccr import BatchNorm, CommonSpace, Statistics
 from ccr_dist.train import commands
 from tests import tiny, toy
+from tests.nearness import apart, close
+from tests.small import ENGLISH, SPANISH, backbone, batch, context, method, unsettle
 
 N, D = 5, 10
 GROUP = [7, 3, 7, 5, 3]

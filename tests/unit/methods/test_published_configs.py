@@ -19,11 +19,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small
-import tiny
 import torch
 import yaml
-from nearness import close
 from PIL import Image
 from torch import Tensor, nn
 
@@ -31,6 +28,8 @@ from ccr_dist.config import OpenClipConfig, RunConfig, load_config
 from ccr_dist.methods.base import Method
 from ccr_dist.models.backbones import Backbone, build_backbone
 from ccr_dist.train.optimizers.optimizer import make_optimizer, rate, set_rate
+from tests import small, tiny
+from tests.nearness import close
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 FOLDERS = ("multi30k", "mscoco", "msrvtt_cn", "vatex", "cc300k", "clip")

@@ -8,11 +8,11 @@ import math
 
 import pytest
 import torch
-from nearness import close
 from torch import nn
 
 from ccr_dist.models.slots import CrossBlock, CrossStack, Interaction, Slots
 from ccr_dist.models.temporal import TemporalEncoder, mean_over_time
+from tests.nearness import close
 
 WIDTH, HEADS = 8, 2
 

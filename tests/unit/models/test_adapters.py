@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nearness import apart, close
 
 from ccr_dist.models.adapters import AdapterBank, Bottleneck, Core, CoreGenerator
 from ccr_dist.models.characteristics import Characteristics
+from tests.nearness import apart, close
 
 
 def size(module: torch.nn.Module) -> int:

@@ -9,11 +9,11 @@ import copy
 import open_clip
 import pytest
 import torch
-from nearness import close
-from small import ENGLISH, backbone
 from torch import nn
 
 from ccr_dist.models.attention import SelfAttention, use_self_attention
+from tests.nearness import close
+from tests.small import ENGLISH, backbone
 
 
 @pytest.mark.parametrize("trained", [True, False])

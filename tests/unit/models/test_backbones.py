@@ -8,16 +8,16 @@ import re
 
 import pytest
 import torch
-from nearness import close
 from PIL import Image
 from safetensors.torch import save_file
-from tiny import DIM, TEXTS, tiny_clip_config, tiny_dual_config
 
 from ccr_dist.config import DualConfig, OpenClipConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.models import tensorfile
 from ccr_dist.models.backbones import build_backbone
 from ccr_dist.models.hf_tower import masked_mean
+from tests.nearness import close
+from tests.tiny import DIM, TEXTS, tiny_clip_config, tiny_dual_config
 
 PICTURES = [Image.new("RGB", (50, 40), color) for color in ("red", "blue", "white")]
 

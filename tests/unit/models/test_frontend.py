@@ -8,8 +8,6 @@ import dataclasses
 
 import pytest
 import torch
-from nearness import close
-from tiny import DIM, tiny_clip_config, tiny_dual_config, tiny_encoder, tiny_frontend_folder
 
 from ccr_dist.config import FrontEndConfig, SentenceConfig
 from ccr_dist.errors import ConfigError
@@ -17,6 +15,8 @@ from ccr_dist.models.backbones import build_backbone
 from ccr_dist.models.frontend import FrontEnd, TokenTable, build_frontend, used_rows
 from ccr_dist.models.projection_start import ridge, shared_words, start_projection
 from ccr_dist.models.subwords import Pieces, whole_words
+from tests.nearness import close
+from tests.tiny import DIM, tiny_clip_config, tiny_dual_config, tiny_encoder, tiny_frontend_folder
 
 FOREIGN = ["un limón amarillo", "dos perros", "o rio"]
 

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nearness import close
 from PIL import Image
-from tiny import DIM, IMAGE_SIZE, tiny_clip_config, tiny_dual_config
 
 from ccr_dist.config import DualConfig, OpenClipConfig
 from ccr_dist.data.table.dataset import create_column, create_dataset
@@ -23,6 +21,8 @@ from ccr_dist.generate.featurise import Featurise
 from ccr_dist.generate.runner import run
 from ccr_dist.models.augment import RandomPart
 from ccr_dist.models.backbones import build_backbone, pool_grid
+from tests.nearness import close
+from tests.tiny import DIM, IMAGE_SIZE, tiny_clip_config, tiny_dual_config
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -178,7 +178,7 @@ def test_positions_of_a_convolutional_network(tmp_path):
 @torch.no_grad()
 def test_a_swin_transformer_as_in_cclm(tmp_path):
     """CCLM's towers are Swin-B at 384 pixels and XLM-RoBERTa; here both in small."""
-    from tiny import tiny_encoder
+    from tests.tiny import tiny_encoder
 
     sizes = {"img_size": 64, "patch_size": 4, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
     image = timm_folder(tmp_path / "swin", "swin_base_patch4_window12_384", **sizes)

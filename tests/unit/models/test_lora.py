@@ -8,13 +8,13 @@ import copy
 
 import pytest
 import torch
-from nearness import apart, close
-from small import ENGLISH, LANGUAGES, SPANISH, backbone, batch, context, front_end, method, unsettle
 from torch import nn
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.params import count
 from ccr_dist.models.lora import LoraBank
+from tests.nearness import apart, close
+from tests.small import ENGLISH, LANGUAGES, SPANISH, backbone, batch, context, front_end, method, unsettle
 
 KINDS = ["clip", "custom", "siglip", "bert", "xlm-roberta", "dual"]
 

@@ -8,16 +8,16 @@ import shutil
 
 import pytest
 import torch
-from nearness import apart, close
 from PIL import Image
-from small import front_end, method, unsettle
-from tiny import DIM as DUAL_DIM
-from tiny import TEXTS, tiny_dual_config, tiny_encoder
 
 from ccr_dist.config import SentenceConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods import base
 from ccr_dist.models.backbones import build_backbone
+from tests.nearness import apart, close
+from tests.small import front_end, method, unsettle
+from tests.tiny import DIM as DUAL_DIM
+from tests.tiny import TEXTS, tiny_dual_config, tiny_encoder
 
 
 @pytest.fixture(scope="module")

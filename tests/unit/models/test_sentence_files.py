@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from nearness import close
 from safetensors.torch import load_file, save_file
-from tiny import DIM, IMAGE_SIZE, TEXTS, tiny_clip_config, tiny_encoder, tiny_tokenizer
 from torch import Tensor, nn
 
 from ccr_dist.config import DualConfig, OpenClipConfig, SentenceConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.models.backbones import build_backbone
 from ccr_dist.models.huggingface import CHARACTERS, bounded, positions
+from tests.nearness import close
+from tests.tiny import DIM, IMAGE_SIZE, TEXTS, tiny_clip_config, tiny_encoder, tiny_tokenizer
 
 NEW = (
     "sentence_transformers.base.modules.transformer.Transformer",
@@ -178,7 +178,7 @@ def test_dense_layers_their_activations_and_a_prompt(folder):
 
 @torch.no_grad()
 def test_a_dual_encoder_stands_on_such_a_folder(folder, tmp_path):
-    from tiny import tiny_dual_config
+    from tests.tiny import tiny_dual_config
 
     image = tiny_dual_config(tmp_path / "dual").image
     modules(folder, {"pooling_mode": "cls"}, (DENSE, "2_Dense"))

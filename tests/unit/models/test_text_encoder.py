@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nearness import apart, close
-from tiny import TEXTS, tiny_encoder
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.models.subwords import Pieces
 from ccr_dist.models.text_encoder import TextEncoder, build_text_encoder
+from tests.nearness import apart, close
+from tests.tiny import TEXTS, tiny_encoder
 
 FAMILIES = ("bert", "xlm-roberta")
 LAYERS = 3
@@ -227,8 +227,9 @@ def test_encoders_that_cannot_be_had(tmp_path):
 
 
 def test_another_architecture_is_named(tmp_path):
-    from tiny import tiny_tokenizer
     from transformers import DistilBertConfig, DistilBertModel
+
+    from tests.tiny import tiny_tokenizer
 
     tiny_tokenizer(tmp_path)
     DistilBertModel(DistilBertConfig(dim=8, n_layers=1, n_heads=2, hidden_dim=8, vocab_size=60)).save_pretrained(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nearness import apart, close
-from tiny import DIM, TEXTS, tiny_clip_config, tiny_dual_config
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.models.backbones import build_backbone
+from tests.nearness import apart, close
+from tests.tiny import DIM, TEXTS, tiny_clip_config, tiny_dual_config
 
 KINDS = ["clip", "custom", "siglip", "bert", "xlm-roberta", "dual"]
 

@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import csv
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-from test_study import make_study, result_of
 from typer.testing import CliRunner
 
 from ccr_dist.data.media.decode import encode
@@ -20,15 +18,9 @@ from ccr_dist.study.bins import _counted, _queries, binned, markdown
 from ccr_dist.study.cli import study_app
 from ccr_dist.study.plan import Plan, load_plan
 from tests import toy
+from tests.studies import make_study, result_of
 
 ITEMS = 24
-
-
-@pytest.fixture(scope="module")
-def configs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("bins")
-    make_study(folder)
-    return folder
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from corpus import folder_recipe, picture, tree
 
 from ccr_dist.data.corpora.build import build
 from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, Row, load_recipe, recipes, shipped
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
+from tests.corpus import folder_recipe, picture, tree
 
 GOLDEN = Path(__file__).resolve().parents[4] / "shards" / "golden"
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus import picture
-from published import write
 from typer.testing import CliRunner
 
 from ccr_dist.data.cli import shards_app
@@ -19,6 +17,8 @@ from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, Row
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate.cli import jobs_app
+from tests.corpus import picture
+from tests.published import write
 
 CAPTIONS = {
     "train": {

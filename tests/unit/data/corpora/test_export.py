@@ -4,7 +4,6 @@ import io
 import json
 
 import pytest
-from corpus import picture
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -13,6 +12,7 @@ from ccr_dist.data.corpora.export import export
 from ccr_dist.data.corpora.index import index
 from ccr_dist.data.table.dataset import create_column, create_dataset
 from ccr_dist.errors import ConfigError, DataError
+from tests.corpus import picture
 
 KEYS = [["a", "p/b"], ["c", "d", "e"]]
 PICTURES = [[picture(0, format="JPEG"), picture(1)], [picture(2, format="BMP"), None, picture(4, format="WEBP")]]

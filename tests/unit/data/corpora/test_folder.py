@@ -8,7 +8,6 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from corpus import picture
 
 from ccr_dist.data.corpora.build import build
 from ccr_dist.data.corpora.recipes.base import load_recipe
@@ -16,6 +15,7 @@ from ccr_dist.data.corpora.recipes.captions import records, safe_key
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
+from tests.corpus import picture
 
 NAMES = {
     "Hindi": ("की", "का", "क्षत्रिय", "हिन्दी"),

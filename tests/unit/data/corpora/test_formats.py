@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from published import write
 
 from ccr_dist.data.corpora.formats.files import Files
 from ccr_dist.data.corpora.formats.readers import Entry, Keyed, Lines, Mapping, Names, Records, Texts
 from ccr_dist.errors import ConfigError, DataError
+from tests.published import write
 
 
 def said(entries: Any) -> list[tuple[str, str, str | None]]:

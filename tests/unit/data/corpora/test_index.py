@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from corpus import picture
 
 from ccr_dist.data.corpora.index import expand, index
 from ccr_dist.data.storage.tar import TarWriter
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import ConfigError, DataError
+from tests.corpus import picture
 
 
 @pytest.fixture

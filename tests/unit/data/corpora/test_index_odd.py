@@ -10,7 +10,6 @@ import tarfile
 import tracemalloc
 
 import pytest
-from corpus import picture
 from typer.testing import CliRunner
 
 from ccr_dist.data.cli import shards_app
@@ -23,6 +22,7 @@ from ccr_dist.data.table.seal import seal
 from ccr_dist.data.table.transfer import push
 from ccr_dist.data.table.verify import unusable, verify
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
+from tests.corpus import picture
 
 JPG = picture(1, format="JPEG")
 

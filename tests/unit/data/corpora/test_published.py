@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from published import VIDEO, coco, karpathy, media, multi30k, nrccr, write
 from typer.testing import CliRunner
 
 from ccr_dist.data.cli import shards_app
@@ -20,6 +19,7 @@ from ccr_dist.data.corpora.recipes.base import load_recipe, shipped
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
+from tests.published import VIDEO, coco, karpathy, media, multi30k, nrccr, write
 
 
 def do(name: str, tmp_path: Path, *overrides: str, out: str = "out") -> Summary:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from published import write
 
 from ccr_dist.data.corpora.build import Summary, build
 from ccr_dist.data.corpora.recipes import npm
@@ -23,6 +22,7 @@ from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.splits import concept, split_of
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
+from tests.published import write
 
 # code points: English name; "1f468-..." is written in CLDR with a colon that emoji14's names lack
 NAMES = {

@@ -13,8 +13,6 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("av")
-from generation import video
-
 from ccr_dist.data.media import decode
 from ccr_dist.data.media.video import decode_video, probe
 from ccr_dist.data.stream.sweep import Sweep
@@ -22,6 +20,7 @@ from ccr_dist.data.table.dataset import create_column, create_dataset
 from ccr_dist.data.table.inspect import describe
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import ConfigError, DataError
+from tests.generation import video
 
 FILM = video()
 

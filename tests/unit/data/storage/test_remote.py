@@ -12,9 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus import picture
 from fsspec.implementations.memory import MemoryFileSystem
-from jobs import Shout, captions
 from typer.testing import CliRunner
 
 from ccr_dist.cli import app
@@ -30,6 +28,8 @@ from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import ConfigError, DataError, StorageError
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import Translate
+from tests.corpus import picture
+from tests.jobs import Shout, captions
 
 URL = "memory://bucket/toy"
 ROWS = (3, 2, 4)

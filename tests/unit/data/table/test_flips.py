@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus import picture
 
 from ccr_dist.data.corpora.index import index
 from ccr_dist.data.storage.tar import TarWriter, forget_files
@@ -22,6 +21,7 @@ from ccr_dist.data.table.inspect import describe
 from ccr_dist.data.table.seal import seal
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import CcrError
+from tests.corpus import picture
 
 KEYS = [["a", "b"], ["c"]]
 

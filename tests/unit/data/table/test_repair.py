@@ -9,8 +9,6 @@ import json
 
 import numpy as np
 import pytest
-from corpus import folder_recipe, tree
-from jobs import Shout, captions, content
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -27,6 +25,8 @@ from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import DataError
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.translate import Translate
+from tests.corpus import folder_recipe, tree
+from tests.jobs import Shout, captions, content
 
 XX = "caption.xx.shout"
 

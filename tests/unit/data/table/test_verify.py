@@ -7,7 +7,6 @@ import shutil
 import fsspec
 import numpy as np
 import pytest
-from corpus import folder_recipe, picture
 
 from ccr_dist.data.corpora.build import build
 from ccr_dist.data.corpora.recipes.base import load_recipe
@@ -16,6 +15,7 @@ from ccr_dist.data.table.dataset import create_column, create_dataset
 from ccr_dist.data.table.inspect import describe, render
 from ccr_dist.data.table.transfer import push
 from ccr_dist.data.table.verify import verify
+from tests.corpus import folder_recipe, picture
 
 
 @pytest.fixture

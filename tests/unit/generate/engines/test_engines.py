@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import Shout
-from tiny import TEXTS, tiny_tokenizer
 
 from ccr_dist.errors import ConfigError, DataError, EngineError
 from ccr_dist.generate.cli import options_of
 from ccr_dist.generate.engines.base import make_translator, needs, translators
 from ccr_dist.generate.engines.directions import direct
+from tests.jobs import Shout
+from tests.tiny import TEXTS, tiny_tokenizer
 
 SENTENCES = [
     "A yellow lemon.",

@@ -138,7 +138,7 @@ def test_what_a_template_refuses_is_an_item_error(llm: str, tmp_path: Path) -> N
 @pytest.fixture(scope="module")
 def vlm(tmp_path_factory: pytest.TempPathFactory) -> str:
     pytest.importorskip("torch")
-    from tiny_vlm import tiny_vlm
+    from tests.tiny_vlm import tiny_vlm
 
     return tiny_vlm(tmp_path_factory.mktemp("models") / "vlm")
 
@@ -146,7 +146,7 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> str:
     pytest.importorskip("torch")
-    from tiny_vlm import tiny_llm
+    from tests.tiny_vlm import tiny_llm
 
     return tiny_llm(tmp_path_factory.mktemp("models") / "llm")
 
@@ -287,8 +287,9 @@ def test_the_start_of_an_answer_is_kept_in_every_family(family: str, tmp_path: P
     start.
     """
     torch = pytest.importorskip("torch")
-    from tiny_families import tiny_blip, tiny_blip2
     from transformers import AutoProcessor
+
+    from tests.tiny_families import tiny_blip, tiny_blip2
 
     folder = (
         tiny_blip(tmp_path / "m") if family == "blip" else tiny_blip2(tmp_path / "m", family.removeprefix("blip2-"))
@@ -314,7 +315,7 @@ def test_the_start_of_an_answer_is_kept_in_every_family(family: str, tmp_path: P
 
 def test_media_of_which_nothing_reaches_the_model_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from tiny_families import tiny_llava
+    from tests.tiny_families import tiny_llava
 
     folder = tiny_llava(tmp_path / "m")
     frames = tuple(picture(i, 32, 32) for i in range(2))

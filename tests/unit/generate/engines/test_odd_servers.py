@@ -14,8 +14,9 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
-from chat_server import Odd, completion, lists_models, serving
 from PIL import Image
+
+from tests.chat_server import Odd, completion, lists_models, serving
 
 pytest.importorskip("openai")
 

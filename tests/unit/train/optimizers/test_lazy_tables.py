@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from nearness import close
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +20,7 @@ from ccr_dist.train.optimizers.optimizer import make_optimizer, set_rate
 from ccr_dist.train.strategies.fsdp2 import Fsdp2
 from ccr_dist.train.strategies.strategy import Strategy
 from ccr_dist.train.strategies.zero import Zero1, Zero3
+from tests.nearness import close
 
 WORDS, WIDTH = 7, 3
 ADAMW: dict[str, Any] = {"weight_decay": 0.1, "clip_norm": None}

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from nearness import close
 from safetensors.torch import load_file
 from torch import nn
 
@@ -20,6 +19,7 @@ from ccr_dist.errors import ConfigError
 from ccr_dist.train import commands
 from ccr_dist.train.optimizers.optimizer import BertAdam, clip_each, make_optimizer, rate, set_rate
 from tests import toy
+from tests.nearness import close
 
 CPU = torch.device("cpu")
 RELEASED = {

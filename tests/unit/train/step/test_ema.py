@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from nearness import close
 from safetensors.torch import load_file
 
 from ccr_dist.config import RunConfig, load_config
@@ -18,6 +17,7 @@ from ccr_dist.train import commands
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.step.ema import Ema
 from tests import toy
+from tests.nearness import close
 
 AVERAGED = (
     "stages.cla.ema=0.5",

@@ -1,0 +1,70 @@
+"""What the report of a study says, and that it says the same everywhere."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ccr_dist.config import load_config
+from ccr_dist.errors import DataError
+from ccr_dist.study.plan import Plan, load_plan
+from ccr_dist.study.report import summarise, table_markdown, write
+from ccr_dist.yamlfile import load
+from tests.studies import ranks, result_of, study
+
+
+def reported(configs: Path, out: Path) -> tuple[Plan, Path]:
+    plan = study(configs, out)
+    for n, run in enumerate(plan.runs[:-1]):  # bare-s1 has not run
+        result_of(run, *ranks(n, 30 if run.row.name == "zero" else 5), languages=("en", "es", "pt"))
+    return plan, write(summarise(plan, replicates=200), out / "report")
+
+
+def test_the_report_says_the_same_everywhere(configs: Path, tmp_path: Path) -> None:
+    plan, page = reported(configs, tmp_path)
+    summary = summarise(plan, replicates=200)
+    folder = page.parent
+    rows = {row["name"]: row for row in csv.DictReader((folder / "rows.csv").open())}
+    told = json.loads((folder / "study.json").read_text())
+    markdown, html = (folder / "table.md").read_text(), page.read_text()
+    assert markdown == table_markdown(summary)
+    for line, record in zip(summary.lines, told["rows"], strict=True):
+        sumr = np.mean([run.languages["es"].metrics["SumR"] for run in line.runs])
+        assert record["SumR.es"] == pytest.approx(sumr) == float(rows[line.row.name]["SumR.es"])
+        assert f"{sumr:.1f}" in markdown and f"{sumr:.1f}" in html
+    # without the table
+    assert rows["dasd"]["trained_parameters"] == "4000" and rows["zero"]["trained_parameters"] == "0"
+    first = told["comparisons"][0]
+    assert first["verdict"] == "shown" and first["all.low"] > 0
+    assert f"{first['all.mean']:.1f}" in html and f"{first['all.mean']:+.1f}" in (folder / "comparisons.md").read_text()
+    assert told["missing"] == ["bare-s1"] and "1 runs have no result yet: bare-s1" in html
+    assert (folder / "results.csv").exists() and (folder / "results.json").exists()
+    for name in ("comparisons", "rows", "parameters"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_escapes_what_it_shows(configs: Path, tmp_path: Path) -> None:
+    _, page = reported(configs, tmp_path)
+    html = page.read_text()
+    assert "DASD &lt;bare&gt;" in html and "<bare>" not in html and "A toy &lt;study&gt;" in html
+    assert r"a generator \| helps" in (page.parent / "comparisons.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[3] / "configs/studies").glob("[a-z]*.yaml")), ids=lambda file: file.stem
+)
+def test_shipped_studies_and_their_configs_are_right(file: Path) -> None:
+    if "rows" in load(file).data:
+        plan = load_plan(file)
+        assert {run.config.out for run in (*plan.first, *plan.runs)} == {plan.study.out}
+    else:
+        load_config(file)
+
+
+def test_nothing_to_report_is_said(configs: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no run of the study 'toy' is complete"):
+        summarise(study(configs, tmp_path))

@@ -1,0 +1,175 @@
+"""Runs of a study, acted by small scripts: side by side, skipped, failed, stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccr_dist.errors import CRASH, DONE, STOPPED, DataError
+from ccr_dist.study import runner
+from ccr_dist.study.plan import Plan
+from ccr_dist.study.runner import run_study
+from tests.studies import ranks, result_of, study
+
+ACTOR = """
+import json, os, pathlib, signal, sys, time
+name, result, behaviour, trace = sys.argv[1:]
+note = lambda what: open(trace, "a").write(json.dumps([what, name, time.time()]) + "\\n")
+note("begin")
+if behaviour == "fail":
+    print("line one\\nthe reason of " + name, flush=True)
+    sys.exit(7)
+if behaviour == "wait":
+    signal.signal(signal.SIGTERM, lambda *_: (note("stopped"), os._exit(75)))
+    open(trace + "." + name, "w").close()
+    time.sleep(60)
+time.sleep(0.3)
+if behaviour == "work":
+    path = pathlib.Path(result)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+    (path.parent.parent / "checkpoints").mkdir()
+note("end")
+"""
+
+
+class Actor(subprocess.Popen):
+    exitcode = property(subprocess.Popen.poll)
+
+
+class Actors:
+    """In place of `Warm`: processes of the script."""
+
+    def __init__(self, script: Path) -> None:
+        self.script = script
+
+    def start(self, arguments: list[str], log: Path) -> Actor:
+        with log.open("ab") as file:
+            return Actor([sys.executable, str(self.script), *arguments], stdout=file, stderr=file)
+
+
+class Acted:
+    """Runs are acted; `trace()` says what began and ended, in order."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.file, self.behaviour = folder, folder / "trace", dict[str, str]()
+        script = folder / "actor.py"
+        script.write_text(ACTOR)
+        monkeypatch.setattr(
+            runner,
+            "command_of",
+            lambda run, threads: [run.name, str(run.result), self.behaviour.get(run.name, "work"), str(self.file)],
+        )
+        monkeypatch.setattr(runner, "Warm", lambda threads: Actors(script))
+        self.said: list[str] = []
+
+    def run(self, plan: Plan, jobs: int = 2, **options: Any) -> int:
+        self.said.clear()
+        return run_study(plan, jobs=jobs, say=self.said.append, **options)
+
+    def trace(self, what: str) -> list[str]:
+        lines = [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
+        return [name for kind, name, _ in lines if kind == what]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.said)
+
+
+@pytest.fixture
+def acted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Acted:
+    return Acted(tmp_path, monkeypatch)
+
+
+def complete(plan: Plan) -> None:
+    for run in (*plan.first, *plan.runs):
+        result_of(run, *ranks(0, 5))
+
+
+def test_runs_are_carried_out_together_and_in_order(configs: Path, tmp_path: Path, acted: Acted) -> None:
+    plan = study(configs, tmp_path / "out")
+    assert acted.run(plan, jobs=2) == DONE
+    assert acted.trace("begin")[0] == "english-s0" and sorted(acted.trace("end")) == sorted(
+        run.name for run in (*plan.first, *plan.runs)
+    )
+    lines = [json.loads(line) for line in acted.file.read_text().splitlines()]
+    kinds = [kind for kind, _, _ in lines]
+    assert kinds[:2] == ["begin", "end"]  # nothing stands beside what the others stand on
+    most = max(kinds[:n].count("begin") - kinds[:n].count("end") for n in range(len(kinds) + 1))
+    assert most == 2
+    assert "6 runs, 0 complete, 6 to do; 2 at a time" in acted.said[0]
+    assert (
+        acted.said[1].startswith("[1/6] english-s0: done")
+        and "ETA" in acted.said[1]
+        and acted.said[6].startswith("[6/6]")
+    )
+    assert (tmp_path / "out/logs/dasd-s1.log").read_text().startswith("$ ")
+
+
+def test_complete_runs_are_skipped(configs: Path, tmp_path: Path, acted: Acted) -> None:
+    plan = study(configs, tmp_path / "out")
+    complete(plan)
+    plan.runs[2].result.unlink()
+    (plan.runs[2].config.folder / "checkpoints").mkdir()
+    assert acted.run(plan, dry_run=True) == DONE and acted.trace("begin") == []
+    assert sum(line.startswith("complete ") for line in acted.said) == 5 and "interrupted  dasd-s1" in acted.text
+    (plan.runs[2].config.folder / "checkpoints").rmdir()
+    assert acted.run(plan) == DONE and acted.trace("begin") == ["dasd-s1"]
+
+
+def test_a_failure_stops_nobody_and_is_told_at_the_end(configs: Path, tmp_path: Path, acted: Acted) -> None:
+    plan = study(configs, tmp_path / "out")
+    acted.behaviour = {"dasd-s0": "fail"}
+    assert acted.run(plan) == 7
+    assert sorted(acted.trace("begin")) == sorted(run.name for run in (*plan.first, *plan.runs))
+    assert "dasd-s0: FAILED with exit code 7" in acted.text
+    end = acted.text[acted.text.index("1 run failed") :]
+    assert "dasd-s0: exit code 7" in end and "    | the reason of dasd-s0" in end and "dasd-s0.log" in end
+    acted.behaviour = {"bare-s1": "nothing"}  # ends well, without a result
+    assert acted.run(study(configs, tmp_path / "other").select(["bare"], None)) == CRASH
+
+
+def test_rows_do_not_start_on_a_failed_prerequisite(configs: Path, tmp_path: Path, acted: Acted) -> None:
+    acted.behaviour = {"english-s0": "fail"}
+    assert acted.run(study(configs, tmp_path / "out")) == 7
+    assert acted.trace("begin") == ["english-s0"] and "5 runs were not started" in acted.text
+
+
+def test_a_stop_request_reaches_the_runs(configs: Path, tmp_path: Path, acted: Acted) -> None:
+    acted.behaviour = dict.fromkeys(["zero-s0", "dasd-s0"], "wait")
+
+    def stop() -> None:
+        while not all((tmp_path / f"trace.{name}").exists() for name in acted.behaviour):
+            threading.Event().wait(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=stop)
+    asking.start()
+    assert acted.run(study(configs, tmp_path / "out")) == STOPPED
+    asking.join()
+    assert (
+        sorted(acted.trace("stopped")) == ["dasd-s0", "zero-s0"] and "the same command goes on from here" in acted.text
+    )
+    assert "failed" not in acted.text and len(acted.trace("begin")) == 3
+
+
+def test_checkpoints_of_measured_rows_can_be_dropped(configs: Path, tmp_path: Path, acted: Acted) -> None:
+    plan = study(configs, tmp_path / "out", checkpoints="drop")
+    assert acted.run(plan) == DONE
+    assert not (plan.runs[1].config.folder / "checkpoints").exists() and plan.runs[1].result.exists()
+    assert (plan.first[0].config.folder / "checkpoints").exists()  # others stand on it
+
+
+def test_a_missing_column_is_said_before_anything_runs(configs: Path, tmp_path: Path, acted: Acted) -> None:
+    plan = study(configs, tmp_path / "out", overrides=["data.targets={es: caption.es.none}"])
+    with pytest.raises(DataError, match=r"dasd: .*caption\.es\.none"):
+        acted.run(plan)
+    assert acted.trace("begin") == []
