@@ -160,6 +160,20 @@ def report(
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="new, or a folder that has none of the files")],
+    configs: Annotated[
+        list[str] | None, typer.Option(help="folder of configs to copy, any number [default: demo, clip]; `--configs ?` lists them")
+    ] = None,
+) -> None:
+    """Lay out a folder to work in: run configs, a pipeline, profiles, to be edited. Nothing that exists is overwritten."""
+    from ccr_dist import project
+
+    for path in project.lay_out(folder, configs or project.CONFIGS):
+        print(terminal.visible(str(folder / path)))
+
+
+@app.command()
 def doctor(
     out: Annotated[Path, typer.Option(help="folder that run folders will lie in")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from ccr_dist import extras
 from ccr_dist.redact import without_secrets
 from ccr_dist.terminal import visible
 
@@ -183,8 +184,8 @@ def _place(error: BaseException) -> str:
 @contextlib.contextmanager
 def boundary() -> Iterator[None]:
     """What a command may end with, at the one place where it does: message and exit code (SystemExit) for the errors of
-    this file, for those of the system (as StorageError), for Ctrl-C, and for output that nobody reads. All else is a
-    bug, and passes.
+    this file, for those of the system (as StorageError), for modules that an extra brings, for Ctrl-C, and for output
+    that nobody reads. All else is a bug, and passes.
 
     With CCR_TRACEBACK set the traceback is printed as well.
     """
@@ -201,6 +202,10 @@ def boundary() -> Iterator[None]:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
             sys.exit(UNREAD)
         _end(error, str(storage(error)), StorageError.exit_code)
+    except ModuleNotFoundError as error:
+        if (advice := extras.advice(error.name)) is None:  # a bug, or a damaged installation
+            raise
+        _end(error, advice, ConfigError.exit_code)
     except KeyboardInterrupt as error:
         _end(
             error, "interrupted. Everything committed before is intact; the same command goes on", INTERRUPTED, word=""

@@ -78,6 +78,13 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Document:
     return document
 
 
+def files(path: str | Path) -> list[Path]:
+    """`path` and all its bases, links resolved. Raises ConfigError as `load` does."""
+    reader = _Reader(Path(path))
+    reader.read(Path(path), ())
+    return list(reader.known)
+
+
 def of_options(options: Mapping[str, Any]) -> Document:
     """Options of a command line as a document: those that are `Given` are read by the type that the schema has for
     them.
@@ -147,7 +154,7 @@ class _Reader:
 
     def __init__(self, root: Path) -> None:
         self._folder = root.absolute().parent.resolve()
-        self._known: dict[Path, Document] = {}
+        self.known: dict[Path, Document] = {}
 
     def read(self, path: Path, above: tuple[Path, ...]) -> Document:
         try:
@@ -158,9 +165,9 @@ class _Reader:
             raise ConfigError(f"{path}: 'base' goes in a circle: {' -> '.join(map(str, (*above, real)))}")
         if len(above) > DEEPEST:
             raise ConfigError(f"{path}: bases of bases, more than {DEEPEST} deep")
-        if real not in self._known:
-            self._known[real] = self._whole(real if above else path, real, above)
-        return self._known[real]
+        if real not in self.known:
+            self.known[real] = self._whole(real if above else path, real, above)
+        return self.known[real]
 
     def _whole(self, path: Path, real: Path, above: tuple[Path, ...]) -> Document:
         own = self._own(path, real, above)

@@ -5,6 +5,7 @@ job.
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ PAUSES_S = (2, 5, 10, 20, 40, 80, 160)
 AWAY = re.compile(
     r"Unable to contact|Connection refused|Socket timed out|Transport endpoint|Zero Bytes|connection failure", re.I
 )
+
+
+ARRAY_LIMIT = 1000  # tasks in an array, where the site does not say
 
 
 class Refused(ConfigError):
@@ -41,6 +45,11 @@ def call(*command: str) -> str:
             break
         time.sleep(pause)
     raise EngineError(f"{' '.join(command)}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+
+
+def at_hand() -> bool:
+    """Whether this machine has SLURM's commands."""
+    return shutil.which("sbatch") is not None
 
 
 def submit(script: Path, *options: str) -> str:
@@ -104,7 +113,7 @@ def requeue(number: str, exclude: Sequence[str], excluded: str | None) -> None:
 def array_limit() -> int:
     """Tasks that one array of this site may have."""
     match = re.search(r"MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"))
-    return max(1, int(match[1]) - 1) if match else 1000
+    return max(1, int(match[1]) - 1) if match else ARRAY_LIMIT
 
 
 @dataclass(frozen=True)

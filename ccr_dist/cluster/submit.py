@@ -23,7 +23,8 @@ Say = Callable[[str], None]
 
 
 def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
-    """Check everything, write the scripts, try them out, queue them. dry_run: all but the last.
+    """Check everything, write the scripts, try them out, queue them. dry_run: all but the last; where SLURM is not at hand, all that
+    can be checked without it, and `say` is told so.
 
     Raises ConfigError (also `slurm.Refused`, with the step) before anything is queued, wherever it can be known then.
     """
@@ -37,14 +38,15 @@ def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
         _adopt(known, queued)
         standing = Standing(plan)
         _forbid_changed(known, queued, standing)
-        limit = profile.max_array or slurm.array_limit()
+        at_hand = slurm.at_hand() or not dry_run
+        limit = profile.max_array or (slurm.array_limit() if at_hand else slurm.ARRAY_LIMIT)
         parts = {name: _parts(known, queued, standing, name, limit) for name in plan.jobs}
         scripts = {
             (name, offset): _write(plan, plan.jobs[name], profile, tasks, offset)
             for name, of_step in parts.items()
             for offset, tasks in of_step.items()
         }
-        for (name, _), script in scripts.items():
+        for (name, _), script in scripts.items() if at_hand else ():
             try:
                 slurm.try_out(script)
             except slurm.Refused as error:
@@ -54,6 +56,8 @@ def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
         if dry_run:
             for (name, offset), script in scripts.items():
                 say(f"{name}: {len(parts[name][offset])} task(s): {script}")
+            if not at_hand:
+                say("sbatch is not on the PATH: SLURM was not asked whether it takes these scripts; a login node can ask it")
             return
         ledger.record(plan, profile, software)
         _release(known, queued, say)

@@ -69,14 +69,16 @@ def recipes_command(
 ) -> None:
     """List the recipes; with a NAME: what must be downloaded for it, and from where."""
     from ccr_dist.data.corpora.recipes.base import load_recipe, shipped
+    from ccr_dist.resources import RECIPES
 
     if name is not None:
         for line in load_recipe(name, overrides or []).needs():
             show(line)
+        show(f"its options: {RECIPES.find(name)}", "dim")
         return
     for each in shipped():
         show(f"{each:14} {load_recipe(each).needs()[0]}")
-    show("their YAML files: shards/*.yaml; what one needs: ccr-dist shards recipes NAME", "dim")
+    show(f"their YAML files: {RECIPES.folder}; what one needs: ccr-dist shards recipes NAME", "dim")
 
 
 @shards_app.command("convert")
