@@ -161,12 +161,15 @@ def report(
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="new, or a folder that has none of the files")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New, or a folder that has none of the files.")],
     configs: Annotated[
-        list[str] | None, typer.Option(help="folder of configs to copy, any number [default: demo, clip]; `--configs ?` lists them")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Folder of configs to copy, any number [default: demo, clip]; `?` lists them."
+        ),
     ] = None,
 ) -> None:
-    """Lay out a folder to work in: run configs, a pipeline, profiles, to be edited. Nothing that exists is overwritten."""
+    """Lay out a project folder with configs, a pipeline and profiles to edit. Overwrites nothing."""
     from ccr_dist import project
 
     for path in project.lay_out(folder, configs or project.CONFIGS):

@@ -3,9 +3,10 @@
 RUN/pipeline.yaml, profile.yaml     as they were submitted, values put in
 RUN/record.json                     by whom, when, from which commit, with which software
 RUN/jobs.jsonl                      a line before each sbatch and one after it: a submission that dies in between is
-found by its token RUN/steps/STEP/                     script.sbatch, logs/, attempts/TASK.jsonl (`attempts.py`)
+                                    found by its token
+RUN/steps/STEP/                     script.sbatch, logs/, attempts/TASK.jsonl (`attempts.py`)
 RUN/stop                            made by a person: what is under way saves and stops, and is not started again by
-itself
+                                    itself
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from ccr_dist.cluster.pipeline import Plan, load_plan
 from ccr_dist.cluster.profile import Profile, load_profile
 from ccr_dist.cluster.slurm import Queued
 from ccr_dist.data.storage.store import append_line, pretty_json, read_lines, replace_atomic
+from ccr_dist.environment import commit
 from ccr_dist.errors import ConfigError
 from ccr_dist.redact import command_line
-from ccr_dist.train.state.run_folder import commit
 
 OVER = frozenset(
     {

@@ -28,7 +28,7 @@ from ccr_dist import errors, resources
 from ccr_dist.cluster.decide import NODE
 from ccr_dist.cluster.profile import Preflight
 from ccr_dist.data.storage.store import read_json, replace_atomic
-from ccr_dist.train.state.run_folder import PACKAGES
+from ccr_dist.environment import PACKAGES, meminfo
 
 GIB = 2**30
 
@@ -64,7 +64,7 @@ def alone(wants: Preflight | None) -> dict[str, Any]:
         seen = gpus_here()
         if seen < gpus:
             problems.append(f"SLURM gave {gpus} GPU(s), and nvidia-smi shows {seen}: a dead device or driver")
-    memory = _available_memory() / GIB
+    memory = meminfo().get("MemAvailable", 0) / GIB
     if memory < wants.free_memory_gib:
         problems.append(
             f"{memory:.1f} GiB of memory are free, {wants.free_memory_gib:g} are needed (preflight.free_memory_gib)"
@@ -85,13 +85,6 @@ def gpus_here() -> int:
     except (OSError, subprocess.SubprocessError):
         return 0
     return len(done.stdout.splitlines()) if done.returncode == 0 else 0
-
-
-def _available_memory() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def gather(notes: Path, nodes: int, wait_s: float) -> list[dict[str, Any]]:

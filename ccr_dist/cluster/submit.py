@@ -23,8 +23,9 @@ Say = Callable[[str], None]
 
 
 def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
-    """Check everything, write the scripts, try them out, queue them. dry_run: all but the last; where SLURM is not at hand, all that
-    can be checked without it, and `say` is told so.
+    """Check everything, write the scripts, try them out, queue them.
+
+    dry_run: all but the last. Where SLURM is not at hand, all that can be checked without it, and `say` is told so.
 
     Raises ConfigError (also `slurm.Refused`, with the step) before anything is queued, wherever it can be known then.
     """
@@ -57,7 +58,9 @@ def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
             for (name, offset), script in scripts.items():
                 say(f"{name}: {len(parts[name][offset])} task(s): {script}")
             if not at_hand:
-                say("sbatch is not on the PATH: SLURM was not asked whether it takes these scripts; a login node can ask it")
+                say(
+                    "sbatch is not on the PATH: SLURM was not asked whether it takes these scripts; ask on a login node"
+                )
             return
         ledger.record(plan, profile, software)
         _release(known, queued, say)

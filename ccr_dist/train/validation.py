@@ -21,6 +21,7 @@ from ccr_dist.data.media.pictures import VERSION
 from ccr_dist.data.storage.store import replace_atomic, sha256_file
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.inspect import origin_of
+from ccr_dist.environment import environment
 from ccr_dist.errors import CheckpointError, ConfigError, DataError
 from ccr_dist.evaluate.evaluate import Encoded, encode, results
 from ccr_dist.evaluate.protocols import RECALL_NAMES
@@ -34,7 +35,7 @@ from ccr_dist.train.assemble import build_method, check_columns, learnt_language
 from ccr_dist.train.cached_features import of_another_rule
 from ccr_dist.train.inputs import measured_on
 from ccr_dist.train.state.checkpoint import restore_weights
-from ccr_dist.train.state.run_folder import RunFolder, environment
+from ccr_dist.train.state.run_folder import RunFolder
 from ccr_dist.train.strategies.base import Engine
 from ccr_dist.train.strategies.strategy import Step, Strategy
 from ccr_dist.train.watch.signals import StopRequest

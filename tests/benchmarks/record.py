@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
-from ccr_dist.train.state.run_folder import environment
+from ccr_dist.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 

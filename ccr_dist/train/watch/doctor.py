@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ccr_dist.environment import PACKAGES, hardware, meminfo
 from ccr_dist.errors import DONE, ConfigError
 from ccr_dist.redact import is_secret, without_secrets
-from ccr_dist.train.state.run_folder import PACKAGES, hardware
 
 TRIED = ("torch", "torchvision", "open_clip", "transformers", "deepspeed", "vllm")  # imported in processes of their own
 VARIABLES = (
@@ -180,7 +180,6 @@ def _cpu(report: Report) -> dict[str, Any]:
 
 
 def _memory(report: Report) -> dict[str, Any]:
-    from ccr_dist.train.watch.memory import meminfo
 
     machine, limit = meminfo(), _read("/sys/fs/cgroup/memory.max").strip()
     shm = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0

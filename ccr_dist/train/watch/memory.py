@@ -7,7 +7,6 @@ happened, is not in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import torch
 
 from ccr_dist.config import RunConfig
 from ccr_dist.data.stream.batch import Batch
+from ccr_dist.environment import meminfo
 from ccr_dist.errors import OutOfMemoryError
 from ccr_dist.train.processes import Processes
 from ccr_dist.train.record.phases import Phases
@@ -137,15 +137,6 @@ def resident() -> int:
     """Bytes of this process in memory now; 0 where /proc does not say."""
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * 4096 if status.exists() else 0
-
-
-def meminfo() -> Mapping[str, int]:
-    """/proc/meminfo in bytes; empty where there is none."""
-    path = Path("/proc/meminfo")
-    if not path.exists():
-        return {}
-    pairs = (line.split(":") for line in path.read_text().splitlines() if line.endswith(" kB"))
-    return {name: int(value.split()[0]) * 1024 for name, value in pairs}
 
 
 def gib(size: int) -> str:
