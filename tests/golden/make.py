@@ -28,7 +28,7 @@ import yaml
 
 from ccr_dist import __version__
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.train.state.run_folder import commit
+from ccr_dist.environment import commit
 from tests import corpus, tiny, toy
 
 HERE = Path(__file__).parent
