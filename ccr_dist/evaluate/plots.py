@@ -61,15 +61,16 @@ def bars(rows: Sequence[Row], ceiling: Row | None, way: str, colour: Mapping[str
                     axes.vlines(x, low, high, color=_INK, linewidth=0.9)
                 if len(stat.values) > 1:
                     axes.plot([x] * len(stat.values), stat.values, ".", color=_CEILING, markersize=2.6)
-        for at, k in enumerate((1, 5, 10) if ceiling else ()):
+        level = {} if ceiling is None else ceiling.metrics
+        for at, k in enumerate((1, 5, 10) if level else ()):
             axes.hlines(
-                ceiling.metrics[f"{way}_R{k}"].mean,
+                level[f"{way}_R{k}"].mean,
                 at - 0.45,
                 at + 0.45,
                 color=_CEILING,
                 linewidth=1,
                 linestyle=(0, (3, 2)),
-            )  # type: ignore[union-attr]
+            )
         axes.set_xticks(range(3), ["R@1", "R@5", "R@10"])
         axes.set_ylim(0, top)
 

@@ -24,9 +24,7 @@ from ccr_dist.errors import ConfigError, DataError
 PICTURES = "jpg;jpeg;png;webp;gif;bmp;tif;tiff;jfif"
 VIDEOS = "mp4;webm;mkv;mov;avi;m4v"
 _SHOWN = 10
-PARQUET = (
-    "Parquet is not read here: make tars of it, or a folder of pictures and a table (shards/README.md has the lines)"
-)
+PARQUET = "`ccr-dist shards build parquet files=[DIR] --out OUT` takes those with pictures in them"
 _BRACE = re.compile(r"\{([^{}]*)\}")
 
 
@@ -61,7 +59,7 @@ def expand(urls: Iterable[str]) -> list[Path]:
                 if path.is_dir():
                     paths += [tar.resolve() for tar in _in_folder(path)]
                 elif path.suffix.lower() == ".parquet":
-                    raise ConfigError(f"{path}: {PARQUET}")
+                    raise ConfigError(f"{path}: not a tar; {PARQUET}")
                 elif path.is_file():
                     paths.append(path.resolve())
                 else:

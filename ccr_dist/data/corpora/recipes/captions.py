@@ -3,7 +3,9 @@
 .jsonl        a JSON object a line
 .csv, .tsv    the first line has the names; a .csv may be separated by `;` or tabs, as Excel writes it in many countries
 .json         a list of objects; an object {file: caption or [captions]}; or COCO's captions, {"images": ...,
-"annotations": ...} .txt          each line is a `text`
+"              "annotations": ...}
+.parquet      a row is a record (with pyarrow)
+.txt          each line is a `text`
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from ccr_dist.data.corpora.formats import parquet
 from ccr_dist.data.corpora.formats.files import not_utf8
 from ccr_dist.data.media.text import has_text, is_unicode
 from ccr_dist.errors import ConfigError, DataError
 
-SUFFIXES = (".jsonl", ".csv", ".tsv", ".json", ".txt")
+SUFFIXES = (".jsonl", ".csv", ".tsv", ".json", ".parquet", ".txt")
 
 
 def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -29,6 +32,9 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ConfigError(f"{path}: expected a file {', '.join(SUFFIXES)}")
+    if suffix == ".parquet":
+        yield from ((str(place), record) for place, record in parquet.records(path))
+        return
     number = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

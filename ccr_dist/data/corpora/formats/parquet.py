@@ -1,0 +1,83 @@
+"""Parquet files, by pyarrow (the extra `parquet`): rows of small columns as records, and large values one by one, when
+they are asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ccr_dist.errors import ConfigError, DataError
+
+
+class Place(NamedTuple):
+    """Where a row is: row `row` of the row group `group` of a file."""
+
+    path: str
+    group: int
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.path}: row group {self.group}, row {self.row}"
+
+
+def opened(path: str) -> Any:
+    """The `pyarrow.parquet.ParquetFile`. ConfigError without pyarrow or such a file, DataError for another kind of
+    file.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as e:
+        raise ConfigError(f"{path}: Parquet needs pyarrow ({e}); pip install 'ccr-dist[parquet]'") from None
+    try:
+        return parquet.ParquetFile(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except pyarrow.ArrowInvalid as e:
+        raise DataError(f"{path}: not a Parquet file, or a part of one ({e}); get it again") from None
+
+
+def records(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """(place, row) of a file, one row group in memory at a time. columns: which are read; None: all."""
+    for group in range(opened(str(path)).num_row_groups):
+        rows = _read(str(path), group, columns).to_pylist()
+        yield from ((Place(str(path), group, row), values) for row, values in enumerate(rows))
+
+
+def value(place: Place, column: str) -> Any:
+    """One value. Whoever reads in order reads each row group once."""
+    about = Path(place.path).stat()
+    return _column(place.path, place.group, column, (about.st_size, about.st_mtime_ns))[place.row].as_py()
+
+
+def digest(path: str | Path) -> str:
+    """sha256 of a file's footer, which has the place, size and (as far as they were written) the bounds of all columns,
+    and of its size. The file itself may be hundreds of gigabytes.
+    """
+    opened(str(path))
+    with Path(path).open("rb") as file:
+        size = file.seek(-8, 2) + 8
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, 2)
+        return hashlib.sha256(b"%d " % size + file.read(length)).hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def _column(path: str, group: int, column: str, of: tuple[int, int]) -> Any:
+    """of: size and time of the file that it is kept for."""
+    return _read(path, group, [column]).column(column)
+
+
+def _read(path: str, group: int, columns: Sequence[str] | None) -> Any:
+    import pyarrow
+
+    try:
+        return opened(path).read_row_group(group, columns=None if columns is None else list(columns))
+    except (pyarrow.ArrowException, OSError) as e:
+        if isinstance(e, OSError) and e.errno is not None:
+            raise
+        raise DataError(f"{path}: row group {group} is damaged ({e}); get the file again") from None
