@@ -70,7 +70,8 @@ def config_show(config: Config, overrides: Overrides = None) -> None:
     """Print the resolved run config: bases merged, overrides applied, defaults filled in."""
     import yaml
 
-    from ccr_dist.config import as_dict, load_config
+    from ccr_dist.config import as_dict
+    from ccr_dist.methods.run_config import load_config
 
     print(yaml.safe_dump(as_dict(load_config(config, overrides or ())), sort_keys=False, allow_unicode=True), end="")
 
@@ -192,7 +193,7 @@ def doctor(
 
 def configs_of(path: Path, overrides: list[str] | None, seeds: str | None) -> list:
     """The run configs of a command: one, or one a seed."""
-    from ccr_dist.config import load_config
+    from ccr_dist.methods.run_config import load_config
 
     overrides = overrides or []
     if seeds is None:

@@ -7,14 +7,11 @@ name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
-
-from ccr_dist import yamlfile
-from ccr_dist.errors import ConfigError
 
 
 class Frozen(BaseModel):
@@ -356,40 +353,6 @@ class RunConfig(Frozen):
         return self.label or self.method.name
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read and check a run config. Raises ConfigError naming file, line, key and the nearest valid key."""
-    return check(yamlfile.load(path, overrides))
-
-
-def check(document: yamlfile.Document) -> RunConfig:
-    """A checked RunConfig: the schema, then the method's own options, then what only both together can tell."""
-    from ccr_dist.methods import base
-
-    raw = document.data.get("method")
-    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
-        raise ConfigError(
-            f"{document.place(('method',))}: 'method' needs a name; known methods: {', '.join(base.names())}"
-        )
-    method = base.get(raw["name"], place=document.place(("method", "name")))
-    options = yamlfile.validate(method.Options, document, at=("method",))
-    whole = document.replaced({**document.data, "method": options})
-    config = yamlfile.validate(RunConfig, whole)
-    order = list(method.stages(options))
-    if set(config.stages) != set(order):
-        unknown = [name for name in config.stages if name not in order]
-        detail = (
-            f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(set(order) - set(config.stages))}"
-        )
-        place = document.place(("stages", *unknown[:1]))
-        raise ConfigError(f"{place}: method {options.name!r} has the stages {', '.join(order) or '(none)'}; {detail}")
-    return config.model_copy(update={"stages": {name: config.stages[name] for name in order}})
-
-
 def as_dict(config: RunConfig) -> dict[str, Any]:
     """The resolved config as plain values, ready for YAML or JSON."""
     return config.model_dump(mode="json")
-
-
-def from_dict(values: dict[str, Any], *, name: str) -> RunConfig:
-    """Rebuild a config kept in a run folder."""
-    return check(yamlfile.Document(name=name, data=values))

@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from ccr_dist.yamldocument import Document
 from ccr_dist.yamlnodes import KeyPath
-
-if TYPE_CHECKING:
-    from ccr_dist.yamlfile import Document
 
 
 def explain(schema: type[BaseModel], document: Document, at: KeyPath, problem: Mapping[str, Any]) -> str:

@@ -16,9 +16,10 @@ from typing import Any
 import typer
 
 from ccr_dist.cluster.pipeline import SHARED
-from ccr_dist.config import RunConfig, load_config
+from ccr_dist.config import RunConfig
 from ccr_dist.data.table.names import check_column_name
 from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.methods.run_config import load_config
 
 JOBS = (*SHARED, "replay")
 

@@ -291,10 +291,10 @@ def seal_command(
     nothing else.
     """
     from ccr_dist.data.table.dataset import open_all
-    from ccr_dist.data.table.seal import seal
+    from ccr_dist.data.table.sealing import seal_columns
 
     for dataset in open_all(path):
-        sealed, left = seal(dataset, progress=not quiet)
+        sealed, left = seal_columns(dataset, progress=not quiet)
         show(f"{dataset.root}: sealed {', '.join(sealed) or 'nothing new'}")
         if left:
             show(f"not complete, left out: {', '.join(left)}", "yellow")

@@ -252,7 +252,8 @@ def featurise(
 ) -> None:
     """Run a frozen backbone over pictures, videos or texts and keep its vectors."""
     from ccr_dist import yamlfile
-    from ccr_dist.config import BackboneConfig, Frozen, load_config
+    from ccr_dist.config import BackboneConfig, Frozen
+    from ccr_dist.methods.run_config import load_config
 
     if (config is None) == (backbone is None):
         raise ConfigError("featurise needs either --config RUN.yaml or --backbone KIND (with --set KEY=VALUE)")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ccr_dist.data.storage import store
-from ccr_dist.data.table.dataset import Column, Dataset, open_all
+from ccr_dist.data.table.dataset import Column, open_all
 from ccr_dist.data.table.inspect import origin_of
 from ccr_dist.errors import DataError
 from ccr_dist.generate.filters import COUNTED
@@ -176,7 +176,7 @@ def _again(column: Column, before: Lease) -> Lease:
 
 
 def _describe(column: Column, seen: _Look) -> dict[str, Any]:
-    dataset: Dataset = column.dataset
+    dataset = column.dataset
     states = Counter(lease.state for lease in seen.leases)
     rows = sum(n for shard, n in zip(dataset.shards, dataset.shard_rows, strict=True) if shard in seen.done)
     rows += sum(lease.rows for lease in seen.leases)

@@ -119,8 +119,8 @@ def parameters(paths: Sequence[Path]) -> list[dict[str, Any]]:
     CcrError, beginning with the path, for a config that is wrong, a model that cannot be had, and training texts that
     are not there where `frontend.rows: used` sizes the table by them.
     """
-    from ccr_dist.config import load_config
     from ccr_dist.methods import params
+    from ccr_dist.methods.run_config import load_config
     from ccr_dist.train.assemble import build_method, learnt_languages, training_texts
 
     rows = []

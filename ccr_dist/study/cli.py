@@ -50,7 +50,8 @@ def report_command(
 
     from ccr_dist.evaluate.schema import unrecorded
     from ccr_dist.study.plan import load_plan
-    from ccr_dist.study.report import sentence, summarise, table_markdown, write
+    from ccr_dist.study.report import table_markdown, write
+    from ccr_dist.study.summary import sentence, summarise
 
     plan = load_plan(study)
     summary = summarise(plan)

@@ -14,8 +14,8 @@ from ccr_dist.evaluate.page import NAMES, details, footer, header, recall_table
 from ccr_dist.evaluate.report import Row, Stat
 from ccr_dist.evaluate.schema import unrecorded
 from ccr_dist.study.compare import ALL
-from ccr_dist.study.plots import VERDICTS, magnitude
-from ccr_dist.study.report import EXPLAINED, JUDGED, Summary, interval, languages_shown, sentence
+from ccr_dist.study.plots import VERDICTS
+from ccr_dist.study.summary import EXPLAINED, JUDGED, Summary, interval, languages_shown, magnitude, sentence
 
 CAPTIONS = {
     "comparisons": "Differences with their 95 % intervals",

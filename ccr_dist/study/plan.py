@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from ccr_dist.config import Frozen, RunConfig, as_dict, from_dict, load_config
+from ccr_dist.config import Frozen, RunConfig, as_dict
 from ccr_dist.data.storage.store import differences
 from ccr_dist.errors import ConfigError
 from ccr_dist.evaluate.schema import read_result
+from ccr_dist.methods.run_config import from_dict, load_config
 from ccr_dist.yamlfile import load, validate
 
 

@@ -6,16 +6,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate.page import NAMES
 from ccr_dist.study.compare import ALL, Judged
-
-if TYPE_CHECKING:
-    from ccr_dist.study.report import Line, Summary
+from ccr_dist.study.summary import Line, Summary, magnitude
 
 INK, MUTED, GRID = "#1d2127", "#6b7280", "#e2e4e8"
 VERDICTS = {"shown": "#178a60", "not shown": "#6b7280", "contradicted": "#c02f52"}
@@ -208,14 +206,6 @@ def _apart(values: Sequence[float]) -> list[float]:
 
 def _middle(logs: np.ndarray, block: Sequence[int]) -> float:
     return float(logs[list(block)].mean())
-
-
-def magnitude(n: float) -> str:
-    """A number of parameters: 0, 950, 1.2 k, 3.4 M."""
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n:.0f}"
 
 
 def _grouped(summary: Summary) -> tuple[list[tuple[int, Line, str]], list[tuple[int, str]]]:

@@ -208,7 +208,7 @@ def config(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def ours(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
-    from ccr_dist.config import from_dict
+    from ccr_dist.methods.run_config import from_dict
     from tests.benchmarks.methods import measure as measured
 
     found = measured(from_dict(config(asked, job), name="bench"))
@@ -222,7 +222,7 @@ def peer(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     import open_clip
     import torch
 
-    from ccr_dist.config import from_dict
+    from ccr_dist.methods.run_config import from_dict
     from ccr_dist.train.assemble import build_method
     from tests.benchmarks.methods import peak_mb
     from tests.benchmarks.published_dasd import PublishedDasd, Savings, train
@@ -292,7 +292,7 @@ def limit(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
 
     import torch
 
-    from ccr_dist.config import from_dict
+    from ccr_dist.methods.run_config import from_dict
     from ccr_dist.train.assemble import build_method
     from tests.benchmarks.methods import peak_mb
 

@@ -30,9 +30,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.config import RunConfig, from_dict
+from ccr_dist.config import RunConfig
 from ccr_dist.errors import CcrError
 from ccr_dist.methods import base
+from ccr_dist.methods.run_config import from_dict
 from tests.benchmarks.record import pictures, record
 
 VARIANTS: dict[str, dict[str, Any]] = {

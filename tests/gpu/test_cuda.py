@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ccr_dist.config import load_config
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import commands
 from tests import toy
 

@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.config import RunConfig, load_config
+from ccr_dist.config import RunConfig
 from ccr_dist.data.stream.batch import Batch
 from ccr_dist.errors import CcrError, DataError, StorageError
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import loop, validation
 from ccr_dist.train.record.telemetry import Telemetry
 from ccr_dist.train.state import checkpoint

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccr_dist.config import RunConfig, load_config
+from ccr_dist.config import RunConfig
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import loop
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.step.stage import Progress, StageRun

@@ -11,8 +11,8 @@ import yaml
 from ccr_dist import __version__
 from ccr_dist.errors import DONE
 from ccr_dist.study.plan import load_plan, state
-from ccr_dist.study.report import summarise
 from ccr_dist.study.runner import run_study
+from ccr_dist.study.summary import summarise
 from ccr_dist.study.warm import Warm
 from tests import toy
 

@@ -23,8 +23,9 @@ def test_starting_and_checking_configs_needs_no_heavy_package(tmp_path: Path) ->
     config = toy.dasd(tmp_path)
     code = f"""
 import sys
-from ccr_dist import cli, config
-config.load_config({str(config)!r})
+from ccr_dist import cli
+from ccr_dist.methods.run_config import load_config
+load_config({str(config)!r})
 heavy = [name for name in {HEAVY!r} if name in sys.modules]
 sys.exit(f"imported: {{heavy}}" if heavy else 0)
 """

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ccr_dist.config import as_dict, from_dict, load_config
+from ccr_dist.config import as_dict
 from ccr_dist.errors import ConfigError
+from ccr_dist.methods.run_config import from_dict, load_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ccr_dist import project, yamlfile
-from ccr_dist.config import load_config
 from ccr_dist.errors import ConfigError
+from ccr_dist.methods.run_config import load_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,13 +17,14 @@ from pydantic import Field
 from ccr_dist import yamlfile
 from ccr_dist.cluster.pipeline import plan_of
 from ccr_dist.cluster.profile import Profile
-from ccr_dist.config import Frozen, check, load_config
+from ccr_dist.config import Frozen
 from ccr_dist.data.corpora.recipes.base import load_recipe, shipped
 from ccr_dist.errors import ConfigError
 from ccr_dist.generate.cli import options_of
 from ccr_dist.generate.engines.base import check_options, translators
 from ccr_dist.generate.engines.generator import generators
 from ccr_dist.generate.prompts import Prompt
+from ccr_dist.methods.run_config import check, load_config
 from ccr_dist.study.plan import Study
 
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ from ccr_dist.data.storage.lru import Recent
 from ccr_dist.data.stream.batch import padded
 from ccr_dist.data.stream.loader import as_it_is
 from ccr_dist.data.stream.rows import read_value, vector_width
-from ccr_dist.data.table.column import Item
+from ccr_dist.data.table.column_values import Item
 from ccr_dist.data.table.dataset import Column, Dataset
 from ccr_dist.errors import ConfigError, DataError
 

@@ -11,19 +11,17 @@ import re
 from collections.abc import Container
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ccr_dist.data.media import decode
 from ccr_dist.data.storage import remote, store
 from ccr_dist.data.table import records, seal
+from ccr_dist.data.table.dataset_rows import DatasetRows
 from ccr_dist.data.table.names import is_column_name, maker
 from ccr_dist.data.table.payload import present_rows, read_index
 from ccr_dist.errors import DataError
-
-if TYPE_CHECKING:
-    from ccr_dist.data.table.dataset import Dataset
 
 _META = {"kind": str, "extension": str, "plan": dict, "provenance": dict, "view_of": str, "field": str}
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -34,7 +32,7 @@ class Recorded:
     `provenance`, `view_of`, `field`.
     """
 
-    def __init__(self, dataset: Dataset, name: str) -> None:
+    def __init__(self, dataset: DatasetRows, name: str) -> None:
         self.dataset = dataset
         self.name = name
         self.folder = dataset.root / name
@@ -54,15 +52,27 @@ class Recorded:
         if self.kind not in decode.KINDS or not is_column_name(self.view_of or "image"):
             raise DataError(f"{path}: kind {self.kind!r}, view of {self.view_of!r}: the file was edited or damaged")
         self.plan_digest = store.digest_json(self.plan)
+        self._seal_read: seal.Seal | None = None
+        self._seal_known = False  # the seal is looked for when it is first needed
         self._records: dict[int, dict[str, Any]] = {}
         self._whole: set[int] = set()  # shards whose payload was found to be of the recorded size
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r}, {self.kind})"
 
-    @cached_property
+    @property
     def _seal(self) -> seal.Seal | None:
-        return seal.load(self)
+        if not self._seal_known:
+            self._set_seal(seal.load(self.dataset, self.folder, self.plan_digest))
+        return self._seal_read
+
+    def _set_seal(self, read: seal.Seal | None) -> None:
+        self._seal_read, self._seal_known = read, True
+
+    def _remove_seal(self) -> None:
+        """Before a shard is committed or set aside."""
+        seal.remove(self.folder)
+        self._seal_read, self._seal_known = None, False
 
     def path(self, shard: int, what: str = "payload", *, fetch: bool = True) -> Path:
         """A file of a shard: payload, index, record or stats. The payload of an indexed shard is the foreign tar.

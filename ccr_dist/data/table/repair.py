@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from ccr_dist.data.storage import store
 from ccr_dist.data.table import seal
 from ccr_dist.data.table.column import Column
-from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.data.table.dataset_rows import DatasetRows
 from ccr_dist.data.table.keys import keys_digest
 from ccr_dist.data.table.verify import Problem
 from ccr_dist.errors import ConfigError, DataError
@@ -63,7 +63,7 @@ def _shard(column: Column, shard: int, damage: str) -> str:
     return f"{record}: the shard is set aside{where}; to make it again: {column.remedy}"
 
 
-def _keys(dataset: Dataset, shard: int) -> str:
+def _keys(dataset: DatasetRows, shard: int) -> str:
     path = dataset.root / "keys" / f"{dataset.shards[shard]}.txt"
     for name in dataset.columns():
         index = dataset.root / name / f"{dataset.shards[shard]}.index.json"

@@ -35,7 +35,9 @@ from ccr_dist.data.storage.remote import (
 )
 from ccr_dist.data.storage.tar import forget_files
 from ccr_dist.data.table import records
-from ccr_dist.data.table.dataset import Column, Dataset, check_meta, open_all
+from ccr_dist.data.table.column import Column
+from ccr_dist.data.table.dataset import Dataset, open_all
+from ccr_dist.data.table.dataset_rows import check_meta
 from ccr_dist.errors import ConfigError, DataError
 
 A = TypeVar("A")

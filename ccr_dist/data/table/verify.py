@@ -16,8 +16,9 @@ from ccr_dist.data.media.video import decode_video
 from ccr_dist.data.storage import remote, store
 from ccr_dist.data.storage.progress_bar import bar
 from ccr_dist.data.storage.tar import ShardIndex
-from ccr_dist.data.table import seal
+from ccr_dist.data.table import seal, sealing
 from ccr_dist.data.table.dataset import Column, Dataset, keys_digest, open_all
+from ccr_dist.data.table.dataset_rows import DatasetRows
 from ccr_dist.data.table.payload import pick
 from ccr_dist.errors import DataError, StorageError
 
@@ -33,7 +34,7 @@ class Problem:
     where: str
     what: str
     damage: str = ""
-    dataset: Dataset | None = field(default=None, repr=False, compare=False)
+    dataset: DatasetRows | None = field(default=None, repr=False, compare=False)
     column: Column | None = field(default=None, repr=False, compare=False)
     shard: int = -1
 
@@ -99,7 +100,7 @@ def _column(
         what = f"{len(missing)} of {len(column.dataset.shards)} shards are not finished: {names}"
         yield Problem(str(column.folder), f"{what}; to make them: {column.remedy}")
     try:
-        yield from (mend(str(column.folder / seal.META), what, "seal") for what in seal.differences(column))
+        yield from (mend(str(column.folder / seal.META), what, "seal") for what in sealing.differences(column))
     except (DataError, OSError) as e:
         yield mend(str(column.folder / seal.META), str(e), "seal")
     for shard in sorted(recorded):
@@ -233,7 +234,7 @@ def _source(column: Column, shard: int) -> Column | None:
     if column.kind != "texts" or not isinstance(inputs, dict) or len(inputs) != 1:
         return None
     name = next(iter(inputs))
-    dataset: Dataset = column.dataset
+    dataset = column.dataset
     if name not in dataset.columns():
         return None
     source = dataset.column(name)

@@ -18,66 +18,19 @@ import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal
-from urllib.parse import urlsplit
-
-from pydantic import Field, field_validator
+from typing import Any
 
 from ccr_dist.errors import DataError, EngineError
 from ccr_dist.generate.engines import base
 from ccr_dist.generate.engines.chat import shrunk
-from ccr_dist.generate.engines.generator import Answer, Generator, GeneratorOptions, Request, generators, request_seed
+from ccr_dist.generate.engines.generator import Answer, Generator, Request, generators, request_seed
 from ccr_dist.generate.engines.openai_http import Fault, Refused, Server
+from ccr_dist.generate.engines.openai_options import Omitted, OpenAiOptions
 from ccr_dist.generate.engines.traffic import Traffic
 
 _NAME = "openai"
 _MOMENT_S = 1.0  # how long `advance` waits at most: the caller has other things to do, too
 _SAID_EVERY_S = 30.0
-
-Omitted = Literal["temperature", "top_p", "top_k", "seed", "stop", "repetition_penalty", "response_format"]
-
-
-class OpenAiOptions(GeneratorOptions):
-    base_url: str | None = Field(
-        None, description="e.g. http://node7:8000/v1; default: the environment's OPENAI_BASE_URL"
-    )
-    concurrency: int = Field(64, ge=1, description="requests at once, at most; fewer while the server is overloaded")
-    timeout_s: float = Field(300, gt=0, description="seconds that a request may take in all")
-    retries: int = Field(
-        5,
-        ge=0,
-        description=(
-            "times a request is sent again that fails while others are answered; half as often one that alone takes"
-            " timeout_s"
-        ),
-    )
-    backoff_s: float = Field(
-        1, gt=0, description="seconds before a retry; doubled while nobody is answered, unless the server says"
-    )
-    patience_s: float = Field(
-        180, gt=0, description="seconds without any answer to anybody after which the server is given up"
-    )
-    omit: tuple[Omitted, ...] = Field(
-        (), description="parameters that this server refuses, not to be sent: it uses its own defaults"
-    )
-    check_model: bool = Field(
-        True, description="ask the server for its models first, and refuse one that it does not list"
-    )
-
-    @field_validator("omit", mode="before")
-    @classmethod
-    def _one(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-    @field_validator("base_url")
-    @classmethod
-    def _http(cls, value: str | None) -> str | None:
-        if value is not None and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname):
-            raise ValueError("expected http://HOST:PORT/v1 or https://...")
-        return value
-
-    def sampling(self) -> dict[str, Any]:
-        return super().sampling() | ({"omit": sorted(self.omit)} if self.omit else {})
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,14 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from ccr_dist.errors import ConfigError, EngineError
 from ccr_dist.generate.engines import completion
 from ccr_dist.generate.engines.generator import Answer
+from ccr_dist.generate.engines.openai_options import OpenAiOptions
 from ccr_dist.generate.engines.traffic import retry_after
-
-if TYPE_CHECKING:
-    from ccr_dist.generate.engines.openai import OpenAiOptions
 
 _NO_ROOM = (429, 503, 529)
 _MAY_PASS = (408, 409, 421, 425)

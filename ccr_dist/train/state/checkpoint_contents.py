@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.config import RuntimeConfig, from_dict
+from ccr_dist.config import RuntimeConfig
 from ccr_dist.data.storage.checked import parse
 from ccr_dist.data.storage.store import sha256_file
 from ccr_dist.errors import CheckpointError, ConfigError, DataError
 from ccr_dist.evaluate.schema import read_result
+from ccr_dist.methods.run_config import from_dict
 from ccr_dist.train.record.speed import groups_of
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.state.run_folder import RunFolder

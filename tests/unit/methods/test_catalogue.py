@@ -17,10 +17,11 @@ import yaml
 from typer.testing import CliRunner
 
 from ccr_dist.cli import app
-from ccr_dist.config import DataConfig, RunConfig, load_config
+from ccr_dist.config import DataConfig, RunConfig
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.methods import base, catalogue
 from ccr_dist.methods.params import count
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.train.assemble import build_method, check_columns, training_texts
 from tests import toy
 

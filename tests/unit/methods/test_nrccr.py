@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ccr_dist.config import DataConfig, load_config
+from ccr_dist.config import DataConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.evaluate.retrieval import PLAIN, Fusion
 from ccr_dist.methods import base
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.models.nrccr import BatchNorm, CommonSpace, Statistics
 from ccr_dist.train import commands
 from tests import tiny, toy

@@ -24,8 +24,9 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
-from ccr_dist.config import OpenClipConfig, RunConfig, load_config
+from ccr_dist.config import OpenClipConfig, RunConfig
 from ccr_dist.methods.base import Method
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.models.backbones import Backbone, build_backbone
 from ccr_dist.train.optimizers.optimizer import make_optimizer, rate, set_rate
 from tests import small, tiny

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ccr_dist.config import load_config
 from ccr_dist.errors import DataError
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.study.plan import Plan, load_plan
-from ccr_dist.study.report import summarise, table_markdown, write
+from ccr_dist.study.report import table_markdown, write
+from ccr_dist.study.summary import summarise
 from ccr_dist.yamlfile import load
 from tests.studies import ranks, result_of, study
 

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from ccr_dist.config import RunConfig, load_config
+from ccr_dist.config import RunConfig
 from ccr_dist.data.media.pictures import VERSION
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate.featurise import Featurise
 from ccr_dist.generate.runner import run
 from ccr_dist.methods import base
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.models.backbones import build_backbone
 from ccr_dist.train import cached_features, commands
 from ccr_dist.train.inputs import check_columns

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ccr_dist.config import load_config
 from ccr_dist.errors import ConfigError
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import loop
 from ccr_dist.train.strategies.strategy import Strategy
 from tests import tiny, toy

@@ -18,7 +18,7 @@ from ccr_dist.data.corpora.index import index
 from ccr_dist.data.corpora.recipes.base import load_recipe
 from ccr_dist.data.storage.tar import ShardIndex, TarWriter
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.data.table.seal import seal
+from ccr_dist.data.table.sealing import seal_columns
 from ccr_dist.data.table.transfer import push
 from ccr_dist.data.table.verify import unusable, verify
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
@@ -66,7 +66,7 @@ def test_a_changed_tar_gives_no_rows_and_is_indexed_anew(indexed, text, sealed):
     """Also one of the same size, where nothing but the time tells at first."""
     tar, out = indexed
     if sealed:
-        seal(Dataset(out))
+        seal_columns(Dataset(out))
     before = tar.stat()
     write(tar, pairs(x=text, y="a cat"))
     os.utime(tar, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
@@ -182,7 +182,7 @@ def test_bad_captions_within_the_budget_are_null_and_named(tmp_path, sealed):
     done = do(tar, out=tmp_path / "d", captions={"en": "json:caption"})
     assert list(done.bad["caption.en"]) == [f"bad{i}" for i in range(9)] and "NaN" in str(BAD[0])
     if sealed:
-        seal(Dataset(tmp_path / "d"))
+        seal_columns(Dataset(tmp_path / "d"))
     assert values(tmp_path / "d") == [["a"]] + [None] * 9 and verify(tmp_path / "d") == []
     assert Dataset(tmp_path / "d").column("caption.en").nulls().tolist() == [9]
     assert [line.partition("item ")[2].partition(":")[0] for line in unusable(tmp_path / "d")] == [

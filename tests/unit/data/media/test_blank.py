@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from ccr_dist.config import load_config
 from ccr_dist.data.media.text import has_text
 from ccr_dist.data.storage.store import sha256_file
 from ccr_dist.data.stream.loader import Fields, make_loader, sources
@@ -23,6 +22,7 @@ from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.data.table.inspect import describe
 from ccr_dist.errors import DataBudgetError, DataError
 from ccr_dist.evaluate.evaluate import encode, results
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import assemble
 from ccr_dist.train.step.stage import Progress
 from ccr_dist.train.watch.guards import Guards, samples

@@ -280,7 +280,7 @@ def test_only_six_formats_are_opened(data: bytes, said: str, monkeypatch: Any) -
 
 def test_pictures_are_opened_in_one_place() -> None:
     """`Image.open` tries every format that Pillow knows; animations that a recipe downloads are the one other use."""
-    root = Path(pictures.__file__).parents[1]
+    root = Path(pictures.__file__).parents[2]
     found = {path.relative_to(root).as_posix() for path in root.rglob("*.py") if "Image.open(" in path.read_text()}
     assert found == {"data/media/pictures.py", "data/corpora/recipes/animoji.py"}
     assert 'Image.open(path, formats=("WEBP",))' in (root / "data/corpora/recipes/animoji.py").read_text()

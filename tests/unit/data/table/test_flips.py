@@ -18,7 +18,7 @@ from ccr_dist.data.corpora.index import index
 from ccr_dist.data.storage.tar import TarWriter, forget_files
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.data.table.inspect import describe
-from ccr_dist.data.table.seal import seal
+from ccr_dist.data.table.sealing import seal_columns
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import CcrError
 from tests.corpus import picture
@@ -45,7 +45,7 @@ def root(tmp_path_factory) -> Path:
     vectors = create_column(made, "feature.x", kind="matrix", extension="npy", plan={}, provenance={})
     vectors.commit_matrix(0, np.array([[1, 2], [3, 4], [5, 6]]), [1, 2])
     vectors.commit_matrix(1, np.array([[7, 8]]))
-    seal(Dataset(root))
+    seal_columns(Dataset(root))
     for name in ("image", "description.x", "label.x"):
         (root / name / "sealed.json").unlink()
         (root / name / "sealed.npy").unlink()

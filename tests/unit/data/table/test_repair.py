@@ -20,7 +20,7 @@ from ccr_dist.data.stream.fields import Fields, sources
 from ccr_dist.data.table.dataset import Dataset, create_column
 from ccr_dist.data.table.inspect import describe, render
 from ccr_dist.data.table.repair import repair
-from ccr_dist.data.table.seal import seal
+from ccr_dist.data.table.sealing import seal_columns
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import DataError
 from ccr_dist.generate.runner import run
@@ -63,7 +63,7 @@ def job(tmp_path):
 def test_a_job_makes_a_lost_payload_again(job, damage, sealed):
     dataset, before = job
     if sealed:
-        seal(Dataset(dataset.root))
+        seal_columns(Dataset(dataset.root))
     damage(dataset.root / XX / "000001.tar")
     column = Dataset(dataset.root).column(XX)
     assert column.finished() == {0} and column.missing() == [1] and "000001.tar" in column.lost()[1]
@@ -165,7 +165,7 @@ def change(**values):
 def test_what_the_dataset_itself_tells_is_put_right(job, name, damage, sealed):
     dataset, before = job
     if sealed or "sealed" in name:
-        seal(Dataset(dataset.root))
+        seal_columns(Dataset(dataset.root))
     damage(dataset.root / name)
     problems = verify(dataset.root)
     assert problems and any(problem.damage for problem in problems)
@@ -241,5 +241,5 @@ def test_data_of_an_earlier_version_is_read_as_it_is(job):
             store.pretty_json({k: v for k, v in store.read_json(path).items() if k not in ("index", "digest")})
         )
     assert verify(dataset.root) == [] and shout(dataset).skipped == 2
-    seal(Dataset(dataset.root))
+    seal_columns(Dataset(dataset.root))
     assert Dataset(dataset.root).column(XX).value(0, 0) == ["0-0 ONE", "0-0 TWO"]

@@ -17,7 +17,7 @@ from ccr_dist.data.stream.fields import Fields, content_digests, sources
 from ccr_dist.data.stream.loader import make_loader
 from ccr_dist.data.stream.order import Order
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
-from ccr_dist.data.table.seal import seal
+from ccr_dist.data.table.sealing import seal_columns
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import ConfigError, DataError
 
@@ -69,7 +69,7 @@ def everything(root) -> dict:
 def test_a_seal_says_what_records_and_indexes_say_and_replaces_them(dataset):
     before = everything(dataset.root)
     assert before["caption.en"]["nulls"] == [0, 0, 0] and before["caption.de"]["present"][2] == [False] + [True] * 7
-    assert seal(Dataset(dataset.root)) == (["caption.de", "caption.en", "feature.x"], ["caption.cs"])
+    assert seal_columns(Dataset(dataset.root)) == (["caption.de", "caption.en", "feature.x"], ["caption.cs"])
     # caption.cs is not complete
     assert verify(dataset.root, fast=True) == verify(dataset.root) and len(verify(dataset.root)) == 1
     for column in ("caption.en", "caption.de", "feature.x"):
@@ -82,12 +82,12 @@ def test_a_seal_says_what_records_and_indexes_say_and_replaces_them(dataset):
 
 
 def test_what_is_sealed_is_kept(dataset):
-    seal(Dataset(dataset.root))
+    seal_columns(Dataset(dataset.root))
     before = (dataset.root / "feature.x/sealed.json").stat().st_mtime_ns
     column = Dataset(dataset.root).column("caption.cs")
     column.commit(1, [None] * 3)
     column.commit(2, [None] * 8)
-    assert seal(Dataset(dataset.root)) == (["caption.cs"], [])
+    assert seal_columns(Dataset(dataset.root)) == (["caption.cs"], [])
     assert (dataset.root / "feature.x/sealed.json").stat().st_mtime_ns == before
 
 
@@ -97,7 +97,7 @@ def test_indexed_tars_can_be_sealed(tmp_path):
             for extension, data in members.items():
                 tar.add(f"{key}.{extension}", data)
     dataset = index([str(tmp_path / "a.tar")], tmp_path / "d", image="none", progress=False).dataset
-    seal(Dataset(dataset.root))
+    seal_columns(Dataset(dataset.root))
     (dataset.root / "caption.en/000000.json").unlink()
     (dataset.root / "caption.en/000000.index.json").unlink()
     column = Dataset(dataset.root).column("caption.en")
@@ -106,7 +106,7 @@ def test_indexed_tars_can_be_sealed(tmp_path):
 
 
 def test_a_commit_removes_the_seal(dataset):
-    seal(dataset)
+    seal_columns(dataset)
     column = Dataset(dataset.root).column("caption.de")
     assert column.value(0, 0) == ["de s0r0"]
     for what in ("payload", "index", "record"):
@@ -115,12 +115,12 @@ def test_a_commit_removes_the_seal(dataset):
     assert not (dataset.root / "caption.de/sealed.json").exists()
     fresh = Dataset(dataset.root).column("caption.de")
     assert fresh.value(0, 1) == ["anew"] and fresh.present(0).all()
-    assert seal(Dataset(dataset.root))[0] == ["caption.de"]
+    assert seal_columns(Dataset(dataset.root))[0] == ["caption.de"]
     assert Dataset(dataset.root).column("caption.de").value(0, 1) == ["anew"]
 
 
 def test_a_seal_that_is_not_true_is_found_by_verify(dataset):
-    seal(dataset)
+    seal_columns(dataset)
     path = dataset.root / "caption.de/sealed.json"
     sealed = json.loads(path.read_text())
     del sealed["digest"], sealed["shards"][1]["digest"]
@@ -145,7 +145,7 @@ def test_a_seal_that_is_not_true_is_found_by_verify(dataset):
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "plan", "json", "rows"])
 def test_a_damaged_seal_is_refused(dataset, damage):
-    seal(dataset)
+    seal_columns(dataset)
     meta, places = (dataset.root / "caption.en" / name for name in ("sealed.json", "sealed.npy"))
     if damage == "cut":
         places.write_bytes(places.read_bytes()[:-1])
@@ -160,7 +160,7 @@ def test_a_damaged_seal_is_refused(dataset, damage):
     with pytest.raises(DataError, match=r"caption.en/sealed.json.*seal.*`ccr-dist shards seal`"):
         Dataset(dataset.root).column("caption.en").value(0, 0)
     assert any("sealed.json" in problem.where for problem in verify(dataset.root, fast=True))
-    assert seal(Dataset(dataset.root))[0] == ["caption.en"]
+    assert seal_columns(Dataset(dataset.root))[0] == ["caption.en"]
     assert Dataset(dataset.root).column("caption.en").value(2, 7) == ["en s2r7"]
 
 
@@ -177,4 +177,4 @@ def test_the_command(dataset, tmp_path):
     assert "nothing new" in run(dataset.root).output
     (dataset.root / "remote.json").write_text('{"url": "memory://x", "mirror": false}')
     with pytest.raises(ConfigError, match="shards pull"):
-        seal(Dataset(dataset.root))
+        seal_columns(Dataset(dataset.root))

@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from ccr_dist.config import load_config
 from ccr_dist.errors import ConfigError
 from ccr_dist.evaluate.retrieval import Fusion, ranks
 from ccr_dist.methods import base
+from ccr_dist.methods.run_config import load_config
 from tests import toy
 from tests.leccr import DESCRIPTIONS, FRAMES, clips, data, gradients, total, video
 from tests.nearness import close

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ccr_dist.config import StageConfig, load_config
+from ccr_dist.config import StageConfig
 from ccr_dist.errors import ConfigError
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import commands
 from ccr_dist.train.optimizers.optimizer import BertAdam, clip_each, make_optimizer, rate, set_rate
 from tests import toy

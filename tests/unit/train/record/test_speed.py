@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from ccr_dist.config import RunConfig, load_config
+from ccr_dist.config import RunConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.dasd import Dasd
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.models import token_counts
 from ccr_dist.train import commands
 from ccr_dist.train.record.flops import Flops, named, peak

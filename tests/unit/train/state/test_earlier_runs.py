@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from ccr_dist.config import RunConfig, load_config
+from ccr_dist.config import RunConfig
 from ccr_dist.data.storage.checked import with_digest
 from ccr_dist.errors import ConfigError
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.train.state import run_folder
 from tests import toy
 

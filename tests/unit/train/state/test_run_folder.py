@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from ccr_dist.config import RunConfig, load_config
+from ccr_dist.config import RunConfig
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.transfer import push
 from ccr_dist.errors import CcrError, ConfigError, DataBudgetError, DataError, NonFiniteError
 from ccr_dist.evaluate import evaluate
 from ccr_dist.evaluate.retrieval import Fusion, cosine
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import commands, loop, validation
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.state.run_folder import RunFolder, identity

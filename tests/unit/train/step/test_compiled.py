@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from ccr_dist.config import load_config
 from ccr_dist.errors import ConfigError
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import commands
 from ccr_dist.train.step.compiled import compile_blocks
 from tests import toy

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ccr_dist.config import RunConfig, load_config
+from ccr_dist.config import RunConfig
 from ccr_dist.errors import CheckpointError, ConfigError
 from ccr_dist.methods.dasd import Dasd
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import commands
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.step.ema import Ema

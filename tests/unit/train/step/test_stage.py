@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ccr_dist.config import load_config
 from ccr_dist.errors import ConfigError
 from ccr_dist.losses.context import Context
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import commands
 from ccr_dist.train.step import stage
 from tests import toy

@@ -1,0 +1,95 @@
+"""The rows of a dataset: which there are, in which shards, under which keys. Columns know their rows by this."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ccr_dist.data.storage import remote, store
+from ccr_dist.data.storage.lru import Recent
+from ccr_dist.data.table.keys import Keys
+from ccr_dist.data.table.names import is_column_name
+from ccr_dist.errors import DataError
+
+FORMAT = 1
+_META = {"format": int, "name": str, "split": str, "shards": list}
+_SHARD = {"id": str, "rows": int, "keys": str}
+_KEYS_HELD = 1024  # shards
+
+
+def check_meta(meta: Any, place: str) -> None:
+    """DataError unless the content of a dataset.json is whole and of a format that is known."""
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise DataError(
+            f"{place}: expected format {FORMAT}, found"
+            f" {repr(meta.get('format') if isinstance(meta, dict) else meta)[:80]}"
+        )
+    store.check_object(meta, _META, place)
+    if "digest" not in meta:
+        raise DataError(f"{place}: no digest: the file was edited or damaged")
+    for number, shard in enumerate(meta["shards"]):
+        about = store.check_object(shard, _SHARD, f"{place}, shard {number}")
+        if about["id"] != f"{number:06d}":  # it becomes the name of files
+            raise DataError(f"{place}: shard {number} has the id {repr(about['id'])[:80]}, expected {number:06d}")
+
+
+class DatasetRows:
+    """The rows of a dataset: `root`, `name`, `split`, `digest`, `shards` (ids), `shard_rows`, `rows`, and their keys.
+
+    Cheap to pickle; holds no open file. For a URL, `root` is a local mirror and `remote` is the store behind it;
+    `place` is how messages name the dataset.
+
+    Raises:
+        DataError: `root` is not a dataset, or its dataset.json is damaged.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        url = remote.as_url(root)
+        self.root = remote.mirror(url) if url else Path(root)
+        self.place = url or str(self.root)
+        path = self.root / "dataset.json"
+        if not path.exists():
+            splits = sorted(p.parent.name for p in self.root.glob("*/dataset.json"))
+            made = "`ccr-dist shards build` or `shards index` makes one"
+            hint = f"; it holds the datasets {', '.join(splits)}: name one of them" if splits else f"; {made}"
+            raise DataError(f"{self.root}: not a dataset (no dataset.json){hint}")
+        meta = store.read_json(path)
+        check_meta(meta, str(path))
+        self.remote = remote.behind(self.root)
+        self.name: str = meta["name"]
+        self.split: str = meta["split"]
+        self.digest: str = meta["digest"]
+        self.shards: tuple[str, ...] = tuple(s["id"] for s in meta["shards"])
+        self.shard_rows: tuple[int, ...] = tuple(s["rows"] for s in meta["shards"])
+        self.shard_keys: tuple[str, ...] = tuple(s["keys"] for s in meta["shards"])
+        self.rows: int = sum(self.shard_rows)
+        self._loaded: Recent[Keys] = Recent(_KEYS_HELD)
+        self._names: Recent[tuple[str, ...]] = Recent(64)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.place!r}, {self.rows} rows in {len(self.shards)} shards)"
+
+    def keys(self, shard: int) -> tuple[str, ...]:
+        """The keys of a shard's rows, in order. `key` is the quick way to a single one."""
+        return self._names.made(shard, lambda: self._keys(shard).all())
+
+    def key(self, shard: int, row: int) -> str:
+        return self._keys(shard)[row]
+
+    def _keys(self, shard: int) -> Keys:
+        return self._loaded.made(shard, lambda: self.read_keys(shard))
+
+    def read_keys(self, shard: int) -> Keys:
+        """The keys file of a shard, read now. DataError when it is damaged."""
+        path = self.root / "keys" / f"{self.shards[shard]}.txt"
+        if self.remote:
+            self.remote.bring(path, lambda: [f"keys/{name}.txt" for name in self.shards])
+        return Keys(path, self.shard_keys[shard])
+
+    def columns(self) -> list[str]:
+        """The names of the columns that have been begun, found by looking."""
+        return [name for name in sorted(p.parent.name for p in self.root.glob("*/column.json")) if is_column_name(name)]
+
+    def column(self, name: str) -> Any:
+        """A column of these rows; `Dataset` opens it."""
+        raise NotImplementedError
