@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.runner import Summary, run
-from ccr_dist.generate.translate import Translate
 from tests.jobs import Shout
 
 XX = "caption.xx.shout"

@@ -120,11 +120,11 @@ def _of_engine(name: str, given: dict[str, Any]) -> list[str]:
     """The files of an engine. Raises ConfigError for a name, an option or a prompt that there is not. Nothing is
     loaded.
     """
-    from ccr_dist.generate import describe, llm_translate
     from ccr_dist.generate.cli import options_of
     from ccr_dist.generate.engines.base import EngineOptions, check_options, translators
     from ccr_dist.generate.engines.generator import generators
-    from ccr_dist.generate.prompts import load_prompt
+    from ccr_dist.generate.jobs import describe, llm_translate
+    from ccr_dist.generate.jobs.prompts import load_prompt
 
     engine, dedicated = given["engine"], translators.names() if name == "translate" else []
     kind: type[EngineOptions]

@@ -345,7 +345,7 @@ def quality_command(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Measure translations: chrF against human captions, there and back, length, what stayed the same or is empty."""
-    from ccr_dist.generate.quality import quality, render
+    from ccr_dist.generate.jobs.quality import quality, render
 
     figures = quality(path, column, human=human, source=source, back=back)
     if as_json:

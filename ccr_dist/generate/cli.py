@@ -139,8 +139,8 @@ def describe(
     job: Job,
 ) -> None:
     """Have a multimodal language model describe pictures or videos."""
-    from ccr_dist.generate.describe import Describe, default_column
     from ccr_dist.generate.engines.generator import make_generator
+    from ccr_dist.generate.jobs.describe import Describe, default_column
 
     values = options_of(options, model)
     processor = Describe(make_generator(engine, values), prompt, source, frames=frames, captions=captions)
@@ -183,8 +183,8 @@ def translate(
 ) -> None:
     """Machine-translate a column of texts, caption by caption."""
     from ccr_dist.generate.engines.base import translators
-    from ccr_dist.generate.llm_translate import make_translation
-    from ccr_dist.generate.translate import back_column, default_column, language_of
+    from ccr_dist.generate.jobs.llm_translate import make_translation
+    from ccr_dist.generate.jobs.translate import back_column, default_column, language_of
 
     if back_options and not back:
         raise ConfigError("--back-set is for the way back: give --back, too")
@@ -270,7 +270,7 @@ def featurise(
         }
         settings = yamlfile.validate(Whole, yamlfile.of_options(given)).backbone
 
-    from ccr_dist.generate.featurise import Featurise
+    from ccr_dist.generate.jobs.featurise import Featurise
     from ccr_dist.models.backbones import build_backbone
 
     processor = Featurise(
@@ -306,7 +306,7 @@ def replay(
 ) -> None:
     """Import texts that were made elsewhere, with their provenance."""
     from ccr_dist.data.table.dataset import check_column_name
-    from ccr_dist.generate.replay import Replay
+    from ccr_dist.generate.jobs.replay import Replay
 
     is_label = check_column_name(column).startswith("label.")
     processor = Replay(file, source=source, licence=licence, note=note, max_missing=max_missing, label=is_label)

@@ -29,7 +29,7 @@ RULES = {  # keys of plans: numbers of rules that come with a version of this pa
         " ccr_dist/data/media/text.py)"
     ),
     "filters": (
-        "answers were cleaned and filtered by rule {}, they now are by rule {} (ccr_dist/generate/answer.py and"
+        "answers were cleaned and filtered by rule {}, they now are by rule {} (ccr_dist/generate/text/answer.py and"
         " filters.py)"
     ),
 }

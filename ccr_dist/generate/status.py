@@ -20,8 +20,8 @@ from ccr_dist.data.storage import store
 from ccr_dist.data.table.dataset import Column, open_all
 from ccr_dist.data.table.inspect import origin_of
 from ccr_dist.errors import DataError
-from ccr_dist.generate.filters import COUNTED
 from ccr_dist.generate.lease import boot_id, lease_path, lock_is_free, look, read_lease
+from ccr_dist.generate.text.filters import COUNTED
 from ccr_dist.redact import without_secrets
 
 if TYPE_CHECKING:

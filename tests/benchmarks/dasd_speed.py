@@ -369,7 +369,7 @@ def build(asked: argparse.Namespace) -> None:
     WORK/mbert.
     """
     from ccr_dist.data.table.dataset import create_column
-    from ccr_dist.generate.featurise import Featurise
+    from ccr_dist.generate.jobs.featurise import Featurise
     from ccr_dist.generate.runner import run
     from ccr_dist.models.backbones import build_backbone
 

@@ -50,8 +50,8 @@ def main() -> None:
 def compare(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from ccr_dist.generate.describe import Describe
     from ccr_dist.generate.engines.generator import make_generator
+    from ccr_dist.generate.jobs.describe import Describe
     from tests.tiny_vlm import tiny_vlm
 
     model = tiny_vlm(folder / "model", width=asked.width, layers=asked.layers, pixels=SIDE * SIDE)

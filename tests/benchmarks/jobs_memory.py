@@ -21,8 +21,8 @@ from typing import Any
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import DataError
 from ccr_dist.generate.engines import base
+from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.runner import run
-from ccr_dist.generate.translate import Translate
 from tests.benchmarks.record import captions, record
 
 

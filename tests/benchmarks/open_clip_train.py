@@ -38,7 +38,7 @@ from typing import Any
 
 from ccr_dist.config import OpenClipConfig
 from ccr_dist.data.corpora.index import index
-from ccr_dist.generate.featurise import Featurise
+from ccr_dist.generate.jobs.featurise import Featurise
 from ccr_dist.generate.runner import run
 from ccr_dist.models.backbones import build_backbone
 from tests.benchmarks.record import noise, record

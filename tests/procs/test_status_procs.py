@@ -23,7 +23,7 @@ import sys
 from tests.jobs import Shout
 from ccr_dist.data.table import Dataset
 from ccr_dist.generate.runner import run
-from ccr_dist.generate.translate import Translate
+from ccr_dist.generate.jobs.translate import Translate
 engine = Shout(options=Shout.Options(dawdle_s=float(sys.argv[2])))
 run(Dataset(sys.argv[1]), Translate(engine, "caption.en"), "caption.xx.shout", batch=1, lease_s=0.8, progress=False)
 """

@@ -27,13 +27,17 @@ class Import(NamedTuple):
 class Contract:
     """rooms: a room's name (`data.table`, `config`) and the rooms that it may import; `*`: every room."""
 
-    def __init__(self, rooms: dict[str, set[str]]) -> None:
+    def __init__(self, rooms: dict[str, set[str]], row_of: dict[str, str]) -> None:
         self.rooms = rooms
+        self.row_of = row_of
 
     @classmethod
     def of_page(cls, text: str) -> Contract:
-        """The table whose header names `may import`: rooms of a row share what they may import."""
+        """The table whose header names `may import`. Rooms of a row share what they may import; all import the first
+        row.
+        """
         rooms: dict[str, set[str]] = {}
+        row_of: dict[str, str] = {}
         table = re.search(r"^\| rooms? \|[^\n]*may import[^\n]*\n\|[ -|]+\n((?:\|[^\n]*\n)+)", text, re.MULTILINE)
         assert table, f"{PAGE}: no table of rooms"
         for row in table.group(1).splitlines():
@@ -41,7 +45,11 @@ class Contract:
             named, allowed = re.findall(r"`([\w.]+)`", cells[0]), set(re.findall(r"`([\w.*]+)`", cells[-1]))
             for room in named:
                 rooms[room] = allowed | (set(named) - {room})
-        return cls(rooms)
+                row_of[room] = named[0]
+        for room, row in row_of.items():
+            if row != next(iter(rooms)):
+                rooms[room] |= {name for name in rooms if row_of[name] == next(iter(rooms))}
+        return cls(rooms, row_of)
 
     def room(self, module: str) -> str | None:
         """The row that is nearest to a module's name."""
@@ -60,8 +68,12 @@ class Contract:
         return found
 
     def upward(self) -> list[list[str]]:
-        """Circles of the table itself, rows that may import everything aside."""
-        return circles({room: {name for name in may if name in self.rooms} for room, may in self.rooms.items()})
+        """Circles of the table itself; rows that may import everything are above all others."""
+        arrows = {
+            self.row_of[room]: {self.row_of[name] for name in may if name in self.rooms}
+            for room, may in self.rooms.items()
+        }
+        return circles(arrows)
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -171,7 +183,9 @@ def test_no_folder_is_a_heap() -> None:
     assert {str(folder): n for folder, n in counts.items() if n > MOST_FILES and folder.name not in lists} == {}
 
 
-ALLOWED = "| room | owns | may import |\n| --- | --- | --- |\n| `low` | x | – |\n| `high` | y | `low` |\n"
+ALLOWED = (
+    "| room | owns | may import |\n| --- | --- | --- |\n| `base` | z | – |\n| `low` | x | – |\n| `high` | y | `low` |\n"
+)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ccr_dist.errors import ConfigError, boundary
+from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.runner import run
-from ccr_dist.generate.translate import Translate
 from ccr_dist.redact import command_line, is_secret, without_secrets
 from tests.jobs import Shout, captions
 

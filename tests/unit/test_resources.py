@@ -16,7 +16,7 @@ from ccr_dist.cluster.profile import load_profile
 from ccr_dist.cluster.render import render
 from ccr_dist.data.corpora.recipes.base import load_recipe
 from ccr_dist.errors import ConfigError
-from ccr_dist.generate.prompts import load_prompt
+from ccr_dist.generate.jobs.prompts import load_prompt
 from ccr_dist.resources import DEEPSPEED, LAUNCH, PROFILES, PROMPTS, RECIPES, Kind
 from ccr_dist.train.strategies.choose import deepspeed_config
 

@@ -23,7 +23,7 @@ from ccr_dist.errors import ConfigError
 from ccr_dist.generate.cli import options_of
 from ccr_dist.generate.engines.base import check_options, translators
 from ccr_dist.generate.engines.generator import generators
-from ccr_dist.generate.prompts import Prompt
+from ccr_dist.generate.jobs.prompts import Prompt
 from ccr_dist.methods.run_config import check, load_config
 from ccr_dist.study.plan import Study
 

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from ccr_dist.data.storage import store
 from ccr_dist.errors import DataError, EngineError
-from ccr_dist.generate import languages
 from ccr_dist.generate.engines import base
+from ccr_dist.generate.text import languages
 
 _SPECIAL = re.compile(r"([\\\[\]^$/@<>{}])")
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ccr_dist.errors import EngineError
-from ccr_dist.generate import languages
+from ccr_dist.generate.text import languages
 
 # families that have a token a language
 CODED = ("m2m_100", "mbart", "nllb-moe", "plbart", "seamless_m4t", "seamless_m4t_v2")

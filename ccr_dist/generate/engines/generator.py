@@ -1,8 +1,8 @@
 """What a generation engine is: requests (pictures and text) in, texts out, continuously; and finding one by name.
 
-Chat templates and pictures are prepared in `chat.py`; what to ask of which row is `generate/request_stream.py`. Engines
-that translate text and nothing else have a smaller protocol, in `base.py`. A generation engine translates, too, when
-the request asks for it.
+Chat templates and pictures are prepared in `chat.py`; what to ask of which row is `generate/jobs/request_stream.py`.
+Engines that only translate text have a smaller protocol, in `base.py`. A generation engine also translates, when the
+request asks for it.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ccr_dist.errors import DataError, EngineError
-from ccr_dist.generate.answer import is_mark_of_thinking
 from ccr_dist.generate.engines import base
 from ccr_dist.generate.engines.chat import FPS, Chat, ModelOptions, Prompt, load_processor, unseen
 from ccr_dist.generate.engines.generator import Answer, Generation, Generator, Request, generators, request_seed
+from ccr_dist.generate.text.answer import is_mark_of_thinking
 
 _NAME = "transformers"
 _INSTALL = "pip install 'ccr-dist[train]'"

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from ccr_dist.data.table.dataset import Dataset, create_dataset
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError, EngineError, StorageError
 from ccr_dist.generate.cli import jobs_app
-from ccr_dist.generate.llm_translate import LlmTranslate
+from ccr_dist.generate.jobs.llm_translate import LlmTranslate
+from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket
 from ccr_dist.generate.runner import Budget, Summary, run
-from ccr_dist.generate.translate import Translate
 from tests.generation import Parrot
 from tests.jobs import Deadly, Shout, captions
 

@@ -15,11 +15,11 @@ import pytest
 
 from ccr_dist.data.table.dataset import Dataset, create_column
 from ccr_dist.errors import ConfigError, DataError, EngineError
+from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.lease import Lease, Leases, Traces
 from ccr_dist.generate.load_once import first_load
 from ccr_dist.generate.processor import Feed, Outcome, Ticket
 from ccr_dist.generate.runner import run
-from ccr_dist.generate.translate import Translate
 from tests.jobs import Shout, captions, column_files, content
 from tests.running import XX, shout
 

@@ -17,7 +17,7 @@ from PIL import Image
 from ccr_dist.config import DualConfig, OpenClipConfig
 from ccr_dist.data.table.dataset import create_column, create_dataset
 from ccr_dist.errors import ConfigError, DataError
-from ccr_dist.generate.featurise import Featurise
+from ccr_dist.generate.jobs.featurise import Featurise
 from ccr_dist.generate.runner import run
 from ccr_dist.models.augment import RandomPart
 from ccr_dist.models.backbones import build_backbone, pool_grid

@@ -13,7 +13,7 @@ from ccr_dist.config import RunConfig
 from ccr_dist.data.media.pictures import VERSION
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
-from ccr_dist.generate.featurise import Featurise
+from ccr_dist.generate.jobs.featurise import Featurise
 from ccr_dist.generate.runner import run
 from ccr_dist.methods import base
 from ccr_dist.methods.run_config import load_config

@@ -23,8 +23,8 @@ from ccr_dist.data.table.repair import repair
 from ccr_dist.data.table.sealing import seal_columns
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import DataError
+from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.runner import run
-from ccr_dist.generate.translate import Translate
 from tests.corpus import folder_recipe, tree
 from tests.jobs import Shout, captions, content
 

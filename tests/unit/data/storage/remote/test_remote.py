@@ -16,8 +16,8 @@ from ccr_dist.data.table.dataset import Dataset, create_dataset, open_all
 from ccr_dist.data.table.transfer import pull, push
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.runner import run
-from ccr_dist.generate.translate import Translate
 from tests.jobs import Shout, captions
 from tests.stores import ROWS, URL, payloads, values
 

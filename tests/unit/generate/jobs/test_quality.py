@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 from ccr_dist.cli import app
 from ccr_dist.data.table.dataset import Dataset, create_column
 from ccr_dist.errors import ConfigError, DataError
-from ccr_dist.generate.identify import Sample, about
-from ccr_dist.generate.llm_translate import LlmTranslate
-from ccr_dist.generate.quality import quality
+from ccr_dist.generate.jobs.llm_translate import LlmTranslate
+from ccr_dist.generate.jobs.quality import quality
+from ccr_dist.generate.jobs.translate import back_column
 from ccr_dist.generate.runner import run
-from ccr_dist.generate.translate import back_column
+from ccr_dist.generate.text.identify import Sample, about
 from tests.generation import Options, Parrot
 from tests.jobs import captions
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ccr_dist.generate import answer
-from ccr_dist.generate.answer import clean
-from ccr_dist.generate.sentences import unspaced, whole
+from ccr_dist.generate.text import answer
+from ccr_dist.generate.text.answer import clean
+from ccr_dist.generate.text.sentences import unspaced, whole
 
 VERSION = f"2.{answer.VERSION}"  # of the rules here and in answer.py; a column's plan names it
 DROPPED = {

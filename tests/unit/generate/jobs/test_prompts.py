@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.generate import describe, llm_translate
-from ccr_dist.generate.prompts import load_prompt, shipped
+from ccr_dist.generate.jobs import describe, llm_translate
+from ccr_dist.generate.jobs.prompts import load_prompt, shipped
 
 
 def test_shipped_ones_fit_their_jobs():

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccr_dist.generate.answer import REMOVED, clean
-from ccr_dist.generate.sentences import TERMINALS, ends, unspaced, whole
+from ccr_dist.generate.text.answer import REMOVED, clean
+from ccr_dist.generate.text.sentences import TERMINALS, ends, unspaced, whole
 
 SOURCE, RED = "a red car", "ein rotes Auto"
 NAMES = ["German", "Deutsch"]

@@ -13,12 +13,12 @@ from ccr_dist.data.media.text import has_text, texts_of
 from ccr_dist.data.media.video import decode_video
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
-from ccr_dist.generate import filters
 from ccr_dist.generate.engines.generator import Answer, Generator, Request
-from ccr_dist.generate.filters import kept_of, tally
+from ccr_dist.generate.jobs.prompts import LIST_SCHEMA, Prompt, load_prompt, plan_of
+from ccr_dist.generate.jobs.request_stream import Asked, Asker, Generate, spare_cores
 from ccr_dist.generate.processor import Outcome
-from ccr_dist.generate.prompts import LIST_SCHEMA, Prompt, load_prompt, plan_of
-from ccr_dist.generate.request_stream import Asked, Asker, Generate, spare_cores
+from ccr_dist.generate.text import filters
+from ccr_dist.generate.text.filters import kept_of, tally
 
 FIELDS = ("media", "captions")
 

@@ -11,9 +11,9 @@ from ccr_dist.data.table.dataset import Dataset, create_column
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import ConfigError
 from ccr_dist.generate.cli import jobs_app
-from ccr_dist.generate.llm_translate import LlmTranslate, make_translation
+from ccr_dist.generate.jobs.llm_translate import LlmTranslate, make_translation
+from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.runner import run
-from ccr_dist.generate.translate import Translate
 from tests.generation import Options, Parrot
 from tests.jobs import captions
 

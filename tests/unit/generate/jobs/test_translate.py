@@ -12,9 +12,9 @@ from ccr_dist.data.table.dataset import Dataset, create_column
 from ccr_dist.errors import STOPPED, ConfigError, DataError
 from ccr_dist.generate.cli import _share, jobs_app
 from ccr_dist.generate.engines.base import Cut
-from ccr_dist.generate.llm_translate import LlmTranslate
+from ccr_dist.generate.jobs.llm_translate import LlmTranslate
+from ccr_dist.generate.jobs.translate import Translate, language_of
 from ccr_dist.generate.runner import run
-from ccr_dist.generate.translate import Translate, language_of
 from tests.generation import Parrot
 from tests.jobs import Shout, captions
 

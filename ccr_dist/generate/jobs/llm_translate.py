@@ -11,14 +11,14 @@ from typing import Any
 
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
-from ccr_dist.generate import languages
 from ccr_dist.generate.engines.base import make_translator, translators
 from ccr_dist.generate.engines.generator import Answer, Generator, Request, generators, make_generator
-from ccr_dist.generate.filters import VERSION, is_long, kept_of, tally
+from ccr_dist.generate.jobs.prompts import Prompt, load_prompt, plan_of
+from ccr_dist.generate.jobs.request_stream import Asked, Asker, Generate
+from ccr_dist.generate.jobs.translate import Translate, captions_of, check_direction
 from ccr_dist.generate.processor import Outcome, Processor
-from ccr_dist.generate.prompts import Prompt, load_prompt, plan_of
-from ccr_dist.generate.request_stream import Asked, Asker, Generate
-from ccr_dist.generate.translate import Translate, captions_of, check_direction
+from ccr_dist.generate.text import languages
+from ccr_dist.generate.text.filters import VERSION, is_long, kept_of, tally
 
 FIELDS = ("text", "source_language", "target_language")
 LONGEST = 8000  # characters of a caption

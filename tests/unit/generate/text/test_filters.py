@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccr_dist.generate.filters import DROPPED, Filters, is_long, judge, kept_of, list_of, repeats
+from ccr_dist.generate.text.filters import DROPPED, Filters, is_long, judge, kept_of, list_of, repeats
 
 FILTERS = Filters()
 GOOD = "A dog runs over a green meadow. Behind it there is a red barn."

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ccr_dist import yamlfile
 from ccr_dist.errors import ConfigError
-from ccr_dist.generate.filters import Filters
+from ccr_dist.generate.text.filters import Filters
 from ccr_dist.resources import PROMPTS
 
 FIELDS = ("media", "captions", "text", "source_language", "target_language")

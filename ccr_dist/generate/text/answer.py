@@ -12,8 +12,8 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
-from ccr_dist.generate.phrases import ANSWERS, BEHIND, BEHIND_TRANSLATIONS, DESCRIPTIONS, HERE, NOTE, QUOTES, SURE
-from ccr_dist.generate.sentences import TERMINALS
+from ccr_dist.generate.text.phrases import ANSWERS, BEHIND, BEHIND_TRANSLATIONS, DESCRIPTIONS, HERE, NOTE, QUOTES, SURE
+from ccr_dist.generate.text.sentences import TERMINALS
 
 VERSION = 1
 REMOVED = {

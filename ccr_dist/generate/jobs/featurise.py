@@ -17,8 +17,8 @@ from ccr_dist.data.media.video import decode_video
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError, EngineError
 from ccr_dist.generate.engines.base import torch_device
+from ccr_dist.generate.jobs.request_stream import spare_cores
 from ccr_dist.generate.processor import Outcome, Processor
-from ccr_dist.generate.request_stream import spare_cores
 
 if TYPE_CHECKING:
     from torch import Tensor

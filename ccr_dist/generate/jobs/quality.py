@@ -16,9 +16,9 @@ from ccr_dist.data.media.text import has_text, texts_of
 from ccr_dist.data.storage import store
 from ccr_dist.data.table.dataset import Column, Dataset, open_all
 from ccr_dist.errors import ConfigError, DataError
-from ccr_dist.generate import identify, languages
-from ccr_dist.generate.filters import COUNTED, Filters, is_long, repeats
-from ccr_dist.generate.translate import language_of
+from ccr_dist.generate.jobs.translate import language_of
+from ccr_dist.generate.text import identify, languages
+from ccr_dist.generate.text.filters import COUNTED, Filters, is_long, repeats
 
 if TYPE_CHECKING:
     from rich.console import Group

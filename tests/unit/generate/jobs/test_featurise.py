@@ -17,7 +17,7 @@ from ccr_dist.data.media import text  # noqa: E402
 from ccr_dist.data.media.pictures import VERSION  # noqa: E402
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset  # noqa: E402
 from ccr_dist.errors import DataBudgetError, DataError  # noqa: E402
-from ccr_dist.generate.featurise import Featurise  # noqa: E402
+from ccr_dist.generate.jobs.featurise import Featurise  # noqa: E402
 from ccr_dist.generate.runner import Budget, run  # noqa: E402
 
 
@@ -157,7 +157,7 @@ def test_pictures_are_prepared_in_processes_as_in_threads(tmp_path: Path) -> Non
     open_clip = pytest.importorskip("open_clip")
     from open_clip.transform import PreprocessCfg
 
-    from ccr_dist.generate.featurise import Pixels
+    from ccr_dist.generate.jobs.featurise import Pixels
 
     transform = open_clip.transform.image_transform_v2(PreprocessCfg(size=8), is_train=False)
     pixels = Pixels("image", transform, 0)

@@ -8,11 +8,11 @@ from typing import Any
 from ccr_dist.data.media.text import has_text, texts_of
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError, EngineError
-from ccr_dist.generate import languages
-from ccr_dist.generate.answer import without_specials
 from ccr_dist.generate.engines.base import Cut, Translator
-from ccr_dist.generate.filters import VERSION, Filters, is_long, judge, tally
 from ccr_dist.generate.processor import Outcome, Processor
+from ccr_dist.generate.text import languages
+from ccr_dist.generate.text.answer import without_specials
+from ccr_dist.generate.text.filters import VERSION, Filters, is_long, judge, tally
 
 FILTERS = Filters(refusals=(), min_words=1)  # of dedicated systems, which refuse nothing
 

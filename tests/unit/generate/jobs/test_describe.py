@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError, EngineError
 from ccr_dist.generate.cli import jobs_app
-from ccr_dist.generate.describe import Describe, default_column
+from ccr_dist.generate.jobs.describe import Describe, default_column
 from ccr_dist.generate.processor import Feed, Outcome, Ticket
 from ccr_dist.generate.runner import Budget, run
 from tests.generation import Options, Parrot, video

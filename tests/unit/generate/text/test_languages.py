@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.generate import languages
-from ccr_dist.generate.translate import check_direction
+from ccr_dist.generate.jobs.translate import check_direction
+from ccr_dist.generate.text import languages
 
 
 @pytest.mark.parametrize(

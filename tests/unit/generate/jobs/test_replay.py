@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from ccr_dist.errors import DataBudgetError, DataError
 from ccr_dist.generate.cli import jobs_app
-from ccr_dist.generate.replay import Replay
+from ccr_dist.generate.jobs.replay import Replay
 from ccr_dist.generate.runner import run
 from tests.jobs import captions
 

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 from ccr_dist.data.media.text import has_text
-from ccr_dist.generate import languages
+from ccr_dist.generate.text import languages
 
 SAMPLE = 256  # pieces of text at most
 LETTERS = 80  # of a piece: captions are joined until they have so many, since a short one tells little
