@@ -1,7 +1,8 @@
 """Videos to frames, with PyAV (the extra `video`). What a video column stores, and its formats, is in `decode.py`.
 
 Frames are as a player shows them: turned and mirrored by the file's display matrix, with square pixels, and on white
-where the codec has transparency. Part of the rule of `pictures.VERSION`.
+where the codec has transparency. Part of the rule of `pictures.VERSION`. A video beyond MAX_FRAMES or
+MAX_DECODED is a DataError before a frame of it is decoded.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ _TURNS: dict[tuple[int, ...], str] = {
 }
 # pixel formats that begin so can be transparent
 _ALPHA = ("rgba", "bgra", "argb", "abgr", "yuva", "gbrap", "ya", "pal8")
+
+
+MAX_FRAMES = 60 * 60 * 60  # an hour at 60 a second: all of them are decoded up to the last one that is wanted
+MAX_DECODED = MAX_FRAMES * 1920 * 1080  # pixels of all frames
 
 
 class About(NamedTuple):
@@ -83,9 +88,18 @@ def _extent(data: bytes | None, what: object) -> tuple[int, float, float]:
     """
     with _opened(data, what) as container:
         stream = container.streams.video[0]
-        packets = [
-            (packet.pts, packet.duration, packet.is_corrupt) for packet in container.demux(stream) if packet.size
-        ]
+        pixels = max(1, stream.width * stream.height)
+        packets = []
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            packets.append((packet.pts, packet.duration, packet.is_corrupt))
+            if len(packets) > MAX_FRAMES or len(packets) * pixels > MAX_DECODED:
+                raise DataError(
+                    f"{what}: more than {len(packets) - 1:,} frames of {stream.width} x {stream.height} pixels;"
+                    f" expected at most {MAX_FRAMES:,} frames and {MAX_DECODED:,} pixels in all: cut it into clips, or"
+                    " make it smaller"
+                )
     if not packets:
         raise DataError(f"{what}: the video has no frames")
     if any(corrupt for _, _, corrupt in packets):

@@ -35,14 +35,17 @@ def render(path: str, picture: Picture) -> bytes:
     """
     from PIL import Image
 
-    from ccr_dist.data.media.pictures import on_white, open_picture
+    from ccr_dist.data.media.pictures import MAX_RATIO, on_white, open_picture
 
     data = store.retry_io(Path(path).read_bytes, what=path)
     if path.endswith(".svg"):
         import resvg_py
 
-        try:  # dpi: at its default of 0 resvg takes sizes in pt or mm for nothing and refuses the file
-            data = bytes(resvg_py.svg_to_bytes(svg_path=path, width=picture.size * (2 if picture.crop else 1), dpi=96))
+        width = picture.size * (2 if picture.crop else 1)
+        try:
+            # dpi: at its default of 0 resvg takes sizes in pt or mm for nothing and refuses the file. It keeps the
+            # shape, within width x height: of one that is too narrow, which is refused below, as much as that
+            data = bytes(resvg_py.svg_to_bytes(svg_path=path, width=width, height=width * MAX_RATIO, dpi=96))
         except ValueError as e:
             raise DataError(f"{path}: cannot be rendered ({e})") from e
     image = open_picture(data, path).convert("RGBA")

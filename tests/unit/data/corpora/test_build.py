@@ -1,6 +1,7 @@
 """Recipes become datasets: complete, repeatable byte for byte, and clear about what is wrong with their sources."""
 
 import functools
+import io
 import json
 from pathlib import Path
 from typing import Literal
@@ -154,6 +155,31 @@ def test_texts(tmp_path):
     assert any("1 repeated" in note for note in summary.notes) and any("other splits" in note for note in summary.notes)
     do(tmp_path / "r.yaml", tmp_path / "all", "keep_apart=false")
     assert len(rows_of(tmp_path / "all", "caption.en")) == 3
+
+
+def test_a_drawing_that_is_too_narrow_is_refused_and_not_drawn_in_full(tmp_path, monkeypatch):
+    resvg = pytest.importorskip("resvg_py")
+    from PIL import Image
+
+    from ccr_dist.data.corpora.recipes.pictures import Picture, render
+
+    draw, sizes = resvg.svg_to_bytes, []
+
+    def seen(**options):
+        data = bytes(draw(**options))
+        sizes.append(Image.open(io.BytesIO(data)).size)
+        return data
+
+    monkeypatch.setattr(resvg, "svg_to_bytes", seen)
+    path = tmp_path / "a.svg"
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="{}" height="{}"><rect width="3000" height="3000"/></svg>'
+    path.write_text(svg.format(1, 3000))
+    with pytest.raises(DataError, match=r"a\.svg: .* pixels; expected one side at most 200 times the other"):
+        render(str(path), Picture(size=30))
+    assert len(sizes) == 1 and max(sizes[0]) <= 30 * 201
+    path.write_text(svg.format(10, 1500))
+    assert Image.open(io.BytesIO(render(str(path), Picture(size=30)))).size == (30, 30)
+    assert sizes[1] == (30, 4500), "in full, as before"
 
 
 def test_stamps(tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 
 pytest.importorskip("av")
 from ccr_dist.data.media import decode
+from ccr_dist.data.media import video as film_reader
 from ccr_dist.data.media.video import decode_video, probe
 from ccr_dist.data.stream.sweep import Sweep
 from ccr_dist.data.table.dataset import create_column, create_dataset
@@ -55,6 +56,17 @@ def test_formats(container):
     assert numbers(data, 12) == list(range(12))
     about = probe(data)
     assert (round(about.seconds, 1), about.width, about.height) == (1.2, 64, 48)
+
+
+@pytest.mark.parametrize("bound", [{"MAX_FRAMES": 19}, {"MAX_DECODED": 20 * 64 * 48 - 1}])
+def test_a_video_that_would_be_decoded_for_hours_is_refused(monkeypatch, bound):
+    assert len(decode_video(FILM, "film", frames=2)) == 2
+    for name, most in bound.items():
+        monkeypatch.setattr(film_reader, name, most)
+    monkeypatch.setattr(film_reader, "_seen", lambda *_: pytest.fail("a frame was decoded"))
+    for read in (decode_video, probe):
+        with pytest.raises(DataError, match=r"film: more than 19 frames of 64 x 48 pixels; .*cut it into clips"):
+            read(FILM, "film")
 
 
 def test_a_gif_is_a_video_too():
