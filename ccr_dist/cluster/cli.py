@@ -11,7 +11,7 @@ import typer
 
 pipelines_app = typer.Typer(no_args_is_help=True)
 
-Pipeline = Annotated[Path, typer.Argument(metavar="PIPELINE.yaml", help="what to run; see slurm/README.md")]
+Pipeline = Annotated[Path, typer.Argument(metavar="PIPELINE.yaml", help="what to run; see docs/slurm.md")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, any number, such as steps.train.nodes=2")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a submitted pipeline: FOLDER/NAME")]
 ProfileName = Annotated[
@@ -89,7 +89,7 @@ def scale(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Samples a second on 1, 2, 4 ... nodes, efficiency, waiting for data, communication: from the logs of runs
-    (slurm/README.md).
+    (docs/start/scaling.md).
     """
     import json
 

@@ -1,5 +1,5 @@
-"""What a method is, and how it is found by name. One method lives in one file of this folder; `README.md` shows how to
-add one.
+"""What a method is, and how it is found by name. One method lives in one file or folder here; `docs/extending.md` shows
+how to add one.
 
 Nothing here and nothing at the top of a method's file imports torch: reading a config needs the names, options and
 stages of all methods, and must be quick. A method knows no rank, no world size and no wrapper; whatever concerns the

@@ -121,7 +121,7 @@ class Processes(Ranks):
         if self.world != launched:
             raise ConfigError(
                 f"the launcher started {launched} processes, but the run would have {self.world}: a silent fallback;"
-                " see launch/README.md"
+                " see docs/strategies.md"
             )
 
     def describe(self) -> dict[str, Any]:

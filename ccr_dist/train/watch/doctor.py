@@ -124,7 +124,8 @@ def _software(report: Report) -> dict[str, Any]:
         for name, error in zip(tried, pool.map(_import_error, tried), strict=True):
             if error:
                 report.problem(
-                    f"{name} is installed, but cannot be imported: {error}", "see launch/README.md, or install it anew"
+                    f"{name} is installed, but cannot be imported: {error}",
+                    "see docs/start/install.md, or install it anew",
                 )
     found["not installed"] = [name for name in TRIED if name not in there]
     return found

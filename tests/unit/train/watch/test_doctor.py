@@ -54,7 +54,10 @@ def test_problems_end_with_code_2_and_say_what_to_do(
     monkeypatch.setattr(doctor, "_import_error", lambda name: "no such symbol" if name == "open_clip" else None)
     assert doctor.command(tmp_path, as_json=False) == 2
     said = capsys.readouterr().out
-    assert "problem: open_clip is installed, but cannot be imported: no such symbol\n  -> see launch/README.md" in said
+    assert (
+        "problem: open_clip is installed, but cannot be imported: no such symbol\n  -> see docs/start/install.md"
+        in said
+    )
 
 
 @pytest.mark.parametrize(
