@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corpus import picture
+
+from tests.corpus import picture
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra parquet)")
 from pyarrow import parquet as pq  # noqa: E402
