@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ccr_dist import extras
@@ -120,6 +120,50 @@ _ADVICE = {
     ),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), _DESCRIPTORS),
 }
+# Storage that fails whatever it is asked for. What lies there is not known: neither damaged nor missing, and no mistake
+# in the request.
+_FAILING = (
+    errno.EIO, errno.ESTALE, errno.EBADMSG, errno.EUCLEAN, errno.ENOTCONN, errno.EREMOTEIO, errno.ENOLINK,
+    errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
+
+
+def failing(error: BaseException, place: object) -> OSError | None:
+    """The error of failing storage that `error` is, came of, or only quotes (libraries do); None where it is about
+    something else.
+
+    Args:
+        error: what was caught.
+        place: the file or folder that was read, for errors that name none.
+
+    Returns:
+        An error that names the file.
+    """
+    cause: BaseException | None = error
+    number, file = None, None
+    while cause is not None and file is None:
+        quoted = (n for n in _FAILING if os.strerror(n) in str(cause))
+        here = cause.errno if isinstance(cause, OSError) and cause.errno in _FAILING else next(quoted, None)
+        number, file = here or number, getattr(cause, "filename", None) if here else None
+        cause = cause.__cause__ or cause.__context__
+    return None if number is None else OSError(number, os.strerror(number), str(file or place))
+
+
+def let_pass(error: BaseException, place: object) -> None:
+    """Raises `failing(error, place)` where there is one: for handlers that blame what was asked for.
+
+    A model that could not be read is not a wrong name. Of a folder all files are looked at: libraries take one that
+    cannot be for missing.
+    """
+    failure = failing(error, place)
+    try:
+        folder = Path(str(place).removeprefix("local-dir:"))
+        for path in folder.iterdir() if folder.is_dir() else ():
+            path.stat()
+    except (OSError, ValueError) as wrong:  # a ValueError: no name that a folder can have
+        failure = failure or failing(wrong, place)
+    if failure:
+        raise failure from error
 
 
 def storage(error: OSError, path: object = None) -> StorageError:
@@ -162,23 +206,28 @@ def _said(error: Exception) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Where the error came up, for those that tell no path: the innermost line of this package, or the current folder
-    when it is gone.
+    """Where the error came up, for those that tell no path: the file that was open there, else the innermost line of
+    this package, or the current folder when it is gone.
     """
     try:
         Path.cwd()
     except FileNotFoundError:
         return "the current folder"
-    package = Path(__file__).parent
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(package)
-    ]
-    inside = [frame for frame in frames if frame.filename != __file__] or frames
-    return (
-        f"{Path(inside[-1].filename).relative_to(package.parent)}, line {inside[-1].lineno}"
-        if inside
-        else type(error).__name__
-    )
+    package, known = Path(__file__).parent, type(error).__name__
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if len(names := _open_files(frame.f_locals.values())) == 1:  # reading and writing an open file tells no path
+            return names.pop()
+        code = Path(frame.f_code.co_filename)
+        if code.is_relative_to(package):
+            known = f"{code.relative_to(package.parent)}, line {line}"
+            if code != Path(__file__):
+                break
+    return known
+
+
+def _open_files(values: Iterable[object]) -> set[str]:
+    files = (value for value in values if isinstance(value, io.IOBase))
+    return {name for file in files if isinstance(name := getattr(file, "name", None), str)}
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ccr_dist import resources
-from ccr_dist.errors import ConfigError
+from ccr_dist.errors import ConfigError, let_pass
 from ccr_dist.yamldocument import Document
 from ccr_dist.yamlerrors import explain, shown
 from ccr_dist.yamlnodes import DEEPEST, Invalid, KeyPath, Replacement, Values, compose, read_text
@@ -127,6 +127,7 @@ class _Reader:
         try:
             real = path.resolve()
         except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a character that no name has
+            let_pass(error, path)
             raise ConfigError(f"{str(path)!r}: cannot be read: {error}") from None
         if real in above:
             raise ConfigError(f"{path}: 'base' goes in a circle: {' -> '.join(map(str, (*above, real)))}")

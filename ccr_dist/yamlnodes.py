@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from ccr_dist.errors import ConfigError
+from ccr_dist.errors import ConfigError, let_pass
 
 KeyPath = tuple[str | int, ...]
 LARGEST = 2**20  # bytes of a file: more is no config, and takes seconds to read
@@ -48,6 +48,7 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
+        let_pass(error, path)
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode):
@@ -56,7 +57,11 @@ def read_text(path: Path) -> str:
             f"{path}: expected a file; this is a {'folder' if stat.S_ISDIR(mode) else 'device or a pipe'}"
         )
     with os.fdopen(fd, "rb") as file:
-        data = file.read(LARGEST + 1)
+        try:
+            data = file.read(LARGEST + 1)
+        except OSError as error:
+            error.filename = str(path)
+            raise
     if len(data) > LARGEST:
         raise ConfigError(f"{path}: larger than {LARGEST // 2**20} MiB: no config")
     try:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ccr_dist import terminal
-from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.errors import ConfigError, DataError, StorageError
 
 shards_app = typer.Typer(no_args_is_help=True, help="Build, index, look at and verify datasets.")
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar")]
@@ -258,7 +258,9 @@ def verify_command(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check digests, keys, indexes and every value. Exit code 3 when something is wrong."""
+    """Check digests, keys, indexes and every value. Exit code 3 when something is wrong, 5 when a file could not be
+    read.
+    """
     from ccr_dist.data.storage.remote import as_url
     from ccr_dist.data.table.repair import repair
     from ccr_dist.data.table.verify import unusable, verify
@@ -271,7 +273,8 @@ def verify_command(
         problems = [p for p in verify(path, fast=True)] + [p for p in problems if not p.damage]
     if problems:
         shown = "\n".join(str(problem) for problem in problems[:50]) + ("\n..." if len(problems) > 50 else "")
-        raise DataError(f"{place}: {len(problems)} problems\n{shown}")
+        kind = StorageError if any(problem.unread for problem in problems) else DataError
+        raise kind(f"{place}: {len(problems)} problems\n{shown}")
     if bad := unusable(place):
         shown = "\n  ".join(bad[:50]) + ("\n  ..." if len(bad) > 50 else "")
         show(

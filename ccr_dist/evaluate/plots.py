@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ccr_dist.data.storage.store import read_lines
-from ccr_dist.errors import DataError
+from ccr_dist.errors import DataError, let_pass
 from ccr_dist.evaluate.report import Row
 
 SERIES = 8
@@ -117,6 +117,7 @@ def _read(path: Path, metric: str | None) -> list[tuple[float, float]]:
     try:
         found = read_lines(path)
     except OSError as error:
+        let_pass(error, path)
         raise DataError(
             f"{path}: the training log cannot be read ({error.strerror}); leave it out of the report's curves"
         ) from None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ccr_dist.config import OpenClipConfig
-from ccr_dist.errors import ConfigError
+from ccr_dist.errors import ConfigError, let_pass
 from ccr_dist.models import token_counts
 from ccr_dist.models.attention import use_self_attention
 from ccr_dist.models.backbones import Backbone, no_tokens, slug
@@ -64,6 +64,7 @@ class OpenClipBackbone(Backbone):
             AssertionError,
             SafetensorError,
         ) as error:
+            let_pass(error, cfg.model)
             raise ConfigError(
                 f"backbone: open_clip cannot make model '{cfg.model}' with weights '{cfg.pretrained}'"
                 f" ({type(error).__name__}: {error}). `open_clip.list_pretrained()` lists what there is; weights that"

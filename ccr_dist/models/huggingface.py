@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ccr_dist.errors import ConfigError
+from ccr_dist.errors import ConfigError, let_pass
 
 CHARACTERS = 64  # of a token, for `bounded`
 ADVICE = "Give a Hugging Face id or a local folder; without network, a folder or an id that is in the local cache."
@@ -36,6 +36,7 @@ def load_encoder(name: str, *, what: str, subfolder: str = "") -> Any:
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ConfigError):
             raise
+        let_pass(error, name)
         raise ConfigError(f"{what}: no model could be loaded from '{name}' ({error}). {ADVICE}") from error
     finally:
         if shown:
@@ -87,6 +88,7 @@ def load_tokenizer(name: str, *, what: str, subfolder: str = "") -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, subfolder=subfolder)
     except (OSError, ValueError, KeyError, AttributeError) as error:
+        let_pass(error, name)
         raise ConfigError(f"{what}: no tokeniser could be loaded from '{name}' ({error}). {ADVICE}") from error
     # made of nothing, where its files are not there
     if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):

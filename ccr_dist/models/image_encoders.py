@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from ccr_dist.errors import ConfigError
+from ccr_dist.errors import ConfigError, let_pass
 from ccr_dist.models.backbones import no_tokens
 from ccr_dist.models.packages import package_folder, version
 
@@ -103,6 +103,7 @@ class Timm(ImageEncoder):
         try:
             net: Any = timm.create_model(name, pretrained=True, num_classes=0)
         except (RuntimeError, OSError, ValueError, AssertionError) as error:
+            let_pass(error, name)
             raise ConfigError(
                 f"backbone: image encoder '{name}': timm cannot make it with pretrained weights"
                 f" ({type(error).__name__}: {error}). `timm.list_pretrained()` lists what there is; weights that are"

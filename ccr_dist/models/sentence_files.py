@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccr_dist.errors import ConfigError
+from ccr_dist.errors import ConfigError, let_pass
 from ccr_dist.models.hf_tower import masked_mean
 from ccr_dist.models.towers import at
 
@@ -210,6 +210,7 @@ def _tensors(name: str, path: str, what: str) -> dict[str, Tensor]:
             else torch.load(file, map_location="cpu", weights_only=True)
         )
     except (SafetensorError, EOFError, RuntimeError, ValueError) as error:
+        let_pass(error, file)
         raise ConfigError(f"{what}: {file} is damaged ({error})") from error
 
 
@@ -275,7 +276,8 @@ def _file(name: str, file: str) -> Path | None:
     kinds = ("gated_repo", "missing_entries", "connection_errors")
     try:
         found = cached_file(name, file, **{f"_raise_exceptions_for_{kind}": False for kind in kinds})
-    except (OSError, ValueError):  # no such id: loading its encoder says so
+    except (OSError, ValueError) as error:  # no such id: loading its encoder says so
+        let_pass(error, name)
         return None
     if found is None and file == "modules.json" and try_to_load_from_cache(name, file) is None:
         logging.getLogger(__name__).warning(

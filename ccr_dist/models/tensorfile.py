@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ccr_dist.errors import CheckpointError
@@ -27,6 +28,11 @@ TYPES = {
     torch.bfloat16: "BF16",
     torch.int32: "I32", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64",
 }  # fmt: skip
+READ = {name: kind for kind, name in TYPES.items()} | {
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
+    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
+}  # fmt: skip
+LONGEST = 100_000_000  # bytes of a header, as the library has it
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
@@ -61,16 +67,19 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Tensors, and the facts that they were written with; None: the file carries no digest, and nothing vouches for it.
 
+    Bytes are read, not mapped as the library maps them: the kernel ends a process (SIGBUS) that touches a page it
+    cannot read.
+
     CheckpointError where the file is no safetensors file, or not what its digest says; OSErrors pass, that of a missing
     file, too.
     """
-    path.open("rb").close()  # what the library says of a file that cannot be opened is no OSError
-    try:
-        with safe_open(path, framework="pt") as file:
-            entry = (file.metadata() or {}).get(ENTRY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{path}: damaged, it is not a readable safetensors file ({error})") from None
+    with path.open("rb") as file:
+        try:
+            header, places = _header(file)
+            tensors = {name: _tensor(file, *place) for name, place in places.items()}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, EOFError) as error:
+            raise CheckpointError(f"{path}: damaged, it is not a readable safetensors file ({error})") from None
+    entry = header.get(ENTRY)
     if entry is None:
         return tensors, None
     try:
@@ -81,6 +90,48 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     if not sound:
         raise CheckpointError(f"{path}: damaged, its weights are not what was written (sha256 differs)")
     return tensors, kept["facts"]
+
+
+def _header(file: BufferedReader) -> tuple[dict[str, Any], dict[str, tuple[torch.dtype, list[int]]]]:
+    """(metadata, name -> (type, shape) in the order in which tensors lie from here on). ValueError and the like where
+    there is none.
+    """
+    length = int.from_bytes(_filled(file, bytearray(8)), "little")
+    whole = os.fstat(file.fileno()).st_size
+    if length > min(whole - 8, LONGEST):
+        raise ValueError(f"its header has {length} bytes, and the file {whole}")
+    header = json.loads(_filled(file, bytearray(length)).decode())
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise ValueError("its metadata is no object")
+    places, at = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        kind, shape = READ[entry["dtype"]], entry["shape"]
+        if not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"{name} has the shape {shape}")
+        begin, end = entry["data_offsets"]
+        if begin != at or end != begin + math.prod(shape) * kind.itemsize:
+            raise ValueError(f"{name} does not lie where its type and shape say")
+        places[name], at = (kind, shape), end
+    if 8 + length + at != whole:
+        raise ValueError(f"its header speaks of {8 + length + at} bytes, and it has {whole}")
+    return metadata, places
+
+
+def _tensor(file: BufferedReader, kind: torch.dtype, shape: list[int]) -> Tensor:
+    tensor = torch.empty(shape, dtype=kind)
+    _filled(file, _bytes(tensor))
+    return tensor
+
+
+Buffer = TypeVar("Buffer", bytearray, memoryview)
+
+
+def _filled(file: BufferedReader, buffer: Buffer) -> Buffer:
+    """All of it, from where the file stands. EOFError when that ends before."""
+    if file.readinto(buffer) != len(buffer):  # a buffered file reads until it is full or the file ends
+        raise EOFError("it is cut short")
+    return buffer
 
 
 def _digest(facts: Any, tensors: Mapping[str, Tensor]) -> str:

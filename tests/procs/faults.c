@@ -1,9 +1,11 @@
 /* Preloaded (LD_PRELOAD) by faults.py: counts the calls of libc that touch files below one folder, and lets one of them go wrong.
  *
- * Working at the level of libc, it sees what Python, Rust (safetensors) and C++ libraries do alike. Not seen: memory maps, stdio's own
- * writes after fopen, io_uring. Calls are numbered from 1 in the order in which this process makes them.
+ * Working at the level of libc, it sees what Python, Rust (safetensors) and C++ libraries do alike. Not seen: what happens in a memory map
+ * once it is made (the kernel answers a page that it cannot read with SIGBUS, not with an error), stdio's own reads and writes after
+ * fopen, io_uring. Calls are numbered from 1 in the order in which this process makes them.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -14,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -21,9 +24,9 @@
 #include <unistd.h>
 
 /* What a call does; which of them an errno can come from is decided in `may_fail`. */
-enum { READS = 1, CREATES = 2, WRITES = 4, SYNCS = 8, REMOVES = 16 };
-/* `error`: an errno, or one of these. */
-enum { KILL_BEFORE = -1, KILL_AFTER = -2 };
+enum { READS = 1, CREATES = 2, WRITES = 4, SYNCS = 8, REMOVES = 16, LOOKS = 32 };
+/* `error`: an errno, or one of these. SHORT: a read gives fewer bytes than are there, as a network's file system may; the rest comes next. */
+enum { KILL_BEFORE = -1, KILL_AFTER = -2, SHORT = -3 };
 
 static char root[PATH_MAX];
 static long at;          /* the call that goes wrong; 0: none */
@@ -75,12 +78,12 @@ static int may_fail(int kind) {
     switch (error) {
     case ENOSPC: case EDQUOT: return kind & (CREATES | WRITES | SYNCS);
     case EROFS: return kind & (CREATES | REMOVES | WRITES);
-    case EACCES: return kind & (READS | CREATES | REMOVES);
+    case EACCES: return kind & (READS | CREATES | REMOVES | LOOKS);
     default: return kind;
     }
 }
 
-/* Before a call: 1 when it is to fail (errno is set). *after: the process is to be killed when the call is done. */
+/* Before a call: 1 when it is to fail (errno is set). *after: the process is to be killed when the call is done; SHORT: it reads less. */
 static int strikes(const char *name, int kind, const char *path, int *after) {
     *after = 0;
     if (!below(path) || !(kind & counted)) return 0;
@@ -88,7 +91,7 @@ static int strikes(const char *name, int kind, const char *path, int *after) {
     if (record >= 0) dprintf(record, "%ld %s %s\n", number, name, path);
     if (!at || number < at || (number > at && !lasting)) return 0;
     if (error == KILL_BEFORE) kill(getpid(), SIGKILL);
-    if (error == KILL_AFTER) { *after = 1; return 0; }
+    if (error == KILL_AFTER || error == SHORT) { *after = error; return 0; }
     if (!may_fail(kind)) return 0;
     errno = error;
     return 1;
@@ -100,8 +103,10 @@ static int writing(int flags) { return flags & (O_CREAT | O_TRUNC) || (flags & O
     int after; \
     if (strikes(name, kind, path, &after)) return (type)-1; \
     type result = call; \
-    if (after) kill(getpid(), SIGKILL); \
+    if (after == KILL_AFTER) kill(getpid(), SIGKILL); \
     return result;
+/* Of n bytes that are asked for. */
+#define LESS(n) (after == SHORT && (n) > 1 ? (n) / 2 : (n))
 #define PATH_OF(dir, given) char path[PATH_MAX]; of_path(dir, given, path)
 #define PATH_OF_FD(fd) char path[PATH_MAX]; of_fd(fd, path)
 #define MODE mode_t mode = 0; if (flags & (O_CREAT | O_TMPFILE)) { va_list list; va_start(list, flags); mode = va_arg(list, mode_t); va_end(list); }
@@ -116,15 +121,23 @@ static FILE *opened(const char *given, const char *how, FILE *(*real)(const char
     int after;
     if (strikes("fopen", strpbrk(how, "wa+") ? CREATES : READS, path, &after)) return NULL;
     FILE *file = real(given, how);
-    if (after) kill(getpid(), SIGKILL);
+    if (after == KILL_AFTER) kill(getpid(), SIGKILL);
     return file;
 }
 FILE *fopen(const char *given, const char *how) { return opened(given, how, REAL(fopen)); }
 FILE *fopen64(const char *given, const char *how) { return opened(given, how, REAL(fopen64)); }
 
-ssize_t read(int fd, void *data, size_t n) { PATH_OF_FD(fd); AROUND(ssize_t, "read", READS, REAL(read)(fd, data, n)) }
-ssize_t pread(int fd, void *data, size_t n, off_t o) { PATH_OF_FD(fd); AROUND(ssize_t, "read", READS, REAL(pread)(fd, data, n, o)) }
-ssize_t pread64(int fd, void *data, size_t n, off_t o) { PATH_OF_FD(fd); AROUND(ssize_t, "read", READS, REAL(pread64)(fd, data, n, o)) }
+ssize_t read(int fd, void *data, size_t n) { PATH_OF_FD(fd); AROUND(ssize_t, "read", READS, REAL(read)(fd, data, LESS(n))) }
+ssize_t pread(int fd, void *data, size_t n, off_t o) { PATH_OF_FD(fd); AROUND(ssize_t, "read", READS, REAL(pread)(fd, data, LESS(n), o)) }
+ssize_t pread64(int fd, void *data, size_t n, off_t o) { PATH_OF_FD(fd); AROUND(ssize_t, "read", READS, REAL(pread64)(fd, data, LESS(n), o)) }
+void *mmap(void *at_, size_t n, int may, int flags, int fd, off_t o) {
+    if (fd < 0) return REAL(mmap)(at_, n, may, flags, fd, o);
+    PATH_OF_FD(fd); AROUND(void *, "mmap", READS, REAL(mmap)(at_, n, may, flags, fd, o))
+}
+void *mmap64(void *at_, size_t n, int may, int flags, int fd, off_t o) {
+    if (fd < 0) return REAL(mmap64)(at_, n, may, flags, fd, o);
+    PATH_OF_FD(fd); AROUND(void *, "mmap", READS, REAL(mmap64)(at_, n, may, flags, fd, o))
+}
 ssize_t write(int fd, const void *data, size_t n) { PATH_OF_FD(fd); AROUND(ssize_t, "write", WRITES, REAL(write)(fd, data, n)) }
 ssize_t pwrite(int fd, const void *data, size_t n, off_t o) { PATH_OF_FD(fd); AROUND(ssize_t, "write", WRITES, REAL(pwrite)(fd, data, n, o)) }
 ssize_t pwrite64(int fd, const void *data, size_t n, off_t o) { PATH_OF_FD(fd); AROUND(ssize_t, "write", WRITES, REAL(pwrite64)(fd, data, n, o)) }
@@ -149,3 +162,20 @@ int unlinkat(int dir, const char *given, int f) { PATH_OF(dir, given); AROUND(in
 int rmdir(const char *given) { PATH_OF(AT_FDCWD, given); AROUND(int, "unlink", REMOVES, REAL(rmdir)(given)) }
 int chmod(const char *given, mode_t m) { PATH_OF(AT_FDCWD, given); AROUND(int, "chmod", REMOVES, REAL(chmod)(given, m)) }
 int fchmod(int fd, mode_t m) { PATH_OF_FD(fd); AROUND(int, "chmod", REMOVES, REAL(fchmod)(fd, m)) }
+
+/* Looking at names: what a path is, and what lies in a folder. A folder's names come in one piece, so that opening it stands for reading it. */
+#define LIST(call) \
+    int after; \
+    if (strikes("list", LOOKS, path, &after)) return NULL; \
+    return call;
+DIR *opendir(const char *given) { PATH_OF(AT_FDCWD, given); LIST(REAL(opendir)(given)) }
+DIR *fdopendir(int fd) { PATH_OF_FD(fd); LIST(REAL(fdopendir)(fd)) }
+int stat(const char *given, struct stat *s) { PATH_OF(AT_FDCWD, given); AROUND(int, "stat", LOOKS, REAL(stat)(given, s)) }
+int stat64(const char *given, struct stat64 *s) { PATH_OF(AT_FDCWD, given); AROUND(int, "stat", LOOKS, REAL(stat64)(given, s)) }
+int lstat(const char *given, struct stat *s) { PATH_OF(AT_FDCWD, given); AROUND(int, "stat", LOOKS, REAL(lstat)(given, s)) }
+int lstat64(const char *given, struct stat64 *s) { PATH_OF(AT_FDCWD, given); AROUND(int, "stat", LOOKS, REAL(lstat64)(given, s)) }
+int fstatat(int dir, const char *given, struct stat *s, int f) { PATH_OF(dir, given); AROUND(int, "stat", LOOKS, REAL(fstatat)(dir, given, s, f)) }
+int fstatat64(int dir, const char *given, struct stat64 *s, int f) { PATH_OF(dir, given); AROUND(int, "stat", LOOKS, REAL(fstatat64)(dir, given, s, f)) }
+int statx(int dir, const char *given, int f, unsigned m, struct statx *s) { PATH_OF(dir, given); AROUND(int, "stat", LOOKS, REAL(statx)(dir, given, f, m, s)) }
+int access(const char *given, int how) { PATH_OF(AT_FDCWD, given); AROUND(int, "stat", LOOKS, REAL(access)(given, how)) }
+int faccessat(int dir, const char *given, int how, int f) { PATH_OF(dir, given); AROUND(int, "stat", LOOKS, REAL(faccessat)(dir, given, how, f)) }

@@ -37,7 +37,8 @@ ERRORS = {
     "EIO": errno.EIO,
     "EROFS": errno.EROFS,
 }
-READS, CREATES, WRITES, SYNCS, REMOVES = 1, 2, 4, 8, 16
+SHORT = -3  # a read gives fewer bytes than are there
+READS, CREATES, WRITES, SYNCS, REMOVES, LOOKS = 1, 2, 4, 8, 16, 32
 CHANGES = CREATES | WRITES | SYNCS | REMOVES
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from ccr_dist import cli, errors
 from ccr_dist.data.storage import store
+from ccr_dist.models import huggingface
 from tests import toy
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,54 @@ def test_without_a_path_the_line_of_code_is_named(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit), errors.boundary():
         store.read_lines(_Broken())  # type: ignore[arg-type]
     assert "error: ccr_dist/data/storage/store.py, line " in capsys.readouterr().err
+
+
+def test_reading_an_open_file_names_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The system tells no path where `read` fails."""
+    (tmp_path / "x").write_text("")
+
+    def read() -> None:
+        with (tmp_path / "x").open() as file:
+            file.read()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(SystemExit), errors.boundary():
+        read()
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'x'}: Input/output error.")
+
+
+def test_what_a_library_makes_of_failing_storage_is_found(tmp_path: Path) -> None:
+    """Libraries wrap such errors, or only quote them; handlers that blame a name let them pass."""
+
+    def wrapped() -> None:
+        try:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "/w/config.json")
+        except OSError as error:
+            raise ValueError("Can't load the model") from error
+
+    for raising, named in (
+        (wrapped, "/w/config.json"),
+        (lambda: _raise(RuntimeError("unable to mmap 104 bytes from file </w/a>: Input/output error (5)")), "/w"),
+        (lambda: _raise(OSError("Stale file handle (os error 116)")), "/w"),
+    ):
+        with pytest.raises(OSError) as end:
+            try:
+                raising()
+            except Exception as error:
+                errors.let_pass(error, "/w")
+        assert end.value.filename == named and end.value.errno in (errno.EIO, errno.ESTALE)
+    for other in (
+        OSError("no such id"),
+        FileNotFoundError(errno.ENOENT, "", "x"),
+        PermissionError(errno.EACCES, ""),
+        KeyError("x"),
+    ):
+        for place in (tmp_path, "no/such", "\0", "x" * 5000):
+            errors.let_pass(other, place)
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 class _Broken:
@@ -199,3 +248,21 @@ def test_the_option_of_deepspeeds_launcher_is_passed_over() -> None:
         [sys.executable, "-m", "ccr_dist", "--local_rank=1", "--version"], capture_output=True, text=True
     )
     assert done.returncode == 0 and done.stdout.strip()
+
+
+def test_a_config_that_cannot_be_read_is_no_wrong_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A process' own memory cannot be read from its beginning: an I/O error of the system itself."""
+    (tmp_path / "run.yaml").symlink_to("/proc/self/mem")
+    with pytest.raises(SystemExit) as end:
+        cli.app(["config", "show", str(tmp_path / "run.yaml")])
+    assert end.value.code == 5 and capsys.readouterr().err.startswith(
+        f"error: {tmp_path / 'run.yaml'}: Input/output error."
+    )
+
+
+def test_an_encoder_that_cannot_be_read_is_no_wrong_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").symlink_to("/proc/self/mem")
+    for load in (huggingface.load_encoder, huggingface.load_tokenizer):
+        with pytest.raises(OSError) as end:
+            load(str(tmp_path), what="text")
+        assert end.value.errno == errno.EIO and not isinstance(end.value, errors.CcrError)

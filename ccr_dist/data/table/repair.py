@@ -19,7 +19,7 @@ from ccr_dist.data.table.column import Column
 from ccr_dist.data.table.dataset_rows import DatasetRows
 from ccr_dist.data.table.keys import keys_digest
 from ccr_dist.data.table.verify import Problem
-from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.errors import ConfigError, DataError, let_pass
 
 _ORDER = ("seal", "payload", "record", "index", "keys")
 
@@ -72,6 +72,7 @@ def _keys(dataset: DatasetRows, shard: int) -> str:
             if keys_digest(keys) == dataset.shard_keys[shard]:
                 store.replace_atomic(path, "".join(f"{key}\n" for key in keys).encode())
                 return f"{path}: written again, with the keys of {index}"
-        except (OSError, ValueError, KeyError, TypeError, DataError):
+        except (OSError, ValueError, KeyError, TypeError, DataError) as error:
+            let_pass(error, index)
             continue
     return f"{path}: no column has these keys; build or index the dataset again"

@@ -20,7 +20,7 @@ from ccr_dist.data.table import seal, sealing
 from ccr_dist.data.table.dataset import Column, Dataset, keys_digest, open_all
 from ccr_dist.data.table.dataset_rows import DatasetRows
 from ccr_dist.data.table.payload import pick
-from ccr_dist.errors import DataError, StorageError
+from ccr_dist.errors import DataError, StorageError, failing
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Problem:
     """Something that is not as recorded: which file, and what about it.
 
     damage: what `repair` can do something about: `record`, `payload` or `index` of a shard of `column`, its `seal`, or
-        the `keys` of one.
+    the `keys` of one. unread: storage failed, so that nothing is known about the content.
     """
 
     where: str
@@ -37,6 +37,7 @@ class Problem:
     dataset: DatasetRows | None = field(default=None, repr=False, compare=False)
     column: Column | None = field(default=None, repr=False, compare=False)
     shard: int = -1
+    unread: bool = False
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
@@ -102,7 +103,7 @@ def _column(
     try:
         yield from (mend(str(column.folder / seal.META), what, "seal") for what in sealing.differences(column))
     except (DataError, OSError) as e:
-        yield mend(str(column.folder / seal.META), str(e), "seal")
+        yield _unread(e, column.folder / seal.META) or mend(str(column.folder / seal.META), str(e), "seal")
     for shard in sorted(recorded):
         record = column.path(shard, "record")
         try:
@@ -116,17 +117,28 @@ def _column(
         except (DataError, OSError) as e:
             part = "record" if not isinstance(e, StorageError) and str(e).startswith(str(record)) else ""
             part = part or ("index" if str(e).startswith(str(column.path(shard, "index", fetch=False))) else "")
-            yield mend(str(record), str(e), part, shard=shard)
+            yield _unread(e, record) or mend(str(record), str(e), part, shard=shard)
         advance()
     yield from _inputs(column)
+
+
+def _unread(error: DataError | OSError, place: Path) -> Problem | None:
+    failure = failing(error, place)
+    if failure is None:
+        return None
+    return Problem(
+        str(failure.filename), f"could not be read ({failure.strerror}): nothing is known about it", unread=True
+    )
 
 
 def _inputs(column: Column) -> Iterator[Problem]:
     """Of a column that a job made: whether what it was made from is still what is there."""
     try:
         name = column.stale()
-    except (DataError, OSError):
-        return  # told where the other column itself is looked at
+    except (DataError, OSError) as e:
+        if failed := _unread(e, column.folder):
+            yield failed
+        return  # any other is told where the other column itself is looked at
     if name:
         what = (
             f"made from {name} as it was before: its content is another now; make {column.name} again, under another"

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ccr_dist import yamlfile
 from ccr_dist.data.storage import store
-from ccr_dist.errors import ConfigError, DataError, EngineError
+from ccr_dist.errors import ConfigError, DataError, EngineError, let_pass
 
 
 class EngineOptions(BaseModel):
@@ -165,6 +165,7 @@ def model_identity(engine: str, model: str, revision: str | None) -> dict[str, A
     try:
         config = hf_hub_download(model, "config.json", revision=revision)
     except (OSError, ValueError) as e:
+        let_pass(e, model)
         raise EngineError(
             f"engine {engine!r}: {model!r} is neither a local folder nor a Hugging Face id that can be found"
             f" (revision {revision or 'main'}): {str(e)[:300]}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from ccr_dist.errors import ConfigError, DataError, EngineError
+from ccr_dist.errors import ConfigError, DataError, EngineError, let_pass
 from ccr_dist.generate.engines import base
 from ccr_dist.generate.engines.generator import GeneratorOptions, Request
 
@@ -156,6 +156,7 @@ def _load_processor(engine: str, model: str, revision: str | None, trust_remote_
     try:
         return AutoProcessor.from_pretrained(model, revision=revision or "main", trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as e:  # some processors need a package of their own: SmolVLM's num2words
+        let_pass(e, model)
         raise EngineError(f"engine {engine!r}: cannot load the processor of {model!r}: {str(e).strip()[:500]}") from e
 
 

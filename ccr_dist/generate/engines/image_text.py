@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ccr_dist.errors import DataError, EngineError
+from ccr_dist.errors import DataError, EngineError, let_pass
 from ccr_dist.generate.engines import base
 from ccr_dist.generate.engines.chat import FPS, Chat, ModelOptions, Prompt, load_processor, unseen
 from ccr_dist.generate.engines.generator import Answer, Generation, Generator, Request, generators, request_seed
@@ -109,6 +109,7 @@ class TransformersGenerator(Generator):
                 raise ValueError(f"models of the family {config.model_type!r} take no question beside a picture")
             model = cls.from_pretrained(options.model, dtype=dtype, **settings)
         except (OSError, ValueError, ImportError) as e:
+            let_pass(e, options.model)
             raise EngineError(f"engine 'transformers': cannot load {options.model!r}: {str(e)[:500]}") from e
         self._device = base.torch_device(options.device)
         self._model = model.eval().to(self._device)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ccr_dist.errors import DataError, EngineError
+from ccr_dist.errors import DataError, EngineError, let_pass
 from ccr_dist.generate.engines import base
 from ccr_dist.generate.engines.directions import direct
 
@@ -70,6 +70,7 @@ class TransformersSeq2Seq(base.Translator):
         try:
             return cls.from_pretrained(self._options.model, revision=self._options.revision or "main", **kwargs)
         except (OSError, ValueError) as e:
+            let_pass(e, self._options.model)
             raise EngineError(
                 f"engine 'transformers': cannot load {cls.__name__} of {self._options.model!r}: {str(e)[:500]}"
             ) from e

@@ -14,7 +14,7 @@ from typing import Any
 from ccr_dist.data.media import decode
 from ccr_dist.data.storage import store
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.errors import DataBudgetError, DataError
+from ccr_dist.errors import DataBudgetError, DataError, let_pass
 from ccr_dist.generate.processor import Outcome, Processor
 
 
@@ -93,6 +93,7 @@ def _scan(path: Path, label: bool) -> tuple[str, dict[str, tuple[int, int]], dic
     try:
         file = path.open("rb")
     except OSError as e:
+        let_pass(e, path)
         raise DataError(f"{path}: cannot read the file to replay ({e.strerror})") from e
     with file:
         offset = 0

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ccr_dist.data.storage.checked import checked, with_digest
@@ -235,7 +234,11 @@ def load(folder: Path, ranks: Ranks | None = None) -> State:
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    return sharded_tensors.Shards(path) if path.is_dir() else load_file(path.with_name(f"{path.name}.safetensors"))
+    return (
+        sharded_tensors.Shards(path)
+        if path.is_dir()
+        else tensorfile.read(path.with_name(f"{path.name}.safetensors"))[0]
+    )
 
 
 def newest(root: Path, run: str | None = None) -> tuple[Path | None, list[str]]:

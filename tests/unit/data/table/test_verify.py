@@ -8,6 +8,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from ccr_dist.cli import app
 from ccr_dist.data.corpora.build import build
 from ccr_dist.data.corpora.recipes.base import load_recipe
 from ccr_dist.data.storage import store
@@ -202,3 +203,24 @@ def test_inspect(tmp_path):
     console.print(render(description))
     text = console.export_text()
     assert "caption.de, caption.en" in text and shown["key"] in text
+
+
+@pytest.mark.parametrize("name", ["000000.json", "000000.index.json", "000000.tar", "000000.npy"])
+def test_what_cannot_be_read_is_not_called_damaged_and_not_repaired(dataset, capsys, monkeypatch, name):
+    """A process' own memory cannot be read from its beginning: an I/O error of the system itself."""
+    column = "feature.v" if name.endswith("npy") else "caption.en"
+    path = dataset.root / column / name
+    kept, open_file = path.read_bytes(), open
+
+    def opened(file, *options, **more):
+        return open_file("/proc/self/mem" if os.fspath(file) == str(path) else file, *options, **more)
+
+    monkeypatch.setattr("builtins.open", opened)
+    monkeypatch.setattr("pathlib.io.open", opened)
+    with pytest.raises(SystemExit) as end:
+        app(["shards", "verify", str(dataset.root), "--repair", "-q"])
+    assert end.value.code == 5
+    said = capsys.readouterr().err
+    assert f"{path}" in said and "Input/output error" in said and said.startswith("error: ")
+    monkeypatch.undo()
+    assert path.read_bytes() == kept and not [*dataset.root.rglob("*.damaged")] and verify(dataset.root) == []
