@@ -28,7 +28,7 @@ def disturbed(folder: Path, most: int, *scenes: str) -> None:
         **faults.preloaded(),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, "-m", "tests.procs.read_faults_worker", str(folder), str(most), *scenes]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
