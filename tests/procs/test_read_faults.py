@@ -8,7 +8,6 @@ tests/procs/test_read_faults.py
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
