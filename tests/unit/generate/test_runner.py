@@ -15,10 +15,10 @@ import pytest
 
 from ccr_dist.data.table.dataset import Column, Dataset, create_column, create_dataset
 from ccr_dist.errors import DataBudgetError, DataError, EngineError
-from ccr_dist.generate import filters
 from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.processor import Outcome, Processor
 from ccr_dist.generate.runner import Budget, run
+from ccr_dist.generate.text import filters
 from tests.jobs import Shout, captions, column_files, content
 from tests.running import XX, engine, shout
 
