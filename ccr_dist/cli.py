@@ -115,7 +115,7 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Train a run, or go on with one that was interrupted. Start it with `accelerate launch … -m ccr_dist train` for
+    """Train a run, or resume an interrupted one. Start it with `accelerate launch … -m ccr_dist train` for
     several processes.
     """
     configs = configs_of(config, overrides, seeds)
@@ -132,7 +132,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="val or test")] = "test",
     again: Annotated[
         bool,
-        typer.Option("--again", help="measure anew although a result is there (a test set's readings are counted)"),
+        typer.Option("--again", help="measure again although a result exists (readings of a test set are counted)"),
     ] = False,
     world: Annotated[int | None, typer.Option(help="refuse to run on any other number of processes")] = None,
 ) -> None:

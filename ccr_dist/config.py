@@ -25,14 +25,16 @@ class OpenClipConfig(Frozen):
 
     kind: Literal["open_clip"]
     model: str = Field(description="open_clip architecture, e.g. ViT-B-32, or hf-hub:… / a local-dir:… id")
-    pretrained: str | None = Field(None, description="open_clip weights tag or a checkpoint file; none: random weights")
+    pretrained: str | None = Field(
+        None, description="open_clip weights tag or a checkpoint file; null for random weights"
+    )
     image_size: int | None = Field(
         None, gt=0, description="pixels a side; position embeddings are resized. None: the model's own"
     )
     resize: Literal["crop", "squash"] | None = Field(
         None,
         description=(
-            "shorter side and centre crop, or both sides (the aspect ratio is lost; LECCR); none: the model's own"
+            "shorter side and centre crop, or both sides (the aspect ratio is lost; LECCR); default: the model's own"
         ),
     )
     positions: Literal["antialias", "plain"] = Field(
@@ -113,7 +115,7 @@ class MethodOptions(Frozen):
     @classmethod
     def otherwise(cls, known: Mapping[str, Any]) -> list[str]:
         """What a run with these options (`known`), that began with an earlier version, did otherwise until now, and no
-        option brings back: a line for people about each, for the run goes on all the same.
+        option brings back: a line for people about each; the run continues.
         """
         return []
 
@@ -133,7 +135,7 @@ class DataConfig(Frozen):
     test: str | None = None
     visual: str = Field("image", description="the media column, or a feature column of the frozen backbone")
     source: str = Field("caption.en", description="English captions")
-    source_feature: str | None = Field(None, description="cached English text features; none: encoded in every step")
+    source_feature: str | None = Field(None, description="cached English text features; default: encoded in every step")
     targets: dict[str, str] = Field(
         default_factory=dict, description="language -> machine-translated caption column, for training"
     )
@@ -156,7 +158,7 @@ class DataConfig(Frozen):
 
 
 class StageConfig(Frozen):
-    """One training stage: how long and how fast. What it optimises is the method's affair."""
+    """One training stage: how long and how fast. The method decides what it optimises."""
 
     steps: int = Field(gt=0)
     batch: int = Field(gt=0, description="global batch, samples")
@@ -172,7 +174,9 @@ class StageConfig(Frozen):
     schedule_steps: int | None = Field(
         None,
         gt=0,
-        description="steps that the schedule is made for, at least `steps`; none: `steps`, so that it comes to its end",
+        description=(
+            "steps that the schedule is made for, at least `steps`; default: `steps`, so that it reaches its end"
+        ),
     )
     optimizer: Literal["adamw", "bert_adam", "hf_adamw"] = Field(
         "adamw",
@@ -206,7 +210,7 @@ class StageConfig(Frozen):
     clip: Literal["global", "tensor"] = Field(
         "global", description="clip_norm bounds the whole gradient, or each tensor's by itself"
     )
-    validate_every: int | None = Field(None, gt=0, description="steps; none: only at the end of the stage")
+    validate_every: int | None = Field(None, gt=0, description="steps; default: only at the end of the stage")
     ema: float | None = Field(
         None,
         gt=0,
@@ -293,7 +297,7 @@ class RuntimeConfig(Frozen):
         True,
         description="a column of the frozen backbone's features, where there is one, stands in for what it was made of",
     )
-    threads: int | None = Field(None, gt=0, description="CPU threads a rank; none: cores / ranks of the machine")
+    threads: int | None = Field(None, gt=0, description="CPU threads per rank; default: cores / ranks of the machine")
     log_every: int = Field(10, gt=0, description="steps")
     eval_batch: int = Field(256, gt=0)
     contrastive: Literal["auto", "gathered", "tiled", "ring"] = Field(
@@ -308,11 +312,11 @@ class RuntimeConfig(Frozen):
         description="torch.compile of the backbone's frozen blocks: the same but for rounding, in resumed runs, too",
     )
     peak_tflops: float | None = Field(
-        None, gt=0, description="of one device at this precision, for MFU in the log; none: from a table of GPUs"
+        None, gt=0, description="of one device at this precision, for MFU in the log; default: from a table of GPUs"
     )
     profile: ProfileConfig | None = Field(None, description="steps that rank 0 records in RUN/profile")
     wandb: str | None = Field(
-        None, description="project of Weights & Biases to log to, too; WANDB_MODE=offline is heeded"
+        None, description="project of Weights & Biases to log to, too; WANDB_MODE=offline is respected"
     )
     trace: Literal["off", "samples", "gradients"] = Field(
         "off", description="write what every rank saw (and the reduced gradients) to RUN/trace"

@@ -1,9 +1,9 @@
 """Errors that a user can act on, the exit code that each one ends a process with, and the one place where that happens
 (`boundary`).
 
-Every message names the file, key or item, what was expected and what to do. The exit codes are a contract with whoever
-started the process (a shell, SLURM): they say whether trying again can help. Anything not listed here is a bug and ends
-with a traceback and code 1.
+Every message names the file, key or item, what was expected and what to do. The exit codes are a contract with programs
+that started the process (a shell, SLURM): they say whether trying again can help. Anything not listed here is a bug and
+ends with a traceback and code 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DONE = 0
 CRASH = 1
 STOPPED = 75  # asked to stop, state saved: start the same command again (BSD's EX_TEMPFAIL)
 INTERRUPTED = 128 + signal.SIGINT
-UNREAD = 128 + signal.SIGPIPE  # whoever read the output has left, as `head` does
+UNREAD = 128 + signal.SIGPIPE  # the reader of the output has closed it, as `head` does
 
 
 class CcrError(Exception):
@@ -257,7 +257,7 @@ def boundary() -> Iterator[None]:
         _end(error, advice, ConfigError.exit_code)
     except KeyboardInterrupt as error:
         _end(
-            error, "interrupted. Everything committed before is intact; the same command goes on", INTERRUPTED, word=""
+            error, "interrupted. Everything committed before is intact; the same command resumes", INTERRUPTED, word=""
         )
 
 

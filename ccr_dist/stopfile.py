@@ -1,5 +1,5 @@
-"""The stop files that whoever started this process may make, named by CCR_STOP_FILE (colons between them): for
-launchers that hand no signals on.
+"""The stop files that the program which started this process may create, named by CCR_STOP_FILE (separated by colons),
+for launchers that forward no signals.
 
 A thread looks for them, and sends this process SIGUSR1 when one is there: what handles signals (training, jobs) then
 handles it alike, and at once, whatever the main thread is at.
@@ -17,7 +17,7 @@ VARIABLE = "CCR_STOP_FILE"
 POLL_S = 0.5
 
 
-def heed() -> Callable[[], None]:
+def watch() -> Callable[[], None]:
     """From now on the appearance of such a file is SIGUSR1, until the function that is returned is called. The process
     must handle that signal.
     """

@@ -38,7 +38,7 @@ def visible(text: str) -> str:
 
 class _Guarded:
     """A stream that makes controls visible. A carriage return at the beginning of a write passes: bars of libraries
-    begin a line anew.
+    begin a line again.
     """
 
     def __init__(self, stream: TextIO) -> None:

@@ -32,7 +32,7 @@ class Replacement(dict[str, Any]):
 
 
 class Invalid(Exception):
-    """Text that is no YAML. `line`: counted from 1, None where it cannot be told."""
+    """Text that is no YAML. `line`: counted from 1, None where it is unknown."""
 
     def __init__(self, problem: str, line: int | None) -> None:
         super().__init__(problem)

@@ -40,7 +40,7 @@ def build_command(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Build a dataset from a recipe; what is there already is kept, what a kill interrupted is continued."""
+    """Build a dataset from a recipe; what already exists is kept, and an interrupted build resumes."""
     from ccr_dist.data.corpora.build import build
     from ccr_dist.data.corpora.recipes.base import load_recipe
 
@@ -182,7 +182,7 @@ def index_command(
     for note in done.notes:
         show(f"note: {note}")
     if done.again:
-        show(f"{done.again} column shards are recorded anew: their tars were written or touched since", "yellow")
+        show(f"{done.again} column shards are recorded again: their tars were written or touched since", "yellow")
     for column, rows in done.changed.items():
         show(
             f"{column}: {len(rows)} rows are others than before: {_some(rows)}; what was made of them is of the old"
@@ -278,7 +278,7 @@ def verify_command(
     if bad := unusable(place):
         shown = "\n  ".join(bad[:50]) + ("\n  ..." if len(bad) > 50 else "")
         show(
-            f"{place}: {len(bad)} values cannot be used and count as null, as was said when they were indexed:\n "
+            f"{place}: {len(bad)} values cannot be used and count as null, as reported when they were indexed:\n "
             f" {shown}",
             "yellow",
         )

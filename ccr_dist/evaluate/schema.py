@@ -126,12 +126,12 @@ def read_result(path: Path) -> RunResult:
         raise DataError(f"{path}: not a results file of format 1 ({where}); `ccr-dist evaluate` writes one") from None
     except ValueError as error:
         raise DataError(
-            f"{path}: damaged, it is not JSON ({error}); `ccr-dist evaluate … --again` measures anew"
+            f"{path}: damaged, it is not JSON ({error}); `ccr-dist evaluate … --again` measures again"
         ) from None
     digest = run.meta.get("digest")
     if digest is not None and digest != _digest(values):
         raise DataError(
-            f"{path}: damaged, its numbers are not what its digest says; `ccr-dist evaluate … --again` measures anew"
+            f"{path}: damaged, its numbers are not what its digest says; `ccr-dist evaluate … --again` measures again"
         )
     return run
 

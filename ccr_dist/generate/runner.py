@@ -469,10 +469,10 @@ def _signals(job: _Job) -> Iterator[None]:
         yield
         return
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    unheed = stopfile.heed()
+    unwatch = stopfile.watch()
     try:
         yield
     finally:
-        unheed()
+        unwatch()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -96,7 +96,7 @@ def load_outcome(path: Path, label: str) -> Outcome:
         )
     if result.meta.get("ranks") not in (None, sha256_file(file)):
         raise DataError(
-            f"{file}: damaged, or not of the same measurement as {path}; `ccr-dist evaluate … --again` measures anew"
+            f"{file}: damaged, or not of the same measurement as {path}; `ccr-dist evaluate … --again` measures again"
         )
     tables = {}
     with np.load(file) as kept:

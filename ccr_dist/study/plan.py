@@ -29,7 +29,7 @@ class RowPlan(Frozen):
     """One row of the report: the same run with several seeds."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="its run folders are OUT/NAME-sSEED")
-    label: str | None = Field(None, description="in the report; none: the name")
+    label: str | None = Field(None, description="in the report; default: the name")
     config: str = Field(description="run config, relative to the study's file")
     overrides: tuple[str, ...] = Field((), description="key.sub=value, after the study's own")
     group: str = Field("methods", description="section of the report")
@@ -96,8 +96,8 @@ class Plan:
     runs: tuple[Run, ...]
 
     def select(self, only: Sequence[str], seeds: Sequence[int] | None) -> Plan:
-        """The part with these rows (none: all) and seeds. ConfigError for a row that is not there, or when nothing is
-        left.
+        """The part with these rows (default: all) and seeds. ConfigError for a row that is not there, or when nothing
+        is left.
         """
         known = [row.name for row in self.study.rows]
         for name in only:
@@ -180,7 +180,7 @@ def state(run: Run) -> Literal["complete", "interrupted", "new"]:
     return "complete"
 
 
-_REMEDY = "delete that run's folder to have it made anew, or give the study another `out`"
+_REMEDY = "delete that run's folder to make it again, or give the study another `out`"
 
 
 def _decisive(config: RunConfig) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Carries a study out: every run a process of its own, some at a time, and whatever is complete is left alone.
 
-A run that fails does not stop the others; all failures are told at the end with what their logs say last. Interrupted
-runs go on where they were, since `ccr-dist train` does. The exit code of the whole is DONE, STOPPED (asked to stop:
-start it again), the failures' common code, or CRASH.
+A run that fails does not stop the others; all failures are reported at the end with the last lines of their logs.
+Interrupted runs resume where they were, since `ccr-dist train` does. The exit code of the whole is DONE, STOPPED (asked
+to stop: start it again), the failures' common code, or CRASH.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class _Crew:
         if code == DONE and not run.result.exists():
             code = CRASH
         if self.stopping and code != DONE:
-            return  # goes on next time
+            return  # resumes next time
         self.done += 1
         self.seconds.append(seconds)
         if code != DONE:
@@ -145,7 +145,7 @@ def run_study(
             say(f"{len(runs)} runs were not started: they stand on the one that failed")
     _tell(crew.failures, say)
     if crew.stopping:
-        say("stopped; the same command goes on from here")
+        say("stopped; the same command resumes from here")
         return STOPPED
     codes = {failure.code for failure in crew.failures}
     return DONE if not codes else codes.pop() if len(codes) == 1 and min(codes) > 0 else CRASH

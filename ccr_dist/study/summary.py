@@ -40,7 +40,7 @@ class Line:
 
     @property
     def parameters(self) -> int:
-        """Trained parameters without the multilingual embedding table, whose size is the vocabulary's affair."""
+        """Trained parameters without the multilingual embedding table, whose size depends on the vocabulary alone."""
         counted = self.runs[0].meta["parameters"]
         return int(counted["trainable"] - counted.get("table", 0)) if counted["trainable"] else 0
 
@@ -118,7 +118,7 @@ def sentence(judged: Judged, label: Callable[[str], str]) -> str:
     """The verdict in plain words."""
     a, b, found = label(judged.comparison.a), label(judged.comparison.b), judged.difference
     if judged.verdict == "not shown":
-        return f"Not shown: {a} and {b} cannot be told apart ({LEVEL:.0f} % interval {interval(found)})"
+        return f"Not shown: {a} and {b} cannot be distinguished ({LEVEL:.0f} % interval {interval(found)})"
     way = "above" if found.mean > 0 else "below"
     return (
         f"{judged.verdict.capitalize()}: {a} is {abs(found.mean):.1f} points of SumR {way} {b} ({LEVEL:.0f} % interval"

@@ -1,6 +1,6 @@
 """Building datasets from a recipe: OUT/train, OUT/val, OUT/test, every shard of every column committed once.
 
-What the rows are is the recipe's affair (`recipes/`); how a shard comes into being is the table's. This file goes over
+The recipe (`recipes/`) decides what the rows are, the table how a shard is made. This file goes over
 what is missing. Running it again continues or does nothing; a recipe with another plan is refused with the difference
 shown.
 """
@@ -49,7 +49,7 @@ def build(recipe: Recipe, out: str | Path, *, workers: int | None = None, progre
     """Builds what is missing. workers: processes that render (None: all cores; 0: this process).
 
     Raises DataError where OUT holds another build (with the difference), DataBudgetError for more unusable pictures
-    than the recipe allows, StorageError on a full disk; everything committed stays and the next call goes on from
+    than the recipe allows, StorageError on a full disk; everything committed stays and the next call resumes from
     there.
     """
     start = time.monotonic()

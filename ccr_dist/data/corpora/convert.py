@@ -162,7 +162,7 @@ def to_replay(source: str | Path, out: str | Path) -> Converted:
     ]
     out = Path(out)
     if not store.create_once(out, "".join(lines).encode()):
-        raise ConfigError(f"{out}: is there already; say another --out")
+        raise ConfigError(f"{out}: already exists; give another --out")
     return Converted([out])
 
 

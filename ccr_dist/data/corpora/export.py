@@ -107,7 +107,7 @@ def _export(dataset: Dataset, out: Path, plan: dict[str, Any], progress: bool) -
     if any(out.iterdir()) and not (out / _PLAN).exists():
         raise ConfigError(f"{out}: holds files already; say another --out")
     if not store.create_once(out / _PLAN, store.pretty_json(plan)):
-        store.require_same(out / _PLAN, store.read_json(out / _PLAN), plan, "another export is there already")
+        store.require_same(out / _PLAN, store.read_json(out / _PLAN), plan, "another export already exists")
     done, sizes = Exported(out), {}
     with bar(progress, f"exporting {dataset.split}", len(dataset.shards), "tars") as advance:
         for shard, name in enumerate(dataset.shards):

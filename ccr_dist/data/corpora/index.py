@@ -3,7 +3,7 @@
 The columns' records point at the tars by absolute path, with size, time and sha256; captions are views of the tars'
 `.txt` or `.json` members. All is looked at before anything is written: which files and members are meant is found out
 in `tars.py`. The tars must stay where they are and as they are: a reader refuses one that has changed, and indexing
-again records it anew and says which rows are others.
+again records it again and reports which rows changed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def index(
     command: str | None = None,
     progress: bool = True,
 ) -> IndexSummary:
-    """Makes the dataset OUT, one shard a tar. Running it again records what is missing, and anew what has changed.
+    """Makes the dataset OUT, one shard a tar. Running it again records what is missing, and again what has changed.
 
     image, video: extensions of members, `none`, or None: as found. captions: language -> `txt` (each line is a
     caption), `txt:whole` or `json:FIELD`; default {"en": "txt"}, where there are such. keys: `own`, `tar` (each begins
@@ -151,7 +151,7 @@ def index(
     return summary
 
 
-# -- what is there already
+# -- what already exists
 
 
 def _known(out: Path) -> list[Column]:
@@ -212,7 +212,7 @@ def _recorded(column: Column | None, shard: int, path: Path) -> bool:
     record, found = column.record(shard), path.stat()
     try:
         column.index(shard)
-    except DataError:  # damaged: made anew
+    except DataError:  # damaged: made again
         return False
     same = (record.get("url"), record["bytes"], record.get("mtime")) == (str(path), found.st_size, found.st_mtime_ns)
     return same or (

@@ -97,7 +97,7 @@ def decode(kind: str, data: bytes, what: object = "value", *, extension: str = "
         check(kind, value, what)
         if b"\\u" in data and not is_unicode(json.dumps(value, ensure_ascii=False)):
             raise DataError(
-                f"{what}: not valid Unicode text: half of a surrogate pair in {ascii(value)[:120]}; write the row anew"
+                f"{what}: not valid Unicode text: half of a surrogate pair in {ascii(value)[:120]}; write the row again"
             )
     return value
 

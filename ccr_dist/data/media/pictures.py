@@ -38,7 +38,7 @@ FORMATS = (
     "GIF",
     "BMP",
     "TIFF",
-)  # nothing else is tried: Pillow's others start Ghostscript, or are hardly looked after
+)  # no other format is tried: some of Pillow's start Ghostscript, others are barely maintained
 MAX_PIXELS = 178_956_970  # Pillow's own limit; half a gigabyte as RGB
 MAX_RATIO = 200  # as Qwen2-VL's
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp"}

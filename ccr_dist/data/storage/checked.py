@@ -1,4 +1,4 @@
-"""JSON files that carry their own digest: what decides how a run goes on is read back only as it was written.
+"""JSON files that carry their own digest: what decides how a run resumes is read back only as it was written.
 
     {"step": 12, ..., "digest": "<sha256 of the canonical spelling of all the rest>"}
 

@@ -1,5 +1,5 @@
-"""Payloads of remote datasets on the local disk: each fetched once a machine, digest-checked, at most so many bytes in
-all.
+"""Payloads of remote datasets on the local disk: each fetched once per machine, checked by digest, up to a limit of
+bytes in all.
 
     $CCR_DIST_CACHE/remote/payloads/<sha256>.tar | .npy     atime: last use; mtime: a constant, until somebody writes to
     the file $CCR_DIST_CACHE/remote/payloads/.tmp-<name>             being fetched by whoever holds its flock; as long
@@ -105,7 +105,7 @@ def claimed(path: Path) -> Iterator[tuple[Path, int]]:
     """The right to make `path`, of all processes and threads: waits for it, yields a temporary file beside it and its
     descriptor.
 
-    Whoever gets it looks first whether the file has come meanwhile. The kernel ends the claim of a process that dies.
+    Its owner first checks whether the file has arrived meanwhile. The kernel ends the claim of a process that dies.
     """
     tmp = path.with_name(f"{TEMPORARY}{path.name}")
     while True:

@@ -1,4 +1,4 @@
-"""Pools of worker processes that end with their parent, however it ends. What they do is their users' affair."""
+"""Pools of worker processes that end with their parent, however it ends. Their users decide what they do."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def require_same(path: Path, there: Any, asked: Any, what: str) -> None:
     if lines:
         shown = "\n  ".join(lines[:20] + ([f"... {len(lines) - 20} more"] if len(lines) > 20 else []))
         raise DataError(
-            f"{path}: {what}; the difference:\n  {shown}\nuse another output (or name), or remove what is there"
+            f"{path}: {what}; the difference:\n  {shown}\nuse another output (or name), or remove the existing one"
         )
 
 
@@ -296,7 +296,7 @@ def _line(text: bytes) -> tuple[dict[str, Any] | None, bool]:
 
 
 def create_once(path: str | Path, data: bytes) -> bool:
-    """Makes a file if there is none. False when there is one already, which stays as it is. Of several racers exactly
+    """Create a file unless it exists. False if it already exists; it is left unchanged. Of several racers exactly
     one gets True.
     """
     path = Path(path)
@@ -311,7 +311,7 @@ def publish_once(tmp: Path, path: str | Path) -> bool:
     """`create_once` for content that lies in the temporary file `tmp` of the same folder already; `tmp` is gone
     afterwards either way.
 
-    False, too, when whoever was quicker has tidied `tmp` away. A hard link is the one way to create-if-absent with full
+    Also False if a faster process has removed `tmp`. A hard link is the one way to create-if-absent with full
     content on POSIX, NFS included; StorageError where the file system has none.
     """
     path = Path(path)
@@ -337,7 +337,7 @@ def publish_once(tmp: Path, path: str | Path) -> bool:
             sync_folder(path.parent)
             return created
     except FileNotFoundError:
-        if path.exists():  # whoever made it took `tmp` for the rubbish of a dead process, and tidied it away
+        if path.exists():  # the process that made it took `tmp` for leftovers of a dead process, and removed it
             return False
         raise
     finally:

@@ -104,9 +104,9 @@ class TarWriter:
 
 
 class Members(Mapping[str, tuple[np.ndarray, np.ndarray]]):
-    """Extension -> (offsets, sizes), int64 arrays by row; size -1: no such member. Only what is there is held: names
-    like `cam_1.1690.jpg`, in which WebDataset's rule finds as many extensions as rows, would need the square of the
-    rows.
+    """Extension -> (offsets, sizes), int64 arrays by row; size -1: no such member. Only members that exist are held:
+    names like `cam_1.1690.jpg`, in which WebDataset's rule finds as many extensions as rows, would need the square of
+    the rows.
     """
 
     def __init__(self, rows: int, found: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
@@ -313,7 +313,7 @@ def read_at(path: str | Path, offset: int, size: int, content: str = "") -> byte
     """`size` bytes from `offset`. DataError when the file ends before; OSErrors pass (wrap the call in
     `store.retry_io`).
 
-    content: the digest that the file should have; a file that was removed and made anew is then not read through the
+    content: the digest that the file should have; a file that was removed and made again is then not read through the
         old descriptor.
 
     Safe in threads and after fork: positional reads share no file position, and descriptors live as long as somebody

@@ -1,5 +1,5 @@
-"""How many bytes of remote payloads a reader of an order needs at hand at once, and that the cache can hold them. Reads
-records only.
+"""How many bytes of remote payloads a reader of an order needs at the same time, and that the cache can hold them.
+Reads records only.
 """
 
 from __future__ import annotations

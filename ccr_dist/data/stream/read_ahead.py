@@ -8,7 +8,7 @@ is a window ahead; rows drawn before they were asked for are read at random, whi
 and changes no batch.
 
 It takes page cache for two windows a lane. Where that could be more than a share of the memory, and of datasets behind
-a store (whose payloads come whole), nothing is asked for.
+a store (whose payloads come whole), nothing is requested.
 """
 
 from __future__ import annotations
@@ -86,5 +86,5 @@ class ReadAhead:
         self._progress[lang, source, lane] = target, now
         for shard, rows in stream.run(lane, asked, target):
             for column in self._columns[lang, source]:
-                with contextlib.suppress(DataError, OSError):  # whoever reads the row will meet it again
+                with contextlib.suppress(DataError, OSError):  # the reader of the row will meet it again
                     column.will_read(shard, int(rows[0]), int(rows[-1]))

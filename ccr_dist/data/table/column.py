@@ -44,7 +44,7 @@ class Column(ReadableColumn):
         """Whether nothing is to be made of a shard: it is finished, or its payload waits for a record. One that is lost
         is set aside first.
 
-        To be asked by whoever may make the shard now. DataError for a record of other rows or another plan.
+        Asked by the process that may make the shard now. DataError for a record of other rows or another plan.
         """
         if self._seal or self.path(shard, "record").exists():
             if self.whole(shard) or self._fault(shard, set(os.listdir(self.folder))) is None:  # noqa: PTH208 (a listing is fresh on NFS)
@@ -82,7 +82,7 @@ class Column(ReadableColumn):
         record = self.path(shard, "record")
         self._remove_seal()
         self._forget(shard)
-        forget_files()  # what is made anew may have the same digest
+        forget_files()  # what is made again may have the same digest
         if os.path.lexists(payload):
             kept = payload.with_name(f"{payload.name}.damaged")
             payload.replace(kept)
@@ -202,7 +202,7 @@ class Column(ReadableColumn):
         store.replace_atomic(self.path(shard, "stats"), store.pretty_json(stats))
 
     def commit_payload(self, shard: int) -> bool:
-        """Index and record of the payload that is there: one's own, another committer's, or one that a crash left
+        """Index and record of the existing payload: one's own, another committer's, or one that a crash left
         without a record.
         """
         payload = self.own_payload(shard)

@@ -23,11 +23,11 @@ from ccr_dist.data.table.payload import Places, load_matrix, matrix_places, tar_
 from ccr_dist.data.table.recorded import Recorded
 from ccr_dist.errors import DataError
 
-_PLACES_HELD = 1 << 23  # rows whose places a column keeps at hand, 16 bytes each
+_PLACES_HELD = 1 << 23  # rows whose places a column keeps in memory, 16 bytes each
 
 
 class Item(NamedTuple):
-    """How messages name a value; the text is made when it is asked for."""
+    """How messages name a value; the text is made only when needed."""
 
     column: ReadableColumn
     shard: int
@@ -43,7 +43,7 @@ class Item(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A shard as reading needs it. path: of the payload; None: one behind a store, which is asked for at every read."""
+    """A shard as reading needs it. path: of the payload; None: behind a store, looked up at every read."""
 
     path: str | None
     sha256: str

@@ -40,7 +40,7 @@ _COLUMNS_HELD = 256
 
 
 def create_dataset(root: str | Path, *, name: str, split: str, keys: Sequence[Sequence[str]]) -> Dataset:
-    """A new dataset, or the equal one that is there. `keys`: per shard, the keys of its rows.
+    """A new dataset, or the equal one that already exists. `keys`: per shard, the keys of its rows.
 
     DataError for bad or repeated keys and, with the difference shown, where ROOT holds another dataset.
     """
@@ -65,7 +65,7 @@ def create_dataset(root: str | Path, *, name: str, split: str, keys: Sequence[Se
         store.create_once(path, store.pretty_json(asked))
     there = store.read_json(path)
     check_meta(there, str(path))
-    store.require_same(path, there, asked, "another dataset is there already")
+    store.require_same(path, there, asked, "another dataset already exists")
     return Dataset(root)
 
 
@@ -86,7 +86,7 @@ class Dataset(DatasetRows):
         return self._columns.made(name, lambda: self._open_column(name))
 
     def forget(self, name: str) -> None:
-        """The column is opened anew when it is next asked for."""
+        """The column is opened again when it is next requested."""
         self._columns.pop(name)
 
     def _open_column(self, name: str) -> Column:
@@ -113,7 +113,7 @@ def create_column(
     view_of: str | None = None,
     field: str | None = None,
 ) -> Column:
-    """A new column, or the one that is there if it has the same kind, extension and plan; else DataError with the
+    """A new column, or the existing one if it has the same kind, extension and plan; else DataError with the
     difference shown.
 
     extension: of the tar members, `npy` for a matrix; several for files of mixed formats, `jpg;png;webp`. field: for

@@ -135,7 +135,7 @@ class Recorded:
         """What is wrong with shards that have a commit record but whose record is damaged, or whose payload or index is
         gone or cut.
 
-        Committing such a shard makes it anew (`Column.settled`), unless its record is whole but of other rows or
+        Committing such a shard makes it again (`Column.settled`), unless its record is whole but of other rows or
         another plan.
         """
         names = set(os.listdir(self.folder))  # noqa: PTH208
@@ -245,7 +245,7 @@ class Recorded:
         return self._records[shard]
 
     def damaged(self, shard: int) -> bool:
-        """Whether the commit record that is there is not what was written."""
+        """Whether the commit record exists but is not what was written."""
         path = self.path(shard, "record")
         try:
             records.check(store.read_json(path), path)

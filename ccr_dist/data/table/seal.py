@@ -8,8 +8,8 @@ shard.
                          row); then, in the same file, int64 (rows, 2), offset and size in the payload (of a matrix: its
                          vectors' bytes; size 0 or -1: no bytes)
 
-Derived, hence never part of any digest, not pushed to stores, and made (`ccr-dist shards seal`) or removed at will;
-committing a shard removes it. `tests/benchmarks/loader_start.py` measures what it saves.
+Derived data, therefore never part of any digest, not pushed to stores, and made (`ccr-dist shards seal`) or removed at
+will; committing a shard removes it. `tests/benchmarks/loader_start.py` measures what it saves.
 """
 
 from __future__ import annotations

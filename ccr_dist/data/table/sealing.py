@@ -103,7 +103,7 @@ def differences(column: Column) -> Iterator[str]:
             same = same and mine.width == theirs.width and np.array_equal(bits, column.present(shard))
         except (DataError, OSError):
             if column.path(shard, "record").exists():
-                continue  # what is wrong is told where the shard itself is looked at
+                continue  # what is wrong is reported where the shard itself is checked
             same = False
         if not same:
             yield f"not what the record and index of shard {column.dataset.shards[shard]} say; remove it, or seal again"

@@ -66,7 +66,7 @@ def push(path: str | Path, url: str, *, columns: Sequence[str] = (), progress: b
     """Copies a dataset, or each of a folder of them, to a store: what is finished of all columns, or of those named.
 
     DataError with the difference shown where the store holds another dataset, plan or record; ConfigError; StorageError
-    when a store or a disk keeps failing. What was copied stays, and the next call goes on from there.
+    when a store or a disk keeps failing. What was copied stays, and the next call resumes from there.
     """
     target = as_url(url)
     if target is None:

@@ -44,12 +44,12 @@ class Problem:
 
 
 def verify(path: str | Path, *, decode: bool = True, fast: bool = False, progress: bool = False) -> list[Problem]:
-    """Problems of a dataset, or of a folder of them; none: it is sound.
+    """Problems of a dataset, or of a folder of datasets. Without any it is sound.
 
     Checked: digests, keys and indexes of every shard, that every value is of its column's kind, pictures and videos
     decode (unless decode=False), vectors are finite and of one width, translated captions are as many as those they
-    were made from, columns were made from what is there now, nothing is unfinished. DataError only where PATH holds no
-    dataset. `repair.py` mends what can be mended.
+    were made from, columns were made from the present content, nothing is unfinished. DataError only where PATH holds
+    no dataset. `repair.py` mends what can be mended.
 
     fast: no payload is read. Checked are records and keys, that payloads are there and of the recorded size, and that
     the indexes are as recorded.

@@ -35,7 +35,7 @@ class StopRequest:
         self._breaks, self._process = False, os.getpid()
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
             signal.signal(number, self._heard)
-        stopfile.heed()
+        stopfile.watch()
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.reason:

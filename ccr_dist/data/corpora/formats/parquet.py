@@ -49,7 +49,7 @@ def records(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[
 
 
 def value(place: Place, column: str) -> Any:
-    """One value. Whoever reads in order reads each row group once."""
+    """One value. Reading in order reads each row group once."""
     about = Path(place.path).stat()
     return _column(place.path, place.group, column, (about.st_size, about.st_mtime_ns))[place.row].as_py()
 

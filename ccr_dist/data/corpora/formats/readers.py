@@ -127,7 +127,7 @@ class Records(Format):
     """Objects in a list. A path `a.b` goes into objects, and through every element of a list on its way."""
 
     format: Literal["records"]
-    at: str | None = Field(None, description="path to the list in the document; none: the document is the list")
+    at: str | None = Field(None, description="path to the list in the document; default: the document is the list")
     item: str = Field(description="path of the item in a record")
     text: str | None = Field(None, description="path of its captions: texts or lists of texts")
     where: dict[str, tuple[str, ...]] = Field({}, description="field: the values that a record must have one of")

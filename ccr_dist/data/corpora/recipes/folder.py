@@ -66,7 +66,10 @@ class Folder(Recipe):
     )
     beside: tuple[Path, ...] = Field((), description="datasets built before: pictures that are in them are left out")
     split_by: Literal["concept", "key", "none"] = Field(
-        "concept", description="concept: of the first caption, the key where there is none; none: all of it is `train`"
+        "concept",
+        description=(
+            "concept: by the concept of the first caption, or by the key without captions; none: everything is `train`"
+        ),
     )
     test_percent: int = Field(25, ge=0, le=100)
     val_percent: int = Field(10, ge=0, le=100)
@@ -119,7 +122,7 @@ class Folder(Recipe):
             f"{new} of these {len(material.rows)} pictures are not in it. A dataset stays as it was built, since"
             " translations and features are made for its rows. Build the new ones beside it, and name both in"
             f" data.train:\n  ccr-dist shards build folder --out {out}-2 beside=[{beside}] ... (the other options as"
-            f" here)\nor remove {out} and build all anew"
+            f" here)\nor remove {out} and build everything again"
         )
 
     # -- which pictures
@@ -245,7 +248,7 @@ class Folder(Recipe):
     # -- datasets that are there
 
     def _leave_out(self, used: dict[str, _Item], keys: dict[str, str], notes: list[str]) -> None:
-        """Takes out of `used` what `beside` holds already, found by key and told by its bytes."""
+        """Takes out of `used` what `beside` holds already, found by key and compared by its bytes."""
         there: dict[str, tuple[Column, int, int]] = {}
         for dataset in (dataset for path in self.beside for dataset in open_all(path)):
             column = dataset.column("image")
@@ -269,7 +272,7 @@ class Folder(Recipe):
                 column = there[keys[name]][0]
                 raise DataError(
                     f"{self.images / name}: {column.dataset.place} has other bytes under its key {keys[name]!r}: a"
-                    " picture that was changed is not taken up; give the file another name, or build all anew"
+                    " picture that was changed is not read again; give the file another name, or build everything again"
                 )
         for name in done:
             del used[name]

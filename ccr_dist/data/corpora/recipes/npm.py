@@ -46,7 +46,7 @@ def opened(path: Path) -> Iterator[tarfile.TarFile]:
             yield archive
     except (tarfile.TarError, EOFError, zlib.error, KeyError) as e:
         raise DataError(
-            f"{path.name}: not the archive that was expected ({type(e).__name__}: {e}); run again to fetch it anew"
+            f"{path.name}: not the archive that was expected ({type(e).__name__}: {e}); run again to fetch it again"
         ) from e
 
 

@@ -32,7 +32,7 @@ class Parquet(Recipe):
     files: tuple[Path, ...] = Field(min_length=1, description="Parquet files, or folders of them")
     image: str = Field("image", description="column of the pictures")
     captions: dict[str, str] = Field(description="language -> column of its captions; {}: there are none yet")
-    key: str | None = Field(None, description="column of the keys; none: made of file and row")
+    key: str | None = Field(None, description="column of the keys; default: made of file and row")
     split: Literal["train", "val", "test", "concept"] = Field(
         "train", description="of all rows; concept: drawn by the first caption, as `folder` does"
     )

@@ -44,7 +44,7 @@ class ItemList(Frozen):
     part: tuple[int, int] | None = Field(
         None, description="only items whose sha1 modulo 100 is at least the first and below the second"
     )
-    first: int | None = Field(None, gt=0, description="so many from the beginning of the list")
+    first: int | None = Field(None, gt=0, description="this many from the beginning of the list")
     first_with_media: int | None = Field(
         None, gt=0, description="the same, counted over those whose media are there (missing=skip)"
     )
@@ -74,7 +74,7 @@ class Published(Recipe):
     licence: str
     download: tuple[str, ...] = Field(description="what to fetch, from where: a line each")
     folder: Path = Field(description="of the text files")
-    media: tuple[str, ...] | None = Field(description="folders of the pictures or videos, or tars; none: texts only")
+    media: tuple[str, ...] | None = Field(description="folders of the pictures or videos, or tars; null for texts only")
     media_kind: Literal["image", "video"] = "image"
     item: str = Field(
         rf"(?:.*/)?(.+?)(?:\.(?i:{_SUFFIX}))?",

@@ -40,7 +40,7 @@ class Stamps56(Recipe):
         description="language tags as in the columns (pt-BR for Tux Paint's pt_BR); English is always there"
     )
     source: str | None = Field(
-        None, description="folder of stamps or the .deb; none: the installed package, else `apt-get download`"
+        None, description="folder of stamps or the .deb; default: the installed package, else `apt-get download`"
     )
     shard_rows: int = Field(64, gt=0)
     picture: Picture = Picture(format="jpg", crop=True)

@@ -88,7 +88,7 @@ def test_an_export_goes_on_and_another_one_is_refused(dataset, tmp_path):
     assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
     assert export(dataset.root, out)[0].written == 0
     with pytest.raises(
-        DataError, match="another export is there already; the difference:\n  each: there False, asked True"
+        DataError, match="another export already exists; the difference:\n  each: there False, asked True"
     ):
         export(dataset.root, out, each=True)
     with pytest.raises(ConfigError, match="holds files already"):
