@@ -156,7 +156,7 @@ def test_a_stop_request_reaches_the_runs(configs: Path, tmp_path: Path, acted: A
     assert acted.run(study(configs, tmp_path / "out")) == STOPPED
     asking.join()
     assert (
-        sorted(acted.trace("stopped")) == ["dasd-s0", "zero-s0"] and "the same command goes on from here" in acted.text
+        sorted(acted.trace("stopped")) == ["dasd-s0", "zero-s0"] and "the same command resumes from here" in acted.text
     )
     assert "failed" not in acted.text and len(acted.trace("begin")) == 3
 
