@@ -18,7 +18,7 @@ from ccr_dist.generate.engines import base
 from ccr_dist.generate.engines.generator import Answer, Generation, Generator, Request, generators
 
 
-class Options(base.EngineOptions):
+class ParrotOptions(base.EngineOptions):
     model: str = "toys/Parrot-1B"
     answers: Mapping[str, str] = Field({}, description="answer by request id; otherwise what was asked is said again")
     at_once: int = 4
@@ -42,9 +42,9 @@ def render(request: Request) -> dict[str, Any]:
 
 @generators.register("parrot")
 class Parrot(Generator):
-    Options = Options
+    Options = ParrotOptions
 
-    def __init__(self, options: Options = Options()) -> None:
+    def __init__(self, options: ParrotOptions = ParrotOptions()) -> None:
         self.options, self.in_flight = options, options.at_once
         self.loads = self.closes = 0
         self.most = 0  # requests at once

@@ -83,7 +83,7 @@ def tiny_blip2(folder: Path, kind: str) -> str:
         text: Any = OPTConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes, **ids)
     else:
         sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
-        text = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=1, **sizes, **ids)
+        text = T5Config(vocab_size=len(tokenizer), **{"decoder_start_token_id": 1, **sizes, **ids})
     former = {
         "hidden_size": 16,
         "num_hidden_layers": 1,

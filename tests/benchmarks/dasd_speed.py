@@ -101,7 +101,8 @@ def main() -> None:
 def measure(asked: argparse.Namespace, stage: str) -> dict[str, Any]:
     """The lines of a stage's ladder, and the two ratios."""
     chosen = [int(n) for n in asked.lines.split(",")] if asked.lines else range(len(LADDERS[stage]))
-    lines, options = [], {}
+    lines: list[dict[str, Any]] = []
+    options: dict[str, Any] = {}
     for number, (name, exact, change) in enumerate(LADDERS[stage]):
         options = {**options, **change}
         if change.get("precision") == "bf16" and not has_bf16(asked):
@@ -229,7 +230,7 @@ def peer(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(asked.threads)
     wanted = from_dict(config(asked, job), name="bench")
-    method = build_method(wanted)
+    method: Any = build_method(wanted)
     front_end = method.front_end
     clip = open_clip.create_model("ViT-B-32", nonscalar_logit_scale=True).eval()
     clip.load_state_dict(method.backbone.model.state_dict())
@@ -298,7 +299,7 @@ def limit(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(asked.threads)
     wanted = from_dict(config(asked, job), name="bench")
-    method = build_method(wanted)
+    method: Any = build_method(wanted)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if has_bf16(asked) else torch.float32
     blocks = [*method.tower.blocks, *method.tower.blocks[1 : method.characteristics.trunk]]

@@ -64,7 +64,7 @@ def compare(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     }
     engine = make_generator("vllm", {**options, "enforce_eager": not torch.cuda.is_available()})
     processor = Describe(engine, str(folder / "prompt.yaml"))
-    turns = []
+    turns: list[dict[str, Any]] = []
     try:
         for turn in range(-1, asked.repeat):  # the first one warms up
             rows = asked.rows if turn >= 0 else min(asked.rows, 16)

@@ -21,7 +21,6 @@ from tests import jobs  # the half-finished job is one of its engine
 from tests.golden import make
 
 SETS = sorted(path.name.removesuffix(".tar.xz") for path in make.HERE.glob("*.tar.xz"))
-NEAR = {"rtol": 1e-3, "atol": 1e-5}
 assert jobs.Shout.batch
 
 
@@ -89,7 +88,7 @@ def test_an_interrupted_run_ends_as_it_would_have(golden: Path, run: str) -> Non
     assert starts[-1]["resumed"] and starts[-1]["step"] > 0
     losses, expected = make.losses(folder), found(golden)["losses"][run]
     assert losses.keys() == expected.keys()
-    np.testing.assert_allclose([losses[step] for step in expected], list(expected.values()), **NEAR)
+    np.testing.assert_allclose([losses[step] for step in expected], list(expected.values()), rtol=1e-3, atol=1e-5)
     weights, kept = load_file(folder / "model.safetensors"), load_file(f"weights/{run}.safetensors")
     assert weights.keys() == kept.keys()
     for name, tensor in kept.items():

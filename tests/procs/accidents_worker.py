@@ -138,11 +138,11 @@ def poisoned(folder: Path, found: dict[str, Any]) -> None:
         def _step(self, done: Progress, *arguments: Any) -> Any:
             backward = self.engine.backward
             if done.step in (2, 3) and self.strategy.rank == self.strategy.world - 1:
-                self.engine.backward = lambda share: backward(share * math.nan)  # type: ignore[method-assign]
+                self.engine.backward = lambda share: backward(share * math.nan)
             try:
                 return super()._step(done, *arguments)
             finally:
-                self.engine.backward = backward  # type: ignore[method-assign]
+                self.engine.backward = backward
 
     for spread in SPREADS[1:]:
         settings = load_config(folder / "run.yaml", [f"name=nan-{spread}", "runtime.skipped_steps=1"])

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -83,7 +84,7 @@ own = {
     "pictures": pictures,
     "pid": os.getpid(),
 }
-everything = [None] * world
+everything: list[Any] = [None] * world
 if world > 1:
     dist.all_gather_object(everything, own)
     dist.destroy_process_group()

@@ -27,7 +27,7 @@ def main(out: Path) -> None:
     step.forward = lambda x: step.net(step.backbone(x))
     trained = {name: parameter for name, parameter in step.named_parameters() if parameter.requires_grad}
     engine = strategy.engine(step, trained, StageConfig(steps=1, batch=2, lr=0.1))
-    engine.backward(engine(torch.ones(1, SIZE)).square().sum())  # type: ignore[arg-type]
+    engine.backward(engine(torch.ones(1, SIZE)).square().sum())
     engine.update(0.1)
     held = strategy.all(engine.held())
     if strategy.main:

@@ -62,7 +62,7 @@ class Model(Towers):
         self.again.weight = self.image.weight
         self.languages = nn.ParameterDict({lang: torch.randn(5, DIM) for lang in ("es", "de")})
 
-    def forward(self, x: Tensor, y: Tensor, lang: str = "es") -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor, y: Tensor, lang: str = "es") -> tuple[Tensor, Tensor, Tensor]:
         for block in self.backbone.blocks:
             x = x + block(x)
         own = self.languages[lang]

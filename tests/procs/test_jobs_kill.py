@@ -120,7 +120,7 @@ def test_processes_share_the_work_and_commit_each_shard_once(tmp_path: Path, und
     assert rows == Counter(key for shard in range(3) for key in dataset.keys(shard)), (
         "a row was made twice or not at all"
     )
-    assert sum(int(re.search(r"(\d+) of 3 shards done", text)[1]) for text in said) == 3  # type: ignore[index]
+    assert sum(int(re.search(r"(\d+) of 3 shards done", text)[1]) for text in said) == 3
     assert content(dataset.root / XX) == undisturbed  # each of them stayed until all was done
 
 

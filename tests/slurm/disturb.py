@@ -48,7 +48,7 @@ class Disturber:
     def running(self, *steps: str) -> dict[str, str]:
         """The step of each job, or task of an array, that runs."""
         jobs = self.experiment.jobs()
-        found = {}
+        found: dict[str, str] = {}
         for step in steps:
             states = self.cluster.jobs(f"--jobs={jobs[step]}") if step in jobs else {}
             found |= {job: step for job, state in states.items() if state == "RUNNING"}
@@ -74,7 +74,13 @@ class Disturber:
         if save:
             self.await_save(node)
         begun = time.monotonic()
-        entry = {"kind": kind, "stage": jobs[target], "at": self.where(jobs[target]), "job": target, "node": node}
+        entry: dict[str, Any] = {
+            "kind": kind,
+            "stage": jobs[target],
+            "at": self.where(jobs[target]),
+            "job": target,
+            "node": node,
+        }
         repair: Callable[[], Any] = lambda: None  # noqa: E731
         expected = [target]
         # a node that is back too soon, for a job of which it still has processes, SLURM takes for broken

@@ -25,6 +25,7 @@ def ended(error: BaseException) -> int:
     """The exit code of a command that raises this."""
     with pytest.raises(SystemExit) as end, errors.boundary():
         raise error
+    assert isinstance(end.value.code, int)
     return end.value.code
 
 
@@ -68,7 +69,7 @@ def test_two_paths_are_both_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_a_path_the_line_of_code_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit), errors.boundary():
-        store.read_lines(_Broken())  # type: ignore[arg-type]
+        store.read_lines(_Broken())
     assert "error: ccr_dist/data/storage/store.py, line " in capsys.readouterr().err
 
 

@@ -31,7 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-STEPS = {
+STEPS: dict[str, dict[str, Any]] = {
     "first": {"command": "config show a.yaml"},
     "second": {"command": "methods"},
     "third": {"command": "doctor --out=words.txt", "after": ["first"]},

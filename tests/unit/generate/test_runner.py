@@ -76,7 +76,7 @@ def test_a_shard_that_somebody_finished_meanwhile_is_not_made_again(
 ) -> None:
     dataset = captions(tmp_path / "d")
     shout(dataset)
-    looked, looks = Column.finished, iter([set()])
+    looked, looks = Column.finished, iter([set[int]()])
     # an old look
     monkeypatch.setattr(Column, "finished", lambda self: next(looks, looked(self)) if self.name == XX else looked(self))
     idle, before = Shout(), content(dataset.root / XX)

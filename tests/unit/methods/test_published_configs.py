@@ -435,7 +435,7 @@ def test_dasd_and_mla_have_the_released_terms(path: str) -> None:
 def test_nrccr_has_the_released_terms(path: str) -> None:
     config = resolved(path)
     options = config.method.model_dump()
-    weights = {
+    weights: dict[str, Any] = {
         "english": 1,
         "target": 0.6,
         "back": 0.5,

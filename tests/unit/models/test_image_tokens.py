@@ -330,8 +330,8 @@ def test_the_plan_of_a_cache_without_tokens_says_nothing_of_them(tmp_path, pictu
 
 def test_requests_for_tokens_that_make_no_sense(tmp_path):
     with pytest.raises(ConfigError, match="--tokens"):
-        Featurise(lambda: None, "image", grid=4)  # type: ignore[arg-type, return-value]
+        Featurise(lambda: None, "image", grid=4)
     made = create_dataset(tmp_path, name="toy", split="train", keys=[["a"]])
     create_column(made, "caption.en", kind="texts", extension="json", plan={}, provenance={})
     with pytest.raises(DataError, match=r"caption\.en: a texts column; --tokens takes image"):
-        Featurise(lambda: None, "caption.en", tokens=True).check(made)  # type: ignore[arg-type, return-value]
+        Featurise(lambda: None, "caption.en", tokens=True).check(made)

@@ -5,6 +5,7 @@ they are.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -34,12 +35,13 @@ def frontend(tmp_path_factory):
     return front_end(tmp_path_factory.mktemp("front"))
 
 
-def merged(model, bank: LoraBank, lang: str, scale: float):
+def merged(model: Any, bank: LoraBank, lang: str, scale: float):
     """A copy of the backbone whose text weights are W + scale B A: what LoRA must compute."""
     model = copy.deepcopy(model)
     model.__dict__.pop("tower", None)  # the cached one; the copy makes its own
     rows = {"q": 0, "k": 1, "v": 2}
-    for block, matrices in zip(model.tower.blocks, bank.languages[f"lang-{lang}"], strict=True):
+    languages: Any = bank.languages
+    for block, matrices in zip(model.tower.blocks, languages[f"lang-{lang}"], strict=True):
         for name, part in matrices.items():
             product = scale * part["lora_B"].weight @ part["lora_A"].weight
             if not hasattr(block, "attn"):

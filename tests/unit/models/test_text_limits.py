@@ -22,7 +22,7 @@ class Sizes:
 
 @pytest.mark.parametrize("start", [math.log(100), math.log(117), 0.0])
 def test_a_scale_has_a_gradient_wherever_it_starts(start: float) -> None:
-    heads = Heads(4, 4, Sizes)  # type: ignore[arg-type]
+    heads = Heads(4, 4, Sizes)
     with torch.no_grad():
         heads.logit_scale.fill_(start)
     heads.scale().sum().backward()
@@ -39,7 +39,7 @@ def test_training_brings_a_scale_back_and_keeps_it_bounded(
     built = Heads.__init__
 
     def hot(self: Heads, *arguments: object) -> None:
-        built(self, *arguments)  # type: ignore[arg-type]
+        built(self, *arguments)
         torch.nn.init.constant_(self.logit_scale, start)
 
     monkeypatch.setattr(Heads, "__init__", hot)
@@ -73,7 +73,7 @@ def test_a_checkpoint_of_before_whose_scale_lies_beyond_its_limit_is_told(
         built = Heads.__init__
 
         def hot(self: Heads, *arguments: object) -> None:
-            built(self, *arguments)  # type: ignore[arg-type]
+            built(self, *arguments)
             torch.nn.init.constant_(self.logit_scale, math.log(150))
 
         before.setattr(Heads, "__init__", hot)

@@ -21,9 +21,9 @@ def test_a_plan_has_every_run_with_the_studys_overrides(configs: Path, tmp_path:
     bare = plan.runs[-1]
     assert (
         bare.config.data.group is None
-        and bare.config.method.use == "none"
+        and bare.config.method.use == "none"  # type: ignore[attr-defined]
         and bare.config.folder == tmp_path / "bare-s1"
-    )  # type: ignore[attr-defined]
+    )
     assert bare.arguments[0] == "train" and bare.arguments[-1] == "--test" and plan.runs[0].arguments[0] == "evaluate"
     assert bare.config.row == "DASD <bare>"
 

@@ -20,7 +20,7 @@ from ccr_dist.generate.cli import jobs_app
 from tests.corpus import picture
 from tests.published import write
 
-CAPTIONS = {
+CAPTIONS: dict[str, dict[str, Any]] = {
     "train": {
         "caption.en": {"11": ["A dog runs.", "The dog #1."], "12": ["A cat."]},
         "caption.de.google": {"11": ["Ein Hund rennt.", "Der Hund."], "12": ["Eine Katze."]},
@@ -127,7 +127,7 @@ def test_mla_files_and_back(dataset: Path, tmp_path: Path) -> None:
         "Der Hund.",
     )
 
-    recipe = {
+    recipe: dict[str, Any] = {
         "kind": "published",
         "name": "back",
         "title": "t",

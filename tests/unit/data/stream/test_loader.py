@@ -387,7 +387,8 @@ class FlakyReads:
     """os.pread that fails `times` times for each (offset) of the image tars, then works."""
 
     def __init__(self, times: float) -> None:
-        self.times, self.failed, self.real = times, {}, os.pread
+        self.times, self.real = times, os.pread
+        self.failed: dict[tuple[int, int], int] = {}
 
     def __call__(self, fd: int, size: int, offset: int) -> bytes:
         path = str(Path(f"/proc/self/fd/{fd}").readlink())

@@ -10,6 +10,7 @@ import contextlib
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,12 +32,13 @@ def root(tmp_path_factory) -> Path:
     """Every kind of column, with null rows and without, one of them sealed."""
     root = tmp_path_factory.mktemp("flips") / "d"
     made = create_dataset(root, name="d", split="train", keys=KEYS)
-    for name, kind, values in (
+    columns: tuple[tuple[str, str, list[list[Any]]], ...] = (
         ("image", "image", [[picture(0, size=2), None], [picture(2, size=2)]]),
         ("caption.en", "texts", [[["one", "zwei"], ["drei"]], [["4"]]]),
         ("description.x", "views", [[{"views": {"a": "b"}}, None], [None]]),
         ("label.x", "label", [["l", "m"], ["n"]]),
-    ):
+    )
+    for name, kind, values in columns:
         column = create_column(
             made, name, kind=kind, extension="png" if kind == "image" else "json", plan={"p": 1}, provenance={"by": "x"}
         )
@@ -93,7 +95,7 @@ def flip(root: Path, path: Path, at: int, bit: int, before: dict) -> None:
     forget_files()
     try:
         try:
-            problems = verify(root)
+            problems: list[Any] = verify(root)
         except CcrError as e:
             problems = [e]
         with contextlib.suppress(CcrError, OSError):

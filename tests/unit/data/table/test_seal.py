@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def dataset(tmp_path):
 
 def everything(root) -> dict:
     """What is to be known of the complete columns of a dataset."""
-    dataset, found = Dataset(root), {}
+    dataset, found = Dataset(root), dict[str, Any]()
     for column in map(dataset.column, ("caption.en", "caption.de", "feature.x")):
         values = [column.value(shard, row) for shard, keys in enumerate(KEYS) for row in range(len(keys))]
         found[column.name] = {

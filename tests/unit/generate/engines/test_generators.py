@@ -136,7 +136,7 @@ def test_transformers_answers_as_the_library_does_in_any_batch(vlm: str) -> None
     for batch in (1, 3, 8):
         assert answers(hf(vlm, batch=batch), requests) == expected
     engine: Any = hf(vlm)
-    dog, end = [*engine._tokenizer.encode(" dog"), engine._tokenizer.eos_token_id]
+    (dog,), end = engine._tokenizer.encode(" dog"), engine._tokenizer.eos_token_id
     assert engine._cut([dog, dog, end, end], 8, 5) == Generation("dog dog", 3, 5, "stop")
     # a longer neighbour went on
     assert engine._cut([dog, dog, dog, end], 2, 5) == Generation("dog dog", 2, 5, "length")
@@ -263,7 +263,7 @@ def test_the_start_of_an_answer_is_kept_in_every_family(family: str, tmp_path: P
         }[family]
         expected = processor.tokenizer.decode(row[given_back:], skip_special_tokens=True).strip()
         assert answer.text == expected and answer.text and 0 < answer.tokens <= 6
-    assert answers(engine, [Request("x/v", "a", images=(picture(1),), max_tokens=3)])[0].tokens <= 3  # type: ignore[union-attr]
+    assert answers(engine, [Request("x/v", "a", images=(picture(1),), max_tokens=3)])[0].tokens <= 3
 
 
 def test_media_of_which_nothing_reaches_the_model_are_refused(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from tests.asking import ERROR, asked, fine, said
 )
 def test_why_an_answer_ended(finish: str | None, tokens: int, expected: str) -> None:
     (answer,), _ = asked(lambda h, body, n: h.answer(completion("a", finish, usage={"completion_tokens": tokens})), "x")
-    assert answer == Generation("a", tokens, 0, expected)  # type: ignore[arg-type]
+    assert answer == Generation("a", tokens, 0, expected)
 
 
 @pytest.mark.parametrize("finish", ["content_filter", "SAFETY", "refusal"])
@@ -140,7 +140,7 @@ PASSES: dict[str, Callable[[Odd], None]] = {
     **{
         str(status): lambda h, status=status: h.answer(ERROR, status)
         for status in (408, 409, 425, 429, 500, 502, 503, 504, 520, 529)
-    },  # type: ignore[misc]
+    },
     "html": lambda h: h.answer(b"<html>bad gateway</html>", kind="text/html"),
     "html as json": lambda h: h.answer(b"<html>bad gateway</html>"),
     "html 502": lambda h: h.answer(b"<html>bad gateway</html>", 502, kind="text/html"),

@@ -84,7 +84,7 @@ def test_openai_retries_what_passes_and_gives_up_on_items_not_on_jobs(folder: Pa
     texts = ["echo a", "once 503 b", "500", "once 429 c", "413", "400", "filter", "echo d"]
     found = answers(served(concurrency=3), [Request(f"{i}/v", text) for i, text in enumerate(texts)])
     kinds = ["" if isinstance(answer, Generation) else str(answer) for answer in found]
-    assert [found[i].text for i in (0, 1, 3, 7)] == ["ECHO A", "ONCE 503 B", "ONCE 429 C", "ECHO D"]  # type: ignore[union-attr]
+    assert [found[i].text for i in (0, 1, 3, 7)] == ["ECHO A", "ONCE 503 B", "ONCE 429 C", "ECHO D"]
     assert "2/v: the server failed on it 3 times, but not on others: 500" in kinds[2]
     assert "4/v: the server refuses it (413" in kinds[4] and "5/v: the server refuses it (400" in kinds[5]
     assert "6/v: the server gave up on it: content_filter" in kinds[6]

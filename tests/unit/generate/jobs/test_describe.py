@@ -21,7 +21,7 @@ from ccr_dist.generate.cli import jobs_app
 from ccr_dist.generate.jobs.describe import Describe, default_column
 from ccr_dist.generate.processor import Feed, Outcome, Ticket
 from ccr_dist.generate.runner import Budget, run
-from tests.generation import Options, Parrot, video
+from tests.generation import Parrot, ParrotOptions, video
 
 
 def picture(brightness: int) -> bytes:
@@ -86,7 +86,7 @@ def test_views_of_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at_once", [1, 3, 8, 100])
 def test_the_engine_never_drains_while_there_is_work(tmp_path: Path, at_once: int) -> None:
-    processor = Describe(engine := Parrot(Options(at_once=at_once)), prompt(tmp_path))
+    processor = Describe(engine := Parrot(ParrotOptions(at_once=at_once)), prompt(tmp_path))
     preparer, data = processor.preparer(), picture(1)
 
     def prepared(ticket: Ticket) -> Future[Any]:
@@ -113,7 +113,7 @@ def test_results_do_not_depend_on_the_engines_order(tmp_path: Path) -> None:
         dataset = pictures(tmp_path / str(at_once), rows=(4, 3))
         run(
             dataset,
-            Describe(Parrot(Options(at_once=at_once)), prompt(tmp_path)),
+            Describe(Parrot(ParrotOptions(at_once=at_once)), prompt(tmp_path)),
             "description.x",
             workers=0,
             progress=False,
@@ -133,7 +133,7 @@ def test_answers_that_are_no_use_are_left_out_and_counted(tmp_path: Path) -> Non
         "1-0/long": "Dog.",
         "1-0/things": "[]",
     }
-    engine = Parrot(Options(answers=answers, endless=("0-0/things", "0-1/long")))
+    engine = Parrot(ParrotOptions(answers=answers, endless=("0-0/things", "0-1/long")))
     dataset = pictures(tmp_path / "d")
     summary = run(dataset, Describe(engine, prompt(tmp_path)), "description.x", workers=0, progress=False)
     made = values(dataset, "description.x")
@@ -151,7 +151,7 @@ def test_answers_that_are_no_use_are_left_out_and_counted(tmp_path: Path) -> Non
 
 def test_bad_items(tmp_path: Path) -> None:
     dataset = pictures(tmp_path / "d", odd={"0-2": b"no picture"})
-    engine = Parrot(Options(bad=("1-0/things",)))
+    engine = Parrot(ParrotOptions(bad=("1-0/things",)))
     with pytest.raises(DataBudgetError):
         run(
             dataset, Describe(engine, prompt(tmp_path)), "description.x", workers=0, budget=Budget(1, 0), progress=False
@@ -175,7 +175,7 @@ def test_bad_items(tmp_path: Path) -> None:
 
 def test_a_row_of_which_nothing_was_answered_is_null(tmp_path: Path) -> None:
     dataset = pictures(tmp_path / "d")
-    engine = Parrot(Options(bad=("1-0/things", "1-0/long")))
+    engine = Parrot(ParrotOptions(bad=("1-0/things", "1-0/long")))
     summary = run(dataset, Describe(engine, prompt(tmp_path)), "description.x", workers=0, progress=False)
     assert summary.bad == 1 and values(dataset, "description.x")["1-0"] is None and "failed" not in summary.counts
 
@@ -186,13 +186,19 @@ def test_what_failed_in_part_is_told_after_a_death_too(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="gone"):
         run(
             dataset,
-            Describe(Parrot(Options(dies_at=9, **options)), prompt(tmp_path)),
+            Describe(Parrot(ParrotOptions(dies_at=9, **options)), prompt(tmp_path)),
             "description.x",
             workers=0,
             batch=1,
             progress=False,
         )
-    run(dataset, Describe(Parrot(Options(**options)), prompt(tmp_path)), "description.x", workers=0, progress=False)
+    run(
+        dataset,
+        Describe(Parrot(ParrotOptions(**options)), prompt(tmp_path)),
+        "description.x",
+        workers=0,
+        progress=False,
+    )
     (error,) = (dataset.root / "description.x" / "000000.errors.jsonl").read_text().splitlines()
     assert json.loads(error) == {"key": "0-0", "error": "0-0/things: the parrot dislikes it"}
 
@@ -205,14 +211,14 @@ def test_answers_that_break_what_reads_them_concern_their_row_alone(tmp_path: Pa
             return super().outcome(about, answers)
 
     dataset = pictures(tmp_path / "d")
-    engine = Parrot(Options(answers={"0-1/long": "its brightness ..."}))
+    engine = Parrot(ParrotOptions(answers={"0-1/long": "its brightness ..."}))
     summary = run(dataset, Fragile(engine, prompt(tmp_path)), "description.x", workers=0, progress=False)
     assert summary.complete and summary.bad == 1
     assert (
         "0-1: its answers cannot be used (RecursionError: too deep)"
         in (dataset.root / "description.x/000000.errors.jsonl").read_text()
     )
-    cut = Parrot(Options(answers={"0-0/things": '["a b", "an \\q escape", "c d", "e'}, endless=("0-0/things",)))
+    cut = Parrot(ParrotOptions(answers={"0-0/things": '["a b", "an \\q escape", "c d", "e'}, endless=("0-0/things",)))
     run(dataset, Describe(cut, prompt(tmp_path)), "description.y", workers=0, progress=False)
     assert dataset.column("description.y").value(0, 0)["views"]["things"] == "a b, c d"
 
@@ -222,7 +228,7 @@ def test_a_job_goes_on_after_the_engine_died(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="gone"):
         run(
             dataset,
-            Describe(dead := Parrot(Options(dies_at=15)), prompt(tmp_path)),
+            Describe(dead := Parrot(ParrotOptions(dies_at=15)), prompt(tmp_path)),
             "description.x",
             workers=0,
             batch=1,
@@ -249,7 +255,7 @@ def test_answers_that_were_there_when_the_engine_died_are_kept(tmp_path: Path) -
     with pytest.raises(EngineError, match="gone"):
         run(
             dataset,
-            Describe(Dying(Options(at_once=2)), prompt(tmp_path)),
+            Describe(Dying(ParrotOptions(at_once=2)), prompt(tmp_path)),
             "description.x",
             workers=0,
             batch=100,

@@ -21,7 +21,7 @@ from ccr_dist.generate.jobs.featurise import Featurise  # noqa: E402
 from ccr_dist.generate.runner import Budget, run  # noqa: E402
 
 
-class Mean(torch.nn.Module):
+class Mean(torch.nn.Module):  # type: ignore[name-defined]
     """Mean colour (3) and [length, first letter] (2): features that a reader can check by head."""
 
     name = "mean"

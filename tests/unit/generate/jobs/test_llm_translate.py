@@ -14,7 +14,7 @@ from ccr_dist.generate.cli import jobs_app
 from ccr_dist.generate.jobs.llm_translate import LlmTranslate, make_translation
 from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.runner import run
-from tests.generation import Options, Parrot
+from tests.generation import Parrot, ParrotOptions
 from tests.jobs import captions
 
 
@@ -28,7 +28,7 @@ def test_captions_stay_aligned(tmp_path: Path) -> None:
         "1-1/0": "As an AI, I do not",
         "1-1/1": "und und und und und",
     }
-    engine = Parrot(Options(answers=answers))
+    engine = Parrot(ParrotOptions(answers=answers))
     processor = LlmTranslate(engine, "en", "de")
     summary = run(dataset, processor, "caption.de.parrot", progress=False)
     column = dataset.column("caption.de.parrot")
@@ -58,7 +58,10 @@ def test_captions_stay_aligned(tmp_path: Path) -> None:
 def test_one_word_in_a_script_without_spaces_is_kept(tmp_path: Path) -> None:
     dataset = captions(tmp_path / "d", rows=(1,), values={(0, 0): ["dog"]})
     run(
-        dataset, LlmTranslate(Parrot(Options(answers={"0-0/0": "狗"})), "en", "zh"), "caption.zh.parrot", progress=False
+        dataset,
+        LlmTranslate(Parrot(ParrotOptions(answers={"0-0/0": "狗"})), "en", "zh"),
+        "caption.zh.parrot",
+        progress=False,
     )
     assert dataset.column("caption.zh.parrot").value(0, 0) == ["狗"]
 

@@ -19,7 +19,7 @@ from ccr_dist.generate.jobs.quality import quality
 from ccr_dist.generate.jobs.translate import back_column
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.text.identify import Sample, about
-from tests.generation import Options, Parrot
+from tests.generation import Parrot, ParrotOptions
 from tests.jobs import captions
 
 ENGLISH = [["a red bus", "the bus"], ["two dogs run", " "], ["a cat", "cats"], None]
@@ -238,7 +238,7 @@ def test_loops_and_long_translations_are_told(tmp_path: Path) -> None:
 
 def test_what_the_job_counted_is_shown(tmp_path: Path) -> None:
     dataset = captions(tmp_path / "d" / "train", rows=(1,), values={(0, 0): ["a red car", "a dog"]})
-    engine = Parrot(Options(answers={"0-0/0": "Translation: ein rotes Auto", "0-0/1": "und und und und und"}))
+    engine = Parrot(ParrotOptions(answers={"0-0/0": "Translation: ein rotes Auto", "0-0/1": "und und und und und"}))
     run(dataset, LlmTranslate(engine, "en", "de"), "caption.de.parrot", progress=False)
     [one] = quality(dataset.root, "caption.de.parrot")
     assert one["filtered"] == {"empty": 1, "preamble": 1, "repeated": 1}

@@ -217,7 +217,7 @@ def recipe(method: str, folder: Path) -> tuple[Path, list[str]]:
     overrides += ['stages.cla.lr_scale={"net.front_end.": 0.5}']
     if method == "dasd":
         return path, [*overrides, "method.discriminator=released", "method.pairing=reversed", "method.adversarial=0.1"]
-    frontend = load_config(path).method.frontend.model_dump()
+    frontend = load_config(path).method.frontend.model_dump()  # type: ignore[attr-defined]
     stages = {stage: {"steps": steps, "batch": 10, "lr": 1e-3} for stage, steps in (("cla", 3), ("cma", 2))}
     overrides += [
         f"stages.{stage}.{option}" for stage in stages for option in ("optimizer=hf_adamw", "schedule=hf_linear")

@@ -132,6 +132,6 @@ def test_an_average_of_other_parameters_is_refused(folder: Path) -> None:
     class Engine:
         name, trained = "single", {"net.a": torch.nn.Parameter(torch.ones(2))}
 
-    ema = Ema(Engine(), 0.9)  # type: ignore[arg-type]
+    ema = Ema(Engine(), 0.9)
     with pytest.raises(CheckpointError, match=r"other parameters.*net\.a"):
         ema.restore({"ema/net.b": torch.ones(2)})
