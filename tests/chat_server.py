@@ -1,7 +1,7 @@
 """A server with an OpenAI-compatible chat API that does what the user's text says, for tests of the engine `openai`.
 
-    python chat_server.py FOLDER [HOST]     listens on a free port, written to FOLDER/port; each request is appended to
-    FOLDER/log.jsonl
+    python chat_server.py FOLDER [HOST]     listens on a free port, written to FOLDER/port; each request is appended
+                                            to FOLDER/log.jsonl
 
 A file FOLDER/delay holds seconds that every answer takes.
 

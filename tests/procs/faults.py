@@ -6,9 +6,8 @@ folder. Two ways to use it:
 
     environment(root, at, error)         variables for a command that is started for this one fault
     Faults(root).run(action, at, error)  inside a worker that was started with `preloaded()`: the action runs in a fork,
-    so that imports are
-                                         paid for once. `Faults(root).count(action)` tells how many operations there
-                                         are.
+                                         so that imports are paid for once
+    Faults(root).count(action)           how many operations there are
 
 `lasting`: what a disk does that is full or was remounted read-only: all later operations that can fail so fail, too.
 """

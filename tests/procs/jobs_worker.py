@@ -1,8 +1,9 @@
 """Started by test_jobs_kill.py.
 
-jobs_worker.py translate ...     (FILE_LIMIT=bytes, CLOCK_SHIFT=s) the command of `ccr-dist`, with the engine `shout`
-there to be asked for jobs_worker.py crashes FOLDER    makes a column again and again, each time killed at the next call
-that touches the disk; then resumes
+jobs_worker.py translate ...     (FILE_LIMIT=bytes, CLOCK_SHIFT=s) the command of `ccr-dist`, where the engine `shout`
+                                 can be asked for
+jobs_worker.py crashes FOLDER    makes a column again and again, each time killed at the next call that touches the
+                                 disk; then resumes
 """
 
 from __future__ import annotations
