@@ -121,9 +121,10 @@ def together(nodes: int, least_gbs: float | None) -> tuple[str, list[tuple[str, 
     }  # fmt: skip
     from ccr_dist.train.processes import Processes
     from ccr_dist.train.watch import network
-    from ccr_dist.train.watch.doctor import Report
+    from ccr_dist.train.watch.machine_report import MachineReport
 
-    report, processes = Report(facts={"software": {}}), Processes(threads=None, world=nodes, group=False, timeout=120)
+    report = MachineReport(facts={"software": {}})
+    processes = Processes(threads=None, world=nodes, group=False, timeout=120)
     network.examine(report, processes)
     names = processes.all(os.environ["SLURMD_NODENAME"])
     measured = processes.agree(report.facts["processes"])

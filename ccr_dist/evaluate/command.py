@@ -11,8 +11,10 @@ from pathlib import Path
 from ccr_dist import terminal
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import DataError
-from ccr_dist.evaluate.report import aggregate, collect, table, write_report
+from ccr_dist.evaluate.report import write_report
 from ccr_dist.evaluate.schema import unrecorded
+from ccr_dist.evaluate.summaries import aggregate, collect
+from ccr_dist.evaluate.tables import table
 
 
 def report(

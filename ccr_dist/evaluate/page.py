@@ -16,8 +16,8 @@ from ccr_dist.data.media.pictures import open_picture
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate import plots
 from ccr_dist.evaluate.protocols import RECALL_NAMES
-from ccr_dist.evaluate.report import Results, Row, Stat, interval, merged_ceiling
 from ccr_dist.evaluate.schema import Example
+from ccr_dist.evaluate.summaries import ResultRow, Results, Stat, interval, merged_ceiling
 
 Images = Callable[[str], bytes | None]
 THUMBNAIL = 128  # pixels
@@ -34,7 +34,7 @@ WAYS = {"t2v": "text → image", "v2t": "image → text"}
 
 def page(
     results: Results,
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     *,
     title: str,
     notes: Sequence[str],
@@ -72,7 +72,7 @@ def page(
     )
 
 
-def header(results: Results, rows: Sequence[Row], notes: Sequence[str]) -> str:
+def header(results: Results, rows: Sequence[ResultRow], notes: Sequence[str]) -> str:
     facts: list[tuple[str, str]] = []
     for name in dict.fromkeys((row.dataset, row.split) for row in rows):
         runs = [run for run in results.runs if (run.dataset, run.split) == name]
@@ -114,20 +114,20 @@ def _seeds(results: Results, label: str) -> str:
     return ", ".join(map(str, sorted({run.seed for run in results.runs if run.label == label})))
 
 
-def _groups(rows: Sequence[Row]) -> list[list[Row]]:
-    found: dict[tuple[str, str, str], list[Row]] = {}
+def _groups(rows: Sequence[ResultRow]) -> list[list[ResultRow]]:
+    found: dict[tuple[str, str, str], list[ResultRow]] = {}
     for row in rows:
         found.setdefault((row.dataset, row.split, row.language), []).append(row)
     return list(found.values())
 
 
-def _title(row: Row, *, alone: bool) -> str:
+def _title(row: ResultRow, *, alone: bool) -> str:
     """Language name, and the dataset where there are several."""
     name = NAMES.get(row.language, row.language)
     return escape(name if alone else f"{name}, {row.dataset} {row.split}")
 
 
-def _one_dataset(rows: Sequence[Row]) -> bool:
+def _one_dataset(rows: Sequence[ResultRow]) -> bool:
     return len({(row.dataset, row.split) for row in rows}) == 1
 
 
@@ -136,7 +136,9 @@ def _stat(stat: Stat, *, digits: int = 1, best: bool = False) -> str:
     return f"<td{' class=best' if best else ''}>{stat.mean:.{digits}f}{spread}</td>"
 
 
-def _bodies(rows: Sequence[Row], columns: int, cells: Callable[[Row, Sequence[Row]], Iterable[str]]) -> str:
+def _bodies(
+    rows: Sequence[ResultRow], columns: int, cells: Callable[[ResultRow, Sequence[ResultRow]], Iterable[str]]
+) -> str:
     """A `tbody` a language, headed by its name; `cells` of a row, given the rows it competes with."""
     html = []
     for group in _groups(rows):
@@ -160,10 +162,10 @@ def _bodies(rows: Sequence[Row], columns: int, cells: Callable[[Row, Sequence[Ro
     return "".join(html)
 
 
-def recall_table(rows: Sequence[Row]) -> str:
+def recall_table(rows: Sequence[ResultRow]) -> str:
     names = (*RECALL_NAMES, "SumR")
 
-    def cells(row: Row, group: Sequence[Row]) -> Iterable[str]:
+    def cells(row: ResultRow, group: Sequence[ResultRow]) -> Iterable[str]:
         for name in names:
             best = max(other.metrics[name].mean for other in group)
             yield _stat(row.metrics[name], best=not row.ceiling and row.metrics[name].mean == best)
@@ -179,8 +181,8 @@ def recall_table(rows: Sequence[Row]) -> str:
     return f"<div class=scroll><table><thead>{head}</thead>{_bodies(rows, 11, cells)}</table></div>"
 
 
-def _more(rows: Sequence[Row]) -> str:
-    def cells(row: Row, group: Sequence[Row]) -> Iterable[str]:
+def _more(rows: Sequence[ResultRow]) -> str:
+    def cells(row: ResultRow, group: Sequence[ResultRow]) -> Iterable[str]:
         yield _stat(row.metrics["mR"])
         for way in WAYS:
             yield _stat(row.metrics[f"{way}_MRR"], digits=3) + _stat(row.metrics[f"{way}_median_rank"])
@@ -195,7 +197,7 @@ def _more(rows: Sequence[Row]) -> str:
     return f"<div class=scroll><table><thead>{head}</thead>{_bodies(rows, 10, cells)}</table></div>"
 
 
-def _legend(rows: Sequence[Row], colour: Mapping[str, int]) -> str:
+def _legend(rows: Sequence[ResultRow], colour: Mapping[str, int]) -> str:
     labels = dict.fromkeys(row.label for row in rows if not row.ceiling) or dict.fromkeys(row.label for row in rows)
     items = [f"<span>{_swatch(colour[label])}{escape(label)}</span>" for label in labels]
     if any(row.ceiling for row in rows) and any(not row.ceiling for row in rows):
@@ -207,7 +209,7 @@ def _swatch(n: int) -> str:
     return f'<span class=swatch style="background:var(--s{n % plots.SERIES})"></span>'
 
 
-def _panels(group: Sequence[Row], rows: Sequence[Row], colour: Mapping[str, int]) -> str:
+def _panels(group: Sequence[ResultRow], rows: Sequence[ResultRow], colour: Mapping[str, int]) -> str:
     same = [row for row in rows if (row.dataset, row.split) == (group[0].dataset, group[0].split)]
     ceiling = (
         None

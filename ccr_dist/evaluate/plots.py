@@ -14,7 +14,7 @@ from typing import Any
 
 from ccr_dist.data.storage.store import read_lines
 from ccr_dist.errors import DataError, let_pass
-from ccr_dist.evaluate.report import Row
+from ccr_dist.evaluate.summaries import ResultRow
 
 SERIES = 8
 MARKERS = "osD^vPX*"
@@ -44,7 +44,7 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def bars(rows: Sequence[Row], ceiling: Row | None, way: str, colour: Mapping[str, int], top: float) -> str:
+def bars(rows: Sequence[ResultRow], ceiling: ResultRow | None, way: str, colour: Mapping[str, int], top: float) -> str:
     """R@1, R@5, R@10 of one direction: a bar a method, a dot a seed, whiskers for the interval, dashes for the
     ceiling.
     """
@@ -77,7 +77,7 @@ def bars(rows: Sequence[Row], ceiling: Row | None, way: str, colour: Mapping[str
     return _svg(draw, "recall bars")
 
 
-def curve(rows: Sequence[Row], ceiling: Row | None, way: str, colour: Mapping[str, int]) -> str:
+def curve(rows: Sequence[ResultRow], ceiling: ResultRow | None, way: str, colour: Mapping[str, int]) -> str:
     """Recall at k, k from 1 to 100."""
 
     def draw(axes: Any) -> None:

@@ -30,13 +30,13 @@ from ccr_dist import stopfile, terminal
 from ccr_dist.data.storage import store
 from ccr_dist.data.table.dataset import Column, Dataset, create_column
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
-from ccr_dist.generate.heartbeat import Watch
 from ccr_dist.generate.lease import Leases, look
 from ccr_dist.generate.load_once import first_load
 from ccr_dist.generate.prepare import Preparation
 from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket, require_rules
 from ccr_dist.generate.shard_work import STUCK, Bench, Lost, Work
 from ccr_dist.generate.summary import Budget, Summary
+from ccr_dist.heartbeat import Watch
 from ccr_dist.redact import command_line
 
 FRUITLESS = 100  # rows without any value from the start after which a job is ended

@@ -18,8 +18,8 @@ from ccr_dist.data.media.text import texts_of
 from ccr_dist.data.storage.store import replace_atomic
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
-from ccr_dist.evaluate.report import cell
 from ccr_dist.evaluate.schema import read_result, require_comparable
+from ccr_dist.evaluate.tables import cell
 from ccr_dist.study.plan import Plan, state
 
 RECALLS = (1, 10)

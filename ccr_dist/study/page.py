@@ -11,8 +11,8 @@ from importlib.resources import files
 from string import Template
 
 from ccr_dist.evaluate.page import NAMES, details, footer, header, recall_table
-from ccr_dist.evaluate.report import Row, Stat
 from ccr_dist.evaluate.schema import unrecorded
+from ccr_dist.evaluate.summaries import ResultRow, Stat
 from ccr_dist.study.compare import ALL
 from ccr_dist.study.plots import VERDICTS
 from ccr_dist.study.summary import EXPLAINED, JUDGED, Summary, interval, languages_shown, magnitude, sentence
@@ -24,7 +24,7 @@ CAPTIONS = {
 }
 
 
-def page(summary: Summary, rows: Sequence[Row], figures: Mapping[str, bytes]) -> str:
+def page(summary: Summary, rows: Sequence[ResultRow], figures: Mapping[str, bytes]) -> str:
     study = summary.plan.study
     notes = list(study.notes)
     if summary.missing:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ccr_dist.data.storage.store import replace_atomic
-from ccr_dist.evaluate.report import Stat, aggregate, cell, to_csv, to_json
+from ccr_dist.evaluate.summaries import Stat, aggregate
+from ccr_dist.evaluate.tables import cell, to_csv, to_json
 from ccr_dist.study import plots
 from ccr_dist.study.compare import ALL, LEVEL
 from ccr_dist.study.page import page

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ccr_dist.errors import DataError
-from ccr_dist.evaluate.report import Results, Stat
 from ccr_dist.evaluate.schema import RunResult
+from ccr_dist.evaluate.summaries import Results, Stat
 from ccr_dist.study.compare import ALL, LEVEL, REPLICATES, Estimate, Judged, judge, load_outcome, over, sample
 from ccr_dist.study.plan import Plan, RowPlan, Run, state
 

@@ -8,29 +8,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ccr_dist.config import RunConfig, TrainSet
 from ccr_dist.data.media.text import has_text, texts_of
-from ccr_dist.data.stream.order import mix
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import DataError
 from ccr_dist.methods import base
 from ccr_dist.methods.base import Method
 from ccr_dist.models.backbones import build_backbone
 from ccr_dist.train.inputs import check_columns, fields_for, train_sets
+from ccr_dist.train.step.seeding import seed_all
 
 __all__ = [
-    "build_method", "check_columns", "fields_for", "learnt_languages", "open_datasets", "seed_all", "train_sets",
+    "build_method", "check_columns", "fields_for", "learnt_languages", "open_datasets", "train_sets",
     "training_texts",
 ]  # fmt: skip
-
-
-def seed_all(*parts: int | str) -> None:
-    """Set torch's generators (CPU and accelerator) to a pure function of `parts`: random state is arithmetic, never
-    saved.
-    """
-    torch.manual_seed(mix(*parts) & (2**63 - 1))
 
 
 def learnt_languages(config: RunConfig) -> tuple[str, ...]:

@@ -31,9 +31,10 @@ from ccr_dist.train.record.phases import Phases
 from ccr_dist.train.record.profiler import Window
 from ccr_dist.train.record.telemetry import Telemetry
 from ccr_dist.train.state import checkpoint
+from ccr_dist.train.state.progress import RunProgress
 from ccr_dist.train.state.run_folder import RunFolder, identity, otherwise
 from ccr_dist.train.step.ema import selected
-from ccr_dist.train.step.stage import Progress, StageRun
+from ccr_dist.train.step.stage import StageRun
 from ccr_dist.train.strategies.strategy import Step, Strategy
 from ccr_dist.train.validation import blank, selection_queries, total, validate
 from ccr_dist.train.watch import memory
@@ -112,7 +113,7 @@ class Training:
 
     def run(self) -> Outcome:
         state, passed = self._find_checkpoint()
-        done = Progress(**state.values["progress"]) if state else Progress()
+        done = RunProgress(**state.values["progress"]) if state else RunProgress()
         resumed_at = done.step if state else None
         complete = self._complete(state, done, passed)
         if complete is not None:
@@ -145,7 +146,7 @@ class Training:
             self.log.close()
         return Outcome(done.step, stopped, resumed_at)
 
-    def _complete(self, state: checkpoint.State | None, done: Progress, passed: list[str]) -> int | None:
+    def _complete(self, state: checkpoint.State | None, done: RunProgress, passed: list[str]) -> int | None:
         """The step at which the run is complete, with weights that are those of its last step; None: there is something
         to do.
 
@@ -183,7 +184,7 @@ class Training:
         self._on_main(look)
         return self.strategy.agree(found[0] if found else None)
 
-    def _ended(self, done: Progress, stopped: str | None) -> str:
+    def _ended(self, done: RunProgress, stopped: str | None) -> str:
         if stopped:
             return f"stopped by {stopped} " + (
                 f"at step {done.step}, saved" if done.step else "before its first step; nothing to save"
@@ -196,7 +197,7 @@ class Training:
         )
         return f"complete; best validation {best}{skipped}"
 
-    def _train(self, done: Progress, state: checkpoint.State | None, passed: list[str]) -> str | None:
+    def _train(self, done: RunProgress, state: checkpoint.State | None, passed: list[str]) -> str | None:
         """From the build to the selected weights. Returns what stopped it before, with everything saved."""
         try:
             with self.watchdog.loading("building the model"):
@@ -224,7 +225,11 @@ class Training:
         except Exception as error:
             if not memory.ran_out(error):
                 raise
-            raise memory.report(error, self.phases, self.config, self.stage, self.strategy) from error
+            known: dict[str, Any] = {}
+            if self.stage is not None:
+                engine = self.stage.engine
+                known = {"strategy": engine.name, "held": engine.held(), "cut": not self.stage.method.rows_interact}
+            raise memory.report(error, self.phases, self.config, self.strategy, **known) from error
 
     def _begin(self, state: checkpoint.State | None) -> None:
         """The method as the run goes on from `state`, or as it begins: with the weights of `init_from`, or its own
@@ -263,7 +268,7 @@ class Training:
         if weights is not None:
             checkpoint.restore_weights(self.kept, weights, where)
 
-    def _introduce(self, done: Progress, passed: list[str], *, resumed: bool) -> None:
+    def _introduce(self, done: RunProgress, passed: list[str], *, resumed: bool) -> None:
         facts = self.strategy.facts
 
         def record() -> None:
@@ -279,7 +284,7 @@ class Training:
             f"{facts['strategy']} on {facts['world']} process(es), {facts['device']}, {facts['precision']}; {what}"
         )
 
-    def _stages(self, done: Progress, state: checkpoint.State | None) -> None:
+    def _stages(self, done: RunProgress, state: checkpoint.State | None) -> None:
         """All stages that are left. Raises Stopped when there was a request, and what there is to save was given to the
         writer.
         """
@@ -300,12 +305,12 @@ class Training:
                     said.add(text)
             self._steps(self.stage, done)
 
-    def _record_shards(self, done: Progress, stage: StageRun) -> None:
+    def _record_shards(self, done: RunProgress, stage: StageRun) -> None:
         """What every rank holds after a first step, for whoever doubts that a strategy is what it says."""
         held = self.strategy.all(stage.engine.held())
         self.log.event(done.step, "held", {"stage": stage.name, "strategy": stage.engine.name, "bytes": held})
 
-    def _steps(self, stage: StageRun, done: Progress) -> None:
+    def _steps(self, stage: StageRun, done: RunProgress) -> None:
         """The steps of a stage, validated and saved as the config says."""
         recorded = False
         if done.unvalidated:
@@ -319,7 +324,7 @@ class Training:
             self.profiler.step()
             self._between(done, stage, stopping=stopping)
 
-    def _between(self, done: Progress, stage: StageRun, *, stopping: bool) -> None:
+    def _between(self, done: RunProgress, stage: StageRun, *, stopping: bool) -> None:
         """Validation and checkpoint, where they are due. Raises Stopped when asked to; a validation that is cut short
         is made up for.
         """
@@ -338,7 +343,7 @@ class Training:
         if last or improved or done.step % self.config.runtime.checkpoint_every == 0:
             self._save(done, stage)
 
-    def _validate(self, done: Progress, stage: StageRun) -> bool:
+    def _validate(self, done: RunProgress, stage: StageRun) -> bool:
         self._tell_truncated(done)
         if done.substituted > self._substituted:
             self._substituted = done.substituted
@@ -365,7 +370,7 @@ class Training:
             done.best = {"step": done.step, "stage": done.stage, "metric": self.config.select, "value": value}
         return improved
 
-    def _tell_truncated(self, done: Progress) -> None:
+    def _tell_truncated(self, done: RunProgress) -> None:
         """Texts that lost their ends since this start of the run, wherever there are new ones."""
         texts = total(self.strategy, self.method.truncated)
         if texts > self._truncated:
@@ -376,7 +381,7 @@ class Training:
                 " so far)"
             )
 
-    def _save(self, done: Progress, stage: StageRun) -> None:
+    def _save(self, done: RunProgress, stage: StageRun) -> None:
         """Copies the state to the CPU of those who write it while training goes on: rank 0, or all. Waits for the save
         before.
         """
@@ -418,7 +423,7 @@ class Training:
 
         self.strategy.together(settle)
 
-    def _publish(self, done: Progress) -> None:
+    def _publish(self, done: RunProgress) -> None:
         """RUN/model.safetensors: the selected weights, for everything that comes after training."""
         assert done.best is not None
         weights, _ = best_weights(self.folder, done.best)
@@ -442,7 +447,7 @@ class Training:
         self.strategy.together(lambda: state.append(checkpoint.load(path, self.strategy)))
         return state[0], passed
 
-    def _start_from_best(self, done: Progress) -> None:
+    def _start_from_best(self, done: RunProgress) -> None:
         """A later stage starts from the best checkpoint of the stage before it, not from its last."""
         self._written()
         earlier = done.best["step"] if done.best and done.best["stage"] == done.stage else done.step

@@ -196,8 +196,9 @@ def measure(wanted: RunConfig) -> dict[str, Any]:
     import torch
 
     from ccr_dist.train.assemble import build_method, fields_for, open_datasets, training_texts
+    from ccr_dist.train.state.progress import RunProgress
     from ccr_dist.train.state.run_folder import RunFolder
-    from ccr_dist.train.step.stage import Progress, StageRun
+    from ccr_dist.train.step.stage import StageRun
     from ccr_dist.train.strategies.strategy import Step, Strategy
     from ccr_dist.train.watch.signals import StopRequest
 
@@ -216,7 +217,7 @@ def measure(wanted: RunConfig) -> dict[str, Any]:
             name, config=wanted, step=step, strategy=strategy, folder=folder, stop=StopRequest(folder.path),
             order=order(wanted, name, fields), datasets=open_datasets(wanted.data.train), fields=fields,
         )  # fmt: skip
-        steps = [(values["samples_per_s"], values["loss"]) for values in stage.steps(Progress())]
+        steps = [(values["samples_per_s"], values["loss"]) for values in stage.steps(RunProgress())]
     except CcrError as error:
         return {"refused": str(error)}
     except (MemoryError, RuntimeError) as error:

@@ -99,8 +99,9 @@ def measure(given: dict[str, Any]) -> None:
     """On every rank; rank 0 writes what was found."""
     from ccr_dist.methods.run_config import from_dict
     from ccr_dist.train.assemble import build_method, fields_for, open_datasets, training_texts
+    from ccr_dist.train.state.progress import RunProgress
     from ccr_dist.train.state.run_folder import RunFolder
-    from ccr_dist.train.step.stage import Progress, StageRun
+    from ccr_dist.train.step.stage import StageRun
     from ccr_dist.train.strategies.advice import held
     from ccr_dist.train.strategies.strategy import Step, Strategy
     from ccr_dist.train.watch.signals import StopRequest
@@ -119,7 +120,7 @@ def measure(given: dict[str, Any]) -> None:
         name, config=config, step=step, strategy=strategy, folder=folder, stop=StopRequest(folder.path),
         order=methods.order(config, name, fields), datasets=open_datasets(config.data.train), fields=fields,
     )  # fmt: skip
-    seconds = [values["step_s"] for values in stage.steps(Progress())][1:]
+    seconds = [values["step_s"] for values in stage.steps(RunProgress())][1:]
     trained = sum(sizes[n] for n in stage.engine.trained if n in sizes)
     frozen = sum(sizes.values()) - trained
     ranks = strategy.all({**stage.engine.held(), "peak_mb": methods.peak_mb(strategy.device), "steps_s": seconds})

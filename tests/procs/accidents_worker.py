@@ -28,7 +28,8 @@ from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import loop, validation
 from ccr_dist.train.record.telemetry import Telemetry
 from ccr_dist.train.state import checkpoint
-from ccr_dist.train.step.stage import Progress, StageRun
+from ccr_dist.train.state.progress import RunProgress
+from ccr_dist.train.step.stage import StageRun
 from ccr_dist.train.strategies.strategy import Strategy
 from tests import tiny, toy
 from tests.procs import forked
@@ -135,7 +136,7 @@ def poisoned(folder: Path, found: dict[str, Any]) -> None:
     """The last rank's gradient is not finite, twice; once is allowed."""
 
     class Poisoned(StageRun):
-        def _step(self, done: Progress, *arguments: Any) -> Any:
+        def _step(self, done: RunProgress, *arguments: Any) -> Any:
             backward = self.engine.backward
             if done.step in (2, 3) and self.strategy.rank == self.strategy.world - 1:
                 self.engine.backward = lambda share: backward(share * math.nan)

@@ -21,7 +21,8 @@ from ccr_dist.config import RunConfig
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import loop
 from ccr_dist.train.state import checkpoint
-from ccr_dist.train.step.stage import Progress, StageRun
+from ccr_dist.train.state.progress import RunProgress
+from ccr_dist.train.step.stage import StageRun
 from ccr_dist.train.strategies.strategy import Strategy
 from tests import toy
 
@@ -78,7 +79,7 @@ def die(folder: Path, name: str, spread: str, precision: str) -> None:
     """A run of which the last rank kills itself in the step after the next checkpoint, which has been written then."""
 
     class Mortal(StageRun):
-        def _step(self, done: Progress, *arguments: Any) -> Any:
+        def _step(self, done: RunProgress, *arguments: Any) -> Any:
             while done.step == CUT + 1 and not self.folder.checkpoints.joinpath(f"step-{CUT:08d}").exists():
                 time.sleep(0.01)
             if done.step == CUT + 1 and self.strategy.rank == self.strategy.world - 1:

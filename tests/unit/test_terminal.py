@@ -17,8 +17,10 @@ from rich.table import Table
 from ccr_dist import cli, errors, terminal
 from ccr_dist.data.storage.progress_bar import bar
 from ccr_dist.evaluate.protocols import language_result
-from ccr_dist.evaluate.report import aggregate, cell, collect, to_csv, write_report
+from ccr_dist.evaluate.report import write_report
 from ccr_dist.evaluate.schema import RunResult
+from ccr_dist.evaluate.summaries import aggregate, collect
+from ccr_dist.evaluate.tables import cell, to_csv
 from tests import jobs
 
 EVIL = "a\x1b[2J\x1b]0;owned\x07\r\x9b31m\u202e [/b] [red]\ud800"

@@ -41,7 +41,7 @@ from ccr_dist.train.state import sharded_tensors
 PARTS = ("weights", "optimizer", "auxiliary")
 FORMAT = 2
 FORMATS = (1, FORMAT)  # that are read; of the first, state.json has no digest of itself
-PROGRESS: dict[str, tuple[type, ...]] = {  # what is known of a run's progress (`stage.Progress`), and its types
+PROGRESS: dict[str, tuple[type, ...]] = {  # what is known of a run's progress (`progress.RunProgress`), and its types
     "step": (int,), "stage": (str,), "stage_step": (int,), "substituted": (int,), "skipped": (int,), "best": (dict,
     type(None)),
     "unvalidated": (bool,),

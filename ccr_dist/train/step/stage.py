@@ -12,7 +12,6 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,34 +24,22 @@ from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError
 from ccr_dist.losses.context import Context
 from ccr_dist.models import tensorfile
-from ccr_dist.train.assemble import seed_all
 from ccr_dist.train.optimizers.optimizer import rate
 from ccr_dist.train.record.phases import Phases
 from ccr_dist.train.record.speed import Speed, groups_of
 from ccr_dist.train.state import checkpoint
+from ccr_dist.train.state.progress import RunProgress
 from ccr_dist.train.state.run_folder import RunFolder
 from ccr_dist.train.step.compiled import compile_blocks
 from ccr_dist.train.step.ema import Ema
 from ccr_dist.train.step.micro_batches import CachedOutputs, rounds
+from ccr_dist.train.step.seeding import seed_all
 from ccr_dist.train.strategies.advice import advice
 from ccr_dist.train.strategies.replicated import Single
 from ccr_dist.train.strategies.strategy import Step, Strategy
 from ccr_dist.train.watch import memory
 from ccr_dist.train.watch.guards import Guards, Tell
 from ccr_dist.train.watch.signals import StopRequest
-
-
-@dataclass
-class Progress:
-    """What a run has done so far; with weights and optimiser state it is all a resume needs."""
-
-    step: int = 0
-    stage: str = ""
-    stage_step: int = 0
-    substituted: int = 0
-    skipped: int = 0
-    best: dict[str, Any] | None = None
-    unvalidated: bool = False  # a stop request came before this step's validation was over
 
 
 class StageRun:
@@ -199,7 +186,7 @@ class StageRun:
 
     # Steps.
 
-    def steps(self, done: Progress) -> Iterator[dict[str, Any]]:
+    def steps(self, done: RunProgress) -> Iterator[dict[str, Any]]:
         """Do what is left of the stage; after each step, advance `done` and yield the step's numbers.
 
         Among them: `logged`: they are for the log, and have `speed` and `norms` (gradient norms of groups of
@@ -271,7 +258,7 @@ class StageRun:
         assert warm is not None
         yield from on_device(itertools.chain(*warm), strategy.device)
 
-    def _step(self, done: Progress, batch: Batch, logged: bool) -> dict[str, Any]:
+    def _step(self, done: RunProgress, batch: Batch, logged: bool) -> dict[str, Any]:
         strategy, settings, phases, size = self.strategy, self.settings, self.phases, self.config.runtime.micro_batch
         phases.batch = memory.sizes(batch)
         phases.enter("agree")

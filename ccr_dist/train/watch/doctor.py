@@ -20,13 +20,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ccr_dist.environment import PACKAGES, hardware, meminfo
 from ccr_dist.errors import DONE, ConfigError
 from ccr_dist.redact import is_secret, without_secrets
+from ccr_dist.train.watch.machine_report import MachineReport
 
 TRIED = ("torch", "torchvision", "open_clip", "transformers", "deepspeed", "vllm")  # imported in processes of their own
 VARIABLES = (
@@ -43,17 +43,6 @@ VARIABLES = (
     "WANDB_",
 )
 GIB = 2**30
-
-
-@dataclass
-class Report:
-    """Facts by section, and problems: what is wrong, and what to do."""
-
-    facts: dict[str, Any] = field(default_factory=dict)
-    problems: list[dict[str, str]] = field(default_factory=list)
-
-    def problem(self, what: str, do: str) -> None:
-        self.problems.append({"problem": what, "do": do})
 
 
 def command(out: Path, *, as_json: bool) -> int:
@@ -74,7 +63,7 @@ def command(out: Path, *, as_json: bool) -> int:
     return ConfigError.exit_code if report.problems else DONE
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _lines(report: MachineReport) -> Iterator[str]:
     for section, facts in report.facts.items():
         yield f"{section}:"
         for key, value in facts.items():
@@ -89,9 +78,9 @@ def _lines(report: Report) -> Iterator[str]:
         yield "nothing stands in the way"
 
 
-def examine(out: Path) -> Report:
+def examine(out: Path) -> MachineReport:
     """This machine, for runs whose folders lie in `out`."""
-    report = Report()
+    report = MachineReport()
     sections = {
         "software": _software,
         "devices": _devices,
@@ -111,7 +100,7 @@ def examine(out: Path) -> Report:
     return report
 
 
-def _software(report: Report) -> dict[str, Any]:
+def _software(report: MachineReport) -> dict[str, Any]:
     found: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
     for package in (*PACKAGES, "deepspeed", "torchvision"):
         try:
@@ -139,7 +128,7 @@ def _import_error(name: str) -> str | None:
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
-def _devices(report: Report) -> dict[str, Any]:
+def _devices(report: MachineReport) -> dict[str, Any]:
     driver = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()
     if importlib.util.find_spec("torch") is None:
         return {"driver": driver[:1], "torch": "not installed: training needs ccr-dist[train]"}
@@ -167,7 +156,7 @@ def _devices(report: Report) -> dict[str, Any]:
     return found
 
 
-def _cpu(report: Report) -> dict[str, Any]:
+def _cpu(report: MachineReport) -> dict[str, Any]:
     usable = len(os.sched_getaffinity(0))
     nodes = sorted(path.name for path in Path("/sys/devices/system/node").glob("node[0-9]*"))
     quota = _read("/sys/fs/cgroup/cpu.max").split()
@@ -180,7 +169,7 @@ def _cpu(report: Report) -> dict[str, Any]:
     return {"model": hardware(), "usable cores": usable, "cores by quota": limit, "numa nodes": len(nodes) or None}
 
 
-def _memory(report: Report) -> dict[str, Any]:
+def _memory(report: MachineReport) -> dict[str, Any]:
 
     machine, limit = meminfo(), _read("/sys/fs/cgroup/memory.max").strip()
     shm = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0
@@ -200,7 +189,7 @@ def _memory(report: Report) -> dict[str, Any]:
     }
 
 
-def _limits(report: Report) -> dict[str, Any]:
+def _limits(report: MachineReport) -> dict[str, Any]:
     kinds = {
         "open files": resource.RLIMIT_NOFILE,
         "processes": resource.RLIMIT_NPROC,
@@ -220,7 +209,7 @@ def _limits(report: Report) -> dict[str, Any]:
     return {name: "unlimited" if value == resource.RLIM_INFINITY else value for name, value in found.items()}
 
 
-def _network(report: Report) -> dict[str, Any]:
+def _network(report: MachineReport) -> dict[str, Any]:
     host = socket.gethostname()
     try:
         address: str | None = socket.gethostbyname(host)
@@ -250,7 +239,7 @@ def _network(report: Report) -> dict[str, Any]:
     return {"host": host, "address": address, "interfaces (Mbit/s)": cards, "infiniband": infiniband}
 
 
-def _disk(report: Report, out: Path) -> dict[str, Any]:
+def _disk(report: MachineReport, out: Path) -> dict[str, Any]:
     folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
     usage = shutil.disk_usage(folder)
     free = round(usage.free / GIB, 1)

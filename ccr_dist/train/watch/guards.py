@@ -1,7 +1,7 @@
-"""What may go wrong in a step without ending the run: counted, written down, bounded. And losses that stand out.
+"""What may go wrong in a step without ending the run: it is counted, recorded and limited. Loss spikes are reported.
 
-Everything is decided by numbers that all ranks share, so they decide alike. What is remembered here beside `Progress`
-has no influence on training, and no place in a checkpoint.
+Every decision uses numbers that all ranks share, so all ranks decide alike. What is kept here in addition to
+`RunProgress` has no influence on training and is not part of a checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ccr_dist.config import RunConfig
 from ccr_dist.data.storage.store import replace_atomic
@@ -19,10 +19,8 @@ from ccr_dist.data.stream.batch import Batch
 from ccr_dist.errors import DataBudgetError, NonFiniteError
 from ccr_dist.methods import base
 from ccr_dist.train.processes import Processes
+from ccr_dist.train.state.progress import RunProgress
 from ccr_dist.train.state.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from ccr_dist.train.step.stage import Progress
 
 # losses remembered a language, those needed for a verdict, and how far off is a spike
 WINDOW, LEAST, MADS = 64, 16, 8.0
@@ -41,7 +39,7 @@ class Guards:
         self._recent: dict[str, deque[float]] = {}
 
     def finite(
-        self, done: Progress, batch: Batch, values: Mapping[str, Any], norms: Mapping[str, float], *, scaled: bool
+        self, done: RunProgress, batch: Batch, values: Mapping[str, Any], norms: Mapping[str, float], *, scaled: bool
     ) -> None:
         """Count a step that was not made, on any rank, since its gradient was not finite (`Engine.update`), or whose
         loss was not.
@@ -90,7 +88,7 @@ class Guards:
             return part, f"runtime.skipped_fraction={runtime.skipped_fraction:g} of {total} steps"
         return runtime.skipped_steps, "runtime.skipped_steps"
 
-    def substituted(self, done: Progress, batch: Batch, everywhere: int) -> None:
+    def substituted(self, done: RunProgress, batch: Batch, everywhere: int) -> None:
         """Count broken samples that others stood in for. Raises DataBudgetError past runtime.bad_samples and
         runtime.bad_fraction.
         """
@@ -117,7 +115,7 @@ class Guards:
                 " `ccr-dist shards verify` checks the whole dataset"
             )
 
-    def spike(self, done: Progress, batch: Batch, loss: float) -> None:
+    def spike(self, done: RunProgress, batch: Batch, loss: float) -> None:
         """Log a loss far above the last ones of its language, with the items of its batch: some of them may be what is
         wrong.
         """
@@ -132,7 +130,7 @@ class Guards:
         self._tell(done.step, "spike", {"lang": batch.lang, "k": batch.k, "loss": loss, "bound": limit, "items": items})
 
 
-def samples(config: RunConfig, done: Progress) -> int:
+def samples(config: RunConfig, done: RunProgress) -> int:
     """All that a run has drawn so far, in this stage and those before it."""
     stages = list(base.get(config.method.name).stages(config.method))
     earlier = (config.stages[name] for name in stages[: stages.index(done.stage)])

@@ -7,8 +7,9 @@ happened, is not in it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,9 +19,6 @@ from ccr_dist.environment import meminfo
 from ccr_dist.errors import OutOfMemoryError
 from ccr_dist.train.processes import Processes
 from ccr_dist.train.record.phases import Phases
-
-if TYPE_CHECKING:
-    from ccr_dist.train.step.stage import StageRun
 
 TOLD = ("can't allocate memory", "Cannot allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -33,24 +31,44 @@ def ran_out(error: BaseException) -> bool:
 
 
 def report(
-    error: BaseException, phases: Phases, config: RunConfig, stage: StageRun | None, processes: Processes
+    error: BaseException,
+    phases: Phases,
+    config: RunConfig,
+    processes: Processes,
+    *,
+    strategy: str | None = None,
+    held: Mapping[str, int] | None = None,
+    cut: bool = True,
 ) -> OutOfMemoryError:
-    """The error to raise instead. stage: None while there is none yet."""
+    """The error to raise instead of `error`.
+
+    Args:
+        error: for which `ran_out` is true.
+        phases: what this rank was doing.
+        config: of the run, whose keys are recommended.
+        processes: of the run.
+        strategy: of the stage at hand; None before the first stage.
+        held: bytes on this rank by what they hold (`Engine.held`).
+        cut: whether the method allows micro-batches.
+
+    Returns:
+        An error that says where memory ran out, what is in memory, and which keys to change.
+    """
     first = (str(error).strip() or repr(error)).splitlines()[0]
     lines = [f"rank {processes.rank} ran out of memory in {phases.name} at step {phases.step}: {first}"]
     if phases.batch:
         lines.append("batch of this rank: " + ", ".join(f"{key} {value}" for key, value in phases.batch.items()))
-    held = stage.engine.held() if stage else {}
+    held = held or {}
     whole, facts = _memory(processes.device)
     facts += [f"{gib(size)} {what} on this rank" for what, size in held.items()]
     lines.append("memory: " + ", ".join(facts))
     keys = advice(
         phases.name,
         config,
-        strategy=stage.engine.name if stage else None,
+        strategy=strategy,
         world=processes.world,
         rows=phases.batch.get("rows"),
-        cut=stage is None or not stage.method.rows_interact,
+        cut=cut,
         heavy=sum(held.values()) > whole / 2,
     )
     return OutOfMemoryError(

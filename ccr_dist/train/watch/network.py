@@ -16,13 +16,13 @@ import torch
 import torch.distributed as dist
 
 from ccr_dist.train.processes import Processes
-from ccr_dist.train.watch.doctor import Report
+from ccr_dist.train.watch.machine_report import MachineReport
 
 SLOW = 1.5  # times the median: a rank, or a link, that holds up the others
 ROUNDS = 5
 
 
-def examine(report: Report, processes: Processes) -> None:
+def examine(report: MachineReport, processes: Processes) -> None:
     """Add the section `processes`, and the problems of other machines, to the report. Collective."""
     mine = {
         "host": socket.gethostname(),
@@ -72,7 +72,7 @@ def examine(report: Report, processes: Processes) -> None:
     }
 
 
-def _slowest(report: Report, what: str, names: list[str], seconds: list[float]) -> str:
+def _slowest(report: MachineReport, what: str, names: list[str], seconds: list[float]) -> str:
     worst, usual = max(seconds), statistics.median_low(seconds)
     name = names[seconds.index(worst)]
     if worst > SLOW * usual:

@@ -10,7 +10,7 @@ import os
 import socket
 from pathlib import Path
 
-from ccr_dist.generate.heartbeat import Watch, end
+from ccr_dist.heartbeat import Watch, end
 from ccr_dist.train.record.phases import Phases
 
 

@@ -18,8 +18,10 @@ from ccr_dist.data.storage.store import line_of
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate.command import report
 from ccr_dist.evaluate.protocols import RECALL_NAMES, language_result
-from ccr_dist.evaluate.report import aggregate, collect, merged_ceiling, table, to_csv, write_report
+from ccr_dist.evaluate.report import write_report
 from ccr_dist.evaluate.schema import Example, Hit, RunResult, unrecorded
+from ccr_dist.evaluate.summaries import aggregate, collect, merged_ceiling
+from ccr_dist.evaluate.tables import table, to_csv
 
 EVIL = '<script>alert("x")</script> & "co" \'s'
 LABELS = {"zero-shot": ("clip", 1, 9.0), "Static <adapter>": ("static", 3, 3.0), "DASD": ("dasd", 3, 2.5)}

@@ -24,7 +24,7 @@ from ccr_dist.errors import DataBudgetError, DataError
 from ccr_dist.evaluate.evaluate import encode, results
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import assemble
-from ccr_dist.train.step.stage import Progress
+from ccr_dist.train.state.progress import RunProgress
 from ccr_dist.train.watch.guards import Guards, samples
 from tests import toy
 
@@ -276,12 +276,12 @@ def test_the_budget_of_broken_samples_grows_with_the_run(tmp_path):
 
     path = toy.dasd(tmp_path, runtime={"bad_samples": 3, "bad_fraction": 0.1})
     config = load_config(path)  # batches of 10; six steps of cla come before cma
-    assert samples(config, Progress(step=8, stage="cma", stage_step=2)) == 80
+    assert samples(config, RunProgress(step=8, stage="cma", stage_step=2)) == 80
     processes = SimpleNamespace(all=lambda value: [value], together=lambda work: work(), main=False)
     batch = SimpleNamespace(substituted=[])
 
     def counted(step: int, before: int, now: int, config=config) -> None:
-        done = Progress(step=step, stage="cla", stage_step=step, substituted=before)
+        done = RunProgress(step=step, stage="cla", stage_step=step, substituted=before)
         Guards(config, processes, SimpleNamespace(path=tmp_path), lambda *_: None).substituted(done, batch, now)
 
     counted(1, 0, 3)

@@ -23,8 +23,8 @@ from ccr_dist.data.media.pictures import VERSION
 from ccr_dist.data.storage.checked import DIGEST, checked, with_digest
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import CcrError, CheckpointError, ConfigError, DataError
-from ccr_dist.evaluate.report import collect
 from ccr_dist.evaluate.schema import read_result, written
+from ccr_dist.evaluate.summaries import collect
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.models import tensorfile
 from ccr_dist.study.compare import load_outcome

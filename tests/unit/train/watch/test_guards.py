@@ -29,9 +29,9 @@ from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import commands, loop
 from ccr_dist.train.record.phases import Phases
 from ccr_dist.train.state import checkpoint
+from ccr_dist.train.state.progress import RunProgress
 from ccr_dist.train.state.run_folder import RunFolder
 from ccr_dist.train.step import stage
-from ccr_dist.train.step.stage import Progress
 from ccr_dist.train.strategies.strategy import Strategy
 from ccr_dist.train.watch import guards, memory
 from ccr_dist.train.watch.guards import Guards, bound
@@ -162,7 +162,7 @@ def spikes(tmp_path: Path, losses: list[tuple[str, float]]) -> list[int]:
         lambda step, name, values: told.append(step),
     )
     for step, (lang, loss) in enumerate(losses):
-        guard.spike(Progress(step=step), SimpleNamespace(lang=lang, k=step, items=["x"]), loss)
+        guard.spike(RunProgress(step=step), SimpleNamespace(lang=lang, k=step, items=["x"]), loss)
     return told
 
 
@@ -265,8 +265,8 @@ def test_a_process_without_a_sign_of_life_ends_with_its_stacks(tmp_path: Path) -
     code = f"""
 import ctypes, time, torch
 from pathlib import Path
-from ccr_dist.train.phases import Phases
-from ccr_dist.train.watchdog import Watchdog
+from ccr_dist.train.record.phases import Phases
+from ccr_dist.train.watch.watchdog import Watchdog
 phases = Phases(torch.device("cpu"))
 with Watchdog(phases, silence_s=1.0, rank=3, run=Path({str(tmp_path)!r})):
     for step in range(8):

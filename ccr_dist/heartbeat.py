@@ -1,6 +1,6 @@
-"""A thread beside the engine: beats for the leases, and ends the process when the engine stays silent.
+"""A thread beside the work of a process: it sends heartbeats, and ends the process when the work gives no sign of life.
 
-What to beat and what the engine is at are told by the runner. Training watches its steps with the same thread
+Jobs renew their leases with it and watch their engine (`generate/runner.py`); training watches its steps
 (`train/watch/watchdog.py`).
 """
 
@@ -23,11 +23,16 @@ LOAD_S = 3600.0
 class Watch:
     """A context manager; the thread runs inside it.
 
-    beat: called every `beat_s`. at_work: what the engine (or whatever it waits for) is at, None when nothing is
-    expected of it. When it is at work and `heard` is not called for `silence_s`, stacks and a message go to stderr and
-    the process ends with HangError's code: an engine that hangs in a library cannot be stopped in a gentler way, and
-    journals are safe at any moment. Only time during which this process runs counts: one that is stopped (SIGSTOP, a
-    suspended job) is not silent.
+    While something is at work and `heard` is not called for `silence_s` seconds, stacks and a message go to stderr and
+    the process ends with HangError's exit code: an engine that hangs in a library cannot be stopped in a gentler way,
+    and journals and checkpoints are safe at any moment. Only time during which this process runs counts: a stopped one
+    (SIGSTOP, a suspended job) is not silent.
+
+    Args:
+        beat: called every `beat_s` seconds.
+        beat_s: seconds between two heartbeats.
+        at_work: what is being done now, in words; None when no sign of life is expected.
+        silence_s: seconds without a sign of life after which the process ends.
     """
 
     def __init__(
