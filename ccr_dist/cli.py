@@ -150,7 +150,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="run folders (or result files)")],
     out: Annotated[Path, typer.Option(help="folder of the report")] = Path("report"),
     split: Annotated[str, typer.Option(help="which result of each run")] = "test",
-    title: Annotated[str, typer.Option()] = "Cross-lingual retrieval",
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "Cross-lingual retrieval",
     note: Annotated[list[str] | None, typer.Option(help="a paragraph below the title, any number")] = None,
     pictures: Annotated[Path | None, typer.Option(help="dataset whose pictures illustrate the examples")] = None,
 ) -> None:

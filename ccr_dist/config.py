@@ -62,8 +62,8 @@ class DualConfig(Frozen):
     image: str = Field("efficientnet-lite0", description="efficientnet-lite0 (package) or a timm model name")
     text: str = Field("minilm", description="minilm (package) or a Hugging Face encoder: id or local folder")
     dim: int = Field(256, gt=0, description="width of the shared space")
-    hidden: int = Field(512, gt=0)
-    dropout: float = Field(0.3, ge=0, lt=1)
+    hidden: int = Field(512, gt=0, description="width of the heads' hidden layer")
+    dropout: float = Field(0.3, ge=0, lt=1, description="in the heads")
     seed: int = Field(0, description="of the heads' random start")
     weights: str | None = Field(None, description="run folder or safetensors file with the trained heads")
 
@@ -97,7 +97,7 @@ class FrontEndConfig(Frozen):
             "to the longest text of a batch or the tower's context; packed: next to none, since texts share rows"
         ),
     )
-    seed: int = 0
+    seed: int = Field(0, description="of the random start of what has no pretrained weights")
 
 
 class MethodOptions(Frozen):
@@ -123,16 +123,16 @@ class MethodOptions(Frozen):
 class TrainSet(Frozen):
     """One training dataset and its share of the samples."""
 
-    path: str
-    weight: float = Field(1.0, gt=0)
+    path: str = Field(description="folder of the dataset, or the URL of one in an object store")
+    weight: float = Field(1.0, gt=0, description="share of the samples, relative to the other datasets")
 
 
 class DataConfig(Frozen):
     """Which datasets, and which of their columns mean what."""
 
-    train: tuple[TrainSet, ...] = Field(min_length=1)
-    val: str
-    test: str | None = None
+    train: tuple[TrainSet, ...] = Field(min_length=1, description="datasets for training")
+    val: str = Field(description="dataset that selects the checkpoint")
+    test: str | None = Field(None, description="dataset that is measured at the end")
     visual: str = Field("image", description="the media column, or a feature column of the frozen backbone")
     source: str = Field("caption.en", description="English captions")
     source_feature: str | None = Field(None, description="cached English text features; default: encoded in every step")
@@ -160,9 +160,9 @@ class DataConfig(Frozen):
 class StageConfig(Frozen):
     """One training stage: how long and how fast. The method decides what it optimises."""
 
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, description="optimiser steps")
     batch: int = Field(gt=0, description="global batch, samples")
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, description="highest learning rate")
     warmup: float = Field(0.1, ge=0, lt=1, description="fraction of the steps")
     schedule: Literal["cosine", "linear", "constant", "bert", "hf_linear"] = Field(
         "cosine",
@@ -185,8 +185,8 @@ class StageConfig(Frozen):
             " released with LECCR: eps is added before the bias correction, decay comes after the step"
         ),
     )
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = Field(1e-8, gt=0)
+    betas: tuple[float, float] = Field((0.9, 0.98), description="of Adam")
+    eps: float = Field(1e-8, gt=0, description="of Adam")
     weight_decay: float = Field(
         0.0, ge=0, description="decoupled; not of vectors (biases, norms) nor of embedding tables"
     )
@@ -206,7 +206,7 @@ class StageConfig(Frozen):
     lr_scale: dict[str, float] = Field(
         default_factory=dict, description="prefix of parameter names -> factor on their rate; the longest counts"
     )
-    clip_norm: float | None = Field(1.0, gt=0)
+    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; none: not clipped")
     clip: Literal["global", "tensor"] = Field(
         "global", description="clip_norm bounds the whole gradient, or each tensor's by itself"
     )
@@ -241,14 +241,16 @@ class StageConfig(Frozen):
 class ProfileConfig(Frozen):
     """Steps to put under torch's profiler, counted from 1 at each start of the run."""
 
-    first: int = Field(10, gt=0)
-    steps: int = Field(3, gt=0)
+    first: int = Field(10, gt=0, description="first step that is recorded")
+    steps: int = Field(3, gt=0, description="number of steps that are recorded")
 
 
 class RuntimeConfig(Frozen):
     """How the run is carried out; may change on resume, except what the docstring of `train.checkpoint` names."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of activations (autocast); weights are fp32"
+    )
     workers: int = Field(2, ge=0, description="loader processes a rank")
     lanes: int | None = Field(
         None, gt=0, description="none: the largest power of two that divides the batch, at most the number of shards"
@@ -263,7 +265,9 @@ class RuntimeConfig(Frozen):
             " strategy"
         ),
     )
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, slower"
+    )
     bad_samples: int = Field(
         100, ge=0, description="broken samples, for which others stand in, tolerated in a run, over all ranks; 0: none"
     )
@@ -299,7 +303,7 @@ class RuntimeConfig(Frozen):
     )
     threads: int | None = Field(None, gt=0, description="CPU threads per rank; default: cores / ranks of the machine")
     log_every: int = Field(10, gt=0, description="steps")
-    eval_batch: int = Field(256, gt=0)
+    eval_batch: int = Field(256, gt=0, description="items or texts that a rank encodes at a time in evaluation")
     contrastive: Literal["auto", "gathered", "tiled", "ring"] = Field(
         "auto",
         description=(
@@ -335,17 +339,19 @@ class RuntimeConfig(Frozen):
 class RunConfig(Frozen):
     """A whole run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, dots, dashes")
     label: str | None = Field(None, description="row name in reports; default: the method's name")
     out: str = Field("runs", description="the run folder is OUT/NAME-sSEED")
-    seed: int = Field(0, ge=0)
-    backbone: BackboneConfig
-    method: SerializeAsAny[MethodOptions]
-    data: DataConfig
-    stages: dict[str, StageConfig] = Field(default_factory=dict)
+    seed: int = Field(0, ge=0, description="of every random choice of the run")
+    backbone: BackboneConfig = Field(description="the pretrained model, by `kind`")
+    method: SerializeAsAny[MethodOptions] = Field(description="`name` and the options of the method")
+    data: DataConfig = Field(description="datasets and columns")
+    stages: dict[str, StageConfig] = Field(
+        default_factory=dict, description="each stage of the method, by its name (`ccr-dist methods`)"
+    )
     init_from: str | None = Field(None, description="run folder whose trained weights this run starts from")
     select: str = Field("mR", description="validation metric, mean over the target languages")
-    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig, description="how the run is carried out")
 
     @property
     def folder(self) -> Path:

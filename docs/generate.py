@@ -189,9 +189,20 @@ def _section(title: str, model: type[BaseModel], *, without: tuple[str, ...] = (
         if name in without:
             continue
         default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
-        rows.append((f"`{name}`", _cell(_type(field.annotation)), _cell(field.description or ""), default))
+        rows.append(
+            (f"`{name}`", _cell(_type(field.annotation)), _cell(field.description or _described(field)), default)
+        )
     table = _table(("key", "value", "what", "default"), rows) if rows else "No options.\n"
     return f"### {title}\n\n" + _paragraphs(about or inspect.getdoc(model) or "") + "\n" + table
+
+
+def _described(field: Any) -> str:
+    """What a field without a description is: the section's first line, or what its only value does."""
+    for model in _models(field.annotation):
+        return (inspect.getdoc(model) or "").splitlines()[0]
+    if typing.get_origin(field.annotation) is typing.Literal and len(typing.get_args(field.annotation)) == 1:
+        return "chooses this section"
+    return ""
 
 
 def _about(method: type) -> str:
@@ -212,9 +223,8 @@ def _type(annotation: Any) -> str:
     if origin is typing.Annotated:
         return _type(arguments[0])
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type(argument) for argument in arguments if argument is not type(None)) + (
-            " or null" if type(None) in arguments else ""
-        )
+        kinds = dict.fromkeys(_type(argument) for argument in arguments if argument is not type(None))
+        return " or ".join(kinds) + (" or null" if type(None) in arguments else "")
     if origin in (tuple, list, set, frozenset):
         inner = [_type(argument) for argument in arguments if argument is not Ellipsis]
         return f"list of {inner[0]}" if Ellipsis in arguments or len(inner) == 1 else "[" + ", ".join(inner) + "]"

@@ -65,7 +65,7 @@ class Step(Frozen):
 class Pipeline(Frozen):
     """An experiment."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, dots, dashes")
     folder: Line = Field("runs/pipelines", description="state lies in FOLDER/NAME")
     values: dict[str, str | int | float] = Field(default_factory=dict, description="what $name in commands stands for")
     steps: dict[str, Step] = Field(min_length=1)

@@ -80,10 +80,10 @@ class Preflight(Frozen):
 class Profile(Frozen):
     """A site, as its users know it."""
 
-    partition: Line | None = None
-    account: Line | None = None
-    qos: Line | None = None
-    constraint: Line | None = None
+    partition: Line | None = Field(None, description="as for sbatch; none: the site's default")
+    account: Line | None = Field(None, description="as for sbatch; none: the site's default")
+    qos: Line | None = Field(None, description="as for sbatch; none: the site's default")
+    constraint: Line | None = Field(None, description="as for sbatch; none: the site's default")
     gpus: Annotated[Options, AfterValidator(_gpus)] = Field(
         "--gpus-per-node={n}", description="how GPUs of a node are asked for, such as --gres=gpu:a100:{n}"
     )
@@ -108,8 +108,8 @@ class Profile(Frozen):
     free_disk_gib: float = Field(
         10.0, ge=0, description="that must be free where runs and datasets are written, at submission"
     )
-    mail: Line | None = None
-    mail_type: Line = "FAIL,END"
+    mail: Line | None = Field(None, description="address that SLURM writes to")
+    mail_type: Line = Field("FAIL,END", description="events that SLURM writes about")
     max_array: int | None = Field(None, gt=0, description="tasks in one array; none: the site's MaxArraySize")
     throttle: int | None = Field(None, gt=0, description="tasks of an array that run at a time")
     retries: int = Field(3, ge=0, description="attempts without progress after which a job is given up")

@@ -68,7 +68,7 @@ class DasdOptions(CrossLingualOptions):
     discriminator: Literal["isolated", "released"] = Field(
         "isolated", description="released: the main optimiser steps it, too, by the encoder's adversarial loss"
     )
-    discriminator_lr: float = Field(1e-4, gt=0)
+    discriminator_lr: float = Field(1e-4, gt=0, description="learning rate of the discriminator's own optimiser")
     pairing: Literal["derangement", "reversed"] = Field(
         "derangement", description="of captions and strange semantics; reversed: as released"
     )

@@ -45,10 +45,10 @@ class DescribedOptions(DasdOptions):
     teacher: float = Field(
         0.1, ge=0, description="weight of the distance of the codes; 0: cores merely see descriptions beside their own"
     )
-    slots: int = Field(4, gt=0)
-    slot_blocks: int = Field(2, gt=0)
+    slots: int = Field(4, gt=0, description="learned vectors that collect the content of a description")
+    slot_blocks: int = Field(2, gt=0, description="blocks of attention from slots to the description")
     heads: int = Field(8, gt=0, description="of the slots' attention")
-    slot_dropout: float = Field(0.1, ge=0, lt=1)
+    slot_dropout: float = Field(0.1, ge=0, lt=1, description="in the slots' attention")
 
     @model_validator(mode="after")
     def _generates(self) -> Self:

@@ -43,11 +43,11 @@ class HybridOptions(DasdOptions):
         "image", description="what tokens are: of a picture, the first one global, or frames"
     )
     width: int | None = Field(None, gt=0, description="project tokens to this width first; none: their own")
-    slots: int = Field(4, gt=0)
-    slot_blocks: int = Field(3, gt=0)
+    slots: int = Field(4, gt=0, description="learned vectors that collect the content of a description")
+    slot_blocks: int = Field(3, gt=0, description="blocks of attention from slots to the description")
     blocks: int = Field(2, gt=0, description="of the interaction")
     heads: int = Field(8, gt=0, description="of the slots' and the interaction's attention")
-    slot_dropout: float = Field(0.1, ge=0, lt=1)
+    slot_dropout: float = Field(0.1, ge=0, lt=1, description="in the slots' attention")
     english: float = Field(1.0, ge=0, description="weight of the InfoNCE of pictures and English features")
     local: float = Field(
         0.01, ge=0, description="weight of the match of captions of either language with the best slot"

@@ -135,14 +135,14 @@ class LeccrOptions(MethodOptions):
         ),
     )
     description_tokens: int = Field(200, gt=2, description="most tokens of a description")
-    slots: int = Field(4, gt=0)
-    slot_blocks: int = Field(3, gt=0)
+    slots: int = Field(4, gt=0, description="learned vectors that collect the content of a description")
+    slot_blocks: int = Field(3, gt=0, description="blocks of attention from slots to the description")
     interaction: bool = Field(True, description="false: picture and slots do not see each other")
     blocks: int = Field(2, gt=0, description="of the interaction")
-    heads: int = Field(8, gt=0)
+    heads: int = Field(8, gt=0, description="of all attention layers")
     dropout: float = Field(0.1, ge=0, lt=1, description="of the text encoder and of the blocks")
 
-    visual: Literal["image", "video"] = "image"
+    visual: Literal["image", "video"] = Field("image", description="what items are: pictures, or frames of videos")
     train_image: bool = Field(
         True, description="with the backbone's image encoder, on pictures; false: it is frozen, or tokens are cached"
     )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 class LoraOptions(CrossLingualOptions):
     name: Literal["lora"]
-    rank: int = Field(8, gt=0)
+    rank: int = Field(8, gt=0, description="of the updates")
     alpha: int = Field(8, gt=0, description="the low-rank product is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the product's input, in training")
     targets: Literal["qkvo", "qv"] = Field(

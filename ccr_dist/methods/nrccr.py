@@ -68,10 +68,12 @@ class NrccrOptions(MethodOptions):
         1024, gt=0, description="of the layer on image features, and of the attention layer on frames"
     )
     frame_width: int = Field(4096, gt=0, description="of cached frame features; MSR-VTT-CN 4096")
-    max_frames: int = Field(80, gt=0)
-    heads: int = Field(8, gt=0)
+    max_frames: int = Field(80, gt=0, description="most frames of a video; longer ones are refused")
+    heads: int = Field(8, gt=0, description="of the attention layers")
     dim: int = Field(1536, gt=0, description="D of the common space")
-    norm: Literal["batch", "layer"] = "batch"
+    norm: Literal["batch", "layer"] = Field(
+        "batch", description="normalisation in the projections to the common space; batch: as released"
+    )
     dropout: float = Field(0.2, ge=0, lt=1, description="in the mappings to the common space")
     state_dropout: float = Field(0.1, ge=0, lt=1, description="in the text encoder and the attention layers")
     pad: Literal["longest", "packed"] = Field(
@@ -83,7 +85,7 @@ class NrccrOptions(MethodOptions):
         "all",
         description="with `pooling: all`, what positions of padding read: every position, as released, or tokens alone",
     )
-    margin: float = Field(0.2, ge=0)
+    margin: float = Field(0.2, ge=0, description="of the triplet losses")
     positives: Literal["group", "diagonal"] = Field(
         "group", description="what is no negative: all of a group, or the partner only, as released"
     )
@@ -95,7 +97,7 @@ class NrccrOptions(MethodOptions):
     feature: float = Field(0.1, ge=0, description="weight of the smooth L1 distance to the teacher, mean over D")
     beta: float = Field(4.0, gt=0, description="where that distance becomes linear")
     adversarial: float = Field(0.001, ge=0, description="weight of the loss that makes a translation pass for English")
-    discriminator_lr: float = Field(1e-3, gt=0)
+    discriminator_lr: float = Field(1e-3, gt=0, description="learning rate of the discriminator's own optimiser")
     fusion: tuple[float, ...] = Field(
         (0.5,),
         min_length=1,

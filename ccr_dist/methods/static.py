@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 class StaticOptions(CrossLingualOptions):
     name: Literal["static"]
-    adapter: Literal["bottleneck", "core", "none"] = "bottleneck"
+    adapter: Literal["bottleneck", "core", "none"] = Field(
+        "bottleneck", description="MLA's; one with the shape of DASD's; or linear maps alone"
+    )
     hidden: int = Field(256, gt=0, description="width of the bottleneck")
     rank: int = Field(32, gt=0, description="r of the core")
     start: Literal["identity", "default"] = Field(

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 class WeightedOptions(DasdOptions):
     name: Literal["weighted"]  # type: ignore[assignment]
-    confidence: Literal["back", "agreement"] = "back"
+    confidence: Literal["back", "agreement"] = Field(
+        "back",
+        description="what a translation is judged by: its back-translation, or its likeness to the English caption",
+    )
     temperature: float = Field(
         0.1, gt=0, description="of the confidence, a cosine; the smaller, the sharper the weights"
     )

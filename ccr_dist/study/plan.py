@@ -45,8 +45,8 @@ class RowPlan(Frozen):
 class Comparison(Frozen):
     """`a` is claimed to be better than `b`."""
 
-    a: str
-    b: str
+    a: str = Field(description="name of the row that is claimed to be better")
+    b: str = Field(description="name of the other row")
     claim: str = Field(description="what a reader of the papers expects, in a few words: 'adapter > zero-shot'")
     group: str = Field("claims", description="panel of the plot")
 
@@ -54,11 +54,11 @@ class Comparison(Frozen):
 class Study(Frozen):
     """Many runs on the same data, and what they are to show."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    title: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, dots, dashes")
+    title: str = Field(description="of the report")
     notes: tuple[str, ...] = Field((), description="paragraphs of the report")
     out: str = Field(description="run folders, logs and the report go below it")
-    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1, description="of every row that trains")
     overrides: tuple[str, ...] = Field((), description="key.sub=value for every run")
     first: tuple[RowPlan, ...] = Field(
         (), description="runs that others stand on: carried out before all rows, with seed 0 unless they say more"

@@ -172,3 +172,10 @@ def test_readmes_of_rooms_point_to_the_pages(name: str) -> None:
 def test_every_page_is_in_the_navigation() -> None:
     named = re.findall(r"([\w/-]+\.md)", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     assert sorted(named) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+
+
+def test_every_key_and_option_is_explained() -> None:
+    for name, column in (("command-line.md", 1), ("config-keys.md", 2)):
+        rows = [line for line in (GENERATED / name).read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+        bare = [row for row in rows if not re.split(r"(?<!\\)\|", row)[column + 1].strip()]
+        assert rows and not bare, bare
