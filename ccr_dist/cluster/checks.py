@@ -9,17 +9,21 @@ import json
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ccr_dist.cluster import attempts
-from ccr_dist.cluster.facts import Facts, facts_of, run_folders
+from ccr_dist.cluster.made import ancestors, inside, is_url, makers, provides
 from ccr_dist.cluster.pipeline import RANKS, Plan
+from ccr_dist.cluster.preflight import lacking
 from ccr_dist.cluster.profile import Profile
+from ccr_dist.commands import uses_of
 from ccr_dist.data.storage.store import read_lines
 from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.declare import File, Folder, Item, Place, Run, Table, Uses
 from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.extras import advice
 from ccr_dist.resources import LAUNCH, hint
 
 GIB = 2**30
@@ -27,32 +31,53 @@ GIB = 2**30
 
 @dataclass
 class Checked:
-    """facts: by step. notes: what a person should read; nothing of it stands in the way."""
+    """uses: by step. notes: what a person should read; nothing of it stands in the way."""
 
-    facts: dict[str, Facts]
+    uses: dict[str, Uses]
     notes: list[str] = field(default_factory=list)
 
 
 def check(plan: Plan, *, free_disk_gib: float) -> Checked:
     """Raises ConfigError with everything that is wrong, each line with the place in the pipeline."""
     wrong: list[str] = []
-    facts: dict[str, Facts] = {}
+    uses: dict[str, Uses] = {}
     for name, job in plan.jobs.items():
         place = plan.document.place(("steps", name, "command"))
         try:
-            facts[name] = facts_of(job.command, f"{place}: step {name}")
+            uses[name] = uses_of(job.command, f"{place}: step {name}")
         except ConfigError as error:
             wrong.append(str(error))
         if job.kind in RANKS and (problem := _launch_problem(job.step.launch)):
             wrong.append(f"{plan.document.place(('steps', name, 'launch'))}: step {name}: launch: {problem}")
-    checked = Checked(facts)
-    for name, of_step in facts.items():
-        before = [facts[other] for other in ancestors(plan, name) if other in facts]
+    checked = Checked(uses)
+    for name, of_step in uses.items():
         place = plan.document.place(("steps", name, "command"))
-        wrong += [f"{place}: step {name}: {problem}" for problem in _missing(of_step, before)]
-    wrong += _room(plan, facts, free_disk_gib)
+        before = {other: uses[other] for other in ancestors(plan, name) if other in uses}
+        others = {other: uses[other] for other in uses if other not in before and other != name}
+        for read in of_step.reads:
+            own = any(provides(made, read) for made in of_step.makes)
+            late = next(makers(others, read), None) if not own else None
+            problems = list(_missing(read, before))
+            if problems and late:
+                problems = [
+                    f"{_named(read)} is made by step {late}, which is not done before: put that step above, and name "
+                    "it in `after`"
+                ]
+            elif late and not any(makers(before, read)):
+                checked.notes.append(
+                    f"{place}: step {name} reads {_named(read)} as it is now; step {late}, which makes it, is not done "
+                    "before"
+                )
+            wrong += [f"{place}: step {name}: {problem}" for problem in problems]
+        wrong += [f"{place}: step {name}: {problem}" for made in of_step.makes for problem in _unwritable(made)]
+        if of_step.device is not None and not plan.jobs[name].step.gpus:
+            checked.notes.append(
+                f"{place}: step {name}: its command asks for the device {of_step.device}, and the step for no GPU"
+                " (gpus: 0)"
+            )
+    wrong += _room(plan, uses, free_disk_gib)
     if wrong:
-        raise ConfigError("\n".join(wrong))
+        raise ConfigError("\n".join(dict.fromkeys(wrong)))
     return checked
 
 
@@ -70,63 +95,80 @@ def _launch_problem(launch: str) -> str | None:
     )
 
 
-def ancestors(plan: Plan, step: str) -> list[str]:
-    """The steps that are done before this one starts, in order."""
-    found: set[str] = set()
-    waiting = [*plan.jobs[step].after]
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += plan.jobs[name].after
-    return [name for name in plan.jobs if name in found]
+def _named(read: Item) -> str:
+    return f"column {read.column} of {read.path}" if isinstance(read, Table) and read.column is not None else read.path
 
 
-def _missing(facts: Facts, before: list[Facts]) -> Iterator[str]:
-    made = [each for other in before for each in other.makes]
-    for dataset, column in facts.reads:
-        if any(_inside(dataset, folder) and makes in (None, column) for folder, makes in made):
+def _missing(read: Item, before: Mapping[str, Uses]) -> Iterator[str]:
+    """What is wrong with something that a step reads and that these steps may make before; nothing where all is
+    well.
+    """
+    if any(makers(before, read)) or is_url(read.path):
+        return
+    if isinstance(read, Table):
+        yield from _missing_table(read, before)
+        return
+    path, what = Path(read.path), _kind(read)
+    if isinstance(read, Run) and path.is_dir():
+        if not (path / "model.safetensors").exists():
+            yield f"{path}: the run is not complete (no model.safetensors), and no step before trains it"
+    elif not path.exists():
+        maker = "trains" if isinstance(read, Run) else "makes"
+        then = f"; {read.advice}" if isinstance(read, File) and read.advice else ""
+        yield f"{path}: there is no such {what}, and no step before {maker} it{then}{_unexpanded(read.path)}"
+    elif (isinstance(read, File) and not path.is_file()) or (isinstance(read, Folder) and not path.is_dir()):
+        yield f"{path}: expected a {what}, and this is a {'folder' if path.is_dir() else 'file'}"
+
+
+def _kind(read: Item) -> str:
+    kinds: dict[type[Item], str] = {Run: "run", Folder: "folder", Place: "file or folder"}
+    return kinds.get(type(read), "file")
+
+
+def _unexpanded(path: str) -> str:
+    """What to say of a path that a shell would have read in another way; nothing where folders are really called so."""
+    new = next((up for up in reversed([Path(path), *Path(path).parents]) if not up.exists()), Path())
+    told = "; `~` and variables of the shell stand for nothing in a command: write the whole path"
+    return told if new.name.startswith("~") or "$" in new.name else ""
+
+
+def _unwritable(made: Item) -> Iterator[str]:
+    if not is_url(made.path) and (told := _unexpanded(made.path)):
+        yield f"{made.path}: a folder of this very name would be made{told}"
+
+
+def _missing_table(read: Table, before: Mapping[str, Uses]) -> Iterator[str]:
+    """A dataset, or each of a folder of them: there, or made before, with its column."""
+    makes = [
+        made
+        for of_step in before.values()
+        for made in of_step.makes
+        if isinstance(made, Table) and inside(made.path, read.path)
+    ]
+    roots = {Path(read.path)} if (Path(read.path) / "dataset.json").exists() else set()
+    if not roots and not read.single:
+        roots = {path.parent for path in Path(read.path).glob("*/dataset.json")}
+        roots |= {Path(made.path) for made in makes}
+    if not roots:
+        if list(Path(read.path).glob("*/dataset.json")):
+            yield (
+                f"{read.path}: a folder of several datasets, and the command reads one: name it, such as"
+                f" {Path(read.path) / 'train'}"
+            )
+        else:
+            yield f"{read.path}: there is no dataset, and no step before builds one there{_unexpanded(read.path)}"
+    for root in sorted(roots):
+        here = Table(str(root), read.column)
+        if read.column is None or any(makers(before, here)):
             continue
         try:
-            if not _is_dataset(dataset):
-                yield from _missing_below(dataset, column)
-            elif column is not None:
-                Dataset.open(dataset).column(column).require_complete()
+            Dataset.open(root).column(read.column).require_complete()
         except DataError as error:
-            yield f"no step before makes {column}, and {error}"
-    for need in facts.needs:
-        if not Path(need).exists() and not any(_inside(need, folder) for folder, _ in made):
-            yield f"{need}: there is no such file or folder, and no step before makes it"
-    runs = {Path(run).resolve() for other in before for run in other.makes_runs}
-    for run in facts.reads_runs:
-        if Path(run).resolve() not in runs and not Path(run).exists():
-            yield f"{run}: there is no such run, and no step before trains it"
+            yield f"no step before makes {read.column}, and {error}"
 
 
-def _missing_below(folder: str, column: str | None) -> Iterator[str]:
-    """A folder of datasets: all of them have the column."""
-    splits = [path.parent for path in Path(folder).glob("*/dataset.json")]
-    if not splits:
-        yield f"{folder}: there is no dataset, and no step before builds one there"
-    for split in splits:
-        try:
-            if column is not None:
-                Dataset.open(split).column(column).require_complete()
-        except DataError as error:
-            yield f"no step before makes {column}, and {error}"
-
-
-def _is_dataset(path: str) -> bool:
-    return "://" in path or (Path(path) / "dataset.json").exists()
-
-
-def _inside(path: str, folder: str) -> bool:
-    return Path(path).resolve().is_relative_to(Path(folder).resolve())
-
-
-def _room(plan: Plan, facts: dict[str, Facts], free_disk_gib: float) -> Iterator[str]:
-    places = {plan.run, *(Path(folder) for each in facts.values() for folder, _ in each.makes)}
-    places |= {run for each in facts.values() for run in run_folders(each)}
+def _room(plan: Plan, uses: Mapping[str, Uses], free_disk_gib: float) -> Iterator[str]:
+    places = {plan.run, *(Path(made.path) for each in uses.values() for made in each.makes if not is_url(made.path))}
     for folder in sorted(
         {next(up for up in (place.absolute(), *place.absolute().parents) if up.is_dir()) for place in places}
     ):
@@ -135,36 +177,72 @@ def _room(plan: Plan, facts: dict[str, Facts], free_disk_gib: float) -> Iterator
             yield f"{folder}: {free:.1f} GiB are free, {free_disk_gib:g} are expected (profile: free_disk_gib)"
 
 
-def environment(profile: Profile) -> dict[str, str] | None:
-    """Versions that the nodes are to have: those of the profile's interpreter, here. None: it is in a container, and
-    was not asked.
+def environment(profile: Profile, uses: Mapping[str, Uses]) -> tuple[dict[str, str] | None, list[str]]:
+    """What the profile's interpreter, asked here, says of itself.
 
-    Raises ConfigError where it is missing or damaged.
+    Args:
+        profile: of the site.
+        uses: of the steps that are still to be done.
+
+    Returns:
+        The versions that the nodes are to have, None where it is in a container and was not asked; and of what the
+        steps need, the packages that it lacks and the programs that are not on this machine.
+
+    Raises:
+        ConfigError: it is missing or damaged.
     """
     if profile.prefix:
-        return None
-    say = "import json; from ccr_dist.cluster.preflight import software; print(json.dumps(software()))"
-    ask = shlex.join([profile.python, "-c", say])
+        return None, []
+    say = (
+        "import json, sys; from ccr_dist.cluster.preflight import lacking, software; "
+        "print(json.dumps([software(), lacking(*map(json.loads, sys.argv[1:]))]))"
+    )
+    ask = shlex.join([profile.python, "-c", say, *map(json.dumps, _wanted(uses))])
     exports = [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()]
     done = subprocess.run(["bash", "-c", "\n".join([*exports, *profile.setup, ask])], capture_output=True, text=True)
     try:
-        found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+        software, absent = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise ConfigError(
             f"the profile's python, {profile.python}: cannot use ccr_dist: {last}; name another one, or see `setup`"
         ) from None
-    return found
+    return software, absent
+
+
+def absent_here(uses: Mapping[str, Uses]) -> list[str]:
+    """Of what steps need, the packages that this Python lacks and the programs that this machine does."""
+    return lacking(*_wanted(uses))
+
+
+def _wanted(uses: Mapping[str, Uses]) -> tuple[list[str], list[str]]:
+    """Modules and programs."""
+    modules = {module for each in uses.values() for module in each.packages}
+    return sorted(modules), sorted({tool for each in uses.values() for tool in each.tools})
+
+
+def lines_of(plan: Plan, uses: Mapping[str, Uses], absent: Sequence[str], python: str) -> tuple[list[str], list[str]]:
+    """Messages of packages that are absent, and of programs."""
+    packages, tools = list[str](), list[str]()
+    for name, of_step in uses.items():
+        place = f"{plan.document.place(('steps', name, 'command'))}: step {name}"
+        packages += [
+            f"{place}: {python}: {advice(module) or f'there is no package {module}: pip install {module}'}"
+            for module in of_step.packages
+            if module in absent
+        ]
+        tools += [f"{place}: there is no program {tool} on this machine" for tool in of_step.tools if tool in absent]
+    return list(dict.fromkeys(packages)), tools
 
 
 def grace(plan: Plan, checked: Checked, profile: Profile) -> None:
     """Notes where the warning that the site gives is shorter than what a step and a save took so far, or where that is
     not known.
     """
-    for name, facts in checked.facts.items():
-        if facts.name != "train":
+    for name, uses in checked.uses.items():
+        if not uses.steps:
             continue
-        took = _measured(plan, name, facts)
+        took = _measured(plan, name, uses)
         if took is None:
             checked.notes.append(
                 f"step {name}: how long a step and a save take was not measured yet; the site gives"
@@ -182,14 +260,14 @@ def grace(plan: Plan, checked: Checked, profile: Profile) -> None:
                 )
 
 
-def _measured(plan: Plan, step: str, facts: Facts) -> float | None:
+def _measured(plan: Plan, step: str, uses: Uses) -> float | None:
     """Seconds from a signal to the saved checkpoint in earlier attempts, or the slowest step and stall in the runs'
     logs.
     """
     times = [
         a.end["saved_s"] for a in attempts.read(attempts.path_of(plan.run, step, 0)) if a.end and a.end.get("saved_s")
     ]
-    for run in run_folders(facts):
+    for run in uses.runs:
         lines = read_lines(run / "log.jsonl").values[-200:]
         steps = [line["step_s"] for line in lines if "step_s" in line]
         times += (

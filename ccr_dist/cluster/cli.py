@@ -1,4 +1,4 @@
-"""The commands for pipelines: `submit`, `status`, `cancel`, `resume`, `run`; and `scale`. Parse, call, print."""
+"""The commands for pipelines: `submit`, `status`, `cancel`, `resume`, `run`. Parse, call, print."""
 
 from __future__ import annotations
 
@@ -80,23 +80,6 @@ def run(pipeline: Pipeline, overrides: Overrides = None) -> None:
     code = local.run(load_plan(pipeline, overrides or ()), _say)
     if code:
         raise typer.Exit(code)
-
-
-@pipelines_app.command()
-def scale(
-    runs: Annotated[list[Path], typer.Argument(help="run folders of the same training, on different numbers of nodes")],
-    warmup: Annotated[int, typer.Option(min=0, help="steps at the beginning of each stage that are left out")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-) -> None:
-    """Samples a second on 1, 2, 4 ... nodes, efficiency, waiting for data, communication: from the logs of runs
-    (docs/start/scaling.md).
-    """
-    import json
-
-    from ccr_dist.cluster.scale import rows, table
-
-    found = rows(runs, warmup)
-    print(json.dumps([row.to_json() for row in found], indent=1) if as_json else table(found))
 
 
 def _from_home(run: Path) -> Path:

@@ -21,10 +21,11 @@ from typing import Any
 from ccr_dist import errors
 from ccr_dist.cluster import attempts, identity, ledger, slurm
 from ccr_dist.cluster.decide import NODE, Decision, Ended, decide
-from ccr_dist.cluster.facts import Facts, facts_of, run_folders
 from ccr_dist.cluster.progress import Progress, progress
+from ccr_dist.commands import uses_of
 from ccr_dist.data.storage.checked import read_checked
 from ccr_dist.data.storage.store import read_json
+from ccr_dist.declare import Uses
 
 RETRIES = 3  # where no profile says
 HANG = re.compile(r"rank \d+ \(pid \d+ on (?P<host>[^)\s]+)\): step \d+, (?P<phase>[^,]+),")
@@ -59,11 +60,11 @@ class Here:
     def path(self) -> Path:
         return attempts.path_of(self.run, self.step, self.task)
 
-    def facts(self, command: Sequence[str]) -> Facts:
-        return facts_of(command, f"step {self.step}")
+    def uses(self, command: Sequence[str]) -> Uses:
+        return uses_of(command, f"step {self.step}")
 
-    def progress(self, facts: Facts) -> Progress:
-        return progress(facts, (self.task, self.tasks))
+    def progress(self, uses: Uses) -> Progress:
+        return progress(uses, (self.task, self.tasks))
 
     def earlier(self) -> list[attempts.Attempt]:
         """Of the same job, without this one."""
@@ -75,8 +76,8 @@ def begin(here: Here, command: Sequence[str], *, nodes: Sequence[str], job: str 
     """What becomes of an attempt that is over before it began: too many were killed, or it runs on a node that it was
     to avoid.
     """
-    facts = here.facts(command)
-    now, earlier = here.progress(facts), here.earlier()
+    uses = here.uses(command)
+    now, earlier = here.progress(uses), here.earlier()
     strikes = attempts.strikes(earlier, now)
     start: dict[str, Any] = {"event": "start", "attempt": here.name, "nodes": list(nodes), "command": list(command)}
     if (here.run / "pipeline.yaml").exists():  # else a script was submitted by hand
@@ -94,12 +95,12 @@ def begin(here: Here, command: Sequence[str], *, nodes: Sequence[str], job: str 
 
 def end(here: Here, command: Sequence[str], *, code: int, heard: str, job: str | None) -> Decision:
     """Decides, and acts."""
-    facts = here.facts(command)
+    uses = here.uses(command)
     earlier = here.earlier()
     [this] = [attempt for attempt in attempts.read(here.path) if attempt.name == here.name]
-    now, began = here.progress(facts), float(this.start["time"])
+    now, began = here.progress(uses), float(this.start["time"])
     code = combined(code, here.notes)
-    hangs = stuck(run_folders(facts), began)
+    hangs = stuck(uses.runs, began)
     if hangs and code == errors.CRASH:
         code = errors.HangError.exit_code
     state = slurm.job(job) if job is not None else None
@@ -119,13 +120,13 @@ def end(here: Here, command: Sequence[str], *, code: int, heard: str, job: str |
         all_blamed=len(nodes) > 1 and blamed >= nodes,
         nonfinite_before=any(a.end is not None and a.end["code"] == errors.NonFiniteError.exit_code for a in earlier),
     )
-    extra: dict[str, Any] = {"heard": heard or None, **saved(here.notes, run_folders(facts))}
+    extra: dict[str, Any] = {"heard": heard or None, **saved(here.notes, uses.runs)}
     if code == NODE:
         records = map(read_json, sorted(here.notes.glob("node-*.json")))
         extra["problems"] = {record["node"]: record["problems"] for record in records if record["problems"]}
         for node, problems in extra["problems"].items():
             print(f"preflight: {node}: {'; '.join(problems)}", file=sys.stderr)
-    return _close(here, ended, now, job=job, extra=extra, state=state, facts=facts)
+    return _close(here, ended, now, job=job, extra=extra, state=state, uses=uses)
 
 
 def _close(
@@ -136,10 +137,10 @@ def _close(
     job: str | None,
     extra: dict[str, Any],
     state: slurm.Job | None = None,
-    facts: Facts | None = None,
+    uses: Uses | None = None,
 ) -> Decision:
     decision = decide(ended)
-    back = [str(path) for path in step_back(run_folders(facts))] if decision.back and facts else []
+    back = [str(path) for path in step_back(uses.runs)] if decision.back and uses else []
     attempts.write(
         here.path,
         {

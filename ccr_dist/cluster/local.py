@@ -57,7 +57,9 @@ def run(plan: Plan, say: Say) -> int:
     heard = _Heard()
     with ledger.held(plan.run), heard.passed_on():
         ledger.forbid_stopped(plan.run)
-        for note in checks.check(plan, free_disk_gib=FREE_DISK_GIB).notes:
+        checked = checks.check(plan, free_disk_gib=FREE_DISK_GIB)
+        _forbid_lacking(plan, checked)
+        for note in checked.notes:
             say(note)
         ledger.forbid_queued(plan.run)
         ledger.record(plan, None, None)
@@ -71,6 +73,15 @@ def run(plan: Plan, say: Say) -> int:
                     say(f"{step.name}: {'stopped; the same command goes on' if code == errors.STOPPED else 'failed'}")
                     return code
     return errors.DONE
+
+
+def _forbid_lacking(plan: Plan, checked: checks.Checked) -> None:
+    """ConfigError for packages and programs that steps still need and that are not here."""
+    standing = Standing(plan)
+    uses = {name: of_step for name, of_step in checked.uses.items() if standing.undone(name)}
+    packages, tools = checks.lines_of(plan, uses, checks.absent_here(uses), sys.executable)
+    if packages or tools:
+        raise errors.ConfigError("\n".join((*packages, *tools)))
 
 
 def _task(plan: Plan, step: Job, task: int, heard: _Heard, say: Say) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -42,6 +43,14 @@ def software() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {**found, "ccr_dist": _source()}
+
+
+def lacking(modules: Sequence[str], tools: Sequence[str]) -> list[str]:
+    """The names of those that this Python cannot import, and of programs that this machine lacks. Nothing is
+    imported.
+    """
+    absent = [module for module in modules if importlib.util.find_spec(module) is None]
+    return absent + [tool for tool in tools if shutil.which(tool) is None]
 
 
 def _source() -> str:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ccr_dist.cluster.facts import JOBS, Facts
 from ccr_dist.data.table.dataset import open_all
+from ccr_dist.declare import Table, Uses
 from ccr_dist.errors import DataError
 
 
@@ -35,14 +35,11 @@ class Progress:
         return cls(**values)
 
 
-def progress(facts: Facts, share: tuple[int, int] = (0, 1)) -> Progress:
+def progress(uses: Uses, share: tuple[int, int] = (0, 1)) -> Progress:
     """share (i, n): of the shards i, i + n, ... alone."""
-    if facts.name == "train":
-        total = sum(stage.steps for config in facts.configs for stage in config.stages.values())
-        return Progress("steps", sum(_saved(config.folder) for config in facts.configs), total)
-    if facts.name in JOBS:
-        return _column(facts, share)
-    return Progress()
+    if uses.steps:
+        return Progress("steps", sum(map(_saved, uses.runs)), uses.steps)
+    return Progress() if uses.fills is None else _column(uses.fills, share)
 
 
 def _saved(run: Path) -> int:
@@ -52,8 +49,8 @@ def _saved(run: Path) -> int:
     )
 
 
-def _column(facts: Facts, share: tuple[int, int]) -> Progress:
-    [(folder, column)] = facts.makes
+def _column(table: Table, share: tuple[int, int]) -> Progress:
+    folder, column = table.path, table.column
     assert column is not None
     done = total = partial = 0
     try:

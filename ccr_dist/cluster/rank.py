@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -31,10 +32,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, hear)
     bind(int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    from ccr_dist import cli
-
     try:
-        cli.main()
+        runpy.run_module("ccr_dist", run_name="__main__")
         code = errors.DONE
     except SystemExit as end:
         code = errors.DONE if end.code is None else end.code if isinstance(end.code, int) else errors.CRASH

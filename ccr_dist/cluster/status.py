@@ -52,8 +52,8 @@ def _step(standing: Standing, job: Job, lines: dict[int, slurm.Queued]) -> dict[
     tried = {task: attempts.read(attempts.path_of(run, job.name, task)) for task in range(job.step.tasks)}
     states: Counter[str] = Counter()
     why: list[str] = []
-    facts, share = standing.facts[job.name], job.step.tasks
-    now, rate = progress(facts), 0.0
+    uses, share = standing.uses[job.name], job.step.tasks
+    now, rate = progress(uses), 0.0
     errors = (
         errors_in(attempts.step_folder(run, job.name) / "logs", job.name) if any(map(_failed, tried.values())) else {}
     )
@@ -65,7 +65,7 @@ def _step(standing: Standing, job: Job, lines: dict[int, slurm.Queued]) -> dict[
         if reason:
             why.append(f"task {task}: {reason}" if share > 1 else reason)
         if state == "running" and of_task and of_task[-1].end is None:
-            made = progress(facts, (task, share)).done - Progress.from_json(of_task[-1].start["progress"]).done
+            made = progress(uses, (task, share)).done - Progress.from_json(of_task[-1].start["progress"]).done
             rate += made / max(1e-3, time.time() - of_task[-1].start["time"])
     return {
         "step": job.name,

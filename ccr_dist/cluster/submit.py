@@ -32,14 +32,14 @@ def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
     with ledger.held(plan.run):
         ledger.forbid_stopped(plan.run)
         checked = checks.check(plan, free_disk_gib=profile.free_disk_gib)
-        software = checks.environment(profile)
+        at_hand = slurm.at_hand() or not dry_run
+        standing = Standing(plan)
+        software = _environment(checked, profile, standing, strict=at_hand)
         checks.grace(plan, checked, profile)
         known = Ledger.read(plan.run)
         queued = slurm.queue() if known.submitted else []
         _adopt(known, queued)
-        standing = Standing(plan)
         _forbid_changed(known, queued, standing)
-        at_hand = slurm.at_hand() or not dry_run
         limit = profile.max_array or (slurm.array_limit() if at_hand else slurm.ARRAY_LIMIT)
         parts = {name: _parts(known, queued, standing, name, limit) for name in plan.jobs}
         scripts = {
@@ -75,6 +75,22 @@ def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
             )
 
 
+def _environment(
+    checked: checks.Checked, profile: Profile, standing: Standing, *, strict: bool
+) -> dict[str, str] | None:
+    """Versions on the nodes, as far as they are known. ConfigError (not strict: a note) where they lack a package that
+    a step still needs. A program that is not found here is a note: the nodes may have it.
+    """
+    plan = standing.plan
+    uses = {name: of_step for name, of_step in checked.uses.items() if standing.undone(name)}
+    software, absent = checks.environment(profile, uses)
+    packages, tools = checks.lines_of(plan, uses, absent, f"the profile's python, {profile.python}")
+    if packages and strict:
+        raise ConfigError("\n".join(packages))
+    checked.notes += [f"warning: {line}" for line in (*packages, *tools)]
+    return software
+
+
 def _asked(standing: Standing, step: str) -> dict[str, str]:
     """What is kept beside a job that is queued, for later submissions to be held against."""
     values = standing.plan.jobs[step].step.model_dump(mode="json")
@@ -95,7 +111,7 @@ def _forbid_changed(known: Ledger, queued: list[slurm.Queued], standing: Standin
             changed.append(f"step {each.step} (job {each.job}) is not in it any more")
             continue
         asked, place = _asked(standing, each.step), standing.plan.place(each.step)
-        if asked["planned"] != each.asked["planned"]:
+        if not standing.is_planned(each.step, each.asked["planned"]):
             changed.append(
                 f"{place}: step {each.step} (job {each.job}): its command, a file that it names, or a step before it"
             )

@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from ccr_dist import terminal
+from ccr_dist.declare import File, Folder, Item, Place, Settings, Table, Uses, declares
 from ccr_dist.errors import ConfigError, DataError, StorageError
 
 shards_app = typer.Typer(no_args_is_help=True, help="Build, index, look at and verify datasets.")
+CONVERSIONS = "expected nrccr, mla or replay"
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar")]
 
 
@@ -22,11 +24,91 @@ def show(text: Any, style: str = "") -> None:
     terminal.console(soft_wrap=True).print(text, style=style)
 
 
+def _captions(given: list[str] | None) -> dict[str, str] | None:
+    """Language -> the member that has its captions."""
+    if not given:
+        return None
+    if bad := [text for text in given if not text.partition("=")[0] or not text.partition("=")[2]]:
+        raise ConfigError(f"--caption {bad[0]}: expected LANG=txt or LANG=json:FIELD")
+    captions = {text.partition("=")[0]: text.partition("=")[2] for text in given}
+    if len(captions) < len(given):
+        raise ConfigError("--caption: a language is given twice; a column has one source")
+    return captions
+
+
 def _some(keys: list[str]) -> str:
     return ", ".join(keys[:10]) + (", ..." if len(keys) > 10 else "")
 
 
+# -- what they read and make, for pipelines (ccr_dist/declare.py)
+
+
+def _of_table(path: Path) -> Uses:
+    return Uses(reads=(Table(str(path)),))
+
+
+def _recipe_file(recipe: str | None, overrides: list[str] | None) -> tuple[Item, ...]:
+    from ccr_dist.resources import is_path
+
+    return (Settings(recipe, overrides=tuple(overrides or ())),) if recipe is not None and is_path(recipe) else ()
+
+
+def _build(recipe: str, overrides: list[str] | None, out: Path) -> Uses:
+    from ccr_dist.data.corpora.recipes.base import load_recipe
+
+    needed = load_recipe(recipe, overrides or []).reads()
+    return Uses(
+        reads=(*_recipe_file(recipe, overrides), *(Place(str(path)) for path in needed)),
+        makes=(Table(str(out)), File(str(out / "recipe.json"))),
+    )
+
+
+def _convert(to: str, source: Path, out: Path, column: list[str] | None) -> Uses:
+    if to not in ("nrccr", "mla", "replay"):
+        raise ConfigError(f"{to!r}: {CONVERSIONS}")
+    if to == "replay":
+        return Uses(reads=(Place(str(source)),), makes=(File(str(out)),))
+    return Uses(reads=(*_columns(source, column), Table(str(source))), makes=(Folder(str(out)),))
+
+
+def _index(urls: list[str], out: Path, caption: list[str] | None) -> Uses:
+    from ccr_dist.data.corpora.foreign_tars import needed
+
+    _captions(caption)
+    return Uses(reads=tuple(map(Place, needed(urls))), makes=(Table(str(out)),))
+
+
+def _export(path: Path, out: Path, image: str, caption: str | None, also: list[str] | None) -> Uses:
+    columns = [image, *([] if caption is None else [caption]), *(also or [])]
+    return Uses(reads=_columns(path, columns), makes=(Folder(str(out)),))
+
+
+def _push(path: Path, url: str, column: list[str] | None) -> Uses:
+    return Uses(
+        reads=(Table(str(path)), *_columns(path, column)),
+        makes=_columns(url, column) or (Table(url),),
+        packages=("fsspec",),
+    )
+
+
+def _pull(url: str, folder: Path, column: list[str] | None) -> Uses:
+    return Uses(reads=(Table(url),), makes=_columns(folder, column) or (Table(str(folder)),), packages=("fsspec",))
+
+
+def _quality(path: Path, column: str, human: str | None, source: str | None, back: str | None) -> Uses:
+    columns = [name for name in (column, human, source, back) if name is not None]
+    return Uses(reads=_columns(path, columns), packages=("sacrebleu",))
+
+
+def _columns(path: Path | str, names: list[str] | None) -> tuple[Table, ...]:
+    return tuple(Table(str(path), name) for name in names or ())
+
+
+# -- the commands
+
+
 @shards_app.command("build")
+@declares(_build)
 def build_command(
     recipe: Annotated[
         str, typer.Argument(help="a recipe's YAML file, or the name of a shipped one (see `shards recipes`)")
@@ -63,6 +145,7 @@ def build_command(
 
 
 @shards_app.command("recipes")
+@declares(lambda name, overrides: Uses(reads=_recipe_file(name, overrides)))
 def recipes_command(
     name: Annotated[str | None, typer.Argument(help="a shipped recipe or a YAML file: say what it needs")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
@@ -82,6 +165,7 @@ def recipes_command(
 
 
 @shards_app.command("convert")
+@declares(_convert)
 def convert_command(
     to: Annotated[
         str, typer.Argument(help="nrccr, mla (datasets to those projects' files) or replay (their files to JSONL)")
@@ -108,7 +192,7 @@ def convert_command(
     elif to == "replay":
         done = to_replay(source, out)
     else:
-        raise ConfigError(f"{to!r}: expected nrccr, mla or replay")
+        raise ConfigError(f"{to!r}: {CONVERSIONS}")
     for path in done.files:
         show(path)
     if done.blank:
@@ -116,6 +200,7 @@ def convert_command(
 
 
 @shards_app.command("index")
+@declares(_index)
 def index_command(
     urls: Annotated[
         list[str], typer.Argument(help="tars, or folders of tars; braces {0000..0012} and globs may be quoted")
@@ -152,13 +237,6 @@ def index_command(
     """Make a dataset of tars that img2dataset, webdataset or others wrote, without a copy."""
     from ccr_dist.data.corpora.index import index
 
-    captions = None
-    if caption:
-        if bad := [text for text in caption if not text.partition("=")[0] or not text.partition("=")[2]]:
-            raise ConfigError(f"--caption {bad[0]}: expected LANG=txt or LANG=json:FIELD")
-        captions = {text.partition("=")[0]: text.partition("=")[2] for text in caption}
-        if len(captions) < len(caption):
-            raise ConfigError("--caption: a language is given twice; a column has one source")
     done = index(
         urls,
         out,
@@ -166,7 +244,7 @@ def index_command(
         split=split,
         image=image,
         video=video,
-        captions=captions,
+        captions=_captions(caption),
         keys=keys,
         bad_items=bad_items,
         bad_fraction=bad_fraction,
@@ -200,6 +278,7 @@ def index_command(
 
 
 @shards_app.command("export")
+@declares(_export)
 def export_command(
     path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
     out: Annotated[Path, typer.Option(help="folder of the tars; of several datasets OUT/train, OUT/val, ...")] = ...,  # type: ignore[assignment]
@@ -231,6 +310,7 @@ def export_command(
 
 
 @shards_app.command("inspect")
+@declares(_of_table)
 def inspect_command(
     path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
     rows: Annotated[int, typer.Option(help="rows to show of each")] = 3,
@@ -247,6 +327,7 @@ def inspect_command(
 
 
 @shards_app.command("verify")
+@declares(_of_table)
 def verify_command(
     path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
     decode: Annotated[bool, typer.Option(help="decode every picture")] = True,
@@ -286,6 +367,7 @@ def verify_command(
 
 
 @shards_app.command("seal")
+@declares(_of_table)
 def seal_command(
     path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
     quiet: Quiet = False,
@@ -304,6 +386,7 @@ def seal_command(
 
 
 @shards_app.command("push")
+@declares(_push)
 def push_command(
     path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
     url: Annotated[str, typer.Argument(help="s3://bucket/folder, gs://..., file:///...: what fsspec knows")],
@@ -318,6 +401,7 @@ def push_command(
 
 
 @shards_app.command("pull")
+@declares(_pull)
 def pull_command(
     url: Annotated[str, typer.Argument(help="a dataset in an object store, or a folder of them")],
     folder: Annotated[Path, typer.Argument(help="where to")],
@@ -335,6 +419,7 @@ def pull_command(
 
 
 @shards_app.command("quality")
+@declares(_quality)
 def quality_command(
     path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
     column: Annotated[str, typer.Option(help="translated captions, e.g. caption.de.opus")] = ...,  # type: ignore[assignment]

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from ccr_dist import terminal
+from ccr_dist.declare import Table, Uses, declares
 from ccr_dist.errors import STOPPED, ConfigError
-from ccr_dist.yamlfile import Given
+from ccr_dist.generate.declared import backbone_of, describing, featurising, importing, options_of, pair, translating
 
 if TYPE_CHECKING:
     from ccr_dist.data.table.dataset import Dataset
@@ -116,6 +117,7 @@ def _job_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @jobs_app.command()
+@declares(describing)
 @_job_options
 def describe(
     dataset: Folder,
@@ -148,6 +150,7 @@ def describe(
 
 
 @jobs_app.command()
+@declares(translating)
 @_job_options
 def translate(
     dataset: Folder,
@@ -193,7 +196,7 @@ def translate(
     language, name = source_language or language_of(source), column or default_column(to, engine)
     ways = [(make_translation(engine, language, to, values, source, prompt=prompt), name)]
     if back:  # made now, so that a wrong option is not found out when the first way is done
-        others = dict(_pair(option) for option in back_options or [])
+        others = dict(pair(option) for option in back_options or [])
         directed = translators.get(engine).directed if engine in translators.names() else ()
         if unsaid := [key for key in directed if key in values and key not in others]:
             raise ConfigError(
@@ -211,6 +214,7 @@ def translate(
 
 
 @jobs_app.command()
+@declares(featurising)
 @_job_options
 def featurise(
     dataset: Folder,
@@ -251,24 +255,7 @@ def featurise(
     job: Job,
 ) -> None:
     """Run a frozen backbone over pictures, videos or texts and keep its vectors."""
-    from ccr_dist import yamlfile
-    from ccr_dist.config import BackboneConfig, Frozen
-    from ccr_dist.methods.run_config import load_config
-
-    if (config is None) == (backbone is None):
-        raise ConfigError("featurise needs either --config RUN.yaml or --backbone KIND (with --set KEY=VALUE)")
-    if config is not None:
-        settings = load_config(config, [f"backbone.{option}" for option in options or []]).backbone
-    else:
-
-        class Whole(Frozen):
-            backbone: BackboneConfig
-
-        given = {
-            "backbone.kind": Given(backbone),
-            **{f"backbone.{key}": value for key, value in map(_pair, options or [])},
-        }
-        settings = yamlfile.validate(Whole, yamlfile.of_options(given)).backbone
+    settings = backbone_of(config, backbone, options)
 
     from ccr_dist.generate.jobs.featurise import Featurise
     from ccr_dist.models.backbones import build_backbone
@@ -288,6 +275,7 @@ def featurise(
 
 
 @jobs_app.command()
+@declares(importing)
 @_job_options
 def replay(
     dataset: Folder,
@@ -326,6 +314,7 @@ def look() -> None:
 
 
 @look_app.command("status")
+@declares(lambda path: Uses(reads=(Table(str(path)),)))
 def status_command(
     path: Folder,
     column: Annotated[str | None, typer.Option("--column", help="Only this column.")] = None,
@@ -434,21 +423,6 @@ def _share(text: str) -> tuple[int, int]:
     if not (index.isdecimal() and count_text.isdecimal() and int(index) < int(count_text)):
         raise ConfigError(f"--share {text!r}: expected I/N with 0 <= I < N, for example 0/8, or slurm")
     return int(index), int(count_text)
-
-
-def options_of(pairs: list[str] | None, model: str | None) -> dict[str, object]:
-    """The engine's options as they were typed; --model is one of them. What they mean is known to the engine
-    (`check_options`).
-    """
-    values: dict[str, object] = dict(_pair(option) for option in pairs or [])
-    return values if model is None else {**values, "model": Given(model)}
-
-
-def _pair(option: str) -> tuple[str, Given]:
-    key, separator, value = option.partition("=")
-    if not separator or not key.strip():
-        raise ConfigError(f"--set {option!r}: expected KEY=VALUE")
-    return key.strip(), Given(value)
 
 
 def _say(text: str) -> None:

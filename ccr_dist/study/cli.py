@@ -3,21 +3,62 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ccr_dist import terminal
+from ccr_dist.declare import File, Folder, Run, Settings, Uses, declares
 from ccr_dist.errors import ConfigError
 
+if TYPE_CHECKING:
+    from ccr_dist.study.plan import Plan
+
 study_app = typer.Typer(no_args_is_help=True, help="Many runs by one command, and what they show.")
-File = Annotated[Path, typer.Argument(help="study (YAML), see configs/studies/")]
+StudyFile = Annotated[Path, typer.Argument(help="study (YAML), see configs/studies/")]
+
+
+def _running(study: Path, only: str | None, seeds: str | None) -> Uses:
+    from ccr_dist.study.plan import load_plan
+    from ccr_dist.train.declared import inputs
+
+    plan = _selected(load_plan(study), only, seeds)
+    runs = [*plan.first, *plan.runs]
+    made = (
+        *(Run(str(run.config.folder)) for run in runs if run.config.stages),
+        *(File(str(run.result)) for run in runs),
+    )
+    own = {item.path for item in made}
+    reads = [item for item in inputs([run.config for run in runs]) if item.path not in own]
+    return Uses(reads=(Settings(str(study)), *reads), makes=made, packages=("torch",))
+
+
+def _reporting(study: Path, out: Path | None) -> Uses:
+    from ccr_dist.study.plan import load_plan
+
+    return Uses(reads=(Settings(str(study)),), makes=(Folder(str(out or Path(load_plan(study).study.out) / "report")),))
+
+
+def _binning(study: Path, by: str, out: Path | None) -> Uses:
+    needs = ("sacrebleu",) if by.startswith("chrf") else ()
+    return replace(_reporting(study, out), packages=needs)
+
+
+def _selected(plan: Plan, only: str | None, seeds: str | None) -> Plan:
+    """The part of a study that the options ask for. ConfigError."""
+    given = seeds.split(",") if seeds is not None else []
+    if not all(number.strip().isdigit() for number in given):
+        raise ConfigError(f"--seeds {seeds}: expected whole numbers with commas between them, like 0,1,2")
+    rows = [name.strip() for name in only.split(",")] if only else []
+    return plan.select(rows, [int(number) for number in given] if seeds is not None else None)
 
 
 @study_app.command("run")
+@declares(_running)
 def run_command(
-    study: File,
+    study: StudyFile,
     jobs: Annotated[int, typer.Option(help="runs at a time, a process each")] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads of each")] = 1,
     only: Annotated[str | None, typer.Option(help="some rows: name,name")] = None,
@@ -30,18 +71,15 @@ def run_command(
     from ccr_dist.study.plan import load_plan
     from ccr_dist.study.runner import run_study
 
-    given = seeds.split(",") if seeds is not None else []
-    if not all(number.strip().isdigit() for number in given):
-        raise ConfigError(f"--seeds {seeds}: expected whole numbers with commas between them, like 0,1,2")
-    rows = [name.strip() for name in only.split(",")] if only else []
-    plan = load_plan(study).select(rows, [int(number) for number in given] if seeds is not None else None)
+    plan = _selected(load_plan(study), only, seeds)
     if code := run_study(plan, jobs=jobs, threads=threads, dry_run=dry_run):
         raise typer.Exit(code)
 
 
 @study_app.command("report")
+@declares(_reporting)
 def report_command(
-    study: File,
+    study: StudyFile,
     out: Annotated[
         Path | None, typer.Option(help="folder of the report; default: report below the study's own folder")
     ] = None,
@@ -68,8 +106,9 @@ def report_command(
 
 
 @study_app.command("bins")
+@declares(_binning)
 def bins_command(
-    study: File,
+    study: StudyFile,
     by: Annotated[
         str, typer.Option(help="words, or chrf:A:B, two columns of the queries' translations ({lang}: the language)")
     ] = "words",

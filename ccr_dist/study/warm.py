@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import runpy
 import sys
 from collections.abc import Sequence
 from multiprocessing import forkserver
@@ -65,6 +66,4 @@ def _command(arguments: list[str], log: str) -> None:
             os.dup2(file.fileno(), stream.fileno())
             stream.reconfigure(line_buffering=True)
     sys.argv = ["ccr-dist", *arguments]
-    from ccr_dist.cli import main
-
-    main()
+    runpy.run_module("ccr_dist", run_name="__main__")

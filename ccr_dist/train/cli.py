@@ -1,4 +1,4 @@
-"""`ccr-dist checkpoint ...`: parse, call, print."""
+"""`ccr-dist train`, `evaluate`, `doctor`, `scale` and `checkpoint ...`: parse, call, print."""
 
 from __future__ import annotations
 
@@ -8,13 +8,116 @@ from typing import Annotated, Any
 import typer
 
 from ccr_dist import terminal
+from ccr_dist.declare import File, Folder, Uses, declares
 from ccr_dist.errors import CheckpointError, ConfigError
+from ccr_dist.train.declared import configs_of, evaluating, training
 
+train_app = typer.Typer()
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Look at checkpoints, check them, convert them.")
+train_app.add_typer(checkpoint_app, name="checkpoint")
+Config = Annotated[Path, typer.Argument(help="run config (YAML)")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, any number")]
+Seeds = Annotated[str | None, typer.Option(help="several runs, one after the other: 0,1,2")]
 Target = Annotated[Path, typer.Argument(help="run folder, or one checkpoint of it")]
 
 
+@train_app.command()
+@declares(training)
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    seeds: Seeds = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="measure the selected checkpoint on the test split at the end")
+    ] = False,
+    world: Annotated[int | None, typer.Option(help="refuse to run on any other number of processes")] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="ddp, zero1, zero2, zero3 or fsdp2; refuses another launch profile. Default: the profile's, or ddp"
+        ),
+    ] = None,
+) -> None:
+    """Train a run, or resume an interrupted one. Start it with `accelerate launch … -m ccr_dist train` for
+    several processes.
+    """
+    configs = configs_of(config, overrides, seeds)
+    from ccr_dist.train import commands
+
+    _exit(commands.train(configs, test=test, world=world, spread=strategy))
+
+
+@train_app.command()
+@declares(evaluating)
+def evaluate(
+    config: Config,
+    overrides: Overrides = None,
+    seeds: Seeds = None,
+    split: Annotated[str, typer.Option(help="val or test")] = "test",
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="measure again although a result exists (readings of a test set are counted)"),
+    ] = False,
+    world: Annotated[int | None, typer.Option(help="refuse to run on any other number of processes")] = None,
+) -> None:
+    """Measure a run's selected checkpoint (or an untrained method) on a split; writes RUN/results/SPLIT.json."""
+    if split not in ("val", "test"):
+        raise ConfigError(f"--split {split}: expected val or test")
+    configs = configs_of(config, overrides, seeds)
+    from ccr_dist.train import commands
+
+    _exit(commands.evaluate(configs, split=split, again=again, world=world))
+
+
+@train_app.command()
+@declares(lambda: Uses())
+def doctor(
+    out: Annotated[Path, typer.Option(help="folder that run folders will lie in")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Look at this machine: software, devices, limits, disk; under a launcher also at what is between its processes.
+
+    Ends with exit code 2 when there is something to do about it.
+    """
+    from ccr_dist.train.watch import doctor as machine
+
+    _exit(machine.command(out, as_json=as_json))
+
+
+@train_app.command()
+@declares(lambda runs: Uses(reads=tuple(Folder(str(run)) for run in runs)))
+def scale(
+    runs: Annotated[list[Path], typer.Argument(help="run folders of the same training, on different numbers of nodes")],
+    warmup: Annotated[int, typer.Option(min=0, help="steps at the beginning of each stage that are left out")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Samples a second on 1, 2, 4 ... nodes, efficiency, waiting for data, communication: from the logs of runs
+    (docs/start/scaling.md).
+    """
+    import json
+
+    from ccr_dist.train.scale import rows, table
+
+    found = rows(runs, warmup)
+    print(json.dumps([row.to_json() for row in found], indent=1) if as_json else table(found))
+
+
+def _exit(code: int) -> None:
+    if code:
+        raise typer.Exit(code)
+
+
+def _looking(path: Path) -> Uses:
+    return Uses(reads=(Folder(str(path)),))
+
+
+def _converting(path: Path, out: Path) -> Uses:
+    made = File(str(out)) if out.suffix == ".safetensors" else Folder(str(out))
+    return Uses(reads=(Folder(str(path)),), makes=(made,))
+
+
 @checkpoint_app.command("inspect")
+@declares(_looking)
 def inspect_command(
     path: Target,
     every: Annotated[bool, typer.Option("--tensors", help="list every tensor")] = False,
@@ -50,6 +153,7 @@ def inspect_command(
 
 
 @checkpoint_app.command("verify")
+@declares(_looking)
 def verify_command(path: Target) -> None:
     """Compare every file with the digest that was recorded when it was written. Exit code 8 when one is damaged."""
     from ccr_dist.train.state import checkpoint_contents
@@ -78,6 +182,7 @@ def verify_command(path: Target) -> None:
 
 
 @checkpoint_app.command("convert")
+@declares(_converting)
 def convert_command(
     path: Annotated[Path, typer.Argument(help="one checkpoint, of either layout")],
     out: Annotated[

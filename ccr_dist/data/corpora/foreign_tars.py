@@ -11,7 +11,7 @@ import glob
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,7 @@ def expand(urls: Iterable[str]) -> list[Path]:
     """
     paths: list[Path] = []
     for url in urls:
-        if "://" in url or url.startswith("pipe:"):
-            raise ConfigError(f"{url}: only tars on local (or mounted) file systems can be indexed")
-        for name in [url] if Path(url).exists() else _braces(url):
-            found = sorted(glob.glob(name)) if glob.has_magic(name) and not Path(name).exists() else [name]  # noqa: PTH207
+        for name, found in _named(url):
             if not found:
                 raise ConfigError(f"{name}: no such tar" + (f" (from {url!r})" if name != url else ""))
             for path in map(Path, found):
@@ -69,6 +66,21 @@ def expand(urls: Iterable[str]) -> list[Path]:
     if not paths:
         raise ConfigError("no tars given")
     return paths
+
+
+def needed(urls: Iterable[str]) -> list[str]:
+    """The files and folders that such names stand for; a glob that stands for nothing yet, as it is. ConfigError for
+    what is no local file.
+    """
+    return [path for url in urls for name, found in _named(url) for path in found or [name]]
+
+
+def _named(url: str) -> Iterator[tuple[str, list[str]]]:
+    """Names without braces, and what is there of each where it is a glob."""
+    if "://" in url or url.startswith("pipe:"):
+        raise ConfigError(f"{url}: only tars on local (or mounted) file systems can be indexed")
+    for name in [url] if Path(url).exists() else _braces(url):
+        yield name, (sorted(glob.glob(name)) if glob.has_magic(name) and not Path(name).exists() else [name])  # noqa: PTH207
 
 
 def _in_folder(folder: Path) -> list[Path]:

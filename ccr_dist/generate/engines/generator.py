@@ -109,11 +109,14 @@ class Generator(ABC):
 
     Work goes in by `start` and comes out by `advance`, in any order, so that an engine with continuous batching never
     drains. All of it happens in one thread; only renderers go elsewhere. `in_flight`: requests at once that suit the
-    engine; more may be started.
+    engine; more may be started. `packages`, `tools`, `local`: as of a `Translator`.
     """
 
     Options: ClassVar[type[base.EngineOptions]] = GeneratorOptions
     in_flight: int = 64
+    packages: ClassVar[tuple[str, ...]] = ()
+    tools: ClassVar[tuple[str, ...]] = ()
+    local: ClassVar[bool] = True
     # it ends every request by itself after some time: that nothing comes back is no sign that it hangs
     bounded: ClassVar[bool] = False
 

@@ -65,6 +65,7 @@ class TransformersGenerator(Generator):
     """
 
     Options = TransformersOptions
+    packages = ("torch", "transformers")
 
     def __init__(self, options: TransformersOptions) -> None:
         self._options, self._chat = options, Chat(_NAME, options)

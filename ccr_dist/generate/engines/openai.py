@@ -130,6 +130,8 @@ class OpenAi(Generator):
 
     Options = OpenAiOptions
     bounded = True
+    packages = ("openai",)
+    local = False
 
     def __init__(self, options: OpenAiOptions) -> None:
         self._options = options

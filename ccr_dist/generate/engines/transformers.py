@@ -27,6 +27,7 @@ class TransformersSeq2Seq(base.Translator):
     """
 
     directed = ("model", "revision", "source_code", "target_code", "prefix")
+    packages = ("torch", "transformers")
 
     class Options(base.EngineOptions):
         model: str = Field(description="Hugging Face id, or a local folder; required")

@@ -152,6 +152,7 @@ class Vllm(Generator):
     """One engine on one set of GPUs; pictures and text, or text alone, with the model's chat template."""
 
     Options = VllmOptions
+    packages = ("vllm",)
 
     def __init__(self, options: VllmOptions) -> None:
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a fork of a process with threads may hang

@@ -15,6 +15,7 @@ from ccr_dist.cluster.ledger import Ledger, Submitted
 from ccr_dist.cluster.pipeline import Plan, load_plan
 from ccr_dist.cluster.slurm import Queued
 from ccr_dist.cluster.status import status
+from ccr_dist.data.storage import store
 from ccr_dist.errors import ConfigError
 from tests import jobs
 
@@ -199,3 +200,123 @@ def test_alone_what_comes_after_an_edited_step_runs_again(folder: Path) -> None:
         assert local.run(load_plan("p.yaml", [f"values.{override}"]), said.append) == 0, said
         assert [line.partition(":")[0] for line in said if not line.endswith("done already")] == again
     assert len(attempts.read(folder / "runs/q/steps/second/attempts/0.jsonl")) == 2
+
+
+def planned(plan: Plan) -> dict[str, str]:
+    return identity.Standing(plan).planned
+
+
+def of(folder: Path, *commands: str) -> Plan:
+    steps = {f"s{number}": {"command": command} for number, command in enumerate(commands)}
+    (folder / "p.yaml").write_text(yaml.safe_dump({"name": "p", "folder": "runs", "steps": steps}, sort_keys=False))
+    return load_plan(folder / "p.yaml")
+
+
+def test_files_in_the_folder_that_a_step_builds_in_are_its_inputs_all_the_same(folder: Path) -> None:
+    """The whole project as `--out`: only what a dataset's folder holds is made there."""
+    (folder / "t.jsonl").write_text('{"id": "a", "text": "x"}\n')
+    commands = ("shards build texts --out . file=t.jsonl name=t keep_apart=false", "config show a.yaml")
+    before = planned(of(folder, *commands))
+    for made in ("dataset.json", "recipe.json", "train/dataset.json", "train/caption.en/column.json"):
+        (folder / made).parent.mkdir(parents=True, exist_ok=True)
+        (folder / made).write_text("{}")
+    assert planned(of(folder, *commands)) == before
+    (folder / "a.yaml").write_text("name: b\n")
+    after = planned(of(folder, *commands))
+    assert after["s0"] == before["s0"] and after["s1"] != before["s1"]
+    (folder / "t.jsonl").write_text('{"id": "a", "text": "y"}\n')
+    assert planned(of(folder, *commands))["s0"] != before["s0"]
+
+
+WAITING = Queued("1", None, "PENDING", "", "", "")
+
+
+def test_a_file_that_an_earlier_step_makes_is_known_by_that_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = jobs.captions(tmp_path / "data", rows=(2,))
+    (tmp_path / "in.txt").write_text("one")
+    commands = ("shards convert replay in.txt --out ./x.jsonl", f"replay {data.root} x.jsonl --column caption.de")
+    own = of(tmp_path, *commands)
+    before, asked = planned(own), submit._asked(identity.Standing(own), "s1")
+    (tmp_path / "x.jsonl").write_text("made")
+    assert planned(own) == before
+    known = Ledger(own.run, [Submitted("t", "s1", [0], 0, job="1", asked=asked)])
+    submit._forbid_changed(known, [WAITING], identity.Standing(own))
+    (tmp_path / "in.txt").write_text("two")
+    after = planned(own)
+    assert after["s0"] != before["s0"] and after["s1"] != before["s1"]
+    alone = [planned(of(tmp_path, commands[1]))["s0"]]  # without the step before it is a file like any other
+    (tmp_path / "x.jsonl").write_text("another")
+    alone.append(planned(of(tmp_path, commands[1]))["s0"])
+    assert alone[0] != alone[1]
+
+
+def test_what_a_done_step_made_is_made_again_when_it_is_gone(folder: Path) -> None:
+    own = of(folder, "shards convert replay words.txt --out 'my x.jsonl'", "methods")
+    carry_out(own, "s0", "s1")
+    assert undone(own) == ["s0", "s1"]
+    (folder / "my x.jsonl").write_text("made")
+    assert undone(own) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("config show a.yaml notes=other.txt", "other.txt"),  # an override that names another file
+        ("config show 'my config.yaml'", "my config.yaml"),
+        ("featurise data --backbone dual --set weights=w --column feature.x", "w/model.safetensors"),
+        ("featurise data --backbone dual --set weights=w.safetensors --column feature.x", "w.safetensors"),
+        ("replay data x.jsonl --column caption.de", "x.jsonl"),
+        ("describe data --engine replay --set path=x.jsonl --prompt ask.yaml --column description.x", "x.jsonl"),
+        ("report w --out r", "w/results/test.json"),
+        ("shards seal data", "data/dataset.json"),
+        ("featurise data --backbone dual --from caption.en --column feature.x", "data/caption.en/column.json"),
+    ],
+)
+def test_a_step_is_another_when_what_it_reads_is(folder: Path, command: str, file: str) -> None:
+    (folder / "ask.yaml").write_text("views: {a: {text: Say.}}\n")
+    path = folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seen = []
+    for text in ("one: 1", "two: 2", "one: 1"):
+        path.write_text(text)
+        seen.append(planned(of(folder, command))["s0"])
+    assert seen[0] == seen[2] != seen[1]
+
+
+def by_the_earlier_rule(plan: Plan) -> dict[str, str]:
+    """The digests of attempts `1.0` as the version before wrote them, of steps whose files did not count."""
+    found: dict[str, str] = {}
+    for name, each in plan.jobs.items():
+        after = {before: [("1.0", found[before])] for before in each.after}
+        found[name] = store.digest_json({"command": each.command, "files": {}, "after": after})
+    return found
+
+
+def test_what_was_done_or_queued_under_the_earlier_rule_stays_so(folder: Path) -> None:
+    """There a file below any output folder did not count."""
+    (folder / "t.jsonl").write_text('{"id": "a", "text": "x"}\n')
+    commands = (
+        "shards build texts --out . file=t.jsonl name=t",
+        "shards convert replay words.txt --out x.txt",
+        "shards inspect x.txt",
+    )
+    for made in ("dataset.json", "recipe.json", "x.txt"):
+        (folder / made).write_text("made")
+    own = of(folder, *commands)
+    carry_out(own, *own.jobs)
+    digests = by_the_earlier_rule(own)
+    for path in (folder / "runs").rglob("attempts/*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            line.pop("crc")
+            if "identity" in line:
+                line["identity"] = digests[path.parents[1].name]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert undone(own) == []
+    asked = {**submit._asked(identity.Standing(own), "s0"), "planned": digests["s0"]}
+    known = Ledger(own.run, [Submitted("t", "s0", [0], 0, job="1", asked=asked)])
+    submit._forbid_changed(known, [WAITING], identity.Standing(own))
+    assert undone(of(folder, commands[0] + " limit=1", *commands[1:])) == ["s0", "s1", "s2"]

@@ -11,13 +11,13 @@ import pytest
 from ccr_dist import errors
 from ccr_dist.cluster import attempts, checks, job, preflight
 from ccr_dist.cluster.decide import NODE, Ended, decide
-from ccr_dist.cluster.facts import Facts
 from ccr_dist.cluster.ledger import Ledger
 from ccr_dist.cluster.pipeline import load_plan
 from ccr_dist.cluster.profile import Preflight, Profile, load_profile
 from ccr_dist.cluster.progress import Progress, progress
 from ccr_dist.cluster.render import render
 from ccr_dist.data.storage import store
+from ccr_dist.declare import Table, Uses
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.resources import PROFILES, folder
 from tests import jobs
@@ -235,7 +235,7 @@ def test_preflight_names_the_node_that_is_not_like_the_others() -> None:
     ("took", "warned"), [(None, "was not measured yet"), (40.0, "took 40.0 s, the site gives 30 s"), (4.0, "")]
 )
 def test_a_warning_that_leaves_no_time_to_save_is_told(tmp_path: Path, took: float | None, warned: str) -> None:
-    plan, checked = plan_in(tmp_path), checks.Checked({"train": Facts("train")})
+    plan, checked = plan_in(tmp_path), checks.Checked({"train": Uses(steps=1)})
     if took is not None:
         path = attempts.path_of(plan.run, "train", 0)
         attempts.write(path, {"event": "start", "attempt": "7.0"})
@@ -246,7 +246,7 @@ def test_a_warning_that_leaves_no_time_to_save_is_told(tmp_path: Path, took: flo
 
 def test_to_have_begun_is_no_progress(tmp_path: Path) -> None:
     data = jobs.captions(tmp_path / "data", rows=(3, 2, 2))
-    facts = Facts("translate", makes=((str(data.root), "caption.xx"),))
+    facts = Uses(fills=Table(str(data.root), "caption.xx"))
     assert progress(facts) == Progress("shards", 0, 3)
     folder = data.root / "caption.xx"
     folder.mkdir()

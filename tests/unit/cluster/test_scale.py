@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ccr_dist.cluster.scale import rows, table
 from ccr_dist.data.storage.store import line_of
 from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.train.scale import rows, table
 
 PARTS = {"data": 0.1, "agree": 0.1, "forward": 0.4, "losses": 0.1, "backward": 0.2, "update": 0.1}
 

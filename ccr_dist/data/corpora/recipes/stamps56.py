@@ -47,6 +47,9 @@ class Stamps56(Recipe):
 
     about: ClassVar[str] = "Tux Paint stamps with captions in 56 languages"
 
+    def reads(self) -> list[Path]:
+        return [] if self.source is None else [Path(self.source)]
+
     def material(self) -> Material:
         root, version = find_stamps(self.source)
         resvg, rows, digest = package_version("resvg-py"), [], hashlib.sha256()

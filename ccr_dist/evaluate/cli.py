@@ -1,0 +1,37 @@
+"""`ccr-dist report`: parse, call, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ccr_dist.declare import File, Folder, Table, Uses, declares
+
+report_app = typer.Typer()
+
+
+def _reporting(runs: list[Path], out: Path, split: str, pictures: Path | None) -> Uses:
+    advice = f"`ccr-dist evaluate CONFIG --split {split}` makes it" + (
+        " (or `train --test`)" if split == "test" else ""
+    )
+    files = [run if run.suffix == ".json" else run / "results" / f"{split}.json" for run in runs]
+    shown = () if pictures is None else (Table(str(pictures), "image", single=True),)
+    return Uses(reads=(*(File(str(file), advice) for file in files), *shown), makes=(Folder(str(out)),))
+
+
+@report_app.command()
+@declares(_reporting)
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run folders (or result files)")],
+    out: Annotated[Path, typer.Option(help="folder of the report")] = Path("report"),
+    split: Annotated[str, typer.Option(help="which result of each run")] = "test",
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "Cross-lingual retrieval",
+    note: Annotated[list[str] | None, typer.Option(help="a paragraph below the title, any number")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="dataset whose pictures illustrate the examples")] = None,
+) -> None:
+    """Collect runs into one table: terminal, JSON, CSV and a self-contained HTML page."""
+    from ccr_dist.evaluate.command import report as write
+
+    write(runs, out=out, split=split, title=title, notes=note or [], pictures=pictures)

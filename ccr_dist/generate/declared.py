@@ -1,0 +1,155 @@
+"""What jobs read and make, for pipelines: the declarations of `generate/cli.py`'s commands. Nothing is loaded."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ccr_dist.config import BackboneConfig, Frozen
+from ccr_dist.data.table.names import check_column_name
+from ccr_dist.declare import File, Item, Place, Settings, Table, Uses, names_a_path, weights_of
+from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.methods.run_config import load_config
+from ccr_dist.yamlfile import Given, of_options, validate
+
+
+def describing(
+    dataset: Path, engine: str, model: str | None, prompt: str, source: str, captions: str | None, column: str | None,
+    options: list[str] | None, share: str,
+) -> Uses:  # fmt: skip
+    """What `describe` reads and makes."""
+    from ccr_dist.generate.engines.generator import generators
+    from ccr_dist.generate.jobs import describe
+
+    engines = {name: generators.get(name) for name in generators.names()}
+    asked = _engine(engine, engines, options, model)
+    items = [*asked.reads, *_prompt(prompt, describe.FIELDS)]
+    texts = [] if captions is None else [captions]
+    return _job(dataset, column, share, [source, *texts], items, asked.packages, asked.tools)
+
+
+def translating(
+    dataset: Path, engine: str, model: str | None, prompt: str | None, source: str, column: str | None, back: bool,
+    options: list[str] | None, share: str,
+) -> Uses:  # fmt: skip
+    """What `translate` reads and makes."""
+    from ccr_dist.generate.engines.base import translators
+    from ccr_dist.generate.engines.generator import generators
+    from ccr_dist.generate.jobs import llm_translate
+
+    if back:
+        raise ConfigError("--back: in a pipeline the way back is a step of its own, after the column is complete")
+    dedicated = {name: translators.get(name) for name in translators.names()}
+    models = {f"{name}-llm" if name in dedicated else name: generators.get(name) for name in generators.names()}
+    asked = _engine(engine, dedicated | models, options, model)
+    if engine in dedicated and prompt is not None:
+        raise ConfigError(f"--prompt is for language models ({', '.join(models)}); {engine!r} is a translation system")
+    items = [*asked.reads, *([] if engine in dedicated else _prompt(prompt or "translate", llm_translate.FIELDS))]
+    return _job(dataset, column, share, [source], items, asked.packages, asked.tools)
+
+
+def featurising(
+    dataset: Path, config: Path | None, backbone: str | None, options: list[str] | None, source: str,
+    column: str | None, device: str,
+    share: str,
+) -> Uses:  # fmt: skip
+    """What `featurise` reads and makes."""
+    overrides = tuple(f"backbone.{option}" for option in options or [])
+    settings = backbone_of(config, backbone, options)
+    items: list[Item] = [] if config is None else [Settings(str(config), overrides=overrides)]
+    return _job(
+        dataset,
+        column,
+        share,
+        [source],
+        [*items, *weights_of(settings)],
+        ("torch",),
+        (),
+        device if "cuda" in device else None,
+    )
+
+
+def importing(dataset: Path, file: Path, column: str, share: str) -> Uses:
+    """What `replay` reads and makes."""
+    return _job(dataset, column, share, [None], [File(str(file))], (), ())
+
+
+def backbone_of(config: Path | None, kind: str | None, options: list[str] | None) -> Any:
+    """The settings of the backbone that `featurise` runs. ConfigError."""
+    if (config is None) == (kind is None):
+        raise ConfigError("featurise needs either --config RUN.yaml or --backbone KIND (with --set KEY=VALUE)")
+    if config is not None:
+        return load_config(config, [f"backbone.{option}" for option in options or []]).backbone
+
+    class Whole(Frozen):
+        backbone: BackboneConfig
+
+    given = {"backbone.kind": Given(kind), **{f"backbone.{key}": value for key, value in map(pair, options or [])}}
+    return validate(Whole, of_options(given)).backbone
+
+
+def pair(option: str) -> tuple[str, Given]:
+    """Key and value of a word of `--set`. ConfigError where it is not KEY=VALUE."""
+    key, separator, value = option.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {option!r}: expected KEY=VALUE")
+    return key.strip(), Given(value)
+
+
+def options_of(pairs: list[str] | None, model: str | None) -> dict[str, object]:
+    """The engine's options as they were typed; --model is one of them. What they mean is known to the engine
+    (`check_options`).
+    """
+    values: dict[str, object] = dict(pair(option) for option in pairs or [])
+    return values if model is None else {**values, "model": Given(model)}
+
+
+class _Asked(NamedTuple):
+    reads: tuple[Item, ...]
+    packages: tuple[str, ...]
+    tools: tuple[str, ...]
+
+
+def _engine(name: str, known: dict[str, Any], options: list[str] | None, model: str | None) -> _Asked:
+    """The files and packages of an engine. ConfigError for a name or an option that there is not."""
+    from ccr_dist.generate.engines.base import check_options
+
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+        raise ConfigError(f"unknown engine {name!r}{hint}")
+    values: Any = check_options(name, known[name].Options, options_of(options, model))
+    files: tuple[Item, ...] = ()
+    if name == "replay":
+        files = (File(values.path),)
+    elif getattr(values, "model", None) is not None and names_a_path(values.model) and known[name].local:
+        files = (Place(values.model),)
+    return _Asked(files, known[name].packages, known[name].tools)
+
+
+def _prompt(name: str, fields: tuple[str, ...]) -> list[Item]:
+    """The file of a prompt. ConfigError where it is wrong, or not there."""
+    from ccr_dist.generate.jobs.prompts import load_prompt
+    from ccr_dist.resources import is_path
+
+    load_prompt(name, fields)
+    return [Settings(name)] if is_path(name) else []
+
+
+def _job(
+    dataset: Path, column: str | None, share: str, sources: Sequence[str | None], items: list[Item],
+    packages: tuple[str, ...], tools: tuple[str, ...], device: str | None = None,
+) -> Uses:  # fmt: skip
+    if column is None:
+        raise ConfigError("--column is missing: in a pipeline a job names the column that it makes")
+    try:
+        check_column_name(column)
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+    if share != "0/1":
+        raise ConfigError("--share is what `tasks` is for: each task of the array gets its own")
+    made = Table(str(dataset), column)
+    reads = (*(Table(str(dataset), source) for source in sources), *items)
+    return Uses(reads=reads, makes=(made,), fills=made, packages=packages, tools=tools, device=device)

@@ -1,0 +1,110 @@
+"""What trainings and their measurements read and make, for pipelines: the declarations of `train/cli.py`'s commands. No
+torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ccr_dist.config import RunConfig
+from ccr_dist.declare import File, Item, Place, Run, Settings, Table, Uses, names_a_path, weights_of
+from ccr_dist.errors import ConfigError
+from ccr_dist.methods.run_config import load_config
+
+ENCODERS = ("embeddings", "text_encoder", "encoder")  # options of methods that name a text model, or its folder
+
+
+def configs_of(path: Path, overrides: list[str] | None, seeds: str | None) -> list[RunConfig]:
+    """The run configs of a command.
+
+    Args:
+        path: the run config's file.
+        overrides: `key.sub=value`, any number.
+        seeds: as `0,1,2`; none: the config's own.
+
+    Returns:
+        One, or one a seed.
+
+    Raises:
+        ConfigError: as `load_config`, and for seeds that are no whole numbers.
+    """
+    overrides = overrides or []
+    if seeds is None:
+        return [load_config(path, overrides)]
+    numbers = seeds.split(",")
+    if not all(number.strip().isdigit() for number in numbers):
+        raise ConfigError(f"--seeds {seeds}: expected whole numbers with commas between them, like 0,1,2")
+    return [load_config(path, [*overrides, f"seed={number.strip()}"]) for number in numbers]
+
+
+def training(
+    config: Path, overrides: list[str] | None, seeds: str | None, test: bool, world: int | None, strategy: str | None
+) -> Uses:  # fmt: skip
+    """What `train` reads and makes."""
+    configs = _configs(config, overrides, seeds, world)
+    first = configs[0]
+    if not first.stages:
+        raise ConfigError(f"method {first.method.name!r} has nothing to train; use `evaluate`")
+    results = [result(each, "test") for each in configs] if test else []
+    packages = ["torch"]
+    if first.runtime.wandb is not None:
+        packages.append("wandb")
+    if strategy is not None and strategy.startswith("zero"):
+        packages.append("deepspeed")
+    return Uses(
+        reads=(_settings(config, overrides), *inputs(configs)),
+        makes=(*(Run(str(each.folder)) for each in configs), *results),
+        runs=tuple(each.folder for each in configs),
+        steps=sum(stage.steps for each in configs for stage in each.stages.values()),
+        packages=tuple(packages),
+    )
+
+
+def evaluating(config: Path, overrides: list[str] | None, seeds: str | None, split: str, world: int | None) -> Uses:
+    """What `evaluate` reads and makes."""
+    if split not in ("val", "test"):
+        raise ConfigError(f"--split {split}: expected val or test")
+    configs = _configs(config, overrides, seeds, world)
+    own = [Run(str(each.folder)) for each in configs if each.stages]
+    return Uses(
+        reads=(_settings(config, overrides), *inputs(configs), *own),
+        makes=tuple(result(each, split) for each in configs),
+        runs=tuple(each.folder for each in configs),
+        packages=("torch",),
+    )
+
+
+def inputs(configs: Sequence[RunConfig]) -> tuple[Item, ...]:
+    """What runs with these configs read: columns of datasets, weights, models in folders. ConfigError."""
+    from ccr_dist.train.inputs import wanted
+
+    found: list[Item] = [Table(path, column, single=True) for config in configs for path, column in wanted(config)]
+    for config in configs:
+        found += [] if config.init_from is None else [Run(config.init_from)]
+        found += weights_of(config.backbone)
+        options = config.method.model_dump()
+        for section in (options, options.get("frontend") or {}):
+            found += [
+                Place(section[key])
+                for key in ENCODERS
+                if isinstance(section.get(key), str) and names_a_path(section[key])
+            ]
+    return tuple(dict.fromkeys(found))
+
+
+def result(config: RunConfig, split: str) -> File:
+    """The file of a run's results. ConfigError where the config names no such split."""
+    if split == "test" and config.data.test is None:
+        raise ConfigError(f"{config.name}: data.test names no dataset, and the command measures on it")
+    return File(str(config.folder / "results" / f"{split}.json"))
+
+
+def _configs(path: Path, overrides: list[str] | None, seeds: str | None, world: int | None) -> list[RunConfig]:
+    if world is not None:
+        raise ConfigError("--world is what `nodes` and `ranks` are for")
+    return configs_of(path, overrides, seeds)
+
+
+def _settings(path: Path, overrides: list[str] | None) -> Settings:
+    return Settings(str(path), overrides=tuple(overrides or ()))
