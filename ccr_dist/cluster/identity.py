@@ -1,30 +1,23 @@
-"""What a step's output depends on, as one digest: its command, what is in the files that it reads, and which attempts
-of the steps before it were done.
+"""When a step is done: its last attempt ended well, with the digest (`step_digest.py`) that holds now.
 
-What a command reads and makes is what it declares (`declare.py`). What another step makes is no file of the pipeline's:
-it changes as the pipeline runs, and is identified by the step that makes it. An attempt writes down the digest with
-which it starts. A step is done when its last attempt has the digest that holds now and ended well: an edited command or
-file makes it run again, and so all that comes after it.
+An attempt writes down the digest with which it starts. So an edited command or file makes a step run again, and so
+all that comes after it.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.cluster import attempts, earlier
-from ccr_dist.cluster.filedigest import content, is_file, named
-from ccr_dist.cluster.made import holds, is_url, uses_by_step
+from ccr_dist.cluster import attempts
+from ccr_dist.cluster.made import is_url, uses_by_step
 from ccr_dist.cluster.pipeline import Job, Plan
 from ccr_dist.cluster.progress import progress
+from ccr_dist.cluster.step_digest import Earlier, contents, digest
 from ccr_dist.commands import uses_of
-from ccr_dist.data.storage.store import digest_json
-from ccr_dist.declare import Item, Run, Settings, Table, Uses
+from ccr_dist.declare import Item, Run, Table, Uses
 from ccr_dist.errors import ConfigError
-
-RULE = 2  # of what the digest is made; attempts and submissions that do not name it are held against `earlier.py`
 
 
 class Standing:
@@ -38,21 +31,21 @@ class Standing:
         self.plan = plan
         self.uses = uses_by_step(plan)
         self.planned: dict[str, str] = {}
-        self._earlier = earlier.Rule(plan, self.uses)
+        self._earlier = Earlier(plan, self.uses)
         # by today's rule and by the earlier one; None: a step before it is not done
         self._now: dict[str, tuple[str, str] | None] = {}
         self._undone: dict[str, list[int]] = {}
         for name, job in plan.jobs.items():
             files = contents(plan, self.uses, name)
-            self.planned[name] = _digest(job, files, {before: self.planned[before] for before in job.after})
+            self.planned[name] = digest(job, files, {before: self.planned[before] for before in job.after})
             ready = not any(self._undone[before] for before in job.after)
             done = _done_before(plan, job)
-            self._now[name] = (_digest(job, files, done), self._earlier.digest(name, done)) if ready else None
+            self._now[name] = (digest(job, files, done), self._earlier.digest(name, done)) if ready else None
             self._undone[name] = [task for task in range(job.step.tasks) if not self._ended_well(job, task)]
 
-    def is_planned(self, step: str, digest: str) -> bool:
+    def is_planned(self, step: str, known: str) -> bool:
         """Whether a submission that wrote down this digest asked for the step as it is asked for now."""
-        return digest in (self.planned[step], self._earlier.planned[step])
+        return known in (self.planned[step], self._earlier.planned[step])
 
     def undone(self, step: str) -> list[int]:
         return self._undone[step]
@@ -101,7 +94,7 @@ def of_attempt(plan: Plan, step: str) -> str:
     for name, other in plan.jobs.items():
         with contextlib.suppress(ConfigError):  # of another step: no reason for this one to fail
             uses[name] = uses_of(other.command, f"{plan.place(name)}: step {name}")
-    return _digest(job, contents(plan, uses, step), _done_before(plan, job))
+    return digest(job, contents(plan, uses, step), _done_before(plan, job))
 
 
 def _done_before(plan: Plan, job: Job) -> dict[str, Any]:
@@ -116,36 +109,3 @@ def _last_done(plan: Plan, step: str) -> list[attempts.Attempt | None]:
     """Of each task."""
     tried = [attempts.read(attempts.path_of(plan.run, step, task)) for task in range(plan.jobs[step].step.tasks)]
     return [next((attempt for attempt in reversed(of_task) if attempt.done), None) for of_task in tried]
-
-
-def _digest(job: Job, files: Mapping[str, str], before: Mapping[str, Any]) -> str:
-    return digest_json({"rule": RULE, "command": job.command, "files": files, "after": before})
-
-
-def contents(plan: Plan, uses: Mapping[str, Uses], step: str) -> dict[str, str]:
-    """Of the files that a step reads, those that no other one makes: path to what is in it."""
-    made = [item for name, other in uses.items() if name != step for item in other.makes]
-    if step not in uses:
-        return {}
-    found = {path for item in uses[step].reads for path in _files(item)}
-    return {
-        str(path): content(path)
-        for path in sorted(found)
-        if not path.absolute().is_relative_to(plan.run.absolute()) and not any(holds(item, str(path)) for item in made)
-    }
-
-
-def _files(item: Item) -> Iterator[Path]:
-    """Those by which it is known: a file itself, those that a YAML file names, the weights of a run, the plans of a
-    dataset.
-    """
-    path = Path(item.path)
-    if is_file(item.path):
-        yield path
-        if isinstance(item, Settings):
-            yield from named(path, item.overrides)
-    elif isinstance(item, Run):
-        yield from filter(Path.is_file, [path / "model.safetensors"])
-    elif isinstance(item, Table) and not is_url(item.path):
-        names = ("dataset.json", *([] if item.column is None else [f"{item.column}/column.json"]))
-        yield from (file for name in names for file in (path / name, *path.glob(f"*/{name}")) if file.is_file())
