@@ -10,7 +10,7 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,24 +93,24 @@ def config_keys() -> str:
 
 def exit_codes() -> str:
     """The page of exit codes, from the error classes that they belong to."""
-    rows = [("0", "done", "", "")]
+    rows = [("0", "done", "")]
     classes = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.CcrError)]
     for kind in sorted(classes, key=lambda kind: kind.exit_code):
         if kind is not errors.CcrError:
-            rows.append((str(kind.exit_code), f"`{kind.__name__}`", " ".join((kind.__doc__ or "").split()), ""))
-    rows.append(("1", "crash", "A bug, or a process that was killed; the traceback is printed.", ""))
+            rows.append((str(kind.exit_code), f"`{kind.__name__}`", " ".join((kind.__doc__ or "").split())))
+    rows.append(("1", "crash", "A bug, or a process that was killed; the traceback is printed."))
     rows.append(
-        (str(errors.STOPPED), "stopped", "Stopped on request with its state saved: run the same command again.", "")
+        (str(errors.STOPPED), "stopped", "Stopped on request with its state saved: run the same command again.")
     )
-    rows.append((str(errors.INTERRUPTED), "interrupted", "Ctrl-C: run the same command again.", ""))
-    rows.append((str(errors.UNREAD), "output closed", "The reader of the output has left, as `head` does.", ""))
+    rows.append((str(errors.INTERRUPTED), "interrupted", "Ctrl-C: run the same command again."))
+    rows.append((str(errors.UNREAD), "output closed", "The reader of the output has left, as `head` does."))
     rows.sort(key=lambda row: int(row[0]))
     about = _wrapped(
         "Every command ends with one of these codes. SLURM jobs decide by them whether to try again; see"
         " [SLURM](../slurm.md). `accelerate launch` reports every failure of a process as 1, whatever its own code was:"
         " read the message above it."
     )
-    return "\n".join([NOTICE, "# Exit codes\n", about, _table(("code", "name", "meaning"), [row[:3] for row in rows])])
+    return "\n".join([NOTICE, "# Exit codes\n", about, _table(("code", "name", "meaning"), rows)])
 
 
 def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -255,7 +255,7 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
