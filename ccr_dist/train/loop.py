@@ -406,9 +406,7 @@ class Training:
         def committed() -> None:
             if best:
                 self.folder.keep_best(best)
-            checkpoint.prune(
-                self.folder.checkpoints, keep=self.config.runtime.keep, best=best["step"] if best else None
-            )
+            self._prune(best)
 
         if self.strategy.main or self.strategy.in_shards:
             self.writer.write(state, committed if self.strategy.main else lambda: None)
@@ -430,6 +428,11 @@ class Training:
         self.folder.require_held()
         facts = {"step": done.step, "best": done.best, "skipped": done.skipped, "substituted": done.substituted}
         checkpoint.publish(weights, self.folder.path / "model.safetensors", facts)
+        self._prune(done.best)  # a start that ended between its last save and here has left that to this one
+
+    def _prune(self, best: Mapping[str, Any] | None) -> None:
+        """Not at a start: the newest checkpoint may be damaged then, and an older one the last that is healthy."""
+        checkpoint.prune(self.folder.checkpoints, keep=self.config.runtime.keep, best=best["step"] if best else None)
 
     def _find_checkpoint(self) -> tuple[checkpoint.State | None, list[str]]:
         """The newest healthy checkpoint, chosen by rank 0 and checked by every rank."""

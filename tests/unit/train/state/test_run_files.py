@@ -261,6 +261,14 @@ def test_a_run_that_ends_before_its_first_checkpoint_begins_anew_from_the_same_s
     )
 
 
+def test_a_run_that_ends_before_it_has_tidied_up_is_tidied_up_by_the_next_start(copy: Path, folder: Path) -> None:
+    (copy / "model.safetensors").unlink()  # it is made last
+    shutil.copytree(copy / "checkpoints" / "step-00000006", copy / "checkpoints" / "step-00000005")
+    best = RunFolder(copy).best()
+    train(toy.dasd(folder, name="complete"), *SMALL, "runtime.keep=1", f"out={copy.parent}")
+    assert checkpoint.steps(copy / "checkpoints") == sorted({best["step"], 10})
+
+
 def test_without_a_healthy_checkpoint_a_run_that_was_trained_is_not_begun_anew(copy: Path, folder: Path) -> None:
     path, overrides = toy.dasd(folder, name="complete"), (*SMALL, f"out={copy.parent}")
     for step in (6, 10):
