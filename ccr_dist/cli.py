@@ -26,6 +26,11 @@ class Group(TyperGroup):
     codes of its own.
     """
 
+    def main(self, *arguments: Any, **more: Any) -> Any:
+        """What it says of arguments that it does not know holds these, too."""
+        with terminal.guarded():
+            return super().main(*arguments, **more)
+
     def invoke(self, ctx: Any) -> Any:
         code = errors.DONE
         with terminal.guarded(), errors.boundary():
@@ -56,7 +61,12 @@ def top(
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New, or a folder that has none of the files.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="New, or a folder that has none of the files.", callback=errors.folder_to_make
+        ),
+    ],
     configs: Annotated[
         list[str] | None,
         typer.Option(

@@ -99,6 +99,26 @@ class OutOfMemoryError(CcrError, MemoryError):
     exit_code = 10
 
 
+def folder_to_make(path: Path | None) -> Path | None:
+    """The path, where a folder is or may be made; for options of commands, which say so before they work.
+
+    Raises:
+        ConfigError: a file is there.
+    """
+    if path is not None and path.exists() and not path.is_dir():
+        raise ConfigError(
+            f"{path}: a file is there, and a folder is expected; name another place, or move the file away"
+        )
+    return path
+
+
+def file_to_make(path: Path) -> Path:
+    """As `folder_to_make`, for a file."""
+    if path.is_dir():
+        raise ConfigError(f"{path}: a folder is there, and a file is expected; name the file, such as {path / 'NAME'}")
+    return path
+
+
 WAIT_S = 3.0  # of a rank that is not the first, before it tells its error
 
 # What to do about an error of the system, by its number.

@@ -12,7 +12,7 @@ import typer
 
 from ccr_dist import terminal
 from ccr_dist.declare import File, Folder, Item, Place, Settings, Table, Uses, declares
-from ccr_dist.errors import ConfigError, DataError, StorageError
+from ccr_dist.errors import ConfigError, DataError, StorageError, file_to_make, folder_to_make
 
 shards_app = typer.Typer(no_args_is_help=True, help="Build, index, look at and verify datasets.")
 CONVERSIONS = "expected nrccr, mla or replay"
@@ -116,7 +116,9 @@ def build_command(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, e.g. languages=[en,es] picture.size=128")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder of the datasets: OUT/train, OUT/val, OUT/test")] = ...,  # type: ignore[assignment]
+    out: Annotated[
+        Path, typer.Option(help="folder of the datasets: OUT/train, OUT/val, OUT/test", callback=folder_to_make)
+    ] = ...,  # type: ignore[assignment]
     workers: Annotated[
         int | None, typer.Option(help="processes that render pictures; default: all cores; 0: none")
     ] = None,
@@ -185,6 +187,7 @@ def convert_command(
     """
     from ccr_dist.data.corpora.convert import to_mla, to_nrccr, to_replay
 
+    (file_to_make if to == "replay" else folder_to_make)(out)
     if to == "nrccr":
         done = to_nrccr(source, out, name=name, columns=column or ())
     elif to == "mla":
@@ -205,7 +208,7 @@ def index_command(
     urls: Annotated[
         list[str], typer.Argument(help="tars, or folders of tars; braces {0000..0012} and globs may be quoted")
     ],
-    out: Annotated[Path, typer.Option(help="folder of the dataset")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="folder of the dataset", callback=folder_to_make)] = ...,  # type: ignore[assignment]
     caption: Annotated[
         list[str] | None,
         typer.Option(
@@ -281,7 +284,10 @@ def index_command(
 @declares(_export)
 def export_command(
     path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
-    out: Annotated[Path, typer.Option(help="folder of the tars; of several datasets OUT/train, OUT/val, ...")] = ...,  # type: ignore[assignment]
+    out: Annotated[
+        Path,
+        typer.Option(help="folder of the tars; of several datasets OUT/train, OUT/val, ...", callback=folder_to_make),
+    ] = ...,  # type: ignore[assignment]
     image: Annotated[str, typer.Option(help="the column of the pictures")] = "image",
     caption: Annotated[
         str | None, typer.Option(help="the column of the .txt [default: caption.en, or the only one]")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ccr_dist.declare import File, Folder, Table, Uses, declares
+from ccr_dist.errors import folder_to_make
 
 report_app = typer.Typer()
 
@@ -25,7 +26,7 @@ def _reporting(runs: list[Path], out: Path, split: str, pictures: Path | None) -
 @declares(_reporting)
 def report(
     runs: Annotated[list[Path], typer.Argument(help="run folders (or result files)")],
-    out: Annotated[Path, typer.Option(help="folder of the report")] = Path("report"),
+    out: Annotated[Path, typer.Option(help="folder of the report", callback=folder_to_make)] = Path("report"),
     split: Annotated[str, typer.Option(help="which result of each run")] = "test",
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Cross-lingual retrieval",
     note: Annotated[list[str] | None, typer.Option(help="a paragraph below the title, any number")] = None,

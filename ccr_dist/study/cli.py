@@ -11,7 +11,7 @@ import typer
 
 from ccr_dist import terminal
 from ccr_dist.declare import File, Folder, Run, Settings, Uses, declares
-from ccr_dist.errors import ConfigError
+from ccr_dist.errors import ConfigError, folder_to_make
 
 if TYPE_CHECKING:
     from ccr_dist.study.plan import Plan
@@ -81,7 +81,10 @@ def run_command(
 def report_command(
     study: StudyFile,
     out: Annotated[
-        Path | None, typer.Option(help="folder of the report; default: report below the study's own folder")
+        Path | None,
+        typer.Option(
+            help="folder of the report; default: report below the study's own folder", callback=folder_to_make
+        ),
     ] = None,
 ) -> None:
     """Table, comparisons with intervals, plots and a page of what is complete."""
@@ -113,7 +116,9 @@ def bins_command(
         str, typer.Option(help="words, or chrf:A:B, two columns of the queries' translations ({lang}: the language)")
     ] = "words",
     count: Annotated[int, typer.Option("--count", min=1, help="bins, about equally many queries in each")] = 4,
-    out: Annotated[Path | None, typer.Option(help="folder; default: report below the study's own folder")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder; default: report below the study's own folder", callback=folder_to_make)
+    ] = None,
 ) -> None:
     """Recalls by the length of the queries, or by how far two translations of them agree."""
 

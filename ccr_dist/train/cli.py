@@ -9,7 +9,7 @@ import typer
 
 from ccr_dist import terminal
 from ccr_dist.declare import File, Folder, Uses, declares
-from ccr_dist.errors import CheckpointError, ConfigError
+from ccr_dist.errors import CheckpointError, ConfigError, file_to_make, folder_to_make
 from ccr_dist.train.declared import configs_of, evaluating, training
 
 train_app = typer.Typer()
@@ -199,6 +199,7 @@ def convert_command(
     from ccr_dist.train.state.checkpoint import load, publish, save
 
     alone = out.suffix == ".safetensors"
+    (file_to_make if alone else folder_to_make)(out)
     if out.exists() and (alone or any(out.iterdir())):
         raise ConfigError(f"{out} is there already; give a name that is not, or delete it")
     if bf16 and not alone:

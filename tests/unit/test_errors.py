@@ -267,3 +267,35 @@ def test_an_encoder_that_cannot_be_read_is_no_wrong_name(tmp_path: Path) -> None
         with pytest.raises(OSError) as end:
             load(str(tmp_path), what="text")
         assert end.value.errno == errno.EIO and not isinstance(end.value, errors.CcrError)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "shards build texts --out FILE",
+        "shards index x.tar --out FILE",
+        "shards export x --out FILE",
+        "shards convert mla x --out FILE",
+        "shards convert replay x --out DIR",
+        "report x --out FILE",
+        "study report x.yaml --out FILE",
+        "study bins x.yaml --out FILE",
+        "checkpoint convert x FILE",
+        "checkpoint convert x DIR.safetensors",
+        "init FILE",
+    ],
+)
+def test_a_file_where_a_folder_is_to_be_made_is_told_before_anything_is_read(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_text("mine")
+    Path("DIR").mkdir()
+    Path("DIR.safetensors").mkdir()
+    with pytest.raises(SystemExit) as end:
+        cli.app(words.split())
+    said = capsys.readouterr().err
+    place = words.split()[-1]
+    other = "a file is expected" if place.startswith("DIR") else "a folder is expected"
+    assert end.value.code == 2 and said.startswith(f"error: {place}: ") and other in said and said.count("\n") == 1
+    assert Path("FILE").read_text() == "mine"

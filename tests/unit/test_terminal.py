@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from rich.table import Table
+from typer.core import TyperGroup
 
 from ccr_dist import cli, errors, terminal
 from ccr_dist.data.storage.progress_bar import bar
@@ -152,3 +153,26 @@ def test_no_text_of_a_page_is_html(tmp_path: Path) -> None:
         and "<script>y" not in page
         and "&lt;script&gt;x&lt;/script&gt;&quot;&#x27;&amp;" in page
     )
+
+
+@pytest.mark.parametrize(
+    "words", [[f"--{EVIL}"], [EVIL], ["shards", f"--{EVIL}"], ["shards", EVIL], ["train", "x", "--world", EVIL]]
+)
+def test_what_is_said_of_arguments_that_are_not_known(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.app(words)
+    said = capsys.readouterr()
+    assert end.value.code == 2 and harmless(said.out) and harmless(said.err) and "Error: " in said.err
+
+
+def test_usage_errors_of_any_version_of_the_parser_are_only_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some versions quote an argument as it is."""
+
+    def parsed(*_: Any, **__: Any) -> None:
+        print(f"Error: No such option: {EVIL}", file=sys.stderr)
+
+    monkeypatch.setattr(TyperGroup, "main", parsed)
+    cli.app([])
+    assert capsys.readouterr().err == f"Error: No such option: {SEEN}\n"

@@ -240,7 +240,10 @@ def _network(report: MachineReport) -> dict[str, Any]:
 
 
 def _disk(report: MachineReport, out: Path) -> dict[str, Any]:
-    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
+    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists() or path.is_symlink())
+    if not folder.is_dir():
+        report.problem(f"{folder} is no folder, and runs are to lie in {out}", "name another `out`, or move it away")
+        folder = folder.parent
     usage = shutil.disk_usage(folder)
     free = round(usage.free / GIB, 1)
     if free < 10:

@@ -48,6 +48,13 @@ def test_a_sound_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     assert doctor.command(tmp_path, as_json=False) == 0 and "nothing stands in the way" in capsys.readouterr().out
 
 
+def test_a_file_where_runs_are_to_lie(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to("x")
+    for out, name in (("file", "file"), ("file/runs", "file"), ("nowhere", "nowhere")):
+        assert problems(tmp_path / out) == [f"{tmp_path / name} is no folder, and runs are to lie in {tmp_path / out}"]
+
+
 def test_problems_end_with_code_2_and_say_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
