@@ -59,7 +59,7 @@ def _build(recipe: str, overrides: list[str] | None, out: Path) -> Uses:
     needed = load_recipe(recipe, overrides or []).reads()
     return Uses(
         reads=(*_recipe_file(recipe, overrides), *(Place(str(path)) for path in needed)),
-        makes=(Table(str(out)), File(str(out / "recipe.json"))),
+        makes=(Table(str(out)),),
     )
 
 
