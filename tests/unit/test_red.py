@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
+@pytest.mark.long
 def test_a_process_of_tests_that_dies_ends_the_run(tmp_path: Path) -> None:
     """By this project's options and those of launch/test.sh, xdist's own leaving the run to wait for the dead one's
     file for ever.

@@ -23,6 +23,8 @@ from ccr_dist.evaluate.schema import Example, Hit, RunResult, unrecorded
 from ccr_dist.evaluate.summaries import aggregate, collect, merged_ceiling
 from ccr_dist.evaluate.tables import table, to_csv
 
+pytestmark = pytest.mark.long
+
 EVIL = '<script>alert("x")</script> & "co" \'s'
 LABELS = {"zero-shot": ("clip", 1, 9.0), "Static <adapter>": ("static", 3, 3.0), "DASD": ("dasd", 3, 2.5)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import nn
 
@@ -45,6 +46,7 @@ def cross_entropy(values, which):
     return total / 2
 
 
+@pytest.mark.long
 def test_discriminator_loss_and_gradients_by_loops():
     judge, f_sa, y, strange = parts()
     wanted = list(judge.parameters())
@@ -63,6 +65,7 @@ def test_discriminator_loss_and_gradients_by_loops():
         close(a, b)
 
 
+@pytest.mark.long
 def test_confusion_loss_and_gradient_by_loops():
     judge, f_sa, _, strange = parts()
     slow = sum(cross_entropy(logits(judge, [*f_sa[i], *strange[i]]), 0) for i in range(3)) / 3

@@ -20,6 +20,8 @@ from ccr_dist.train.optimizers.optimizer import make_optimizer
 from tests.nearness import apart, close
 from tests.small import ENGLISH, SPANISH, backbone, batch, context, front_end, method, unsettle
 
+pytestmark = pytest.mark.long
+
 KINDS = ["clip", "custom", "bert", "dual"]
 METHODS = {
     "bottleneck": ("static", {"hidden": 8}),

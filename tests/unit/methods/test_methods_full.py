@@ -12,6 +12,8 @@ from ccr_dist.methods.params import count
 from tests.nearness import apart, close
 from tests.small import ENGLISH, SPANISH, backbone, batch, context, front_end, method
 
+pytestmark = pytest.mark.long
+
 KINDS = ["clip", "custom", "bert", "dual"]
 
 

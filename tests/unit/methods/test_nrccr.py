@@ -24,6 +24,8 @@ from tests import tiny, toy
 from tests.nearness import apart, close
 from tests.small import ENGLISH, SPANISH, backbone, batch, context, method, unsettle
 
+pytestmark = pytest.mark.long
+
 N, D = 5, 10
 GROUP = [7, 3, 7, 5, 3]
 SMALL = {"train_from": 1, "max_tokens": 20, "text_width": 8, "image_width": 12, "dim": D, "heads": 2}

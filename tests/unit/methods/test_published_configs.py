@@ -32,6 +32,8 @@ from ccr_dist.train.optimizers.optimizer import make_optimizer, rate, set_rate
 from tests import small, tiny
 from tests.nearness import close
 
+pytestmark = pytest.mark.long
+
 CONFIGS = Path(__file__).parents[3] / "configs"
 FOLDERS = ("multi30k", "mscoco", "msrvtt_cn", "vatex", "cc300k", "clip")
 EVERY = sorted(

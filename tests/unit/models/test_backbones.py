@@ -19,6 +19,8 @@ from ccr_dist.models.hf_tower import masked_mean
 from tests.nearness import close
 from tests.tiny import DIM, TEXTS, tiny_clip_config, tiny_dual_config
 
+pytestmark = pytest.mark.long
+
 PICTURES = [Image.new("RGB", (50, 40), color) for color in ("red", "blue", "white")]
 
 

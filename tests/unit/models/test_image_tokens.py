@@ -24,6 +24,8 @@ from ccr_dist.models.backbones import build_backbone, pool_grid
 from tests.nearness import close
 from tests.tiny import DIM, IMAGE_SIZE, tiny_clip_config, tiny_dual_config
 
+pytestmark = pytest.mark.long
+
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -17,6 +17,8 @@ from ccr_dist.models.lora import LoraBank
 from tests.nearness import apart, close
 from tests.small import ENGLISH, LANGUAGES, SPANISH, backbone, batch, context, front_end, method, unsettle
 
+pytestmark = pytest.mark.long
+
 KINDS = ["clip", "custom", "siglip", "bert", "xlm-roberta", "dual"]
 
 

@@ -13,6 +13,8 @@ from ccr_dist.models.text_encoder import TextEncoder, build_text_encoder
 from tests.nearness import apart, close
 from tests.tiny import TEXTS, tiny_encoder
 
+pytestmark = pytest.mark.long
+
 FAMILIES = ("bert", "xlm-roberta")
 LAYERS = 3
 

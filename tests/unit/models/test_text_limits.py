@@ -15,6 +15,8 @@ from ccr_dist.models.dual import Heads
 from ccr_dist.train import commands
 from tests import tiny, toy
 
+pytestmark = pytest.mark.long
+
 
 class Sizes:
     hidden, dim, dropout = 8, 4, 0.0

@@ -24,6 +24,8 @@ from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import CcrError
 from tests.corpus import picture
 
+pytestmark = pytest.mark.long
+
 KEYS = [["a", "b"], ["c"]]
 
 

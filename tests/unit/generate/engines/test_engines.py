@@ -20,6 +20,8 @@ from ccr_dist.generate.engines.directions import direct
 from tests.jobs import Shout
 from tests.tiny import TEXTS, tiny_tokenizer
 
+pytestmark = pytest.mark.long
+
 SENTENCES = [
     "A yellow lemon.",
     "two dogs are playing in the snow",

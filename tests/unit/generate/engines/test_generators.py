@@ -22,6 +22,8 @@ from ccr_dist.generate.engines.generator import (
 )
 from tests.generators import answers, picture
 
+pytestmark = pytest.mark.long
+
 
 def test_generators_are_found_by_name() -> None:
     assert {"openai", "replay", "transformers", "vllm"} <= set(generators.names())

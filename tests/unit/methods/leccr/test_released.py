@@ -21,6 +21,8 @@ from tests.nearness import close
 from tests.small import backbone, batch, context, method
 from tests.tiny import tiny_clip_config, tiny_encoder
 
+pytestmark = pytest.mark.long
+
 N, D, K, W, T, PROCESSES = 6, 5, 3, 8, 4, 2  # rows, shared space, slots, width of slots and tokens, tokens, processes
 GROUP = [1, 2, 1, 3, 4, 3]
 WEIGHTS = {"local": 0.3, "soft": 0.4, "diversity": 0.2, "vision": 0.7}

@@ -17,6 +17,8 @@ from tests.nearness import close
 from tests.small import unsettle
 from tests.tiny import TEXTS, tiny_encoder
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize(
     "options",

@@ -22,6 +22,8 @@ from ccr_dist.train.record.phases import STEP
 from ccr_dist.train.record.speed import groups_of
 from tests import toy
 
+pytestmark = pytest.mark.long
+
 
 def train(path: Path, *overrides: str) -> RunConfig:
     config = load_config(path, overrides)
@@ -59,7 +61,7 @@ def test_looking_changes_nothing_and_says_where_the_time_went(folder: Path) -> N
 
     board = EventAccumulator(str(seen.folder / "tensorboard"))
     board.Reload()
-    assert names and {"train/record/speed/forward_s", "train/record/speed/mfu", "train/loss", "validation/mR"} <= set(
+    assert names and {"train/speed/forward_s", "train/speed/mfu", "train/loss", "validation/mR"} <= set(
         board.Tags()["scalars"]
     )
     assert any(tag.startswith("train/norms/net.") for tag in board.Tags()["scalars"])
@@ -155,7 +157,7 @@ def test_weights_and_biases_gets_what_the_log_gets(folder: Path, monkeypatch: py
     lines = steps(config)
     sent = [call for call in calls if "train/loss" in call]
     assert [(call["step"], call["train/loss"]) for call in sent] == [(line["step"], line["loss"]) for line in lines]
-    assert sent[0]["train/record/speed/forward_s"] == lines[0]["speed"]["forward_s"] and calls[-1] == "finished"
+    assert sent[0]["train/speed/forward_s"] == lines[0]["speed"]["forward_s"] and calls[-1] == "finished"
 
 
 def test_weights_and_biases_that_is_not_installed_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,8 @@ from ccr_dist.train.state.run_folder import RunFolder
 from ccr_dist.train.validation import trained_method
 from tests import toy
 
+pytestmark = pytest.mark.long
+
 # Of every file; `pytest -m slow tests/unit/train/state/test_run_files.py` flips a bit of every byte.
 SAMPLE = 60
 # Without an opponent, whose weights would be most of a checkpoint's bytes.

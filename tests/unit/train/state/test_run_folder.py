@@ -24,6 +24,8 @@ from ccr_dist.train.state.run_folder import RunFolder, identity
 from ccr_dist.train.strategies.strategy import Strategy
 from tests import tiny, toy
 
+pytestmark = pytest.mark.long
+
 
 def train(path: Path, *overrides: str, test: bool = False) -> RunConfig:
     config = load_config(path, overrides)

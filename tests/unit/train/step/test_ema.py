@@ -20,6 +20,8 @@ from ccr_dist.train.step.ema import Ema
 from tests import toy
 from tests.nearness import close
 
+pytestmark = pytest.mark.long
+
 AVERAGED = (
     "stages.cla.ema=0.5",
     "stages.cma.ema=0.5",

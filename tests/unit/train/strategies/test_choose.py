@@ -190,6 +190,7 @@ def test_processes_without_a_gpu_each_are_refused(monkeypatch: pytest.MonkeyPatc
         requested(None)
 
 
+@pytest.mark.long
 def test_a_refused_profile_ends_with_exit_code_2(tmp_path: Path) -> None:
     from tests import toy
 

@@ -37,6 +37,8 @@ from ccr_dist.train.watch import guards, memory
 from ccr_dist.train.watch.guards import Guards, bound
 from tests import toy
 
+pytestmark = pytest.mark.long
+
 
 def train(path: Path, *overrides: str, code: int = 0) -> RunConfig:
     config = load_config(path, overrides)
