@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,9 @@ import pytest
 import typer
 
 from ccr_dist.cli import app
+from ccr_dist.generate.engines.base import translators
+from ccr_dist.generate.engines.generator import generators
+from ccr_dist.methods import base as methods
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -205,3 +209,26 @@ def test_the_table_of_the_demo_is_that_of_its_file() -> None:
         assert cells.split(" | ") == [*shown, cell(found["en", "zero-shot"], "t2v_R10")]
         checked += 1
     assert checked == 13
+
+
+def test_tables_name_everything_there_is() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    engines = [
+        name
+        for registry in (translators, generators)
+        for name in registry.names()
+        if registry.get(name).__module__.startswith("ccr_dist.")  # tests register others
+    ]
+    expected = {
+        "docs/start/install.md": extras,
+        "docs/datasets.md": [path.stem for path in (ROOT / "shards").glob("*.yaml")],
+        "docs/methods.md": methods.names(),
+        "README.md": methods.names(),
+        "docs/strategies.md": [path.stem for path in (ROOT / "launch" / "accelerate").glob("*.yaml")],
+        "docs/configs.md": [path.name for path in (ROOT / "configs").iterdir() if path.is_dir()],
+        "docs/jobs.md": [name for name in engines if name != "transformers-llm"],  # it is named beside `transformers`
+    }
+    for page_name, names in expected.items():
+        cells = re.findall(r"`([^`]+)`", "".join(re.findall(r"^\| ([^|]+) \|", (ROOT / page_name).read_text(), re.M)))
+        missing = [name for name in names if not {name, f"configs/{name}/"} & set(cells)]
+        assert names and not missing, f"{page_name}: {missing}"
