@@ -31,7 +31,7 @@ lap lint
 types=$!
 status=0
 report=build/tests.xml
-mkdir -p build
+mkdir -p build && rm -f "$report"
 if [ -n "$fast" ]; then
     "$bin/python" -m pytest -q tests/unit -m "not slow and not gpu and not long" --numprocesses 2 --dist loadfile --junit-xml "$report" || status=$?
 else
@@ -45,6 +45,6 @@ fi
 lap tests
 wait $types || status=1
 lap "types, then" # mypy runs beside the tests: what it took after they had ended
-[ ! -s "$report" ] || "$bin/python" -m tests.durations "$report"
+[ ! -s "$report" ] || "$bin/python" -m tests.durations "$report" || status=1
 printf 'on the clock:\n%s' "$times"
 exit $status
