@@ -56,6 +56,10 @@ class Watch:
         """A sign of life of the engine."""
         self._quiet_s = 0.0
 
+    def expect(self, at_work: Callable[[], str | None]) -> None:
+        """From now on `at_work` says what the engine is at."""
+        self._at_work = at_work
+
     @contextlib.contextmanager
     def loading(self, what: str) -> Iterator[None]:
         """Inside it `what` is at work, and may take LOAD_S."""

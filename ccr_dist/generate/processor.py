@@ -76,6 +76,13 @@ def require_rules(place: str, there: dict[str, Any], asked: dict[str, Any]) -> N
         )
 
 
+@dataclass
+class EngineWait:
+    """Seconds for which an engine with nothing to do has waited for prepared rows."""
+
+    seconds: float = 0.0
+
+
 class Feed:
     """Prepared rows, in order: a bounded number of them is prepared ahead while the engine works.
 
@@ -93,6 +100,7 @@ class Feed:
         submit: Callable[[Ticket], Future[Any]],
         ahead: int,
         alone: Callable[[Ticket], Any] | None = None,
+        engine_wait: EngineWait | None = None,
     ) -> None:
         self._tickets, self._submit, self._ahead, self._alone = tickets, submit, ahead, alone
         self._deaths = 0  # of processes that prepare
@@ -101,7 +109,7 @@ class Feed:
         self.settled: list[tuple[Ticket, Outcome]] = []  # rows that need no engine: null, or impossible to prepare
         self.in_flight: dict[Ticket, None] = {}
         self.waits_for: Ticket | None = None  # the row whose preparation holds the engine up
-        self.waited_s = 0.0
+        self._engine_wait = engine_wait or EngineWait()
 
     def _fill(self, size: int) -> None:
         while not self._ended and len(self._window) < size:
@@ -155,7 +163,8 @@ class Feed:
         finally:
             self.waits_for = None
         self._window.popleft()
-        self.waited_s += (time.perf_counter() - started) * (not self.in_flight)
+        if not self.in_flight:
+            self._engine_wait.seconds += time.perf_counter() - started
         return ticket, item
 
     def _after_death(self, ticket: Ticket, error: BrokenExecutor) -> Any:

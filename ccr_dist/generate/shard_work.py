@@ -21,7 +21,7 @@ import numpy as np
 
 from ccr_dist.data.media import decode
 from ccr_dist.data.storage import store
-from ccr_dist.data.table.dataset import Column
+from ccr_dist.data.table.dataset import Column, Dataset
 from ccr_dist.errors import DataBudgetError
 from ccr_dist.generate import journal as journals
 from ccr_dist.generate.journal import Journal, Past
@@ -42,16 +42,22 @@ class Work:
     """
 
     def __init__(
-        self, shard: int, lease: Lease, journal: Journal | None, past: Past, rows: int, *, settled: bool
+        self, dataset: Dataset, shard: int, lease: Lease, journal: Journal | None, past: Past, *, settled: bool
     ) -> None:
-        self.shard, self.lease, self.journal, self.past, self.rows = shard, lease, journal, past, rows
+        self._dataset, self.shard, self.lease, self.journal, self.past = dataset, shard, lease, journal, past
+        self.name, self.rows = dataset.shards[shard], dataset.shard_rows[shard]
         self.outcomes = {row: o for row, o in past.outcomes.items() if settled or o.error is None or o.final}
         self.settled = settled  # its payload is there: nothing is to be made
         self.resumed = len(self.outcomes)
         self.tokens = sum(outcome.counts.get("tokens", 0) for outcome in self.outcomes.values())
         self.began, self.started = time.time(), time.perf_counter()
-        self.waited_s = 0.0  # the feed's, when the shard was taken
+        self.waited_s = 0.0  # how long the engine had waited when the shard was taken
         self.lost = False
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of its rows, in order."""
+        return self._dataset.keys(self.shard)
 
     @property
     def missing(self) -> list[int]:
@@ -194,7 +200,7 @@ class Bench:
             if journal is None:
                 return None
             self._tidy(shard, traces, below=lease.generation)
-        return Work(shard, lease, journal, past, self.target.dataset.shard_rows[shard], settled=settled)
+        return Work(self.target.dataset, shard, lease, journal, past, settled=settled)
 
     def _tidy(self, shard: int, traces: Traces, *, below: int) -> None:
         """Removes what generations below this one, and processes that were killed while they wrote, have left."""

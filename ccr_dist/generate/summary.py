@@ -1,47 +1,54 @@
-"""What a run of a job may lose, and what it did, in figures and in a sentence."""
+"""What a run of a job did, in figures and in a sentence, and how it is reported meanwhile."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-
-@dataclass(frozen=True)
-class Budget:
-    """How many bad items a run tolerates: `items` (of a small share half of its rows), or `fraction` of them, whichever
-    is more.
-    """
-
-    items: int = 10
-    fraction: float = 0.01
-
-    def limit(self, rows: int) -> int:
-        return max(min(self.items, rows // 2), math.floor(self.fraction * rows))
+Event = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass
-class Summary:
-    """What a run did to its share of the shards. `stopped`: it was asked to stop and the rest waits for the next
-    start.
+class JobSummary:
+    """What a run did to its share of the shards.
+
+    Attributes:
+        column: The column that is made.
+        shards: Shards in the share.
+        skipped: Shards that were finished before.
+        done: Shards committed by this run.
+        busy: Shards that another process works on.
+        lost: Shards taken over by another process while this one was silent; its rows made here do not count.
+        rows: Rows made by this run.
+        resumed_rows: Rows taken over from journals.
+        bad: Null rows with an error, and rows that lack a part of their value.
+        absent: Null rows whose inputs are null or blank, or have no value to import; of the shards committed by this
+            run.
+        fruitless: Rows of which the filters left nothing, or for which the engine gave nothing; of the shards committed
+            by this run.
+        dropped_lines: Torn journal lines; their rows are made again.
+        counts: The processor's counters, of the shards committed by this run.
+        seconds: How long the run took.
+        waited_s: Seconds for which the engine waited for prepared rows.
+        stopped: The run was asked to stop, and the rest waits for the next start.
     """
 
     column: str
-    shards: int = 0  # in the share
-    skipped: int = 0  # finished before
-    done: int = 0  # committed by this run
-    busy: int = 0  # another process works on them
-    lost: int = 0  # taken over by another process while this one was silent; its rows made here do not count
-    rows: int = 0  # made by this run
-    resumed_rows: int = 0  # taken over from journals
-    bad: int = 0  # null rows with an error
-    # null rows whose inputs are null or blank, or have no value to import; of the shards committed by this run
+    shards: int = 0
+    skipped: int = 0
+    done: int = 0
+    busy: int = 0
+    lost: int = 0
+    rows: int = 0
+    resumed_rows: int = 0
+    bad: int = 0
     absent: int = 0
-    # rows of which the filters, or the engine's silence, left nothing; of the shards committed by this run
     fruitless: int = 0
-    dropped_lines: int = 0  # torn journal lines, made again
-    counts: dict[str, int] = field(default_factory=dict)  # of the shards committed by this run
+    dropped_lines: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
-    waited_s: float = 0.0  # the engine waited for prepared rows
+    waited_s: float = 0.0
     stopped: bool = False
 
     @property
@@ -50,18 +57,33 @@ class Summary:
         return self.skipped + self.done == self.shards
 
     def __str__(self) -> str:
-        parts = [f"{self.done} of {self.shards} shards done"]
-        parts += [f"{self.skipped} there already and reused"] * (self.skipped > 0)
-        parts += [f"{self.resumed_rows} rows resumed from journals"] * (self.resumed_rows > 0)
-        parts += [f"{self.rows} rows made in {self.seconds:.1f} s"] * (self.rows > 0)
-        parts += [f"{self.dropped_lines} torn journal lines dropped"] * (self.dropped_lines > 0)
-        parts += [f"{self.bad} bad items (null, or in part; see *.errors.jsonl)"] * (self.bad > 0)
-        parts += [f"{self.fruitless} rows without a value: nothing usable came back"] * (self.fruitless > 0)
-        parts += [f"{self.absent} rows without a value: their inputs have none"] * (self.absent > 0)
-        parts += [f"{self.busy} shards skipped: another process works on them"] * (self.busy > 0)
-        parts += [
-            f"{self.lost} shards lost to another process that took over; what was made of them here is dropped"
-        ] * (self.lost > 0)
-        parts += [", ".join(f"{name} {n}" for name, n in sorted(self.counts.items()))] * bool(self.counts)
-        parts += ["stopped on request: the same command goes on from here"] * self.stopped
+        optional = (
+            (self.skipped, f"{self.skipped} already finished and reused"),
+            (self.resumed_rows, f"{self.resumed_rows} rows resumed from journals"),
+            (self.rows, f"{self.rows} rows made in {self.seconds:.1f} s"),
+            (self.dropped_lines, f"{self.dropped_lines} torn journal lines dropped"),
+            (self.bad, f"{self.bad} bad items (null, or in part; see *.errors.jsonl)"),
+            (self.fruitless, f"{self.fruitless} rows without a value: nothing usable came back"),
+            (self.absent, f"{self.absent} rows without a value: their inputs have none"),
+            (self.busy, f"{self.busy} shards skipped: another process works on them"),
+            (self.lost, f"{self.lost} shards lost to another process that took over; the rows made here are dropped"),
+            (self.counts, ", ".join(f"{name} {n}" for name, n in sorted(self.counts.items()))),
+            (self.stopped, "stopped on request: the same command resumes from here"),
+        )
+        parts = [f"{self.done} of {self.shards} shards done", *(text for count, text in optional if count)]
         return f"{self.column}: " + "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """Where a run reports what it does.
+
+    Attributes:
+        summary: The figures, kept up to date.
+        event: Is called with an event's name and its details.
+        advance: Moves the progress bar by a number of rows.
+    """
+
+    summary: JobSummary
+    event: Event
+    advance: Callable[[int], None]

@@ -18,7 +18,7 @@ from ccr_dist.generate.cli import jobs_app
 from ccr_dist.generate.jobs.llm_translate import LlmTranslate
 from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket
-from ccr_dist.generate.runner import Budget, Summary, run
+from ccr_dist.generate.runner import Budget, JobSummary, run
 from tests.generation import Parrot
 from tests.jobs import Deadly, Shout, captions
 
@@ -32,7 +32,7 @@ def errors(dataset: Dataset, name: str = XX) -> dict[str, str]:
     return {entry["key"]: entry["error"] for entry in map(json.loads, lines)}
 
 
-def translated(dataset: Dataset, engine: Any, **more: Any) -> Summary:
+def translated(dataset: Dataset, engine: Any, **more: Any) -> JobSummary:
     return run(dataset, Translate(engine, "caption.en"), XX, progress=False, **more)
 
 

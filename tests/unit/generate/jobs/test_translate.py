@@ -76,7 +76,7 @@ def test_command_runs_on_every_split_and_goes_on_where_it_was(tmp_path: Path) ->
     assert first.output.count("caption.xx.shout: 2 of 2 shards done; 5 rows made") == 2
     assert Dataset.open(tmp_path / "d" / "val").column("caption.xx.shout").value(1, 0) == ["1-0 ONE", "1-0 TWO"]
     again = CliRunner().invoke(jobs_app, args, catch_exceptions=False)
-    assert again.output.count("caption.xx.shout: 0 of 2 shards done; 2 there already and reused") == 2
+    assert again.output.count("caption.xx.shout: 0 of 2 shards done; 2 already finished and reused") == 2
     with pytest.raises(DataError, match=r"plan\.engine\.version: there '1', asked '2'"):
         CliRunner().invoke(jobs_app, [*args[:-1], "version='2'"], catch_exceptions=False)
 

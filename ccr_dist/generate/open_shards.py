@@ -1,0 +1,93 @@
+"""The shards that this worker holds: their heartbeats, and what is done when another worker has taken one over."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from ccr_dist.generate.bad_items import BadItems
+from ccr_dist.generate.shard_work import Work
+from ccr_dist.generate.summary import JobReport
+
+
+class OpenShards:
+    """The shards in work, by number.
+
+    Args:
+        bad_items: Forgets the bad items of shards that are lost.
+        report: Is told of shards that are lost.
+    """
+
+    def __init__(self, bad_items: BadItems, report: JobReport) -> None:
+        self._bad_items, self._report = bad_items, report
+        self._works: dict[int, Work] = {}
+        self._lost: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._works)
+
+    def __contains__(self, shard: int) -> bool:
+        return shard in self._works
+
+    def __iter__(self) -> Iterator[Work]:
+        return iter(list(self._works.values()))
+
+    def get(self, shard: int) -> Work | None:
+        """The work on a shard; None when it is not, or no longer, in work here."""
+        return self._works.get(shard)
+
+    def add(self, work: Work) -> None:
+        """A shard was taken."""
+        self._works[work.shard] = work
+
+    def remove(self, work: Work) -> None:
+        """A shard was committed."""
+        del self._works[work.shard]
+
+    @property
+    def lost_count(self) -> int:
+        """How many shards were lost of which it is not yet known whether others finish them."""
+        return len(self._lost)
+
+    def take_lost(self) -> list[int]:
+        """These shards; from now on the caller looks after them."""
+        lost, self._lost = self._lost, []
+        return lost
+
+    def begin(self, shard: int) -> None:
+        """Records in the lease, before the first row of a shard is touched, that its rows may kill this worker."""
+        work = self._works.get(shard)
+        if work is not None and not work.lease.begun:
+            work.lease.begin(len(work.outcomes))
+
+    def beat(self) -> None:
+        """Renews all leases; called in the watch's thread."""
+        for work in self:
+            try:
+                work.beat()
+            except OSError as e:
+                print(
+                    f"{work.lease.path}: no heartbeat ({e}); if this continues, another worker takes the shard over",
+                    file=sys.stderr,
+                )
+
+    def drop_lost(self) -> None:
+        """Gives up the shards that others were found to have taken over."""
+        for work in self:
+            if work.lost:
+                self.lose(work)
+
+    def lose(self, work: Work) -> None:
+        """Gives up one shard: nothing of it is kept here, and the queue looks whether others finish it."""
+        self._report.summary.lost += 1
+        self.remove(work)
+        work.close()
+        self._lost.append(work.shard)
+        self._bad_items.forget(work.keys)
+        self._report.advance(-len(work.outcomes))
+        self._report.event("lost", {"shard": work.name})
+
+    def close(self) -> None:
+        """Gives up all shards; their journals stay for the next worker."""
+        for work in self:
+            work.close()

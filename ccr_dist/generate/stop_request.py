@@ -1,0 +1,45 @@
+"""A request to stop: by a signal, or by a stop file (`stopfile.py`)."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from types import FrameType, TracebackType
+
+from ccr_dist import stopfile
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Whether this process was asked to stop. As a context manager it listens to SIGTERM, SIGINT, SIGUSR1 and the stop
+    files.
+
+    The first signal only sets `asked`: the batch in flight is finished. SIGTERM or SIGINT that arrives a second time
+    raises KeyboardInterrupt at once, which is safe for the journals. Outside the main thread no signal can be handled,
+    so none is.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._received: set[int] = set()
+        self._restore = contextlib.ExitStack()
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                self._restore.callback(signal.signal, number, signal.signal(number, self._handle))
+            self._restore.callback(stopfile.watch())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._restore.close()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number in self._received and number != signal.SIGUSR1:
+            raise KeyboardInterrupt
+        self._received.add(number)
+        self.asked = True
