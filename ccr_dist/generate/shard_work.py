@@ -21,7 +21,8 @@ import numpy as np
 
 from ccr_dist.data.media import decode
 from ccr_dist.data.storage import store
-from ccr_dist.data.table.dataset import Column, Dataset
+from ccr_dist.data.table.dataset import Column
+from ccr_dist.data.table.dataset_rows import DatasetRows
 from ccr_dist.errors import DataBudgetError
 from ccr_dist.generate import journal as journals
 from ccr_dist.generate.journal import Journal, Past
@@ -42,7 +43,7 @@ class Work:
     """
 
     def __init__(
-        self, dataset: Dataset, shard: int, lease: Lease, journal: Journal | None, past: Past, *, settled: bool
+        self, dataset: DatasetRows, shard: int, lease: Lease, journal: Journal | None, past: Past, *, settled: bool
     ) -> None:
         self._dataset, self.shard, self.lease, self.journal, self.past = dataset, shard, lease, journal, past
         self.name, self.rows = dataset.shards[shard], dataset.shard_rows[shard]
@@ -55,7 +56,7 @@ class Work:
         self.lost = False
 
     @property
-    def keys(self) -> list[str]:
+    def keys(self) -> tuple[str, ...]:
         """The keys of its rows, in order."""
         return self._dataset.keys(self.shard)
 

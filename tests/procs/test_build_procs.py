@@ -41,7 +41,7 @@ BUILD = "import sys; from ccr_dist.cli import main; sys.argv[1:1] = ['shards', '
 COMMIT = """
 import sys
 from pathlib import Path
-from ccr_dist.data.table import Dataset
+from ccr_dist.data.table.dataset import Dataset
 column = Dataset(sys.argv[1]).column("caption.en")
 def values():
     for _ in range(3):

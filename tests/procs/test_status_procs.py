@@ -21,7 +21,7 @@ pytestmark = pytest.mark.procs
 WORKER = """
 import sys
 from tests.jobs import Shout
-from ccr_dist.data.table import Dataset
+from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.generate.runner import run
 from ccr_dist.generate.jobs.translate import Translate
 engine = Shout(options=Shout.Options(dawdle_s=float(sys.argv[2])))
