@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from ccr_dist import launcher
+
 pytestmark = pytest.mark.procs
 ROOT = Path(__file__).parents[2]
 
@@ -76,6 +78,30 @@ def test_two_machines_are_one_world(tmp_path: Path) -> None:
     for machine in machines:
         finished(machine)
     check(json.loads((tmp_path / "found.json").read_text()), "zero2", "optimizer")
+
+
+def test_our_launcher_ends_as_the_process_that_failed_first(tmp_path: Path) -> None:
+    """One sentence, no traceback of launchers, and the exit code of the mistake."""
+    (tmp_path / "run.yaml").write_text("nmae: x\n")
+    words = ["--config_file", "launch/accelerate/cpu.yaml", "--num_processes", "2", "-m", "ccr_dist", "train"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ccr_dist.launcher", *words, str(tmp_path / "run.yaml")],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2, done.stderr
+    first, *_, last = done.stderr.strip().splitlines()
+    assert first.startswith(f"error: {tmp_path / 'run.yaml'}") and done.stderr.count("error: ") == 1
+    assert last.startswith("launcher: rank 0 ") and last.endswith("ended with exit code 2; its message is above")
+    assert "Traceback" not in done.stderr and "ChildFailedError" not in done.stderr and done.stderr.count("\n") < 6
+
+
+def test_a_signal_is_a_shells_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launcher.ended("rank 1 (process 7)", -9) == 137
+    assert capsys.readouterr().err == "launcher: rank 1 (process 7) was ended by signal 9; its message is above\n"
 
 
 def test_accelerate_wants_to_know_how_many(tmp_path: Path) -> None:
