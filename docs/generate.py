@@ -108,7 +108,7 @@ def exit_codes() -> str:
     about = _wrapped(
         "Every command ends with one of these codes. SLURM jobs decide by them whether to try again; see"
         " [SLURM](../slurm.md). `accelerate launch` reports every failure of a process as 1, whatever its own code was:"
-        " read the message above it."
+        " read the message above it, or start the run with `python -m ccr_dist.launcher`, which keeps the code."
     )
     return "\n".join([NOTICE, "# Exit codes\n", about, _table(("code", "name", "meaning"), rows)])
 
