@@ -73,7 +73,12 @@ def methods(
 
     from ccr_dist.methods import catalogue
 
-    rows = catalogue.parameters(configs) if configs else catalogue.catalogue()
+    if configs:
+        from ccr_dist.train.assemble import build_method, training_texts
+
+        rows = catalogue.parameters(configs, lambda config: build_method(config, texts=training_texts(config)))
+    else:
+        rows = catalogue.catalogue()
     if as_json:
         print(json.dumps(rows, ensure_ascii=False, indent=1))
         return

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ccr_dist.data.stream.loader import Batch
 from ccr_dist.losses.context import Context
-from ccr_dist.methods import base
-from ccr_dist.models.backbones import Backbone, build_backbone
+from ccr_dist.methods import registry
+from ccr_dist.methods.base import Method
+from ccr_dist.models.backbones.backbone import Backbone
+from ccr_dist.models.backbones.build import build_backbone
 from tests.nearness import close
 from tests.tiny import IMAGE_SIZE, TEXTS, tiny_clip_config, tiny_dual_config, tiny_frontend_folder
 
@@ -34,8 +36,8 @@ def method(
     seed: int = 0,
     languages=LANGUAGES,
     **options: Any,
-) -> base.Method:
-    kind = base.get(name)
+) -> Method:
+    kind = registry.method(name)
     torch.manual_seed(seed)
     return kind(
         kind.Options(name=name, **({"frontend": frontend} if frontend else {}), **options),

@@ -258,7 +258,7 @@ def featurise(
     settings = backbone_of(config, backbone, options)
 
     from ccr_dist.generate.jobs.featurise import Featurise
-    from ccr_dist.models.backbones import build_backbone
+    from ccr_dist.models.backbones.build import build_backbone
 
     processor = Featurise(
         lambda: build_backbone(settings),

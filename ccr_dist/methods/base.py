@@ -1,61 +1,23 @@
-"""What a method is, and how it is found by name. One method lives in one file or folder here; `docs/extending.md` shows
-how to add one.
+"""What a method is: the contract between methods and everything that trains or evaluates them.
 
-Nothing here and nothing at the top of a method's file imports torch: reading a config needs the names, options and
-stages of all methods, and must be quick. A method knows no rank, no world size and no wrapper; whatever concerns the
-global batch it asks of `train.context.Context`.
+A method knows no rank, no world size and no wrapper. Whatever concerns the global batch it asks of
+`losses.context.Context`. How methods are found by name is in `registry.py`.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
 from abc import ABC
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
-from ccr_dist.config import DataConfig, MethodOptions
-from ccr_dist.errors import ConfigError
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from ccr_dist.data.stream.loader import Batch
-    from ccr_dist.evaluate.retrieval import Fusion
-    from ccr_dist.losses.context import Context
-    from ccr_dist.models.backbones import Backbone
-
-ENGLISH = "en"
-INPUTS = frozenset(
-    {"visual", "tokens", "source_text", "source_feature", "target_text", "description", "back_text", "back_feature"}
-)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One training stage of a method, apart from how long and how fast (that is `config.StageConfig`).
-
-    needs: what of a batch the stage reads, out of `INPUTS`. "visual" is a picture or one vector a row; "tokens" is a
-        picture or any number of vectors a row (tokens of a picture, frames of a video). "source_feature" means the
-        English feature of the caption: the cached column where the data names one, else made from `source_text` in
-        every step (`methods.features.english`); "back_feature" likewise that of the back-translation of the target
-        caption.
-    trains: what is trained and towards what, in a few words, for people.
-    frozen: "visual" or "tokens", where the stage reads pictures as features of the frozen backbone alone, always the
-    same for the same
-        picture: cached ones may then stand in.
-    """
-
-    needs: frozenset[str]
-    trains: str
-    frozen: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        assert self.needs <= INPUTS, f"unknown batch fields {set(self.needs - INPUTS)}"
-        assert self.frozen <= self.needs & {"visual", "tokens"}, f"not read, or no pictures: {set(self.frozen)}"
-        assert not {"visual", "tokens"} <= self.needs, "a stage reads one vector a row or several, not both"
+from ccr_dist.config import MethodOptions
+from ccr_dist.data.stream.loader import Batch
+from ccr_dist.evaluate.retrieval import PLAIN, Fusion, cosine
+from ccr_dist.losses.context import Context
+from ccr_dist.methods.features import encode_english, encode_visual
+from ccr_dist.models.backbones.backbone import Backbone
 
 
 class Method(ABC):
@@ -103,8 +65,6 @@ class Method(ABC):
         Raises:
             ConfigError: options, backbone and languages do not go together.
         """
-        from torch import nn
-
         self.options = options
         self.backbone = backbone
         self.languages = tuple(languages)
@@ -116,13 +76,6 @@ class Method(ABC):
         """Fill `net` and `aux`; called last by `__init__`, with its `texts` and `state`."""
 
     # What it is.
-
-    @classmethod
-    def stages(cls, options: Any) -> dict[str, Stage]:
-        """Stages in their order; a run config gives steps, batch and rate under the same names. Empty: nothing is
-        trained.
-        """
-        return {}
 
     def state(self) -> dict[str, Any]:
         """JSON: what `build` needs, besides the weights, to build the same method again."""
@@ -143,19 +96,10 @@ class Method(ABC):
 
     # Encoding.
 
-    @classmethod
-    def gallery(cls, options: Any) -> frozenset[str]:
-        """What of an item `encode_visual` reads: "visual" or "tokens" (as for `Stage.needs`), and "description" if it
-        does.
-        """
-        return frozenset({"visual"})
-
     def encode_visual(
         self, visual: Tensor, mask: Tensor | None = None, description: Sequence[str] = ()
     ) -> dict[str, Tensor]:
         """Items to {"global": (n, D), …}, n ≥ 0: `visual`, `visual_mask` and `description` of a batch."""
-        from ccr_dist.methods.features import encode_visual
-
         return {"global": encode_visual(self.backbone, visual)}
 
     def encode_text(self, texts: Sequence[str], lang: str, companion: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -164,23 +108,7 @@ class Method(ABC):
 
         companion: the aligned texts of the column that `companions` names for the language, else none.
         """
-        from ccr_dist.methods.features import encode_english
-
         return {"global": encode_english(self.backbone, texts)}
-
-    @classmethod
-    def query_columns(cls, data: DataConfig) -> dict[str, str]:
-        """Language -> column that its queries are read from. Raises ConfigError when one that the method needs is not
-        named.
-        """
-        return dict(data.queries)
-
-    @classmethod
-    def companions(cls, data: DataConfig, options: Any) -> dict[str, str]:
-        """Language -> a column of texts aligned with its queries that `encode_text` gets, too. ConfigError like
-        `query_columns`.
-        """
-        return {}
 
     @property
     def truncated(self) -> int:
@@ -188,7 +116,7 @@ class Method(ABC):
         return self.backbone.truncated
 
     def image_transform(self) -> Callable[..., Tensor]:
-        """How training sees pictures: as evaluation does, unless a method augments them (`models/augment.py`)."""
+        """How training sees pictures: as evaluation does, unless a method augments them (as `leccr/augment.py` does)."""
         return self.backbone.image_transform()
 
     # Scoring.
@@ -202,14 +130,10 @@ class Method(ABC):
 
         Args: the `text_parts` of Nt texts and the `visual_parts` of Nv items; tensors (N, …).
         """
-        from ccr_dist.evaluate.retrieval import cosine
-
         return cosine(text, visual)
 
     def fusions(self) -> list[Fusion]:
         """How the parts become one score. The first is used in training; validation chooses among them for the test."""
-        from ccr_dist.evaluate.retrieval import PLAIN
-
         return [PLAIN]
 
     # Training.
@@ -245,39 +169,3 @@ class Method(ABC):
             for part, module in parts.items()
             for name, parameter in module.named_parameters()
         }
-
-
-Found = TypeVar("Found", bound=type[Method])
-_registry: dict[str, type[Method]] = {}
-
-
-def register(name: str) -> Callable[[Found], Found]:
-    """Class decorator: makes a method known under `name`."""
-
-    def add(method: Found) -> Found:
-        known = _registry.get(name)
-        assert known is None or known.__module__ == method.__module__, f"method {name!r} is registered by two files"
-        method.name = name
-        _registry[name] = method
-        return method
-
-    return add
-
-
-def names() -> list[str]:
-    """All methods, sorted. Imports every file of this folder once."""
-    import ccr_dist.methods as folder
-
-    for module in pkgutil.iter_modules(folder.__path__):
-        importlib.import_module(f"{folder.__name__}.{module.name}")
-    return sorted(_registry)
-
-
-def get(name: str, *, place: str = "method.name") -> type[Method]:
-    """The method called `name`. ConfigError, beginning with `place`, that lists the known ones and the nearest."""
-    known = names()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ConfigError(f"{place}: unknown method '{name}'; {hint}known methods: {', '.join(known)}")
-    return _registry[name]

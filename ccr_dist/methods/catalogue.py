@@ -1,26 +1,28 @@
 """What `ccr-dist methods` shows: which methods there are, which columns each of their stages reads and which command
 makes those, and, for run configs, how many parameters are trained.
 
-`COLUMNS` explains `base.INPUTS` and what queries are. Nothing at the top imports torch: without configs the list is
-quick.
+`COLUMNS` explains `config.INPUTS` and what queries are. Nothing here imports torch: without configs the list is quick.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccr_dist.config import DataConfig
+from ccr_dist.config import DataConfig, MethodOptions, RunConfig
 from ccr_dist.errors import CcrError, DataError
-from ccr_dist.methods import base
+from ccr_dist.methods import registry
+from ccr_dist.methods.run_config import load_config
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a list of methods must not import torch
     from rich.box import Box
     from rich.table import Table
+
+    from ccr_dist.methods.base import Method
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,13 @@ def catalogue() -> list[dict[str, Any]]:
     `needs` are keys of `COLUMNS`, `keys` those of the run config.
     """
     listed = []
-    for name in base.names():
-        method = base.get(name)
-        options = method.Options(name=name)
+    for name in registry.names():
+        options = registry.options(name)(name=name)
         stages = [
-            {"name": stage, "trains": told.trains, **reads(told.needs)}
-            for stage, told in method.stages(options).items()
+            {"name": stage, "trains": each.trains, **reads(each.needs)}
+            for stage, each in options.training_stages().items()
         ]
-        listed.append(
-            {"name": name, "summary": summary(method), "stages": stages, "test": reads(asked(method, options))}
-        )
+        listed.append({"name": name, "summary": summary(name), "stages": stages, "test": reads(asked(options))})
     return listed
 
 
@@ -95,33 +94,36 @@ def reads(needs: Iterable[str]) -> dict[str, list[str]]:
     return {"needs": sorted(needs), "keys": sorted({key for field in needs for key in COLUMNS[field].keys})}
 
 
-def asked(method: type[base.Method], options: Any) -> set[str]:
+def asked(options: MethodOptions) -> set[str]:
     """What is read of validation and test, of items and of queries."""
     columns = {key: {"xx": key} for key in ("queries", "translated_queries")}  # each column is called as its key
     data = DataConfig.model_validate({"train": [{"path": "train"}], "val": "val", **columns})
-    queries = {*method.query_columns(data).values(), *method.companions(data, options).values()}
-    return {*method.gallery(options), *queries}
+    queries = {*options.query_columns(data).values(), *options.companions(data).values()}
+    return {*options.gallery(), *queries}
 
 
-def summary(method: type[base.Method]) -> str:
-    """First sentence of the docstring of the method's file."""
-    return (
-        " ".join((inspect.getdoc(sys.modules[method.__module__]) or "").partition("\n\n")[0].split())
-        .partition(". ")[0]
-        .rstrip(".")
-    )
+def summary(name: str) -> str:
+    """First sentence of the docstring of the method's folder."""
+    doc = inspect.getdoc(importlib.import_module(registry.package(name))) or ""
+    first_paragraph = " ".join(doc.partition("\n\n")[0].split())
+    return first_paragraph.partition(". ")[0].rstrip(".")
 
 
-def parameters(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """For each run config {"config", "name", "method", "backbone", "languages", **`params.summary`}, by building its
-    method.
+def parameters(paths: Sequence[Path], build: Callable[[RunConfig], Method]) -> list[dict[str, Any]]:
+    """How many parameters the method of each run config has.
 
-    CcrError, beginning with the path, for a config that is wrong, a model that cannot be had, and training texts that
-    are not there where `frontend.rows: used` sizes the table by them.
+    Args:
+        paths: run configs.
+        build: from a config to its method, with the training texts where these determine the size of its table.
+
+    Returns:
+        For each config {"config", "name", "method", "backbone", "languages", **`params.summary`}.
+
+    Raises:
+        CcrError: begins with the path, for a config that is wrong, a model that cannot be loaded, and training texts
+            that do not exist where `frontend.rows: used` needs them.
     """
-    from ccr_dist.methods import params
-    from ccr_dist.methods.run_config import load_config
-    from ccr_dist.train.assemble import build_method, learnt_languages, training_texts
+    from ccr_dist.methods import params  # imports torch
 
     rows = []
     for path in paths:
@@ -129,7 +131,7 @@ def parameters(paths: Sequence[Path]) -> list[dict[str, Any]]:
         # How many parameters there are does not depend on the weights of a run that may not be trained yet.
         untrained = config.model_copy(update={"backbone": config.backbone.model_copy(update={"weights": None})})
         try:
-            method = build_method(untrained, texts=training_texts(untrained))
+            method = build(untrained)
         except DataError as error:
             raise DataError(
                 f"{path}: the training texts, by which its embedding table is sized, cannot be read: {error}"
@@ -142,7 +144,7 @@ def parameters(paths: Sequence[Path]) -> list[dict[str, Any]]:
             "method": config.method.name,
             "backbone": method.backbone.name,
         }
-        rows.append({**about, "languages": list(learnt_languages(config)), **params.summary(method)})
+        rows.append({**about, "languages": list(method.languages), **params.summary(method)})
     return rows
 
 

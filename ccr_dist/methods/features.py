@@ -9,14 +9,15 @@ wait for.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
+from torch.nn.functional import layer_norm
+from torch.utils.checkpoint import checkpoint
 
-    from ccr_dist.data.stream.loader import Batch
-    from ccr_dist.models.backbones import Backbone
-    from ccr_dist.models.towers import TextTower
+from ccr_dist.data.stream.loader import Batch
+from ccr_dist.models.backbones.backbone import Backbone
+from ccr_dist.models.towers import TextTower
 
 
 def at_least_one(texts: Sequence[str]) -> list[str]:
@@ -45,7 +46,6 @@ def image_tokens(backbone: Backbone, pixels: Tensor, *, recompute: bool = False)
     """Pixels (n, 3, H, W), n ≥ 1, to (n, T, F). recompute: a backward pass does the image encoder's work once more,
     slice by slice.
     """
-    from torch.utils.checkpoint import checkpoint
 
     def again(some: Tensor) -> Tensor:
         found: Tensor = checkpoint(backbone.image_tokens, some, use_reentrant=False)
@@ -59,8 +59,6 @@ def _in_slices(backbone: Backbone, encode: Callable[[Tensor], Tensor], pixels: T
     512 pictures are gigabytes, and on a CPU those of 16 stay in its caches, which makes EfficientNet-Lite0 more than
     twice as fast.
     """
-    import torch
-
     if not backbone.slices or (keeps and torch.is_grad_enabled() and backbone.trains("image")):
         return encode(pixels)
     return torch.cat([encode(some) for some in pixels.split(16 if pixels.device.type == "cpu" else 128)])
@@ -88,8 +86,6 @@ def _english(backbone: Backbone, texts: Sequence[str], cached: Tensor | None) ->
 
 def frozen(encode: Callable[[], Tensor]) -> Tensor:
     """A constant of the step: computed without gradient, float32 (or float64)."""
-    import torch
-
     with torch.no_grad():
         return precise(encode())
 
@@ -103,9 +99,6 @@ def text_states(tower: TextTower, texts: Sequence[str]) -> tuple[Tensor, Tensor,
     """Frozen states (n, L, width) of English texts behind the tower's last block, normalised without weights, their
     mask (n, L), n ≥ 1, and how many of the texts fill the tower's context: its tokeniser cuts longer ones to that.
     """
-    import torch
-    from torch.nn.functional import layer_norm
-
     with torch.no_grad():
         x, mask, _ = tower.embed_native(at_least_one(texts))
         h = tower.states(x, mask)

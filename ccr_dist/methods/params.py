@@ -16,7 +16,7 @@ def count(method: Method) -> dict[str, int]:
     networks that are not deployed.
     """
     parts = Counter({"adapter": 0, "front_end": 0, "table": 0})
-    prefixes = tuple(prefix for stage in method.stages(method.options) for prefix in method.trainable(stage))
+    prefixes = tuple(prefix for stage in method.options.training_stages() for prefix in method.trainable(stage))
     for name, parameter in method.named_parameters().items():
         size = parameter.numel()
         parts["total"] += size

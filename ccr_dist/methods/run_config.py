@@ -9,7 +9,7 @@ from typing import Any
 from ccr_dist import yamlfile
 from ccr_dist.config import RunConfig
 from ccr_dist.errors import ConfigError
-from ccr_dist.methods import base
+from ccr_dist.methods import registry
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -22,13 +22,13 @@ def check(document: yamlfile.Document) -> RunConfig:
     raw = document.data.get("method")
     if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
         raise ConfigError(
-            f"{document.place(('method',))}: 'method' needs a name; known methods: {', '.join(base.names())}"
+            f"{document.place(('method',))}: 'method' needs a name; known methods: {', '.join(registry.names())}"
         )
-    method = base.get(raw["name"], place=document.place(("method", "name")))
-    options = yamlfile.validate(method.Options, document, at=("method",))
+    kind = registry.options(raw["name"], place=document.place(("method", "name")))
+    options = yamlfile.validate(kind, document, at=("method",))
     whole = document.replaced({**document.data, "method": options})
     config = yamlfile.validate(RunConfig, whole)
-    order = list(method.stages(options))
+    order = list(options.training_stages())
     if set(config.stages) != set(order):
         unknown = [name for name in config.stages if name not in order]
         detail = (

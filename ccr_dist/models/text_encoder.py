@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.models import token_counts
-from ccr_dist.models.backbones import digest_tensors
+from ccr_dist.models.backbones.backbone import digest_tensors
 from ccr_dist.models.frontend import MBERT
 from ccr_dist.models.hf_tower import FAMILY, attended, masked_mean
 from ccr_dist.models.huggingface import load_encoder, positions

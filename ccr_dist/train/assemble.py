@@ -12,9 +12,9 @@ from ccr_dist.config import RunConfig, TrainSet
 from ccr_dist.data.media.text import has_text, texts_of
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import DataError
-from ccr_dist.methods import base
+from ccr_dist.methods import registry
 from ccr_dist.methods.base import Method
-from ccr_dist.models.backbones import build_backbone
+from ccr_dist.models.backbones.build import build_backbone
 from ccr_dist.train.inputs import check_columns, fields_for, train_sets
 from ccr_dist.train.step.seeding import seed_all
 
@@ -26,7 +26,7 @@ __all__ = [
 
 def learnt_languages(config: RunConfig) -> tuple[str, ...]:
     """The target languages that some stage of the method trains on."""
-    stages = base.get(config.method.name).stages(config.method)
+    stages = config.method.training_stages()
     return tuple(config.data.targets) if any("target_text" in stage.needs for stage in stages.values()) else ()
 
 
@@ -45,7 +45,7 @@ def build_method(
     """
     seed_all(config.seed, "build")
     backbone = build_backbone(config.backbone)
-    kind = base.get(config.method.name)
+    kind = registry.method(config.method.name)
     return kind(
         config.method, backbone, learnt_languages(config), texts=texts, state=dict(state) if state is not None else None
     )
@@ -53,9 +53,8 @@ def build_method(
 
 def training_texts(config: RunConfig) -> Iterator[str]:
     """Every target-language caption that any stage trains on, in a fixed order."""
-    kind = base.get(config.method.name)
     seen: set[tuple[Path, str]] = set()
-    for name, stage in kind.stages(config.method).items():
+    for name, stage in config.method.training_stages().items():
         if "target_text" not in stage.needs:
             continue
         for entry, column in itertools.product(train_sets(config, name), config.data.targets.values()):

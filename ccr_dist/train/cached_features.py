@@ -14,13 +14,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from ccr_dist.config import RunConfig
+from ccr_dist.config import RunConfig, Stage
 from ccr_dist.data.media.pictures import VERSION
 from ccr_dist.data.stream.loader import Fields
 from ccr_dist.data.table.column import Column
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.methods.base import Stage
-from ccr_dist.models.backbones import Backbone, build_backbone
+from ccr_dist.models.backbones.backbone import Backbone
+from ccr_dist.models.backbones.build import build_backbone
 from ccr_dist.train.assemble import fields_for, open_datasets, train_sets
 from ccr_dist.train.state.run_folder import RunFolder
 

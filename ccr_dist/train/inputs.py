@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ccr_dist.config import RunConfig, TrainSet
+from ccr_dist.config import RunConfig, Stage, TrainSet
 from ccr_dist.data.media.pictures import VERSION
 from ccr_dist.data.storage.store import differences
 from ccr_dist.data.stream.fields import Fields
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
-from ccr_dist.methods import base
-from ccr_dist.methods.base import Stage
 
 # columns of which evaluation needs at least one value
 ASKED = ("data.visual", "data.queries.", "data.translated_queries.")
@@ -70,7 +68,7 @@ def wanted(config: RunConfig) -> dict[tuple[str, str], str]:
     """(dataset, column) -> the key that names it, of everything that a run reads to train, to validate and to be
     tested.
     """
-    kind, data = base.get(config.method.name), config.data
+    data = config.data
     found: dict[tuple[str, str], str] = {}
 
     def want(path: str, columns: Mapping[str, str | None]) -> None:
@@ -78,7 +76,7 @@ def wanted(config: RunConfig) -> dict[tuple[str, str], str]:
             if column is not None:
                 found.setdefault((path, column), f"data.{key}")
 
-    for name, stage in kind.stages(config.method).items():
+    for name, stage in config.method.training_stages().items():
         fields = fields_for(config, stage)
         single = {key: getattr(fields, key) for key in ("visual", "source", "source_feature", "description", "group")}
         each = {"targets": fields.targets, "back_translations": fields.backs, "back_features": fields.back_features}
@@ -96,11 +94,11 @@ def wanted(config: RunConfig) -> dict[tuple[str, str], str]:
 
 def asked(config: RunConfig) -> list[tuple[str, str]]:
     """(key below `data`, column) of everything that evaluation reads of a split."""
-    kind, data = base.get(config.method.name), config.data
-    described = "description" in kind.gallery(config.method)
+    data, method = config.data, config.method
+    described = "description" in method.gallery()
     single = {"visual": data.visual, "group": data.group, "description": data.description if described else None}
     found = [(key, column) for key, column in single.items() if column is not None]
-    for lang, column in [*kind.query_columns(data).items(), *kind.companions(data, config.method).items()]:
+    for lang, column in [*method.query_columns(data).items(), *method.companions(data).items()]:
         found.append((f"{'queries' if column == data.queries.get(lang) else 'translated_queries'}.{lang}", column))
     return found
 

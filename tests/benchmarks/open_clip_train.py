@@ -40,7 +40,7 @@ from ccr_dist.config import OpenClipConfig
 from ccr_dist.data.corpora.index import index
 from ccr_dist.generate.jobs.featurise import Featurise
 from ccr_dist.generate.runner import run
-from ccr_dist.models.backbones import build_backbone
+from ccr_dist.models.backbones.build import build_backbone
 from tests.benchmarks.record import noise, record
 
 ROOT = Path(__file__).parents[2]

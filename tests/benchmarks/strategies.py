@@ -114,7 +114,7 @@ def measure(given: dict[str, Any]) -> None:
     method.aux.to(strategy.device)
     folder = RunFolder(config.folder)
     folder.path.mkdir(parents=True, exist_ok=True)
-    fields = fields_for(config, method.stages(config.method)[name])
+    fields = fields_for(config, config.method.training_stages()[name])
     sizes = {n: p.numel() * p.element_size() for n, p in step.named_parameters()}
     stage = StageRun(
         name, config=config, step=step, strategy=strategy, folder=folder, stop=StopRequest(folder.path),

@@ -21,12 +21,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.methods import base
+from ccr_dist.methods import registry
 from ccr_dist.train.strategies import zero
 
 PRELOADED = (
     "ccr_dist.train.loop",
-    "ccr_dist.models.clip",
+    "ccr_dist.models.backbones.clip",
     "ccr_dist.models.frontend",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
@@ -41,7 +41,8 @@ PRELOADED = (
 def prepare() -> None:
     """Import what ranks need; in the parent, once."""
     zero.imported()
-    base.names()
+    for name in registry.names():
+        registry.method(name)
     for name in PRELOADED:
         importlib.import_module(name)
     import open_clip

@@ -29,8 +29,8 @@ from ccr_dist.losses.adversarial import Discriminator, confusion_loss, discrimin
 from ccr_dist.losses.context import Context
 from ccr_dist.losses.contrastive import similarities
 from ccr_dist.losses.slots import overlap, slot_scores
-from ccr_dist.losses.soft import softened
-from ccr_dist.losses.triplet import hardest_negative
+from ccr_dist.methods.leccr.losses import softened
+from ccr_dist.methods.nrccr.losses import hardest_negative
 from ccr_dist.train.strategies.strategy import Strategy
 from tests.procs import forked
 from tests.watch import largest_tensor

@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from ccr_dist import cli
-from ccr_dist.methods.dasd import Dasd
+from ccr_dist.methods.dasd.method import Dasd
 from ccr_dist.train import loop
 
 RANK = int(os.environ.get("RANK", "0"))

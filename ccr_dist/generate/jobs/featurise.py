@@ -23,7 +23,7 @@ from ccr_dist.generate.processor import Outcome, Processor
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ccr_dist.models.backbones import Backbone
+    from ccr_dist.models.backbones.backbone import Backbone
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Pool = Literal["mean", "none"]
@@ -188,7 +188,7 @@ class Featurise(Processor):
         return features.float().cpu().numpy()
 
     def _image_tokens(self, pixels: Tensor) -> Tensor:
-        from ccr_dist.models.backbones import pool_grid
+        from ccr_dist.models.backbones.backbone import pool_grid
 
         tokens = self.backbone.image_tokens(pixels)
         return tokens if self._grid is None else pool_grid(tokens, self._grid)

@@ -55,9 +55,9 @@ from ccr_dist.data.storage.store import (
 )
 from ccr_dist.environment import environment
 from ccr_dist.errors import CheckpointError, ConfigError, SupersededError
-from ccr_dist.methods import base
+from ccr_dist.methods import registry
 from ccr_dist.models import tensorfile
-from ccr_dist.models.sentence_files import read_recipe
+from ccr_dist.models.backbones.sentence_files import read_recipe
 from ccr_dist.train.state import checkpoint
 
 SHA256 = "# sha256 of the lines above: "
@@ -97,8 +97,8 @@ def identity(
 def _of_today(known: Mapping[str, Any]) -> dict[str, Any]:
     """An identity with what newer options meant when the run began: their defaults of today may be something else."""
     method, backbone, whole = known.get("method"), known.get("backbone"), dict(known)
-    if isinstance(method, dict) and method.get("name") in base.names():
-        whole["method"] = {**base.get(method["name"]).Options.earlier(method), **method}
+    if isinstance(method, dict) and method.get("name") in registry.names():
+        whole["method"] = {**registry.options(method["name"]).earlier(method), **method}
     if isinstance(backbone, dict) and backbone.get("kind") in ("dual", "sentence"):
         whole["weights"] = {"pooling": "{}", **known.get("weights", {})}
     return whole
@@ -109,9 +109,9 @@ def otherwise(known: Mapping[str, Any] | None) -> list[str]:
     here on.
     """
     method = (known or {}).get("method")
-    if not isinstance(method, dict) or method.get("name") not in base.names():
+    if not isinstance(method, dict) or method.get("name") not in registry.names():
         return []
-    changed = base.get(method["name"]).Options.otherwise(method)
+    changed = registry.options(method["name"]).otherwise(method)
     return [
         f"this run began with an earlier version: {each}. Where there are such, its numbers are of both"
         for each in changed

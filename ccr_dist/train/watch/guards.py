@@ -17,7 +17,6 @@ from ccr_dist.config import RunConfig
 from ccr_dist.data.storage.store import replace_atomic
 from ccr_dist.data.stream.batch import Batch
 from ccr_dist.errors import DataBudgetError, NonFiniteError
-from ccr_dist.methods import base
 from ccr_dist.train.processes import Processes
 from ccr_dist.train.state.progress import RunProgress
 from ccr_dist.train.state.run_folder import RunFolder
@@ -132,7 +131,7 @@ class Guards:
 
 def samples(config: RunConfig, done: RunProgress) -> int:
     """All that a run has drawn so far, in this stage and those before it."""
-    stages = list(base.get(config.method.name).stages(config.method))
+    stages = list(config.method.training_stages())
     earlier = (config.stages[name] for name in stages[: stages.index(done.stage)])
     return sum(stage.steps * stage.batch for stage in earlier) + done.stage_step * config.stages[done.stage].batch
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.evaluate.retrieval import PLAIN, Fusion
-from ccr_dist.methods import base
+from ccr_dist.methods import registry
 from tests.nearness import apart, close
 from tests.small import (
     ENGLISH,
@@ -139,9 +139,9 @@ def test_of_equal_weights_it_is_dasd(clip, frontend):
 
 
 def test_weighted_reads_what_its_confidence_needs(clip, frontend):
-    kind = base.get("weighted")
+    kind = registry.method("weighted")
     back, agreement = (
-        kind.stages(kind.Options(name="weighted", confidence=c, keep_english=False)) for c in ("back", "agreement")
+        kind.Options(name="weighted", confidence=c, keep_english=False).training_stages() for c in ("back", "agreement")
     )
     assert back["cla"].needs == {"source_feature", "target_text", "back_feature"}
     assert back["cma"].needs == {"visual", "source_feature", "target_text", "back_feature"}
@@ -220,8 +220,8 @@ def test_losses_of_described(clip, frontend, outputs, stage):
 
 def test_described_learns_its_shift_and_refuses_constant_cores(clip, frontend):
     built = method("described", clip, frontend, rank=4, **SLOTS)
-    assert all("description" in stage.needs for stage in built.stages(built.options).values())
-    assert built.gallery(built.options) == {"visual"}  # queries and items need no description
+    assert all("description" in stage.needs for stage in built.options.training_stages().values())
+    assert built.options.gallery() == {"visual"}  # queries and items need no description
     unsettle(built.net)
     backward(built, "cma", described_batch(), context())
     assert all(
@@ -230,7 +230,7 @@ def test_described_learns_its_shift_and_refuses_constant_cores(clip, frontend):
         if name.startswith(("slots", "shift"))
     )
     with pytest.raises(ValidationError, match="constant cores"):
-        base.get("described").Options(name="described", use="none")
+        registry.options("described")(name="described", use="none")
     with pytest.raises(ConfigError, match=r"method\.heads: 5 heads do not divide a text tower of width 24"):
         method("described", clip, frontend, rank=4, **{**SLOTS, "heads": 5})
 
@@ -333,7 +333,7 @@ def test_losses_of_hybrid(clip, frontend, outputs):
 def test_stages_of_hybrid_train_what_they_read(clip, frontend, width):
     built = hybrid(clip, frontend, width=width)
     assert ("narrow" in built.net) == (width is not None)
-    stages = built.stages(built.options)
+    stages = built.options.training_stages()
     assert stages["cla"].needs == {"source_feature", "target_text"}
     assert stages["cma"].needs == {"tokens", "description", "source_feature", "target_text"}
     parts = {"cla": {"front_end", "adapter", "characteristics", "generator"}, "cma": set(built.net)}

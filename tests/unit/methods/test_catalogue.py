@@ -17,9 +17,10 @@ import yaml
 from typer.testing import CliRunner
 
 from ccr_dist.cli import app
-from ccr_dist.config import DataConfig, RunConfig
+from ccr_dist.config import INPUTS, DataConfig, RunConfig
 from ccr_dist.errors import ConfigError, DataError
-from ccr_dist.methods import base, catalogue
+from ccr_dist.methods import catalogue, registry
+from ccr_dist.methods.base import Method
 from ccr_dist.methods.params import count
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.train.assemble import build_method, check_columns, training_texts
@@ -33,13 +34,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def built(config: RunConfig) -> Method:
+    return build_method(config, texts=training_texts(config))
+
+
 def test_every_method_is_listed_with_its_stages() -> None:
     listed = {method["name"]: method for method in catalogue.catalogue()}
-    assert list(listed) == base.names()
+    assert list(listed) == registry.names()
     for name, method in listed.items():
         assert 10 < len(method["summary"]) < 250 and "\n" not in method["summary"], name
-        kind = base.get(name)
-        assert [stage["name"] for stage in method["stages"]] == list(kind.stages(kind.Options(name=name)))
+        kind = registry.method(name)
+        assert [stage["name"] for stage in method["stages"]] == list(kind.Options(name=name).training_stages())
     assert listed["dasd"]["summary"].startswith("DASD: dynamic adapters")
     assert listed["dasd"]["test"]["keys"] == ["data.queries", "data.visual"]
     assert listed["leccr"]["test"]["keys"] == ["data.description", "data.queries", "data.visual"]
@@ -49,7 +54,7 @@ def test_every_method_is_listed_with_its_stages() -> None:
 
 
 def test_every_batch_field_has_config_keys_and_commands_that_exist() -> None:
-    assert catalogue.COLUMNS.keys() == base.INPUTS | {"queries", "translated_queries"}
+    assert catalogue.COLUMNS.keys() == INPUTS | {"queries", "translated_queries"}
     commands: Any = typer.main.get_command(app)
     for field, column in catalogue.COLUMNS.items():
         assert all(key.removeprefix("data.") in DataConfig.model_fields for key in column.keys), field
@@ -72,7 +77,7 @@ def test_the_list_needs_no_torch() -> None:
 
 def test_json() -> None:
     done = CliRunner().invoke(app, ["methods", "--json"])
-    assert [method["name"] for method in json.loads(done.stdout)] == base.names()
+    assert [method["name"] for method in json.loads(done.stdout)] == registry.names()
 
 
 def test_parameters_of_runs_that_are_not_trained_yet(folder: Path) -> None:
@@ -81,7 +86,7 @@ def test_parameters_of_runs_that_are_not_trained_yet(folder: Path) -> None:
         name="later",
         backbone={**json.loads((folder / "clip.json").read_text()), "weights": str(folder / "not-yet")},
     )
-    (row,) = catalogue.parameters([path])
+    (row,) = catalogue.parameters([path], built)
     config = load_config(path, ["backbone.weights=null"])
     numbers = count(build_method(config, texts=training_texts(config)))
     assert {key: row[key] for key in ("front_end", "table", "total", "trainable", "auxiliary")} == {
@@ -94,14 +99,14 @@ def test_parameters_of_runs_that_are_not_trained_yet(folder: Path) -> None:
 
 
 def test_zero_shot_trains_nothing(folder: Path) -> None:
-    (row,) = catalogue.parameters([toy.config(folder, {"name": "clip"}, {})])
+    (row,) = catalogue.parameters([toy.config(folder, {"name": "clip"}, {})], built)
     assert row["trainable"] == row["share"] == 0 and not row["parts"] and row["total"] > 0
 
 
 def test_no_digit_is_cut_off_on_a_narrow_terminal(folder: Path) -> None:
     path = toy.dasd(folder, name="a-run-with-a-rather-long-name")
     done = CliRunner().invoke(app, ["methods", str(path)], env={"COLUMNS": "40"})
-    (row,) = catalogue.parameters([path])
+    (row,) = catalogue.parameters([path], built)
     for number in (
         row["front_end"],
         row["table"],
@@ -116,11 +121,11 @@ def test_no_digit_is_cut_off_on_a_narrow_terminal(folder: Path) -> None:
 def test_what_is_missing_is_named(folder: Path) -> None:
     no_texts = toy.dasd(folder, name="no-texts", data={"train": [{"path": "nowhere"}]})
     with pytest.raises(DataError, match=r"no-texts\.yaml: the training texts.*nowhere: not a dataset"):
-        catalogue.parameters([no_texts])
+        catalogue.parameters([no_texts], built)
     no_model = toy.dasd(folder, name="no-model")
     no_model.write_text(re.sub("embeddings: .*", "embeddings: no/such-model", no_model.read_text()))
     with pytest.raises(ConfigError, match=r"no-model\.yaml: .*no/such-model"):
-        catalogue.parameters([no_model])
+        catalogue.parameters([no_model], built)
 
 
 # columns of the toy corpus in these roles
@@ -202,8 +207,8 @@ def test_a_column_that_is_not_named_is_asked_for_with_its_job(
 
 def run(folder: Path, name: str, data: dict[str, Any]) -> RunConfig:
     """A run of any method on the toy corpus, never built."""
-    kind = base.get(name)
-    stages = {stage: {"steps": 1, "batch": 2, "lr": 1e-3} for stage in kind.stages(kind.Options(name=name))}
+    kind = registry.method(name)
+    stages = {stage: {"steps": 1, "batch": 2, "lr": 1e-3} for stage in kind.Options(name=name).training_stages()}
     path = toy.config(folder, {"name": name}, stages)
     values = yaml.safe_load(path.read_text())
     values["data"] |= data

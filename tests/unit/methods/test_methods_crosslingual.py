@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from ccr_dist.config import StageConfig
 from ccr_dist.errors import ConfigError
-from ccr_dist.methods import base
+from ccr_dist.methods import registry
+from ccr_dist.methods.dasd.characteristics import TRUNK
 from ccr_dist.models import token_counts
-from ccr_dist.models.characteristics import TRUNK
 from ccr_dist.train.optimizers.optimizer import make_optimizer
 from tests.nearness import apart, close
 from tests.small import ENGLISH, SPANISH, backbone, batch, context, front_end, method, unsettle
@@ -249,7 +249,7 @@ def test_training_changes_what_is_listed_and_english_not_at_all(model, frontend,
     }
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.1)
     start = {name: p.detach().clone() for name, p in trained.items()}
-    for stage in built.stages(built.options):
+    for stage in built.options.training_stages():
         for lang in ("es", "to"):
             optimizer.zero_grad()
             backward(built, stage, batch(lang=lang), context())
@@ -347,20 +347,20 @@ def test_the_released_start_of_the_semantic_projection(clip, frontend):
 )
 def test_stages_can_be_left_out(stages, needs):
     for name in ("static", "dasd", "lora", "full"):
-        kind = base.get(name)
-        assert set(kind.stages(kind.Options(name=name, stages=stages, contrastive=1))) == needs
-    assert set(
-        base.get("dasd").stages(base.get("dasd").Options(name="dasd", stages=["cma"], cma_semantics="english"))
-    ) == {"cma"}
+        kind = registry.method(name)
+        assert set(kind.Options(name=name, stages=stages, contrastive=1).training_stages()) == needs
+    assert set(registry.options("dasd")(name="dasd", stages=["cma"], cma_semantics="english").training_stages()) == {
+        "cma"
+    }
     # what no stage needs may be off
-    assert base.get("static").Options(name="static", stages=["cma"], mse=0).stages == ("cma",)
+    assert registry.options("static")(name="static", stages=["cma"], mse=0).stages == ("cma",)
     for wrong, message in (
         ({"stages": ["cma", "cla"]}, "not .cma, cla"),
         ({"stages": []}, "stages are"),
         ({"mse": 0}, "mse and cosine are off"),
     ):
         with pytest.raises(ValidationError, match=message):
-            base.get("static").Options(name="static", **wrong)
+            registry.options("static")(name="static", **wrong)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "bert_adam"])

@@ -54,7 +54,7 @@ def train(built, *, steps=2):
     for parameter in trained.values():
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.1)
-    for stage in built.stages(built.options):
+    for stage in built.options.training_stages():
         for _ in range(steps):
             data = batch()
             data.visual = side(built.backbone, data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -11,35 +10,36 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+import ccr_dist.methods as folder
 from ccr_dist.config import DataConfig
 from ccr_dist.errors import ConfigError
-from ccr_dist.methods import base
+from ccr_dist.methods import catalogue, registry
 from ccr_dist.methods.params import count
 from ccr_dist.models.frontend import TokenTable
 from tests.small import LANGUAGES, backbone, batch, context, front_end, method
 
 
 def test_names_and_the_nearest_one():
-    assert {"clip", "translate_test", "english", "static", "dasd"} <= set(base.names())
+    assert {"clip", "translate_test", "english", "static", "dasd"} <= set(registry.names())
     with pytest.raises(
         ConfigError, match=r"run\.yaml:3: unknown method 'dsad'; did you mean 'dasd'\? known methods: clip, dasd"
     ) as error:
-        base.get("dsad", place="run.yaml:3")
+        registry.options("dsad", place="run.yaml:3")
     assert error.value.exit_code == 2
 
 
 def test_names_options_and_stages_need_no_torch():
     program = (
-        "import sys; from ccr_dist.methods import base\n"
-        "for name in base.names():\n"
-        "    kind = base.get(name); kind.stages(kind.Options(name=name))\n"
+        "import sys; from ccr_dist.methods import catalogue, registry\n"
+        "for name in registry.names():\n"
+        "    registry.options(name)(name=name).training_stages()\n"
         "sys.exit('torch was imported' if 'torch' in sys.modules else 0)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_options_are_strict_and_published_values_are_the_defaults():
-    options = base.get("dasd").Options(name="dasd").model_dump()
+    options = registry.options("dasd")(name="dasd").model_dump()
     published = {
         "rank": 32,
         "mse": 1,
@@ -51,35 +51,34 @@ def test_options_are_strict_and_published_values_are_the_defaults():
     }
     assert {key: options[key] for key in published} == published
     assert options["characteristics"] == "code" and options["keep_english"]
-    assert not base.get("static").Options(name="static").keep_english
+    assert not registry.options("static")(name="static").keep_english
     with pytest.raises(ValidationError):
-        base.get("dasd").Options(name="dasd", rnak=8)
+        registry.options("dasd")(name="dasd", rnak=8)
     for nothing in ({"mse": 0}, {"contrastive": 0, "keep_english": False}):
         with pytest.raises(ValidationError, match="would align captions with nothing"):
-            base.get("dasd").Options(name="dasd", **nothing)
+            registry.options("dasd")(name="dasd", **nothing)
 
 
 def test_stages_say_what_they_read():
-    kind = base.get("dasd")
-    stages = kind.stages(kind.Options(name="dasd"))
+    stages = registry.options("dasd")(name="dasd").training_stages()
     assert list(stages) == ["cla", "cma"]
     assert stages["cla"].needs == {"source_feature", "target_text"}
     assert stages["cma"].needs == {"visual", "source_feature", "target_text"}
-    assert base.get("static").stages(base.get("static").Options(name="static"))["cma"].needs == {
+    assert registry.options("static")(name="static").training_stages()["cma"].needs == {
         "visual",
         "target_text",
     }
-    assert base.get("clip").stages(base.get("clip").Options(name="clip")) == {}
+    assert registry.options("clip")(name="clip").training_stages() == {}
 
 
 def test_translate_test_asks_the_translated_columns():
     data = {"train": [{"path": "t"}], "val": "v", "queries": {"en": "caption.en", "es": "caption.es"}}
-    kind = base.get("translate_test")
+    asked = registry.options("translate_test")(name="translate_test")
     whole = DataConfig(**data, translated_queries={"es": "caption.en.apertium", "de": "unused"})
-    assert kind.query_columns(whole) == {"en": "caption.en", "es": "caption.en.apertium"}
-    assert base.get("clip").query_columns(whole) == data["queries"]
+    assert asked.query_columns(whole) == {"en": "caption.en", "es": "caption.en.apertium"}
+    assert registry.options("clip")(name="clip").query_columns(whole) == data["queries"]
     with pytest.raises(ConfigError, match=r"no column for 'es'.*'caption\.es' with `ccr-dist translate`"):
-        kind.query_columns(DataConfig(**data))
+        asked.query_columns(DataConfig(**data))
 
 
 def test_languages_are_checked(tmp_path):
@@ -99,7 +98,7 @@ def vit_b(tmp_path_factory):
     import open_clip
 
     from ccr_dist.config import OpenClipConfig
-    from ccr_dist.models.backbones import build_backbone
+    from ccr_dist.models.backbones.build import build_backbone
 
     folder = tmp_path_factory.mktemp("vit-b")
     model = {
@@ -155,21 +154,26 @@ def test_counts_of_what_trains_nothing_and_of_heads(tmp_path):
     assert count(method("english", model, languages=()))["trainable"] == heads > 0
 
 
-def test_the_docs_example_is_a_method(tmp_path):
+def test_the_docs_example_is_a_method(tmp_path, monkeypatch):
     text = (Path(__file__).parents[3] / "docs" / "extending.md").read_text()
-    file = tmp_path / "rotate.py"
-    file.write_text(text.split("```python\n")[1].split("```")[0])
-    spec = importlib.util.spec_from_file_location("rotate", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["rotate"] = module
+    (tmp_path / "rotate").mkdir()
+    for block in text.split("```python\n")[1:4]:
+        first, _, rest = block.split("```")[0].partition("\n")
+        assert first.startswith("# ccr_dist/methods/rotate/")
+        (tmp_path / first.removeprefix("# ccr_dist/methods/")).write_text(rest)
+    monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
+    for name in ("_options", "_methods"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
     try:
-        spec.loader.exec_module(module)
+        assert "rotate" in registry.names() and "ccr_dist.methods.rotate.method" not in sys.modules
         built = method("rotate", backbone(tmp_path / "b", "clip"), languages=())
         outputs = built.outputs("rotate", batch())
         built.losses("rotate", batch(), outputs, context())["contrastive"].backward()
         assert all(parameter.grad is not None for parameter in built.net.parameters())
         assert built.outputs("rotate", batch(0))["turned"].shape == (0, 16)
         assert count(built)["rotation"] == 16 * 16 + 16
+        assert catalogue.summary("rotate") == "Rotate: a linear map of English features"
     finally:
-        del sys.modules["rotate"]
-        base._registry.pop("rotate", None)
+        for name in [name for name in sys.modules if name.startswith("ccr_dist.methods.rotate")]:
+            del sys.modules[name]
+        del folder.rotate

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from ccr_dist.config import DataConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.evaluate.retrieval import PLAIN, Fusion
-from ccr_dist.methods import base
+from ccr_dist.methods import registry
+from ccr_dist.methods.nrccr.network import BatchNorm, CommonSpace, Statistics
 from ccr_dist.methods.run_config import load_config
-from ccr_dist.models.nrccr import BatchNorm, CommonSpace, Statistics
 from ccr_dist.train import commands
 from tests import tiny, toy
 from tests.nearness import apart, close
@@ -152,12 +152,12 @@ def test_a_batch_without_negatives_ranks_nothing(model, encoder, outputs):
 def test_terms_of_weight_zero_are_gone_with_what_only_they_read(model, encoder):
     none = {"back": 0, "similarity": 0, "feature": 0, "adversarial": 0}
     built = make(model, encoder, **none)
-    assert "back_text" not in built.stages(built.options)["train"].needs and not built.aux
+    assert "back_text" not in built.options.training_stages()["train"].needs and not built.aux
     outputs = built.outputs("train", batch())
     assert set(outputs) == {"visual", "english", "target"}
     assert set(built.losses("train", batch(), outputs, context())) == {"english", "target"}
     assert built.auxiliary_losses("train", batch(), outputs, context()) == {}
-    assert make(model, encoder).stages(make(model, encoder).options)["train"].needs == {
+    assert make(model, encoder).options.training_stages()["train"].needs == {
         "visual",
         "source_text",
         "target_text",
@@ -291,7 +291,7 @@ def test_a_rank_without_rows_takes_part(model, encoder, monkeypatch, visual, nor
     def gathered(rows, counts=()):
         return torch.cat([rows, torch.arange(3 * rows.shape[1:].numel()).view(3, *rows.shape[1:]).to(rows.dtype)])
 
-    monkeypatch.setattr("ccr_dist.models.nrccr.gather_rows", gathered)
+    monkeypatch.setattr("ccr_dist.methods.nrccr.network.gather_rows", gathered)
     ctx = context(3)
     ctx.gather = gathered
     empty = (
@@ -314,7 +314,7 @@ def test_a_rank_without_rows_takes_part(model, encoder, monkeypatch, visual, nor
 
 def test_frames_are_a_masked_mean_and_limited(model, encoder):
     built = make(model, encoder, visual="frames", frame_width=6, max_frames=5)
-    assert built.gallery(built.options) == {"tokens"} and "tokens" in built.stages(built.options)["train"].needs
+    assert built.options.gallery() == {"tokens"} and "tokens" in built.options.training_stages()["train"].needs
     built.net.eval()
     frames = torch.randn(2, 4, 6)
     mask = torch.tensor([[True, True, False, False], [True, True, True, True]])
@@ -378,7 +378,7 @@ def test_scores_are_fused_with_those_of_the_translation(model, encoder):
         queries={"en": "caption.en", "es": "caption.es"},
         translated_queries={"es": "en.mt"},
     )
-    assert built.companions(columns, built.options) == {"es": "en.mt"} and off.companions(columns, off.options) == {}
+    assert built.options.companions(columns) == {"es": "en.mt"} and off.options.companions(columns) == {}
     assert off.fusions() == [PLAIN] and off.text_parts == ("global",) == tuple(off.encode_text(SPANISH, "es"))
 
 
@@ -405,7 +405,7 @@ def test_long_texts_are_cut_and_counted(model, encoder):
 
 
 def test_published_values_are_the_defaults():
-    options = base.get("nrccr").Options(name="nrccr").model_dump()
+    options = registry.options("nrccr")(name="nrccr").model_dump()
     published = {
         "margin": 0.2,
         "english": 1,

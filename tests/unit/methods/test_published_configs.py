@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from ccr_dist.config import OpenClipConfig, RunConfig
 from ccr_dist.methods.base import Method
 from ccr_dist.methods.run_config import load_config
-from ccr_dist.models.backbones import Backbone, build_backbone
+from ccr_dist.models.backbones.backbone import Backbone
+from ccr_dist.models.backbones.build import build_backbone
 from ccr_dist.train.optimizers.optimizer import make_optimizer, rate, set_rate
 from tests import small, tiny
 from tests.nearness import close
@@ -144,7 +145,7 @@ NRCCR += ["msrvtt_cn/nrccr.yaml", "vatex/nrccr.yaml"]
 
 @pytest.mark.parametrize("path", NRCCR)
 def test_nrccr_begins_at_its_rate_and_falls(path: str) -> None:
-    """In a straight line, for x 0.99 an epoch and x 0.5 on a plateau of validation (`ccr_dist/methods/nrccr.py`)."""
+    """In a straight line, for x 0.99 an epoch and x 0.5 on a plateau of validation (`ccr_dist/methods/nrccr/__init__.py`)."""
     stage = resolved(path).stages["train"]
     assert (
         stage.batch == 128

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ccr_dist.methods.dasd.characteristics import Characteristics
 from ccr_dist.models.adapters import AdapterBank, Bottleneck, Core, CoreGenerator
-from ccr_dist.models.characteristics import Characteristics
 from tests.nearness import apart, close
 
 

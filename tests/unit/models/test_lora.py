@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ccr_dist.errors import ConfigError
+from ccr_dist.methods.lora.network import LoraBank
 from ccr_dist.methods.params import count
-from ccr_dist.models.lora import LoraBank
 from tests.nearness import apart, close
 from tests.small import ENGLISH, LANGUAGES, SPANISH, backbone, batch, context, front_end, method, unsettle
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from ccr_dist.config import SentenceConfig
 from ccr_dist.errors import ConfigError
-from ccr_dist.methods import base
-from ccr_dist.models.backbones import build_backbone
+from ccr_dist.methods import registry
+from ccr_dist.models.backbones.build import build_backbone
 from tests.nearness import apart, close
 from tests.small import front_end, method, unsettle
 from tests.tiny import DIM as DUAL_DIM
@@ -95,4 +95,4 @@ def test_adapters_learn_in_it(backbone, tmp_path):
     found.sum().backward()
     assert all(parameter.grad is None for parameter in backbone.parameters())
     assert all(parameter.grad is not None for name, parameter in dasd.net.named_parameters() if ".es." in name)
-    assert base.get("dasd")
+    assert registry.method("dasd")

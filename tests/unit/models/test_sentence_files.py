@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ccr_dist.config import DualConfig, OpenClipConfig, SentenceConfig
 from ccr_dist.errors import ConfigError
-from ccr_dist.models.backbones import build_backbone
+from ccr_dist.models.backbones.build import build_backbone
 from ccr_dist.models.huggingface import CHARACTERS, bounded, positions
 from tests.nearness import close
 from tests.tiny import DIM, IMAGE_SIZE, TEXTS, tiny_clip_config, tiny_encoder, tiny_tokenizer

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.models.backbones import build_backbone
+from ccr_dist.models.backbones.build import build_backbone
 from tests.nearness import apart, close
 from tests.tiny import DIM, TEXTS, tiny_clip_config, tiny_dual_config
 

@@ -15,9 +15,8 @@ from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate.jobs.featurise import Featurise
 from ccr_dist.generate.runner import run
-from ccr_dist.methods import base
 from ccr_dist.methods.run_config import load_config
-from ccr_dist.models.backbones import build_backbone
+from ccr_dist.models.backbones.build import build_backbone
 from ccr_dist.train import cached_features, commands
 from ccr_dist.train.inputs import check_columns
 from ccr_dist.train.state.run_folder import RunFolder
@@ -54,7 +53,7 @@ def featurise(
 
 def read(path: Path, *overrides: str) -> tuple[dict[str, Any], list[str]]:
     config = load_config(path, overrides)
-    stages = base.get(config.method.name).stages(config.method)
+    stages = config.method.training_stages()
     return cached_features.all_fields(config, stages, RunFolder(config.folder))
 
 

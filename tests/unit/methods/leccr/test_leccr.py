@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ccr_dist.methods import base
+from ccr_dist.methods import registry
+from ccr_dist.methods.leccr.network import EnrichedVisual
 from ccr_dist.methods.params import count
-from ccr_dist.models.enriched import EnrichedVisual
 from tests.leccr import DESCRIPTIONS, clips, data, video
 from tests.nearness import apart, close
 from tests.small import unsettle
@@ -24,18 +24,18 @@ def published(monkeypatch):
     """A method with the published sizes, on the meta device: nothing is allocated but shapes."""
     from transformers import BertConfig, BertModel
 
-    from ccr_dist.models import text_encoder
+    from ccr_dist.methods.leccr import method
     from ccr_dist.models.text_encoder import TextEncoder
 
     def mbert(source, **options):
         assert source == "mbert"
         return TextEncoder(None, BertModel(BertConfig(vocab_size=119_547)), **options)
 
-    monkeypatch.setattr(text_encoder, "build_text_encoder", mbert)
+    monkeypatch.setattr(method, "build_text_encoder", mbert)
 
     def build(clip, **options):
         with torch.device("meta"):
-            kind = base.get("leccr")
+            kind = registry.method("leccr")
             return kind(kind.Options(name="leccr", **options), clip, ("fr",))
 
     return build
@@ -48,7 +48,7 @@ def test_image_model_has_the_published_number_of_parameters(published):
     """
     import open_clip
 
-    from ccr_dist.models.backbones import Backbone
+    from ccr_dist.models.backbones.backbone import Backbone
 
     class Clip(Backbone):
         token_width, name = 512, "ViT-B-32"
@@ -221,7 +221,7 @@ def test_slots_that_begin_at_zero_coincide_and_others_do_not(make):
 
 
 def test_modes_set_switches_and_each_can_be_set_by_itself():
-    options = base.get("leccr").Options
+    options = registry.options("leccr")
     released, intended = options(name="leccr"), options(name="leccr", mode="intended")
     switches = ("soft_temperature", "teacher", "vision_axis", "slot_start", "local_labels")
     assert [getattr(released, key) for key in switches] == [1.0, "mixed", "tokens", "zero", "diagonal"]

@@ -12,8 +12,8 @@ import torch
 
 from ccr_dist.losses.contrastive import cross_entropy, positives, similarities
 from ccr_dist.losses.slots import overlap, slot_scores
-from ccr_dist.losses.soft import softened
-from ccr_dist.models.enriched import EnrichedVisual
+from ccr_dist.methods.leccr.losses import softened
+from ccr_dist.methods.leccr.network import EnrichedVisual
 from tests.nearness import close
 from tests.small import backbone, batch, context, method
 from tests.tiny import tiny_encoder

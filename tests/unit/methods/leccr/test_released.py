@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.losses.slots import slot_scores
-from ccr_dist.losses.triplet import hardest_negative
-from ccr_dist.methods.leccr import _words
-from ccr_dist.models.backbones import build_backbone
+from ccr_dist.methods.leccr.captions import words_of
+from ccr_dist.methods.nrccr.losses import hardest_negative
+from ccr_dist.models.backbones.build import build_backbone
 from tests.nearness import close
 from tests.small import backbone, batch, context, method
 from tests.tiny import tiny_clip_config, tiny_encoder
@@ -193,7 +193,7 @@ def test_captions_are_cleaned_as_released(caption):
     )
     plain = re.sub(r"\s{2,}", " ", plain).rstrip("\n").strip(" ")
     words = plain.split(" ")
-    assert _words(caption, "released")[:5] == [word for word in words[:5] if word]
+    assert words_of(caption, "released")[:5] == [word for word in words[:5] if word]
 
 
 def test_what_no_mark_is_stays_in_a_caption(parts):

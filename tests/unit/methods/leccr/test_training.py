@@ -9,7 +9,7 @@ import torch
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.evaluate.retrieval import Fusion, ranks
-from ccr_dist.methods import base
+from ccr_dist.methods import registry
 from ccr_dist.methods.run_config import load_config
 from tests import toy
 from tests.leccr import DESCRIPTIONS, FRAMES, clips, data, gradients, total, video
@@ -129,7 +129,7 @@ def test_cached_tokens_are_the_computed_ones(make, clip):
 
 def test_another_frozen_part_is_refused(make, encoder, tmp_path, clip):
     state = make(text_train_from=1).state()
-    kind = base.get("leccr")
+    kind = registry.method("leccr")
     options = {"name": "leccr", "dim": 12, "heads": 2, "text_train_from": 1}
     kind(kind.Options(text_encoder=encoder, **options), clip, ("es",), state=json.loads(json.dumps(state)))
     with pytest.raises(ConfigError, match="text encoder"):

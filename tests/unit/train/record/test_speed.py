@@ -13,7 +13,7 @@ import torch
 
 from ccr_dist.config import RunConfig
 from ccr_dist.errors import ConfigError
-from ccr_dist.methods.dasd import Dasd
+from ccr_dist.methods.dasd.method import Dasd
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.models import token_counts
 from ccr_dist.train import commands

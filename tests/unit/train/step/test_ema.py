@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from ccr_dist.config import RunConfig
 from ccr_dist.errors import CheckpointError, ConfigError
-from ccr_dist.methods.dasd import Dasd
+from ccr_dist.methods.dasd.method import Dasd
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import commands
 from ccr_dist.train.state import checkpoint

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ccr_dist.config import RuntimeConfig
-from ccr_dist.methods import base
+from ccr_dist.methods import registry
+from ccr_dist.methods.base import Method
 from ccr_dist.train.strategies.advice import advice, held
 from ccr_dist.train.strategies.choose import NAMES
 
@@ -84,12 +85,12 @@ def test_what_ranks_keep_adds_up() -> None:
     assert held("ddp", trained, frozen, world) == held("ddp", trained, frozen, 1)
 
 
-@pytest.mark.parametrize("name", base.names())
+@pytest.mark.parametrize("name", registry.names())
 def test_methods_that_ignore_gradient_checkpointing_say_so(name: str) -> None:
-    kind = base.get(name)
-    if kind.stages(kind.Options.model_construct(name=name)):
+    kind = registry.method(name)
+    if kind.Options.model_construct(name=name).training_stages():
         heeds = any(
             "self.gradient_checkpointing" in inspect.getsource(each)
-            for each in kind.__mro__[: kind.__mro__.index(base.Method)]
+            for each in kind.__mro__[: kind.__mro__.index(Method)]
         )
         assert kind.recomputes == heeds

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from ccr_dist import errors
 from ccr_dist.config import RunConfig, RuntimeConfig
 from ccr_dist.errors import ConfigError, NonFiniteError, OutOfMemoryError
-from ccr_dist.methods.dasd import Dasd
+from ccr_dist.methods.dasd.method import Dasd
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import commands, loop
 from ccr_dist.train.record.phases import Phases

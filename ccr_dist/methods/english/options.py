@@ -1,0 +1,38 @@
+"""Options of `english`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ccr_dist.config import MethodOptions, Stage
+from ccr_dist.methods.registry import register_options
+
+
+@register_options("english")
+class EnglishOptions(MethodOptions):
+    name: Literal["english"]
+    train: Literal["heads", "text", "all"] = Field(
+        "heads",
+        description=(
+            "projection heads of a dual encoder, the text encoder (and a CLIP's temperature), or every parameter"
+        ),
+    )
+    scale: Literal["learned"] | float = Field(
+        "learned", description="of the cosines: the backbone's own temperature, trained, or a number"
+    )
+    positives: Literal["group", "diagonal"] = Field(
+        "group", description="right answers: all of a group, or the own row only, as released"
+    )
+
+    def training_stages(self) -> dict[str, Stage]:
+        if self.train == "heads":
+            needs, about = (
+                frozenset({"visual", "source_feature"}),
+                "projection heads: InfoNCE of pictures and English captions",
+            )
+            return {"english": Stage(needs, about, frozenset({"visual"}))}
+        needs, whole = frozenset({"visual", "source_text"}), self.train == "all"
+        about = f"the {'whole backbone' if whole else 'text encoder'}: InfoNCE of pictures and English captions"
+        return {"english": Stage(needs, about, frozenset() if whole else frozenset({"visual"}))}

