@@ -116,7 +116,7 @@ class Method(ABC):
         return self.backbone.truncated
 
     def image_transform(self) -> Callable[..., Tensor]:
-        """How training sees pictures: as evaluation does, unless a method augments them (as `leccr/augment.py` does)."""
+        """How training sees pictures: as evaluation does, unless a method augments them (`leccr/augment.py`)."""
         return self.backbone.image_transform()
 
     # Scoring.

@@ -35,6 +35,15 @@ def one_row(rows: Tensor) -> Tensor:
     return rows if len(rows) else rows.new_zeros((1, *rows.shape[1:]))
 
 
+def nothing_like(visual: Tensor) -> Tensor:
+    """One item of zeros for a batch of none: a picture (1, 3, H, W), or one token (1, 1, F). The caller cuts the result
+    to no rows.
+    """
+    if visual.ndim == 4:
+        return visual.new_zeros(1, *visual.shape[1:])
+    return visual.new_zeros(1, 1, visual.shape[-1])
+
+
 def encode_visual(backbone: Backbone, visual: Tensor) -> Tensor:
     """Pixels (n, 3, H, W) or cached features (n, F) to (n, D), n ≥ 0, not normalised."""
     rows = one_row(visual)

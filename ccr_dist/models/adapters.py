@@ -2,7 +2,7 @@
 
 `AdapterBank` holds one adapter a layer and language, of any kind; `Bottleneck` is MLA's (Zhang et al. 2022), `Core`
 DASD's (Cai et al., AAAI 2025), and `CoreGenerator` makes what DASD's need: one core a layer and caption. What captions
-are described by is in `characteristics.py`.
+are described by is in `methods/dasd/characteristics.py`.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class TextTower(ABC):
 
     @abstractmethod
     def through(self, block: nn.Module, h: Tensor, seen: Any) -> Tensor:
-        """h (R, L, width) through one of the blocks, or through a variant of one (`lora.py`), to the same shape."""
+        """h (R, L, width) through one of the blocks, or a variant of one, to the same shape."""
 
     def block(self, layer: int, h: Tensor, seen: Any) -> Tensor:
         """One frozen block, (R, L, width) to (R, L, width)."""

@@ -27,12 +27,8 @@ class EnglishOptions(MethodOptions):
     )
 
     def training_stages(self) -> dict[str, Stage]:
-        if self.train == "heads":
-            needs, about = (
-                frozenset({"visual", "source_feature"}),
-                "projection heads: InfoNCE of pictures and English captions",
-            )
-            return {"english": Stage(needs, about, frozenset({"visual"}))}
-        needs, whole = frozenset({"visual", "source_text"}), self.train == "all"
-        about = f"the {'whole backbone' if whole else 'text encoder'}: InfoNCE of pictures and English captions"
-        return {"english": Stage(needs, about, frozenset() if whole else frozenset({"visual"}))}
+        text = "source_feature" if self.train == "heads" else "source_text"
+        part = {"heads": "projection heads", "text": "the text encoder", "all": "the whole backbone"}[self.train]
+        frozen = frozenset() if self.train == "all" else frozenset({"visual"})
+        about = f"{part}: InfoNCE of pictures and English captions"
+        return {"english": Stage(frozenset({"visual", text}), about, frozen)}

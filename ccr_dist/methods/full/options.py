@@ -19,8 +19,6 @@ class FullOptions(CrossLingualOptions):
 
     def training_stages(self) -> dict[str, Stage]:
         stages = super().training_stages()
-        return (
-            stages
-            if self.train == "text"
-            else {name: replace(stage, frozen=frozenset()) for name, stage in stages.items()}
-        )
+        if self.train == "text":
+            return stages
+        return {name: replace(stage, frozen=frozenset()) for name, stage in stages.items()}

@@ -14,7 +14,7 @@ from ccr_dist.evaluate.retrieval import Fusion
 from ccr_dist.losses.context import Context
 from ccr_dist.losses.slots import slot_scores
 from ccr_dist.methods.dasd.method import Dasd
-from ccr_dist.methods.features import frozen, image_tokens, precise, text_states
+from ccr_dist.methods.features import frozen, image_tokens, nothing_like, precise, text_states
 from ccr_dist.methods.hybrid.options import HybridOptions
 from ccr_dist.methods.registry import register_method
 from ccr_dist.models import token_counts
@@ -67,11 +67,8 @@ class Hybrid(Dasd):
     def _described(self, visual: Tensor, mask: Tensor | None, description: Sequence[str]) -> dict[str, Tensor]:
         """ "own" (n, D), without gradient: the backbone's feature v; "global", "local"."""
         n, net = len(visual), self.net
-        if not n:  # one item that is nothing, cut off again
-            visual, mask = (
-                visual.new_zeros((1, *(visual.shape[1:] if visual.ndim == 4 else (1, visual.shape[-1])))),
-                None,
-            )
+        if not n:
+            visual, mask = nothing_like(visual), None
         states, states_mask, full = text_states(self.tower, description)
         self.filled_contexts += token_counts.once(full)
         tokens = frozen(lambda: image_tokens(self.backbone, visual)) if visual.ndim == 4 else visual

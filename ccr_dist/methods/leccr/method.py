@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +13,12 @@ from ccr_dist.data.stream.loader import Batch
 from ccr_dist.errors import ConfigError
 from ccr_dist.evaluate.retrieval import Fusion
 from ccr_dist.losses.context import Context
-from ccr_dist.losses.contrastive import similarities
-from ccr_dist.losses.slots import overlap, slot_scores
+from ccr_dist.losses.slots import slot_scores
 from ccr_dist.methods.base import Method
-from ccr_dist.methods.features import at_least_one, image_tokens, precise
+from ccr_dist.methods.features import at_least_one, image_tokens, nothing_like, precise
 from ccr_dist.methods.leccr.augment import RandomPart
 from ccr_dist.methods.leccr.captions import words_of
-from ccr_dist.methods.leccr.losses import softened
+from ccr_dist.methods.leccr.losses import gathered_gradient, loss_terms, vision_is_per_process
 from ccr_dist.methods.leccr.network import EnrichedVisual
 from ccr_dist.methods.leccr.options import LeccrOptions
 from ccr_dist.methods.registry import register_method
@@ -93,13 +91,15 @@ class Leccr(Method):
         return {"text": self.text.state()}
 
     def trainable(self, stage: str) -> list[str]:
-        names = [name for name, _ in self.backbone.named_parameters()] if self.trains_image else []
-        return ["net.", *(f"backbone.{name}" for name in names if self.backbone.part_of(name) == "image")]
+        if not self.trains_image:
+            return ["net."]
+        names = [name for name, _ in self.backbone.named_parameters() if self.backbone.part_of(name) == "image"]
+        return ["net.", *(f"backbone.{name}" for name in names)]
 
     def image_transform(self) -> Callable[..., Tensor]:
         """RandomResizedCrop and a horizontal flip, where the image encoder is trained."""
-        least = self.options.least_part if self.trains_image else None
-        return super().image_transform() if least is None else RandomPart(super().image_transform(), least)
+        plain, least = super().image_transform(), self.options.least_part
+        return RandomPart(plain, least) if self.trains_image and least is not None else plain
 
     @property
     def truncated(self) -> int:
@@ -122,22 +122,16 @@ class Leccr(Method):
         """Pictures (n, 3, H, W), or tokens or frames (n, T, F) with mask (n, T), to {"global": (n, dim), unit length,
         "local": (n, slots, dim)}, the latter where slots are scored.
         """
-        return {
-            name: value
-            for name, value in self._described(visual, mask, description)[0].items()
-            if name in ("global", "local")
-        }
+        found, _ = self._described(visual, mask, description)
+        return {name: found[name] for name in ("global", "local") if name in found}
 
     def _described(
         self, visual: Tensor, mask: Tensor | None, description: Sequence[str]
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """What `EnrichedVisual` finds, and the mask of its tokens."""
         n = len(visual)
-        if not n:  # one item that is nothing, cut off again
-            visual, mask = (
-                visual.new_zeros((1, *(visual.shape[1:] if visual.ndim == 4 else (1, visual.shape[-1])))),
-                None,
-            )
+        if not n:
+            visual, mask = nothing_like(visual), None
         tokens = self._tokens(visual)
         states, states_mask = self._states(at_least_one(description)) if self.options.descriptions else (None, None)
         found = self.visual(tokens, mask, states, states_mask, self.gradient_checkpointing)
@@ -238,71 +232,10 @@ class Leccr(Method):
             if options.local:
                 result["local"] = found["local"]
             if options.vision:
-                tokens, slots = (
-                    value if self._per_process else self._gathered(value) for value in (found["tokens"], found["slots"])
-                )
+                processes = 1 if vision_is_per_process(options) else options.processes
+                tokens, slots = (gathered_gradient(found[name], processes) for name in ("tokens", "slots"))
                 result["slot_mean"], result["token_mean"] = self.visual.means(tokens, mask, slots, options.vision_axis)
         return result
 
     def losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
-        """L_ve, (1 - soft) L_vf, L_ef, and with their weights L_loc, L_soft, L_div and L_cv; i: rows of texts or items,
-        j: columns.
-
-        visual_english, visual_target, english_target: symmetric InfoNCE of the global features with the learned
-        temperature. local: the same of max_k <l_ik, x_j> / tau, for either language. soft: KL from softmax_j of the
-        English captions' min-max normalised similarities (global and of slots) to that of the translations'. diversity:
-        mean cosine of the slots of an item. vision: cross entropy of an item's mean slot against all items' mean
-        tokens.
-        """
-        options, scale = self.options, outputs["scale"]
-        visual, english, target = (self._gathered(outputs[name]) for name in ("visual", "english", "target"))
-        part = None if options.processes == 1 else -(-ctx.batch // options.processes)
-        pair = partial(ctx.contrastive, scale=scale, group=batch.group)
-        terms = {
-            "visual_english": pair(visual, english),
-            "visual_target": (1 - options.soft) * pair(visual, target),
-            "english_target": pair(english, target),
-        }
-        if options.scores_slots:
-            group = batch.group if options.local_labels == "group" else None
-            match = partial(
-                self._match_slots, ctx, outputs["local"], scale=scale, group=group, chunk=options.local_chunk or part
-            )
-            terms["local"] = options.local * (match(outputs["english"]) + match(outputs["target"]))
-        if options.soft:
-            pictures = ctx.gather(visual)
-            teacher = ctx.minmax(similarities(english, pictures))
-            if options.scores_slots:
-                slots = slot_scores(outputs["local"].detach(), ctx.gather(english.detach()))
-                slots = ctx.minmax(slots if options.teacher == "mixed" else ctx.transpose(slots))
-                teacher = options.soft_global * teacher + (1 - options.soft_global) * slots
-            terms["soft"] = options.soft * ctx.mean(
-                softened(teacher, similarities(target, pictures), options.soft_temperature)
-            )
-        if options.descriptions and options.diversity:
-            terms["diversity"] = options.diversity * ctx.mean(overlap(outputs["slots"]))
-        if options.descriptions and options.vision:
-            scores = similarities(outputs["slot_mean"], ctx.gather(outputs["token_mean"]))
-            terms["vision"] = options.vision * ctx.classify(
-                scores, group=batch.group, chunk=part if self._per_process else None
-            )
-        return terms
-
-    @property
-    def _per_process(self) -> bool:
-        """The release computes the vision term in each process by itself."""
-        return self.options.visual == "video"
-
-    def _gathered(self, x: Tensor) -> Tensor:
-        """The same values, with the share of the gradient that comes back through the release's gathering."""
-        parts = self.options.processes
-        return x if parts == 1 else x.detach() + (x - x.detach()) / parts
-
-    @staticmethod
-    def _match_slots(
-        ctx: Context, local: Tensor, texts: Tensor, *, scale: Tensor, group: Tensor | None, chunk: int | None
-    ) -> Tensor:
-        """Items' slots (n, K, D) against texts (n, D)."""
-        if chunk is None:
-            return ctx.contrastive(local, texts, scale=scale, group=group, score=slot_scores)
-        return ctx.matching(scale * slot_scores(local, ctx.gather(texts)), group=group, chunk=chunk)
+        return loss_terms(self.options, batch, outputs, ctx)

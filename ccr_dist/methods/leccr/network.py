@@ -1,7 +1,7 @@
 """LECCR's visual side: an item's tokens, enriched by the slots that its description is compressed into.
 
-Wang et al., "Multimodal LLM Enhanced Cross-lingual Cross-modal Retrieval" (LECCR). Its parts are in `slots.py` and
-`temporal.py`; tokens and the description's states come from elsewhere, and losses are the method's.
+Wang et al., "Multimodal LLM Enhanced Cross-lingual Cross-modal Retrieval" (LECCR). Its parts are in `models/slots.py`
+and `models/temporal.py`; tokens and the description's states come from elsewhere, and losses are the method's.
 """
 
 from __future__ import annotations

@@ -172,12 +172,10 @@ class LeccrOptions(MethodOptions):
 
     def training_stages(self) -> dict[str, Stage]:
         trained = self.visual == "image" and self.train_image
-        described = {"description"} if self.descriptions else set()
-        needs = frozenset({"tokens", "source_text", "target_text"} | described)
-        about = (
-            f"{'image encoder, ' * trained}text encoder and slots: captions of two languages and items towards each"
-            " other"
-        )
+        needs = self.gallery() | {"source_text", "target_text"}
+        about = "text encoder and slots: captions of two languages and items towards each other"
+        if trained:
+            about = f"image encoder, {about}"
         return {"train": Stage(needs, about, frozenset() if trained else frozenset({"tokens"}))}
 
     def gallery(self) -> frozenset[str]:

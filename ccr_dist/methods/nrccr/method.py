@@ -7,18 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, smooth_l1_loss
+from torch.nn.functional import pad
 
 from ccr_dist.config import ENGLISH
 from ccr_dist.data.stream.loader import Batch
 from ccr_dist.errors import ConfigError
 from ccr_dist.evaluate.retrieval import PLAIN, Fusion
-from ccr_dist.losses.adversarial import Discriminator, confusion_loss, discriminator_loss
+from ccr_dist.losses.adversarial import Discriminator, discriminator_loss
 from ccr_dist.losses.context import Context
-from ccr_dist.losses.contrastive import cross_entropy, similarities
 from ccr_dist.methods.base import Method
 from ccr_dist.methods.features import at_least_one, encode_visual, frozen, precise
-from ccr_dist.methods.nrccr.losses import hardest_negative
+from ccr_dist.methods.nrccr.losses import loss_terms
 from ccr_dist.methods.nrccr.network import CommonSpace, SequenceEncoder, Statistics
 from ccr_dist.methods.nrccr.options import NrccrOptions
 from ccr_dist.methods.registry import register_method
@@ -185,48 +184,7 @@ class Nrccr(Method):
         return result
 
     def losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
-        options, visual, target = self.options, outputs["visual"], outputs["target"]
-        all_visual, all_target = ctx.gather(visual), ctx.gather(target)
-        ids = batch.group if options.positives == "group" else batch.slots
-        right = ids[:, None] == ctx.gather(ids)
-
-        def triplets(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor) -> Tensor:
-            """Share of the sum over the global batch, both directions."""
-            own, margin = (x * y).sum(-1), options.margin
-            there = hardest_negative(similarities(x, all_y), own, right, margin)
-            return (there + hardest_negative(similarities(y, all_x), own, right, margin)).sum()
-
-        def distilled(teacher: Tensor) -> Tensor:
-            teacher, constant, tau = teacher.detach(), all_visual.detach(), options.temperature
-            text = cross_entropy(
-                similarities(target, all_visual) / tau, (similarities(teacher, constant) / tau).softmax(1)
-            )
-            teacher = ctx.gather(teacher)
-            image = cross_entropy(
-                similarities(visual, all_target) / tau, (similarities(visual.detach(), teacher) / tau).softmax(1)
-            )
-            return ctx.mean((text + image) / 2)
-
-        terms: dict[str, Tensor] = {}
-        english = outputs["english"]
-        all_english = ctx.gather(english)
-        if options.english:
-            terms["english"] = options.english * triplets(visual, english, all_visual, all_english)
-        if options.target:
-            terms["target"] = options.target * triplets(visual, target, all_visual, all_target)
-        if options.back:
-            terms["back"] = options.back * triplets(english, outputs["back"], all_english, ctx.gather(outputs["back"]))
-        if options.similarity:
-            terms["similarity"] = options.similarity * distilled(outputs["teacher"])
-        if options.feature:
-            apart = smooth_l1_loss(target, outputs["teacher"], beta=options.beta, reduction="none").mean(-1)
-            terms["feature"] = options.feature * ctx.mean(apart)
-        if options.adversarial:
-            state = precise(outputs["state_target"])
-            judge = self.aux["discriminator"]
-            # a pair with an empty half
-            terms["adversarial"] = options.adversarial * ctx.mean(confusion_loss(judge, state, state[:, :0]))
-        return terms
+        return loss_terms(self.options, batch, outputs, ctx, self.aux)
 
     def auxiliary_losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
         if "discriminator" not in self.aux:

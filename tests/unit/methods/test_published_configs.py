@@ -145,7 +145,7 @@ NRCCR += ["msrvtt_cn/nrccr.yaml", "vatex/nrccr.yaml"]
 
 @pytest.mark.parametrize("path", NRCCR)
 def test_nrccr_begins_at_its_rate_and_falls(path: str) -> None:
-    """In a straight line, for x 0.99 an epoch and x 0.5 on a plateau of validation (`ccr_dist/methods/nrccr/__init__.py`)."""
+    """In a straight line, for x 0.99 an epoch and x 0.5 on a plateau of validation (`methods/nrccr/__init__.py`)."""
     stage = resolved(path).stages["train"]
     assert (
         stage.batch == 128
