@@ -6,6 +6,7 @@ writes. A test compares the committed pages with what this module makes.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import textwrap
 import types
@@ -23,7 +24,7 @@ from ccr_dist.cli import app
 from ccr_dist.cluster.pipeline import Pipeline
 from ccr_dist.cluster.profile import Profile
 from ccr_dist.config import RunConfig
-from ccr_dist.methods import base as methods
+from ccr_dist.methods import registry
 from ccr_dist.study.plan import Study
 
 FOLDER = Path(__file__).parent / "reference"
@@ -78,10 +79,10 @@ def config_keys() -> str:
         _wrapped("`method.name` chooses the method; the other keys of `method` are its options."),
     ]
     seen: set[type[BaseModel]] = set()
-    for name in methods.names():
-        method = methods.get(name)
-        parts.append(_section(f"method, name: {name}", method.Options, without=("name",), about=_about(method)))
-        parts += _sections("", "method", method.Options, seen)
+    for name in registry.names():
+        options = registry.options(name)
+        parts.append(_section(f"method, name: {name}", options, without=("name",), about=_about(name)))
+        parts += _sections("", "method", options, seen)
     parts += [
         "## Pipelines and profiles\n",
         *_sections("A pipeline", "", Pipeline),
@@ -205,10 +206,9 @@ def _described(field: Any) -> str:
     return ""
 
 
-def _about(method: type) -> str:
-    """The first paragraph of the docstring of a method's module, which says what the method is."""
-    module = inspect.getmodule(method)
-    text = (module.__doc__ if module else None) or method.__doc__ or ""
+def _about(method: str) -> str:
+    """The first paragraph of the docstring of a method's folder, which says what the method is."""
+    text = importlib.import_module(registry.package(method)).__doc__ or ""
     return inspect.cleandoc(text).split("\n\n")[0]
 
 
