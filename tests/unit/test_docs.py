@@ -22,7 +22,7 @@ import typer
 from ccr_dist.cli import app
 from ccr_dist.generate.engines.base import translators
 from ccr_dist.generate.engines.generator import generators
-from ccr_dist.methods import base as methods
+from ccr_dist.methods import registry
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -222,8 +222,8 @@ def test_tables_name_everything_there_is() -> None:
     expected = {
         "docs/start/install.md": extras,
         "docs/datasets.md": [path.stem for path in (ROOT / "shards").glob("*.yaml")],
-        "docs/methods.md": methods.names(),
-        "README.md": methods.names(),
+        "docs/methods.md": registry.names(),
+        "README.md": registry.names(),
         "docs/strategies.md": [path.stem for path in (ROOT / "launch" / "accelerate").glob("*.yaml")],
         "docs/configs.md": [path.name for path in (ROOT / "configs").iterdir() if path.is_dir()],
         "docs/jobs.md": [name for name in engines if name != "transformers-llm"],  # it is named beside `transformers`
