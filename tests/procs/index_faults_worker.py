@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ccr_dist import cli
-from ccr_dist.data.storage.tar import TarWriter, forget_files
+from ccr_dist.data.storage.file_ranges import forget_files
+from ccr_dist.data.storage.tar import TarWriter
 from tests.corpus import picture, tree
 from tests.procs import faults
 from tests.procs.build_faults_worker import wrong

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ccr_dist import cli
-from ccr_dist.data.storage.tar import forget_files
+from ccr_dist.data.storage.file_ranges import forget_files
 from tests import corpus, jobs, toy
 from tests.procs import faults, forked, index_faults_worker
 

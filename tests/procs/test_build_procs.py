@@ -15,7 +15,7 @@ import pytest
 from ccr_dist.data.corpora.build import build
 from ccr_dist.data.corpora.recipes.base import load_recipe
 from ccr_dist.data.storage import store
-from ccr_dist.data.storage.tar import forget_files
+from ccr_dist.data.storage.file_ranges import forget_files
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import StorageError

@@ -1,5 +1,5 @@
-"""Bytes to values and back, one rule per column kind. Reading and writing files is not done here, nor the decoding of
-pictures (`pictures.py`) and videos (`video.py`); torch is not needed here.
+"""Bytes to values and back, one rule per column kind. Does not read or write files. Pictures are decoded in
+`pictures.py`, videos in `video.py`. Needs no torch.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ KINDS = {
     "label": "JSON string, or null",
     "matrix": "float16 vectors, (n, D) a row",
 }
-LINES = "lines"  # as the field of plain text: each line is a caption
+LINES = "lines"  # the `field` of plain text in which each line is a caption
 BINARY = ("image", "video")  # values are the bytes themselves; null is no bytes at all
 _VIEWS = {"views": str, "tokens": int, "finish": str}
 
 
 def check(kind: str, value: Any, what: object) -> None:
-    """DataError, naming `what`, unless `value` is a (non-null) value of a column of this kind."""
+    """Raises DataError, naming `what`, unless `value` is a non-null value of a column of this kind."""
     if kind in BINARY:
         good = isinstance(value, bytes)
     elif kind == "texts":
@@ -42,7 +42,7 @@ def check(kind: str, value: Any, what: object) -> None:
         good = isinstance(value, str)
     else:
         raise DataError(
-            f"{what}: a {kind!r} column has no bytes a row; expected one of"
+            f"{what}: the rows of a {kind!r} column have no bytes of their own; expected one of"
             f" {', '.join(k for k in KINDS if k != 'matrix')}"
         )
     if not good:
@@ -56,8 +56,15 @@ def _named(part: Any, of: type) -> bool:
 
 
 def encode(kind: str, value: Any, what: object = "value") -> bytes:
-    """The stored bytes of a value; None is JSON `null` (a picture or video: no bytes at all). DataError for a value of
-    another kind.
+    """The stored bytes of a value.
+
+    Args:
+        kind: of the column, see `KINDS`.
+        value: None is stored as JSON `null`; for a picture or video, as no bytes at all.
+        what: how messages name the value.
+
+    Raises:
+        DataError: the value does not fit the kind, or is not valid Unicode.
     """
     if value is not None:
         check(kind, value, what)
@@ -70,12 +77,22 @@ def encode(kind: str, value: Any, what: object = "value") -> bytes:
 
 
 def decode(kind: str, data: bytes, what: object = "value", *, extension: str = "json", field: str | None = None) -> Any:
-    """The value in stored bytes: bytes (image, video: encoded), list[str] (texts), {"views": {...}} (views), str
-    (label), or None for null.
+    """The value in stored bytes.
 
-    extension: where its last part is not `json`, the bytes are plain text: one, or with field `lines` one a line that
-    says something. Else `field` is the value of that key of a JSON object (`a.b`: of an object in it), a string or a
-    list of strings (img2dataset's `.json` members). DataError naming `what` for anything else.
+    Args:
+        kind: of the column, see `KINDS`.
+        data: what is stored.
+        what: how messages name the value.
+        extension: of the member. Unless its last part is `json`, the bytes are plain text.
+        field: of plain text, `lines` makes each line that says something a text; None makes the whole one text. Of
+            JSON, the key of an object (`a.b`: of an object inside it) whose value is a string or a list of strings,
+            as in img2dataset's `.json` members.
+
+    Returns:
+        Encoded bytes (image, video), list[str] (texts), {"views": {...}} (views), str (label), or None for null.
+
+    Raises:
+        DataError: naming `what`, for anything else.
     """
     if kind in BINARY:
         return data or None
@@ -108,9 +125,7 @@ def is_plain(extension: str) -> bool:
 
 
 def field_of(value: Any, field: str) -> Any:
-    """The value under a key of a JSON object, or under `a.b` in the object that is under `a`; None where there is
-    none.
-    """
+    """The value of a key of a JSON object, or for `a.b` the value of `b` in the object under `a`; None without one."""
     if not isinstance(value, dict):
         return None
     if field in value:
@@ -120,21 +135,19 @@ def field_of(value: Any, field: str) -> Any:
 
 
 def is_present(kind: str, value: Any) -> bool:
-    """Whether a decoded value says anything: not null, and with at least one text that says something
-    (`text.has_text`).
-    """
+    """Whether a decoded value says anything: it is not null, and `text.has_text` holds for one of its texts."""
     if value is None or kind in BINARY:
         return bool(value)
     return any(map(has_text, texts_of(value)))
 
 
 def file_extension(kind: str, data: bytes, what: object = "value") -> str:
-    """Of a picture or video, by its first bytes. DataError when they are those of neither."""
+    """The extension of a picture or video by its first bytes. Raises DataError for unknown ones."""
     return picture_extension(data, what) if kind == "image" else video_extension(data, what)
 
 
 def video_extension(data: bytes, what: object = "video") -> str:
-    """mp4, mov, webm, mkv, avi or gif, from the first bytes; DataError for anything else."""
+    """The format of a video by its first bytes: mp4, mov, webm, mkv, avi or gif. Raises DataError for others."""
     if data[4:8] == b"ftyp":
         return "mov" if data[8:10] == b"qt" else "mp4"
     if data.startswith(b"\x1aE\xdf\xa3"):  # EBML; its header names the document type

@@ -3,19 +3,20 @@ hold: `decode.py`.
 
 The rule, whose number is `VERSION` (a part of the plans of columns that are made from pictures or videos):
 
-    turned      by the EXIF orientation (by XMP's, where there is no other); one that cannot be read counts as upright
-    frames      the first of an animated picture, or of a file of several
-    alpha       on white; a palette's and a grey or RGB file's transparent colour likewise
-    16 bit      the high byte, for grey as for RGB; a TIFF of 12 bits: the highest 8; WhiteIsZero is inverted
-    32 bit      grey integers and floats have no black and white of their own. The smallest of the ranges 0 to 1
-    (floats), 0 to 255 and 0 to
-                65535 that holds all values; a DataError for values outside, that are no numbers, or floats that reach
-    from 1 to 16 CMYK        (255 - C)(255 - K) / 255 and so on; JPEGs hold it inverted, as Adobe's do LAB         from
-    CIE L*a*b* of D50 to sRGB YCbCr       as JFIF has it ICC         profiles are not applied: the encoders were trained
-    on pictures that were read without them
+    rotation    by the EXIF orientation (or XMP's, without one); an unreadable orientation counts as upright
+    frames      the first one, of an animated picture and of a file with several pictures
+    alpha       blended onto white; so is the transparent colour of a palette, grey or RGB file
+    16 bit      the high byte, for grey and RGB; of a TIFF with 12 bits the highest 8; WhiteIsZero is inverted
+    32 bit      grey integers and floats do not say which values are black and white. The smallest of the ranges 0 to 1
+                (floats), 0 to 255 and 0 to 65535 that holds all values; DataError for values outside of them, for NaN,
+                and for floats whose maximum is between 1 and 16
+    CMYK        (255 - C)(255 - K) / 255 and so on; JPEGs hold it inverted, as Adobe's do
+    LAB         from CIE L*a*b* of D50 to sRGB
+    YCbCr       as JFIF defines it
+    ICC         profiles are not applied: the encoders were trained on pictures that were read without them
 
 A picture of more than MAX_PIXELS, or with one side more than MAX_RATIO times the other, is a DataError before its
-pixels are decoded: a resize to a fixed short side would need gigabytes for it.
+pixels are decoded: resizing its short side to a fixed length would take gigabytes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ccr_dist.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-VERSION = 1  # raise it when some picture or video comes out otherwise than before
+VERSION = 1  # raise it when some picture or video is decoded to other pixels than before
 FORMATS = (
     "JPEG",
     "PNG",
@@ -68,23 +69,26 @@ _UNCLEAR = (1.0, 16.0)  # the largest float: too much for 0 to 1, too little for
 
 
 def picture_extension(data: bytes, what: object = "picture") -> str:
-    """jpg, png, gif, bmp, tif or webp, from the first bytes; DataError for anything else."""
+    """The format of a picture by its first bytes: jpg, png, gif, bmp, tif or webp.
+
+    Raises:
+        DataError: naming `what`, for anything else; it says how to convert formats that are known.
+    """
     for magic, extension in _MAGIC.items():
         if data.startswith(magic):
             return extension
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    other = (
-        _BRANDS.get(data[8:11])
-        if data[4:8] == b"ftyp"
-        else next((name for magic, name in _OTHERS.items() if data.startswith(magic)), None)
-    )
+    if data[4:8] == b"ftyp":
+        other = _BRANDS.get(data[8:11])
+    else:
+        other = next((name for magic, name in _OTHERS.items() if data.startswith(magic)), None)
     found = f"it is {other}: convert it to JPEG or PNG" if other else f"first bytes {data[:8]!r}"
     raise DataError(f"{what}: not a JPEG, PNG, WebP, GIF, BMP or TIFF picture ({found})")
 
 
 def check_size(width: int, height: int, what: object) -> None:
-    """DataError, naming `what`, for a picture or frame that is too large or too narrow to be worked on."""
+    """Raises DataError, naming `what`, for a picture or frame that is too large or too narrow to be processed."""
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
         raise DataError(f"{what}: {width} x {height} pixels; expected at most {MAX_PIXELS:,} in all: make it smaller")
     if max(width, height) > MAX_RATIO * min(width, height):
@@ -94,8 +98,17 @@ def check_size(width: int, height: int, what: object) -> None:
 
 
 def open_picture(data: bytes | None, what: object = "picture") -> Image.Image:
-    """The picture upright, as RGB, or RGBA where something of it may be transparent. DataError naming `what` when the
-    bytes are not a whole picture, or one that cannot be worked on.
+    """The picture upright.
+
+    Args:
+        data: the encoded picture; None stands for a null row.
+        what: how messages name it.
+
+    Returns:
+        An RGB picture, or RGBA where some of it may be transparent.
+
+    Raises:
+        DataError: naming `what`, where the bytes are not a whole picture, or one of an unusable size.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -121,12 +134,12 @@ def open_picture(data: bytes | None, what: object = "picture") -> Image.Image:
 
 
 def decode_image(data: bytes | None, what: object = "picture") -> Image.Image:
-    """The picture as people see it: RGB, upright, on white. Errors as `open_picture`."""
+    """The picture as people see it: RGB, upright, on white. Raises the errors of `open_picture`."""
     return on_white(open_picture(data, what))
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """RGB; what is transparent becomes white."""
+    """The picture as RGB, with transparent parts white."""
     from PIL import Image
 
     if image.has_transparency_data:
@@ -144,7 +157,7 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _colours(image: Image.Image, what: object) -> Image.Image:
-    """RGB or RGBA of any mode."""
+    """Converts a picture of any mode to RGB or RGBA."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):
@@ -178,7 +191,7 @@ def _inverted(image: Image.Image, grey: np.ndarray) -> np.ndarray:
 
 
 def _scaled(values: np.ndarray, what: object) -> np.ndarray:
-    """uint8 of grey values whose range is not said."""
+    """Grey values of an unstated range as uint8."""
     low, high = float(values.min()), float(values.max())
     floats = values.dtype.kind == "f"
     top = next((top for top in _RANGES[0 if floats else 1 :] if high <= top), None)
@@ -188,7 +201,10 @@ def _scaled(values: np.ndarray, what: object) -> np.ndarray:
             f"{what}: {kind} from {low:g} to {high:g}; expected values {ranges} or 0 to 65535: save it with 8 or 16"
             " bits"
         )
-    return (np.floor(values * (255 / top) + 0.5) if floats else values >> (0 if top == 255 else 8)).astype(np.uint8)
+    if floats:
+        return np.floor(values * (255 / top) + 0.5).astype(np.uint8)
+    shift = 0 if top == 255 else 8
+    return (values >> shift).astype(np.uint8)
 
 
 def _srgb(lab: np.ndarray) -> np.ndarray:

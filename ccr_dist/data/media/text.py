@@ -1,8 +1,7 @@
-"""What counts as text: the one definition by which texts are read, counted, drawn, asked as queries, checked and
-measured.
+"""What counts as text: the one definition for reading, counting, sampling, querying, checking and measuring texts.
 
 Belongs here: whether a text says anything, and which texts of a value do. Does not belong here: bytes (`decode.py`),
-cleaning for a tokenizer (a method's business).
+cleaning for a tokenizer (methods do that).
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# of this rule, a part of the plans of features of texts. Raise it, and `generate/filters.VERSION`, when the rule
-# changes
+# The version of this rule, part of the plans of text features. Raise it, and `generate/text/filters.VERSION`, when the
+# rule changes.
 VERSION = 1
 
 # Anything but: white space, control characters, and what has no ink of its own (Unicode's Default_Ignorable_Code_Point
@@ -25,9 +24,7 @@ _INK = re.compile(
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a string is valid Unicode: half of a surrogate pair, which JSON can write, is a character in no
-    encoding.
-    """
+    """Whether a string is valid Unicode. JSON can write half of a surrogate pair, which no encoding has."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -36,25 +33,30 @@ def is_unicode(text: str) -> bool:
 
 
 def has_text(text: Any) -> bool:
-    """Whether a value is a text that says something: a string, of valid Unicode, with at least one character that is
-    seen.
-    """
+    """Whether a value is a text that says something: a valid Unicode string with at least one visible character."""
     return isinstance(text, str) and _INK.search(text) is not None and is_unicode(text)
 
 
 def texts_of(value: Sequence[str] | Mapping[str, Any] | str | None) -> list[str]:
-    """The texts of a decoded `texts`, `views` or `label` value, views by name, blank ones included; none of a null
-    one.
+    """The texts of a decoded `texts`, `views` or `label` value, views ordered by name, blank texts included.
+
+    Returns:
+        The texts; an empty list for None.
     """
     if isinstance(value, str):
         return [value]
-    return (
-        [value["views"][name] for name in sorted(value["views"])] if isinstance(value, Mapping) else list(value or ())
-    )
+    if isinstance(value, Mapping):
+        return [value["views"][name] for name in sorted(value["views"])]
+    return list(value or ())
 
 
 def with_text(*aligned: Iterable[str]) -> list[int]:
-    """The numbers, ascending, at which every one of the aligned lists has a text that says something: [0, 2] for ["a",
-    "", "b"].
+    """The ascending positions at which all of the aligned lists have a text that says something.
+
+    Args:
+        aligned: lists of equal length.
+
+    Returns:
+        Positions counted from 0: [0, 2] for ["a", "", "b"].
     """
     return [number for number, texts in enumerate(zip(*aligned, strict=True)) if all(map(has_text, texts))]

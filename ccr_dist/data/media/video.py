@@ -1,8 +1,8 @@
 """Videos to frames, with PyAV (the extra `video`). What a video column stores, and its formats, is in `decode.py`.
 
-Frames are as a player shows them: turned and mirrored by the file's display matrix, with square pixels, and on white
-where the codec has transparency. Part of the rule of `pictures.VERSION`. A video beyond MAX_FRAMES or
-MAX_DECODED is a DataError before a frame of it is decoded.
+Frames are as a player shows them: rotated and mirrored by the file's display matrix, with square pixels, on white
+where the codec has transparency. This is part of the rule that `pictures.VERSION` numbers. A video beyond MAX_FRAMES or
+MAX_DECODED is a DataError before any frame is decoded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-# by the signs of a display matrix: where the right and the lower neighbour of a pixel go
+# By the signs of a display matrix: where the right and the lower neighbour of a pixel go.
 _TURNS: dict[tuple[int, ...], str] = {
     (-1, 0, 0, 1): "FLIP_LEFT_RIGHT",
     (-1, 0, 0, -1): "ROTATE_180",
@@ -30,11 +30,11 @@ _TURNS: dict[tuple[int, ...], str] = {
     (0, -1, -1, 0): "TRANSVERSE",
     (0, -1, 1, 0): "ROTATE_90",
 }
-# pixel formats that begin so can be transparent
+# Pixel formats with these prefixes can be transparent.
 _ALPHA = ("rgba", "bgra", "argb", "abgr", "yuva", "gbrap", "ya", "pal8")
 
 
-MAX_FRAMES = 60 * 60 * 60  # an hour at 60 a second: all of them are decoded up to the last one that is wanted
+MAX_FRAMES = 60 * 60 * 60  # an hour at 60 per second: all frames up to the last wanted one are decoded
 MAX_DECODED = MAX_FRAMES * 1920 * 1080  # pixels of all frames
 
 
@@ -47,11 +47,22 @@ class About(NamedTuple):
 
 
 def decode_video(data: bytes | None, what: object = "video", *, frames: int = 8) -> list[Image.Image]:
-    """RGB pictures of the moments (i + 1/2) / frames of the duration: what a player shows then, in order.
+    """Evenly spaced frames: what a player shows at the moments (i + 1/2) / frames of the duration.
 
-    A frame that is shown at several of these moments is given once, so a video with fewer frames gives no more than it
-    has. Everything up to the last moment is decoded: clips are short, and seeking is not exact in all formats.
-    DataError naming `what` when there is no frame or the file is broken; ConfigError without PyAV.
+    Everything up to the last moment is decoded: clips are short, and seeking is not exact in all formats.
+
+    Args:
+        data: the encoded video; None stands for a null row.
+        what: how messages name it.
+        frames: how many moments.
+
+    Returns:
+        RGB pictures in order. A frame that is shown at several of these moments is returned once, so a video with
+        fewer frames gives fewer pictures.
+
+    Raises:
+        DataError: naming `what`, where there is no frame, the file is broken or the video too large.
+        ConfigError: PyAV is not installed.
     """
     if frames < 1:
         raise ConfigError(f"{frames} frames of a video: expected at least 1")
@@ -61,7 +72,10 @@ def decode_video(data: bytes | None, what: object = "video", *, frames: int = 8)
     with _opened(data, what) as container:
         last, time = None, start
         for number, frame in enumerate(container.decode(video=0)):
-            time = number if not unit else time if frame.pts is None else frame.pts
+            if not unit:
+                time = number
+            elif frame.pts is not None:
+                time = frame.pts
             while moments and last is not None and time > moments[0]:
                 shown.append(last)
                 moments.pop(0)
@@ -76,15 +90,16 @@ def decode_video(data: bytes | None, what: object = "video", *, frames: int = 8)
 
 
 def probe(data: bytes | None, what: object = "video") -> About:
-    """Length and size, by decoding one frame. Errors as `decode_video`."""
+    """Length and size, found by decoding one frame. Raises the errors of `decode_video`."""
     _, length, unit = _extent(data, what)
     picture = decode_video(data, what, frames=1)[0]
     return About(length * unit, picture.width, picture.height)
 
 
 def _extent(data: bytes | None, what: object) -> tuple[int, float, float]:
-    """(time of the first frame, duration, seconds a tick), in ticks; 0 seconds: packets have no times, ticks are
-    frames.
+    """(time of the first frame, duration, seconds per tick), both times in ticks.
+
+    0 seconds per tick: packets carry no times, and a tick is a frame.
     """
     with _opened(data, what) as container:
         stream = container.streams.video[0]
@@ -134,7 +149,7 @@ def _opened(data: bytes | None, what: object) -> Iterator[Any]:
 
 
 def _seen(frame: Any, pixel: float) -> Image.Image:
-    """RGB, turned as the file says (phones film upright). pixel: width of one by its height."""
+    """A frame as RGB, rotated as the file says (phones film upright). pixel: its width divided by its height."""
     from PIL import Image
 
     if frame.format.name.startswith(_ALPHA):
@@ -148,7 +163,7 @@ def _seen(frame: Any, pixel: float) -> Image.Image:
 
 
 def _signs(frame: Any) -> tuple[int, ...]:
-    """Of the display matrix (a, b, c, d): x' = ax + cy, y' = bx + dy; what is below a thousandth counts as 0."""
+    """The signs of the display matrix (a, b, c, d): x' = ax + cy, y' = bx + dy; less than a thousandth counts as 0."""
     for side in frame.side_data:
         if side.type.name == "DISPLAYMATRIX":
             a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side))

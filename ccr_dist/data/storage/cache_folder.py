@@ -1,4 +1,4 @@
-"""Where recipes keep what a package client fetched for them."""
+"""The folder of what recipes and remote datasets fetched."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder(name: str) -> Path:
-    """$CCR_DIST_CACHE/NAME, by default ~/.cache/ccr_dist/NAME; made if it is not there."""
+    """$CCR_DIST_CACHE/NAME, by default ~/.cache/ccr_dist/NAME. Created if it does not exist."""
     root = os.environ.get("CCR_DIST_CACHE")
     path = (Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ccr_dist") / name
     path.mkdir(parents=True, exist_ok=True)

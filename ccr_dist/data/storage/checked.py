@@ -1,9 +1,9 @@
-"""JSON files that carry their own digest: what decides how a run resumes is read back only as it was written.
+"""JSON files that carry their own digest: what decides how a run resumes is accepted only as it was written.
 
     {"step": 12, ..., "digest": "<sha256 of the canonical spelling of all the rest>"}
 
-The digest is one of values, not of bytes: other white space is the same file. Files of earlier versions have none; they
-open, and whoever reads them can tell.
+The digest covers values, not bytes: white space makes no difference. Files of earlier versions have no digest; they
+open, and the caller is told so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DIGEST = "digest"
 
 
 def parse(data: bytes | str) -> Any:
-    """A JSON value. ValueError on everything else, nesting too deep to read among it."""
+    """Parses a JSON value. Raises ValueError for anything else, also where the nesting is too deep to read."""
     try:
         return json.loads(data)
     except RecursionError:
@@ -30,25 +30,35 @@ def parse(data: bytes | str) -> Any:
 def checked(
     data: bytes | str, where: object, *, error: type[CcrError] = CheckpointError
 ) -> tuple[dict[str, Any], bool]:
-    """The object in `data` without its digest, and whether it had one. `error`, beginning with `where`, on anything
-    else.
+    """Parses a JSON object and checks its digest.
+
+    Args:
+        data: the content of a file.
+        where: how messages begin, usually the file.
+        error: what is raised.
+
+    Returns:
+        The object without its digest, and whether it had one.
+
+    Raises:
+        CcrError: of the class `error`, where `data` is not such an object or does not match its digest.
     """
     try:
         values = parse(data)
     except ValueError as wrong:
         raise error(f"{where}: damaged, it is not JSON ({wrong})") from None
     if not isinstance(values, dict):
-        raise error(f"{where}: damaged, it is no JSON object but {type(values).__name__}")
+        raise error(f"{where}: damaged, it is not a JSON object but {type(values).__name__}")
     digest = values.pop(DIGEST, None)
     try:
         sound = digest is None or digest == digest_json(values)
     except (ValueError, RecursionError):  # NaN, half of a surrogate pair: nothing that was written here
         sound = False
     if not sound:
-        raise error(f"{where}: damaged, its content is not what its digest says")
+        raise error(f"{where}: damaged, its content does not match its digest")
     return values, digest is not None
 
 
 def read_checked(path: Path, *, error: type[CcrError] = CheckpointError) -> tuple[dict[str, Any], bool]:
-    """`checked` of a file. OSErrors pass, that of a missing file, too."""
+    """`checked` of a file. OSErrors pass, also FileNotFoundError."""
     return checked(path.read_bytes(), path, error=error)

@@ -1,4 +1,4 @@
-"""A bounded cache for what can be made again."""
+"""A bounded cache for values that can be made again."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ T = TypeVar("T")
 
 
 class Recent(Generic[T]):
-    """The values made last, at most `size` ≥ 1. Safe in threads (which may make a value twice) and after fork; pickled
-    and copied empty.
+    """Keeps the `size` ≥ 1 values that were made last.
+
+    Safe in threads (two may make the same value) and after fork. Pickles and copies are empty.
     """
 
     def __init__(self, size: int) -> None:
@@ -24,11 +25,11 @@ class Recent(Generic[T]):
         return len(self._values)
 
     def pop(self, key: Hashable) -> None:
-        """Forgets a value, if it is kept."""
+        """Forgets a value, if there is one."""
         self._values.pop(key, None)
 
     def made(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value kept under `key`, or else what make() gives, in place of the one made first."""
+        """The value kept under `key`; without one, make() makes it, and the oldest value is dropped."""
         value = self._values.get(key)
         if value is None:
             value = self._values[key] = make()

@@ -1,14 +1,15 @@
 """Payloads of remote datasets on the local disk: each fetched once per machine, checked by digest, up to a limit of
 bytes in all.
 
-    $CCR_DIST_CACHE/remote/payloads/<sha256>.tar | .npy     atime: last use; mtime: a constant, until somebody writes to
-    the file $CCR_DIST_CACHE/remote/payloads/.tmp-<name>             being fetched by whoever holds its flock; as long
-    as it will be in the end
+    $CCR_DIST_CACHE/remote/payloads/<sha256>.tar | .npy     atime: last use; mtime: a constant until someone writes to
+                                                            the file
+    $CCR_DIST_CACHE/remote/payloads/.tmp-<name>             being fetched by the process that holds its flock; already
+                                                            has its final length
 
-Belongs here: the limit ($CCR_DIST_CACHE_GB), what is evicted (the one not used for longest), and that of many processes
-one fetches and the others wait. Does not belong here: how bytes come from a store (`remote.py`). Where a file is
-evicted while a process reads it, the process reads on from its open descriptor, and drops all of those when it fetches
-something itself, so that the disk gets the room back.
+Belongs here: the limit ($CCR_DIST_CACHE_GB), eviction (least recently used first), and that one process fetches while
+others wait for the same file. Does not belong here: how bytes come from a store (`remote.py`). A process that reads an
+evicted file continues from its open descriptor. It closes all such descriptors when it fetches something itself, so
+that the disk space becomes free.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from ccr_dist.data.storage.cache_folder import cache_folder
+from ccr_dist.data.storage.file_ranges import forget_files
 from ccr_dist.data.storage.store import TEMPORARY, disk_errors
-from ccr_dist.data.storage.tar import forget_files
 from ccr_dist.errors import ConfigError
 
 DEFAULT_GB = 50.0
@@ -35,8 +36,10 @@ _POLL_S = 0.1
 
 
 def limit() -> int:
-    """Bytes that the cache may hold: $CCR_DIST_CACHE_GB (of 1e9 bytes), by default 50. ConfigError for anything but a
-    positive number.
+    """The bytes that the cache may hold: $CCR_DIST_CACHE_GB (of 1e9 bytes each), by default 50.
+
+    Raises:
+        ConfigError: the variable is not a positive number.
     """
     text = os.environ.get("CCR_DIST_CACHE_GB", str(DEFAULT_GB))
     try:
@@ -49,15 +52,22 @@ def limit() -> int:
 
 
 def gb(size: int) -> str:
-    """Bytes for people, as the variable is given: `1.5 GB`."""
+    """Bytes for people, in the unit of the variable: `1.5 GB`."""
     return f"{size / 1e9:.3g} GB"
 
 
 def payload(name: str, size: int, sha256: str, fetch: Callable[[int], None], what: str) -> Path:
-    """The local file of a payload, fetched if it is not there (whole and unchanged). `name` ends in its suffix.
+    """The local file of a payload, fetched unless it is there, whole and unchanged.
 
-    fetch(fd) writes the payload's `size` bytes and checks their digest. ConfigError when it is larger than the cache;
-    what `fetch` raises.
+    Args:
+        name: its name in the store; the suffix is kept.
+        size: in bytes.
+        sha256: its digest, in hex.
+        fetch: writes the payload's bytes to an open descriptor and checks their digest.
+        what: how messages name it.
+
+    Raises:
+        ConfigError: the payload is larger than the cache may be. Errors of `fetch` pass.
     """
     folder = _folder(os.environ.get("CCR_DIST_CACHE"))
     path = folder / (sha256 + Path(name).suffix)
@@ -85,14 +95,14 @@ def _folder(variable: str | None) -> Path:  # asked for at every read
 
 
 def _usable(path: Path, size: int) -> bool:
-    """There, and unchanged since it was checked. Marks it as used now."""
+    """Whether the file exists and is unchanged since it was checked. Marks it as used now."""
     try:
         found = path.stat()
         if found.st_size != size or int(found.st_mtime) != CHECKED:
             return False
         now = time.time()
         if abs(now - found.st_atime) > _TOUCH_S:
-            # another user's file in a shared cache: the kernel's own atime has to do
+            # another user's file in a shared cache: rely on the kernel's own atime
             with contextlib.suppress(PermissionError):
                 os.utime(path, (now, CHECKED))
     except FileNotFoundError:
@@ -102,10 +112,13 @@ def _usable(path: Path, size: int) -> bool:
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[tuple[Path, int]]:
-    """The right to make `path`, of all processes and threads: waits for it, yields a temporary file beside it and its
-    descriptor.
+    """Waits for the exclusive right, among all processes and threads, to make `path`.
 
-    Its owner first checks whether the file has arrived meanwhile. The kernel ends the claim of a process that dies.
+    Whoever gets it first checks whether another process made the file meanwhile. The kernel releases the claim of a
+    process that dies.
+
+    Yields:
+        A temporary file beside `path`, and its open descriptor.
     """
     tmp = path.with_name(f"{TEMPORARY}{path.name}")
     while True:
@@ -131,7 +144,7 @@ def claimed(path: Path) -> Iterator[tuple[Path, int]]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One at a time, of all processes and threads. `path` is made if it is not there, and stays."""
+    """Holds a lock that excludes all other processes and threads. The file `path` is made if needed, and is kept."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -149,8 +162,9 @@ def _is(fd: int, path: Path) -> bool:
 
 
 def _reserve(folder: Path, tmp: Path, fd: int, size: int) -> None:
-    """Makes room and takes it, by giving the temporary file its final length; waits where others are fetching too much
-    for both.
+    """Frees space and reserves it by giving the temporary file its final length.
+
+    Waits while other processes fetch so much that both would not fit.
     """
     while True:
         with locked(folder / ".lock"):
@@ -168,9 +182,7 @@ def _reserve(folder: Path, tmp: Path, fd: int, size: int) -> None:
 
 
 def _contents(folder: Path, own: Path) -> tuple[int, list[tuple[float, int, Path]]]:
-    """(bytes held and reserved by others, (last use, bytes, path) of each payload). Removes what dead processes
-    left.
-    """
+    """(bytes held and reserved by others, (last use, bytes, path) of each payload). Removes files of dead processes."""
     used, files = 0, []
     for entry in folder.iterdir():
         if entry.name == ".lock" or entry == own:
@@ -183,7 +195,7 @@ def _contents(folder: Path, own: Path) -> tuple[int, list[tuple[float, int, Path
             else:
                 files.append((found.st_atime, found.st_size, entry))
             used += found.st_size
-        except FileNotFoundError:  # came to its place, or was given up, while we looked
+        except FileNotFoundError:  # published or given up meanwhile
             continue
     return used, files
 

@@ -1,4 +1,4 @@
-"""Pools of worker processes that end with their parent, however it ends. Their users decide what they do."""
+"""Pools of worker processes that end with their parent, however the parent ends."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from typing import Any
 
 
 def spawn_pool(workers: int, start: Callable[..., None] | None = None, *args: Any) -> ProcessPoolExecutor:
-    """A pool of fresh (spawned) processes; each calls start(*args) first, which is picklable. Signals to stop are left
-    to the parent.
+    """A pool of fresh (spawned) processes that ignore SIGINT and SIGTERM: the parent decides when to stop.
+
+    Args:
+        workers: number of processes.
+        start: picklable; every process calls start(*args) first.
     """
     return ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(start, args)
@@ -30,7 +33,7 @@ def _begin(start: Callable[..., None] | None, args: tuple[Any, ...]) -> None:
 
 
 def _die_with_parent() -> None:
-    """A pool's processes do not notice that their parent was killed; without this they would stay for ever."""
+    """Processes of a pool do not notice that their parent was killed; without this they would stay for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,4 +1,4 @@
-"""The progress bar of the data room: on stderr, with the time left. Nothing else."""
+"""The progress bar of the data commands: on stderr, with the time left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from ccr_dist import terminal
 
 @contextlib.contextmanager
 def bar(show: bool, what: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
-    """Yields the function that moves the bar on by one; a silent one when `show` is false or there is nothing to do."""
+    """Yields a function that advances the bar by one.
+
+    Args:
+        show: False: there is no bar, and the function does nothing.
+        what: the description.
+        total: how many units; 0: no bar.
+        unit: their name.
+    """
     if not show or not total:
         yield lambda: None
         return

@@ -1,13 +1,13 @@
-"""Datasets in object stores (s3://, gs://, ... whatever fsspec knows): everybody reads local files, and this file makes
-them be there.
+"""Datasets in object stores (s3://, gs://, and all others that fsspec knows). All code reads local files; this module
+fetches them.
 
-A dataset folder with a `remote.json` has a store behind it. Its dataset.json, column.json and commit records are local;
-keys and indexes come when they are first asked for, payloads through the size-limited cache (`cache.py`). Such a folder
-is made in two ways: opening a URL mirrors it below $CCR_DIST_CACHE/remote (read-only, kept equal to the store), `shards
-pull --lazy` makes one to work in.
+A dataset folder with a `remote.json` is backed by a store. Its dataset.json, column.json and commit records are local;
+keys and indexes are fetched when first needed, payloads through the size-limited cache (`payload_cache.py`). There are
+two kinds of such folders: opening a URL mirrors it below $CCR_DIST_CACHE/remote (read-only, kept equal to the store),
+and `shards pull --lazy` makes one to work in.
 
-Nothing here knows tables; copying whole datasets is in `transfer.py`. Credentials, endpoints and other options of a
-store are given as fsspec and its client libraries take them (AWS_ENDPOINT_URL, ~/.aws, FSSPEC_S3_...,
+This module does not know tables; whole datasets are copied in `table/transfer.py`. Credentials, endpoints and other
+options of a store are given as fsspec and its client libraries expect them (AWS_ENDPOINT_URL, ~/.aws, FSSPEC_S3_...,
 ~/.config/fsspec).
 """
 
@@ -36,17 +36,18 @@ _METADATA = re.compile(r"^(dataset\.json|[A-Za-z0-9][A-Za-z0-9._-]*/(column|\d{6
 _SIBLINGS = re.compile(r"^(keys/\d{6,}\.txt|[A-Za-z0-9][A-Za-z0-9._-]*/\d{6,}\.(index|stats)\.json)$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _ATTEMPTS = 4
-_TOGETHER = 64  # small objects asked for at once
-_PART, _PARTS = 8 << 20, 4  # bytes of a range of a payload; ranges asked for at once
-_LOOK_AGAIN_S = 60.0  # a process that opens a URL again within this time does not ask the store again
+_TOGETHER = 64  # small objects requested at once
+_PART, _PARTS = 8 << 20, 4  # bytes in a range of a payload; ranges requested at once
+_LOOK_AGAIN_S = 60.0  # a process that opens a URL again within this time does not list the store again
 
 _looked: dict[Path, float] = {}
 _listed: dict[str, tuple[float, dict[str, int]]] = {}
 
 
 def as_url(path: str | Path) -> str | None:
-    """The URL that `path` is, without a slash at the end; None for a local path. pathlib's `s3:/a` is taken for the
-    `s3://a` it was.
+    """`path` as a URL without a slash at the end, or None for a local path.
+
+    `s3:/a`, which pathlib makes of `s3://a`, is understood as well.
     """
     match = _URL.match(str(path))
     if match is None:
@@ -56,19 +57,24 @@ def as_url(path: str | Path) -> str | None:
 
 
 def is_metadata(name: str) -> bool:
-    """dataset.json, a column.json or a commit record: what is local of every remote dataset."""
+    """Whether a name is that of dataset.json, a column.json or a commit record: these are always local."""
     return _METADATA.match(name) is not None
 
 
 def checked_names(names: list[str], place: str) -> list[str]:
-    """The names themselves. DataError where one is not of a keys, index or stats file: names become local paths."""
+    """Returns the names. Raises DataError unless all are of keys, index or stats files: names become local paths."""
     if odd := [name for name in names if not _SIBLINGS.match(name)]:
-        raise DataError(f"{place}: {odd[0]!r} is no name of a file of a dataset")
+        raise DataError(f"{place}: {odd[0]!r} is not the name of a file of a dataset")
     return names
 
 
 def require_local(path: str | Path, what: str) -> None:
-    """ConfigError where `path` is a URL: `what` is done in a folder, and pushed."""
+    """Raises ConfigError where `path` is a URL: the work has to be done in a folder and pushed.
+
+    Args:
+        path: what the user gave.
+        what: the beginning of the message's sentence, such as "datasets are built".
+    """
     if url := as_url(path):
         raise ConfigError(
             f"{url}: {what} on a POSIX folder only; use a folder, then `ccr-dist shards push FOLDER {url}`"
@@ -76,20 +82,17 @@ def require_local(path: str | Path, what: str) -> None:
 
 
 class Store:
-    """A folder of an object store. Every call is retried; StorageError naming the object when it keeps failing or is
-    not there.
+    """A folder of an object store. Holds no connection: safe in threads and after fork.
 
-    ConfigError for a URL that fsspec, or what is installed of it, cannot open. Holds no connection: safe in threads and
-    after fork.
+    Every call is retried. All methods raise StorageError, naming the object, where it is missing or requests keep
+    failing, and ConfigError where fsspec, as it is installed, cannot open the URL.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def listing(self) -> dict[str, tuple[int, int]]:
-        """{name below the folder: (bytes, stamp)} of everything in it, at any depth; the stamp changes when the object
-        is written.
-        """
+        """All objects at any depth: {name below the folder: (bytes, stamp)}. Writing an object changes its stamp."""
 
         def find(fs: Any, root: str) -> dict[str, tuple[int, int]]:
             found = fs.find(root, detail=True).items()
@@ -98,7 +101,7 @@ class Store:
         return self._do(self.url, find)
 
     def folders(self) -> list[str]:
-        """The names of the folders directly below; none where there is nothing."""
+        """The names of the folders directly below this one."""
 
         def ls(fs: Any, root: str) -> list[str]:
             try:
@@ -123,15 +126,17 @@ class Store:
         return self._do(f"{self.url}/{name}", look)
 
     def read(self, names: Sequence[str]) -> list[bytes]:
-        """The contents of small objects, in the order of the names."""
+        """The contents of small objects, in the order of their names."""
         contents: list[bytes] = []
         for i in range(0, len(names), _TOGETHER):
             contents += self._ranges([(name, None, None) for name in names[i : i + _TOGETHER]])
         return contents
 
     def _ranges(self, ranges: Sequence[tuple[str, int | None, int | None]]) -> list[bytes]:
-        """Parts (name, first byte, byte after the last; None: all) of objects, asked for at once where the store's
-        client can.
+        """Parts of objects, requested at once where the store's client can.
+
+        Args:
+            ranges: (name, first byte, byte after the last one); None twice: the whole object.
         """
 
         def cat(fs: Any, root: str) -> list[bytes]:
@@ -141,15 +146,22 @@ class Store:
         return self._do(f"{self.url}/{ranges[0][0]}", cat)
 
     def write(self, name: str, data: bytes) -> None:
-        """Makes or replaces an object. Object stores show it in full or not at all."""
+        """Creates or replaces an object. Object stores show it in full or not at all."""
         self._do(f"{self.url}/{name}", lambda fs, root: fs.pipe_file(f"{root}/{name}", data))
 
     def upload(self, name: str, path: Path) -> None:
         self._do(f"{self.url}/{name}", lambda fs, root: fs.put_file(str(path), f"{root}/{name}"))
 
     def download(self, name: str, fd: int, record: dict[str, Any]) -> None:
-        """Writes an object's bytes to the open file `fd`. StorageError when they are not what the commit record
-        says.
+        """Writes an object's bytes to an open file.
+
+        Args:
+            name: of the object.
+            fd: descriptor of the file.
+            record: the commit record, with `bytes` and `sha256`.
+
+        Raises:
+            StorageError: the bytes do not match the commit record.
         """
         what, size, digest = f"{self.url}/{name}", int(record["bytes"]), hashlib.sha256()
         for start in range(0, size, _PART * _PARTS):
@@ -163,7 +175,7 @@ class Store:
         if digest.hexdigest() != record["sha256"]:
             raise StorageError(
                 f"{what}: its sha256 is {digest.hexdigest()}, the commit record says {record['sha256']}: damaged, or"
-                " replaced in the store; remove it and its record there and push it again"
+                " replaced in the store; remove it and its record there, then push it again"
             )
 
     def _do(self, what: str, call: Callable[[Any, str], T]) -> T:
@@ -171,16 +183,16 @@ class Store:
             try:
                 return call(*self._open())
             except FileNotFoundError as e:
-                raise StorageError(f"{what}: not there ({e})") from e
+                raise StorageError(f"{what}: missing ({e})") from e
             except (OSError, CcrError):
                 raise
-            except Exception as e:  # every store's client has errors of its own
+            except Exception as e:  # every store's client has its own errors
                 raise OSError(f"{type(e).__name__}: {e}") from e
 
         return store.retry_io(attempt, what=what, attempts=_ATTEMPTS)
 
     def _open(self) -> tuple[Any, str]:
-        """fsspec's file system, which keeps its connections by itself, a set a process, and the path in it."""
+        """(fsspec's file system, path in it). fsspec keeps the connections, one set per process."""
         try:
             from fsspec.core import url_to_fs
         except ImportError as e:
@@ -194,8 +206,9 @@ class Store:
 
 
 def _stamp(info: dict[str, Any]) -> int:
-    """31 bits (a time stamp that every file system can hold) of all that a store tells about an object: time, ETag,
-    generation, ...
+    """A hash of all that a store reports about an object (time, ETag, generation, ...).
+
+    It has 31 bits, so that every file system can hold it as a time stamp.
     """
     text = repr(sorted((key, str(value)) for key, value in info.items() if key not in ("atime", "nlink")))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) & 0x7FFFFFFF
@@ -203,14 +216,20 @@ def _stamp(info: dict[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class Remote:
-    """What lies behind a local dataset folder `root`. mirror: the folder is the cache's own, nobody works in it."""
+    """The store behind a local dataset folder.
+
+    Attributes:
+        url: of the dataset in the store.
+        root: the local folder.
+        mirror: whether the folder belongs to the cache; then no job works in it.
+    """
 
     url: str
     root: Path
     mirror: bool
 
     def sizes(self) -> dict[str, int]:
-        """{name: bytes} of what the store has; asked for once a minute at most."""
+        """{name: bytes} of what the store has; listed at most once a minute."""
         when, found = _listed.get(self.url, (float("-inf"), {}))
         if time.monotonic() - when >= _LOOK_AGAIN_S:
             found = {name: size for name, (size, _) in Store(self.url).listing().items()}
@@ -218,8 +237,11 @@ class Remote:
         return found
 
     def bring(self, path: Path, siblings: Callable[[], Iterable[str]]) -> None:
-        """Makes a small file be there, with its siblings (names relative to the dataset), which will be wanted as
-        well.
+        """Fetches a small file unless it is there, together with its siblings, which will be needed as well.
+
+        Args:
+            path: the file.
+            siblings: gives the names of all such files, relative to the dataset; called only if `path` is missing.
         """
         if path.exists():
             return
@@ -230,8 +252,15 @@ class Remote:
                 store.create_once(self.root / name, data)
 
     def payload(self, path: Path, record: dict[str, Any]) -> Path:
-        """`path` when it is there, else the payload in the cache, fetched and checked. StorageError, ConfigError (a
-        cache too small).
+        """The local file of a payload: `path` if it exists, else the cached one, fetched and checked if needed.
+
+        Args:
+            path: where the payload is in a folder that has it.
+            record: its commit record.
+
+        Raises:
+            StorageError: it is missing, damaged, or requests keep failing.
+            ConfigError: the payload is larger than the cache may be.
         """
         name = relative(path, self.root, self.url)
         if path.exists():
@@ -239,24 +268,27 @@ class Remote:
         if not _SHA256.match(str(record["sha256"])):
             raise DataError(f"{self.url}/{name}: its commit record has no sha256")
         where = Store(self.url)
-        fetch: Callable[[int], None] = lambda fd: where.download(name, fd, record)  # noqa: E731
+
+        def fetch(fd: int) -> None:
+            where.download(name, fd, record)
+
         return payload_cache.payload(name, int(record["bytes"]), record["sha256"], fetch, f"{self.url}/{name}")
 
 
 @lru_cache(maxsize=4096)
 def relative(path: Path, root: Path, place: str) -> str:
-    """The name of a file below `root`, `a/../b` resolved. DataError for one that is not below it."""
+    """The name of a file relative to `root`, with `a/../b` resolved. Raises DataError for a file outside of it."""
     name = os.path.relpath(path, root)
     if name.startswith(".."):
         raise DataError(
-            f"{place}: a commit record speaks of {path}, outside of the dataset; `ccr-dist shards push` the dataset it"
+            f"{place}: a commit record names {path}, outside of the dataset; `ccr-dist shards push` the dataset that it"
             " comes from"
         )
     return name
 
 
 def behind(root: Path) -> Remote | None:
-    """The store behind a folder; None for an ordinary one."""
+    """The store behind a folder; None for an ordinary folder."""
     path = root / MARK
     if not path.exists():
         return None
@@ -265,23 +297,26 @@ def behind(root: Path) -> Remote | None:
 
 
 def datasets(url: str) -> list[str]:
-    """The URLs of the datasets in a folder of a store: itself, or those directly below it."""
+    """The URLs of the datasets in a folder of a store: the folder itself, or those directly below it."""
     if Store(url).has("dataset.json"):
         return [url]
     return [f"{url}/{name}" for name in Store(url).folders() if name and Store(f"{url}/{name}").has("dataset.json")]
 
 
 def mirror(url: str) -> Path:
-    """The local folder of the dataset at a URL, its small files as they are in the store now (or were a minute ago).
+    """The local mirror of the dataset at a URL, with its small files as they are in the store, at most a minute old.
 
-    DataError when there is no dataset; StorageError, ConfigError.
+    Raises:
+        DataError: there is no dataset.
+        StorageError: requests keep failing.
+        ConfigError: the URL cannot be opened.
     """
     slug = re.sub(r"[^A-Za-z0-9.-]+", "-", url.split("://")[1])[-60:].strip("-.")
     root = cache_folder("remote") / f"{slug}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
     if time.monotonic() - _looked.get(root, float("-inf")) < _LOOK_AGAIN_S and (root / "dataset.json").exists():
         return root
     with payload_cache.locked(root.with_name(f"{root.name}.lock")):
-        if not Store(url).has("dataset.json"):  # before listing what may be anything
+        if not Store(url).has("dataset.json"):  # before listing a folder that may hold anything
             names = ", ".join(there.rsplit("/", 1)[-1] for there in datasets(url))
             hint = (
                 f"it holds the datasets {names}: name one of them" if names else "`ccr-dist shards push` puts one there"
@@ -293,14 +328,15 @@ def mirror(url: str) -> Path:
 
 
 def look_again() -> None:
-    """Makes the next opening of any URL ask the store (after this process has written to one)."""
+    """Makes this process list stores anew when it next opens a URL; to be called after writing to one."""
     _looked.clear()
     _listed.clear()
 
 
 def _refresh(where: Store, root: Path) -> None:
-    """Brings what is missing. What was replaced or removed in the store, against the rules, goes with all that was
-    derived from it.
+    """Fetches what the mirror lacks.
+
+    What was replaced or removed in the store, against the rules, is removed with all that was derived from it.
     """
     there = {name: entry for name, entry in where.listing().items() if is_metadata(name)}
     here = [f"{path.relative_to(root)}" for path in (*root.glob("*.json"), *root.glob("*/*.json"))]
@@ -317,7 +353,7 @@ def _refresh(where: Store, root: Path) -> None:
     for name, data in zip(missing, where.read(missing), strict=True):
         path = root / name
         path.parent.mkdir(exist_ok=True)
-        # not synced: a file that a power cut spoils has another size, and is fetched again
+        # Not synced: a file that a power cut damages has another size, and is fetched again.
         with store.staged(path) as tmp:
             tmp.write_bytes(data)
             os.utime(tmp, (time.time(), there[name][1]))

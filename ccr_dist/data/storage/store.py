@@ -1,4 +1,4 @@
-"""How files come into being: atomically, durably, and (where that matters) exactly once. Digests of files and of JSON.
+"""How files are written: atomically, durably, and (where that matters) exactly once. Digests of files and of JSON.
 
 Everything that writes below a dataset or a run folder goes through here. Nothing here knows what a dataset is.
 """
@@ -35,7 +35,7 @@ def canonical_json(obj: Any) -> bytes:
 
 
 def pretty_json(obj: Any) -> bytes:
-    """The spelling of metadata files that people read."""
+    """The spelling of metadata files, for people. NaN and infinities are refused (ValueError)."""
     return (json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -51,26 +51,28 @@ def sha256_file(path: str | Path) -> str:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """What is in a file; every OSError names it."""
+    """The content of a file; every OSError names it."""
     with disk_errors(path), open(path, "rb") as file:  # noqa: PTH123 (thousands of files)
         return file.read()
 
 
 def read_json(path: str | Path) -> Any:
-    """The JSON value in a file. DataError, naming the file, when it is not there or is not JSON; other OSErrors
-    pass.
+    """The JSON value in a file.
+
+    Raises:
+        DataError: naming the file, where there is none or it is not JSON. Other OSErrors pass.
     """
     try:
         return json.loads(read_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{path}: there is no such file") from None
+        raise DataError(f"{path}: no such file") from None
     except (ValueError, RecursionError) as e:
         raise DataError(f"{path}: not valid JSON ({e})") from e
 
 
 def with_digest(obj: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON object with a last key `digest`, that of all the others. ValueError where it is none (NaN)."""
-    # as it will be when read back: lists for tuples, text for numbers as keys
+    """The JSON object with a last key `digest`, which covers all others. Raises ValueError where it has NaN."""
+    # As it will be when read back: lists instead of tuples, text instead of numbers as keys.
     obj = json.loads(json.dumps(dict(obj), allow_nan=False))
     return {**obj, "digest": digest_json(obj)}
 
@@ -78,11 +80,19 @@ def with_digest(obj: Mapping[str, Any]) -> dict[str, Any]:
 def check_object(
     obj: Any, fields: Mapping[str, type], place: object, *, optional: Container[str] = ()
 ) -> dict[str, Any]:
-    """`obj`, when it is a JSON object of exactly these fields and types whose `digest`, if it has one, is that of the
-    rest; else DataError.
+    """Checks the fields, types and digest of a JSON object.
 
-    Numbers are whole and not negative. Files from before there were digests have none, which is why the field may be
-    missing.
+    Args:
+        obj: what was read.
+        fields: all fields with their types; numbers are whole and not negative.
+        place: how messages begin, usually the file.
+        optional: fields that may be missing. `digest` may be missing too: earlier versions wrote none.
+
+    Returns:
+        `obj` itself.
+
+    Raises:
+        DataError: it is anything else, or its digest does not match.
     """
     if not isinstance(obj, dict):
         raise DataError(f"{place}: expected a JSON object, found {repr(obj)[:80]}: the file was edited or damaged")
@@ -100,7 +110,7 @@ def check_object(
         same = "digest" not in obj or obj["digest"] == digest_json(
             {key: value for key, value in obj.items() if key != "digest"}
         )
-    except ValueError:  # no JSON that was written here: NaN, half of a surrogate pair
+    except ValueError:  # NaN, half of a surrogate pair: not written by ccr-dist
         same = False
     if not same:
         raise DataError(f"{place}: the digest does not match the content: the file was edited or damaged")
@@ -128,7 +138,7 @@ def differences(there: Any, asked: Any, at: str = "") -> list[str]:
 
 
 def require_same(path: Path, there: Any, asked: Any, what: str) -> None:
-    """DataError naming `path`, saying `what` and showing the difference, unless two JSON values are equal."""
+    """Raises DataError, with `path`, `what` and the difference, unless the two JSON values are equal."""
     lines = differences(there, asked)
     if lines:
         shown = "\n  ".join(lines[:20] + ([f"... {len(lines) - 20} more"] if len(lines) > 20 else []))
@@ -139,8 +149,9 @@ def require_same(path: Path, there: Any, asked: Any, what: str) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
-    """A full disk, quota or file-size limit inside the block becomes a StorageError; other errors of the system that
-    tell no path, or a temporary one, get this one, and pass.
+    """Turns a full disk, quota or file-size limit inside the block into a StorageError.
+
+    Other OSErrors pass; where they name no path, or a temporary one, they get this one.
     """
     try:
         yield
@@ -155,9 +166,7 @@ def disk_errors(path: str | Path) -> Iterator[None]:
 
 
 def tidy(folder: Path) -> None:
-    """Removes the temporary files in a folder that processes of this host left when they were killed; those of others
-    may be in use.
-    """
+    """Removes temporary files in a folder whose process ran on this host and is dead. Others may be in use."""
     try:
         names = os.listdir(folder)  # noqa: PTH208 (thousands of names)
     except (FileNotFoundError, NotADirectoryError):
@@ -179,7 +188,7 @@ def _alive(pid: int) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable. StorageError on a full disk; other OSErrors name the folder."""
+    """Makes the names in a folder durable. Raises StorageError on a full disk; other OSErrors name the folder."""
     with disk_errors(folder):
         fd = os.open(folder, os.O_RDONLY)
         try:
@@ -190,9 +199,12 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def staged(path: str | Path) -> Iterator[Path]:
-    """A temporary file name in the folder of `path`; what the block left there is removed if the block fails.
+    """Yields a temporary file name in the folder of `path`.
 
-    The block (or `publish_once`) moves the file to its place. Raises StorageError on a full disk.
+    The block (or `publish_once`) moves the file to its place. If the block fails, the temporary file is removed.
+
+    Raises:
+        StorageError: the disk is full.
     """
     path = Path(path)
     tmp = path.with_name(f"{TEMPORARY}{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}")
@@ -205,7 +217,7 @@ def staged(path: str | Path) -> Iterator[Path]:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Writes and fsyncs a file (no atomicity by itself)."""
+    """Writes and fsyncs a file; not atomic by itself."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -213,7 +225,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def replace_atomic(path: str | Path, data: bytes) -> None:
-    """Makes or replaces a file so that every reader, at any time, sees the old or the new content in full."""
+    """Writes or replaces a file so that every reader, at any time, sees the old or the new content in full."""
     path = Path(path)
     with staged(path) as tmp:
         write_synced(tmp, data)
@@ -222,15 +234,17 @@ def replace_atomic(path: str | Path, data: bytes) -> None:
 
 
 def line_of(values: Mapping[str, Any]) -> bytes:
-    """A JSON line that carries the CRC-32 of all the rest of it as its last value, `"crc": "0123abcd"`."""
+    """A JSON line whose last value, `"crc": "0123abcd"`, is the CRC-32 of the rest."""
     text = json.dumps(values, ensure_ascii=False)
     separator = ", " if values else ""
     return f'{text[:-1]}{separator}"crc": "{zlib.crc32(text.encode()):08x}"}}\n'.encode()
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """`line_of` values at the end of a file, on a line of its own also where the one before was torn by a crash.
-    StorageError.
+    """Appends `line_of(values)` to a file, on a line of its own even where a crash tore the line before.
+
+    Raises:
+        StorageError: the disk is full.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,24 +257,37 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
 
 
 class Lines(NamedTuple):
-    """What a file of JSON lines holds: the sound ones, without their CRC, and the numbers of damaged ones, from 1."""
+    """The content of a file of JSON lines.
+
+    Attributes:
+        values: of the intact lines, without their CRC.
+        damaged: numbers of the damaged lines, counted from 1.
+    """
 
     values: list[dict[str, Any]]
     damaged: list[int]
 
     def require(self, path: Path, what: str) -> list[dict[str, Any]]:
-        """The values; DataError, for numbers that people will see, where a line is damaged. what: to do about it."""
+        """The values, for numbers that people will see.
+
+        Args:
+            path: the file.
+            what: what to do about a damaged line.
+
+        Raises:
+            DataError: a line is damaged.
+        """
         if self.damaged:
             which = ", ".join(map(str, self.damaged[:5]))
-            raise DataError(f"{path}: damaged in line {which}, so what is counted from it would be wrong; {what}")
+            raise DataError(f"{path}: damaged in line {which}, so numbers computed from it would be wrong; {what}")
         return self.values
 
 
 def read_lines(path: Path) -> Lines:
-    """The lines of `append_line`; none where there is no file. A last line that a crash has torn is no damage, and left
-    out.
+    """Reads the lines of `append_line`; a missing file has none.
 
-    Lines of earlier versions carry no CRC and are taken as they are, up to the first that carries one.
+    A last line that a crash tore is left out and does not count as damaged. Lines of earlier versions carry no CRC;
+    they are accepted up to the first line that carries one.
     """
     found, sealed = Lines([], []), False
     texts = path.read_bytes().split(b"\n") if path.exists() else [b""]
@@ -280,7 +307,7 @@ _CRC = re.compile(rb'(?:, )?"crc": "([0-9a-f]{8})"\}$')
 
 
 def _line(text: bytes) -> tuple[dict[str, Any] | None, bool]:
-    """(the object in a line; None for anything else or where its CRC is another, whether it carries one)."""
+    """(the object in a line, or None if it is not one or its CRC does not match; whether it carries a CRC)."""
     carried = _CRC.search(text)
     if carried and zlib.crc32(text[: carried.start()] + b"}") != int(carried[1], 16):
         return None, True
@@ -296,8 +323,10 @@ def _line(text: bytes) -> tuple[dict[str, Any] | None, bool]:
 
 
 def create_once(path: str | Path, data: bytes) -> bool:
-    """Create a file unless it exists. False if it already exists; it is left unchanged. Of several racers exactly
-    one gets True.
+    """Creates a file unless it exists; an existing one is left unchanged.
+
+    Returns:
+        Whether this call created it: of several callers at the same time, exactly one gets True.
     """
     path = Path(path)
     if path.exists():
@@ -308,11 +337,16 @@ def create_once(path: str | Path, data: bytes) -> bool:
 
 
 def publish_once(tmp: Path, path: str | Path) -> bool:
-    """`create_once` for content that lies in the temporary file `tmp` of the same folder already; `tmp` is gone
-    afterwards either way.
+    """`create_once` for content that is already in the temporary file `tmp` of the same folder.
 
-    Also False if a faster process has removed `tmp`. A hard link is the one way to create-if-absent with full
-    content on POSIX, NFS included; StorageError where the file system has none.
+    A hard link is the only way on POSIX, NFS included, to create a file with its full content only if it does not
+    exist. `tmp` is removed in any case.
+
+    Returns:
+        Whether this call created the file; also False if a faster process has removed `tmp`.
+
+    Raises:
+        StorageError: the disk is full, or the file system has no hard links.
     """
     path = Path(path)
     try:
@@ -326,7 +360,7 @@ def publish_once(tmp: Path, path: str | Path) -> bool:
                 os.link(tmp, path)
                 created = True
             except FileExistsError:
-                # NFS may repeat a request whose answer was lost, and then report our own link
+                # NFS may repeat a request whose answer was lost, and then reports our own link
                 created = tmp.samefile(path)
             except OSError as e:
                 if e.errno in NO_LINKS:
@@ -337,7 +371,7 @@ def publish_once(tmp: Path, path: str | Path) -> bool:
             sync_folder(path.parent)
             return created
     except FileNotFoundError:
-        if path.exists():  # the process that made it took `tmp` for leftovers of a dead process, and removed it
+        if path.exists():  # the process that made it took `tmp` for the file of a dead process, and removed it
             return False
         raise
     finally:
@@ -345,11 +379,20 @@ def publish_once(tmp: Path, path: str | Path) -> bool:
 
 
 def retry_io(fn: Callable[[], T], *, what: object, attempts: int = 3, delay_s: float = 0.5) -> T:
-    """fn(), tried again after an OSError (waiting delay_s, then twice that, ...); StorageError naming `what` when it
-    keeps failing.
+    """Calls fn(), and again after an OSError.
 
-    A full disk does not heal by waiting: StorageError at once. Errors other than OSError pass. `what` becomes text when
-    it is needed.
+    Args:
+        fn: what may fail.
+        what: how messages name it; turned into text only when needed.
+        attempts: calls in all.
+        delay_s: seconds before the second call; each further wait is twice as long.
+
+    Returns:
+        What fn() returns.
+
+    Raises:
+        StorageError: naming `what`, where every attempt failed, or at once on a full disk. Errors other than OSError
+            pass.
     """
     for attempt in range(1, attempts + 1):
         try:

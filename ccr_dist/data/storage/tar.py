@@ -1,19 +1,18 @@
-"""Tar shards: writing them so that equal content gives equal bytes, and finding members again without reading the tar.
+"""Tar shards: writing them so that equal content gives equal bytes, and indexing their members.
 
-A shard is a plain WebDataset tar. Nothing here knows about columns, and nothing is ever extracted to disk.
+A shard is a plain WebDataset tar. Nothing here knows about columns, and nothing is extracted to disk. Members are read
+by position (`file_ranges.py`).
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
-import resource
-import stat
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -42,14 +41,14 @@ _KINDS = {
     b"<!DOCTYPE": "a page of HTML (a download that failed?)",
     b"<html": "a page of HTML (a download that failed?)",
 }
-_ASKED = 1 << 19  # bytes: of one request for more than a device reads at once, Linux drops the rest
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """(key, extension) of a member by WebDataset's rule: the key ends at the first dot of the basename; the extension
-    is lower-cased.
+    """Splits a member's name by WebDataset's rule: the key ends at the first dot of the basename.
 
-    None for what WebDataset itself passes over (names without an extension, `__meta__/` members) and for hidden files.
+    Returns:
+        (key, lower-case extension); None for what WebDataset itself ignores (names without an extension, `__meta__/`
+        members) and for hidden files.
     """
     match = _NAME.match(name)
     if match is None or _META.match(name) or match[1].endswith("/"):
@@ -58,7 +57,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def is_key(key: str) -> bool:
-    """Whether a dataset can have this key: printable, relative, with no dot in its last part."""
+    """Whether a dataset can have this key: printable, relative, without a dot in its last part."""
     return (
         split_name(f"{key}.x") == (key, "x")
         and key.isprintable()
@@ -68,9 +67,10 @@ def is_key(key: str) -> bool:
 
 
 class TarWriter:
-    """Writes members in the given order; the bytes depend on names and contents alone (no times, owners or modes).
+    """Writes members in the given order. The bytes depend only on names and contents, not on times, owners or modes.
 
-    `target` is a path or a binary file object, which stays open.
+    Args:
+        target: a path, or a binary file object, which stays open.
     """
 
     def __init__(self, target: str | Path | IO[bytes]) -> None:
@@ -104,13 +104,18 @@ class TarWriter:
 
 
 class Members(Mapping[str, tuple[np.ndarray, np.ndarray]]):
-    """Extension -> (offsets, sizes), int64 arrays by row; size -1: no such member. Only members that exist are held:
-    names like `cam_1.1690.jpg`, in which WebDataset's rule finds as many extensions as rows, would need the square of
-    the rows.
+    """Maps an extension to (offsets, sizes), two int64 arrays (rows,); size -1: the row has no such member.
+
+    Only members that exist are held. With names like `cam_1.1690.jpg` WebDataset's rule finds as many extensions as
+    rows, and full arrays would need memory in the square of the rows.
+
+    Args:
+        rows: how many rows there are.
+        found: extension -> (row numbers, offsets, sizes) of the members that exist.
     """
 
     def __init__(self, rows: int, found: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
-        self._rows, self._found = rows, dict(found)  # extension -> (rows, offsets, sizes)
+        self._rows, self._found = rows, dict(found)
 
     def __getitem__(self, extension: str) -> tuple[np.ndarray, np.ndarray]:
         rows, theirs, lengths = self._found[extension]
@@ -137,20 +142,32 @@ class Members(Mapping[str, tuple[np.ndarray, np.ndarray]]):
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where every member of a tar lies: per extension (offsets, sizes), int64 arrays in the order of `keys`; size -1:
-    no such member.
+    """Where every member of a tar is.
+
+    Attributes:
+        keys: of the rows, in the order of the tar.
+        members: extension -> (offsets, sizes), int64 arrays in the order of `keys`; size -1: no such member.
+        ignored: how many members WebDataset ignores as well (see `split_name`).
+        odd: names of members that are left out because no dataset can have their key.
     """
 
     keys: tuple[str, ...]
     members: Members | dict[str, tuple[np.ndarray, np.ndarray]]
-    ignored: int = 0  # members that WebDataset passes over as well (see `split_name`)
-    odd: tuple[str, ...] = ()  # names of members that are passed over because no dataset can have their key
+    ignored: int = 0
+    odd: tuple[str, ...] = ()
 
     @staticmethod
     def scan(path: str | Path, *, prefix: str = "", usable: bool = False) -> ShardIndex:
-        """Reads the headers of a tar. DataError, naming tar, offset and member, on truncation, garbage, duplicates, odd
-        members, more than one archive in the file, and compressed files. prefix: put before every key. usable: members
-        whose key a dataset cannot have are passed over, and named in `odd`.
+        """Reads the headers of a tar.
+
+        Args:
+            path: of the tar.
+            prefix: put before every key.
+            usable: leave out members whose key a dataset cannot have, and name them in `odd`.
+
+        Raises:
+            DataError: naming tar, offset and member: the file is truncated, damaged or compressed, holds more than one
+                archive, two members of one name, or members that are not plain files.
         """
         rows: dict[str, int] = {}
         found: dict[str, dict[int, tuple[int, int]]] = {}
@@ -159,7 +176,7 @@ class ShardIndex:
             size = os.fstat(file.fileno()).st_size
             if kind := _other_kind(file.read(_BLOCK)):
                 raise DataError(
-                    f"{path}: {kind}, not a plain tar; values are read at their places in plain tars: unpack or"
+                    f"{path}: {kind}, not a plain tar; members are read by their position in plain tars: unpack or"
                     " convert it"
                 )
             file.seek(0)
@@ -192,9 +209,7 @@ class ShardIndex:
                     column[row] = (member.offset_data, member.size)
             except (OSError, DataError):
                 raise
-            except (
-                Exception
-            ) as e:  # a damaged header: tarfile's own errors, and whatever its number and text parsers raise
+            except Exception as e:  # a damaged header: tarfile's own errors, and those of its number and text parsers
                 raise DataError(
                     f"{path}: not a complete tar: {e} (at byte {tar.offset if tar else 0} of {size})"
                 ) from e
@@ -212,7 +227,7 @@ class ShardIndex:
         return ShardIndex(tuple(rows), Members(len(rows), members), ignored, tuple(odd))
 
     def only(self, extensions: str) -> ShardIndex:
-        """The same with the members of the extensions `a;b;c` alone."""
+        """The same index with only the members of the extensions `a;b;c`."""
         return ShardIndex(
             self.keys, {e: self.members[e] for e in extensions.split(";") if e in self.members}, self.ignored
         )
@@ -237,21 +252,20 @@ class ShardIndex:
 
 
 def _other_kind(start: bytes) -> str | None:
-    """What a file is that begins with this block, where it is of a known kind that is no tar."""
+    """The kind of a file that begins with this block, if it is a known one other than tar."""
     if start[257:262] == b"ustar":
         return None
     return next((kind for magic, kind in _KINDS.items() if start.startswith(magic)), None)
 
 
 def _require_end(file: IO[bytes], path: str | Path, size: int) -> None:
-    """DataError unless nothing but zeros follows in the file. WebDataset, like tar itself, would stop here and never
-    see the rest.
-    """
+    """Raises DataError unless only zeros follow. WebDataset, like tar itself, stops here and never sees the rest."""
     while chunk := file.read(_CHUNK):
         if chunk.count(0) == len(chunk):
             continue
         at = file.tell() - len(chunk)
-        blocks = np.frombuffer(chunk.ljust(-(-len(chunk) // _BLOCK) * _BLOCK, b"\0"), np.uint8).reshape(-1, _BLOCK)
+        padded = chunk.ljust(math.ceil(len(chunk) / _BLOCK) * _BLOCK, b"\0")
+        blocks = np.frombuffer(padded, np.uint8).reshape(-1, _BLOCK)
         first = int(np.flatnonzero(blocks.any(axis=1))[0])
         if blocks[first, 257:262].tobytes() == b"ustar":
             what = (
@@ -259,77 +273,10 @@ def _require_end(file: IO[bytes], path: str | Path, size: int) -> None:
                 " and lose its rows; "
             )
             raise DataError(
-                f"{path}: {what}give the tars one by one (or join them with `tar --concatenate`); it begins at byte"
+                f"{path}: {what}pass the tars one by one (or join them with `tar --concatenate`); it begins at byte"
                 f" {at + first * _BLOCK}"
             )
         raise DataError(
-            f"{path}: after its end mark come bytes that are no tar (the first at byte {at + first * _BLOCK} of"
+            f"{path}: bytes that are not a tar follow its end mark (the first at byte {at + first * _BLOCK} of"
             f" {size}): damaged, or something was appended; copy or build this shard again"
         )
-
-
-class _Descriptor:
-    """An open file; closed when neither the cache nor a reading thread refers to it any more."""
-
-    def __init__(self, path: str) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for somebody who writes
-        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
-            raise DataError(f"{path}: no plain file")
-
-    def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            os.close(self.fd)
-
-
-_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-# a reader of many lanes has that many shards open at once
-_KEPT = 4096 if _FILES == resource.RLIM_INFINITY else min(4096, _FILES // 2)
-
-
-@lru_cache(maxsize=_KEPT)
-def _descriptor(path: str, content: str) -> _Descriptor:
-    return _Descriptor(path)
-
-
-def forget_files() -> None:
-    """Closes cached descriptors (after a file was replaced or a mount came back)."""
-    _descriptor.cache_clear()
-
-
-def will_read(path: str | Path, start: int, stop: int, content: str = "") -> None:
-    """Asks the kernel to read the bytes from `start` to `stop` into its cache, and does not wait. `content`: as in
-    `read_at`.
-
-    Nothing where the system has no such request.
-    """
-    if not hasattr(os, "posix_fadvise"):
-        return
-    handle = _descriptor(str(path), content)
-    for at in range(start, stop, _ASKED):
-        os.posix_fadvise(handle.fd, at, min(_ASKED, stop - at), os.POSIX_FADV_WILLNEED)
-
-
-def read_at(path: str | Path, offset: int, size: int, content: str = "") -> bytes:
-    """`size` bytes from `offset`. DataError when the file ends before; OSErrors pass (wrap the call in
-    `store.retry_io`).
-
-    content: the digest that the file should have; a file that was removed and made again is then not read through the
-        old descriptor.
-
-    Safe in threads and after fork: positional reads share no file position, and descriptors live as long as somebody
-    reads.
-    """
-    parts, end = [], offset + size
-    try:
-        handle = _descriptor(str(path), content)
-        while offset < end:
-            part = os.pread(handle.fd, end - offset, offset)
-            if not part:
-                raise DataError(f"{path}: truncated: expected {end} bytes at least, the file ends at {offset}")
-            parts.append(part)
-            offset += len(part)
-    except OSError as e:
-        e.filename = e.filename or str(path)
-        forget_files()  # a stale handle would fail for ever
-        raise
-    return b"".join(parts)

@@ -1,7 +1,7 @@
-"""One rank's rows of a global batch as tensors and texts, and its cutting into micro-batches.
+"""One rank's rows of a global batch as tensors and texts, and how they are divided into micro-batches.
 
-Belongs here: what a batch holds, where it lies, padding of ragged rows. Does not belong here: which rows make it up
-(`order.py`), reading them (`loader.py`), tokenising (a method's business).
+Belongs here: what a batch holds, its device, padding of ragged rows. Does not belong here: which rows make it up
+(`order.py`), reading them (`loader.py`), tokenising (methods do that).
 """
 
 from __future__ import annotations
@@ -16,13 +16,23 @@ import torch
 
 @dataclass
 class Batch:
-    """One rank's n rows of global batch k; n may be 0. What the stage does not read is None, or an empty list of texts.
+    """One rank's n rows of global batch k; n may be 0. What the stage does not read is None or an empty list.
 
-    slots (n,) int64: places in the global batch; items: keys; group (n,) int64: equal for rows that show the same
-    thing; visual (n, ...) float32, with several vectors a row (n, T, F) and visual_mask (n, T) bool, True = there;
-    target_text[i], back_text[i] (its back-translation), source_feature[i] and back_feature[i] (F,) float32 belong to
-    the same caption as source_text[i]; description: all views of a row, joined; substituted: one record for each broken
-    row that was met, with the item that stands in.
+    Attributes:
+        k: number of the global batch.
+        lang: its language.
+        slots: (n,) int64, places in the global batch.
+        items: keys of the rows.
+        group: (n,) int64, equal for rows that show the same thing.
+        visual: (n, ...) float32; with several vectors per row (n, T, F).
+        source_text: a caption of each row.
+        target_text: the same caption in `lang`.
+        source_feature: (n, F) float32, features of the same caption.
+        description: all views of a row, joined.
+        substituted: one record for each broken row, with the item that replaces it.
+        visual_mask: (n, T) bool, True for real vectors; only with several vectors per row.
+        back_text: the back-translation of `target_text`.
+        back_feature: (n, F) float32, features of `back_text`.
     """
 
     k: int
@@ -44,8 +54,10 @@ class Batch:
         return len(self.items)
 
     def take(self, rows: torch.Tensor) -> Batch:
-        """The given rows `(m,)` int64 (a CPU tensor), in that order, of everything that has one value a row;
-        `substituted` is empty.
+        """Some rows of the batch; their `substituted` is empty.
+
+        Args:
+            rows: (m,) int64 on the CPU, in the order wanted.
         """
         numbers = rows.tolist()
         taken: dict[str, Any] = {"substituted": []}
@@ -58,13 +70,18 @@ class Batch:
         return dataclasses.replace(self, **taken)
 
     def parts(self, size: int) -> list[tuple[torch.Tensor, Batch]]:
-        """Micro-batches of at most `size` ≥ 1 rows, and which rows they are: [(indices (m,) int64 on the CPU, rows),
-        ...].
+        """Divides the batch into micro-batches. Every row is in exactly one of them.
 
-        Rows of similar length come together, short ones first, so that little is padded: sorted by characters of the
-        target text (else of the source text, else of the description), equal ones by position. Every row is in exactly
-        one part; the first one carries `substituted`. A batch without rows gives one part without rows. Outputs are
-        brought back in order by `torch.cat(outputs)[torch.cat(indices).argsort()]`.
+        Rows of similar length are put together, short ones first, so that there is little padding: they are sorted by
+        the number of characters in the target text (without one the source text, then the description), and by
+        position where that is equal. `torch.cat(outputs)[torch.cat(indices).argsort()]` restores the order of outputs.
+
+        Args:
+            size: most rows of a micro-batch, at least 1.
+
+        Returns:
+            [(indices (m,) int64 on the CPU, micro-batch), ...]. The first one carries `substituted`; a batch without
+            rows gives one micro-batch without rows.
         """
         texts = self.target_text or self.source_text or self.description
         order = sorted(range(len(self)), key=lambda i: len(texts[i]) if texts else 0)
@@ -78,9 +95,11 @@ class Batch:
         return self._each_tensor(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
+        """The batch with its tensors in pinned memory, for copies to a CUDA device."""
         return self._each_tensor(torch.Tensor.pin_memory)
 
     def tensors(self) -> Iterator[torch.Tensor]:
+        """All tensors of the batch."""
         return (value for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor))
 
     def _each_tensor(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
@@ -93,8 +112,13 @@ class Batch:
 
 
 def padded(vectors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """n ≥ 1 matrices (T_i, F) to (n, T, F), zeros behind the shorter ones, and mask (n, T) bool, True = there; T = the
-    longest.
+    """Pads matrices of different lengths with zeros.
+
+    Args:
+        vectors: n ≥ 1 matrices (T_i, F).
+
+    Returns:
+        ((n, T, F), mask (n, T) bool, True for real rows), where T is the largest T_i.
     """
     lengths = torch.tensor([len(rows) for rows in vectors])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]

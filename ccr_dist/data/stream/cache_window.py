@@ -1,6 +1,4 @@
-"""How many bytes of remote payloads a reader of an order needs at the same time, and that the cache can hold them.
-Reads records only.
-"""
+"""Whether the cache can hold the remote payloads that a run needs at one time. Reads only records."""
 
 from __future__ import annotations
 
@@ -12,16 +10,23 @@ from ccr_dist.data.stream.order import Order
 from ccr_dist.data.table.dataset import Column
 from ccr_dist.errors import ConfigError
 
-Opened = Mapping[str, Sequence[Mapping[str, Column]]]  # language -> a dataset each: role -> column
+Opened = Mapping[str, Sequence[Mapping[str, Column]]]  # language -> for each dataset: role -> column
 
 
 def require_room(order: Order, columns: Opened, slots: Sequence[int]) -> None:
-    """ConfigError, with the numbers, where the payload cache is smaller than what the machine's ranks shuffle at one
-    time.
+    """Requires that the payload cache holds all that the ranks of this machine shuffle at one time.
 
-    Each lane reads one window of `window_rows` rows of every stream (language, dataset); `slots`: those of this rank. A
-    machine has LOCAL_WORLD_SIZE ranks (torchrun and Accelerate set it). Never more than all payloads are needed.
-    Nothing where no dataset is remote.
+    Each lane reads a window of `window_rows` rows from every stream (language, dataset). A machine has LOCAL_WORLD_SIZE
+    ranks (torchrun and Accelerate set it). The bound is never more than all payloads together; datasets in local
+    folders count nothing.
+
+    Args:
+        order: which rows are read.
+        columns: that are read.
+        slots: of this rank.
+
+    Raises:
+        ConfigError: the cache is too small; the message has the numbers.
     """
     lanes = len({slot % order.lanes for slot in slots})
     everything: dict[str, int] = {}
@@ -49,8 +54,6 @@ def require_room(order: Order, columns: Opened, slots: Sequence[int]) -> None:
 
 
 def _fetched(columns: Iterable[Column], shard: int) -> dict[str, int]:
-    """{sha256: bytes} of the payloads of a shard that are read through the cache; what several columns share counts
-    once.
-    """
+    """{sha256: bytes} of the payloads of a shard that are read through the cache; shared ones count once."""
     fetched = [column for column in columns if not column.path(shard, fetch=False).exists()]
     return {record["sha256"]: record["bytes"] for record in (column.record(shard) for column in fetched)}

@@ -1,7 +1,6 @@
-"""Arithmetic in the place of random generators: what a seed and a position decide, now and in ten years, on every
-machine.
+"""Arithmetic instead of random generators: a seed and a position decide the same, now and in ten years, on any machine.
 
-Permutations are stable argsorts of our own hashes, so that no library version can change them.
+Permutations are stable argsorts of hashes computed here, so that no version of a library can change them.
 """
 
 from __future__ import annotations
@@ -18,14 +17,15 @@ LONGEST_CYCLE = 4096
 
 
 def mix(*parts: int | str) -> int:
-    """A 64-bit number from all parts and their order: the seed for whatever the parts name, e.g. mix(seed, "dropout",
-    k, rank).
+    """A 64-bit number from all parts and their order: a seed for what the parts name.
+
+    Example: mix(seed, "dropout", k, rank).
     """
     return int.from_bytes(hashlib.blake2b(b"".join(map(_spelled, parts)), digest_size=8).digest(), "little")
 
 
 def mixing(*first: int | str) -> Callable[[int], int]:
-    """A quick mix(*first, last) for many integers `last`."""
+    """A function of `last` that equals mix(*first, last), faster for many integers."""
     begun = hashlib.blake2b(b"".join(map(_spelled, first)), digest_size=8)
 
     def mixed(last: int) -> int:
@@ -45,7 +45,7 @@ def _spelled(part: int | str) -> bytes:
 
 
 def hashes(seed: int, n: int) -> np.ndarray:
-    """`(n,)` uint64: the splitmix64 sequence (Steele et al. 2014) that starts at `seed`."""
+    """The splitmix64 sequence (Steele et al. 2014) that starts at `seed`, (n,) uint64."""
     x = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -53,10 +53,10 @@ def hashes(seed: int, n: int) -> np.ndarray:
 
 
 def permutation(seed: int, n: int) -> np.ndarray:
-    """`(n,)` int64: a permutation of range(n), the same on every machine and numpy version.
+    """A permutation of range(n), (n,) int64, the same on every machine and with every NumPy version.
 
-    The stable argsort of the hashes' high bits; with the index as low bits all keys differ, so that numpy's fastest
-    sort does.
+    It is the stable argsort of the hashes' high bits. The low bits are replaced by the index, so that all keys differ
+    and NumPy's fastest sort gives the same result.
     """
     low = np.uint64((1 << (n - 1).bit_length()) - 1) if n else np.uint64(0)
     keys = hashes(seed, n) & ~low | np.arange(n, dtype=np.uint64)
@@ -65,19 +65,26 @@ def permutation(seed: int, n: int) -> np.ndarray:
 
 
 class WeightedCycle:
-    """A fixed schedule of choices in proportion to `weights`: the shortest exact cycle up to LONGEST_CYCLE, permuted by
-    `seed`, repeated.
+    """A fixed, repeated schedule of choices in proportion to weights.
 
-    Where no cycle is exact, the longest one gets quotas by largest remainder. `names` are for the ConfigError on an
-    unusable weight.
+    It is the shortest exact cycle up to LONGEST_CYCLE, permuted by the seed. Where no cycle is exact, the longest one
+    gets quotas by largest remainder.
+
+    Args:
+        weights: finite and above 0.
+        seed: decides the order within the cycle.
+        names: of the choices, for messages.
+
+    Raises:
+        ConfigError: a weight cannot be used.
     """
 
     def __init__(self, weights: Sequence[float], seed: int, names: Sequence[str]) -> None:
         for weight, name in zip(weights, names, strict=True):
             if not (math.isfinite(weight) and weight > 0):
                 raise ConfigError(
-                    f"the weight of {name} is {weight}; it must be a finite number above 0 (leave {name} out to not"
-                    " use it)"
+                    f"the weight of {name} is {weight}; it must be a finite number above 0 (to not use {name}, leave"
+                    " it out)"
                 )
         share = np.array(weights, dtype=np.float64) / math.fsum(weights)
         for length in range(1, LONGEST_CYCLE + 1):
@@ -102,12 +109,12 @@ class WeightedCycle:
         self._choices, self._before, self._quotas = choices.tolist(), before.tolist(), quotas.tolist()
 
     def at(self, n: int) -> tuple[int, int]:
-        """The n-th choice, and how often it was made before n."""
+        """(the n-th choice, how often it was made before n); n is counted from 0."""
         cycle, offset = divmod(n, self.length)
         choice = self._choices[offset]
         return choice, cycle * self._quotas[choice] + self._before[offset]
 
     def counts(self, n: int) -> np.ndarray:
-        """How often each choice is made before n."""
+        """How often each choice is made before n, (choices,) int64."""
         cycle, offset = divmod(n, self.length)
         return cycle * self.quotas + np.bincount(self._choices[:offset], minlength=len(self.quotas))

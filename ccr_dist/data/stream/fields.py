@@ -1,6 +1,4 @@
-"""Which columns a stage reads, and which rows have them all. Reading them is in `rows.py`; of payloads, nothing is read
-here.
-"""
+"""Which columns a stage reads, and which rows have all of them. No payload is read here; `rows.py` does that."""
 
 from __future__ import annotations
 
@@ -19,15 +17,20 @@ from ccr_dist.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """The columns that a stage reads; what is None is not read. A row is eligible in a language when it has all of
-    them.
+    """The columns that a stage reads. A row is eligible in a language if it has a value in all of them.
 
-    visual: pictures, or a matrix with one vector a row; with `many`, any number of vectors (tokens of a picture, frames
-    of a video); source: English captions, or descriptions, whose views in order of their names count as the row's
-    captions; targets: captions by language, aligned with the source caption by caption, as are backs (back-translations
-    into English, by language); source_feature and back_features: matrices with one vector for each such caption;
-    description: views or texts; group: labels, rows with the same label count as the same thing (default: each row is
-    its own). Of a row's captions those are drawn that say something in every such column.
+    Of a row's captions, only those are drawn that say something in every column of captions.
+
+    Attributes:
+        visual: pictures, or a matrix with one vector per row.
+        many: `visual` may have any number of vectors per row (tokens of a picture, frames of a video).
+        source: English captions, or descriptions, whose views in the order of their names count as captions.
+        targets: captions by language, aligned with `source` caption by caption.
+        source_feature: matrix with one vector for each source caption.
+        backs: back-translations into English by language, aligned likewise.
+        back_features: by language, matrices with one vector for each back-translation.
+        description: views or texts.
+        group: labels; rows with the same label count as the same thing. None: each row is its own group.
     """
 
     visual: str | None = None
@@ -41,8 +44,13 @@ class Fields:
     group: str | None = None
 
     def columns(self, lang: str) -> dict[str, tuple[str, tuple[str, ...]]]:
-        """What a batch in `lang` reads: role -> (column name, allowed kinds). ConfigError for a language without a
-        target column.
+        """The columns that a batch in `lang` reads.
+
+        Returns:
+            role -> (column name, allowed kinds).
+
+        Raises:
+            ConfigError: a column of this language is not named, or none is read at all.
         """
         for what, columns in (
             ("target", self.targets),
@@ -73,10 +81,14 @@ class Fields:
         return used
 
     def open(self, dataset: Dataset, lang: str) -> dict[str, Column]:
-        """The columns of a dataset by role. DataError when one is missing or incomplete, ConfigError when it is of the
-        wrong kind.
+        """Opens the columns of a dataset.
 
-        Empty for a dataset of a mixture that does not have the target column of this language.
+        Returns:
+            role -> column. Empty for a dataset of a mixture without the target column of this language.
+
+        Raises:
+            DataError: a column is missing or incomplete.
+            ConfigError: a column is of the wrong kind.
         """
         opened: dict[str, Column] = {}
         if lang in self.targets and self.targets[lang] not in dataset.columns():
@@ -96,15 +108,24 @@ class Fields:
 def sources(
     datasets: Sequence[Dataset], weights: Sequence[float], fields: Fields, languages: Iterable[str]
 ) -> list[Source]:
-    """The mixture for an `Order`: eligible in a language is a row that has every column the stage reads.
+    """The mixture for an `Order`. Reads the columns' seals, or the records of all shards and the indexes of those with
+    null rows.
 
-    Reads the columns' seals, or else the record of every shard and the indexes of those with null rows. ConfigError
-    when a language has no such row anywhere; DataError, StorageError.
+    Args:
+        datasets: of the mixture.
+        weights: of each dataset.
+        fields: the columns that are read.
+        languages: of the run.
+
+    Raises:
+        ConfigError: a language has no eligible row in any dataset.
+        DataError: a column is missing, incomplete or damaged.
+        StorageError: reading keeps failing.
     """
     languages, made = list(languages), []
     for lang in languages:
         if not any(fields.open(dataset, lang) for dataset in datasets):
-            datasets[0].column(fields.targets[lang])  # no dataset has it: says what there is
+            datasets[0].column(fields.targets[lang])  # raises an error that lists the columns
     for dataset, weight in zip(datasets, weights, strict=True):
         opened = {lang: list(fields.open(dataset, lang).values()) for lang in languages}
         present = {lang: _present(dataset, columns) for lang, columns in opened.items() if columns}
@@ -139,8 +160,9 @@ def _filled(columns: Iterable[Column]) -> str:
 
 
 def content_digests(datasets: Sequence[Dataset], fields: Fields, languages: Iterable[str]) -> dict[str, str]:
-    """{"name/split/column": digest of its content} of all that is read: what a resumed run must find again, beside the
-    order's digest.
+    """{"name/split/column": digest of the content} of all columns that are read.
+
+    A resumed run must find the same, in addition to the order's digest.
     """
     opened = (column for lang in languages for dataset in datasets for column in fields.open(dataset, lang).values())
     named = {f"{column.dataset.name}/{column.dataset.split}/{column.name}": column for column in opened}

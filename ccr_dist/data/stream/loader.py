@@ -1,9 +1,9 @@
-"""The way from an order to batches: one rank's part of each global batch in turn, read by worker processes.
+"""From an order to batches: one rank's part of each global batch in turn, read by worker processes.
 
 Belongs here: processes, and which batches they make. Does not belong here: which rows make up a batch (`order.py`),
-which columns a stage reads (`fields.py`), reading and stand-ins (`rows.py`), tokenising (a method's business), the
-budget of broken samples (the loop sums `Batch.substituted` over the ranks). A batch is a function of its number and the
-rank: it makes no difference who reads it, or when.
+which columns a stage reads (`fields.py`), reading and substitution (`rows.py`), tokenising (methods do that), the
+budget of broken samples (the training loop sums `Batch.substituted` over the ranks). A batch is a function of its
+number and the rank: it makes no difference which process reads it, or when.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def as_it_is(value: T) -> T:
-    """Collates nothing: the datasets here return whole batches."""
+    """The collate function of a DataLoader whose dataset already returns whole batches."""
     return value
 
 
@@ -45,18 +45,30 @@ def make_loader(
     transform: Callable[..., torch.Tensor] | None = None,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Yields one `Batch` for each global batch k in [first, last), with the rows of `rank`, in order, read by `workers`
-    processes.
+    """A loader of one `Batch` for each global batch k in [first, last), in order.
 
-    `datasets` in the order of the order's sources. While iterating: DataError when no stand-in for a broken row is
-    found, StorageError when reading keeps failing. Does not touch torch's global random state. ConfigError at once
-    where the cache of remote payloads is too small for the order's windows.
+    Does not touch torch's global random state. Iterating raises DataError where no row can replace a broken one, and
+    StorageError where reading keeps failing.
+
+    Args:
+        order: which rows make up a batch.
+        datasets: in the order of `order.sources`.
+        fields: the columns that are read.
+        world: number of ranks.
+        rank: whose rows are read.
+        first: the first batch.
+        last: the batch after the last one.
+        workers: processes that read; 0: this process.
+        transform: RGB picture -> float tensor, see `TableRows`.
+        pin_memory: pin the tensors, for CUDA.
+
+    Raises:
+        ConfigError: the datasets are not those of the order, or the cache of remote payloads is too small for the
+            order's windows.
     """
-    if len(datasets) != len(order.sources) or any(
-        d.digest != s.digest for d, s in zip(datasets, order.sources, strict=True)
-    ):
+    if [dataset.digest for dataset in datasets] != [source.digest for source in order.sources]:
         raise ConfigError(
-            f"the datasets ({', '.join(d.name for d in datasets)}) are not those of the order, in its order"
+            f"the datasets ({', '.join(d.name for d in datasets)}) are not the sources of the order, in that sequence"
         )
     slots = rank_slots(order.batch_size, order.lanes, world, rank)
     rows = TableRows(order, datasets, fields, slots, last=last, transform=transform)
@@ -73,11 +85,10 @@ def make_loader(
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on `device`. On CUDA the next one is copied, on a stream of its own, while the caller works on the
-    one before.
+    """Yields the batches on `device`. On CUDA the next batch is copied in its own stream while the caller works.
 
-    For that, a batch is taken from `batches` before the one before it is yielded; it should be pinned (`pin_memory` of
-    `make_loader`).
+    For that, the next batch is taken from `batches` before the current one is yielded. Batches should be pinned
+    (`pin_memory` of `make_loader`).
     """
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)
@@ -94,9 +105,7 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
 
 
 def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
-    """Makes the current stream wait for the copy, and the allocator keep its memory until that stream is done with
-    it.
-    """
+    """Makes the current stream wait for the copy, and the allocator keep the memory until that stream is done."""
     current = torch.cuda.current_stream(batch.slots.device)
     current.wait_event(copied)
     for tensor in batch.tensors():

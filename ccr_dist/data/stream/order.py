@@ -2,8 +2,8 @@
 state.
 
 Belongs here: the order, the lanes that let a rank read few shards, deterministic substitutes. Does not belong here:
-reading rows (`loader.py`), torch, random generators (`chance.py` has `mix`, from which every random choice of a run is
-derived). Everything cached can be forgotten: a batch is found without the ones before it.
+reading rows (`loader.py`), torch, random generators (every random choice of a run is derived from `chance.mix`). Caches
+only save time: a batch is found without the ones before it.
 
 How a row is found. Batch k has a language (a weighted cycle over k) and L lanes; slot i belongs to lane i mod L and is
 position q = j * batch / L + i // L of that lane, if k is the j-th batch of its language. A weighted cycle over q gives
@@ -12,7 +12,9 @@ the source and the position p in the lane's stream of (source, language), which 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from functools import partial
 from typing import NamedTuple
 
@@ -24,12 +26,15 @@ from ccr_dist.data.stream.chance import WeightedCycle, mix, mixing, permutation
 from ccr_dist.data.stream.streams import Eligible, Source, Stream
 from ccr_dist.errors import ConfigError, DataError
 
-CACHED_WINDOW_ROWS = 1 << 24  # 8 bytes each: at most 128 MiB a process
+CACHED_WINDOW_ROWS = 1 << 24  # 8 bytes each: at most 128 MiB per process
 
 
 def rank_slots(batch: int, lanes: int, world: int, rank: int) -> tuple[int, ...]:
-    """The slots of one rank: lane after lane, cut in `world` contiguous parts of n or n + 1, so that a rank reads few
-    lanes.
+    """The slots of one rank: all slots, lane after lane, are divided into `world` contiguous parts of n or n + 1 slots,
+    so that a rank reads few lanes.
+
+    Raises:
+        ConfigError: there is no such rank.
     """
     if not 0 <= rank < world:
         raise ConfigError(f"rank {rank} does not exist in a world of {world}; ranks are 0 to {world - 1}")
@@ -39,8 +44,15 @@ def rank_slots(batch: int, lanes: int, world: int, rank: int) -> tuple[int, ...]
 
 
 class Slot(NamedTuple):
-    """One place in a global batch and the row in it. `draw` is a 64-bit number for choices about this slot (caption,
-    augmentation), `position` the row's in its lane's stream of (source, language).
+    """A place in a global batch and the row in it.
+
+    Attributes:
+        slot: the place.
+        source: number of the dataset in the mixture.
+        shard: number of the row's shard.
+        row: number of the row in its shard.
+        draw: a 64-bit number for choices about this slot (caption, augmentation).
+        position: of the row in its lane's stream of (source, language).
     """
 
     slot: int
@@ -52,20 +64,32 @@ class Slot(NamedTuple):
 
 
 class GlobalBatch(NamedTuple):
+    """Global batch k, or some slots of it, in language `lang`."""
+
     k: int
     lang: str
     slots: tuple[Slot, ...]
 
 
 class Order:
-    """The sequence of global batches of a run.
+    """The sequence of global batches of a run. It does not depend on world size, workers or the starting batch.
 
-    sources: the mixture; languages: weight of each language; batch: rows of a global batch; seed: any integer; lanes: a
-    divisor of the batch, by default the largest power of two that is one and is at most the number of shards of the
-    smallest source (and rows of the smallest stream); window_rows: rows of a lane that are shuffled together;
-    drop_last: each pass leaves out what does not fill a global batch instead of running on into the next pass.
+    Args:
+        sources: the mixture.
+        batch: rows of a global batch.
+        seed: any integer.
+        languages: weight of each language.
+        lanes: a divisor of the batch. None: the largest power of two that divides it and is at most the number of
+            shards of the smallest source (and of rows of the smallest stream).
+        window_rows: rows of a lane that are shuffled together.
+        drop_last: each pass leaves out the rows that do not fill a global batch, instead of continuing with the next
+            pass.
 
-    Nothing depends on world size, workers or the starting batch. `digest` covers all of the above. Raises ConfigError.
+    Attributes:
+        digest: covers all arguments.
+
+    Raises:
+        ConfigError: the arguments do not fit together, or a language has no rows.
     """
 
     def __init__(
@@ -163,8 +187,8 @@ class Order:
 
     @property
     def epoch_batches(self) -> int:
-        """Global batches after which every eligible row of every source and language was drawn at least once (on the
-        weights' average).
+        """Global batches until every eligible row of every source and language was drawn at least once, at the average
+        rate that the weights give.
         """
         passes = []
         for choice, (lang, streams) in enumerate(self._streams.items()):
@@ -172,22 +196,22 @@ class Order:
             for i, (_, stream) in enumerate(streams):
                 longest = max(stream.lane(lane)[1] for lane in range(self.lanes))
                 drawn = self.batch_size // self.lanes * int(cycle.quotas[i]) * int(self._cycle.quotas[choice])
-                passes.append(-(-longest * cycle.length * self._cycle.length // drawn))
+                passes.append(math.ceil(Fraction(longest * cycle.length * self._cycle.length, drawn)))
         return max(passes)
 
     def window_shards(self, lang: str) -> dict[int, int]:
-        """Source -> the most shards that one window of one lane can touch, in whatever order a pass has them."""
+        """Source -> the most shards that a window of a lane can touch, in any order of the shards."""
         found = {}
         for source, stream in self._streams[lang]:
             counts = np.sort(stream.eligible.counts[stream.eligible.counts > 0])
             rows = min(self.window_rows, max(stream.lane(lane)[1] for lane in range(self.lanes)))
-            # in full, between the first and the last one
+            # shards that lie completely inside, between the first and the last one
             inside = int(np.searchsorted(np.cumsum(counts), rows - 2, side="right"))
             found[source] = min(len(counts), rows, inside + 2)
         return found
 
     def batch(self, k: int, slots: Iterable[int] | None = None) -> GlobalBatch:
-        """Global batch k, or only the given slots of it (in that order)."""
+        """Global batch k, or only some of its slots, in the given order."""
         choice, turn = self._cycle.at(k)
         lang = list(self.languages)[choice]
         chosen = range(self.batch_size) if slots is None else slots
@@ -195,12 +219,8 @@ class Order:
 
     def _slots(self, k: int, lang: str, first: int, slots: Iterable[int]) -> Iterator[Slot]:
         """first: the batch's first position in every lane of its language."""
-        (cycle, starts), streams, lanes, draw = (
-            self._mixtures[lang],
-            self._streams[lang],
-            self.lanes,
-            mixing(self.seed, "draw", k),
-        )
+        cycle, starts = self._mixtures[lang]
+        streams, lanes, draw = self._streams[lang], self.lanes, mixing(self.seed, "draw", k)
         for slot in slots:
             row, lane = divmod(slot, lanes)
             start, before = starts[lane]
@@ -213,14 +233,21 @@ class Order:
             yield Slot(slot, source, shard, at, draw(slot), position)
 
     def stream(self, lang: str, source: int) -> Stream | None:
-        """The rows of a source in a language; None where it has none."""
+        """The rows of a source in a language; None if it has none."""
         return next((stream for s, stream in self._streams[lang] if s == source), None)
 
     def substitute(self, k: int, slot: Slot, attempt: int) -> Slot:
-        """What stands in for a broken row of batch k: another eligible row of the same shard, another one for each
-        attempt 1, 2, ...
+        """The slot with another row instead of a broken one: an eligible row of the same shard.
 
-        Depends on the slot alone, not on who reads it. Raises DataError when the shard has no further eligible row.
+        Depends only on the slot, not on the process that reads it.
+
+        Args:
+            k: number of the batch.
+            slot: with the broken row.
+            attempt: 1, 2, ...; each one gives another row.
+
+        Raises:
+            DataError: the shard has no further eligible row.
         """
         lang = list(self.languages)[self._cycle.at(k)[0]]
         eligible = self.sources[slot.source].eligible(lang)
@@ -229,7 +256,7 @@ class Order:
         rows = rows[rows != slot.row]
         if not 1 <= attempt <= len(rows):
             raise DataError(
-                f"dataset {self.sources[slot.source].name}, shard {slot.shard}: no row is left to stand in for broken"
+                f"dataset {self.sources[slot.source].name}, shard {slot.shard}: no row is left to replace broken"
                 f" row {slot.row} (attempt {attempt}, {len(rows)} other rows in language {lang!r}); `ccr-dist shards"
                 " verify` lists what is broken"
             )

@@ -1,14 +1,14 @@
 """Reading ahead: tells the kernel which rows come next, so that a shuffled order reads a cold disk nearly in sequence.
 
-Rows are shuffled in windows, so a batch reads at random places. But the rows of a window lie one after another, and the
-order is known: lane by lane, the rows up to a window ahead are asked for (POSIX_FADV_WILLNEED) in the order in which
-they lie in the payloads, about a megabyte at a time, and are in the page cache when they are drawn. At the start of a
-run nothing can be ahead: asking then begins with the window's first row and is PACE times as fast as drawing until it
-is a window ahead; rows drawn before they were asked for are read at random, which is always possible. This is a hint
-and changes no batch.
+Rows are shuffled in windows, so a batch reads from random places. But the rows of a window are stored one after
+another, and the order is known. So for each lane, the rows up to a window ahead are requested (POSIX_FADV_WILLNEED) in
+the order of the payloads, about a megabyte at a time, and are in the page cache when they are drawn. At the start of a
+run nothing has been requested: requests then begin with the window's first row and are PACE times as fast as drawing
+until they are a window ahead. Rows drawn before their request are read from random places. These are hints; they change
+no batch.
 
-It takes page cache for two windows a lane. Where that could be more than a share of the memory, and of datasets behind
-a store (whose payloads come whole), nothing is requested.
+Reading ahead needs page cache for two windows per lane. Nothing is requested where that could exceed a share of the
+memory, or for datasets in a store (whose payloads are fetched whole).
 """
 
 from __future__ import annotations
@@ -27,8 +27,13 @@ SHARE = 4  # all ranks of a machine together hold at most 1/SHARE of its memory 
 
 
 class ReadAhead:
-    """To be called with each batch before its rows are read. columns: language -> a dataset each: role -> column;
-    slots: this rank's; last: the batch after the run's last one.
+    """To be called with each batch before its rows are read.
+
+    Args:
+        order: which rows make up a batch.
+        columns: language -> for each dataset: role -> column.
+        slots: of this rank.
+        last: the batch after the run's last one.
     """
 
     def __init__(
@@ -37,7 +42,7 @@ class ReadAhead:
         self._order, self._last, self._per_lane = order, last, order.batch_size // order.lanes
         self._columns: dict[tuple[str, int], list[Column]] = {}
         self._step: dict[tuple[str, int], int] = {}  # rows
-        # positions: asked for up to, drawn up to at that time
+        # (position up to which rows were requested, position up to which they were drawn at that time)
         self._progress: dict[tuple[str, int, int], tuple[int, int]] = {}
         lanes, need = len({slot % order.lanes for slot in slots}), 0.0
         for source in range(len(order.sources)):
@@ -86,5 +91,5 @@ class ReadAhead:
         self._progress[lang, source, lane] = target, now
         for shard, rows in stream.run(lane, asked, target):
             for column in self._columns[lang, source]:
-                with contextlib.suppress(DataError, OSError):  # the reader of the row will meet it again
+                with contextlib.suppress(DataError, OSError):  # reading the row will report it
                     column.will_read(shard, int(rows[0]), int(rows[-1]))

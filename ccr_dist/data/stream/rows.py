@@ -1,11 +1,11 @@
-"""Rows as tensors and texts: reads one rank's slots of a global batch and stands in for broken samples.
+"""Rows as tensors and texts: reads one rank's slots of a global batch and substitutes broken samples.
 
 Belongs here: values of columns with retries, caption choice, substitution. Does not belong here: which rows make up a
-batch (`order.py`), processes that read (`loader.py`), files (`column.py`).
+batch (`order.py`), processes that read (`loader.py`), files (`column_values.py`).
 
-A batch depends on (order, k, slots of the rank) alone, not on workers or on what was read before. Wrong content
-(DataError) is substituted and listed; an OSError is retried and then ends the run as StorageError, so that a hiccup of
-the storage never changes a batch.
+A batch depends only on (order, k, slots of the rank), not on workers or on what was read before. A row with wrong
+content (DataError) is substituted and listed. An OSError is retried and then ends the run as StorageError, so that
+failing storage never changes a batch.
 """
 
 from __future__ import annotations
@@ -31,13 +31,16 @@ from ccr_dist.data.table.column import Column
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
 
-ATTEMPTS = 8  # stand-ins tried for one slot
-CAPTIONS = ("source", "target", "source_feature", "back", "back_feature")  # have one value for each source caption
+ATTEMPTS = 8  # substitutes tried for one slot
+CAPTIONS = ("source", "target", "source_feature", "back", "back_feature")  # roles with one value per source caption
 
 
 def read_value(column: Column, shard: int, row: int) -> Any:
-    """Like `Column.value`, matrices as float32 `(n, D)`, all of it finite. DataError for wrong content, StorageError
-    when reading keeps failing.
+    """Like `Column.value`, with retries, and matrices as finite float32 (n, D).
+
+    Raises:
+        DataError: the content is wrong.
+        StorageError: reading keeps failing.
     """
     value = retry_io(partial(column.value, shard, row), what=column.where(shard, row))
     if column.kind != "matrix" or value is None:
@@ -46,13 +49,13 @@ def read_value(column: Column, shard: int, row: int) -> Any:
         broken = int((~np.isfinite(value)).any(1).sum())
         raise DataError(
             f"{column.where(shard, row)}: {broken} of {len(value)} vectors have values that are NaN or infinite; make"
-            " it again"
+            " the column again"
         )
     return np.array(value, dtype=np.float32)
 
 
 def vector_width(column: Column) -> int:
-    """D of a matrix column."""
+    """The width D of a matrix column."""
     return retry_io(lambda: column.places(0).width, what=column.folder)
 
 
@@ -61,10 +64,19 @@ def _key(dataset: Dataset, shard: int, row: int) -> str:
 
 
 class TableRows(TorchDataset[Batch]):
-    """`rows[k]`: the given slots of global batch k as a `Batch`. Picklable.
+    """`rows[k]` is a `Batch` with the given slots of global batch k. Picklable.
 
-    slots: this rank's; last: the batch after the run's last one (nothing is read ahead beyond it); transform: RGB
-    picture -> float tensor; if it has the attribute `random = True` it is called with a 64-bit seed as second argument.
+    Args:
+        order: which rows make up a batch.
+        datasets: in the order of `order.sources`.
+        fields: the columns that are read.
+        slots: of this rank.
+        last: the batch after the run's last one; nothing is read ahead beyond it.
+        transform: RGB picture -> float tensor. With the attribute `random = True` it is called with a 64-bit seed as
+            second argument.
+
+    Raises:
+        ConfigError: the visual column has pictures and there is no transform.
     """
 
     def __init__(
@@ -77,13 +89,8 @@ class TableRows(TorchDataset[Batch]):
         last: int,
         transform: Callable[..., torch.Tensor] | None = None,
     ) -> None:
-        self.order, self.datasets, self.slots, self.transform, self.many = (
-            order,
-            list(datasets),
-            tuple(slots),
-            transform,
-            fields.many,
-        )
+        self.order, self.datasets, self.slots = order, list(datasets), tuple(slots)
+        self.transform, self.many = transform, fields.many
         self.columns = {lang: [fields.open(dataset, lang) for dataset in datasets] for lang in order.languages}
         if transform is None and any(
             c["visual"].kind == "image" for opened in self.columns.values() for c in opened if "visual" in c
@@ -100,7 +107,12 @@ class TableRows(TorchDataset[Batch]):
         return self.read(batch)
 
     def read(self, batch: GlobalBatch) -> Batch:
-        """DataError when no stand-in for a broken row is found, StorageError when reading keeps failing."""
+        """Reads the slots of a batch.
+
+        Raises:
+            DataError: no row can replace a broken one.
+            StorageError: reading keeps failing.
+        """
         substituted: list[dict[str, Any]] = []
         rows = [self._row_or_stand_in(batch.k, batch.lang, slot, substituted) for slot in batch.slots]
         roles = next(opened for opened in self.columns[batch.lang] if opened)
@@ -111,7 +123,7 @@ class TableRows(TorchDataset[Batch]):
         def tensors(role: str) -> torch.Tensor | None:
             if role not in roles:
                 return None
-            # stacks; in a worker process straight into shared memory
+            # stacks; in a worker process directly into shared memory
             return default_collate([row[role] for row in rows]) if rows else self._no_rows(role, roles[role])
 
         visual: torch.Tensor | None
@@ -176,7 +188,7 @@ class TableRows(TorchDataset[Batch]):
         for role, value in values.items():
             if value is None:
                 raise DataError(
-                    f"{columns[role].where(slot.shard, slot.row)}: no value, although the shard's index speaks of one"
+                    f"{columns[role].where(slot.shard, slot.row)}: no value, although the shard's index records one"
                 )
         # views to texts
         values |= {role: texts_of(values[role]) for role in ("source", "description") if role in values}
@@ -193,13 +205,13 @@ class TableRows(TorchDataset[Batch]):
                         f"{columns[role].where(slot.shard, slot.row)}: {len(values[role])} values, but "
                         f"{columns[captions[0]].name} has {number}; they must be aligned one by one"
                     )
-            # A draw falls on what says something in all columns: "" stands where a translation was dropped.
+            # Only captions that say something in all columns are drawn: a dropped translation is "".
             texts = {role: values[role] for role in captions if columns[role].kind != "matrix"}
             there = with_text(*texts.values()) if texts else range(number)
             if not there:
                 names = ", ".join(columns[role].name for role in texts)
                 raise DataError(
-                    f"{columns[captions[0]].where(slot.shard, slot.row)}: no caption says something in all of {names}"
+                    f"{columns[captions[0]].where(slot.shard, slot.row)}: no caption has text in all of {names}"
                 )
             at = there[slot.draw % len(there)]
             for role in captions:
@@ -218,21 +230,19 @@ class TableRows(TorchDataset[Batch]):
             return torch.from_numpy(value)
         if len(value) != 1:
             raise DataError(
-                f"{column.where(slot.shard, slot.row)}: {len(value)} vectors, but this method takes one a row;"
+                f"{column.where(slot.shard, slot.row)}: {len(value)} vectors, but this method takes one per row;"
                 " `ccr-dist featurise` with `--pool mean` makes one"
             )
         return torch.from_numpy(value[0])
 
     def _transformed(self, picture: Any, draw: int) -> torch.Tensor:
         assert self.transform is not None
-        return (
-            self.transform(picture, mix(draw, "augment"))
-            if getattr(self.transform, "random", False)
-            else self.transform(picture)
-        )
+        if getattr(self.transform, "random", False):
+            return self.transform(picture, mix(draw, "augment"))
+        return self.transform(picture)
 
     def _no_rows(self, role: str, column: Column) -> torch.Tensor:
-        """`(0, ...)`, with the shape of the rows that other ranks hold."""
+        """An empty tensor (0, ...) with the shape of the rows that other ranks hold."""
         if column.kind == "matrix":
             return torch.empty(0, vector_width(column))
         from PIL import Image

@@ -1,8 +1,8 @@
-"""What the order draws from: the eligible rows of a dataset, and the endless stream of them in one language, cut in
-lanes.
+"""What the order draws from: the eligible rows of a dataset, and the endless stream of them in one language, divided
+into lanes.
 
-A stream passes over its eligible rows again and again: pass e permutes the shards, cuts the concatenated rows in L
-equal segments, one a lane, and shuffles each segment in windows. Positions count the rows of a lane from the start of
+A stream passes over its eligible rows again and again. Pass e permutes the shards, divides the concatenated rows into L
+equal segments, one per lane, and shuffles each segment in windows. Positions count the rows of a lane from the start of
 the run, over all passes.
 """
 
@@ -19,8 +19,14 @@ from ccr_dist.errors import DataError
 
 
 class Eligible:
-    """The rows of a source that may be drawn: a count a shard, and a packed bitmap only for shards where some may
-    not.
+    """The rows of a source that may be drawn: a count per shard, and packed bits for shards with ineligible rows.
+
+    Args:
+        shard_rows: rows of each shard.
+        present: for each shard a bool array (rows,), or None where all rows are eligible; None: all rows of all shards.
+
+    Raises:
+        DataError: the number or length of the arrays does not fit.
     """
 
     def __init__(self, shard_rows: Sequence[int], present: Iterable[np.ndarray | None] | None) -> None:
@@ -33,12 +39,12 @@ class Eligible:
             if mask is None:
                 continue
             if shards > len(shard_rows) or len(mask) != shard_rows[shard]:
-                raise DataError(f"the bitmap of shard {shard} has {len(mask)} rows; it must have as many as the shard")
+                raise DataError(f"the bitmap of shard {shard} has {len(mask)} rows; it must have those of the shard")
             mask = np.asarray(mask, dtype=bool)
             if not mask.all():
                 self.bits[shard], self.counts[shard] = np.packbits(mask), mask.sum()
         if shards != len(shard_rows):
-            raise DataError(f"{shards} bitmaps for {len(shard_rows)} shards; there must be one a shard")
+            raise DataError(f"{shards} bitmaps for {len(shard_rows)} shards; there must be one per shard")
         self.total = int(self.counts.sum())
 
     def rows(self, shard: int) -> np.ndarray:
@@ -47,6 +53,7 @@ class Eligible:
         return np.flatnonzero(np.unpackbits(self.bits[shard], count=n)) if shard in self.bits else np.arange(n)
 
     def digest(self) -> str:
+        """Identifies which rows are eligible."""
         digest = hashlib.sha256(self.shard_rows.astype("<i8").tobytes())
         for shard in sorted(self.bits):
             digest.update(b"%d:" % shard + self.bits[shard].tobytes())
@@ -56,10 +63,13 @@ class Eligible:
 class Source:
     """One dataset in the mixture.
 
-    `digest` and `name` (for messages) identify the dataset. `present[lang]` gives one bool array `(rows,)` a shard, or
-    None in place of an array, or of all arrays, where every row is eligible; iterables are consumed shard by shard and
-    kept as packed bits. A language that is not in `present` has no rows here; `present=None`: every row in every
-    language.
+    Args:
+        digest: identifies the dataset.
+        shard_rows: rows of each shard.
+        weight: share of the samples, relative to other sources.
+        present: eligible rows by language, each as for `Eligible`; iterables are consumed shard by shard and kept as
+            packed bits. A language that is missing has no rows here. None: every row in every language.
+        name: for messages.
     """
 
     def __init__(
@@ -78,11 +88,21 @@ class Source:
         )
 
     def eligible(self, lang: str) -> Eligible | None:
+        """The eligible rows in a language; None where there are none."""
         return self._all if self._present is None else self._present.get(lang)
 
 
 class Stream:
-    """The eligible rows of one source in one language, pass after pass, cut in lanes."""
+    """The eligible rows of one source in one language, pass after pass, divided into lanes.
+
+    Args:
+        eligible: the rows.
+        seed: decides all shuffling.
+        batch: rows of a global batch.
+        lanes: how many.
+        window_rows: rows of a lane that are shuffled together.
+        drop_last: every pass leaves out the rows that do not fill a global batch.
+    """
 
     def __init__(
         self, eligible: Eligible, seed: int, *, batch: int, lanes: int, window_rows: int, drop_last: bool
@@ -93,12 +113,13 @@ class Stream:
         self._shards: Recent[tuple[np.ndarray, np.ndarray]] = Recent(4)  # lanes may be one pass apart
 
     def lane(self, lane: int) -> tuple[int, int]:
-        """First position and number of rows of a lane in every pass."""
+        """(first row, number of rows) of a lane in every pass."""
         start, stop = (at * self.eligible.total // self.lanes for at in (lane, lane + 1))
-        return start, stop - start if self.equal_rows is None else self.equal_rows
+        rows = stop - start if self.equal_rows is None else self.equal_rows
+        return start, rows
 
     def shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards in the order of this pass, and the position after the last row of each."""
+        """(shards in the order of a pass, position after the last row of each), both (shards,) int64."""
 
         def make() -> tuple[np.ndarray, np.ndarray]:
             order = permutation(mix(self.seed, "shards", epoch), len(self.eligible.counts))
@@ -112,7 +133,7 @@ class Stream:
         return epoch, *divmod(inside, self.window_rows)
 
     def window(self, lane: int, epoch: int, window: int) -> np.ndarray:
-        """`(n, 2)` int32: shard and row at each place of one window."""
+        """(n, 2) int32: shard and row at each place of a window."""
         start, rows = self.lane(lane)
         first = start + window * self.window_rows
         parts = [
@@ -123,9 +144,7 @@ class Stream:
         return found[permutation(mix(self.seed, "window", epoch, lane, window), len(found))]
 
     def run(self, lane: int, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(shard, rows ascending) of the positions [start, stop) before windows are shuffled, that is in the order of
-        the payloads.
-        """
+        """(shard, ascending rows) of the positions [start, stop) in the order of the payloads, before shuffling."""
         first, rows = self.lane(lane)
         while start < stop:
             epoch, inside = divmod(start, rows)
@@ -134,7 +153,7 @@ class Stream:
             start += n
 
     def _segment(self, epoch: int, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(shard, rows) of the rows [start, stop) of a pass, all lanes one after another."""
+        """(shard, rows) of the rows [start, stop) of a pass, counted over all lanes."""
         order, ends = self.shards(epoch)
         for i in range(int(np.searchsorted(ends, start, side="right")), len(order)):
             if start >= stop:

@@ -1,13 +1,14 @@
 """Every row once, in order: what evaluation encodes. `Sweep` reads one column (all captions of a language), `Gallery`
-what is known of items.
+all that is known about the items.
 
-Rows are cut in blocks that do not depend on the world size; a rank reads a contiguous share of them. Nothing is drawn,
-repeated or substituted: null rows are left out (`rows` tells which are there), as are texts that say nothing, which are
-counted; broken content is a DataError.
+Rows are divided into blocks that do not depend on the world size; a rank reads a contiguous share of them. Nothing is
+drawn, repeated or substituted. Null rows are left out (`rows` lists the others), and so are texts that say nothing,
+which are counted. Broken content is a DataError.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -23,20 +24,23 @@ from ccr_dist.data.storage.lru import Recent
 from ccr_dist.data.stream.batch import padded
 from ccr_dist.data.stream.loader import as_it_is
 from ccr_dist.data.stream.rows import read_value, vector_width
-from ccr_dist.data.table.column_values import Item
+from ccr_dist.data.table.column_values import ValueName
 from ccr_dist.data.table.dataset import Column, Dataset
 from ccr_dist.errors import ConfigError, DataError
 
 
 @dataclass
 class Block:
-    """n values: `rows` (n,) int64 row numbers in the dataset; `parts` (n,) int64 which caption, vector or view of the
-    row (views by name).
+    """n values of a column.
 
-    values: list[str] for texts, views and labels; (n, D) float32 for a matrix; (n, ...) for pictures with a transform,
-    else bytes. beside: of texts, the aligned ones of the column `beside`. blank: texts that were left out because they,
-    or those beside them, say nothing; without: the rows of which that leaves none, although the index has a value for
-    them.
+    Attributes:
+        rows: (n,) int64, row numbers in the dataset.
+        parts: (n,) int64, which caption, vector or view of the row it is (views ordered by name).
+        values: list[str] for texts, views and labels; (n, D) float32 for a matrix; (n, ...) for pictures with a
+            transform, otherwise bytes.
+        beside: the aligned texts of a second column.
+        blank: number of texts left out because they, or those beside them, say nothing.
+        without: rows that are left with no text although the index has a value for them.
     """
 
     rows: torch.Tensor
@@ -48,8 +52,13 @@ class Block:
 
 
 class Items(NamedTuple):
-    """n items of a gallery: `rows` (n,) int64 row numbers; visual, mask and description as `batch.Batch` has them for
-    training.
+    """n items of a gallery.
+
+    Attributes:
+        rows: (n,) int64, row numbers in the dataset.
+        visual: as `Batch.visual`.
+        mask: as `Batch.visual_mask`.
+        description: as `Batch.description`; "" for an item without one.
     """
 
     rows: torch.Tensor
@@ -69,7 +78,7 @@ class _Blocks(TorchDataset[Any]):
         self.dataset, self.block_rows = dataset, block_rows
         self._ends = np.cumsum(dataset.shard_rows)
         self._present: Recent[np.ndarray] = Recent(4)
-        blocks = -(-dataset.rows // block_rows)
+        blocks = math.ceil(dataset.rows / block_rows)
         self._first, self._last = blocks * rank // world, blocks * (rank + 1) // world
 
     def __len__(self) -> int:
@@ -81,8 +90,8 @@ class _Blocks(TorchDataset[Any]):
         start = (self._first + i) * self.block_rows
         return range(start, min(start + self.block_rows, self.dataset.rows))
 
-    def _value(self, column: Column, row: int) -> tuple[Any, Item]:
-        """A row's value, and where it stands."""
+    def _value(self, column: Column, row: int) -> tuple[Any, ValueName]:
+        """A row's value, and its name for messages."""
         shard, at = self._place(row)
         return read_value(column, shard, at), column.where(shard, at)
 
@@ -91,7 +100,7 @@ class _Blocks(TorchDataset[Any]):
         return shard, row - (int(self._ends[shard - 1]) if shard else 0)
 
     def _texts(self, column: Column, row: int) -> list[str]:
-        """All texts of a row; none where its index says that there is nothing, whatever broken value it has."""
+        """All texts of a row; none where the index says that it is null, even if a broken value is stored."""
         try:
             return texts_of(self._value(column, row)[0])
         except DataError:
@@ -105,8 +114,19 @@ class _Blocks(TorchDataset[Any]):
 
 
 class Sweep(_Blocks):
-    """The values of a column, a `Block` at a time. beside: a column of texts, one for each text of this one, that come
-    with them.
+    """The values of a column, one `Block` at a time.
+
+    Args:
+        dataset: whose rows are read.
+        column: of any kind.
+        beside: a second column of texts, one for each text of `column`, read with them.
+        transform: RGB picture -> float tensor; None: pictures are bytes.
+        world: number of ranks.
+        rank: which share is read.
+        block_rows: rows of a block.
+
+    Raises:
+        DataError: a column is missing or incomplete.
     """
 
     def __init__(
@@ -123,8 +143,9 @@ class Sweep(_Blocks):
         super().__init__(dataset, world=world, rank=rank, block_rows=block_rows)
         self.column: Column = dataset.column(column)
         self.beside: Column | None = dataset.column(beside) if beside else None
-        for opened in filter(None, (self.column, self.beside)):
-            opened.require_complete()
+        self.column.require_complete()
+        if self.beside is not None:
+            self.beside.require_complete()
         self.transform = transform
 
     def __getitem__(self, i: int) -> Block:
@@ -162,7 +183,7 @@ class Sweep(_Blocks):
         return block
 
     def _aligned(self, row: int, number: int) -> list[str]:
-        """The texts beside those of a row; a null row has none that says anything."""
+        """The texts beside those of a row; for a null row, blank ones."""
         assert self.beside is not None
         texts = self._texts(self.beside, row)
         if texts and len(texts) != number:
@@ -190,11 +211,21 @@ class Sweep(_Blocks):
 
 
 class Gallery(_Blocks):
-    """The items of a dataset, `Items` at a time; rows without a value in the visual column are left out.
+    """The items of a dataset, one block of `Items` at a time. Rows without a value in the visual column are left out.
 
-    many: the visual column has any number of vectors a row, otherwise one. description: a column; an item without one
-    has "". Raises ConfigError for a visual column that holds neither pictures nor vectors, DataError for several
-    vectors where one is expected.
+    Args:
+        dataset: whose rows are read.
+        visual: column of pictures or vectors.
+        many: the visual column may have any number of vectors per row; otherwise exactly one.
+        description: column of descriptions, if any.
+        transform: RGB picture -> float tensor.
+        world: number of ranks.
+        rank: which share is read.
+        block_rows: rows of a block.
+
+    Raises:
+        ConfigError: the visual column has neither pictures nor vectors.
+        DataError: a column is missing or incomplete; while iterating, several vectors where one is expected.
     """
 
     def __init__(
@@ -212,11 +243,12 @@ class Gallery(_Blocks):
         super().__init__(dataset, world=world, rank=rank, block_rows=block_rows)
         self.visual: Column = dataset.column(visual)
         self.description: Column | None = dataset.column(description) if description else None
-        for column in filter(None, (self.visual, self.description)):
-            column.require_complete()
+        self.visual.require_complete()
+        if self.description is not None:
+            self.description.require_complete()
         if self.visual.kind not in ("image", "matrix"):
             raise ConfigError(
-                f"{self.visual.folder}: a gallery is made of pictures or vectors, this is a {self.visual.kind} column"
+                f"{self.visual.folder}: a gallery needs pictures or vectors, this is a {self.visual.kind} column"
                 + ("; `ccr-dist featurise` makes vectors of videos" if self.visual.kind == "video" else "")
             )
         self.transform, self.many = transform, many
@@ -239,24 +271,24 @@ class Gallery(_Blocks):
         visual, mask = padded(values) if several else (torch.stack(values), None)
         return Items(torch.tensor(rows, dtype=torch.int64), visual, mask, descriptions)
 
-    def _one(self, value: Any, where: Item) -> torch.Tensor:
+    def _one(self, value: Any, where: ValueName) -> torch.Tensor:
         if self.visual.kind == "image":
             assert self.transform is not None, "pictures need a transform"
             return self.transform(decode_image(value, where))
         if not self.many and len(value) != 1:
             raise DataError(
-                f"{where}: {len(value)} vectors a row; this method's gallery needs one: evaluate on another column"
+                f"{where}: {len(value)} vectors; this method's gallery needs one per row: evaluate on another column"
             )
         return torch.from_numpy(value if self.many else value[0])
 
 
 def gallery(dataset: Dataset, visual: str, *, workers: int = 0, **options: Any) -> DataLoader:
-    """Yields the `Items` of a rank in order, read by `workers` processes; options as for `Gallery`."""
+    """A loader of the `Items` of a rank, in order, read by `workers` processes. Options as for `Gallery`."""
     return _loader(Gallery(dataset, visual, **options), workers)
 
 
 def sweep(dataset: Dataset, column: str, *, workers: int = 0, **options: Any) -> DataLoader:
-    """Yields the `Block`s of a rank in order, read by `workers` processes; options as for `Sweep`."""
+    """A loader of the `Block`s of a rank, in order, read by `workers` processes. Options as for `Sweep`."""
     return _loader(Sweep(dataset, column, **options), workers)
 
 

@@ -1,6 +1,6 @@
-"""A column of a dataset: its values (`column_values.py`), and committing shards of it.
+"""A column of a dataset that can be committed to, shard by shard. Reading it is in `column_values.py`.
 
-The layout on disk is described in `dataset.py`, values and bytes of each kind in `data/media/decode.py`.
+`dataset.py` describes the layout on disk, `data/media/decode.py` the values and bytes of each kind.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 
 from ccr_dist.data.media import decode
 from ccr_dist.data.storage import store
-from ccr_dist.data.storage.tar import ShardIndex, TarWriter, forget_files, read_at
+from ccr_dist.data.storage.file_ranges import forget_files, read_at
+from ccr_dist.data.storage.tar import ShardIndex, TarWriter
 from ccr_dist.data.table import seal
 from ccr_dist.data.table.column_values import ReadableColumn
 from ccr_dist.data.table.keys import keys_digest
@@ -24,9 +25,15 @@ from ccr_dist.errors import DataError
 
 
 class Foreign(NamedTuple):
-    """What indexing found out about a tar and one column in it. crc: (rows,) uint32, of each row's member, 0 where it
-    has none; nulls: rows that say nothing; bad: rows (among the nulls) whose value cannot be used, and why; mtime:
-    ns.
+    """What indexing found in a tar about one column.
+
+    Attributes:
+        bytes: size of the tar.
+        sha256: of the tar.
+        mtime: modification time of the tar, ns.
+        crc: (rows,) uint32, CRC-32 of each row's member; 0 where it has none.
+        nulls: rows without a value that says anything.
+        bad: rows among `nulls` whose value cannot be used, with the reason.
     """
 
     bytes: int
@@ -41,17 +48,19 @@ class Column(ReadableColumn):
     """A column that can be read and committed to, shard by shard."""
 
     def settled(self, shard: int) -> bool:
-        """Whether nothing is to be made of a shard: it is finished, or its payload waits for a record. One that is lost
-        is set aside first.
+        """Whether a shard needs no new payload: it is finished, or its payload only lacks a record.
 
-        Asked by the process that may make the shard now. DataError for a record of other rows or another plan.
+        A damaged shard is set aside first. To be called only by the process that may make the shard now.
+
+        Raises:
+            DataError: its record belongs to other rows or another plan.
         """
         if self._seal or self.path(shard, "record").exists():
             if self.whole(shard) or self._fault(shard, set(os.listdir(self.folder))) is None:  # noqa: PTH208 (a listing is fresh on NFS)
                 return True
             if not self.damaged(shard):
                 self.record(shard)
-            if self.confirmed(shard):  # its index or its record is at fault: as if nobody had recorded the payload yet
+            if self.confirmed(shard):  # index or record is at fault: continue as if the payload had no record yet
                 self.path(shard, "record").unlink(missing_ok=True)
                 self._forget(shard)
             else:
@@ -59,8 +68,9 @@ class Column(ReadableColumn):
         return self.own_payload(shard).exists()
 
     def confirmed(self, shard: int) -> bool:
-        """Whether the payload made here is there with a sha256 that the record, damaged or not, or the seal speaks of.
-        Reads all of it.
+        """Whether the column's own payload exists and its sha256 occurs in the record, damaged or not, or in the seal.
+
+        Reads the whole payload.
         """
         payload = self.own_payload(shard)
         if not payload.exists():
@@ -73,16 +83,18 @@ class Column(ReadableColumn):
         )
 
     def set_aside(self, shard: int) -> Path | None:
-        """Makes a damaged shard a missing one: its own payload is kept as `<name>.damaged` (returned), what tells about
-        it is removed.
+        """Turns a damaged shard into a missing one: its payload is renamed, its record and index are removed.
 
-        The record goes last: a shard that this was interrupted over is lost still, and set aside again.
+        The record is removed last, so that an interrupted call leaves a shard that is set aside again.
+
+        Returns:
+            The payload's new path, `<name>.damaged`; None where there was no payload.
         """
         payload, kept = self.own_payload(shard), None
         record = self.path(shard, "record")
         self._remove_seal()
         self._forget(shard)
-        forget_files()  # what is made again may have the same digest
+        forget_files()  # the payload that is made again may have the same digest
         if os.path.lexists(payload):
             kept = payload.with_name(f"{payload.name}.damaged")
             payload.replace(kept)
@@ -97,11 +109,18 @@ class Column(ReadableColumn):
         return kept
 
     def commit(self, shard: int, values: Iterable[bytes | None]) -> bool:
-        """Writes a shard from its rows' encoded values, in key order; null rows are None. Exactly one of several
-        committers gets True.
+        """Writes a shard.
 
-        DataError for a wrong number of values or one that does not decode; StorageError on a full disk. Both leave
-        nothing behind.
+        Args:
+            shard: its number.
+            values: the encoded values of its rows, in the order of the keys; None for a null row.
+
+        Returns:
+            Whether this call committed it: of several committers, exactly one gets True.
+
+        Raises:
+            DataError: the number of values is wrong, or one cannot be decoded. Nothing is left behind.
+            StorageError: the disk is full. Nothing is left behind.
         """
         if self.kind == "matrix":
             raise DataError(f"{self.folder}: commit_matrix() writes a matrix column")
@@ -143,12 +162,23 @@ class Column(ReadableColumn):
     def commit_matrix(
         self, shard: int, array: np.ndarray, counts: Sequence[int] | None = None, nulls: Iterable[int] = ()
     ) -> bool:
-        """Writes a shard of vectors: array (N, D), cast to float16; counts: vectors a row, None: one for every row that
-        is not in `nulls`.
+        """Writes a shard of vectors.
 
-        N is the sum of the counts; a row with none is null. The counts follow the array in the same .npy file (two
-        `np.save`, as NumPy documents), so that the payload is whole by itself. Exactly one of several committers gets
-        True.
+        The counts follow the array in the same .npy file (two calls of `np.save`, as NumPy documents), so that the
+        payload is complete by itself.
+
+        Args:
+            shard: its number.
+            array: (N, D), cast to float16; N is the sum of the counts.
+            counts: vectors of each row; a row with 0 is null. None: one for every row that is not in `nulls`.
+            nulls: rows without vectors.
+
+        Returns:
+            Whether this call committed it: of several committers, exactly one gets True.
+
+        Raises:
+            DataError: array and counts do not fit the shard, or float16 cannot hold a value.
+            StorageError: the disk is full.
         """
         if self.kind != "matrix":
             raise DataError(f"{self.folder}: commit() writes a {self.kind} column")
@@ -187,10 +217,17 @@ class Column(ReadableColumn):
         return self.commit_payload(shard)
 
     def commit_foreign(self, shard: int, url: Path, index: ShardIndex, found: Foreign, prefix: str = "") -> bool:
-        """Records a shard whose payload is a tar made elsewhere (absolute `url`); `index` is what `ShardIndex.scan`
-        found in it.
+        """Records a shard whose payload is a tar made elsewhere.
 
-        prefix: what the keys begin with, and the names of the members do not.
+        Args:
+            shard: its number.
+            url: absolute path of the tar.
+            index: the result of `ShardIndex.scan`.
+            found: what else is known about the tar.
+            prefix: what the keys begin with and the names of the members do not.
+
+        Returns:
+            Whether this call committed it.
         """
         about: dict[str, Any] = {"crc": found.crc.tolist()} | ({"prefix": prefix} if prefix else {})
         about |= {"bad": {str(row): why for row, why in found.bad.items()}} if found.bad else {}
@@ -198,23 +235,35 @@ class Column(ReadableColumn):
         return self._publish(shard, content, found.bytes, found.sha256, {"url": str(url), "mtime": found.mtime})
 
     def write_stats(self, shard: int, stats: dict[str, Any]) -> None:
-        """Telemetry beside the shard (seconds, host, bad rows); replaces an earlier one."""
+        """Writes telemetry beside the shard (seconds, host, bad rows), replacing earlier telemetry."""
         store.replace_atomic(self.path(shard, "stats"), store.pretty_json(stats))
 
     def commit_payload(self, shard: int) -> bool:
-        """Index and record of the existing payload: one's own, another committer's, or one that a crash left
-        without a record.
+        """Writes index and record for an existing payload, whether this process wrote it, another one, or a crash left
+        it without a record.
+
+        Returns:
+            Whether this call committed it.
         """
         payload = self.own_payload(shard)
         sha256 = store.sha256_file(payload)
         return self._publish(shard, self.content_of(shard, payload, sha256), payload.stat().st_size, sha256, {})
 
     def content_of(self, shard: int, path: Path, sha256: str) -> dict[str, Any]:
-        """What belongs into the index of a payload made here. DataError for one that is not of this shard."""
+        """The content of the index file for a payload of this column.
+
+        Args:
+            shard: its number.
+            path: of the payload.
+            sha256: of the payload.
+
+        Raises:
+            DataError: the payload belongs to another shard, or is damaged.
+        """
         if self.kind == "matrix":
             _, counts = open_matrix(path)
             if len(counts) != self.dataset.shard_rows[shard]:
-                raise DataError(f"{path}: left by something else (wrong number of rows); remove it and run again")
+                raise DataError(f"{path}: left by another program (wrong number of rows); remove it and run again")
             content: dict[str, Any] = {"keys": self.dataset.shard_keys[shard]}
             if (counts != 1).any():
                 content["counts"] = counts.tolist()
@@ -228,7 +277,7 @@ class Column(ReadableColumn):
         return {**index.to_json(), "nulls": [i for i, present in enumerate(there) if not present]}
 
     def _publish(self, shard: int, content: dict[str, Any], size: int, sha256: str, extra: dict[str, Any]) -> bool:
-        """Index, then record: the shard is there. The index of another payload, which a crash left, is replaced."""
+        """Writes the index, then the record, which makes the shard exist. The index of a former payload is replaced."""
         path, data = self.path(shard, "index", fetch=False), store.canonical_json(content)
         if not store.create_once(path, data) and store.read_bytes(path) != data:
             store.replace_atomic(path, data)

@@ -1,6 +1,6 @@
 """Reading the values of a column's rows.
 
-Which shards are there: `recorded.py`; values and bytes of each kind: `data/media/decode.py`.
+`recorded.py` knows which shards are there; `data/media/decode.py` has the values and bytes of each kind.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 
 from ccr_dist.data.media import decode
 from ccr_dist.data.storage import store
+from ccr_dist.data.storage.file_ranges import read_at, will_read
 from ccr_dist.data.storage.lru import Recent
-from ccr_dist.data.storage.tar import read_at, will_read
 from ccr_dist.data.table import records
 from ccr_dist.data.table.dataset_rows import DatasetRows
 from ccr_dist.data.table.payload import Places, load_matrix, matrix_places, tar_places
@@ -26,8 +26,8 @@ from ccr_dist.errors import DataError
 _PLACES_HELD = 1 << 23  # rows whose places a column keeps in memory, 16 bytes each
 
 
-class Item(NamedTuple):
-    """How messages name a value; the text is made only when needed."""
+class ValueName(NamedTuple):
+    """How messages name a value: column, shard and key. The text is made only when needed."""
 
     column: ReadableColumn
     shard: int
@@ -42,8 +42,14 @@ class Item(NamedTuple):
         return f"{self.column.name}/{dataset.shards[self.shard]} item {key} of {dataset.place}"
 
 
-class Opened(NamedTuple):
-    """A shard as reading needs it. path: of the payload; None: behind a store, looked up at every read."""
+class OpenShard(NamedTuple):
+    """A shard that is ready to be read.
+
+    Attributes:
+        path: of the payload; None: backed by a store, looked up at every read.
+        sha256: of the payload.
+        places: where the rows are in it.
+    """
 
     path: str | None
     sha256: str
@@ -52,20 +58,19 @@ class Opened(NamedTuple):
 
 @lru_cache(maxsize=1 << 16)
 def _digest(path: str, mtime: int) -> str:
-    """sha256 of a file as it was changed at `mtime` (ns)."""
+    """sha256 of a file; `mtime` (ns) is part of the cache's key."""
     return store.sha256_file(path)
 
 
 class ReadableColumn(Recorded):
-    """A column and the values of its rows.
+    """A column and the values of its rows. Reading is safe in threads and after fork.
 
-    Reading is safe in threads and after fork. OSErrors of reads pass (wrap in `store.retry_io`); wrong content is a
-    DataError.
+    Wrong content is a DataError. OSErrors of reads pass; `store.retry_io` retries them.
     """
 
     def __init__(self, dataset: DatasetRows, name: str) -> None:
         super().__init__(dataset, name)
-        self._shards: Recent[Opened] = Recent(max(16, _PLACES_HELD // max(1, max(dataset.shard_rows, default=1))))
+        self._shards: Recent[OpenShard] = Recent(max(16, _PLACES_HELD // max(1, max(dataset.shard_rows, default=1))))
 
     def unsealed(self) -> Self:
         """The same column, read from its records and indexes even where it is sealed."""
@@ -79,54 +84,62 @@ class ReadableColumn(Recorded):
 
     # -- reading
 
-    def _open(self, shard: int) -> Opened:
+    def _open(self, shard: int) -> OpenShard:
         record = self.record(shard)
         path = None if self.dataset.remote else str(self._unchanged(shard, self.path(shard)))
         if self._seal:
-            return Opened(path, record["sha256"], self._seal.places(shard))
+            return OpenShard(path, record["sha256"], self._seal.places(shard))
         if self.kind == "matrix":
-            return Opened(path, record["sha256"], matrix_places(self.path(shard), record["rows"]))
-        return Opened(
+            return OpenShard(path, record["sha256"], matrix_places(self.path(shard), record["rows"]))
+        return OpenShard(
             path,
             record["sha256"],
             tar_places(self.path(shard, "index"), record.get("index"), self.extension, record["rows"]),
         )
 
     def _unchanged(self, shard: int, path: Path) -> Path:
-        """The payload's path. DataError when it is not the file that was recorded, as far as size and time tell.
+        """Returns the payload's path. Raises DataError where size and time show that it is not the recorded file.
 
-        A tar made elsewhere whose time is another is read whole, once a process: it may have been copied, or been
-        written anew.
+        A tar made elsewhere whose time differs may have been copied or rewritten: it is hashed, once per process.
         """
         record, found = self.record(shard), os.stat(path)  # noqa: PTH116 (often)
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
-            raise DataError(f"{path}: no plain file")
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait
+            raise DataError(f"{path}: not a plain file")
         if why := records.fault(record, found.st_size):
-            raise DataError(f"{path}: {why}: cut, damaged or changed since; `{self.remedy}` makes it again")
+            raise DataError(f"{path}: {why}: truncated, damaged or changed since; `{self.remedy}` makes it again")
         if (
             record.get("mtime", found.st_mtime_ns) != found.st_mtime_ns
             and _digest(str(path), found.st_mtime_ns) != record["sha256"]
         ):
             raise DataError(
-                f"{path}: changed after it was indexed (time and sha256 are others); index it again: `{self.remedy}`"
+                f"{path}: changed after it was indexed (time and sha256 differ); index it again: `{self.remedy}`"
             )
         return path
 
-    def _opened(self, shard: int) -> Opened:
+    def _opened(self, shard: int) -> OpenShard:
         return self._shards.made(shard, lambda: self._open(shard))
 
     def places(self, shard: int) -> Places:
-        """Where the rows lie in the payload. DataError, StorageError."""
+        """Where the rows are in the payload.
+
+        Raises:
+            DataError: index or payload are damaged.
+            StorageError: the store behind the dataset keeps failing.
+        """
         return self._opened(shard).places
 
-    def where(self, shard: int, row: int) -> Item:
+    def where(self, shard: int, row: int) -> ValueName:
         """How messages name a value."""
-        return Item(self, shard, row)
+        return ValueName(self, shard, row)
 
     def read(self, shard: int, row: int) -> bytes | None:
-        """The stored bytes of a value (not of a matrix); None when the row has no member or an empty one."""
+        """The stored bytes of a value; None where the row has no member or an empty one.
+
+        Raises:
+            DataError: the column is a matrix, or the payload is damaged.
+        """
         if self.kind == "matrix":
-            raise DataError(f"{self.folder}: a matrix column has no bytes a row; use value() or matrix()")
+            raise DataError(f"{self.folder}: the rows of a matrix have no bytes of their own; use value() or matrix()")
         return self._bytes(shard, row)[0]
 
     def _bytes(self, shard: int, row: int) -> tuple[bytes | None, int]:
@@ -137,19 +150,26 @@ class ReadableColumn(Recorded):
         return read_at(path or str(self.path(shard)), int(offsets[row]), size, sha256), width
 
     def value(self, shard: int, row: int) -> Any:
-        """bytes (image, video), list[str] (texts), {"views": {...}} (views), str (label), (n, D) float16 (matrix); None
-        for a null row.
+        """The value of a row.
+
+        Returns:
+            bytes (image, video), list[str] (texts), {"views": {...}} (views), str (label), (n, D) float16 (matrix), or
+            None for a null row.
+
+        Raises:
+            DataError: naming the item, where the content is wrong.
         """
         data, width = self._bytes(shard, row)
         if data is None:
             return None
         if self.kind == "matrix":
             return np.frombuffer(data, np.float16).reshape(-1, width).copy()
-        return decode.decode(self.kind, data, Item(self, shard, row), extension=self.extension, field=self.field)
+        return decode.decode(self.kind, data, ValueName(self, shard, row), extension=self.extension, field=self.field)
 
     def will_read(self, shard: int, first: int, last: int) -> None:
-        """Tells the kernel that the rows from `first` to `last` of a shard will be read soon. Not of a dataset behind a
-        store.
+        """Tells the kernel that the rows from `first` to `last` of a shard will be read soon.
+
+        Does nothing for a dataset that is backed by a store.
         """
         path, sha256, (offsets, sizes, _) = self._opened(shard)
         rows = first + np.flatnonzero(sizes[first : last + 1] > 0)
@@ -157,11 +177,13 @@ class ReadableColumn(Recorded):
             will_read(path, int(offsets[rows].min()), int((offsets[rows] + sizes[rows]).max()), sha256)
 
     def matrix(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
-        """(memory-mapped (N, D) float16, offsets (rows + 1,) int64): row i has the vectors offsets[i]:offsets[i +
-        1].
+        """All vectors of a shard.
+
+        Returns:
+            (memory-mapped (N, D) float16, offsets (rows + 1,) int64): row i has the vectors offsets[i]:offsets[i + 1].
         """
         return load_matrix(self.path(shard), self.record(shard)["rows"])
 
     def encode(self, value: Any) -> bytes:
-        """The bytes to commit for a value (None: null)."""
+        """The bytes to commit for a value; None stands for null."""
         return decode.encode(self.kind, value, f"{self.folder.name}")

@@ -1,18 +1,17 @@
 """A dataset is a table: rows in shards, columns as folders of shard files that are written once and never changed.
 
-    ROOT/dataset.json               which rows there are (one split a dataset)
-    ROOT/keys/000000.txt            the keys of a shard's rows, one a line
+    ROOT/dataset.json               which rows there are (one split per dataset)
+    ROOT/keys/000000.txt            the keys of a shard's rows, one per line
     ROOT/COLUMN/column.json         kind, extension, plan, provenance
     ROOT/COLUMN/000000.tar | .npy   payload: the values, in the order of the keys
-    ROOT/COLUMN/000000.index.json   where they lie: a pure function of the payload
+    ROOT/COLUMN/000000.index.json   where the values are: a pure function of the payload
     ROOT/COLUMN/000000.json         commit record, written last: a pure function of the payload and the plan
-    ROOT/COLUMN/000000.stats.json   telemetry, no part of any equality
-    ROOT/COLUMN/sealed.json, .npy   all records and indexes of a complete column in two files; may be missing
-    (`seal.py`)
+    ROOT/COLUMN/000000.stats.json   telemetry, ignored in every comparison
+    ROOT/COLUMN/sealed.json, .npy   all records and indexes of a complete column in two files (`seal.py`); optional
 
 Every file but the telemetry and the seal is create-once. A crash can leave a payload without a record; the next
-committer adopts it. Here are datasets; columns, once they exist, are in `column.py`. What fills a column lives
-elsewhere: recipes (`build.py`), foreign tars (`index.py`), jobs (`generate/`).
+committer adopts it. This module has datasets; existing columns are in `column.py`. Columns are filled by recipes
+(`corpora/build.py`), from tars made elsewhere (`corpora/index.py`) and by jobs (`generate/`).
 """
 
 from __future__ import annotations
@@ -40,9 +39,16 @@ _COLUMNS_HELD = 256
 
 
 def create_dataset(root: str | Path, *, name: str, split: str, keys: Sequence[Sequence[str]]) -> Dataset:
-    """A new dataset, or the equal one that already exists. `keys`: per shard, the keys of its rows.
+    """Creates a dataset, or opens the equal one that already exists.
 
-    DataError for bad or repeated keys and, with the difference shown, where ROOT holds another dataset.
+    Args:
+        root: its folder.
+        name: of the dataset.
+        split: train, val, test or another word.
+        keys: for each shard, the keys of its rows.
+
+    Raises:
+        DataError: keys are unusable or repeated, or ROOT holds another dataset (the difference is shown).
     """
     remote.require_local(root, "datasets are made")
     root = Path(root)
@@ -70,7 +76,7 @@ def create_dataset(root: str | Path, *, name: str, split: str, keys: Sequence[Se
 
 
 class Dataset(DatasetRows):
-    """An opened dataset: its rows (`DatasetRows`) and its columns."""
+    """An open dataset: its rows (`DatasetRows`) and its columns."""
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)
@@ -78,15 +84,19 @@ class Dataset(DatasetRows):
 
     @staticmethod
     def open(root: str | Path) -> Dataset:
-        """Open a dataset. Raises DataError if `root` is not a dataset or its dataset.json is damaged."""
+        """Opens a dataset. Raises DataError where `root` is not a dataset or its dataset.json is damaged."""
         return Dataset(root)
 
     def column(self, name: str) -> Column:
-        """DataError, listing what is there and what would make the column, when there is none of this name."""
+        """A column.
+
+        Raises:
+            DataError: there is none with this name; it lists the columns, and the command that makes such a column.
+        """
         return self._columns.made(name, lambda: self._open_column(name))
 
     def forget(self, name: str) -> None:
-        """The column is opened again when it is next requested."""
+        """Makes the next `column(name)` open the column anew."""
         self._columns.pop(name)
 
     def _open_column(self, name: str) -> Column:
@@ -94,10 +104,10 @@ class Dataset(DatasetRows):
         if not (self.root / name / "column.json").exists():
             there = self.columns()
             near = difflib.get_close_matches(name, there, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ";"
             raise DataError(
-                f"{self.place}: no column {name!r}"
-                + (f"; did you mean {near[0]!r}?" if near else ";")
-                + f" There are: {', '.join(there) or 'none'}. Usually `{maker(name, self.place)}` makes such a column"
+                f"{self.place}: no column {name!r}{hint} There are: {', '.join(there) or 'none'}. Usually"
+                f" `{maker(name, self.place)}` makes such a column"
             )
         return Column(self, name)
 
@@ -113,18 +123,28 @@ def create_column(
     view_of: str | None = None,
     field: str | None = None,
 ) -> Column:
-    """A new column, or the existing one if it has the same kind, extension and plan; else DataError with the
-    difference shown.
+    """Creates a column, or opens the existing one if it has the same kind, extension and plan.
 
-    extension: of the tar members, `npy` for a matrix; several for files of mixed formats, `jpg;png;webp`. field: for
-    views of img2dataset's `.json` members. Provenance (versions, licences, dates) is kept from the first call and never
-    compared.
+    Args:
+        dataset: whose rows it has.
+        name: of the column.
+        kind: of its values, see `decode.KINDS`.
+        extension: of the tar members, `npy` for a matrix; `jpg;png;webp` for files of several formats.
+        plan: what decides the bytes of the column.
+        provenance: versions, licences, dates; kept from the first call and never compared.
+        view_of: the column whose tars also hold this one.
+        field: see `decode.decode`.
+
+    Raises:
+        DataError: an unsuitable name, kind or extension; or the column exists under another plan (the difference is
+            shown).
+        ConfigError: the dataset was opened by URL.
     """
     if dataset.remote and dataset.remote.mirror:
         url = dataset.place
         raise ConfigError(
             f"{url}: columns are made in a folder. `ccr-dist shards pull --lazy {url} FOLDER` makes one that fetches"
-            f" what is read; run this there, then `ccr-dist shards push FOLDER {url}`"
+            f" payloads when they are read; run this command there, then `ccr-dist shards push FOLDER {url}`"
         )
     check_column_name(name)
     if kind not in decode.KINDS:
@@ -138,23 +158,24 @@ def create_column(
     path = dataset.root / name / "column.json"
     path.parent.mkdir(exist_ok=True)
     if not store.create_once(path, store.pretty_json(store.with_digest({**asked, "provenance": provenance}))):
-        Column(dataset, name)  # refuses what is no column.json
+        Column(dataset, name)  # refuses a damaged column.json
         there = {k: v for k, v in store.read_json(path).items() if k not in ("provenance", "digest")}
         store.require_same(path, there, asked, "the column was made under another plan")
     return Column(dataset, name)
 
 
 def open_all(path: str | Path) -> list[Dataset]:
-    """The datasets of a folder, or of a URL: itself, or its train/, val/, test/ ... subfolders. DataError when there is
-    none.
+    """The datasets of a folder or URL: itself, or its subfolders train/, val/, test/, ...
+
+    Raises:
+        DataError: there is none.
     """
     if url := remote.as_url(path):
         path, roots = url, remote.datasets(url)
     else:
         path = Path(path)
-        roots = (
-            [str(path)] if (path / "dataset.json").exists() else [str(p.parent) for p in path.glob("*/dataset.json")]
-        )
+        found = [path] if (path / "dataset.json").exists() else [p.parent for p in path.glob("*/dataset.json")]
+        roots = [str(root) for root in found]
     if not roots:
         raise DataError(f"{path}: neither a dataset (dataset.json) nor a folder of datasets (train/, val/, test/)")
     names = {root.rsplit("/", 1)[-1]: root for root in roots}

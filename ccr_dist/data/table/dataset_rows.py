@@ -1,4 +1,4 @@
-"""The rows of a dataset: which there are, in which shards, under which keys. Columns know their rows by this."""
+"""The rows of a dataset: which exist, in which shards, under which keys. Columns learn their rows from here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEYS_HELD = 1024  # shards
 
 
 def check_meta(meta: Any, place: str) -> None:
-    """DataError unless the content of a dataset.json is whole and of a format that is known."""
+    """Raises DataError unless the content of a dataset.json is complete and of a known format."""
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise DataError(
             f"{place}: expected format {FORMAT}, found"
@@ -34,10 +34,19 @@ def check_meta(meta: Any, place: str) -> None:
 
 
 class DatasetRows:
-    """The rows of a dataset: `root`, `name`, `split`, `digest`, `shards` (ids), `shard_rows`, `rows`, and their keys.
+    """The rows of a dataset and their keys. Cheap to pickle; holds no open file.
 
-    Cheap to pickle; holds no open file. For a URL, `root` is a local mirror and `remote` is the store behind it;
-    `place` is how messages name the dataset.
+    Attributes:
+        root: the folder; for a URL, its local mirror.
+        remote: the store behind the folder, if any.
+        place: how messages name the dataset.
+        name: of the dataset.
+        split: train, val, test or another word.
+        digest: identifies the rows.
+        shards: ids, which are the stems of file names.
+        shard_rows: number of rows in each shard.
+        shard_keys: digest of the keys of each shard.
+        rows: number of rows in all.
 
     Raises:
         DataError: `root` is not a dataset, or its dataset.json is damaged.
@@ -70,26 +79,27 @@ class DatasetRows:
         return f"{type(self).__name__}({self.place!r}, {self.rows} rows in {len(self.shards)} shards)"
 
     def keys(self, shard: int) -> tuple[str, ...]:
-        """The keys of a shard's rows, in order. `key` is the quick way to a single one."""
+        """The keys of a shard's rows, in order. For a single one, `key` is faster."""
         return self._names.made(shard, lambda: self._keys(shard).all())
 
     def key(self, shard: int, row: int) -> str:
+        """The key of one row."""
         return self._keys(shard)[row]
 
     def _keys(self, shard: int) -> Keys:
         return self._loaded.made(shard, lambda: self.read_keys(shard))
 
     def read_keys(self, shard: int) -> Keys:
-        """The keys file of a shard, read now. DataError when it is damaged."""
+        """Reads the keys file of a shard now. Raises DataError where it is damaged."""
         path = self.root / "keys" / f"{self.shards[shard]}.txt"
         if self.remote:
             self.remote.bring(path, lambda: [f"keys/{name}.txt" for name in self.shards])
         return Keys(path, self.shard_keys[shard])
 
     def columns(self) -> list[str]:
-        """The names of the columns that have been begun, found by looking."""
+        """The names of the columns that exist, complete or not, from a fresh look at the folder."""
         return [name for name in sorted(p.parent.name for p in self.root.glob("*/column.json")) if is_column_name(name)]
 
     def column(self, name: str) -> Any:
-        """A column of these rows; `Dataset` opens it."""
+        """A column of these rows. `Dataset` implements it."""
         raise NotImplementedError

@@ -1,6 +1,4 @@
-"""What is in a dataset, for people: rows, columns, languages, provenance, a few rows. `verify.py` says whether it is
-sound.
-"""
+"""What a dataset holds, for people: rows, columns, languages, provenance, a few rows. `verify.py` checks it."""
 
 from __future__ import annotations
 
@@ -8,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ccr_dist.data.media.decode import decode_image
+from ccr_dist.data.media.video import probe
 from ccr_dist.data.storage import remote, store
 from ccr_dist.data.table.dataset import Column, Dataset, open_all
 from ccr_dist.errors import DataError
@@ -16,12 +16,18 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-FETCHED_BYTES = 64_000_000  # of a shard in a store: looking at a few rows fetches no larger one
+FETCHED_BYTES = 64_000_000  # larger shards in a store are not fetched to show a few rows
 
 
 def describe(path: str | Path, *, rows: int = 3) -> dict[str, Any]:
-    """JSON description of a dataset, or of a folder of them: {"path", "datasets": [{name, split, rows, columns: [...],
-    ...}]}.
+    """Describes a dataset, or each dataset in a folder, as JSON values.
+
+    Args:
+        path: a dataset or a folder of them.
+        rows: how many rows to show of each.
+
+    Returns:
+        {"path", "datasets": [{name, split, rows, columns: [...], ...}]}.
     """
     return {
         "path": remote.as_url(path) or str(path),
@@ -78,7 +84,7 @@ def _languages(columns: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
 
 
 def _spread(total: int, n: int) -> list[int]:
-    """n row numbers from the whole dataset, not only its beginning."""
+    """n row numbers, spread over the whole dataset."""
     return sorted({i * total // n for i in range(n)}) if total and n else []
 
 
@@ -94,7 +100,7 @@ def _row(dataset: Dataset, columns: dict[Column, set[int]], number: int) -> dict
 def _short(column: Column, shard: int, row: int) -> Any:
     size = column.record(shard)["bytes"]
     if size > FETCHED_BYTES and column.dataset.remote and not column.path(shard, fetch=False).exists():
-        return f"in the store; its shard of {size} bytes is not fetched for a look"
+        return f"in the store; its shard of {size} bytes is not fetched for this"
     try:
         return _shown(column, shard, row)
     except DataError as e:
@@ -106,20 +112,21 @@ def _shown(column: Column, shard: int, row: int) -> Any:
     if value is None:
         return None
     if column.kind == "image":
-        from ccr_dist.data.media.decode import decode_image
-
         image = decode_image(value, column.where(shard, row))
         return f"picture of {image.width} x {image.height}, {len(value)} bytes"
     if column.kind == "video":
-        from ccr_dist.data.media.video import probe
-
         about = probe(value, column.where(shard, row))
         return f"video of {about.seconds:.1f} s, {about.width} x {about.height}, {len(value)} bytes"
     return f"{value.shape[0]} x {value.shape[1]} float16" if column.kind == "matrix" else value
 
 
 def render(description: dict[str, Any], *, languages: int = 4) -> Group:
-    """The description for a terminal. languages: how many caption columns the shown rows have."""
+    """Renders a description for a terminal.
+
+    Args:
+        description: the result of `describe`.
+        languages: how many caption columns to show of a row.
+    """
     from rich.console import Group
     from rich.text import Text
 
@@ -155,12 +162,13 @@ def render(description: dict[str, Any], *, languages: int = 4) -> Group:
 
 
 def origin_of(plan: dict[str, Any], provenance: dict[str, Any]) -> str:
-    """Who or what made a column, and under which licence, in a few words: `apertium; spa-eng`, `OpenMoji;
-    CC-BY-SA-4.0`.
+    """Who or what made a column, and its licence, in a few words.
+
+    Examples: `apertium; spa-eng` and `OpenMoji; CC-BY-SA-4.0`.
     """
     parts: dict[str, str] = {}
     backbone = plan.get("backbone", {})
-    # a dual encoder names one model a side
+    # A dual encoder names one model per side.
     encoder = {"model": backbone.get("model") or backbone.get(backbone.get("side"))}
     for place in (plan.get("engine", {}), encoder, plan, provenance):
         for key in ("author", "engine", "mode", "model", "source", "note", "licence"):
@@ -170,7 +178,7 @@ def origin_of(plan: dict[str, Any], provenance: dict[str, Any]) -> str:
 
 
 def _table(dataset: dict[str, Any]) -> Table:
-    """One line for all columns of one origin and state, so that fifty languages do not fill the screen."""
+    """One line for all columns of the same origin and state, so that fifty languages do not fill the screen."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,6 +1,4 @@
-"""The keys of a shard's rows, held as the bytes of their file, which load faster and take less memory than as many
-strings.
-"""
+"""The keys of a shard's rows, held as the bytes of their file: this loads faster and takes less memory than strings."""
 
 from __future__ import annotations
 
@@ -24,8 +22,9 @@ def keys_digest(keys: Sequence[str]) -> str:
 
 
 def _sound(data: bytes) -> bool:
-    """Whether keys, which tools make file names of, stay below a folder and leave terminals alone. Looks at the bytes
-    as a whole: fast.
+    """Whether the keys, which tools turn into file names, stay inside a folder and are harmless in terminals.
+
+    Fast: looks at all bytes together.
     """
     if len(data.translate(None, _CONTROLS)) != len(data) or data.startswith(b"/") or b"\n/" in data:
         return False
@@ -39,7 +38,15 @@ def _sound(data: bytes) -> bool:
 
 
 class Keys:
-    """The keys in a keys file, by row. DataError unless they are those of `digest`."""
+    """The keys in a keys file, by row.
+
+    Args:
+        path: the file.
+        digest: sha256 of the keys, from dataset.json.
+
+    Raises:
+        DataError: the file is missing or does not match the digest.
+    """
 
     def __init__(self, path: Path, digest: str) -> None:
         try:
@@ -48,12 +55,12 @@ class Keys:
             raise DataError(f"{path}: missing; the dataset is damaged") from None
         if hashlib.sha256(self._data[:-1]).hexdigest() != digest or self._data[-1:] not in (b"", b"\n"):
             raise DataError(
-                f"{path}: not the keys that dataset.json speaks of: damaged, or left by another build; `ccr-dist shards"
-                f" verify --repair` takes them from a column where it can; else remove {path.parent.parent}"
+                f"{path}: not the keys that dataset.json records: damaged, or left by another build; `ccr-dist shards"
+                f" verify --repair` restores them from a column if it can; otherwise remove {path.parent.parent}"
             )
         if not _sound(self._data):
             raise DataError(
-                f"{path}: a key that is no relative path of printable UTF-8 text: the file was made by something else"
+                f"{path}: a key that is not a relative path of printable UTF-8 text: another program made this file"
             )
         self._ends = np.flatnonzero(np.frombuffer(self._data, np.uint8) == ord("\n")).astype(np.int32)
 
@@ -61,4 +68,5 @@ class Keys:
         return self._data[int(self._ends[row - 1]) + 1 if row else 0 : int(self._ends[row])].decode()
 
     def all(self) -> tuple[str, ...]:
+        """All keys in order."""
         return tuple(self._data.decode().split("\n")[:-1])

@@ -1,4 +1,4 @@
-"""The names of columns: which are allowed, and which command usually makes a column of a name."""
+"""The names of columns: which are allowed, and which command usually makes a column with such a name."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ _COLUMN = re.compile(r"^(image|video|(caption|description|feature|label)\.[A-Za-
 
 
 def is_column_name(name: str) -> bool:
+    """Whether a column may have this name."""
     return _COLUMN.fullmatch(name) is not None
 
 
 def check_column_name(name: str) -> str:
-    """The name itself. DataError unless it is `image`, `video`, `caption.<lang>[.<engine>]`, `description.*`,
-    `feature.*` or `label.*`.
+    """Returns the name.
+
+    Raises:
+        DataError: it is not `image`, `video`, `caption.<lang>[.<engine>]`, `description.*`, `feature.*` or `label.*`.
     """
     if not is_column_name(name):
         raise DataError(
@@ -26,8 +29,9 @@ def check_column_name(name: str) -> str:
 
 
 def maker(name: str, dataset: str = "DATASET") -> str:
-    """The command that usually makes a column of this name, with the options that the name tells; CAPITALS stand for
-    what it does not.
+    """The command that usually makes a column with this name, with the options that the name implies.
+
+    CAPITALS stand for what the name does not say.
     """
     kind, _, rest = name.partition(".")
     language, _, engine = rest.partition(".")
@@ -38,7 +42,8 @@ def maker(name: str, dataset: str = "DATASET") -> str:
         return f"ccr-dist translate {dataset} --engine ENGINE --to {language}{source} --column {name}"
     if kind == "feature":
         made_from = re.search(r"\.(image|video|caption\..+?)(\.tokens)?(-\d+)?$", name)
-        source = (made_from[1] + (" --tokens" if made_from[2] else "")) if made_from else "COLUMN"
+        source = made_from[1] if made_from else "COLUMN"
+        source += " --tokens" if made_from and made_from[2] else ""
         return f"ccr-dist featurise {dataset} --config CONFIG.yaml --from {source} --column {name}"
     if kind == "description":
         return f"ccr-dist describe {dataset} --engine vllm --model MODEL --column {name}"

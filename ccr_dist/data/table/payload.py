@@ -1,6 +1,6 @@
-"""Where the rows of a payload lie: read from the index of a tar, or from a matrix shard itself. Nothing is cached here.
+"""Where the rows of a payload are: from the index of a tar, or from a matrix shard itself. Nothing is cached here.
 
-What a column is, and how payloads are committed, is in `column.py`; reading bytes at a place is in `tar.py`.
+`column.py` commits payloads; `storage/file_ranges.py` reads bytes at a place.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from ccr_dist.data.storage import store
 from ccr_dist.data.storage.tar import ShardIndex
 from ccr_dist.errors import DataError
 
-_AGAIN = "`ccr-dist shards verify --repair` puts it right, or says what does"
+_AGAIN = "`ccr-dist shards verify --repair` repairs it, or says what does"
 
 
 class Places(NamedTuple):
-    """(rows,) int64 byte offsets and sizes in the payload; size 0 or -1: the row has no bytes. width: D of a matrix,
-    else 0.
+    """Where each row lies in a payload.
+
+    Attributes:
+        offsets: (rows,) int64, in bytes.
+        sizes: (rows,) int64, in bytes; 0 or -1: the row has no bytes.
+        width: D of a matrix, otherwise 0.
     """
 
     offsets: np.ndarray
@@ -30,7 +34,7 @@ class Places(NamedTuple):
 
 
 def pick(index: ShardIndex, extensions: str) -> tuple[np.ndarray, np.ndarray]:
-    """(offsets, sizes) of the first of the extensions `a;b;c` that each row has; size -1 where it has none."""
+    """(offsets, sizes), each (rows,), of the first of the extensions `a;b;c` that a row has; size -1: it has none."""
     offsets, sizes = np.zeros(len(index.keys), np.int64), np.full(len(index.keys), -1, np.int64)
     for extension in extensions.split(";"):
         if extension in index.members:
@@ -40,13 +44,19 @@ def pick(index: ShardIndex, extensions: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_index(path: Path, sha256: str | None) -> dict[str, Any]:
-    """The content of an index file. DataError unless it is there, and is what the commit record says (None: it says
-    nothing).
+    """The content of an index file.
+
+    Args:
+        path: the file.
+        sha256: what the commit record says of it; None: the record says nothing.
+
+    Raises:
+        DataError: it is missing, damaged or not the recorded one.
     """
     try:
         data = store.read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{path}: there is no such file; {_AGAIN}") from None
+        raise DataError(f"{path}: no such file; {_AGAIN}") from None
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise DataError(f"{path}: damaged index (not the sha256 that the commit record says); {_AGAIN}")
     try:
@@ -59,7 +69,17 @@ def read_index(path: Path, sha256: str | None) -> dict[str, Any]:
 
 
 def tar_places(path: Path, sha256: str | None, extensions: str, rows: int) -> Places:
-    """From the index file of a tar shard; rows with a bad value have no place. DataError when it is damaged."""
+    """The places in a tar shard, from its index file. Rows with an unusable value have none.
+
+    Args:
+        path: the index file.
+        sha256: as in `read_index`.
+        extensions: of the column, `a;b;c`.
+        rows: how many the shard has.
+
+    Raises:
+        DataError: the index is damaged.
+    """
     content = read_index(path, sha256)
     try:
         offsets, sizes = pick(ShardIndex.from_json(content), extensions)
@@ -72,7 +92,7 @@ def tar_places(path: Path, sha256: str | None, extensions: str, rows: int) -> Pl
 
 
 def present_rows(path: Path, sha256: str | None, rows: int) -> np.ndarray:
-    """(rows,) bool: not among the null rows of an index file. DataError when it is damaged."""
+    """(rows,) bool: whether a row is not among the null rows of an index file. Raises DataError where it is damaged."""
     present, content = np.ones(rows, np.bool_), read_index(path, sha256)
     try:
         nulls = np.asarray(content["nulls"], np.int64)
@@ -85,7 +105,14 @@ def present_rows(path: Path, sha256: str | None, rows: int) -> np.ndarray:
 
 
 def open_matrix(path: Path) -> tuple[np.memmap, np.ndarray]:
-    """(memory-mapped (N, D) float16, counts (rows,) that sum to N) of a matrix shard. DataError when it is not one."""
+    """Opens a matrix shard.
+
+    Returns:
+        (memory-mapped (N, D) float16, counts (rows,) whose sum is N).
+
+    Raises:
+        DataError: the file is not a complete matrix shard.
+    """
     try:
         with store.disk_errors(path):
             array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -95,10 +122,8 @@ def open_matrix(path: Path) -> tuple[np.memmap, np.ndarray]:
         whole = int(counts.sum()) == len(array) and counts.min(initial=0) >= 0
     except OSError:
         raise
-    except (
-        Exception
-    ) as e:  # NumPy raises nearly anything over a damaged header: MemoryError for a size that cannot be, SyntaxError
-        raise DataError(f"{path}: not a whole matrix shard ({e}); {_AGAIN}") from e
+    except Exception as e:  # for a damaged header NumPy raises nearly anything, even MemoryError and SyntaxError
+        raise DataError(f"{path}: not a complete matrix shard ({e}); {_AGAIN}") from e
     if array.ndim != 2 or array.dtype != np.float16 or counts.ndim != 1 or not whole:
         raise DataError(
             f"{path}: expected (N, D) float16 and counts that sum to N, found {array.dtype} {array.shape} and"
@@ -108,7 +133,14 @@ def open_matrix(path: Path) -> tuple[np.memmap, np.ndarray]:
 
 
 def load_matrix(path: Path, rows: int) -> tuple[np.memmap, np.ndarray]:
-    """(memory-mapped (N, D), offsets (rows + 1,)) of a committed matrix shard."""
+    """Opens a committed matrix shard.
+
+    Returns:
+        (memory-mapped (N, D) float16, offsets (rows + 1,)): row i has the vectors offsets[i]:offsets[i + 1].
+
+    Raises:
+        DataError: the file is damaged or has another number of rows.
+    """
     array, counts = open_matrix(path)
     if len(counts) != rows:
         raise DataError(f"{path}: {len(counts)} rows, expected {rows}; {_AGAIN}")
@@ -116,7 +148,7 @@ def load_matrix(path: Path, rows: int) -> tuple[np.memmap, np.ndarray]:
 
 
 def matrix_places(path: Path, rows: int) -> Places:
-    """From a matrix shard: each row's vectors as bytes, to be read like a member of a tar."""
+    """The places of a matrix shard's rows: the bytes of their vectors, to be read like members of a tar."""
     array, offsets = load_matrix(path, rows)
     vector = array.shape[1] * array.itemsize
     return Places(array.offset + offsets[:-1] * vector, np.diff(offsets) * vector, array.shape[1])

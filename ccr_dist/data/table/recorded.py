@@ -1,7 +1,6 @@
-"""What is there of a column: which of its shards are finished, which are lost, what their records say; nothing of their
-values.
+"""The state of a column: which of its shards are finished or lost, and what their records say. Values are not read.
 
-Reading and writing values is `column.py`, what a record says by itself `records.py`.
+`column_values.py` reads values, `column.py` writes them; `records.py` checks single records.
 """
 
 from __future__ import annotations
@@ -28,8 +27,22 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class Recorded:
-    """A column without its values: `dataset`, `name`, `folder`, `kind`, `extension`, `plan`, `plan_digest`,
-    `provenance`, `view_of`, `field`.
+    """A column without its values.
+
+    Attributes:
+        dataset: whose rows it has.
+        name: of the column.
+        folder: of the column.
+        kind: of its values, see `decode.KINDS`.
+        extension: of the members, `a;b;c`; npy for a matrix.
+        plan: what decides its bytes.
+        plan_digest: sha256 of the plan.
+        provenance: versions, licences, dates, the command; never compared.
+        view_of: the column whose tars also hold this one, if any.
+        field: see `decode.decode`.
+
+    Raises:
+        DataError: column.json is missing or damaged.
     """
 
     def __init__(self, dataset: DatasetRows, name: str) -> None:
@@ -41,7 +54,7 @@ class Recorded:
             meta = store.check_object(store.read_json(path), _META, path, optional=("view_of", "field"))
         except DataError as e:
             raise DataError(
-                f"{e}; remove the file and run the command that makes the column again: its shards are kept"
+                f"{e}; remove the file and run the command that makes the column again; its shards are kept"
             ) from e
         self.kind: str = meta["kind"]
         self.extension: str = meta["extension"]
@@ -70,16 +83,22 @@ class Recorded:
         self._seal_read, self._seal_known = read, True
 
     def _remove_seal(self) -> None:
-        """Before a shard is committed or set aside."""
+        """To be called before a shard is committed or set aside."""
         seal.remove(self.folder)
         self._seal_read, self._seal_known = None, False
 
     def path(self, shard: int, what: str = "payload", *, fetch: bool = True) -> Path:
-        """A file of a shard: payload, index, record or stats. The payload of an indexed shard is the foreign tar.
+        """The path of a shard's file.
 
-        Of a dataset with a store behind it, payload and index are fetched if they are not here, unless fetch=False.
+        Args:
+            shard: its number.
+            what: payload, index, record or stats. The payload of an indexed shard is a tar made elsewhere.
+            fetch: if the dataset is backed by a store, fetch a payload or index that is not here.
 
-        StorageError, ConfigError.
+        Raises:
+            DataError: the record is damaged.
+            StorageError: the file cannot be fetched.
+            ConfigError: the payload is larger than the cache may be.
         """
         name, behind = self.dataset.shards[shard], self.dataset.remote
         if what in ("record", "stats"):
@@ -98,13 +117,11 @@ class Recorded:
         return behind.payload(path, self.record(shard)) if behind and fetch else path
 
     def _place(self, shard: int, record: dict[str, Any]) -> Path:
-        """Where a record says that the payload is. DataError where one outside of the dataset is that of no indexed
-        column.
-        """
+        """Where the payload is, by its record. Raises DataError for a tar elsewhere unless the column is indexed."""
         url = record.get("url")
         if url is not None and url.startswith("/") and "indexed" not in self.plan:
             raise DataError(
-                f"{self.path(shard, 'record')}: speaks of {url}, but this is no indexed column: the file was edited or"
+                f"{self.path(shard, 'record')}: names {url}, but this is not an indexed column: the file was edited or"
                 " damaged"
             )
         return self.folder / (url or self._own(shard))
@@ -113,44 +130,53 @@ class Recorded:
         return self.dataset.shards[shard] + (".npy" if self.kind == "matrix" else ".tar")
 
     def own_payload(self, shard: int) -> Path:
-        """Where a payload that is made here lies, whether it is there or not."""
+        """Where a payload that is made here is written, whether it exists or not."""
         return self.folder / self._own(shard)
 
     def recorded(self) -> set[int]:
-        """The shards that have a commit record, by looking."""
+        """The shards that have a commit record, from a fresh look."""
         if self._seal:
             return set(range(len(self.dataset.shards)))
         names = set(os.listdir(self.folder))  # noqa: PTH208
         return {i for i, shard in enumerate(self.dataset.shards) if f"{shard}.json" in names}
 
     def finished(self) -> set[int]:
-        """The shards that are there: with a commit record, an index, and a payload of the recorded size. By looking;
-        nothing is read.
+        """The finished shards: with a commit record, an index, and a payload of the recorded size.
 
-        Behind a store: by its listing. OSErrors pass; StorageError.
+        From a fresh look at names and sizes, of the store where one backs the dataset; nothing is read. OSErrors pass.
+
+        Raises:
+            StorageError: the store cannot be listed.
         """
         return self.recorded() - self.lost().keys()
 
     def lost(self) -> dict[int, str]:
-        """What is wrong with shards that have a commit record but whose record is damaged, or whose payload or index is
-        gone or cut.
+        """Lost shards: there is a commit record, but it is damaged, or payload or index are missing or truncated.
 
-        Committing such a shard makes it again (`Column.settled`), unless its record is whole but of other rows or
-        another plan.
+        Committing such a shard makes it again (`Column.settled`), unless its record is intact but belongs to other rows
+        or another plan.
+
+        Returns:
+            What is wrong, by shard.
         """
         names = set(os.listdir(self.folder))  # noqa: PTH208
         faults = {shard: self._fault(shard, names) for shard in sorted(self.recorded())}
         return {shard: why for shard, why in faults.items() if why is not None}
 
     def whole(self, shard: int) -> bool:
-        """Whether one shard is finished, by looking."""
+        """Whether one shard is finished, from a fresh look."""
         if not (self._seal or self.path(shard, "record").exists()):
             return False
         names = (self._own(shard), f"{self.dataset.shards[shard]}.index.json")
         return self._fault(shard, {name for name in names if (self.folder / name).exists()}) is None
 
     def _fault(self, shard: int, names: Container[str]) -> str | None:
-        """names: what is in the column's folder. A record that another process replaced since is read again."""
+        """What is wrong with a shard, or None. A record that another process replaced meanwhile is read again.
+
+        Args:
+            shard: its number.
+            names: of the files in the column's folder.
+        """
         again = shard in self._records
         try:
             why = self._fault_of(shard, self.record(shard), names)
@@ -181,12 +207,13 @@ class Recorded:
         self._whole.discard(shard)
 
     def missing(self) -> list[int]:
+        """The shards that are not finished, ascending."""
         done = self.finished()
         return [i for i in range(len(self.dataset.shards)) if i not in done]
 
     @property
     def remedy(self) -> str:
-        """The command that makes what is missing of this column, as far as is known."""
+        """The command that makes the missing shards of this column, as far as is known."""
         if self.dataset.remote and self.dataset.remote.mirror:
             return f"ccr-dist shards push FOLDER {self.dataset.place}"
         if "indexed" in self.plan:
@@ -194,28 +221,29 @@ class Recorded:
         return str(self.provenance.get("command", maker(self.name, self.dataset.place)))
 
     def require_complete(self) -> None:
-        """DataError naming missing shards and what would make them, or the column that this one was made from, if that
-        is another now.
+        """Requires all shards, made from the present content of other columns.
+
+        Raises:
+            DataError: naming the missing shards and the command that makes them, or the column that has changed since
+                this one was made from it.
         """
         self._require_shards()
         if stale := self.stale():
-            what = f"{self.dataset.place}/{self.name}: made from {stale} as it was before: its content is another now"
+            what = f"{self.dataset.place}/{self.name}: made from {stale}, whose content has changed since"
             raise DataError(
-                f"{what}. Make the column again: remove {self.folder} (or say another name) and run `{self.remedy}`"
+                f"{what}. Make the column again: remove {self.folder} (or choose another name) and run `{self.remedy}`"
             )
 
     @cached_property
     def inputs(self) -> dict[str, str]:
-        """Columns of this dataset that this one was made from, and their digests then."""
+        """The columns of this dataset that this one was made from, with their digests at that time."""
         inputs = self.plan.get("inputs")
-        return (
-            {name: text for name, text in inputs.items() if _SHA256.fullmatch(str(text))}
-            if isinstance(inputs, dict)
-            else {}
-        )
+        if not isinstance(inputs, dict):
+            return {}
+        return {name: text for name, text in inputs.items() if _SHA256.fullmatch(str(text))}
 
     def stale(self) -> str | None:
-        """The column that this one was made from, if it is there, complete, and another now than it was then."""
+        """The name of a column that is complete and has changed since this one was made from it; None if none has."""
         there = self.dataset.columns() if self.inputs else ()
         sources = ((name, self.dataset.column(name), digest) for name, digest in self.inputs.items() if name in there)
         return next(
@@ -231,21 +259,24 @@ class Recorded:
                 f" ({names}); "
             )
             if lost:
-                what += f"of {len(lost)} the payload or the record is lost: {next(iter(lost.values()))}; "
+                what += f"{len(lost)} of them lost their payload or record: {next(iter(lost.values()))}; "
             raise DataError(
-                what
-                + f"run the command that makes the column (usually `{self.remedy}`) again, it makes the missing ones"
-                " only"
+                f"{what}run the command that makes the column (usually `{self.remedy}`) again, it makes only the"
+                " missing ones"
             )
 
     def record(self, shard: int) -> dict[str, Any]:
-        """The commit record of a shard. DataError when it is not finished, or not of this dataset and plan."""
+        """The commit record of a shard.
+
+        Raises:
+            DataError: the shard is not finished, or its record is damaged or belongs to other rows or another plan.
+        """
         if shard not in self._records:
             self._records[shard] = self._seal.record(shard) if self._seal else self._read_record(shard)
         return self._records[shard]
 
     def damaged(self, shard: int) -> bool:
-        """Whether the commit record exists but is not what was written."""
+        """Whether the commit record exists but is damaged."""
         path = self.path(shard, "record")
         try:
             records.check(store.read_json(path), path)
@@ -274,25 +305,23 @@ class Recorded:
 
     @property
     def digest(self) -> str:
-        """Identity of the content: dataset, plan and every payload. DataError while shards are missing."""
+        """Identifies the content: dataset, plan and every payload. Raises DataError while shards are missing."""
         self._require_shards()
         shas = [self.record(i)["sha256"] for i in range(len(self.dataset.shards))]
         how = {"kind": self.kind, "extension": self.extension, "plan": self.plan_digest, "field": self.field}
         return store.digest_json({"dataset": self.dataset.digest, **how, "shards": shas})
 
     def nulls(self) -> np.ndarray:
-        """(shards,) int64: null rows of each shard, from the commit records. DataError where one is missing."""
+        """(shards,) int64: null rows of each shard, from the commit records. Raises DataError where one is missing."""
         return np.array([self.record(shard)["nulls"] for shard in range(len(self.dataset.shards))], np.int64)
 
     def present(self, shard: int) -> np.ndarray:
-        """(rows,) bool: the row has a value that is not null and not empty."""
+        """(rows,) bool: whether the row has a value that is not null and not empty."""
+        if self._seal:
+            return self._seal.present(shard)
         record = self.record(shard)
-        return (
-            self._seal.present(shard)
-            if self._seal
-            else present_rows(self.path(shard, "index"), record.get("index"), record["rows"])
-        )
+        return present_rows(self.path(shard, "index"), record.get("index"), record["rows"])
 
     def index(self, shard: int) -> dict[str, Any]:
-        """The content of the index file of a finished shard. DataError when it is damaged."""
+        """The content of the index file of a finished shard. Raises DataError where it is damaged."""
         return read_index(self.path(shard, "index"), self.record(shard).get("index"))

@@ -1,9 +1,9 @@
-"""What a commit record says of a shard, and whether the payload it speaks of is there.
+"""What a commit record says about a shard, and whether the payload that it describes is there.
 
     {"rows", "bytes", "sha256": of the payload, "plan", "keys": digests, "nulls", "index": sha256 of the index file
      [, "url": of a tar made elsewhere, "mtime": its modification time when it was indexed, ns], "digest": of the rest}
 
-Records made before there were `index` and `digest` have none of them, and are read as they are.
+Records of earlier versions have no `index` and no `digest`; they are accepted as they are.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def check(record: Any, place: object) -> dict[str, Any]:
-    """The record itself. DataError unless it is whole."""
+    """Returns the record. Raises DataError unless it is complete and sound."""
     store.check_object(record, FIELDS, place, optional=OPTIONAL)
     if not all(_SHA256.fullmatch(record[key]) for key in ("sha256", "index") if key in record):
-        raise DataError(f"{place}: a sha256 that is none: the file was edited or damaged")
+        raise DataError(f"{place}: a value that is not a sha256: the file was edited or damaged")
     if "url" in record and not _is_place(record["url"]):
         raise DataError(
-            f"{place}: url {record['url']!r}: expected the absolute path of an indexed tar, without .. in it, or"
+            f"{place}: url {record['url']!r}: expected the absolute path of an indexed tar without .. in it, or"
             " ../COLUMN/SHARD.tar of the same dataset: the file was edited or damaged"
         )
     if record["nulls"] > record["rows"]:
@@ -50,8 +50,9 @@ def check(record: Any, place: object) -> dict[str, Any]:
 
 
 def _is_place(url: str) -> bool:
-    """Whether a record may speak of it: a payload beside it, or a tar elsewhere (of indexed columns alone: `column.py`
-    sees to that).
+    """Whether a record may name this payload: one of the same dataset, or a tar elsewhere.
+
+    Only indexed columns may name tars elsewhere, which `recorded.py` checks.
     """
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in url):
         return False
@@ -59,12 +60,12 @@ def _is_place(url: str) -> bool:
 
 
 def identity(record: dict[str, Any]) -> dict[str, Any]:
-    """What two records of a shard, or two column.json, must have in common, whichever version made them and where."""
+    """The part that two records of a shard, or two column.json, must share, whatever version made them and where."""
     return {key: value for key, value in record.items() if key not in ("index", "digest", "mtime", "provenance")}
 
 
 def size_of(path: Path) -> int | None:
-    """Bytes; None where there is no such plain file."""
+    """The size of a plain file in bytes; None if there is none."""
     try:
         found = os.stat(path)  # noqa: PTH116 (thousands of files)
         return found.st_size if stat.S_ISREG(found.st_mode) else None
@@ -73,7 +74,16 @@ def size_of(path: Path) -> int | None:
 
 
 def fault(record: dict[str, Any], size: int | None) -> str | None:
-    """What is wrong with a payload of this size; None: nothing that its size tells."""
+    """What is wrong with a payload, as far as its size shows.
+
+    Args:
+        record: its commit record.
+        size: in bytes; None: it is missing.
+
+    Returns:
+        A phrase for messages; None if the size is right.
+    """
     if size == record["bytes"]:
         return None
-    return f"{'missing' if size is None else f'{size} bytes'}, the commit record says {record['bytes']} bytes"
+    found = "missing" if size is None else f"{size} bytes"
+    return f"{found}, the commit record says {record['bytes']} bytes"

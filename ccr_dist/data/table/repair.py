@@ -1,11 +1,11 @@
-"""Puts right what `verify` found, where the dataset itself tells how; else makes a damaged shard a missing one, which
-its command makes.
+"""Repairs what `verify` found, as far as the dataset itself allows; otherwise turns a damaged shard into a missing one,
+which its command makes again.
 
-index       made again from its payload (which is what the record says)
-record      made again from its payload, if the sha256 of that can be confirmed; else the shard is set aside
-payload     set aside (kept as `<name>.damaged`): `shards build`, the job, or `shards index` makes the shard again
-keys        taken from the index of a column
-seal        removed
+    index       made again from its payload (whose digest is the recorded one)
+    record      made again from its payload, if the payload's sha256 can be confirmed; otherwise the shard is set aside
+    payload     set aside (kept as `<name>.damaged`): `shards build`, the job, or `shards index` makes the shard again
+    keys        taken from the index of a column
+    seal        removed
 """
 
 from __future__ import annotations
@@ -25,8 +25,16 @@ _ORDER = ("seal", "payload", "record", "index", "keys")
 
 
 def repair(problems: Iterable[Problem]) -> Iterator[str]:
-    """Does what can be done about each problem; yields what was done. ConfigError for a dataset opened by URL; OSErrors
-    pass.
+    """Repairs each problem as far as possible.
+
+    Args:
+        problems: what `verify` found.
+
+    Yields:
+        A sentence about each thing done.
+
+    Raises:
+        ConfigError: the dataset was opened by URL. OSErrors pass.
     """
     done: set[tuple[str, int]] = set()
     for problem in sorted((p for p in problems if p.damage), key=lambda p: _ORDER.index(p.damage)):
@@ -35,8 +43,8 @@ def repair(problems: Iterable[Problem]) -> Iterator[str]:
         if dataset.remote and dataset.remote.mirror:
             url = dataset.place
             raise ConfigError(
-                f"{url}: repaired where it was made; then `ccr-dist shards push FOLDER {url}` brings what is missing"
-                " here"
+                f"{url}: repair the dataset in the folder where it was made; then `ccr-dist shards push FOLDER {url}`"
+                " adds what is missing here"
             )
         if problem.damage == "keys":
             yield _keys(dataset, shard)
@@ -57,7 +65,7 @@ def _shard(column: Column, shard: int, damage: str) -> str:
         for path in (record, column.path(shard, "index", fetch=False)):
             path.unlink(missing_ok=True)
         column.unsealed().commit_payload(shard)
-        return f"{record}: made again, with its index, from the payload, whose sha256 is as it was recorded"
+        return f"{record}: made again, with its index, from the payload, which matches the recorded sha256"
     kept = column.set_aside(shard)
     where = f" (kept as {kept.name})" if kept else ""
     return f"{record}: the shard is set aside{where}; to make it again: {column.remedy}"

@@ -1,5 +1,5 @@
-"""A sealed column: what its records and indexes say, in two files, so that opening it takes two reads instead of two a
-shard.
+"""A sealed column: the content of its records and indexes in two files, so that opening it takes two reads instead of
+two per shard.
 
     COLUMN/sealed.json   {"format": 1, "dataset", "plan": digests, "width": D of a matrix, else 0, "places": {"bytes",
                          "sha256"} of sealed.npy, "shards": [what the commit record has beside rows, plan and keys, and
@@ -8,8 +8,8 @@ shard.
                          row); then, in the same file, int64 (rows, 2), offset and size in the payload (of a matrix: its
                          vectors' bytes; size 0 or -1: no bytes)
 
-Derived data, therefore never part of any digest, not pushed to stores, and made (`ccr-dist shards seal`) or removed at
-will; committing a shard removes it. `tests/benchmarks/loader_start.py` measures what it saves.
+A seal is derived data: it is part of no digest, is not pushed to stores, and can be made (`ccr-dist shards seal`) or
+removed at any time. Committing a shard removes it. `tests/benchmarks/loader_start.py` measures what it saves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ccr_dist.data.storage import store
-from ccr_dist.data.storage.tar import read_at
+from ccr_dist.data.storage.file_ranges import read_at
 from ccr_dist.data.table import records
 from ccr_dist.data.table.dataset_rows import DatasetRows
 from ccr_dist.data.table.payload import Places
@@ -35,7 +35,17 @@ META, PLACES = "sealed.json", "sealed.npy"
 
 
 class Seal:
-    """The seal of a column. DataError when it is damaged, or of another dataset or plan."""
+    """The seal of a column.
+
+    Args:
+        dataset: whose rows they are.
+        folder: of the column.
+        plan_digest: of the column's plan.
+        meta: the content of sealed.json.
+
+    Raises:
+        DataError: it is damaged, or belongs to another dataset or plan.
+    """
 
     def __init__(self, dataset: DatasetRows, folder: Path, plan_digest: str, meta: dict[str, Any]) -> None:
         self._dataset, self._folder, self._plan_digest = dataset, folder, plan_digest
@@ -67,12 +77,12 @@ class Seal:
         except Exception as e:  # NumPy raises nearly anything over a damaged header
             raise DataError(f"{meta_path}: damaged seal ({e!r}); {_AGAIN}") from e
         if not fits:
-            raise DataError(f"{meta_path}: the seal of something else; {_AGAIN}")
+            raise DataError(f"{meta_path}: this seal belongs to another dataset or plan; {_AGAIN}")
         self._first = np.concatenate([[0], np.cumsum(rows)])
         self._first_bit = np.concatenate([[0], np.cumsum((rows + 7) // 8)])
 
     def record(self, shard: int) -> dict[str, Any]:
-        """As the commit record has it."""
+        """The content of a shard's commit record, without `digest`."""
         record = {
             "rows": self._dataset.shard_rows[shard],
             "plan": self._plan_digest,
@@ -82,7 +92,7 @@ class Seal:
         return records.check(record, self._folder / META)
 
     def _part(self, shard: int) -> tuple[bytes, bytes]:
-        """(bits of the rows with a value, places) as they are stored. DataError when they are not what was sealed."""
+        """(bits of the rows with a value, places) as stored. Raises DataError where they are not what was sealed."""
         start, stop = (int(row) for row in self._first[shard : shard + 2])
         data = read_at(self._path, self._at + 16 * start, 16 * (stop - start), self._sha256)
         first, last = self._first_bit[shard : shard + 2]
@@ -93,28 +103,29 @@ class Seal:
         return bits, data
 
     def present(self, shard: int) -> np.ndarray:
-        """(rows,) bool. DataError."""
+        """(rows,) bool: whether the row has a value. Raises DataError where the seal is damaged."""
         rows = self._dataset.shard_rows[shard]
         if not self.record(shard)["nulls"]:
             return np.ones(rows, np.bool_)
         return np.unpackbits(np.frombuffer(self._part(shard)[0], np.uint8), count=rows).astype(np.bool_)
 
     def places(self, shard: int) -> Places:
+        """Where the rows lie in the payload. Raises DataError where the seal is damaged."""
         pairs = np.frombuffer(self._part(shard)[1], np.int64).reshape(-1, 2)
         return Places(pairs[:, 0], pairs[:, 1], self._width)
 
 
 def check_of(bits: bytes, places: bytes) -> str:
-    """What `sealed.json` records of a shard's part of `sealed.npy`."""
+    """The checksum in `sealed.json` of a shard's part of `sealed.npy`."""
     return hashlib.sha256(bits + places).hexdigest()
 
 
 def load(dataset: DatasetRows, folder: Path, plan_digest: str) -> Seal | None:
-    """The seal of the column in `folder`; None where there is none. Raises DataError if it is damaged."""
+    """The seal of the column in `folder`, or None. Raises DataError where it is damaged."""
     path = folder / META
     return Seal(dataset, folder, plan_digest, store.read_json(path)) if path.exists() else None
 
 
 def remove(folder: Path) -> None:
-    """Before a shard is committed; nothing where there is no seal."""
+    """Removes the seal of a column, if it has one. To be called before a shard is committed."""
     (folder / META).unlink(missing_ok=True)

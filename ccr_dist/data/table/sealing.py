@@ -1,4 +1,4 @@
-"""Making the seals of columns, and comparing them with what they were made from. What a seal is: `seal.py`."""
+"""Making the seals of columns, and comparing them with their records and indexes. `seal.py` says what a seal is."""
 
 from __future__ import annotations
 
@@ -16,14 +16,22 @@ from ccr_dist.errors import ConfigError, DataError
 
 
 def seal_columns(dataset: Dataset, *, progress: bool = False) -> tuple[list[str], list[str]]:
-    """Seals the complete columns: names of (those sealed now, those left out because shards are missing). What was
-    sealed is kept, unless it is damaged.
+    """Seals the complete columns. Existing seals are kept unless they are damaged.
 
-    ConfigError where a store is behind the dataset; DataError for damaged records and indexes.
+    Args:
+        dataset: with all its files in a folder.
+        progress: show a bar.
+
+    Returns:
+        Names of (columns sealed now, columns left out because shards are missing).
+
+    Raises:
+        ConfigError: the dataset is backed by a store.
+        DataError: a record or index is damaged.
     """
     if dataset.remote:
         raise ConfigError(
-            f"{dataset.place}: columns are sealed where all their files are; `ccr-dist shards pull` the dataset first"
+            f"{dataset.place}: sealing needs all files in a folder; `ccr-dist shards pull` the dataset first"
         )
     for folder in (dataset.root / name for name in dataset.columns()):
         store.tidy(folder)
@@ -39,7 +47,7 @@ def seal_columns(dataset: Dataset, *, progress: bool = False) -> tuple[list[str]
 
 
 def _sealed(column: Column) -> bool:
-    """Whether there is a seal; one that is damaged is removed."""
+    """Whether there is a seal; a damaged one is removed."""
     try:
         return _seal_of(column) is not None
     except DataError:
@@ -51,7 +59,10 @@ def _write(column: Column) -> Iterator[None]:
     shards = range(len(column.dataset.shards))
     said = [column.record(shard) for shard in shards]
     some = any(record["nulls"] for record in said)
-    masks = [np.packbits(column.present(shard)) for shard in shards] if some else [np.zeros(0, np.uint8)] * len(shards)
+    if some:
+        masks = [np.packbits(column.present(shard)) for shard in shards]
+    else:
+        masks = [np.zeros(0, np.uint8)] * len(shards)
     checks = []
     widths: dict[int, str] = {}
     path = column.folder / seal.PLACES
@@ -73,7 +84,7 @@ def _write(column: Column) -> Iterator[None]:
             found = ", ".join(f"{width} in {shard}" for width, shard in widths.items())
             raise DataError(f"{column.folder}: vectors of different widths ({found}); the column cannot be used")
         sha256, size = store.sha256_file(tmp), tmp.stat().st_size
-        tmp.replace(path)  # there may be one of a seal that was removed
+        tmp.replace(path)  # the file of a removed seal may still be there
         store.sync_folder(column.folder)
     kept = [
         {**{key: value for key, value in record.items() if key not in records.OF_THE_DATASET}, "check": check}
@@ -90,8 +101,13 @@ def _write(column: Column) -> Iterator[None]:
 
 
 def differences(column: Column) -> Iterator[str]:
-    """Where the seal of a column, if there is one, differs from its records and indexes. `column` was opened without
-    its seal.
+    """Compares the seal of a column, if there is one, with its records and indexes.
+
+    Args:
+        column: opened without its seal.
+
+    Yields:
+        A phrase about each shard that differs.
     """
     if (sealed := _seal_of(column)) is None:
         return
@@ -103,10 +119,10 @@ def differences(column: Column) -> Iterator[str]:
             same = same and mine.width == theirs.width and np.array_equal(bits, column.present(shard))
         except (DataError, OSError):
             if column.path(shard, "record").exists():
-                continue  # what is wrong is reported where the shard itself is checked
+                continue  # reported where the shard itself is checked
             same = False
         if not same:
-            yield f"not what the record and index of shard {column.dataset.shards[shard]} say; remove it, or seal again"
+            yield f"differs from the record and index of shard {column.dataset.shards[shard]}; remove it, or seal again"
 
 
 def _seal_of(column: Column) -> seal.Seal | None:

@@ -1,7 +1,6 @@
-"""Which split an item belongs to: by its concept, the same in every corpus, so that no concept is in two splits.
+"""Which split an item belongs to: decided by its concept, alike in every corpus, so that no concept is in two splits.
 
-A concept is what the English caption says without case, closing marks and leading articles. Pure functions of text,
-nothing else.
+A concept is the English caption without case, closing punctuation and leading articles. Only pure functions of text.
 """
 
 from __future__ import annotations
@@ -22,11 +21,22 @@ def concept(caption: str) -> str:
 
 
 def split_of(text: str, *, test: int = TEST_PERCENT, val: int = VAL_PERCENT) -> str:
-    """train, val or test from `draw`: below `test` test, the next `val` val. Corpora give the concept as text."""
-    h = draw(text)
-    return "test" if h < test else "val" if h < test + val else "train"
+    """Draws a split for a text; corpora pass the concept.
+
+    Args:
+        text: what decides.
+        test: percent of the texts that go to test.
+        val: percent that go to val.
+
+    Returns:
+        train, val or test.
+    """
+    number = draw(text)
+    if number < test:
+        return "test"
+    return "val" if number < test + val else "train"
 
 
 def draw(text: str) -> int:
-    """A number from 0 to 99, always the same for a text: its sha1 modulo 100."""
+    """A number from 0 to 99 that depends only on the text: its sha1 modulo 100."""
     return int(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), 16) % 100

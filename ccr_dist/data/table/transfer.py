@@ -1,13 +1,13 @@
-"""Copying datasets between a folder and an object store: `shards push` and `shards pull`. Opening what is in a store:
-`remote.py`.
+"""Copying datasets between a folder and an object store: `shards push` and `shards pull`. `storage/remote.py` opens
+datasets in a store.
 
-Only what is missing is copied, payload and index first and the commit record last, so that a copy that was interrupted
-is continued and is never taken for complete. What is on both sides is compared before anything is copied, and a
-difference is refused. An indexed tar goes along as the payload of the column it belongs to; the records of its views
-then point there by a relative `url`.
+Only what is missing is copied: payload and index first, the commit record last. So an interrupted copy can be continued
+and is never taken for complete. What exists on both sides is compared before anything is copied, and a difference is
+refused. An indexed tar becomes the payload of the column it belongs to; the records of its views then point there by a
+relative `url`.
 
-A store cannot create-if-absent everywhere, so two people who push different datasets to one URL at the same moment can
-mix their files; readers find that out by the records' digests.
+Not every store can create an object only if it is absent. Two people who push different datasets to one URL at the same
+moment can therefore mix their files; readers notice by the digests in the records.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ccr_dist.data.storage import store
+from ccr_dist.data.storage.file_ranges import forget_files
 from ccr_dist.data.storage.payload_cache import claimed, gb
 from ccr_dist.data.storage.progress_bar import bar
 from ccr_dist.data.storage.remote import (
@@ -33,7 +34,6 @@ from ccr_dist.data.storage.remote import (
     relative,
     require_local,
 )
-from ccr_dist.data.storage.tar import forget_files
 from ccr_dist.data.table import records
 from ccr_dist.data.table.column import Column
 from ccr_dist.data.table.dataset import Dataset, open_all
@@ -46,9 +46,15 @@ _THREADS = 8
 
 
 @dataclass
-class Summary:
-    """One dataset's copy: where it is now; column shards copied by this call, and there before; bytes of the payloads
-    copied.
+class Transfer:
+    """The copy of one dataset.
+
+    Attributes:
+        place: where the copy is.
+        columns: how many columns it has.
+        shards: column shards that this call copied.
+        there: column shards that existed before.
+        bytes: size of the payloads that this call copied.
     """
 
     place: str
@@ -58,15 +64,28 @@ class Summary:
     bytes: int = 0
 
     def __str__(self) -> str:
-        before = f", {self.there} were there" if self.there else ""
+        before = f", {self.there} already existed" if self.there else ""
         return f"{self.columns} columns; copied {self.shards} column shards ({gb(self.bytes)}){before}"
 
 
-def push(path: str | Path, url: str, *, columns: Sequence[str] = (), progress: bool = False) -> list[Summary]:
-    """Copies a dataset, or each of a folder of them, to a store: what is finished of all columns, or of those named.
+def push(path: str | Path, url: str, *, columns: Sequence[str] = (), progress: bool = False) -> list[Transfer]:
+    """Copies the finished shards of a dataset, or of each dataset in a folder, to a store.
 
-    DataError with the difference shown where the store holds another dataset, plan or record; ConfigError; StorageError
-    when a store or a disk keeps failing. What was copied stays, and the next call resumes from there.
+    What was copied stays, and the next call continues from there.
+
+    Args:
+        path: a dataset or a folder of them.
+        url: a folder in a store.
+        columns: names; none: all.
+        progress: show a bar.
+
+    Returns:
+        One report per dataset.
+
+    Raises:
+        DataError: the store holds another dataset, plan or record (the difference is shown).
+        ConfigError: the URL cannot be used.
+        StorageError: the store or a disk keeps failing.
     """
     target = as_url(url)
     if target is None:
@@ -79,7 +98,7 @@ def push(path: str | Path, url: str, *, columns: Sequence[str] = (), progress: b
     return done
 
 
-def _push(dataset: Dataset, target: Store, names: Sequence[str], progress: bool) -> Summary:
+def _push(dataset: Dataset, target: Store, names: Sequence[str], progress: bool) -> Transfer:
     columns = [dataset.column(name) for name in names or dataset.columns()]
     ours: dict[str, Any] = {"dataset.json": store.read_json(dataset.root / "dataset.json")}
     for column in columns:
@@ -97,10 +116,10 @@ def _push(dataset: Dataset, target: Store, names: Sequence[str], progress: bool)
     for name in ("dataset.json", *(f"{column.name}/column.json" for column in columns)):
         if name not in there:
             target.write(name, store.pretty_json(ours[name]))
-    summary = Summary(target.url, len(columns))
+    summary = Transfer(target.url, len(columns))
 
     def is_there(column: Column, shard: int, record: dict[str, Any]) -> bool:
-        """With a payload that is as large as the record says: one that was lost in the store is pushed again."""
+        """Whether record and payload exist, the payload in its recorded size: a lost payload is pushed again."""
         payload = _payload_name(column, shard, record)
         return _record_name(column, shard) in there and there.get(payload, (None,))[0] == record["bytes"]
 
@@ -133,11 +152,22 @@ def _push(dataset: Dataset, target: Store, names: Sequence[str], progress: bool)
 
 def pull(
     url: str, folder: str | Path, *, columns: Sequence[str] = (), lazy: bool = False, progress: bool = False
-) -> list[Summary]:
-    """Copies a dataset, or each of a folder of them, from a store to a folder, payloads checked against their records.
+) -> list[Transfer]:
+    """Copies a dataset, or each dataset in a folder, from a store, and checks payloads against their records.
 
-    lazy: metadata only; payloads come through the cache when they are read, so that a job can work in the folder and
-    push its new column. Raises like `push`.
+    Args:
+        url: a dataset in a store, or a folder of them.
+        folder: where to.
+        columns: names; none: all.
+        lazy: copy only metadata. Payloads are fetched through the cache when they are read, so that a job can work in
+            the folder and push its new column.
+        progress: show a bar.
+
+    Returns:
+        One report per dataset.
+
+    Raises:
+        DataError, ConfigError, StorageError: as for `push`.
     """
     source = as_url(url)
     if source is None:
@@ -149,7 +179,7 @@ def pull(
     return [_pull(Store(there), root, columns, lazy, progress) for there, root in zip(found, roots, strict=True)]
 
 
-def _pull(source: Store, root: Path, names: Sequence[str], lazy: bool, progress: bool) -> Summary:
+def _pull(source: Store, root: Path, names: Sequence[str], lazy: bool, progress: bool) -> Transfer:
     there = source.listing()
     begun = sorted(name.split("/")[0] for name in there if name.endswith("/column.json") and is_metadata(name))
     if unknown := sorted(set(names) - set(begun)):
@@ -173,7 +203,7 @@ def _pull(source: Store, root: Path, names: Sequence[str], lazy: bool, progress:
         store.create_once(root / name, store.pretty_json(theirs[name]))
     dataset = Dataset(root)
     columns = [dataset.column(name) for name in names or begun]
-    summary = Summary(str(root), len(columns))
+    summary = Transfer(str(root), len(columns))
 
     def copy(shard: int) -> tuple[int, int, int]:
         copied = there_before = size = 0
@@ -189,8 +219,10 @@ def _pull(source: Store, root: Path, names: Sequence[str], lazy: bool, progress:
             _create(source, root, [part for part in (f"{stem}.stats.json",) if part in there])
             store.create_once(root / name, store.pretty_json(theirs[name]))
             size += fetched
-            copied += bool(new or fetched)
-            there_before += not (new or fetched)
+            if new or fetched:
+                copied += 1
+            else:
+                there_before += 1
         return copied, there_before, size
 
     _each_shard(dataset, copy, summary, "pulling", progress)
@@ -198,7 +230,11 @@ def _pull(source: Store, root: Path, names: Sequence[str], lazy: bool, progress:
 
 
 def _fetch(source: Store, name: str, path: Path, record: dict[str, Any], *, check: bool) -> int:
-    """Bytes fetched: none where the payload is there, which is checked where it has no record yet."""
+    """Fetches a payload unless it is there; an existing one without a record (`check`) is compared with its digest.
+
+    Returns:
+        Bytes fetched.
+    """
     path.parent.mkdir(exist_ok=True)
     with claimed(path) as (tmp, fd):
         there = records.size_of(path)
@@ -206,14 +242,14 @@ def _fetch(source: Store, name: str, path: Path, record: dict[str, Any], *, chec
             source.download(name, fd, record)
             store.publish_once(tmp, path)
             return int(record["bytes"])
-        if there != record["bytes"] and not check:  # cut since it was pulled
+        if there != record["bytes"] and not check:  # truncated since it was pulled
             source.download(name, fd, record)
             tmp.replace(path)
             forget_files()
             return int(record["bytes"])
     if check and (path.stat().st_size != record["bytes"] or store.sha256_file(path) != record["sha256"]):
         raise DataError(
-            f"{path}: not the payload of {source.url}/{name}, left by something else; remove it and pull again"
+            f"{path}: not the payload of {source.url}/{name}, left by another program; remove it and pull again"
         )
     return 0
 
@@ -225,9 +261,9 @@ def _create(source: Store, root: Path, names: Iterable[str]) -> None:
 
 
 def _each_shard(
-    dataset: Dataset, copy: Callable[[int], tuple[int, int, int]], summary: Summary, what: str, progress: bool
+    dataset: Dataset, copy: Callable[[int], tuple[int, int, int]], summary: Transfer, what: str, progress: bool
 ) -> None:
-    """copy(shard) -> (column shards copied, there before, bytes), added up."""
+    """Adds up the results of copy(shard): (column shards copied, column shards that existed, bytes)."""
     with bar(progress, f"{what} {dataset.split}", len(dataset.shards), "shards") as advance:
         for copied, there, size in _at_once(copy, range(len(dataset.shards))):
             summary.shards += copied
@@ -237,7 +273,7 @@ def _each_shard(
 
 
 def _at_once(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """The results in order, of several at a time; after an error no further one is begun."""
+    """Works on several items at a time and yields the results in order; after an error nothing further is started."""
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
             yield from pool.map(work, items)
@@ -251,9 +287,7 @@ def _record_name(column: Column, shard: int) -> str:
 
 
 def _published(column: Column) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(shard, record) as others see it: a tar made elsewhere is the payload of the column that it belongs to, or of the
-    view itself.
-    """
+    """(shard, record) as pushed: a tar made elsewhere becomes a payload of the column it belongs to, or of the view."""
     dataset = column.dataset
     owner = dataset.column(column.view_of) if column.view_of in dataset.columns() else None
     for shard in column.finished():
@@ -267,13 +301,13 @@ def _published(column: Column) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _payload_name(column: Column, shard: int, record: dict[str, Any]) -> str:
-    """The payload's name in the dataset's folder."""
+    """The payload's name relative to the dataset's folder."""
     root, own = column.dataset.root, f"{column.dataset.shards[shard]}.{'npy' if column.kind == 'matrix' else 'tar'}"
     return relative(column.folder / record.get("url", own), root, column.dataset.place)
 
 
 def _parsed(source: Store, names: list[str]) -> dict[str, Any]:
-    """{name: JSON value}. DataError naming the object that is none."""
+    """{name: JSON value}. Raises DataError, naming the object, where one is not JSON."""
     values = {}
     for name, data in zip(names, source.read(names), strict=True):
         try:
@@ -288,7 +322,7 @@ def _compare(place: str, there: dict[str, Any], asked: dict[str, Any]) -> None:
     if lines:
         shown = "\n  ".join(lines[:20] + ([f"... {len(lines) - 20} more"] if len(lines) > 20 else []))
         raise DataError(
-            f"{place}: holds something else already; the difference:\n  {shown}\nuse another place, or remove what is"
+            f"{place}: already holds something else; the difference:\n  {shown}\nuse another place, or remove what is"
             " there"
         )
 

@@ -1,5 +1,5 @@
-"""Whether a dataset is what its records say, down to every value, or (fast) as far as file sizes and indexes tell.
-Changes nothing.
+"""Checks a dataset against its records, down to every value, or (fast) as far as file sizes and indexes show. Changes
+nothing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,17 @@ from ccr_dist.errors import DataError, StorageError, failing
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as recorded: which file, and what about it.
+    """Something that is not as recorded.
 
-    damage: what `repair` can do something about: `record`, `payload` or `index` of a shard of `column`, its `seal`, or
-    the `keys` of one. unread: storage failed, so that nothing is known about the content.
+    Attributes:
+        where: the file or value.
+        what: what is wrong with it.
+        damage: the part that `repair` can work on: `record`, `payload`, `index` or `keys` of a shard, or the `seal` of
+            a column; empty for none.
+        dataset: whose part it is.
+        column: whose part it is, if any.
+        shard: its number; -1 for none.
+        unread: storage failed, so that nothing is known about the content.
     """
 
     where: str
@@ -44,15 +51,24 @@ class Problem:
 
 
 def verify(path: str | Path, *, decode: bool = True, fast: bool = False, progress: bool = False) -> list[Problem]:
-    """Problems of a dataset, or of a folder of datasets. Without any it is sound.
+    """Checks a dataset, or each dataset in a folder. `repair.py` repairs what can be repaired.
 
-    Checked: digests, keys and indexes of every shard, that every value is of its column's kind, pictures and videos
-    decode (unless decode=False), vectors are finite and of one width, translated captions are as many as those they
-    were made from, columns were made from the present content, nothing is unfinished. DataError only where PATH holds
-    no dataset. `repair.py` mends what can be mended.
+    Checked are digests, keys and indexes of every shard; that every value is of its column's kind, pictures and videos
+    can be decoded, vectors are finite and of one width; that there are as many translations as captions they were made
+    from; that columns were made from the present content of others; that nothing is unfinished.
 
-    fast: no payload is read. Checked are records and keys, that payloads are there and of the recorded size, and that
-    the indexes are as recorded.
+    Args:
+        path: a dataset or a folder of them.
+        decode: also decode every picture, and a frame of every video.
+        fast: read no payload. Checked are records and keys, that payloads exist with the recorded size, and that the
+            indexes are the recorded ones.
+        progress: show a bar.
+
+    Returns:
+        The problems; without any, the dataset is sound.
+
+    Raises:
+        DataError: there is no dataset in `path`.
     """
     problems: list[Problem] = []
     remote.look_again()
@@ -79,8 +95,9 @@ def verify(path: str | Path, *, decode: bool = True, fast: bool = False, progres
 
 
 def unusable(path: str | Path) -> list[str]:
-    """Why values count as null although they are none: what was found, and tolerated, when tars were indexed. No
-    problems: as recorded.
+    """Values that were found unusable, and tolerated, when tars were indexed, with the reason.
+
+    They count as null. They are not problems, since the records say the same.
     """
     columns = [dataset.column(name) for dataset in open_all(path) for name in dataset.columns()]
     foreign = (
@@ -95,15 +112,15 @@ def _column(
     column: Column, check: Callable[[Column, int], Iterator[Problem]], advance: Callable[[], None]
 ) -> Iterator[Problem]:
     recorded, lost = column.recorded(), column.lost()
-    mend = partial(Problem, dataset=column.dataset, column=column)
+    repairable = partial(Problem, dataset=column.dataset, column=column)
     if missing := [i for i in range(len(column.dataset.shards)) if i not in recorded]:
         names = ", ".join(column.dataset.shards[i] for i in missing[:8])
         what = f"{len(missing)} of {len(column.dataset.shards)} shards are not finished: {names}"
         yield Problem(str(column.folder), f"{what}; to make them: {column.remedy}")
     try:
-        yield from (mend(str(column.folder / seal.META), what, "seal") for what in sealing.differences(column))
+        yield from (repairable(str(column.folder / seal.META), what, "seal") for what in sealing.differences(column))
     except (DataError, OSError) as e:
-        yield _unread(e, column.folder / seal.META) or mend(str(column.folder / seal.META), str(e), "seal")
+        yield _unread(e, column.folder / seal.META) or repairable(str(column.folder / seal.META), str(e), "seal")
     for shard in sorted(recorded):
         record = column.path(shard, "record")
         try:
@@ -111,13 +128,13 @@ def _column(
             if shard in lost:
                 part = "index" if lost[shard].startswith(str(column.path(shard, "index", fetch=False))) else "payload"
                 again = f"; to make it again: {column.remedy}" if part == "payload" else ""
-                yield mend(str(record), f"{lost[shard]}{again}", part, shard=shard)
+                yield repairable(str(record), f"{lost[shard]}{again}", part, shard=shard)
             else:
                 yield from check(column, shard)
         except (DataError, OSError) as e:
             part = "record" if not isinstance(e, StorageError) and str(e).startswith(str(record)) else ""
             part = part or ("index" if str(e).startswith(str(column.path(shard, "index", fetch=False))) else "")
-            yield _unread(e, record) or mend(str(record), str(e), part, shard=shard)
+            yield _unread(e, record) or repairable(str(record), str(e), part, shard=shard)
         advance()
     yield from _inputs(column)
 
@@ -132,19 +149,17 @@ def _unread(error: DataError | OSError, place: Path) -> Problem | None:
 
 
 def _inputs(column: Column) -> Iterator[Problem]:
-    """Of a column that a job made: whether what it was made from is still what is there."""
+    """Yields a problem where the column that a job made this one from has other content now."""
     try:
         name = column.stale()
     except (DataError, OSError) as e:
         if failed := _unread(e, column.folder):
             yield failed
-        return  # any other is told where the other column itself is looked at
+        return  # other errors are reported where the other column itself is checked
     if name:
-        what = (
-            f"made from {name} as it was before: its content is another now; make {column.name} again, under another"
-            " name or after"
-        )
-        yield Problem(str(column.folder), f"{what} removing {column.folder}")
+        what = f"made from {name}, whose content has changed since"
+        remedy = f"make {column.name} again, under another name or after removing {column.folder}"
+        yield Problem(str(column.folder), f"{what}; {remedy}")
 
 
 def _keys(dataset: Dataset) -> Iterator[Problem]:
@@ -163,7 +178,8 @@ def _fast(column: Column, shard: int) -> Iterator[Problem]:
     except (KeyError, TypeError) as e:
         raise DataError(f"{path}: damaged index ({e!r})") from e
     if keys != record["keys"] or nulls != record["nulls"]:
-        what = f"{nulls} null rows{' and other keys' * (keys != record['keys'])}, the record says {record['nulls']}"
+        other = " and other keys" if keys != record["keys"] else ""
+        what = f"{nulls} null rows{other}, the record says {record['nulls']}"
         yield Problem(str(path), what, "index", column.dataset, column, shard)
 
 
@@ -171,12 +187,11 @@ def _shard(column: Column, shard: int, *, decode: bool, widths: dict[int, str]) 
     record = column.record(shard)
     payload = column.path(shard)
     if store.sha256_file(payload) != record["sha256"]:
-        do = (
-            f"index it again: {column.remedy}"
-            if "indexed" in column.plan
-            else f"`shards verify --repair`, then {column.remedy}"
-        )
-        what = f"its bytes are not those of the commit record (sha256): damaged or changed; to make it again: {do}"
+        if "indexed" in column.plan:
+            remedy = f"index it again: {column.remedy}"
+        else:
+            remedy = f"`shards verify --repair`, then {column.remedy}"
+        what = f"its sha256 is not that of the commit record: damaged or changed; to make it again: {remedy}"
         yield Problem(str(payload), what, "payload", column.dataset, column, shard)
         return
     there = column.present(shard)
@@ -199,9 +214,8 @@ def _shard(column: Column, shard: int, *, decode: bool, widths: dict[int, str]) 
         try:
             value = column.value(shard, row)
             if is_present(column.kind, value) != there[row]:
-                yield Problem(
-                    str(where), f"the index says {'a value' if there[row] else 'null'}, the payload another thing"
-                )
+                said, found = ("a value", "null") if there[row] else ("null", "a value")
+                yield Problem(str(where), f"the index says {said}, the payload has {found}")
             if column.kind == "image" and value is not None and decode:
                 decode_image(value, where)
             if column.kind == "video" and value is not None and decode:
@@ -211,7 +225,7 @@ def _shard(column: Column, shard: int, *, decode: bool, widths: dict[int, str]) 
                 if len(made_from) != len(value):
                     yield Problem(
                         str(where),
-                        f"{len(value)} captions, but {len(made_from)} in {source.name}, which they were made from",
+                        f"{len(value)} captions, but {len(made_from)} in {source.name}, from which they were made",
                     )
         except DataError as e:
             yield Problem(str(where), str(e))
@@ -241,7 +255,7 @@ def _index(column: Column, shard: int) -> Iterator[Problem]:
 
 
 def _source(column: Column, shard: int) -> Column | None:
-    """The caption or description column that a translated one was made from, where it has this shard."""
+    """The caption or description column from which a translated one was made, if it has this shard."""
     inputs = column.plan.get("inputs")
     if column.kind != "texts" or not isinstance(inputs, dict) or len(inputs) != 1:
         return None

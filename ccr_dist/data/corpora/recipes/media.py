@@ -11,7 +11,8 @@ from ccr_dist.data.corpora.formats.files import walk
 from ccr_dist.data.corpora.index import expand
 from ccr_dist.data.media.decode import file_extension
 from ccr_dist.data.storage import store
-from ccr_dist.data.storage.tar import Members, ShardIndex, read_at
+from ccr_dist.data.storage.file_ranges import read_at
+from ccr_dist.data.storage.tar import Members, ShardIndex
 from ccr_dist.errors import DataError
 
 SUFFIXES = {

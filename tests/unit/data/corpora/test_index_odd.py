@@ -287,7 +287,7 @@ def test_two_archives_in_one_file_are_refused(tmp_path):
         do(tmp_path / "both.tar", out=tmp_path / "d")
     (tmp_path / "both.tar").write_bytes(one + bytes(3 << 20) + b"x")
     with pytest.raises(
-        DataError, match=rf"after its end mark come bytes that are no tar \(the first at byte {len(one) + (3 << 20)} "
+        DataError, match=rf"bytes that are not a tar follow its end mark \(the first at byte {len(one) + (3 << 20)} "
     ):
         do(tmp_path / "both.tar", out=tmp_path / "d")
     (tmp_path / "both.tar").write_bytes(one + bytes(5000))

@@ -106,7 +106,7 @@ def test_a_caption_needs_all_its_companions(root):
     (broken,) = {
         (record["item"], record["error"].partition(": ")[2]) for batch in found for record in batch.substituted
     }
-    assert broken == ("b", "no caption says something in all of caption.en, caption.de, caption.en.back")
+    assert broken == ("b", "no caption has text in all of caption.en, caption.de, caption.en.back")
 
 
 def test_without_blanks_the_draw_is_the_slots_number_modulo_the_captions(root):

@@ -167,5 +167,5 @@ def test_lines_of_earlier_versions_are_read_and_do_not_excuse_later_ones(tmp_pat
     with path.open("ab") as file:
         file.write(b'{"n": 4}\n[]\n' + store.line_of({"n": 5}))
     assert store.read_lines(path) == ([{"n": 1}, {"n": 2}, {"n": 3}, {"n": 5}], [4, 5])
-    with pytest.raises(DataError, match=r"log\.jsonl: damaged in line 4, 5, so what is counted .*; do this"):
+    with pytest.raises(DataError, match=r"log\.jsonl: damaged in line 4, 5, so numbers computed from it .*; do this"):
         store.read_lines(path).require(path, "do this")

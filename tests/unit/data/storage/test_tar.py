@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccr_dist.data.storage.tar import ShardIndex, TarWriter, forget_files, read_at, split_name
+from ccr_dist.data.storage.file_ranges import forget_files, read_at
+from ccr_dist.data.storage.tar import ShardIndex, TarWriter, split_name
 from ccr_dist.errors import DataError
 
 

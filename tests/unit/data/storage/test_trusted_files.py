@@ -71,7 +71,7 @@ def test_an_indexed_column_speaks_of_its_tar_by_a_plain_absolute_path(tmp_path: 
             Dataset(made.root).column("caption.en").value(0, 0)
     os.mkfifo(tmp_path / "pipe.tar")
     edit(record, url=str(tmp_path / "pipe.tar"), bytes=0)
-    with pytest.raises(DataError, match="no plain file"):  # and does not wait for somebody to write into it
+    with pytest.raises(DataError, match="not a plain file"):  # and does not wait for somebody to write into it
         Dataset(made.root).column("caption.en").value(0, 0)
 
 
@@ -82,7 +82,7 @@ def test_keys_stay_below_a_folder(dataset: Dataset, key: str | bytes) -> None:
     meta = json.loads((dataset.root / "dataset.json").read_text())
     meta["shards"][0]["keys"] = hashlib.sha256(data).hexdigest()
     edit(dataset.root / "dataset.json", shards=meta["shards"])
-    with pytest.raises(DataError, match=r"keys/000000\.txt: a key that is no relative path"):
+    with pytest.raises(DataError, match=r"keys/000000\.txt: a key that is not a relative path"):
         Dataset(dataset.root).keys(0)
 
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ccr_dist.data.storage import store
-from ccr_dist.data.storage.tar import forget_files
+from ccr_dist.data.storage.file_ranges import forget_files
 from ccr_dist.data.stream import loader as loader_module
 from ccr_dist.data.stream.batch import Batch
 from ccr_dist.data.stream.loader import Fields, content_digests, make_loader, sources
@@ -377,7 +377,7 @@ def test_a_gallery_is_every_item_once_with_its_description(table, world):
 
 
 def test_a_gallery_refuses_what_it_cannot_show(table):
-    with pytest.raises(DataError, match=r"s0r1.*2 vectors a row"):
+    with pytest.raises(DataError, match=r"s0r1.*2 vectors;"):
         Gallery(table, "feature.en")[0]
     with pytest.raises(ConfigError, match="pictures or vectors, this is a texts column"):
         Gallery(table, "caption.en")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ccr_dist.data.storage.tar import forget_files
+from ccr_dist.data.storage.file_ranges import forget_files
 from ccr_dist.data.stream import read_ahead
 from ccr_dist.data.stream.fields import Fields, sources
 from ccr_dist.data.stream.loader import make_loader

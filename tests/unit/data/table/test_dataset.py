@@ -80,7 +80,7 @@ def test_matrix_with_several_and_no_vectors_a_row(dataset):
     assert column.value(1, 0) is None
     assert column.present(0).tolist() == [True, False, True]
     assert np.load(column.path(0), allow_pickle=False).shape == (3, 4)  # any NumPy user sees the array
-    with pytest.raises(DataError, match="no bytes a row"):
+    with pytest.raises(DataError, match="rows of a matrix have no bytes"):
         column.read(0, 0)
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from ccr_dist.data.corpora.index import index
-from ccr_dist.data.storage.tar import TarWriter, forget_files
+from ccr_dist.data.storage.file_ranges import forget_files
+from ccr_dist.data.storage.tar import TarWriter
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.data.table.inspect import describe
 from ccr_dist.data.table.sealing import seal_columns

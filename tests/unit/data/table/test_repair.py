@@ -214,10 +214,12 @@ def test_a_column_made_from_what_is_no_longer_there_is_found(job):
         path.unlink()
     english = Dataset(dataset.root).column("caption.en")
     english.commit(0, [english.encode(["other"])] * 3)
-    assert any("made from caption.en as it was before" in problem.what for problem in verify(dataset.root, fast=True))
+    assert any(
+        "made from caption.en, whose content has changed" in problem.what for problem in verify(dataset.root, fast=True)
+    )
     fields = Fields(source="caption.en", targets={"xx": XX})
     with pytest.raises(
-        DataError, match=rf"{XX}: made from caption\.en as it was before.*Make the column again: remove"
+        DataError, match=rf"{XX}: made from caption\.en, whose content has changed.*Make the column again: remove"
     ):
         sources([Dataset(dataset.root)], [1.0], fields, ["xx"])
 

@@ -136,7 +136,7 @@ def test_a_seal_that_is_not_true_is_found_by_verify(dataset):
     data[128] ^= 64  # whether row 1 of the first shard is there
     bits.write_bytes(data)
     said = "\n".join(map(str, verify(dataset.root, fast=True)))
-    assert "caption.de/sealed.json: not what the record and index of shard 000001 say" in said
+    assert "caption.de/sealed.json: differs from the record and index of shard 000001" in said
     assert "caption.en/sealed.npy: damaged seal (the part of shard 000002" in said
     assert "feature.x/sealed.npy: damaged seal (the part of shard 000000" in said
     for name, shard in (("caption.en", 2), ("feature.x", 0)):

@@ -173,7 +173,7 @@ def test_fast_finds_what_sizes_and_small_files_tell(dataset):
 def test_fast_checks_the_keys(dataset, tmp_path):
     root = shutil.copytree(dataset.root, tmp_path / "copy")  # its keys have not been read yet
     (root / "keys/000001.txt").write_text("d\n")
-    assert "keys/000001.txt: not the keys that dataset.json speaks of" in "\n".join(map(str, verify(root, fast=True)))
+    assert "keys/000001.txt: not the keys that dataset.json records" in "\n".join(map(str, verify(root, fast=True)))
 
 
 def test_fast_fetches_no_payload(dataset, tmp_path, monkeypatch):

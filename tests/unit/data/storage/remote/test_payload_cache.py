@@ -75,7 +75,7 @@ def test_a_payload_that_is_damaged_in_the_store_is_no_value(dataset, tmp_path):
     ):
         column.value(1, 0)
     del MemoryFileSystem.store["/bucket/toy/caption.en/000002.tar"]
-    with pytest.raises(StorageError, match=r"memory://bucket/toy/caption.en/000002.tar: not there"):
+    with pytest.raises(StorageError, match=r"memory://bucket/toy/caption.en/000002.tar: missing"):
         column.value(2, 0)
     assert payloads(tmp_path) == {}
     assert len(verify(URL)) == 2

@@ -131,7 +131,7 @@ def test_a_payload_that_something_else_left_is_not_adopted(dataset, tmp_path):
     payload, record = (tmp_path / "e/caption.en" / name for name in ("000000.tar", "000000.json"))
     record.unlink()
     payload.write_bytes(bytes(payload.stat().st_size))
-    with pytest.raises(DataError, match=r"000000\.tar: not the payload of .*left by something else"):
+    with pytest.raises(DataError, match=r"000000\.tar: not the payload of .*left by another program"):
         pull(URL, tmp_path / "e")
 
 
@@ -184,7 +184,7 @@ def test_the_commands_take_urls(dataset, tmp_path):
         return done.output
 
     assert f"{URL}: 2 columns; copied 6 column shards" in ccr_dist("push", str(dataset.root), URL, "-q")
-    assert "6 were there" in ccr_dist("push", str(dataset.root), URL, "-q")
+    assert "6 already existed" in ccr_dist("push", str(dataset.root), URL, "-q")
     assert json.loads(ccr_dist("inspect", URL, "--json"))["datasets"][0]["root"] == URL
     assert f"{URL}: sound" in ccr_dist("verify", URL, "-q")
     ccr_dist("pull", URL, str(tmp_path / "e"), "-q")
