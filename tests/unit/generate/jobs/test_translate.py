@@ -77,6 +77,8 @@ def test_command_runs_on_every_split_and_goes_on_where_it_was(tmp_path: Path) ->
     assert Dataset.open(tmp_path / "d" / "val").column("caption.xx.shout").value(1, 0) == ["1-0 ONE", "1-0 TWO"]
     again = CliRunner().invoke(jobs_app, args, catch_exceptions=False)
     assert again.output.count("caption.xx.shout: 0 of 2 shards done; 2 already finished and reused") == 2
+    bare = [*args[:2], "version='1'", *args[2:-2]]
+    assert CliRunner().invoke(jobs_app, bare, catch_exceptions=False).output == again.output, "--set is an alias"
     with pytest.raises(DataError, match=r"plan\.engine\.version: there '1', asked '2'"):
         CliRunner().invoke(jobs_app, [*args[:-1], "version='2'"], catch_exceptions=False)
 
@@ -87,7 +89,9 @@ def test_there_and_back(tmp_path: Path) -> None:
     half = CliRunner().invoke(jobs_app, [*args, "--share", "0/2"], catch_exceptions=False)
     assert half.exit_code == STOPPED and "caption.en.back-xx-shout" not in dataset.columns()
     assert "1 shards of caption.xx.shout are still with other workers or shares" in " ".join(half.output.split())
-    assert CliRunner().invoke(jobs_app, [*args, "--back-set", "version='2'"], catch_exceptions=False).exit_code == 0
+    assert CliRunner().invoke(jobs_app, [*args, "back.version='2'"], catch_exceptions=False).exit_code == 0
+    alias = CliRunner().invoke(jobs_app, [*args, "--back-set", "version='2'"], catch_exceptions=False)
+    assert alias.exit_code == 0, alias.output
     back = dataset.column("caption.en.back-xx-shout")
     assert back.missing() == [] and back.value(1, 1) == ["1-1 ONE", "1-1 TWO"]
     assert list(back.plan["inputs"]) == ["caption.xx.shout"] and back.plan["engine"]["version"] == "2"
@@ -108,11 +112,13 @@ def test_options_of_one_direction_are_not_used_for_the_other(tmp_path: Path) -> 
         "--back",
     ]
     with pytest.raises(
-        ConfigError, match=r"model of engine 'transformers' may be for one direction only; .* --back-set model="
+        ConfigError, match=r"model of engine 'transformers' may be for one direction only; .* back.model="
     ):
         CliRunner().invoke(jobs_app, args, catch_exceptions=False)
-    with pytest.raises(ConfigError, match="give --back, too"):
+    with pytest.raises(ConfigError, match="back.KEY=VALUE and --back-set .* add --back"):
         CliRunner().invoke(jobs_app, [*args[:-1], "--back-set", "beams=2"], catch_exceptions=False)
+    with pytest.raises(ConfigError, match="add --back"):
+        CliRunner().invoke(jobs_app, [*args[:-1], "back.beams=2"], catch_exceptions=False)
 
 
 def test_what_dedicated_systems_do_wrong_is_dropped_and_counted(tmp_path: Path) -> None:
