@@ -46,7 +46,8 @@ class _Guarded:
 
     def write(self, text: str) -> int:
         rest = text.lstrip("\r")
-        self.stream.write("\r" * (len(text) > len(rest)) + visible(rest))
+        start = "\r" if len(text) > len(rest) else ""
+        self.stream.write(start + visible(rest))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

@@ -141,7 +141,7 @@ class _Reader:
         own = self._own(path, real, above)
         bases = own.data.pop("base", [])
         merged = Document(name=str(path), outside=set(own.outside))
-        for base in [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else [bases]:
+        for base in bases if isinstance(bases, list) else [bases]:
             if not isinstance(base, str) or not base:
                 raise ConfigError(f"{own.place(('base',))}: 'base' is a path or a list of paths" + self._got(own, base))
             _merge(merged, self.read(path.parent / base, (*above, real)))

@@ -31,9 +31,12 @@ Verdict = Literal["shown", "not shown", "contradicted"]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One run: `tables` has (items of the test split, 8) a language, see `protocols.hits`; row r is the dataset's row
-    r.
+class MeasuredRun:
+    """One run with its hits.
+
+    Attributes:
+        result: of the run.
+        tables: by language, (rows of the test split, 8), see `protocols.hits`.
     """
 
     result: RunResult
@@ -82,10 +85,13 @@ class Judged:
 
     @property
     def verdict(self) -> Verdict:
-        return "shown" if self.difference.low > 0 else "contradicted" if self.difference.high < 0 else "not shown"
+        """What the interval of the mean over languages shows of the claim."""
+        if self.difference.low > 0:
+            return "shown"
+        return "contradicted" if self.difference.high < 0 else "not shown"
 
 
-def load_outcome(path: Path, label: str) -> Outcome:
+def load_outcome(path: Path, label: str) -> MeasuredRun:
     """A results file with its ranks. DataError when either is missing or they do not belong together."""
     result = read_result(path).model_copy(update={"label": label})
     file = path.with_name(f"{path.stem}.ranks.npz")
@@ -110,11 +116,11 @@ def load_outcome(path: Path, label: str) -> Outcome:
             if not np.isclose(recalls(table.sum(0)).sum(), found.metrics["SumR"]):
                 raise DataError(f"{file}: its ranks do not give the SumR of {path} ({lang}); one of them was changed")
             tables[lang] = table
-    return Outcome(result, tables)
+    return MeasuredRun(result, tables)
 
 
 def sample(
-    rows: Mapping[str, Sequence[Outcome]], *, replicates: int = REPLICATES, seed: int = 0
+    rows: Mapping[str, Sequence[MeasuredRun]], *, replicates: int = REPLICATES, seed: int = 0
 ) -> dict[str, dict[str, Sampled]]:
     """Row -> language -> SumR in every replicate; all rows from the same draws. DataError when runs were asked
     different queries, or measured on different content.
@@ -176,8 +182,8 @@ def _seed_weights(seeds: Sequence[int], replicates: int, seed: int) -> np.ndarra
     return random.multinomial(n - 1, np.full(n, 1 / n), size=replicates) / (n - 1)
 
 
-def _check_same_queries(outcomes: Sequence[Outcome]) -> None:
-    first: dict[str, Outcome] = {}
+def _check_same_queries(outcomes: Sequence[MeasuredRun]) -> None:
+    first: dict[str, MeasuredRun] = {}
     for outcome in outcomes:
         for lang, table in outcome.tables.items():
             known = first.setdefault(lang, outcome)

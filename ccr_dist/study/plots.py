@@ -161,7 +161,8 @@ def parameters(summary: Summary) -> Any:
         for at, line, colour in order
     ]
     for at, text, colour, weight in shown:
-        where = (1.03 + 0.02 * (weight == "normal"), 1 - (at + 0.5) * step)
+        indent = 0.02 if weight == "normal" else 0
+        where = (1.03 + indent, 1 - (at + 0.5) * step)
         axis.annotate(
             text,
             where,

@@ -110,13 +110,21 @@ def command_of(run: Run, threads: int) -> list[str]:
 def run_study(
     plan: Plan, *, jobs: int, threads: int = 1, dry_run: bool = False, say: Say = lambda text: print(text, flush=True)
 ) -> int:
-    """Carry out what is left of a study; the exit code.
+    """Carries out what is left of a study.
 
     Args:
-        jobs: runs at a time. threads: CPU threads of each.
-        dry_run: say what would be done.
+        plan: the study.
+        jobs: runs at a time, each in its own process.
+        threads: CPU threads of each run.
+        dry_run: only say what would be done.
+        say: prints a line.
+
+    Returns:
+        The exit code.
+
     Raises:
-        ConfigError or DataError, before anything runs: a run folder that holds another run, a column that is not there.
+        ConfigError: a run folder holds another run, or an argument is out of range. Nothing has run then.
+        DataError: a column is missing. Nothing has run then.
     """
     if jobs < 1 or threads < 1:
         raise ConfigError(f"--jobs {jobs}, --threads {threads}: expected at least 1")
@@ -148,7 +156,9 @@ def run_study(
         say("stopped; the same command resumes from here")
         return STOPPED
     codes = {failure.code for failure in crew.failures}
-    return DONE if not codes else codes.pop() if len(codes) == 1 and min(codes) > 0 else CRASH
+    if not codes:
+        return DONE
+    return codes.pop() if len(codes) == 1 and min(codes) > 0 else CRASH
 
 
 def _check_data(runs: Sequence[Run]) -> None:
@@ -187,10 +197,6 @@ def _stop_requests(crew: _Crew) -> Iterator[None]:
 
 def _clock(seconds: float) -> str:
     minutes = round(seconds / 60)
-    return (
-        f"{minutes // 60} h {minutes % 60:02d} min"
-        if minutes >= 60
-        else f"{minutes} min"
-        if minutes
-        else f"{seconds:.0f} s"
-    )
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"

@@ -1,8 +1,8 @@
-"""Datasets to the files that NRCCR, LECCR, MLA and DASD read, and files of translations made elsewhere to what
-`ccr-dist replay` reads.
+"""Converts datasets to the files of NRCCR, LECCR, MLA and DASD, and files of translations to what `ccr-dist replay`
+reads.
 
-The other way, from such files to a dataset, goes by recipes (`shards/nrccr.yaml`, `shards/mla.yaml`). Media are not
-written: both projects read a folder of pictures named by the items.
+Recipes go the other way, from such files to a dataset (`shards/nrccr.yaml`, `shards/mla.yaml`). Media are not written:
+all of these projects read a folder of pictures named by item.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ccr_dist.data.corpora.formats.files import Files
-from ccr_dist.data.corpora.formats.readers import Keyed, Mapping, Texts
+from ccr_dist.data.corpora.formats.readers import Keyed, Mapping, TextFolder
 from ccr_dist.data.corpora.formats.writers import write_json, write_keyed, write_mapping, write_names
 from ccr_dist.data.corpora.recipes.captions import safe_key
 from ccr_dist.data.storage import store
@@ -27,18 +27,25 @@ _SUFFIX = re.compile(r"\.[A-Za-z0-9]{2,4}$")
 
 @dataclass
 class Converted:
-    """Files written, and blank captions left out of them."""
+    """What was converted: the files written, and the number of blank captions left out."""
 
     files: list[Path] = field(default_factory=list)
     blank: int = 0
 
 
 def to_nrccr(path: str | Path, out: str | Path, *, name: str | None = None, columns: Sequence[str] = ()) -> Converted:
-    """TextData/NAME<split>_<tag>.caption.txt for every caption column, {img,video}_id/<split>_id.txt, and
+    """Writes TextData/NAME<split>_<tag>.caption.txt for every caption column, {img,video}_id/<split>_id.txt, and
     descriptions.<source>/KEY.txt.
 
-    name: the collection, as `multi30k`; default: the dataset's. columns: only these. ConfigError where OUT is not
-        empty.
+    Args:
+        path: a dataset or a folder of them.
+        out: a new or empty folder.
+        name: of the collection, such as `multi30k`; None: that of the dataset.
+        columns: names; none: all.
+
+    Raises:
+        ConfigError: OUT is not empty, or a column does not exist.
+        DataError: a column is incomplete.
     """
     datasets, done, out = _open(path, columns), Converted(), _empty(out)
     for dataset in datasets:
@@ -65,7 +72,7 @@ def to_nrccr(path: str | Path, out: str | Path, *, name: str | None = None, colu
 
 
 def nrccr_name(column: Column) -> tuple[str, str]:
-    """(middle of the file name, tag) of a caption column, as NRCCR calls them.
+    """(middle of the file name, tag) of a caption column in NRCCR's naming.
 
     caption.en: enc; caption.de: de; caption.de.google: google_enc2de; caption.en.back-de-google: google_enc2de2enc;
     caption.en.google, made from caption.de: google_de2enc.
@@ -80,7 +87,7 @@ def nrccr_name(column: Column) -> tuple[str, str]:
     inputs = [name for name in column.plan.get("inputs", {}) if name.startswith("caption.")]
     if len(inputs) != 1:
         raise ConfigError(
-            f"{column.folder}: its plan does not say from which caption column it was translated; leave it out with"
+            f"{column.folder}: its plan does not name the caption column it was translated from; leave it out with"
             " --column"
         )
     source = inputs[0].split(".")[1]
@@ -88,12 +95,20 @@ def nrccr_name(column: Column) -> tuple[str, str]:
 
 
 def to_mla(path: str | Path, out: str | Path, *, media: str = "images", columns: Sequence[str] = ()) -> Converted:
-    """annotation/<split>_<language>[.<engine>].json, public_split/<split>.npy and path.json, the file that MLA's
-    loaders start from.
+    """Writes annotation/<split>_<language>[.<engine>].json, public_split/<split>.npy and path.json, which MLA's loaders
+    read first.
 
-    path.json names one file a language: in train the translations where there are any, else and elsewhere the human
-    captions. media: the folder of pictures that it names. columns: only these. ConfigError where OUT is not empty or
-    train has translations of two engines.
+    path.json names one file per language: in train the translations, if there are any, otherwise the human captions.
+
+    Args:
+        path: a dataset or a folder of them.
+        out: a new or empty folder.
+        media: the folder of pictures that path.json names.
+        columns: names; none: all.
+
+    Raises:
+        ConfigError: OUT is not empty, a column does not exist, or train has translations by two engines.
+        DataError: a column is incomplete.
     """
     datasets, done, out = _open(path, columns), Converted(), _empty(out)
     paths: dict[str, dict[str, list[str]]] = {}
@@ -121,10 +136,18 @@ def to_mla(path: str | Path, out: str | Path, *, media: str = "images", columns:
 
 
 def to_replay(source: str | Path, out: str | Path) -> Converted:
-    """NRCCR's lines (.txt), MLA's JSON or a folder of ITEM.txt as `{"key": ..., "value": ...}` lines; the texts' order
-    is the file's.
+    """Writes NRCCR's lines (.txt), MLA's JSON or a folder of ITEM.txt as lines of `{"key": ..., "value": ...}`.
 
-    Keys are made as recipes make them: without a picture's suffix, other marks than letters, digits, _ and - as `_`.
+    Texts keep the order of the file. Keys are made as recipes make them: without the suffix of a picture, with `_` for
+    everything but letters, digits, _ and -.
+
+    Args:
+        source: the file or folder.
+        out: a new file.
+
+    Raises:
+        ConfigError: the source is of another kind, or OUT exists.
+        DataError: the source cannot be read, has no text, or its captions are not numbered 0, 1, 2, ...
     """
     source = Path(source)
     files, name = Files(source.parent), source.name
@@ -133,20 +156,20 @@ def to_replay(source: str | Path, out: str | Path) -> Converted:
     stem = name.removesuffix(".gz")
     if not source.is_dir() and not stem.endswith((".txt", ".json")):
         raise ConfigError(f"{source}: expected NRCCR's .txt, MLA's .json or a folder of text files")
-    reader = (
-        Texts(format="texts", file=name)
-        if source.is_dir()
-        else Keyed(format="keyed", file=name)
-        if stem.endswith(".txt")
-        else Mapping(format="mapping", file=name)
-    )
+    reader: TextFolder | Keyed | Mapping
+    if source.is_dir():
+        reader = TextFolder(format="texts", file=name)
+    elif stem.endswith(".txt"):
+        reader = Keyed(format="keyed", file=name)
+    else:
+        reader = Mapping(format="mapping", file=name)
     for entry in reader.entries(files):
         key = safe_key(entry.item if source.is_dir() else _SUFFIX.sub("", entry.item))
         texts.setdefault(key, []).append(entry.text)
         labels.setdefault(key, []).append(entry.label)
     if not texts:
-        raise DataError(f"{source}: there is no text in it")
-    # numbers with a hole would pair a caption with the translation of another
+        raise DataError(f"{source}: contains no text")
+    # A gap in the numbers would pair a caption with the translation of another.
     for key, numbers in labels.items():
         if numbers[0] is not None and numbers != [str(i) for i in range(len(numbers))]:
             raise DataError(
@@ -169,7 +192,7 @@ def to_replay(source: str | Path, out: str | Path) -> Converted:
 def _empty(out: str | Path) -> Path:
     out = Path(out)
     if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out}: holds files already; say another --out")
+        raise ConfigError(f"{out}: already holds files; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     return out
 

@@ -76,10 +76,13 @@ def _plan(dataset: Dataset, image: str, caption: str | None, also: Sequence[str]
     """What decides the bytes of the tars. ConfigError, DataError."""
     if caption is None:
         there = [name for name in dataset.columns() if name.startswith("caption.")]
-        caption = "caption.en" if "caption.en" in there else there[0] if len(there) == 1 else None
-        if caption is None:
+        if "caption.en" in there:
+            caption = "caption.en"
+        elif len(there) == 1:
+            caption = there[0]
+        else:
             raise ConfigError(
-                f"{dataset.place}: say which captions with --caption; there are: {', '.join(there) or 'none'}"
+                f"{dataset.place}: choose the captions with --caption; there are: {', '.join(there) or 'none'}"
             )
     for name, kinds in (
         (image, ("image",)),
@@ -105,7 +108,7 @@ def _export(dataset: Dataset, out: Path, plan: dict[str, Any], progress: bool) -
     out.mkdir(parents=True, exist_ok=True)
     store.tidy(out)
     if any(out.iterdir()) and not (out / _PLAN).exists():
-        raise ConfigError(f"{out}: holds files already; say another --out")
+        raise ConfigError(f"{out}: already holds files; choose another --out")
     if not store.create_once(out / _PLAN, store.pretty_json(plan)):
         store.require_same(out / _PLAN, store.read_json(out / _PLAN), plan, "another export already exists")
     done, sizes = Exported(out), {}

@@ -197,12 +197,15 @@ def _require_same_rows(out: Path, scans: Sequence[ShardIndex], paths: Sequence[P
         mine, theirs = set(scan.keys), set(dataset.keys(shard))
         if scan.keys == dataset.keys(shard):
             continue
-        parts = [f"{len(theirs - mine)} are gone ({_some(sorted(theirs - mine))})"] * bool(theirs - mine)
-        parts += [f"{len(mine - theirs)} are new ({_some(sorted(mine - theirs))})"] * bool(mine - theirs)
+        parts = []
+        if gone := sorted(theirs - mine):
+            parts.append(f"{len(gone)} are gone ({_some(gone)})")
+        if new := sorted(mine - theirs):
+            parts.append(f"{len(new)} are new ({_some(new)})")
         raise DataError(
-            f"{path}: has other rows than shard {dataset.shards[shard]} of {out}:"
-            f" {'; '.join(parts) or 'they are in another order'}. What was made of the old ones does not fit the new"
-            " ones: put the tar back as it was, or index into another --out"
+            f"{path}: its rows differ from those of shard {dataset.shards[shard]} of {out}:"
+            f" {'; '.join(parts) or 'they are in another order'}. What was made from the old rows does not fit the new"
+            " ones: put the former tar back, or index into another --out"
         )
 
 

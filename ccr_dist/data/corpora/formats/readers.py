@@ -1,15 +1,15 @@
 """The formats of caption files and id lists: small models whose YAML names file and fields, and that yield entries in
 file order.
 
-    names     an item a line; a .npy array of strings; a JSON list   id lists of Multi30K, NRCCR, MLA
-    lines     line i of `file` is a caption of line i of `ids`       Multi30K, DutchDescriptions, XTD10
-    keyed     `ITEM#TAG#N caption` or `ITEM#N<tab>caption`           NRCCR and LECCR; COCO-CN, Flickr30K's .token
-    mapping   a JSON object {item: caption or [captions]}            MLA and DASD
-    records   JSONL, or a JSON list somewhere in a document          Karpathy's splits, STAIR, VATEX, MSR-VTT, XM3600
-    texts     a folder with a text file an item                      LECCR's descriptions
+    names     an item per line; a .npy array of strings; a JSON list  id lists of Multi30K, NRCCR, MLA
+    lines     line i of `file` is a caption of line i of `ids`        Multi30K, DutchDescriptions, XTD10
+    keyed     `ITEM#TAG#N caption` or `ITEM#N<tab>caption`            NRCCR and LECCR; COCO-CN, Flickr30K's .token
+    mapping   a JSON object {item: caption or [captions]}             MLA and DASD
+    records   JSONL, or a JSON list somewhere in a document           Karpathy's splits, STAIR, VATEX, MSR-VTT, XM3600
+    texts     a folder with a text file per item                      LECCR's descriptions
 
-Readers are strict: what does not fit is a DataError that names file and line (or record). Nothing is known here of
-datasets and splits.
+Readers are strict: anything unexpected is a DataError that names file and line (or record). Datasets and splits are
+unknown here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from ccr_dist.config import Frozen
@@ -25,8 +26,13 @@ from ccr_dist.errors import DataError
 
 
 class Entry(NamedTuple):
-    """One caption. label: the number that the file itself gives it, by which translations find their caption; None: it
-    gives none.
+    """One caption.
+
+    Attributes:
+        place: for messages, `file:line` or the like.
+        item: whose caption it is.
+        text: the caption.
+        label: its number in the file, by which translations find their caption; None: the file has no numbers.
     """
 
     place: str
@@ -36,7 +42,7 @@ class Entry(NamedTuple):
 
 
 class Format(Frozen):
-    """What all have. `{variables}` in any of the strings are filled in by the recipe."""
+    """What all formats have. The recipe fills in `{variables}` in all strings."""
 
     file: str
 
@@ -157,8 +163,8 @@ class Records(Format):
                 yield Entry(place, item, text)
 
 
-class Texts(Format):
-    """`file` is a folder of `ITEM.txt`; the whole file is the text."""
+class TextFolder(Format):
+    """`file` is a folder of `ITEM.txt`; each file is one text."""
 
     format: Literal["texts"]
 
@@ -174,12 +180,10 @@ class Texts(Format):
 
 
 ItemFormat = Annotated[Names | Keyed | Mapping | Records, Field(discriminator="format")]
-CaptionFormat = Annotated[Lines | Keyed | Mapping | Records | Texts, Field(discriminator="format")]
+CaptionFormat = Annotated[Lines | Keyed | Mapping | Records | TextFolder, Field(discriminator="format")]
 
 
 def _array(files: Files, name: str) -> list[str]:
-    import numpy as np
-
     path = files.path(name)
     try:
         array = np.load(path, allow_pickle=False)

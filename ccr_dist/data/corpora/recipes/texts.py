@@ -1,7 +1,7 @@
 """texts: English (or other) texts without pictures, for stages that learn from text alone. Repeated texts are taken
 once.
 
-`file` is JSONL (key `field`, a string or a list of strings), CSV (column `field`) or plain text, one text a line. Every
+`file` is JSONL (key `field`, a string or a list of strings), CSV (column `field`) or plain text, a text per line. Every
 record is a row with the column `caption.LANG`; its key is the record's `id`, else a digest of the text.
 """
 
@@ -21,7 +21,7 @@ from ccr_dist.errors import DataError
 
 
 @register("texts")
-class Texts(Recipe):
+class TextFile(Recipe):
     """A file of texts."""
 
     kind: Literal["texts"]
@@ -67,7 +67,11 @@ class Texts(Recipe):
         }
         about = {"file": str(self.file), "source": self.source, "licence": self.licence}
         spec = ColumnSpec(f"caption.{self.language}", "texts", "json", {**plan, "language": self.language}, about)
-        notes = [f"{repeated} repeated texts taken once"] * bool(repeated)
-        notes += [f"{apart} texts left out: their concepts belong to other splits (keep_apart)"] * bool(apart)
-        notes += [f"{blank} records without a text left out"] * bool(blank)
+        notes = []
+        if repeated:
+            notes.append(f"{repeated} repeated texts taken once")
+        if apart:
+            notes.append(f"{apart} texts left out: their concepts belong to other splits (keep_apart)")
+        if blank:
+            notes.append(f"{blank} records without a text left out")
         return Material(plan, [spec], list(rows.values()), notes)

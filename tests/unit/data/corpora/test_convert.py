@@ -162,7 +162,7 @@ def test_two_engines_are_not_mixed(tmp_path: Path, dataset: Path, monkeypatch: p
     assert json.loads((tmp_path / "one/path.json").read_text())["train"]["anno_file"][1].endswith("train_de.opus.json")
     with pytest.raises(ConfigError, match=r"no column caption\.xx; there are: caption\.de"):
         to_nrccr(tmp_path / "two", tmp_path / "x", columns=["caption.xx"])
-    with pytest.raises(ConfigError, match="holds files already"):
+    with pytest.raises(ConfigError, match="already holds files"):
         to_nrccr(dataset, tmp_path / "one")
 
 
@@ -203,6 +203,6 @@ def test_replay_files_with_holes_are_refused(tmp_path: Path) -> None:
 
 def test_a_file_without_texts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(DataError, match="there is no text in it"):
+    with pytest.raises(DataError, match="contains no text"):
         to_replay(tmp_path / "a.json", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()

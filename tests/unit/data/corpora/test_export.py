@@ -91,7 +91,7 @@ def test_an_export_goes_on_and_another_one_is_refused(dataset, tmp_path):
         DataError, match="another export already exists; the difference:\n  each: there False, asked True"
     ):
         export(dataset.root, out, each=True)
-    with pytest.raises(ConfigError, match="holds files already"):
+    with pytest.raises(ConfigError, match="already holds files"):
         export(dataset.root, dataset.root)
     with pytest.raises(ConfigError, match="of kind image; expected texts"):
         export(dataset.root, tmp_path / "e", caption="image")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ccr_dist.data.corpora.formats.files import Files
-from ccr_dist.data.corpora.formats.readers import Entry, Keyed, Lines, Mapping, Names, Records, Texts
+from ccr_dist.data.corpora.formats.readers import Entry, Keyed, Lines, Mapping, Names, Records, TextFolder
 from ccr_dist.errors import ConfigError, DataError
 from tests.published import write
 
@@ -75,7 +75,7 @@ def test_a_folder_of_texts_and_a_mapping(tmp_path: Path) -> None:
         {"d/b.txt": " B.\nMore. \n", "d/a.txt": "A.", "d/c.md": "no", "m.json": {"b.jpg": ["x", "y"], "a.jpg": "z"}},
     )
     files = Files(tmp_path)
-    assert said(Texts(format="texts", file="d").entries(files)) == [("a", "A.", None), ("b", "B.\nMore.", None)]
+    assert said(TextFolder(format="texts", file="d").entries(files)) == [("a", "A.", None), ("b", "B.\nMore.", None)]
     assert said(Mapping(format="mapping", file="m.json").entries(files)) == [
         ("b.jpg", "x", None),
         ("b.jpg", "y", None),
@@ -124,7 +124,7 @@ def test_a_folder_of_texts_and_a_mapping(tmp_path: Path) -> None:
         ),
         (Records(format="records", file="r.json", item="f"), {"r.json": [{"f": "a"}]}, r"`text` says which field"),
         (Records(format="records", file="r.jsonl", item="f", text="t"), {"r.jsonl": []}, None),
-        (Texts(format="texts", file="t"), {"t": "a"}, r"t: expected a folder of text files"),
+        (TextFolder(format="texts", file="t"), {"t": "a"}, r"t: expected a folder of text files"),
         (Names(file="n.json"), {"n.json": {"a": 1}}, r"n\.json: expected a list of names"),
     ],
 )

@@ -92,7 +92,7 @@ def test_a_tar_that_was_only_touched_is_read_and_indexed_anew_without_a_change(i
 def test_a_tar_with_other_rows_is_refused_with_their_keys(indexed):
     tar, out = indexed
     write(tar, pairs(x="a dog", z="a cat"))
-    with pytest.raises(DataError, match=r"1 are gone \(y\); 1 are new \(z\).*put the tar back as it was"):
+    with pytest.raises(DataError, match=r"1 are gone \(y\); 1 are new \(z\).*put the former tar back"):
         do(tar, out=out)
 
 

@@ -118,7 +118,7 @@ def test_clips_have_the_names_and_splits_of_their_emoji(tmp_path):
     assert {"key": "2764-fe0f", "value": {"views": {"keywords": "key, red, heart"}}} in exported and len(exported) == 3
     notes = "; ".join(summary.notes)
     assert (
-        "1 emoji that stand still" in notes
+        "1 emoji without motion" in notes
         and "1 clips have no English name and are left out: 1f6d9" in notes
         and "es 2" in notes
     )

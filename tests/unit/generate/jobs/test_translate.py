@@ -115,7 +115,7 @@ def test_options_of_one_direction_are_not_used_for_the_other(tmp_path: Path) -> 
         ConfigError, match=r"model of engine 'transformers' may be for one direction only; .* back.model="
     ):
         CliRunner().invoke(jobs_app, args, catch_exceptions=False)
-    with pytest.raises(ConfigError, match="back.KEY=VALUE and --back-set .* add --back"):
+    with pytest.raises(ConfigError, match=r"back\.KEY=VALUE and --back-set .* add --back"):
         CliRunner().invoke(jobs_app, [*args[:-1], "--back-set", "beams=2"], catch_exceptions=False)
     with pytest.raises(ConfigError, match="add --back"):
         CliRunner().invoke(jobs_app, [*args[:-1], "back.beams=2"], catch_exceptions=False)
