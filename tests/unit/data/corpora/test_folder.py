@@ -253,7 +253,7 @@ def test_new_pictures_go_into_a_dataset_beside(tmp_path):
     found = values(tmp_path / "out-2", "caption.en")
     assert sorted(found.values()) == [["D"], ["new"]] and found["d"] == ["D"]
     assert not found.keys() & values(tmp_path / "out").keys()  # IMG_1 is the key of `IMG 1.png` there
-    assert any("3 pictures are in" in note for note in done.notes)
+    assert any("3 pictures are already in" in note for note in done.notes)
     assert do(tmp_path, said, f"beside=[{tmp_path / 'out'}]", out="out-2").built == 0  # the same again: complete
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
     put(root, "e.png")

@@ -86,7 +86,7 @@ def test_repeated_keys_begin_with_their_tar(tars, tmp_path):
     assert done.dataset.keys(1) == ("00001/000000000", "00001/000000001") and "00000/000000000" in done.notes[0]
     assert done.dataset.column("caption.en").value(1, 0) == ["ein Bild 000000000"] and verify(tmp_path / "out") == []
     (tars / "00001.tar").write_bytes((tars / "00002.tar").read_bytes())  # the rule stays as it was begun
-    with pytest.raises(DataError, match=r"00001\.tar: has other rows .*2 are gone \(00001/000000000, .* 2 are new"):
+    with pytest.raises(DataError, match=r"00001\.tar: its rows differ .*2 are gone \(00001/000000000, .* 2 are new"):
         do(tars, tmp_path / "out")
     with pytest.raises(ConfigError, match="--keys tar"):
         do(tars, tmp_path / "out", keys="own")

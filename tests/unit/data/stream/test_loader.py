@@ -306,7 +306,7 @@ def test_too_many_broken_rows_end_the_run(table):
 def test_a_visual_matrix_has_one_vector_a_row(table):
     _, substituted = load(table, Fields(visual="feature.en"), languages=("en",), steps=(0, 5))
     assert {record["row"] for record in substituted} == {1, 2, 4, 5, 7, 8}
-    assert all("vectors, but this method takes one a row" in record["error"] for record in substituted)
+    assert all("vectors, but this method takes one per row" in record["error"] for record in substituted)
 
 
 @pytest.mark.parametrize("world", [1, 20])  # 20: some ranks hold no row
@@ -465,7 +465,7 @@ def test_mixtures_may_lack_a_language(table, tmp_path):
         drawn[batch.lang] |= {len(item) > 1 for item in batch.items}
     assert drawn == {"de": {True}, "cs": {True, False}}
     assert set(content_digests([other, table], fields, ["de"])) == {"toy/train/caption.en", "toy/train/caption.de.mt"}
-    with pytest.raises(ConfigError, match="not those of the order"):
+    with pytest.raises(ConfigError, match="not the sources of the order"):
         make_loader(order, [table, other], fields, world=1, rank=0, first=0, last=6, workers=0)
 
 
