@@ -259,7 +259,7 @@ class Recorded:
                 f" ({names}); "
             )
             if lost:
-                what += f"{len(lost)} of them lost their payload or record: {next(iter(lost.values()))}; "
+                what += f"{len(lost)} with a lost payload or record: {next(iter(lost.values()))}; "
             raise DataError(
                 f"{what}run the command that makes the column (usually `{self.remedy}`) again, it makes only the"
                 " missing ones"
