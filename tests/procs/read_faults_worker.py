@@ -151,7 +151,7 @@ def wrong(scene: Scene, root: Path, before: Path, most: int | None, counts: list
     again = storage.run(action)
     assert again.code == 0 and there() == expected, f"two undisturbed commands differ: {differing(there(), expected)}"
     for name, (error, lasting) in FAULTS.items():
-        for at in places(calm.calls, error, lasting, most):
+        for at in places(scene, calm.calls, error, lasting, most):
             restore(root, before)
             broken = storage.run(action, at, error, lasting=lasting)
             counts.append(broken.code)
@@ -178,8 +178,9 @@ def wrong(scene: Scene, root: Path, before: Path, most: int | None, counts: list
                 yield f"{where}: after repeating these are others: {other[:4]}"
 
 
-def places(calls: list[str], error: int, lasting: bool, most: int | None) -> list[int]:
-    """Which operations fail: those that read; of those that only look the first and the last of each kind at each path.
+def places(scene: Scene, calls: list[str], error: int, lasting: bool, most: int | None) -> list[int]:
+    """Which operations fail: those that read; of those that only look, and of all where it trains (a start is long),
+    the first and the last of each kind at each path.
 
     Not one look alone at a file of a model: libraries take it for missing then, and nobody can tell.
     """
@@ -189,7 +190,7 @@ def places(calls: list[str], error: int, lasting: bool, most: int | None) -> lis
         looks = kind in ("stat", "list")
         of_a_model = looks and MODEL.search(path)
         if kind == "read" if error == faults.SHORT else lasting or not of_a_model:
-            found.setdefault((kind, path) if looks else (call,), []).append(at)
+            found.setdefault((kind, path) if looks or scene.trains else (call,), []).append(at)
     chosen = sorted({at for ats in found.values() for at in (ats[0], ats[-1])})
     return [chosen[place - 1] for place in faults.sample(len(chosen), most)]
 

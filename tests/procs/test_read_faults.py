@@ -2,7 +2,7 @@
 what it has written.
 
 A failed read ends with exit code 5 and a sentence that names the file, or is healed by trying again; the same command
-once more gives the same bytes. Short reads change nothing. Some places here; all of them, an hour: pytest -m slow
+once more gives the same bytes. Short reads change nothing. Some places here; all of them, two hours: pytest -m slow
 tests/procs/test_read_faults.py
 """
 
