@@ -44,7 +44,7 @@ else
 fi
 lap tests
 wait $types || status=1
-lap "types, then" # mypy runs beside the tests: what it took after they had ended
+lap "types (rest)" # mypy runs beside the tests: what was left of it when they had ended
 [ ! -s "$report" ] || "$bin/python" -m tests.durations "$report" || status=1
 printf 'on the clock:\n%s' "$times"
 exit $status
