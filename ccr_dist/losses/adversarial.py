@@ -2,8 +2,8 @@
 and the loss of its opponent.
 
 The discriminator learns whether a semantic vector belongs to the caption behind f_sa; the encoder is rewarded when a
-strange pair passes for a true one, so that f_sa carries no semantics. All values are per row; reducing them over the
-global batch is the caller's affair.
+strange pair passes for a true one, so that f_sa carries no semantics. All values are per row; the caller
+reduces them over the global batch.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Discriminator(nn.Module):
         return self.layers(pairs)
 
 
-def told_as(logits: Tensor, which: int) -> Tensor:
-    """Binary cross entropy of two logits (n, 2) against one-hot class `which`, mean over the two: (n,)."""
+def loss_of_class(logits: Tensor, which: int) -> Tensor:
+    """Binary cross entropy of two logits (n, 2) with the one-hot class `which`, mean over the two: (n,)."""
     logits = logits.float() if logits.dtype.itemsize < 4 else logits
     target = torch.zeros_like(logits)
     target[:, which] = 1
@@ -40,8 +40,8 @@ def discriminator_loss(discriminator: nn.Module, free: Tensor, semantic: Tensor,
     """½ (BCE on the true pair + BCE on the strange pair), (n,). `free` (n, w) is f_sa; `semantic` (n, D) its own,
     `strange` (n, D) another row's.
     """
-    of_strange = told_as(discriminator(torch.cat([free, strange], -1)), STRANGE_PAIR)
-    of_true = told_as(discriminator(torch.cat([free, semantic], -1)), TRUE_PAIR)
+    of_strange = loss_of_class(discriminator(torch.cat([free, strange], -1)), STRANGE_PAIR)
+    of_true = loss_of_class(discriminator(torch.cat([free, semantic], -1)), TRUE_PAIR)
     return 0.5 * (of_strange + of_true)
 
 
@@ -51,6 +51,6 @@ def confusion_loss(discriminator: nn.Module, free: Tensor, strange: Tensor, *, i
     """
     pairs = torch.cat([free, strange.detach()], -1)
     if not isolated:
-        return told_as(discriminator(pairs), TRUE_PAIR)
+        return loss_of_class(discriminator(pairs), TRUE_PAIR)
     fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
-    return told_as(torch.func.functional_call(discriminator, fixed, (pairs,)), TRUE_PAIR)
+    return loss_of_class(torch.func.functional_call(discriminator, fixed, (pairs,)), TRUE_PAIR)

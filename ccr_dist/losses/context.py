@@ -27,13 +27,13 @@ class Context:
         step: the global step k; with the seed it fixes every pairing.
         rows: rows on this rank.
         device: where collectives take their tensors.
-        loss: how `contrastive` is computed; the value is the same. gathered: (n, B) logits. tiled: never more than
-        tiles of them.
-            ring: tiles, and features are passed round instead of gathered. auto: tiled where (n, B) is larger than a
-        tile. scope: local: the global batch is this rank's rows, and the share is that of the mean over ranks, each
-        counting alike: as DDP
-            averages losses that each process computes by itself. The number of processes then decides the result. No
-            published method does so for all its terms: LECCR's release for its slots' alone (`method.processes`).
+        loss: how `contrastive` is computed; the value is the same. gathered: all (n, B) logits at once. tiled: one tile
+            of them at a time. ring: tiles, and features are passed round instead of gathered. auto: tiled where (n, B)
+            is larger than a tile.
+        scope: global, or local: the global batch is this rank's rows, and the share is that of the mean over ranks, all
+            with the same weight, as DDP averages losses that each process computes separately. The result then depends
+            on the number of processes. No published method does this for all of its terms; LECCR's released code does
+            it for those of its slots (`method.processes`).
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class Context:
         Args:
             x, y: features of this rank's rows; (n, D), brought to unit length here, if no `score` is given.
             scale: 1/tau, a number or a tensor (its gradient, too, is a share).
-            group: (n,) int64, rows with the same number are positives of each other; None: only a row and its partner
-            are. score: of features (n, ...) and (m, ...), (n, m), such as `slot_scores`; None: cosines.
+            group: (n,) int64, rows with the same number are positives of each other; None: only a row and its partner.
+            score: from features (n, ...) and (m, ...) to (n, m), such as `slot_scores`; None: cosines.
         """
         if score is None:
             x, y, score = functional.normalize(x, dim=-1), functional.normalize(y, dim=-1), similarities
@@ -103,9 +103,8 @@ class Context:
         Args:
             scores: (n, B), this rank's rows of Z; columns are the other side of the same B rows.
             group: as in `contrastive`.
-            chunk: a row is only held against the others in its part of the global batch, which is cut in parts of so
-            many rows; the mean is
-                still over all rows. None: the whole batch.
+            chunk: the global batch is divided in parts of this many rows, and a row is compared with its own part only;
+                the mean is still over all rows. None: the whole batch.
         """
         near = self._near(chunk, scores)
         labels = positives(*self._ids(group, scores.device), near, scores.dtype)
@@ -161,10 +160,10 @@ class Context:
         """Rows of the global batch re-paired, (n, ...) -> (n, ...), without gradient.
 
         Args:
+            rows: (n, ...) of this rank.
             pairing: "derangement": no row keeps its own partner (B > 1); one cycle through a random order of the batch,
-            a pure function of
-                (seed, step). "reversed": the first row gets the last one's, and so on; the middle row of an odd batch
-                keeps its own.
+                a pure function of (seed, step). "reversed": the first row receives the last one's partner, and so on;
+                the middle row of an odd batch keeps its own.
         """
         if pairing == "reversed":
             return self.gather(rows.detach()).flip(0)[self._first : self._first + rows.shape[0]]

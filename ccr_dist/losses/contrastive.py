@@ -60,8 +60,10 @@ def symmetric(
     Args:
         x, y: this rank's features, (n, ...); n may be 0.
         all_x, all_y: the global batch's features in the same order on every rank, (B, ...), gathered with gradient.
-        group, groups: ids (n,) of the rows and (B,) of the global batch; those with the same id are right for each
-        other. scale: 1/tau. score: logits are scale times this; `slots.slot_scores` takes x of (n, K, D).
+        group, groups: ids (n,) of the rows and (B,) of the global batch; rows with the same id are positives of each
+            other.
+        scale: 1/tau.
+        score: logits are scale times this; `slots.slot_scores` takes x of (n, K, D).
 
     Returns:
         float32 (float64 for float64 features).

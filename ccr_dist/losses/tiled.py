@@ -47,9 +47,10 @@ def symmetric(
         x, y: this rank's features, (n, ...); n may be 0.
         scale: 1/tau, a number or a tensor of one element, whose gradient is this rank's share.
         counts: rows a rank. One count: no other rank takes part.
-        groups: (B,) ids of the global batch, rows with the same id are equally right for each other; None: only x_i and
-        y_i are. score: of a tile; `slots.slot_scores` takes x of (n, K, D). around: the ranks' y go round a ring
-        (`blocks.ring`) instead of being gathered. tile: rows and columns of a tile; None: `tile_of` the device.
+        groups: (B,) ids of the global batch, rows with the same id are positives of each other; None: only x_i and y_i.
+        score: of a tile; `slots.slot_scores` takes x of (n, K, D).
+        around: the y of all ranks are passed round a ring (`blocks.ring`) instead of being gathered.
+        tile: rows and columns of a tile; None: `tile_of` the device.
 
     Returns:
         float32 (float64 for float64 features). It can be differentiated once.

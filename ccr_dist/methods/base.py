@@ -21,27 +21,38 @@ from ccr_dist.models.backbones.backbone import Backbone
 
 
 class Method(ABC):
-    """Base of all methods. A subclass overrides what it needs; as it stands this class is a zero-shot retriever.
-
-    Attributes:
-        net: every module that the method adds to the backbone, trained or not. In the checkpoint, and in the
-        distributed wrapper. aux: auxiliary networks by name, each with an optimiser of its own, stepped before the main
-        one. In the checkpoint, replicated. gradient_checkpointing: set by the training loop.
+    """Base of all methods: a zero-shot retriever. A subclass overrides what it does differently.
 
     Random starts are drawn from torch's global generator, which the caller seeds.
+
+    Attributes:
+        name: under which the method is registered.
+        Options: the class of its options.
+        net: every module that the method adds to the backbone, trained or not; in the checkpoint and in the distributed
+            wrapper.
+        aux: auxiliary networks by name, each with an optimiser of its own, which is stepped before the main one; in
+            the checkpoint, replicated on every rank.
+        gradient_checkpointing: set by the training loop.
+        recomputes: the method has parts that gradient checkpointing computes again.
+        entangled: networks of `aux` that the main optimiser updates as well, by the gradients that `losses` leaves.
+        shared_outputs: names in `outputs` that do not hold one value a row.
+        keeps_statistics: `outputs` writes into parameters that are not trained (running means), so these parameters
+            must not be sharded.
+        rows_interact: `outputs` compares rows of a batch, so a batch cannot be divided before it.
+        text_parts: names in the result of `encode_text` that scores are made from.
+        visual_parts: names in the result of `encode_visual` that scores are made from.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     gradient_checkpointing: bool = False
-    recomputes: bool = True  # it has parts that gradient checkpointing computes again
-    # networks of `aux` that the main optimiser steps, too, by the gradients `losses` leaves in them
+    recomputes: bool = True
     entangled: tuple[str, ...] = ()
-    shared_outputs: tuple[str, ...] = ("scale",)  # of `outputs`, what is not one a row
-    # `outputs` writes into parameters that nobody trains (running means), so they must lie whole
+    shared_outputs: tuple[str, ...] = ("scale",)
     keeps_statistics: bool = False
-    # rows of a batch meet inside `outputs`, not in `losses` alone, so that it cannot be cut into parts
     rows_interact: bool = False
+    text_parts: tuple[str, ...] = ("global",)
+    visual_parts: tuple[str, ...] = ("global",)
 
     def __init__(
         self,
@@ -57,13 +68,12 @@ class Method(ABC):
             options: an instance of `Options`.
             backbone: frozen.
             languages: target languages in training.
-            texts: all target-language training texts, for methods that size themselves by their vocabulary.
-            state: `state()` of a method built before; `texts` is not needed then. It says nothing of weights: whoever
-            builds from it makes
-                the same start as without it.
+            texts: all training texts in target languages, for methods whose size depends on their vocabulary.
+            state: `state()` of a method that was built before; `texts` is not needed then. It does not hold weights:
+                the start is the same with and without it.
 
         Raises:
-            ConfigError: options, backbone and languages do not go together.
+            ConfigError: options, backbone and languages do not fit together.
         """
         self.options = options
         self.backbone = backbone
@@ -82,15 +92,17 @@ class Method(ABC):
         return {}
 
     def trainable(self, stage: str) -> list[str]:
-        """Prefixes, below "net." and "backbone.", of the names of the parameters trained in the stage. Everything else
-        is frozen.
+        """Prefixes of the names of the parameters that a stage trains, below "net." and "backbone.".
+
+        All other parameters are frozen.
         """
         return ["net."]
 
     def limits(self, stage: str) -> dict[str, tuple[float, float]]:
-        """Trained parameters, by name, that are put back between these values before the stage's first step and after
-        each of its steps. A bound inside `outputs` would have no gradient beyond it, so that a parameter that lies
-        there never learns.
+        """Trained parameters by name, with the least and the largest value that each may have.
+
+        They are clamped before the first step of the stage and after each of its steps. A limit inside `outputs` would
+        have no gradient beyond it, so a parameter that lies there would never learn.
         """
         return {}
 
@@ -99,20 +111,34 @@ class Method(ABC):
     def encode_visual(
         self, visual: Tensor, mask: Tensor | None = None, description: Sequence[str] = ()
     ) -> dict[str, Tensor]:
-        """Items to {"global": (n, D), …}, n ≥ 0: `visual`, `visual_mask` and `description` of a batch."""
+        """Encode items.
+
+        Args:
+            visual: of a batch: pictures (n, 3, H, W), n ≥ 0, cached features (n, F), or tokens (n, T, F).
+            mask: (n, T) bool, True = a token; None: all are.
+            description: n texts, where the method reads descriptions.
+
+        Returns:
+            {"global": (n, D), ...}; at least `visual_parts`.
+        """
         return {"global": encode_visual(self.backbone, visual)}
 
     def encode_text(self, texts: Sequence[str], lang: str, companion: Sequence[str] = ()) -> dict[str, Tensor]:
-        """Texts of one language to {"global": (n, D), …}, n ≥ 0. English goes to the backbone untouched, so nothing is
-        forgotten.
+        """Encode texts of one language. English is encoded by the unchanged backbone, so nothing is forgotten.
 
-        companion: the aligned texts of the column that `companions` names for the language, else none.
+        Args:
+            texts: n ≥ 0 texts.
+            lang: their language.
+            companion: the aligned texts of the column that `MethodOptions.companions` names for the language, if any.
+
+        Returns:
+            {"global": (n, D), ...}; at least `text_parts`.
         """
         return {"global": encode_english(self.backbone, texts)}
 
     @property
     def truncated(self) -> int:
-        """Texts that tokenisers have cut in this process so far, being longer than the positions allow."""
+        """Texts that tokenisers have truncated in this process so far."""
         return self.backbone.truncated
 
     def image_transform(self) -> Callable[..., Tensor]:
@@ -121,14 +147,15 @@ class Method(ABC):
 
     # Scoring.
 
-    # of what encode_text and encode_visual return, the parts that scores are made from
-    text_parts: tuple[str, ...] = ("global",)
-    visual_parts: tuple[str, ...] = ("global",)
-
     def scores(self, text: Mapping[str, Tensor], visual: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Parts of the score of every text with every item, each (Nt, Nv), each pair on its own.
+        """Parts of the score of every text with every item; no pair depends on the others.
 
-        Args: the `text_parts` of Nt texts and the `visual_parts` of Nv items; tensors (N, …).
+        Args:
+            text: the `text_parts` of Nt texts, each (Nt, ...).
+            visual: the `visual_parts` of Nv items, each (Nv, ...).
+
+        Returns:
+            The parts by name, each (Nt, Nv).
         """
         return cosine(text, visual)
 
@@ -139,22 +166,34 @@ class Method(ABC):
     # Training.
 
     def outputs(self, stage: str, batch: Batch) -> dict[str, Tensor]:
-        """The one training forward, the only part inside the distributed wrapper.
+        """The training forward, the only part inside the distributed wrapper.
 
-        Everything that a loss needs and that depends on a trained parameter is in here, a temperature too: a wrapper
-        that reduces gradients sees no other use of a parameter. A rank may hold no rows; its outputs are then empty but
-        still hang on the parameters (`methods.features`).
+        The result holds everything that a loss needs and that depends on a trained parameter, including a temperature:
+        a wrapper that reduces gradients does not see any other use of a parameter. A rank may have no rows; its outputs
+        are then empty but still depend on the parameters (`methods.features`).
+
+        Args:
+            stage: name of the training stage.
+            batch: this rank's n ≥ 0 rows.
+
+        Returns:
+            Tensors by name, (n, ...) except for `shared_outputs`.
         """
         raise RuntimeError(f"method {self.name} has no training stage {stage!r}")
 
     def losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
-        """Loss terms by name, each weighted, each this rank's share: summed over the ranks it is the term of the global
-        batch.
+        """Loss terms by name, weighted. Each is this rank's share: the sum over ranks is the term of the global batch.
+
+        Args:
+            stage: name of the training stage.
+            batch: this rank's rows.
+            outputs: of the method for this batch.
+            ctx: what the method may know of the global batch.
         """
         raise RuntimeError(f"method {self.name} has no training stage {stage!r}")
 
     def auxiliary_losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
-        """Loss share of each network in `aux`, by its name. `outputs` come detached."""
+        """This rank's loss share of each network in `aux`, by its name. `outputs` are detached."""
         return {}
 
     def auxiliary_lr(self, name: str) -> float:

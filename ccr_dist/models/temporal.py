@@ -1,5 +1,4 @@
-"""LECCR's temporal encoder: the frames of a video read each other, and their mean. Where the frames' features come from
-is not its affair.
+"""LECCR's temporal encoder: self-attention over the frame features of a video, and their mean.
 
 Source: Wang et al., "Multimodal LLM Enhanced Cross-lingual Cross-modal Retrieval" (LECCR), and its released code: one
 block of the same form as the cross blocks (`slots.py`), no positions, at the width of the frame features (4,096 for

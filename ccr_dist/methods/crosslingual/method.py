@@ -1,4 +1,4 @@
-"""Method `crosslingual`."""
+"""Base class of the methods with a front end before the frozen text tower."""
 
 from __future__ import annotations
 

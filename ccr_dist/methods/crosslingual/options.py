@@ -1,4 +1,4 @@
-"""Options of `crosslingual`."""
+"""Options that the methods with a front end before the frozen text tower have in common."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class CrossLingualOptions(MethodOptions):
     """Weights are those of the published objective; 0 leaves a term out."""
 
     frontend: FrontEndConfig = FrontEndConfig()
-    stages: tuple[Literal["cla", "cma"], ...] = Field(("cla", "cma"), description="which of the two are gone through")
+    stages: tuple[Literal["cla", "cma"], ...] = Field(("cla", "cma"), description="which of the two stages to train")
     mse: float = Field(1.0, ge=0, description="weight of the squared error to the English feature, mean over D")
     cosine: float = Field(0.0, ge=0, description="weight of 1 - cosine to the English feature (not in the papers)")
-    keep_english: bool = Field(False, description="the two terms above stay in CMA")
+    keep_english: bool = Field(False, description="keep the two terms above in CMA")
     contrastive: float = Field(1.0, ge=0, description="weight of the symmetric InfoNCE with pictures in CMA")
-    scale: float = Field(100.0, gt=0, description="of the cosines in the InfoNCE, fixed")
+    scale: float = Field(100.0, gt=0, description="fixed factor of the cosines in the InfoNCE")
     positives: Literal["group", "diagonal"] = Field(
-        "group", description="right answers in the InfoNCE: all of a group, or the own row only, as released"
+        "group", description="positives in the InfoNCE: all rows of a group, or only the row itself, as released"
     )
 
     @model_validator(mode="after")

@@ -35,13 +35,17 @@ class Characteristics(nn.Module):
     """Semantic vector f_sr (n, D) and semantics-free vector f_sa (n, width) of captions.
 
     f_sr is the sentence position times W_sr, f_sa the mean over positions, both after a LayerNorm without weights.
-        "code": the trunk is two blocks and the branches differ in nothing else, as in the released code (whose branch
-        networks never run). "figure": the trunk is one block, and each branch has a small network of its own, as the
-        paper draws it.
 
     Args:
-        positions: f_sa's mean is over "tokens" only, or over "all" positions with padding, as released; then it knows
-        the caption's length. start: of W_sr, N(0, 1/width) or "zeros".
+        width: of the hidden states.
+        dim: D.
+        variant: "code": the trunk is two blocks and the branches have no networks, as in the released code (whose
+            branch networks never run). "figure": the trunk is one block, and each branch has a small network of its
+            own, as in the figure of the paper.
+        positions: the mean of f_sa is over "tokens" only, or over "all" positions including padding, as released; f_sa
+            then reveals the caption's length.
+        use: which of the two vectors there are.
+        start: of W_sr, "normal": N(0, 1/width), or "zeros".
     """
 
     def __init__(

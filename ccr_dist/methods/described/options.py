@@ -17,7 +17,9 @@ class DescribedOptions(DasdOptions):
     name: Literal["described"]  # type: ignore[assignment]
     taught: float = Field(1.0, gt=0, description="weight of the alignment losses of the taught feature")
     teacher: float = Field(
-        0.1, ge=0, description="weight of the distance of the codes; 0: cores merely see descriptions beside their own"
+        0.1,
+        ge=0,
+        description="weight of the distance between the codes; 0: only the losses of the taught feature",
     )
     slots: int = Field(4, gt=0, description="learned vectors that collect the content of a description")
     slot_blocks: int = Field(2, gt=0, description="blocks of attention from slots to the description")

@@ -20,10 +20,10 @@ class EnglishOptions(MethodOptions):
         ),
     )
     scale: Literal["learned"] | float = Field(
-        "learned", description="of the cosines: the backbone's own temperature, trained, or a number"
+        "learned", description="factor of the cosines: the trained temperature of the backbone, or a fixed number"
     )
     positives: Literal["group", "diagonal"] = Field(
-        "group", description="right answers: all of a group, or the own row only, as released"
+        "group", description="positives: all rows of a group, or only the row itself, as released"
     )
 
     def training_stages(self) -> dict[str, Stage]:

@@ -15,9 +15,9 @@ from ccr_dist.methods.registry import register_options
 class HybridOptions(DasdOptions):
     name: Literal["hybrid"]  # type: ignore[assignment]
     visual: Literal["image", "video"] = Field(
-        "image", description="what tokens are: of a picture, the first one global, or frames"
+        "image", description="tokens of a picture, the first of them global, or frames of a video"
     )
-    width: int | None = Field(None, gt=0, description="project tokens to this width first; none: their own")
+    width: int | None = Field(None, gt=0, description="project tokens to this width first; null: their own")
     slots: int = Field(4, gt=0, description="learned vectors that collect the content of a description")
     slot_blocks: int = Field(3, gt=0, description="blocks of attention from slots to the description")
     blocks: int = Field(2, gt=0, description="of the interaction")
@@ -25,12 +25,12 @@ class HybridOptions(DasdOptions):
     slot_dropout: float = Field(0.1, ge=0, lt=1, description="in the slots' attention")
     english: float = Field(1.0, ge=0, description="weight of the InfoNCE of pictures and English features")
     local: float = Field(
-        0.01, ge=0, description="weight of the match of captions of either language with the best slot"
+        0.01, ge=0, description="weight of the matching of captions in both languages with the best slot"
     )
     alpha: tuple[float, ...] = Field(
         (1.0, 0.9, 0.8, 0.7),
         min_length=1,
-        description="shares of the global score, the rest is the best slot's; validation chooses",
+        description="candidate weights of the global score, the rest is the best slot's; validation chooses",
     )
 
     def training_stages(self) -> dict[str, Stage]:

@@ -103,7 +103,7 @@ class Leccr(Method):
 
     @property
     def truncated(self) -> int:
-        """Captions and descriptions cut so far: behind `caption_words`, or at a limit of tokens."""
+        """Captions and descriptions truncated so far, at `caption_words` or at a limit of tokens."""
         own = self.describer.truncated if self.describer is not self.text else 0
         return self.text.truncated + own + self.cut_captions + self.filled_contexts
 

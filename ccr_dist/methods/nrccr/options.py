@@ -40,16 +40,18 @@ class NrccrOptions(MethodOptions):
     state_dropout: float = Field(0.1, ge=0, lt=1, description="in the text encoder and the attention layers")
     pad: Literal["longest", "packed"] = Field(
         "longest",
-        description="texts are padded, or share rows of the encoder: the same but for rounding and the dice of dropout",
+        description="pad texts, or let them share rows: the same except for rounding and random draws of dropout",
     )
-    pooling: Literal["tokens", "all"] = Field("tokens", description="of text states; all: padding too, as released")
+    pooling: Literal["tokens", "all"] = Field(
+        "tokens", description="what the mean of text states includes; all: padding as well, as released"
+    )
     padding_reads: Literal["all", "tokens"] = Field(
         "all",
         description="with `pooling: all`, what positions of padding read: every position, as released, or tokens alone",
     )
     margin: float = Field(0.2, ge=0, description="of the triplet losses")
     positives: Literal["group", "diagonal"] = Field(
-        "group", description="what is no negative: all of a group, or the partner only, as released"
+        "group", description="rows that are not negatives: all of a group, or only the partner, as released"
     )
     english: float = Field(1.0, ge=0, description="weight of the triplets of pictures and English captions")
     target: float = Field(0.6, ge=0, description="weight of the triplets of pictures and translations")
@@ -57,20 +59,20 @@ class NrccrOptions(MethodOptions):
     similarity: float = Field(0.4, ge=0, description="weight of the distillation of similarities")
     temperature: float = Field(0.07, gt=0, description="of that distillation")
     feature: float = Field(0.1, ge=0, description="weight of the smooth L1 distance to the teacher, mean over D")
-    beta: float = Field(4.0, gt=0, description="where that distance becomes linear")
-    adversarial: float = Field(0.001, ge=0, description="weight of the loss that makes a translation pass for English")
+    beta: float = Field(4.0, gt=0, description="distance from which that loss is linear")
+    adversarial: float = Field(0.001, ge=0, description="weight of the loss that makes translations look like English")
     discriminator_lr: float = Field(1e-3, gt=0, description="learning rate of the discriminator's own optimiser")
     fusion: tuple[float, ...] = Field(
         (0.5,),
         min_length=1,
-        description="weights of the score of a query's translation; validation chooses; [0]: no fusion",
+        description="candidate weights for the score of a query's translation; validation chooses; [0]: no fusion",
     )
 
     @model_validator(mode="after")
     def _has_what_it_pools(self) -> Self:
         if self.pad == "packed" and self.pooling == "all":
             raise ValueError(
-                "pooling: all takes the mean over padding, too, and pad: packed has none; leave one of them out"
+                "pooling: all includes padding in the mean, but pad: packed has no padding; leave one of them out"
             )
         return self
 

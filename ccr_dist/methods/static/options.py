@@ -19,5 +19,5 @@ class StaticOptions(CrossLingualOptions):
     hidden: int = Field(256, gt=0, description="width of the bottleneck")
     rank: int = Field(32, gt=0, description="r of the core")
     start: Literal["identity", "default"] = Field(
-        "default", description="adapters begin as the identity, or as PyTorch begins"
+        "default", description="initialise adapters as the identity, or with PyTorch's default"
     )

@@ -23,7 +23,7 @@ class WeightedOptions(DasdOptions):
         0.1, gt=0, description="of the confidence, a cosine; the smaller, the sharper the weights"
     )
     floor: float = Field(
-        0.1, ge=0, le=1, description="least weight before the weights are brought to a mean of 1; 1: all alike"
+        0.1, ge=0, le=1, description="smallest weight before normalisation to a mean of 1; 1: all weights are equal"
     )
 
     def training_stages(self) -> dict[str, Stage]:
