@@ -11,120 +11,53 @@ from typing import Annotated, Any
 import typer
 
 from ccr_dist import terminal
-from ccr_dist.declare import File, Folder, Item, Place, Settings, Table, Uses, declares
+from ccr_dist.data.declared import (
+    CONVERSIONS,
+    building,
+    captions_of,
+    converting,
+    exporting,
+    indexing,
+    measuring,
+    of_table,
+    pulling,
+    pushing,
+    recipe_file,
+)
+from ccr_dist.declare import Uses, declares
 from ccr_dist.errors import ConfigError, DataError, StorageError, file_to_make, folder_to_make
 
 shards_app = typer.Typer(no_args_is_help=True, help="Build, index, look at and verify datasets.")
-CONVERSIONS = "expected nrccr, mla or replay"
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar.")]
 
 
 def show(text: Any, style: str = "") -> None:
-    """Prints without taking brackets in names for markup, and without cutting paths."""
+    """Prints text without interpreting brackets as markup and without breaking paths."""
     terminal.console(soft_wrap=True).print(text, style=style)
-
-
-def _captions(given: list[str] | None) -> dict[str, str] | None:
-    """Language -> the member that has its captions."""
-    if not given:
-        return None
-    if bad := [text for text in given if not text.partition("=")[0] or not text.partition("=")[2]]:
-        raise ConfigError(f"--caption {bad[0]}: expected LANG=txt or LANG=json:FIELD")
-    captions = {text.partition("=")[0]: text.partition("=")[2] for text in given}
-    if len(captions) < len(given):
-        raise ConfigError("--caption: a language is given twice; a column has one source")
-    return captions
 
 
 def _some(keys: list[str]) -> str:
     return ", ".join(keys[:10]) + (", ..." if len(keys) > 10 else "")
 
 
-# -- what they read and make, for pipelines (ccr_dist/declare.py)
-
-
-def _of_table(path: Path) -> Uses:
-    return Uses(reads=(Table(str(path)),))
-
-
-def _recipe_file(recipe: str | None, overrides: list[str] | None) -> tuple[Item, ...]:
-    from ccr_dist.resources import is_path
-
-    return (Settings(recipe, overrides=tuple(overrides or ())),) if recipe is not None and is_path(recipe) else ()
-
-
-def _build(recipe: str, overrides: list[str] | None, out: Path) -> Uses:
-    from ccr_dist.data.corpora.recipes.base import load_recipe
-
-    needed = load_recipe(recipe, overrides or []).reads()
-    return Uses(
-        reads=(*_recipe_file(recipe, overrides), *(Place(str(path)) for path in needed)),
-        makes=(Table(str(out)),),
-    )
-
-
-def _convert(to: str, source: Path, out: Path, column: list[str] | None) -> Uses:
-    if to not in ("nrccr", "mla", "replay"):
-        raise ConfigError(f"{to!r}: {CONVERSIONS}")
-    if to == "replay":
-        return Uses(reads=(Place(str(source)),), makes=(File(str(out)),))
-    return Uses(reads=(*_columns(source, column), Table(str(source))), makes=(Folder(str(out)),))
-
-
-def _index(urls: list[str], out: Path, caption: list[str] | None) -> Uses:
-    from ccr_dist.data.corpora.foreign_tars import needed
-
-    _captions(caption)
-    return Uses(reads=tuple(map(Place, needed(urls))), makes=(Table(str(out)),))
-
-
-def _export(path: Path, out: Path, image: str, caption: str | None, also: list[str] | None) -> Uses:
-    columns = [image, *([] if caption is None else [caption]), *(also or [])]
-    return Uses(reads=_columns(path, columns), makes=(Folder(str(out)),))
-
-
-def _push(path: Path, url: str, column: list[str] | None) -> Uses:
-    return Uses(
-        reads=(Table(str(path)), *_columns(path, column)),
-        makes=_columns(url, column) or (Table(url),),
-        packages=("fsspec",),
-    )
-
-
-def _pull(url: str, folder: Path, column: list[str] | None) -> Uses:
-    return Uses(reads=(Table(url),), makes=_columns(folder, column) or (Table(str(folder)),), packages=("fsspec",))
-
-
-def _quality(path: Path, column: str, human: str | None, source: str | None, back: str | None) -> Uses:
-    columns = [name for name in (column, human, source, back) if name is not None]
-    return Uses(reads=_columns(path, columns), packages=("sacrebleu",))
-
-
-def _columns(path: Path | str, names: list[str] | None) -> tuple[Table, ...]:
-    return tuple(Table(str(path), name) for name in names or ())
-
-
-# -- the commands
-
-
 @shards_app.command("build")
-@declares(_build)
+@declares(building)
 def build_command(
     recipe: Annotated[
-        str, typer.Argument(help="a recipe's YAML file, or the name of a shipped one (see `shards recipes`)")
+        str, typer.Argument(help="A recipe: its YAML file, or the name of a shipped one (see `shards recipes`).")
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, e.g. languages=[en,es] picture.size=128")
+        list[str] | None, typer.Argument(help="Options of the recipe, e.g. languages=[en,es] picture.size=128.")
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="folder of the datasets: OUT/train, OUT/val, OUT/test", callback=folder_to_make)
+        Path, typer.Option(help="Folder of the datasets: OUT/train, OUT/val, OUT/test.", callback=folder_to_make)
     ] = ...,  # type: ignore[assignment]
     workers: Annotated[
-        int | None, typer.Option(help="processes that render pictures; default: all cores; 0: none")
+        int | None, typer.Option(help="Processes that render pictures; 0: none. Default: one per core.")
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Build a dataset from a recipe; what already exists is kept, and an interrupted build resumes."""
+    """Build a dataset from a recipe. What already exists is kept, and an interrupted build resumes."""
     from ccr_dist.data.corpora.build import build
     from ccr_dist.data.corpora.recipes.base import load_recipe
 
@@ -135,9 +68,9 @@ def build_command(
         show(f"no picture: {key}: {why}", "yellow")
     rows = ", ".join(f"{n} {split}" for split, n in done.rows.items())
     if not done.built:
-        show(f"{done.out}: complete already, nothing to do: {rows} rows, {done.columns} columns, {done.there} shards")
+        show(f"{done.out}: already complete, nothing to do: {rows} rows, {done.columns} columns, {done.there} shards")
     else:
-        before = f" ({done.there} were there)" if done.there else ""
+        before = f" ({done.there} already existed)" if done.there else ""
         show(
             f"{done.out}: {rows} rows, {done.columns} columns; built {done.built} shards{before} in"
             f" {done.seconds:.0f} s"
@@ -147,12 +80,12 @@ def build_command(
 
 
 @shards_app.command("recipes")
-@declares(lambda name, overrides: Uses(reads=_recipe_file(name, overrides)))
+@declares(lambda name, overrides: Uses(reads=recipe_file(name, overrides)))
 def recipes_command(
-    name: Annotated[str | None, typer.Argument(help="a shipped recipe or a YAML file: say what it needs")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
+    name: Annotated[str | None, typer.Argument(help="A shipped recipe or a YAML file: show what it needs.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Options of the recipe, key=value.")] = None,
 ) -> None:
-    """List the recipes; with a NAME: what must be downloaded for it, and from where."""
+    """List the recipes. With NAME: show what must be downloaded for it, and from where."""
     from ccr_dist.data.corpora.recipes.base import load_recipe, shipped
     from ccr_dist.resources import RECIPES
 
@@ -167,23 +100,25 @@ def recipes_command(
 
 
 @shards_app.command("convert")
-@declares(_convert)
+@declares(converting)
 def convert_command(
     to: Annotated[
-        str, typer.Argument(help="nrccr, mla (datasets to those projects' files) or replay (their files to JSONL)")
+        str,
+        typer.Argument(help="nrccr or mla (dataset to these projects' files), or replay (their files to JSONL)."),
     ],
     source: Annotated[
-        Path, typer.Argument(help="a dataset or a folder of them; for replay: a .txt, a .json or a folder of texts")
+        Path,
+        typer.Argument(help="A dataset or a folder of them; for replay: a .txt, a .json or a folder of texts."),
     ],
-    out: Annotated[Path, typer.Option(help="folder, empty or new; for replay: the JSONL file")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="A new or empty folder; for replay: the JSONL file.")] = ...,  # type: ignore[assignment]
     name: Annotated[
-        str | None, typer.Option(help="nrccr: the collection in the files' names [default: the dataset's]")
+        str | None, typer.Option(help="nrccr: name of the collection in file names. Default: the dataset's.")
     ] = None,
-    media: Annotated[str, typer.Option(help="mla: the folder of pictures that path.json names")] = "images",
-    column: Annotated[list[str] | None, typer.Option(help="only this column; any number")] = None,
+    media: Annotated[str, typer.Option(help="mla: the folder of pictures that path.json names.")] = "images",
+    column: Annotated[list[str] | None, typer.Option(help="Only this column; may be repeated.")] = None,
 ) -> None:
-    """Write captions and descriptions as NRCCR's and LECCR's or MLA's and DASD's files, or such files as what `replay`
-    imports.
+    """Write captions and descriptions as the files of NRCCR and LECCR or of MLA and DASD, or convert such files to what
+    `replay` imports.
     """
     from ccr_dist.data.corpora.convert import to_mla, to_nrccr, to_replay
 
@@ -203,41 +138,39 @@ def convert_command(
 
 
 @shards_app.command("index")
-@declares(_index)
+@declares(indexing)
 def index_command(
     urls: Annotated[
-        list[str], typer.Argument(help="tars, or folders of tars; braces {0000..0012} and globs may be quoted")
+        list[str], typer.Argument(help="Tars, or folders of tars; braces {0000..0012} and globs may be quoted.")
     ],
-    out: Annotated[Path, typer.Option(help="folder of the dataset", callback=folder_to_make)] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="Folder of the dataset.", callback=folder_to_make)] = ...,  # type: ignore[assignment]
     caption: Annotated[
         list[str] | None,
         typer.Option(
-            help="LANG=txt (a caption a line), LANG=txt:whole or LANG=json:FIELD, any number [default: en=txt]"
+            help="LANG=txt (a caption per line), LANG=txt:whole or LANG=json:FIELD; may be repeated. Default: en=txt."
         ),
     ] = None,
     image: Annotated[
-        str | None, typer.Option(help="members that are the pictures: jpg, input.jpg, 'jpg;png' or none [as found]")
+        str | None, typer.Option(help="Members with pictures: jpg, input.jpg, 'jpg;png' or none. Default: as found.")
     ] = None,
     video: Annotated[
-        str | None, typer.Option(help="members that are videos: mp4, none [default: as found, where no pictures are]")
+        str | None, typer.Option(help="Members with videos: mp4 or none. Default: as found, if there are no pictures.")
     ] = None,
     keys: Annotated[
         str,
-        typer.Option(
-            help="own, tar (each begins with its tar's name) or auto: tar where two tars have a key in common"
-        ),
+        typer.Option(help="own; tar: each key begins with its tar's name; auto: tar if two tars have a key in common."),
     ] = "auto",
     bad_items: Annotated[
-        int, typer.Option("--bad-items", min=0, help="Captions tolerated that cannot be read (null) ...")
+        int, typer.Option("--bad-items", min=0, help="Unreadable captions that are tolerated and become null ...")
     ] = 10,
     bad_fraction: Annotated[
         float, typer.Option("--bad-fraction", min=0, max=1, help="... or this fraction of the rows, whichever is more.")
     ] = 0.01,
-    split: Annotated[str, typer.Option(help="train, val or test")] = "train",
-    name: Annotated[str | None, typer.Option(help="default: the folder's name")] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
+    name: Annotated[str | None, typer.Option(help="Name of the dataset. Default: the folder's.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Make a dataset of tars that img2dataset, webdataset or others wrote, without a copy."""
+    """Make a dataset of tars that img2dataset, webdataset or others wrote, without copying them."""
     from ccr_dist.data.corpora.index import index
 
     done = index(
@@ -247,7 +180,7 @@ def index_command(
         split=split,
         image=image,
         video=video,
-        captions=_captions(caption),
+        captions=captions_of(caption),
         keys=keys,
         bad_items=bad_items,
         bad_fraction=bad_fraction,
@@ -266,8 +199,8 @@ def index_command(
         show(f"{done.again} column shards are recorded again: their tars were written or touched since", "yellow")
     for column, rows in done.changed.items():
         show(
-            f"{column}: {len(rows)} rows are others than before: {_some(rows)}; what was made of them is of the old"
-            " ones",
+            f"{column}: {len(rows)} rows changed: {_some(rows)}; columns made from them still belong to the old"
+            " content",
             "yellow",
         )
     for column, rows in done.missing.items():
@@ -277,28 +210,28 @@ def index_command(
         for why in list(faults.values())[:10]:
             show(f"  {why}", "yellow")
     if done.ignored:
-        show(f"{done.ignored} members without an extension, or hidden, are passed over, as WebDataset does", "dim")
+        show(f"{done.ignored} members without an extension, or hidden, are ignored, as in WebDataset", "dim")
 
 
 @shards_app.command("export")
-@declares(_export)
+@declares(exporting)
 def export_command(
-    path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
+    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.")],
     out: Annotated[
         Path,
-        typer.Option(help="folder of the tars; of several datasets OUT/train, OUT/val, ...", callback=folder_to_make),
+        typer.Option(help="Folder of the tars; for several datasets OUT/train, OUT/val, ...", callback=folder_to_make),
     ] = ...,  # type: ignore[assignment]
-    image: Annotated[str, typer.Option(help="the column of the pictures")] = "image",
+    image: Annotated[str, typer.Option(help="Column of the pictures.")] = "image",
     caption: Annotated[
-        str | None, typer.Option(help="the column of the .txt [default: caption.en, or the only one]")
+        str | None, typer.Option(help="Column of the .txt. Default: caption.en, or the only one.")
     ] = None,
-    also: Annotated[list[str] | None, typer.Option(help="a column whose values go into the .json; any number")] = None,
+    also: Annotated[list[str] | None, typer.Option(help="Column for the .json; may be repeated.")] = None,
     each: Annotated[
-        bool, typer.Option("--each", help="a sample for each caption, KEY_0, KEY_1, ... [default: the first]")
+        bool, typer.Option("--each", help="Write a sample for each caption, KEY_0, KEY_1, ...; not only for the first.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write tars of KEY.jpg and KEY.txt, as open_clip's training script and other readers of WebDataset take them."""
+    """Write tars of KEY.jpg and KEY.txt for open_clip's training script and other readers of WebDataset."""
     from ccr_dist.data.corpora.export import export
 
     for done in export(path, out, image=image, caption=caption, also=also or (), each=each, progress=not quiet):
@@ -316,11 +249,11 @@ def export_command(
 
 
 @shards_app.command("inspect")
-@declares(_of_table)
+@declares(of_table)
 def inspect_command(
-    path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
-    rows: Annotated[int, typer.Option(help="rows to show of each")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.")],
+    rows: Annotated[int, typer.Option(help="Rows to show of each dataset.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show rows, columns, languages, provenance and a few rows."""
     from ccr_dist.data.table.inspect import describe, render
@@ -333,15 +266,15 @@ def inspect_command(
 
 
 @shards_app.command("verify")
-@declares(_of_table)
+@declares(of_table)
 def verify_command(
-    path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
-    decode: Annotated[bool, typer.Option(help="decode every picture")] = True,
+    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.")],
+    decode: Annotated[bool, typer.Option(help="Decode every picture.")] = True,
     fast: Annotated[
-        bool, typer.Option("--fast", help="records, keys, sizes and indexes only: no payload is read")
+        bool, typer.Option("--fast", help="Check only records, keys, sizes and indexes; read no payload.")
     ] = False,
     mend: Annotated[
-        bool, typer.Option("--repair", help="put right what can be; set aside what its command must make again")
+        bool, typer.Option("--repair", help="Repair what can be repaired; set aside what its command must make again.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -369,17 +302,17 @@ def verify_command(
             f" {shown}",
             "yellow",
         )
-    show(f"{place}: sound" + (" as far as records, sizes and indexes tell" if fast else ""))
+    show(f"{place}: sound" + (" as far as records, sizes and indexes show" if fast else ""))
 
 
 @shards_app.command("seal")
-@declares(_of_table)
+@declares(of_table)
 def seal_command(
-    path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
+    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.")],
     quiet: Quiet = False,
 ) -> None:
-    """Gather records and indexes of complete columns in two files each, so that large datasets open at once. Changes
-    nothing else.
+    """Gather the records and indexes of each complete column in two files, so that large datasets open quickly. Nothing
+    else is changed.
     """
     from ccr_dist.data.table.dataset import open_all
     from ccr_dist.data.table.sealing import seal_columns
@@ -388,18 +321,20 @@ def seal_command(
         sealed, left = seal_columns(dataset, progress=not quiet)
         show(f"{dataset.root}: sealed {', '.join(sealed) or 'nothing new'}")
         if left:
-            show(f"not complete, left out: {', '.join(left)}", "yellow")
+            show(f"incomplete, left out: {', '.join(left)}", "yellow")
 
 
 @shards_app.command("push")
-@declares(_push)
+@declares(pushing)
 def push_command(
-    path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
-    url: Annotated[str, typer.Argument(help="s3://bucket/folder, gs://..., file:///...: what fsspec knows")],
-    column: Annotated[list[str] | None, typer.Option(help="only this column; may be repeated")] = None,
+    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.")],
+    url: Annotated[
+        str, typer.Argument(help="s3://bucket/folder, gs://..., file:///..., or another that fsspec knows.")
+    ],
+    column: Annotated[list[str] | None, typer.Option(help="Only this column; may be repeated.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Copy what is missing of a dataset to an object store; commit records last, other content there is refused."""
+    """Copy what an object store lacks of a dataset. Commit records come last; other content there is refused."""
     from ccr_dist.data.table.transfer import push
 
     for done in push(path, url, columns=column or (), progress=not quiet):
@@ -407,17 +342,18 @@ def push_command(
 
 
 @shards_app.command("pull")
-@declares(_pull)
+@declares(pulling)
 def pull_command(
-    url: Annotated[str, typer.Argument(help="a dataset in an object store, or a folder of them")],
-    folder: Annotated[Path, typer.Argument(help="where to")],
-    column: Annotated[list[str] | None, typer.Option(help="only this column; may be repeated")] = None,
+    url: Annotated[str, typer.Argument(help="A dataset in an object store, or a folder of datasets.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to copy into.")],
+    column: Annotated[list[str] | None, typer.Option(help="Only this column; may be repeated.")] = None,
     lazy: Annotated[
-        bool, typer.Option("--lazy", help="metadata only; payloads come through the cache when they are read")
+        bool,
+        typer.Option("--lazy", help="Copy only metadata; payloads are fetched when they are read."),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Copy what is missing of a dataset from an object store, checked by digest."""
+    """Copy what a folder lacks of a dataset in an object store, checked by digest."""
     from ccr_dist.data.table.transfer import pull
 
     for done in pull(url, folder, columns=column or (), lazy=lazy, progress=not quiet):
@@ -425,20 +361,20 @@ def pull_command(
 
 
 @shards_app.command("quality")
-@declares(_quality)
+@declares(measuring)
 def quality_command(
-    path: Annotated[Path, typer.Argument(help="a dataset, or a folder of them")],
-    column: Annotated[str, typer.Option(help="translated captions, e.g. caption.de.opus")] = ...,  # type: ignore[assignment]
+    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.")],
+    column: Annotated[str, typer.Option(help="Column of translated captions, e.g. caption.de.opus.")] = ...,  # type: ignore[assignment]
     human: Annotated[
-        str | None, typer.Option(help="human captions to compare with; default: caption.<lang>, where it is")
+        str | None, typer.Option(help="Human captions to compare with. Default: caption.<lang>, if it exists.")
     ] = None,
-    source: Annotated[str | None, typer.Option(help="what they were made from; default: as their plan says")] = None,
+    source: Annotated[str | None, typer.Option(help="Column they were made from. Default: by their plan.")] = None,
     back: Annotated[
-        str | None, typer.Option(help="their back-translation; default: where one was made (`translate --back`)")
+        str | None, typer.Option(help="Their back-translation. Default: the one that `translate --back` made, if any.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure translations: chrF against human captions, there and back, length, what stayed the same or is empty."""
+    """Measure translations: chrF against human captions and of the round trip, lengths, unchanged and empty texts."""
     from ccr_dist.generate.jobs.quality import quality, render
 
     figures = quality(path, column, human=human, source=source, back=back)

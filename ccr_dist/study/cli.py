@@ -16,8 +16,8 @@ from ccr_dist.errors import ConfigError, folder_to_make
 if TYPE_CHECKING:
     from ccr_dist.study.plan import Plan
 
-study_app = typer.Typer(no_args_is_help=True, help="Many runs by one command, and what they show.")
-StudyFile = Annotated[Path, typer.Argument(help="study (YAML), see configs/studies/")]
+study_app = typer.Typer(no_args_is_help=True, help="Carry out many runs with one command, and report what they show.")
+StudyFile = Annotated[Path, typer.Argument(help="A study (YAML), see configs/studies/.")]
 
 
 def _running(study: Path, only: str | None, seeds: str | None) -> Uses:
@@ -59,14 +59,14 @@ def _selected(plan: Plan, only: str | None, seeds: str | None) -> Plan:
 @declares(_running)
 def run_command(
     study: StudyFile,
-    jobs: Annotated[int, typer.Option(help="runs at a time, a process each")] = 1,
-    threads: Annotated[int, typer.Option(help="CPU threads of each")] = 1,
-    only: Annotated[str | None, typer.Option(help="some rows: name,name")] = None,
-    seeds: Annotated[str | None, typer.Option(help="some of the seeds: 0,1")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run")] = False,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, each in its own process.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads of each run.")] = 1,
+    only: Annotated[str | None, typer.Option(help="Only these rows: NAME,NAME.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Only these seeds: 0,1.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
 ) -> None:
-    """Carry out what is left of a study: complete runs are skipped, interrupted ones go on. Exit code 75: stopped,
-    start it again.
+    """Carry out what is left of a study: complete runs are skipped, interrupted ones resume. Exit code 75: it was
+    stopped; start it again.
     """
     from ccr_dist.study.plan import load_plan
     from ccr_dist.study.runner import run_study
@@ -82,12 +82,10 @@ def report_command(
     study: StudyFile,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="folder of the report; default: report below the study's own folder", callback=folder_to_make
-        ),
+        typer.Option(help="Folder of the report. Default: report/ in the study's folder.", callback=folder_to_make),
     ] = None,
 ) -> None:
-    """Table, comparisons with intervals, plots and a page of what is complete."""
+    """Write a table, comparisons with intervals, plots and a page of the runs that are complete."""
 
     from ccr_dist.evaluate.schema import unrecorded
     from ccr_dist.study.plan import load_plan
@@ -113,14 +111,18 @@ def report_command(
 def bins_command(
     study: StudyFile,
     by: Annotated[
-        str, typer.Option(help="words, or chrf:A:B, two columns of the queries' translations ({lang}: the language)")
+        str,
+        typer.Option(help="words, or chrf:A:B with two columns of the queries' translations ({lang}: the language)."),
     ] = "words",
-    count: Annotated[int, typer.Option("--count", min=1, help="bins, about equally many queries in each")] = 4,
+    count: Annotated[
+        int, typer.Option("--count", min=1, help="Number of bins, with about as many queries in each.")
+    ] = 4,
     out: Annotated[
-        Path | None, typer.Option(help="folder; default: report below the study's own folder", callback=folder_to_make)
+        Path | None,
+        typer.Option(help="Folder of the tables. Default: report/ in the study's folder.", callback=folder_to_make),
     ] = None,
 ) -> None:
-    """Recalls by the length of the queries, or by how far two translations of them agree."""
+    """Write recalls by the length of the queries, or by the agreement of two of their translations."""
 
     from ccr_dist.study.bins import binned, markdown, write
     from ccr_dist.study.plan import load_plan

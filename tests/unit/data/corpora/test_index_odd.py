@@ -369,7 +369,7 @@ def test_the_command(tmp_path):
     said = run().output
     assert "caption.en: 1 values cannot be read and are null" in said and "item 'b'" in said
     write(tar, {"a.jpg": JPG, "a.json": b'{"t": "other"}', "b.jpg": JPG, "b.json": b'{"t": 7}'})
-    assert "caption.en: 1 rows are others than before: a;" in run().output.replace("\n", " ")
+    assert "caption.en: 1 rows changed: a;" in run().output.replace("\n", " ")
     assert "twice" in str(run("--caption", "en=txt").exception)
     assert isinstance(run("--keys", "both").exception, ConfigError)
 
