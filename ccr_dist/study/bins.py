@@ -1,7 +1,7 @@
-"""For which queries is a row good? Recall by the length of the query, or by how far two translations of it agree.
+"""Recall by the length of the query, or by the agreement of two of its translations: for which queries is a row good?
 
-Works from the ranks beside the results and from the texts of the test set; no model runs. Bins are quantiles of the
-queries, so that they hold about equally many; a cell is the mean over seeds.
+Computed from the ranks beside the results and the texts of the test set; no model runs. Bins are quantiles of the
+queries, so that they hold about as many each; a cell is the mean over seeds.
 """
 
 from __future__ import annotations
@@ -32,8 +32,15 @@ EXPLAINED = (
 
 @dataclass(frozen=True)
 class Binned:
-    """One language. `recalls`: row label -> (bins, len(RECALLS)) in percent; `differences`: claim -> (bins, 2), points
-    of the last recall and 1.96 standard errors.
+    """The recalls of one language.
+
+    Attributes:
+        lang: the language.
+        by: what the bins are made from.
+        bins: their names.
+        queries: number of queries in each bin.
+        recalls: row label -> (bins, len(RECALLS)), percent.
+        differences: claim -> (bins, 2), points of the last recall and 1.96 standard errors.
     """
 
     lang: str
@@ -45,14 +52,17 @@ class Binned:
 
 
 def binned(plan: Plan, by: str, count: int = 4) -> list[Binned]:
-    """Recalls by quantiles of `by`, a language at a time, of all complete runs.
+    """Recalls of all complete runs by quantiles of a property of the queries, for each language.
 
-    by: "words", of the query; or "chrf:A:B", chrF of the query's text in column A against that in column B (`{lang}` in
-    them is the language), such as its translations into English by two systems.
+    Args:
+        plan: the study.
+        by: "words" of the query; or "chrf:A:B", chrF of the query's text in column A against that in column B, such as
+            translations into English by two systems. `{lang}` in a column name stands for the language.
+        count: number of bins.
 
     Raises:
-        ConfigError: another `by`, or no chrF to be had; DataError: no complete run, or columns that are not aligned
-        with the queries.
+        ConfigError: `by` is something else, or sacrebleu is not installed.
+        DataError: no run is complete, or columns are not aligned with the queries.
     """
     complete = [run for run in plan.runs if state(run) == "complete"]
     if not complete:
@@ -75,8 +85,7 @@ def binned(plan: Plan, by: str, count: int = 4) -> list[Binned]:
                 if f"{lang}/t2v" not in kept:
                     continue
                 ranks, rows = kept[f"{lang}/t2v"], kept[f"{lang}/rows"][kept[f"{lang}/item"]]
-                # Ranks of before blank captions were left out do not tell which captions they are: all of a row, one
-                # after another.
+                # Ranks of earlier versions do not say which captions they belong to: all captions of a row, in order.
                 parts = kept[f"{lang}/part"] if f"{lang}/part" in kept else _counted(rows)
             asked = np.stack([rows, parts], axis=1)
             if places is not None and not np.array_equal(places, asked):
@@ -141,9 +150,7 @@ def _measure(by: str) -> Callable[[Dataset, str, str, np.ndarray], np.ndarray]:
 
 
 def _queries(dataset: Dataset, column: str, asked: np.ndarray) -> list[str]:
-    """The text of each query; `asked` (Nt, 2): row and number of the caption. DataError where a row has none of this
-    number.
-    """
+    """The text of each query; `asked` (Nt, 2): row and number of the caption. Raises DataError without such a text."""
     texts, ends = [], np.cumsum(dataset.shard_rows)
     source = dataset.column(column)
     for row, part in asked.tolist():
@@ -159,7 +166,7 @@ def _queries(dataset: Dataset, column: str, asked: np.ndarray) -> list[str]:
 
 
 def markdown(tables: list[Binned]) -> str:
-    """A table a language."""
+    """A Markdown table for each language."""
     lines = [EXPLAINED]
     for table in tables:
         heads = [f"{name} (n = {n})" for name, n in zip(table.bins, table.queries, strict=True)]
@@ -176,7 +183,11 @@ def markdown(tables: list[Binned]) -> str:
 
 
 def write(tables: list[Binned], out: Path) -> Path:
-    """OUT/bins-WHAT.md and .csv; the path of the first."""
+    """Writes OUT/bins-WHAT.md and .csv.
+
+    Returns:
+        The path of the first.
+    """
     out.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -1,10 +1,10 @@
 """Is one row better than another? A paired bootstrap over the test's items and the seeds, and a verdict in words.
 
-Items are drawn with replacement together with their captions, the same items for all runs and languages, so that
-whatever makes an item hard for everybody cancels in a difference. Seeds are drawn, too, the same for rows with the same
-seeds: n - 1 out of n, which makes the variance of their mean the unbiased one (Rao & Wu 1988; drawing n would lose a
-fifth of it with five seeds). Drawing both ways over-covers a little (Owen 2007). A row with one run counts as without
-chance of its own. Works from ranks (`results/<split>.ranks.npz`), numpy only.
+Items are drawn with replacement together with their captions, the same items for all runs and languages, so that what
+makes an item hard for every run cancels in a difference. Seeds are drawn as well, the same for rows with equal seeds:
+n - 1 out of n, which makes the variance of their mean unbiased (Rao & Wu 1988; drawing n would lose a fifth of it with
+five seeds). Drawing both items and seeds gives slightly too wide intervals (Owen 2007). A row with a single run counts
+as free of randomness. Computed from ranks (`results/<split>.ranks.npz`) with NumPy only.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ class MeasuredRun:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval. For a row: mean over seeds of SumR; for a comparison: the difference of two of
-    those.
-    """
+    """A number with its interval: the mean SumR over seeds of a row, or the difference of two rows."""
 
     mean: float
     low: float
@@ -56,12 +54,18 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Sampled:
-    """SumR of a row in one language: the measured mean over seeds, and its value in each replicate, (REPLICATES,)."""
+    """SumR of a row in one language.
+
+    Attributes:
+        mean: measured, over seeds.
+        draws: (replicates,), the mean in each replicate.
+    """
 
     mean: float
     draws: np.ndarray
 
     def estimate(self) -> Estimate:
+        """The mean with its bootstrap interval."""
         low, high = np.percentile(self.draws, [50 - LEVEL / 2, 50 + LEVEL / 2])
         return Estimate(self.mean, float(low), float(high))
 
@@ -71,8 +75,12 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Judged:
-    """A comparison with what came out: `by_language` has the mean over the shared languages under `ALL`, which the
-    verdict is about.
+    """A comparison and its outcome.
+
+    Attributes:
+        comparison: as declared in the study.
+        by_language: differences; `ALL` has the mean over the shared languages, which decides the verdict.
+        seeds: number of runs of both rows.
     """
 
     comparison: Comparison
@@ -92,7 +100,15 @@ class Judged:
 
 
 def load_outcome(path: Path, label: str) -> MeasuredRun:
-    """A results file with its ranks. DataError when either is missing or they do not belong together."""
+    """Reads a results file with its ranks.
+
+    Args:
+        path: of the results file.
+        label: name of the row in reports.
+
+    Raises:
+        DataError: either file is missing, or they do not belong together.
+    """
     result = read_result(path).model_copy(update={"label": label})
     file = path.with_name(f"{path.stem}.ranks.npz")
     if not file.exists():
@@ -122,8 +138,18 @@ def load_outcome(path: Path, label: str) -> MeasuredRun:
 def sample(
     rows: Mapping[str, Sequence[MeasuredRun]], *, replicates: int = REPLICATES, seed: int = 0
 ) -> dict[str, dict[str, Sampled]]:
-    """Row -> language -> SumR in every replicate; all rows from the same draws. DataError when runs were asked
-    different queries, or measured on different content.
+    """Draws the bootstrap replicates of all rows, with the same draws for all.
+
+    Args:
+        rows: the runs of each row.
+        replicates: how many.
+        seed: of the draws.
+
+    Returns:
+        Row -> language -> SumR in every replicate.
+
+    Raises:
+        DataError: the runs were measured with different queries or on different content.
     """
     outcomes = [outcome for runs in rows.values() for outcome in runs]
     require_comparable(outcome.result for outcome in outcomes)
@@ -163,7 +189,11 @@ def over(languages: Mapping[str, Sampled], chosen: Sequence[str]) -> Sampled:
 def judge(
     comparison: Comparison, rows: Mapping[str, Mapping[str, Sampled]], seeds: Mapping[str, int], targets: Sequence[str]
 ) -> Judged:
-    """Difference a - b in each target language that both rows have, and in their mean."""
+    """Estimates the difference a - b in each target language that both rows have, and in the mean over these.
+
+    Raises:
+        DataError: there is no such language.
+    """
     a, b = rows[comparison.a], rows[comparison.b]
     shared = [lang for lang in targets if lang in a and lang in b]
     if not shared:

@@ -1,8 +1,8 @@
-"""What a study is: rows (a config, overrides and seeds each), and what is claimed of pairs of rows. Typed, strict;
-imports no torch.
+"""What a study is: rows (each with a config, overrides and seeds), and what is claimed about pairs of rows. Typed and
+strict; imports no torch.
 
-A study's YAML has a place for every error and may have a `base:`, as run configs have. Carrying it out is
-`runner.py`'s, judging it `compare.py`'s.
+As in run configs, errors name file and line, and a file may have a `base:`. `runner.py` carries a study out,
+`compare.py` judges it.
 """
 
 from __future__ import annotations
@@ -89,15 +89,21 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study with all its runs. `first` come before `runs`."""
+    """A study with all its runs; those in `first` come before those in `runs`."""
 
     study: Study
     first: tuple[Run, ...]
     runs: tuple[Run, ...]
 
     def select(self, only: Sequence[str], seeds: Sequence[int] | None) -> Plan:
-        """The part with these rows (default: all) and seeds. ConfigError for a row that is not there, or when nothing
-        is left.
+        """The part of a study with some rows and seeds.
+
+        Args:
+            only: names of rows; none: all.
+            seeds: None: all.
+
+        Raises:
+            ConfigError: there is no such row, or no run is left.
         """
         known = [row.name for row in self.study.rows]
         for name in only:
@@ -115,8 +121,10 @@ class Plan:
 
 
 def load_plan(path: str | Path) -> Plan:
-    """Read a study and check the config of every run. ConfigError with file and line for the first thing that is
-    wrong.
+    """Reads a study and checks the config of every run.
+
+    Raises:
+        ConfigError: with file and line, for the first fault.
     """
     path = Path(path)
     document = load(path)
@@ -161,7 +169,11 @@ def _runs(study: Study, row: RowPlan, seeds: Sequence[int], path: Path, place: s
 
 
 def state(run: Run) -> Literal["complete", "interrupted", "new"]:
-    """How far a run is. ConfigError when its folder holds the result of another config, with the differences."""
+    """How far a run is.
+
+    Raises:
+        ConfigError: its folder holds the result of another config; the message shows the differences.
+    """
     if not run.result.exists():
         return "interrupted" if (run.config.folder / "checkpoints").exists() else "new"
     kept = read_result(run.result).config

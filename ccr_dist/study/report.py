@@ -1,8 +1,13 @@
-"""From the results of a study's runs to its report: table, comparisons, plots, and one page.
+"""From the results of a study's runs to its report in OUT/report/.
 
-OUT/report/: report.html (everything in one file), table.md, comparisons.md, rows.csv, comparisons.csv, study.json (the
-numbers of both), results.csv and results.json (every metric of every row, as `ccr-dist report` writes them),
-comparisons.png, rows.png, parameters.png. What is missing is said, never filled in.
+    report.html                                  everything in one file
+    table.md, rows.csv, rows.png                 the rows
+    comparisons.md, comparisons.csv and .png     the comparisons
+    study.json                                   the numbers of both
+    parameters.png                               SumR against trained parameters
+    results.csv, results.json                    every metric of every row, as `ccr-dist report` writes them
+
+What is missing is named, never filled in.
 """
 
 from __future__ import annotations
@@ -25,7 +30,11 @@ from ccr_dist.study.summary import EXPLAINED, JUDGED, Summary, interval, languag
 
 
 def write(summary: Summary, out: Path) -> Path:
-    """All files of the report; the page's path."""
+    """Writes all files of the report.
+
+    Returns:
+        The path of the page.
+    """
     out.mkdir(parents=True, exist_ok=True)
     rows, figures = aggregate(summary.results), plots.draw(summary)
     for name, png in figures.items():
@@ -46,6 +55,7 @@ def write(summary: Summary, out: Path) -> Path:
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
+    """The content of study.json."""
     study = summary.plan.study
     about = {"format": 1, "name": study.name, "title": study.title, "missing": summary.missing}
     return {**about, "rows": row_records(summary), "comparisons": comparison_records(summary)}
@@ -82,6 +92,7 @@ def comparison_records(summary: Summary) -> list[dict[str, Any]]:
 
 
 def table_markdown(summary: Summary) -> str:
+    """The rows as a Markdown table."""
     shown = languages_shown(summary)
     heads = ["method", "seeds", "trained", *(f"SumR {lang}" for lang in shown), "mean SumR", "interval"]
     text = [EXPLAINED, "", _markdown_row(heads), _markdown_row(["---"] * 3 + ["---:"] * (len(heads) - 3))]
@@ -96,6 +107,7 @@ def table_markdown(summary: Summary) -> str:
 
 
 def comparisons_markdown(summary: Summary) -> str:
+    """The comparisons as a Markdown table."""
     heads = ["claim", "verdict", "difference", f"{LEVEL:.0f} % interval", *summary.targets]
     text = [JUDGED, "", _markdown_row(heads), _markdown_row(["---"] * 2 + ["---:"] * (len(heads) - 2))]
     for each in summary.judged:
@@ -109,6 +121,7 @@ def comparisons_markdown(summary: Summary) -> str:
 
 
 def spread(stat: Stat) -> str:
+    """Mean ± standard deviation."""
     return f"{stat.mean:.1f}" + (f" ±{stat.sd:.1f}" if stat.sd is not None else "")
 
 

@@ -1,4 +1,4 @@
-"""Carries a study out: every run a process of its own, some at a time, and whatever is complete is left alone.
+"""Carries a study out: every run in its own process, some at a time; complete runs are left alone.
 
 A run that fails does not stop the others; all failures are reported at the end with the last lines of their logs.
 Interrupted runs resume where they were, since `ccr-dist train` does. The exit code of the whole is DONE, STOPPED (asked
@@ -150,7 +150,7 @@ def run_study(
         if not crew.failures:
             crew.carry_out(runs)
         elif runs:
-            say(f"{len(runs)} runs were not started: they stand on the one that failed")
+            say(f"{len(runs)} runs were not started: they need the one that failed")
     _tell(crew.failures, say)
     if crew.stopping:
         say("stopped; the same command resumes from here")

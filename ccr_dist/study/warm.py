@@ -1,8 +1,7 @@
-"""Processes of `ccr-dist` that begin with torch and transformers imported: forks of one process that imports them and
-does nothing else.
+"""Processes of `ccr-dist` that start with torch and transformers imported: forks of one process that only imports them.
 
-A start of Python with both takes some eight seconds, a fifth of a short run. Everything else is as if the command had
-been typed: a process of its own, its exit code, its output in a file.
+Starting Python with both takes about eight seconds, a fifth of a short run. Everything else is as if the command had
+been typed: its own process, its exit code, its output in a file.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-# What a run imports late; a name that is not installed is passed over.
+# What a run imports late; names that are not installed are skipped.
 PRELOADED = [
     "ccr_dist.cli",
     "ccr_dist.train.commands",
