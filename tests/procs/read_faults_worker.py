@@ -159,6 +159,8 @@ def wrong(scene: Scene, root: Path, before: Path, most: int | None, counts: list
                 continue
             where = f"{name} at {broken.calls[at - 1]} of {len(calm.calls)}"
             struck = TEMPORARY.sub(r"\1", broken.calls[at - 1].split(" ", 2)[2])
+            if model := MODEL.search(struck):  # libraries wrap what they read it with: the folder is what was asked for
+                struck = struck[: model.end(1)]
             if problem := of_one(
                 broken, error, calm.said if scene.made is None else None, str(root) if lasting else struck
             ):
