@@ -1,9 +1,9 @@
 """The backbone's features of a batch, as methods use them: cached or computed, frozen or not, and for any number of
 rows, also none.
 
-A rank without rows encodes one dummy row and cuts it off again: libraries refuse empty batches here and there, and an
-output that hangs on no parameter would leave this rank out of the collectives of the backward pass, which the others
-wait for.
+A rank without rows encodes one dummy row and removes it again: libraries refuse empty batches here and there, and an
+output that depends on no parameter would exclude this rank from the collectives of the backward pass, for which the
+others wait.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ccr_dist.models.towers import TextTower
 
 
 def at_least_one(texts: Sequence[str]) -> list[str]:
-    """The texts, or one empty text in place of none; the caller cuts the result to `len(texts)` rows."""
+    """The texts, or one empty text if there are none; the caller truncates the result to `len(texts)` rows."""
     return list(texts) or [""]
 
 
@@ -31,13 +31,13 @@ def encode_english(backbone: Backbone, texts: Sequence[str]) -> Tensor:
 
 
 def one_row(rows: Tensor) -> Tensor:
-    """The rows, or one of zeros in place of none; the caller cuts the result."""
+    """The rows, or one row of zeros if there are none; the caller truncates the result."""
     return rows if len(rows) else rows.new_zeros((1, *rows.shape[1:]))
 
 
 def nothing_like(visual: Tensor) -> Tensor:
-    """One item of zeros for a batch of none: a picture (1, 3, H, W), or one token (1, 1, F). The caller cuts the result
-    to no rows.
+    """One item of zeros for a batch of none: a picture (1, 3, H, W), or one token (1, 1, F). The caller truncates the
+    result to no rows.
     """
     if visual.ndim == 4:
         return visual.new_zeros(1, *visual.shape[1:])

@@ -75,7 +75,7 @@ class FrontEnd(nn.Module):
     """`tokenize` and `forward` give a tower its input (n, T, width). Trained: the projection `linear` and the rows of
     `table`.
 
-    `truncated` counts the texts that `tokenize` has cut in this process so far.
+    `truncated` counts the texts that `tokenize` has truncated in this process so far.
     """
 
     start_vector: Tensor | None

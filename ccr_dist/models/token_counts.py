@@ -1,7 +1,6 @@
-"""How many tokens text towers were given in this process, for tokens a second in the training log, and what counts of
-texts go by.
+"""Counts the tokens that text towers receive in this process, for tokens per second in the training log.
 
-A forward that is done `again` (gradient caching) reads the same texts a second time; nothing is counted twice.
+Gradient caching runs a forward pass `again` on the same texts; nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ _repeating = False
 
 
 def add(count: int) -> None:
-    """Where texts are tokenised: start and end marks included, padding not."""
+    """Called where texts are tokenised; counts start and end tokens, but not padding."""
     global tokens
     tokens += once(count)
 
 
 def once(count: int) -> int:
-    """For a counter of texts: nothing, where these were counted before."""
+    """The count, or 0 in a repeated forward pass, where the same texts were counted before."""
     return 0 if _repeating else count
 
 
 @contextmanager
 def again() -> Iterator[None]:
-    """Around a forward of texts that were counted before."""
+    """Context of a forward pass of texts that were counted before."""
     global _repeating
     before, _repeating = _repeating, True
     try:

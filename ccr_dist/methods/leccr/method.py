@@ -35,8 +35,8 @@ class Leccr(Method):
     Options = LeccrOptions
 
     def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
-        """ConfigError when the text encoder cannot be had, the backbone has no tokens or no text tower, or the heads do
-        not fit.
+        """ConfigError when the text encoder cannot be loaded, the backbone has no tokens or no text tower, or the heads
+        do not fit.
         """
         options, backbone = self.options, self.backbone
         self.text = self.net["text"] = build_text_encoder(

@@ -30,7 +30,7 @@ class Nrccr(Method):
     Options = NrccrOptions
 
     def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
-        """ConfigError without target languages, and when the text encoder cannot be had or is not the one of
+        """ConfigError without target languages, and when the text encoder cannot be loaded or is not the one of
         `state`.
         """
         options = self.options

@@ -1,8 +1,8 @@
 """DASD with noise-aware weights: a caption whose machine translation is doubtful counts less in every loss. Not from a
 paper.
 
-Translations carry noise that the alignment terms would teach as truth. The confidence c_i of row i is a cosine of
-English features, without gradient, and the weight follows it:
+Machine translations contain errors that the alignment terms would otherwise teach. The confidence c_i of row i is a
+cosine of English features, without gradient, and the weight follows it:
 
     w_i = floor + (1 - floor) sigmoid((c_i - mean c) / temperature), divided by its mean over the global batch
 

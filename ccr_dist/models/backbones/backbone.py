@@ -39,7 +39,7 @@ class Backbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.heads = None
-        self.truncated = 0  # texts that the tokeniser has cut in this process so far
+        self.truncated = 0  # texts that the tokeniser has truncated in this process so far
         # a batch may come in parts; not where weights are in shards, since all ranks then have to call it alike
         self.slices = True
         self._unfrozen: Trained = "none"

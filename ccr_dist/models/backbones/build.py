@@ -18,7 +18,7 @@ from ccr_dist.models.backbones.sentence import SentenceBackbone
 def build_backbone(cfg: BackboneConfig) -> Backbone:
     """The backbone of a config, frozen, on the CPU. Random weights, where asked for, are the same in every process.
 
-    ConfigError when a model, package or file cannot be had, with what to install or change.
+    ConfigError when a model, package or file cannot be loaded, with what to install or change.
     """
     with torch.random.fork_rng(devices=[]):
         if isinstance(cfg, OpenClipConfig):

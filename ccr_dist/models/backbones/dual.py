@@ -53,7 +53,7 @@ class DualBackbone(SentenceEncoder):
     heads: Heads
 
     def __init__(self, cfg: DualConfig) -> None:
-        """ConfigError when an encoder cannot be had."""
+        """ConfigError when an encoder cannot be loaded."""
         super().__init__()
         self.cfg = cfg
         self.image: ImageEncoder = Lite0() if cfg.image == "efficientnet-lite0" else Timm(cfg.image)

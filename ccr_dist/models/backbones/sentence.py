@@ -33,7 +33,7 @@ class SentenceEncoder(Backbone):
     """
 
     def load_text(self, source: str) -> None:
-        """Sets text, text_head, tokenizer, recipe and context_length. ConfigError when the encoder cannot be had.
+        """Sets text, text_head, tokenizer, recipe and context_length. ConfigError when the encoder cannot be loaded.
 
         The longest input is what the model's own files say: sentence-transformers' limit, else the tokeniser's, within
         its positions.
@@ -103,7 +103,7 @@ class SentenceBackbone(SentenceEncoder):
     """
 
     def __init__(self, cfg: SentenceConfig) -> None:
-        """ConfigError when the encoder cannot be had."""
+        """ConfigError when the encoder cannot be loaded."""
         super().__init__()
         self.load_text(cfg.text)
         self.dim = self.text_head.width
