@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ccr_dist import errors
 from ccr_dist.config import RunConfig
-from ccr_dist.train.loop import Training
+from ccr_dist.train.loop import train_run
 from ccr_dist.train.strategies.strategy import Strategy
 from ccr_dist.train.validation import measure_run
 from ccr_dist.train.watch.signals import Stopped
@@ -25,7 +25,7 @@ def train(configs: Sequence[RunConfig], *, test: bool, world: int | None, spread
                 f"{config.name}: method {config.method.name!r} has nothing to train; use `ccr-dist evaluate`"
             )
         try:
-            outcome = Training(config, strategy).run()
+            outcome = train_run(config, strategy)
             if outcome.stopped:
                 return errors.STOPPED
             if strategy.main and outcome.resumed_at == outcome.step:
@@ -51,5 +51,5 @@ def evaluate(configs: Sequence[RunConfig], *, split: str, again: bool, world: in
 
 def _stopped(config: RunConfig, strategy: Strategy, request: Stopped) -> int:
     if strategy.main:
-        print(f"{config.folder}: stopped by {request}; the same command goes on", file=sys.stderr)
+        print(f"{config.folder}: stopped by {request}; the same command resumes", file=sys.stderr)
     return errors.STOPPED

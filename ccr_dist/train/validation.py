@@ -313,9 +313,7 @@ def trained_method(config: RunConfig, folder: RunFolder, *, tell: bool = True) -
     weights, facts = tensorfile.read(folder.path / "model.safetensors")
     if facts is None:
         if tell:
-            print(
-                f"{folder.path}/model.safetensors: it carries no digest (an earlier version wrote it)", file=sys.stderr
-            )
+            print(f"{folder.path}/model.safetensors: it has no digest (an earlier version wrote it)", file=sys.stderr)
     elif facts.get("step") != total_steps:
         raise ConfigError(
             f"{folder.path}/model.safetensors holds the weights of step {facts.get('step')}, and the config trains"

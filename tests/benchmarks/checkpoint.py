@@ -94,7 +94,7 @@ def trained(matrices: int, device: torch.device) -> Single:
     )
     engine.backward(torch.stack([parameter.sum() for parameter in model.parameters()]).sum())
     engine.update(1e-3)
-    engine.room = {}
+    engine.reuse_copies()
     return engine
 
 

@@ -217,7 +217,7 @@ def measure(wanted: RunConfig) -> dict[str, Any]:
             name, config=wanted, step=step, strategy=strategy, folder=folder, stop=StopRequest(folder.path),
             order=order(wanted, name, fields), datasets=open_datasets(wanted.data.train), fields=fields,
         )  # fmt: skip
-        steps = [(values["samples_per_s"], values["loss"]) for values in stage.steps(RunProgress())]
+        steps = [(report.samples_per_s, report.loss) for report in stage.steps(RunProgress())]
     except CcrError as error:
         return {"refused": str(error)}
     except (MemoryError, RuntimeError) as error:

@@ -120,7 +120,7 @@ def measure(given: dict[str, Any]) -> None:
         name, config=config, step=step, strategy=strategy, folder=folder, stop=StopRequest(folder.path),
         order=methods.order(config, name, fields), datasets=open_datasets(config.data.train), fields=fields,
     )  # fmt: skip
-    seconds = [values["step_s"] for values in stage.steps(RunProgress())][1:]
+    seconds = [report.step_s for report in stage.steps(RunProgress())][1:]
     trained = sum(sizes[n] for n in stage.engine.trained if n in sizes)
     frozen = sum(sizes.values()) - trained
     ranks = strategy.all({**stage.engine.held(), "peak_mb": methods.peak_mb(strategy.device), "steps_s": seconds})

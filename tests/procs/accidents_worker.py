@@ -54,7 +54,7 @@ def leccr(folder: Path, spreads: tuple[str, ...], found: dict[str, Any]) -> None
     for spread in spreads:
         settings = load_config(folder / "leccr.yaml", [f"name=leccr-{spread}"])
         strategy = strategy_of(spread, settings)
-        loop.Training(settings, strategy).run()
+        loop.train_run(settings, strategy)
         path = validation.measure_run(settings, strategy, split="test", again=False)
         if strategy.main:
             languages = json.loads(path.read_text())["languages"]
@@ -67,7 +67,7 @@ def leccr(folder: Path, spreads: tuple[str, ...], found: dict[str, Any]) -> None
 def damaged(folder: Path, found: dict[str, Any]) -> None:
     """A whole run, and copies of it that go on after something happened to the newest checkpoint."""
     sound = config(folder, "sound", "fp32")
-    loop.Training(sound, strategy_of("zero2", sound)).run()
+    loop.train_run(sound, strategy_of("zero2", sound))
     for damage, spread in zip(DAMAGES, SPREADS, strict=True):
         settings = config(folder, damage.replace(" ", "-"), "fp32")
         strategy = strategy_of(spread, settings)
@@ -78,7 +78,7 @@ def damaged(folder: Path, found: dict[str, Any]) -> None:
         strategy.barrier()
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
-            outcome = loop.Training(settings, strategy).run()
+            outcome = loop.train_run(settings, strategy)
         resumed = strategy.all(outcome.resumed_at)
         if strategy.main:
             healed = checkpoint.problem(checkpoint.folder_of(settings.folder / "checkpoints", TOTAL)) is None
@@ -123,7 +123,7 @@ def full_disk(folder: Path, found: dict[str, Any]) -> None:
         told = raised(settings, strategy)
     gc.collect()  # what is left of the run has its folder locked
     left = sorted(path.name for path in (settings.folder / "checkpoints").iterdir())
-    outcome = loop.Training(settings, strategy).run()
+    outcome = loop.train_run(settings, strategy)
     found["full disk"] = {
         "raised": told,
         "left": left,
@@ -184,7 +184,7 @@ def raised(settings: RunConfig, strategy: Strategy) -> list[tuple[int, str]]:
 
 def _raised(settings: RunConfig, strategy: Strategy) -> tuple[int, str]:
     try:
-        loop.Training(settings, strategy).run()
+        loop.train_run(settings, strategy)
     except CcrError as error:
         return error.exit_code, str(error)
     return 0, ""

@@ -71,7 +71,7 @@ def train(folder: Path, states: Iterable[tuple[str, str, str]]) -> None:
     for name, spread, precision in states:
         settings = config(folder, name, precision)
         strategy = strategy_of(spread, settings)
-        loop.Training(settings, strategy).run()
+        loop.train_run(settings, strategy)
     strategy.close()
 
 
@@ -88,7 +88,7 @@ def die(folder: Path, name: str, spread: str, precision: str) -> None:
 
     settings = config(folder, name, precision)
     with replaced(loop, StageRun=Mortal):
-        loop.Training(settings, strategy_of(spread, settings)).run()
+        loop.train_run(settings, strategy_of(spread, settings))
 
 
 def resume(folder: Path, cases: Iterable[tuple[str, str, str, str]], out: Path) -> None:
@@ -115,7 +115,7 @@ def resume(folder: Path, cases: Iterable[tuple[str, str, str, str]], out: Path) 
     strategy.close()
 
 
-def run(settings: RunConfig, strategy: Strategy, seen: dict[str, Any]) -> loop.Outcome:
+def run(settings: RunConfig, strategy: Strategy, seen: dict[str, Any]) -> loop.TrainingOutcome:
     """`seen` gets what differed between the checkpoint and what each stage had taken over from it."""
 
     class Witness(StageRun):
@@ -132,7 +132,7 @@ def run(settings: RunConfig, strategy: Strategy, seen: dict[str, Any]) -> loop.O
                     seen["carried"] = sum(len(tensors) for tensors in files)
 
     with replaced(loop, StageRun=Witness):
-        return loop.Training(settings, strategy).run()
+        return loop.train_run(settings, strategy)
 
 
 @contextlib.contextmanager

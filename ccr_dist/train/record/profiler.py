@@ -12,7 +12,7 @@ import torch
 from ccr_dist.config import ProfileConfig
 
 
-class Window:
+class ProfiledSteps:
     """Counts the steps of this start of the run on this rank; `window` None: does nothing."""
 
     def __init__(self, window: ProfileConfig | None, folder: Path, device: torch.device) -> None:

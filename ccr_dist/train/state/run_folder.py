@@ -247,6 +247,10 @@ class RunFolder:
         """What the run was begun as (`identity`); None: it was not."""
         return self._read("identity.json")
 
+    def initial_weights(self) -> str | None:
+        """Digest of the checkpoint of `init_from` that the run began with; None: it began without, or has not begun."""
+        return (self.identity() or {}).get("weights", {}).get("init_from")
+
     @property
     def digest(self) -> str:
         """Of the identity: what the run's checkpoints name it by."""

@@ -12,6 +12,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -40,6 +41,53 @@ from ccr_dist.train.strategies.strategy import Step, Strategy
 from ccr_dist.train.watch import memory
 from ccr_dist.train.watch.guards import Guards, Tell
 from ccr_dist.train.watch.signals import StopRequest
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step was, the same on every rank.
+
+    Attributes:
+        stage: its name.
+        lang: target language of the batch.
+        loss: of the global batch, the sum of the method's terms.
+        lr: learning rate.
+        grad_norm: norm of the whole gradient before clipping.
+        terms: of the method and its auxiliary networks, by name.
+        logged: the numbers are for the log, and `norms` and `speed` were measured.
+        stopping: some rank was asked to stop.
+        norms: norm of the gradient by group of parameters, before clipping.
+        speed: numbers of `record/speed.py`.
+        data_s: seconds of waiting for the batch.
+        step_s: seconds of the step.
+        samples_per_s: of the global batch, waiting included.
+    """
+
+    stage: str
+    lang: str
+    loss: float
+    lr: float
+    grad_norm: float
+    terms: Mapping[str, float]
+    logged: bool
+    stopping: bool
+    norms: Mapping[str, float] = field(default_factory=dict)
+    speed: Mapping[str, Any] = field(default_factory=dict)
+    data_s: float = 0.0
+    step_s: float = 0.0
+    samples_per_s: float = 0.0
+
+    def numbers(self) -> dict[str, Any]:
+        """What the step computed, without times."""
+        facts = {"stage": self.stage, "lang": self.lang}
+        return {**facts, "loss": self.loss, "lr": self.lr, "grad_norm": self.grad_norm, **self.terms}
+
+    def values(self) -> dict[str, Any]:
+        """A line of the log."""
+        values = self.numbers()
+        if self.logged:
+            values |= {"norms": dict(self.norms), "speed": dict(self.speed)}
+        return values | {"data_s": self.data_s, "step_s": self.step_s, "samples_per_s": self.samples_per_s}
 
 
 class StageRun:
@@ -101,7 +149,7 @@ class StageRun:
             for key, network in self.method.aux.items()
         }
         for engine in (self.engine, *self._auxiliary.values()):
-            engine.room = {}  # a save is on disk before the next one is made (`Training._save`)
+            engine.reuse_copies()  # a save is on disk before the next one is made (`Training._save`)
         self._limits = {n: ends for n, ends in self.method.limits(name).items() if n in self.engine.trained}
         self.advice += _beyond(self._limits, state.weights if state else {})
         self.engine.bound(self._limits)
@@ -186,12 +234,18 @@ class StageRun:
 
     # Steps.
 
-    def steps(self, done: RunProgress) -> Iterator[dict[str, Any]]:
-        """Do what is left of the stage; after each step, advance `done` and yield the step's numbers.
+    def steps(self, done: RunProgress) -> Iterator[StepReport]:
+        """Do what is left of the stage. Collective.
 
-        Among them: `logged`: they are for the log, and have `speed` and `norms` (gradient norms of groups of
-        parameters, before clipping) with them; `stopping`: some rank was asked to stop. Raises Stopped while the first
-        batch is waited for, on all ranks.
+        Args:
+            done: progress of the run; advanced by every step.
+
+        Yields:
+            A report after each step.
+
+        Raises:
+            Stopped: on all ranks, when the run was asked to stop while it waited for the first batch.
+            NonFiniteError, DataBudgetError: a limit of `guards.py` was exceeded.
         """
         every, last = self.config.runtime.log_every, self.settings.steps
         batches = self._batches(done.stage_step)
@@ -204,14 +258,14 @@ class StageRun:
                 return
             begun = time.perf_counter()
             self.engine.train()
-            values = self._step(done, batch, logged)
+            report = self._step(done, batch, logged)
             now = time.perf_counter()
-            values |= {
-                "data_s": begun - waiting,
-                "step_s": now - begun,
-                "samples_per_s": self.settings.batch / (now - waiting),
-            }
-            yield {**values, "logged": logged}
+            yield replace(
+                report,
+                data_s=begun - waiting,
+                step_s=now - begun,
+                samples_per_s=self.settings.batch / (now - waiting),
+            )
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
         """One rank that cannot read its rows ends all: the others would wait for it in the step."""
@@ -258,7 +312,7 @@ class StageRun:
         assert warm is not None
         yield from on_device(itertools.chain(*warm), strategy.device)
 
-    def _step(self, done: RunProgress, batch: Batch, logged: bool) -> dict[str, Any]:
+    def _step(self, done: RunProgress, batch: Batch, logged: bool) -> StepReport:
         strategy, settings, phases, size = self.strategy, self.settings, self.phases, self.config.runtime.micro_batch
         phases.batch = memory.sizes(batch)
         phases.enter("agree")
@@ -303,29 +357,21 @@ class StageRun:
         phases.enter("agree")
         # One small collective carries all that ranks have to agree on.
         trouble = trouble or self._trouble(self._check_log)
-        report = [*losses.values(), *extra.values(), len(batch.substituted), self.stop.seen(), trouble is not None]
-        sums = strategy.sum(
-            torch.stack([torch.as_tensor(v, dtype=torch.float64, device=strategy.device).detach() for v in report])
-        ).tolist()
-        terms = dict(zip([*losses, *extra], sums[:-3], strict=True))
+        mine = [*losses.values(), *extra.values(), len(batch.substituted), self.stop.seen(), trouble is not None]
+        numbers = [torch.as_tensor(n, dtype=torch.float64, device=strategy.device).detach() for n in mine]
+        *sums, substituted, stopping, troubled = strategy.sum(torch.stack(numbers)).tolist()
+        terms = dict(zip([*losses, *extra], sums, strict=True))
         total = sum(terms[name] for name in losses)
-        values = {
-            "stage": self.name,
-            "lang": batch.lang,
-            "loss": total,
-            "lr": learning_rate,
-            "grad_norm": norm,
-            **terms,
-        }
-        self._guards.finite(done, batch, values, self.engine.refused, scaled=strategy.scaler is not None)
+        report = StepReport(self.name, batch.lang, total, learning_rate, norm, terms, logged, stopping=stopping > 0)
+        self._guards.finite(done, batch, report.numbers(), self.engine.refused, scaled=strategy.scaler is not None)
         done.step, done.stage_step = done.step + 1, done.stage_step + 1
-        self._guards.substituted(done, batch, int(sums[-3]))
+        self._guards.substituted(done, batch, int(substituted))
         self._guards.spike(done, batch, total)
         if logged:
-            values |= {"norms": norms, "speed": self._speed.of_step(batch.lang)}
-        if sums[-1]:
+            report = replace(report, norms=norms, speed=self._speed.of_step(batch.lang))
+        if troubled:
             self._agree(trouble)
-        return {**values, "stopping": sums[-2] > 0}
+        return report
 
     def _trouble(self, action: Callable[[], None]) -> Exception | None:
         """What goes wrong in `action`, to be raised when all ranks are ready for it."""

@@ -67,8 +67,8 @@ class Engine(ABC):
 
     wrapped: Any  # what is called: `step`, or a wrapper around it
     optimizer: Any
-    # where copies for checkpoints are made, again and again (new memory is slow); None: anew
-    room: dict[str, Tensor] | None = None
+    # where copies for checkpoints are made, again and again (new memory is slow); None: in new memory
+    _copies: dict[str, Tensor] | None = None
     # gradient norms by parameter of the last update, where it was not made, as `norms` gives them
     refused: Mapping[str, float] = {}
 
@@ -185,6 +185,13 @@ class Engine(ABC):
             for key, value in self.optimizer.state.get(parameter, {}).items()
         )
 
+    def reuse_copies(self) -> None:
+        """From now on, copies for a checkpoint overwrite those of the one before (new memory is slow).
+
+        The caller has each checkpoint on disk before it asks for the next. Not collective.
+        """
+        self._copies = {}
+
     def kept(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Copies on the CPU of tensors that lie as parameters or their states do: whole on rank 0, elsewhere nothing;
         or, where a checkpoint is written in shards, every rank's part.
@@ -233,12 +240,12 @@ class Engine(ABC):
         kept: dict[str, Tensor] = {}
         for name, value in whole:
             if self.processes.main:
-                known = self.room.get(name) if self.room is not None else None
+                known = self._copies.get(name) if self._copies is not None else None
                 if known is None or known.shape != value.shape or known.dtype != value.dtype:
                     known = torch.empty(value.shape, dtype=value.dtype)
                 kept[name] = known.copy_(value.detach())
-        if self.room is not None:
-            self.room |= kept
+        if self._copies is not None:
+            self._copies |= kept
         return kept
 
 

@@ -20,7 +20,7 @@ def train(path: Path, *overrides: str, strategy: str = "single") -> None:
     config = load_config(path, overrides)
     made = Strategy(config.runtime)
     made.name = strategy
-    loop.Training(config, made).run()
+    loop.train_run(config, made)
 
 
 @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])

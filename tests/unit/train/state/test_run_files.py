@@ -225,7 +225,7 @@ def test_files_of_earlier_versions_open_with_a_note(
     done = CliRunner().invoke(app, ["checkpoint", "verify", str(copy)])
     assert done.exit_code == 0 and done.output.count("an earlier version wrote it without a digest of its own") == 7
     commands.evaluate([config], split="test", again=True, world=None)
-    assert "model.safetensors: it carries no digest" in capsys.readouterr().err
+    assert "model.safetensors: it has no digest" in capsys.readouterr().err
     trained_method(config, RunFolder(config.folder), tell=False)
     assert capsys.readouterr().err == "", "ranks other than the first say nothing"
     assert commands.train([config], test=False, world=None) == 0
@@ -280,7 +280,8 @@ def test_without_a_healthy_checkpoint_a_run_that_was_trained_is_not_begun_anew(c
     )
     os.truncate(copy / "model.safetensors", 100)
     with pytest.raises(
-        CheckpointError, match=r"(?s)nothing left to go on from.*step-00000010.*step-00000006.*delete that folder"
+        CheckpointError,
+        match=r"(?s)no checkpoint left to resume from.*step-00000010.*step-00000006.*delete that folder",
     ) as caught:
         train(path, *overrides)
     assert caught.value.exit_code == 8
