@@ -23,7 +23,8 @@ from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.inspect import origin_of
 from ccr_dist.environment import environment
 from ccr_dist.errors import CheckpointError, ConfigError, DataError
-from ccr_dist.evaluate.evaluate import Encoded, encode, results
+from ccr_dist.evaluate.encoding import Encoded, Encoders, Encoding, EvaluatedColumns
+from ccr_dist.evaluate.evaluate import results
 from ccr_dist.evaluate.protocols import RECALL_NAMES
 from ccr_dist.evaluate.retrieval import Fusion
 from ccr_dist.evaluate.schema import RunResult, read_result, written
@@ -55,7 +56,7 @@ def encoded(
 ) -> Encoded:
     """Gallery and queries as the method encodes them, on all ranks. Leaves the modules in eval mode.
 
-    before: as for `evaluate.encode`. alive: called for every block.
+    before: as for `evaluate.encoding.Encoding`. alive: called for every block.
     """
     needs, companions = config.method.gallery(), config.method.companions(config.data)
 
@@ -72,14 +73,23 @@ def encoded(
         return {name: bank[name].float() for name in method.visual_parts}
 
     wrapped.eval()
-    return encode(
-        encode_text, encode_visual, dataset, queries=queries, visual_column=config.data.visual, many="tokens" in needs,
-        description_column=config.data.description if "description" in needs else None,
+    encoders = Encoders(
+        encode_text,
+        encode_visual,
+        transform=method.backbone.image_transform(),
+        device=strategy.device,
+        lockstep=isinstance(wrapped, Engine) and not wrapped.replicated,
+    )
+    columns = EvaluatedColumns(
+        queries,
+        config.data.visual,
+        many="tokens" in needs,
+        description=config.data.description if "description" in needs else None,
         companions={lang: column for lang, column in companions.items() if lang in queries},
-        group_column=config.data.group,
-        transform=method.backbone.image_transform(), device=strategy.device, batch=config.runtime.eval_batch,
-        workers=config.runtime.workers, before=before, lockstep=isinstance(wrapped, Engine) and not wrapped.replicated,
-    )  # fmt: skip
+        group=config.data.group,
+    )
+    runtime = config.runtime
+    return Encoding(encoders, dataset, columns, batch=runtime.eval_batch, workers=runtime.workers, before=before).run()
 
 
 def selection_queries(config: RunConfig) -> dict[str, str]:

@@ -19,7 +19,8 @@ import torch.distributed as dist
 
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.evaluate import retrieval
-from ccr_dist.evaluate.evaluate import encode, results
+from ccr_dist.evaluate.encoding import Encoders, Encoding, EvaluatedColumns
+from ccr_dist.evaluate.evaluate import results
 
 # a gloo thread may need the interpreter after the last collective
 atexit.register(lambda: (gc.collect(), time.sleep(0.2)))
@@ -65,15 +66,9 @@ def recorded(*args, **options):
 
 
 retrieval.ranks = recorded
-bank = encode(
-    encode_text,
-    encode_visual,
-    Dataset.open(sys.argv[1]),
-    queries={"de": "caption.de", "fr": "caption.fr"},
-    visual_column="feature.toy",
-    group_column="label.concept",
-    batch=int(sys.argv[3]),
-)
+columns = EvaluatedColumns({"de": "caption.de", "fr": "caption.fr"}, "feature.toy", group="label.concept")
+encoders = Encoders(encode_text, encode_visual)
+bank = Encoding(encoders, Dataset.open(sys.argv[1]), columns, batch=int(sys.argv[3])).run()
 found = {
     lang: each.result for lang, each in results(bank, english_column="caption.en", examples=2, replicates=20).items()
 }

@@ -16,7 +16,7 @@ import torch
 
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.errors import DataError
-from ccr_dist.evaluate.evaluate import encode
+from ccr_dist.evaluate.encoding import Encoded, Encoders, Encoding, EvaluatedColumns
 
 pytestmark = pytest.mark.procs
 
@@ -142,9 +142,9 @@ def test_a_language_without_captions_is_an_error(dataset: Dataset) -> None:
         raise AssertionError("nothing is encoded before the columns are checked")
 
     with pytest.raises(DataError, match=r"(?s)no captions of language 'cs'.*caption\.cs.*toy/test"):
-        encode(never, never, dataset, queries={"cs": "caption.cs"}, visual_column="feature.toy")
+        Encoding(Encoders(never, never), dataset, EvaluatedColumns({"cs": "caption.cs"}, "feature.toy")).run()
     with pytest.raises(DataError, match=r"caption\.ja"):
-        encode(never, never, dataset, queries={"ja": "caption.ja"}, visual_column="feature.toy")
+        Encoding(Encoders(never, never), dataset, EvaluatedColumns({"ja": "caption.ja"}, "feature.toy")).run()
 
 
 def test_companions_go_along_with_their_captions_and_must_be_aligned(dataset: Dataset) -> None:
@@ -158,9 +158,12 @@ def test_companions_go_along_with_their_captions_and_must_be_aligned(dataset: Da
     def items(visual, mask, description):
         return {"global": visual[:, :2]}
 
-    options = {"visual_column": "feature.toy", "batch": 3}
-    found = encode(texts, items, dataset, queries={"fr": "caption.fr"}, companions={"fr": "caption.en"}, **options)
+    def encoded(companion: str) -> Encoded:
+        columns = EvaluatedColumns({"fr": "caption.fr"}, "feature.toy", companions={"fr": companion})
+        return Encoding(Encoders(texts, items), dataset, columns, batch=3).run()
+
+    found = encoded("caption.en")
     assert found.queries["fr"].bank["companion"].shape == (19, 3) and len(seen) == 20
     assert all(french.split()[0] == english.split()[0] and english.endswith("picture") for french, english in seen)
     with pytest.raises(DataError, match=r"caption\.fr and caption\.de are not aligned"):
-        encode(texts, items, dataset, queries={"fr": "caption.fr"}, companions={"fr": "caption.de"}, **options)
+        encoded("caption.de")

@@ -21,7 +21,8 @@ from ccr_dist.data.stream.sweep import Gallery, Sweep
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.data.table.inspect import describe
 from ccr_dist.errors import DataBudgetError, DataError
-from ccr_dist.evaluate.evaluate import encode, results
+from ccr_dist.evaluate.encoding import Encoders, Encoding, EvaluatedColumns
+from ccr_dist.evaluate.evaluate import results
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import assemble
 from ccr_dist.train.state.progress import RunProgress
@@ -179,13 +180,10 @@ def items(visual: torch.Tensor, mask: torch.Tensor | None, description: list[str
 @pytest.mark.parametrize("batch", [1, 3, 256])
 def test_blank_captions_are_no_queries_and_are_counted(root, companions, asked, blank, batch):
     queries = {"de": "caption.de", "en": "caption.half"}
-    options = {
-        "visual_column": "feature.v",
-        "group_column": "label.l",
-        "description_column": "description.d",
-        "companions": companions,
-    }
-    encoded = encode(vectors, items, Dataset(root), queries=queries, batch=batch, **options)
+    columns = EvaluatedColumns(
+        queries, "feature.v", description="description.d", companions=companions, group="label.l"
+    )
+    encoded = Encoding(Encoders(vectors, items), Dataset(root), columns, batch=batch).run()
     found = results(encoded, replicates=10, examples=3, english_column="caption.half")
     counts = found["de"].result.counts
     assert counts["captions"] == asked and counts["captions_blank"] == blank and encoded.undescribed == 1
@@ -204,7 +202,8 @@ def test_blank_captions_are_no_queries_and_are_counted(root, companions, asked, 
 
 def test_a_column_that_says_nothing_is_refused(root):
     with pytest.raises(DataError, match=r"no captions of language 'cs'.*caption\.none.*is empty"):
-        encode(vectors, items, Dataset(root), queries={"cs": "caption.none"}, visual_column="feature.v")
+        columns = EvaluatedColumns({"cs": "caption.none"}, "feature.v")
+        Encoding(Encoders(vectors, items), Dataset(root), columns).run()
 
 
 def broken_indexed(root: Path, values: list[bytes], nulls: list[int]) -> Dataset:
