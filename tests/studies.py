@@ -11,7 +11,7 @@ import yaml
 from ccr_dist.config import as_dict
 from ccr_dist.evaluate.protocols import language_result
 from ccr_dist.evaluate.schema import RunResult
-from ccr_dist.study.plan import Plan, Run, load_plan
+from ccr_dist.study.plan import Run, StudyPlan, load_plan
 from ccr_dist.train.validation import keep_ranks
 from tests import toy
 
@@ -46,7 +46,7 @@ def make_study(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def study(configs: Path, out: Path, **changes: Any) -> Plan:
+def study(configs: Path, out: Path, **changes: Any) -> StudyPlan:
     return load_plan(make_study(configs, out=str(out), **changes))
 
 

@@ -20,7 +20,7 @@ from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.evaluate.schema import read_result, require_comparable
 from ccr_dist.evaluate.tables import cell
-from ccr_dist.study.plan import Plan, state
+from ccr_dist.study.plan import StudyPlan, state
 
 RECALLS = (1, 10)
 EXPLAINED = (
@@ -51,7 +51,7 @@ class Binned:
     differences: Mapping[str, np.ndarray]
 
 
-def binned(plan: Plan, by: str, count: int = 4) -> list[Binned]:
+def binned(plan: StudyPlan, by: str, count: int = 4) -> list[Binned]:
     """Recalls of all complete runs by quantiles of a property of the queries, for each language.
 
     Args:

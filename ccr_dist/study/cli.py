@@ -14,7 +14,7 @@ from ccr_dist.declare import File, Folder, Run, Settings, Uses, declares
 from ccr_dist.errors import ConfigError, folder_to_make
 
 if TYPE_CHECKING:
-    from ccr_dist.study.plan import Plan
+    from ccr_dist.study.plan import StudyPlan
 
 study_app = typer.Typer(no_args_is_help=True, help="Carry out many runs with one command, and report what they show.")
 StudyFile = Annotated[Path, typer.Argument(help="A study (YAML), see configs/studies/.")]
@@ -46,7 +46,7 @@ def _binning(study: Path, by: str, out: Path | None) -> Uses:
     return replace(_reporting(study, out), packages=needs)
 
 
-def _selected(plan: Plan, only: str | None, seeds: str | None) -> Plan:
+def _selected(plan: StudyPlan, only: str | None, seeds: str | None) -> StudyPlan:
     """The part of a study that the options ask for. ConfigError."""
     given = seeds.split(",") if seeds is not None else []
     if not all(number.strip().isdigit() for number in given):

@@ -15,7 +15,7 @@ from ccr_dist.evaluate.schema import unrecorded
 from ccr_dist.evaluate.summaries import ResultRow, Stat
 from ccr_dist.study.compare import ALL
 from ccr_dist.study.plots import VERDICTS
-from ccr_dist.study.summary import EXPLAINED, JUDGED, Summary, interval, languages_shown, magnitude, sentence
+from ccr_dist.study.summary import EXPLAINED, JUDGED, StudySummary, interval, languages_shown, magnitude, sentence
 
 CAPTIONS = {
     "comparisons": "Differences with their 95 % intervals",
@@ -24,7 +24,7 @@ CAPTIONS = {
 }
 
 
-def page(summary: Summary, rows: Sequence[ResultRow], figures: Mapping[str, bytes]) -> str:
+def page(summary: StudySummary, rows: Sequence[ResultRow], figures: Mapping[str, bytes]) -> str:
     study = summary.plan.study
     notes = list(study.notes)
     if summary.missing:
@@ -58,7 +58,7 @@ def page(summary: Summary, rows: Sequence[ResultRow], figures: Mapping[str, byte
     )
 
 
-def _claims(summary: Summary) -> str:
+def _claims(summary: StudySummary) -> str:
     lines = []
     for each in summary.judged:
         colour, verdict = VERDICTS[each.verdict], escape(each.verdict)
@@ -70,7 +70,7 @@ def _claims(summary: Summary) -> str:
     return f"<div class=scroll><table class=plain><thead>{head}</thead><tbody>{''.join(lines)}</tbody></table></div>"
 
 
-def _table(summary: Summary) -> str:
+def _table(summary: StudySummary) -> str:
     shown = languages_shown(summary)
     names = "".join(
         f"<th>{escape(NAMES.get(lang, lang))}{' (ceiling)' if lang == summary.source else ''}</th>" for lang in shown

@@ -88,14 +88,14 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """A study with all its runs; those in `first` come before those in `runs`."""
 
     study: Study
     first: tuple[Run, ...]
     runs: tuple[Run, ...]
 
-    def select(self, only: Sequence[str], seeds: Sequence[int] | None) -> Plan:
+    def select(self, only: Sequence[str], seeds: Sequence[int] | None) -> StudyPlan:
         """The part of a study with some rows and seeds.
 
         Args:
@@ -117,10 +117,10 @@ class Plan:
             raise ConfigError(
                 f"--seeds {','.join(map(str, seeds or ()))}: no row of the study {self.study.name!r} has such a seed"
             )
-        return Plan(self.study, self.first, tuple(kept))
+        return StudyPlan(self.study, self.first, tuple(kept))
 
 
-def load_plan(path: str | Path) -> Plan:
+def load_plan(path: str | Path) -> StudyPlan:
     """Reads a study and checks the config of every run.
 
     Raises:
@@ -145,7 +145,7 @@ def load_plan(path: str | Path) -> Plan:
                 )
     first = [run for row in study.first for run in _runs(study, row, row.seeds or (0,), path, places[row.name])]
     runs = [run for row in study.rows for run in _runs(study, row, row.seeds or study.seeds, path, places[row.name])]
-    return Plan(study, tuple(first), tuple(runs))
+    return StudyPlan(study, tuple(first), tuple(runs))
 
 
 def _runs(study: Study, row: RowPlan, seeds: Sequence[int], path: Path, place: str) -> list[Run]:

@@ -13,7 +13,7 @@ import numpy as np
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate.page import NAMES
 from ccr_dist.study.compare import ALL, Judged
-from ccr_dist.study.summary import Line, Summary, magnitude
+from ccr_dist.study.summary import Line, StudySummary, magnitude
 
 INK, MUTED, GRID = "#1d2127", "#6b7280", "#e2e4e8"
 VERDICTS = {"shown": "#178a60", "not shown": "#6b7280", "contradicted": "#c02f52"}
@@ -30,13 +30,13 @@ _STYLE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def draw(summary: Summary) -> dict[str, bytes]:
+def draw(summary: StudySummary) -> dict[str, bytes]:
     """Name -> PNG. Comparisons are left out when there are none."""
     figures = {"rows": _png(lambda: rows(summary)), "parameters": _png(lambda: parameters(summary))}
     return ({"comparisons": _png(lambda: comparisons(summary))} if summary.judged else {}) | figures
 
 
-def comparisons(summary: Summary) -> Any:
+def comparisons(summary: StudySummary) -> Any:
     """Forest plot, a panel a group with its own scale: squares are the mean over languages, ticks single languages."""
     panels: dict[str, list[Judged]] = {}
     for each in summary.judged:
@@ -71,7 +71,7 @@ def comparisons(summary: Summary) -> Any:
     return figure
 
 
-def rows(summary: Summary) -> Any:
+def rows(summary: StudySummary) -> Any:
     """SumR of every row: a panel for the mean over the target languages and one for each of them."""
     shown = [ALL, *summary.targets] if len(summary.targets) > 1 else list(summary.targets)
     order, heads = _grouped(summary)
@@ -107,7 +107,7 @@ def rows(summary: Summary) -> Any:
     return figure
 
 
-def parameters(summary: Summary) -> Any:
+def parameters(summary: StudySummary) -> Any:
     """Mean SumR against trained parameters: numbered points, named beside the axes. Rows that train nothing are lines,
     or named below.
     """
@@ -209,7 +209,7 @@ def _middle(logs: np.ndarray, block: Sequence[int]) -> float:
     return float(logs[list(block)].mean())
 
 
-def _grouped(summary: Summary) -> tuple[list[tuple[int, Line, str]], list[tuple[int, str]]]:
+def _grouped(summary: StudySummary) -> tuple[list[tuple[int, Line, str]], list[tuple[int, str]]]:
     """(place, row, colour) from the top down, and (place, group) of the headings between them."""
     order: list[tuple[int, Line, str]] = []
     heads: list[tuple[int, str]] = []

@@ -26,10 +26,10 @@ from ccr_dist.evaluate.tables import cell, to_csv, to_json
 from ccr_dist.study import plots
 from ccr_dist.study.compare import ALL, LEVEL
 from ccr_dist.study.page import page
-from ccr_dist.study.summary import EXPLAINED, JUDGED, Summary, interval, languages_shown, magnitude
+from ccr_dist.study.summary import EXPLAINED, JUDGED, StudySummary, interval, languages_shown, magnitude
 
 
-def write(summary: Summary, out: Path) -> Path:
+def write(summary: StudySummary, out: Path) -> Path:
     """Writes all files of the report.
 
     Returns:
@@ -54,14 +54,14 @@ def write(summary: Summary, out: Path) -> Path:
     return out / "report.html"
 
 
-def as_json(summary: Summary) -> dict[str, Any]:
+def as_json(summary: StudySummary) -> dict[str, Any]:
     """The content of study.json."""
     study = summary.plan.study
     about = {"format": 1, "name": study.name, "title": study.title, "missing": summary.missing}
     return {**about, "rows": row_records(summary), "comparisons": comparison_records(summary)}
 
 
-def row_records(summary: Summary) -> list[dict[str, Any]]:
+def row_records(summary: StudySummary) -> list[dict[str, Any]]:
     """One record a row: `SumR.LANG`, with `_sd`, `_low` and `_high`; "all" is the mean over the target languages."""
     found = []
     for line in summary.lines:
@@ -75,7 +75,7 @@ def row_records(summary: Summary) -> list[dict[str, Any]]:
     return found
 
 
-def comparison_records(summary: Summary) -> list[dict[str, Any]]:
+def comparison_records(summary: StudySummary) -> list[dict[str, Any]]:
     """One record a comparison, with its differences by language."""
     found = []
     for each in summary.judged:
@@ -91,7 +91,7 @@ def comparison_records(summary: Summary) -> list[dict[str, Any]]:
     return found
 
 
-def table_markdown(summary: Summary) -> str:
+def table_markdown(summary: StudySummary) -> str:
     """The rows as a Markdown table."""
     shown = languages_shown(summary)
     heads = ["method", "seeds", "trained", *(f"SumR {lang}" for lang in shown), "mean SumR", "interval"]
@@ -106,7 +106,7 @@ def table_markdown(summary: Summary) -> str:
     return "\n".join(text) + "\n"
 
 
-def comparisons_markdown(summary: Summary) -> str:
+def comparisons_markdown(summary: StudySummary) -> str:
     """The comparisons as a Markdown table."""
     heads = ["claim", "verdict", "difference", f"{LEVEL:.0f} % interval", *summary.targets]
     text = [JUDGED, "", _markdown_row(heads), _markdown_row(["---"] * 2 + ["---:"] * (len(heads) - 2))]

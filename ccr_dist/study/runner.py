@@ -20,7 +20,7 @@ from types import FrameType
 
 from ccr_dist.data.storage.store import disk_errors
 from ccr_dist.errors import CRASH, DONE, STOPPED, ConfigError
-from ccr_dist.study.plan import Plan, Run, state
+from ccr_dist.study.plan import Run, StudyPlan, state
 from ccr_dist.study.warm import Warm
 
 POLL = 0.1  # seconds
@@ -39,7 +39,7 @@ class Failure:
 class _Crew:
     """Runs processes, `jobs` at a time."""
 
-    plan: Plan
+    plan: StudyPlan
     jobs: int
     threads: int
     warm: Warm
@@ -108,7 +108,12 @@ def command_of(run: Run, threads: int) -> list[str]:
 
 
 def run_study(
-    plan: Plan, *, jobs: int, threads: int = 1, dry_run: bool = False, say: Say = lambda text: print(text, flush=True)
+    plan: StudyPlan,
+    *,
+    jobs: int,
+    threads: int = 1,
+    dry_run: bool = False,
+    say: Say = lambda text: print(text, flush=True),
 ) -> int:
     """Carries out what is left of a study.
 

@@ -9,7 +9,7 @@ from ccr_dist.errors import DataError
 from ccr_dist.evaluate.schema import RunResult
 from ccr_dist.evaluate.summaries import Results, Stat
 from ccr_dist.study.compare import ALL, LEVEL, REPLICATES, Estimate, Judged, judge, load_outcome, over, sample
-from ccr_dist.study.plan import Plan, RowPlan, Run, state
+from ccr_dist.study.plan import RowPlan, Run, StudyPlan, state
 
 EXPLAINED = (
     "SumR: sum of R@1, R@5 and R@10 in both directions (0 to 600), mean ± standard deviation over seeds. Trained:"
@@ -46,10 +46,10 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Summary:
+class StudySummary:
     """All that a report shows. `missing`: names of runs without a result."""
 
-    plan: Plan
+    plan: StudyPlan
     lines: tuple[Line, ...]
     judged: tuple[Judged, ...]
     targets: tuple[str, ...]
@@ -73,7 +73,7 @@ class Summary:
         return [each.claim for each in self.plan.study.comparisons if each not in done]
 
 
-def summarise(plan: Plan, *, replicates: int = REPLICATES) -> Summary:
+def summarise(plan: StudyPlan, *, replicates: int = REPLICATES) -> StudySummary:
     """Reads the results of all complete runs. DataError when there are none, or when runs were asked different queries;
     ConfigError for a result of another config.
     """
@@ -111,7 +111,7 @@ def summarise(plan: Plan, *, replicates: int = REPLICATES) -> Summary:
     judged = [
         judge(each, drawn, seeds, targets) for each in plan.study.comparisons if each.a in drawn and each.b in drawn
     ]
-    return Summary(plan, tuple(lines), tuple(judged), tuple(targets), source, tuple(missing), results)
+    return StudySummary(plan, tuple(lines), tuple(judged), tuple(targets), source, tuple(missing), results)
 
 
 def sentence(judged: Judged, label: Callable[[str], str]) -> str:
@@ -131,7 +131,7 @@ def interval(found: Estimate, *, signed: bool = True) -> str:
     return said.replace("-", "−")
 
 
-def languages_shown(summary: Summary) -> list[str]:
+def languages_shown(summary: StudySummary) -> list[str]:
     """Targets, and the source as the ceiling where it was asked too."""
     known = [*summary.targets, summary.source]
     return [lang for lang in dict.fromkeys(known) if any(lang in line.stats for line in summary.lines)]

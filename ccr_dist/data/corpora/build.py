@@ -30,7 +30,7 @@ _TASKS_AHEAD = 8  # a worker process: bounds the pictures in memory
 
 
 @dataclass
-class Summary:
+class BuildSummary:
     """What a build found and did."""
 
     out: Path
@@ -45,7 +45,7 @@ class Summary:
     seconds: float = 0.0
 
 
-def build(recipe: Recipe, out: str | Path, *, workers: int | None = None, progress: bool = True) -> Summary:
+def build(recipe: Recipe, out: str | Path, *, workers: int | None = None, progress: bool = True) -> BuildSummary:
     """Builds what is missing. workers: processes that render (None: all cores; 0: this process).
 
     Raises DataError where OUT holds another build (with the difference), DataBudgetError for more unusable pictures
@@ -68,7 +68,7 @@ def build(recipe: Recipe, out: str | Path, *, workers: int | None = None, progre
     _claim(out / "recipe.json", plan, lambda: recipe.advice(out, material))
     for folder in (out, *out.glob("*/"), *out.glob("*/*/")):
         store.tidy(folder)
-    summary = Summary(out, notes=tuple(material.notes), columns=len(material.columns))
+    summary = BuildSummary(out, notes=tuple(material.notes), columns=len(material.columns))
     work: list[tuple[Column, int, list[Row]]] = []
     for split in SPLITS:
         rows = _spaced([row for row in material.rows if row.split == split], recipe.limit)

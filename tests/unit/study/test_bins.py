@@ -16,7 +16,7 @@ from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.study.bins import _counted, _queries, binned, markdown
 from ccr_dist.study.cli import study_app
-from ccr_dist.study.plan import Plan, load_plan
+from ccr_dist.study.plan import StudyPlan, load_plan
 from tests import toy
 from tests.studies import make_study, result_of
 
@@ -24,7 +24,7 @@ ITEMS = 24
 
 
 @pytest.fixture
-def plan(configs, tmp_path) -> Plan:
+def plan(configs, tmp_path) -> StudyPlan:
     """Rows zero (one run) and dasd, bare (two seeds) with results on 24 of the toy corpus's 30 rows, the 4th to the
     27th.
     """

@@ -11,14 +11,14 @@ import pytest
 
 from ccr_dist.errors import DataError
 from ccr_dist.methods.run_config import load_config
-from ccr_dist.study.plan import Plan, load_plan
+from ccr_dist.study.plan import StudyPlan, load_plan
 from ccr_dist.study.report import table_markdown, write
 from ccr_dist.study.summary import summarise
 from ccr_dist.yamlfile import load
 from tests.studies import ranks, result_of, study
 
 
-def reported(configs: Path, out: Path) -> tuple[Plan, Path]:
+def reported(configs: Path, out: Path) -> tuple[StudyPlan, Path]:
     plan = study(configs, out)
     for n, run in enumerate(plan.runs[:-1]):  # bare-s1 has not run
         result_of(run, *ranks(n, 30 if run.row.name == "zero" else 5), languages=("en", "es", "pt"))

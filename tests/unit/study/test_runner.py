@@ -15,7 +15,7 @@ import pytest
 
 from ccr_dist.errors import CRASH, DONE, STOPPED, DataError
 from ccr_dist.study import runner
-from ccr_dist.study.plan import Plan
+from ccr_dist.study.plan import StudyPlan
 from ccr_dist.study.runner import run_study
 from tests.studies import ranks, result_of, study
 
@@ -71,7 +71,7 @@ class Acted:
         monkeypatch.setattr(runner, "Warm", lambda threads: Actors(script))
         self.said: list[str] = []
 
-    def run(self, plan: Plan, jobs: int = 2, **options: Any) -> int:
+    def run(self, plan: StudyPlan, jobs: int = 2, **options: Any) -> int:
         self.said.clear()
         return run_study(plan, jobs=jobs, say=self.said.append, **options)
 
@@ -89,7 +89,7 @@ def acted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Acted:
     return Acted(tmp_path, monkeypatch)
 
 
-def complete(plan: Plan) -> None:
+def complete(plan: StudyPlan) -> None:
     for run in (*plan.first, *plan.runs):
         result_of(run, *ranks(0, 5))
 

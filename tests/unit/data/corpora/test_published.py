@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ccr_dist.data.cli import shards_app
-from ccr_dist.data.corpora.build import Summary, build
+from ccr_dist.data.corpora.build import BuildSummary, build
 from ccr_dist.data.corpora.recipes.base import load_recipe, shipped
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.verify import verify
@@ -22,7 +22,7 @@ from ccr_dist.errors import ConfigError, DataBudgetError, DataError
 from tests.published import VIDEO, coco, karpathy, media, multi30k, nrccr, write
 
 
-def do(name: str, tmp_path: Path, *overrides: str, out: str = "out") -> Summary:
+def do(name: str, tmp_path: Path, *overrides: str, out: str = "out") -> BuildSummary:
     recipe = load_recipe(name, [f"folder={tmp_path / 'in'}", f"media=[{tmp_path / 'media'}]", *overrides])
     return build(recipe, tmp_path / out, workers=0, progress=False)
 

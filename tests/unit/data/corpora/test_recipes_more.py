@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ccr_dist.data.corpora.build import Summary, build
+from ccr_dist.data.corpora.build import BuildSummary, build
 from ccr_dist.data.corpora.recipes import npm
 from ccr_dist.data.corpora.recipes.base import load_recipe
 from ccr_dist.data.corpora.recipes.emoji14 import fetch_keywords
@@ -86,7 +86,7 @@ def packages(root: Path, *, spanish: tuple[str, ...] = ("1f600", "2764-fe0f")) -
     return root
 
 
-def animoji(tmp_path: Path, *overrides: str, out: str = "out") -> Summary:
+def animoji(tmp_path: Path, *overrides: str, out: str = "out") -> BuildSummary:
     options = [f"source={tmp_path / 'node_modules'}", "packages=[1]", "languages=[en,es]", "size=64"]
     return build(load_recipe("animoji", [*options, *overrides]), tmp_path / out, workers=0, progress=False)
 
