@@ -53,7 +53,7 @@ ColumnName = Annotated[str | None, typer.Option("--column", help="Name of the ne
 
 
 @dataclass(frozen=True)
-class Job:
+class JobOptions:
     """How a job is run: the options that all jobs have."""
 
     share: Annotated[
@@ -65,7 +65,7 @@ class Job:
         ),
     ] = "0/1"
     batch: Annotated[
-        int | None, typer.Option("--batch", min=1, help="Rows an engine call. Default: what suits the engine.")
+        int | None, typer.Option("--batch", min=1, help="Rows per engine call. Default: what suits the engine.")
     ] = None
     workers: Annotated[
         int | None,
@@ -75,10 +75,12 @@ class Job:
             help="Processes that prepare rows ahead of the engine; 0: threads. Default: what suits the job.",
         ),
     ] = None
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that do so, with --workers 0.")] = 4
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that prepare rows, with --workers 0.")] = 4
     bad_items: Annotated[
         int,
-        typer.Option("--bad-items", min=0, help="Bad items tolerated a dataset (of a small one half of its rows) ..."),
+        typer.Option(
+            "--bad-items", min=0, help="Bad items tolerated per dataset (at most half of the rows of a small one) ..."
+        ),
     ] = 10
     bad_fraction: Annotated[
         float, typer.Option("--bad-fraction", min=0, max=1, help="... or this fraction of the rows, whichever is more.")
@@ -96,7 +98,7 @@ class Job:
             "--lease-s",
             min=1,
             metavar="S",
-            help="A worker without a heartbeat for so long is dead. The same for all workers.",
+            help="Seconds without a heartbeat after which a worker counts as dead. The same for all workers.",
         ),
     ] = 60.0
     silence_s: Annotated[
@@ -105,26 +107,26 @@ class Job:
             "--silence-s",
             min=1,
             metavar="S",
-            help="An engine that gives nothing back for so long ends the process (exit code 9).",
+            help="Seconds without any result from the engine after which the process ends (exit code 9).",
         ),
     ] = 600.0
     progress: Annotated[bool, typer.Option("--progress/--quiet", help="Show a progress bar and a summary.")] = True
 
 
 def _job_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with all options of `Job` instead of its parameter `job`."""
-    types = get_type_hints(Job, include_extras=True)
+    """The command with all options of `JobOptions` instead of its parameter `job`."""
+    types = get_type_hints(JobOptions, include_extras=True)
 
     @functools.wraps(command)
     def with_options(**given: Any) -> None:
-        job = Job(**{one.name: given.pop(one.name) for one in fields(Job)})
+        job = JobOptions(**{one.name: given.pop(one.name) for one in fields(JobOptions)})
         command(**given, job=job)
 
     signature = inspect.signature(command, eval_str=True)
     own = [parameter for name, parameter in signature.parameters.items() if name != "job"]
     options = [
         inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default, annotation=types[o.name])
-        for o in fields(Job)
+        for o in fields(JobOptions)
     ]
     with_options.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
     return with_options
@@ -151,7 +153,7 @@ def describe(
         str | None, typer.Option("--column", help="Name of the new column. Default: description.<model>.")
     ] = None,
     options: Options = None,
-    job: Job,
+    job: JobOptions,
 ) -> None:
     """Have a multimodal language model describe pictures or videos."""
     from ccr_dist.generate.engines.generator import make_generator
@@ -194,7 +196,7 @@ def translate(
             help="The same as a bare back.KEY=VALUE: an option that differs on the way back.",
         ),
     ] = None,
-    job: Job,
+    job: JobOptions,
 ) -> None:
     """Machine-translate a column of texts, caption by caption."""
     from ccr_dist.generate.engines.base import translators
@@ -265,7 +267,7 @@ def featurise(
         Literal["fp32", "bf16", "fp16"], typer.Option("--precision", help="Of the forward pass; stored is float16.")
     ] = "fp32",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    job: Job,
+    job: JobOptions,
 ) -> None:
     """Run a frozen backbone over pictures, videos or texts and keep its vectors."""
     settings = backbone_of(config, backbone, both(overrides, options))
@@ -303,7 +305,7 @@ def replay(
         int, typer.Option("--max-missing", min=0, help="Rows a dataset that may be missing in the file.")
     ] = 0,
     *,
-    job: Job,
+    job: JobOptions,
 ) -> None:
     """Import texts that were made elsewhere, with their provenance."""
     from ccr_dist.data.table.dataset import check_column_name
@@ -367,7 +369,7 @@ def _run_each(
     folder: Path,
     processor: Processor,
     column: str,
-    job: Job,
+    job: JobOptions,
     before: Callable[[list[Dataset]], None] = lambda datasets: None,
 ) -> None:
     """The job on every dataset of a folder. Exit code STOPPED when it was asked to stop."""

@@ -1,11 +1,12 @@
 """The results of a shard that is not finished yet: one append-only file a generation of its lease.
 
     {"journal": 2, "column": "caption.es.apertium", "shard": "000003", "keys": sha256, "plan": sha256, "inputs": {...},
-    "merged": 1} {"row": 0, "value": ["Un limón."], "counts": {"captions": 1}} {"row": 1, "error": "..."}
+     "merged": 1}
+    {"row": 0, "value": ["Un limón."], "counts": {"captions": 1}}
+    {"row": 1, "error": "..."}
 
-The first `merged` rows are what older generations had made. A batch is one write and one fsync, so that a killed job
-loses at most the batch in flight. Who may write is decided by leases; turning a journal into a shard is the runner's
-affair.
+The first `merged` rows were made by older generations. A batch is one write and one fsync, so that a killed job loses
+at most the batch in flight. Leases decide who may write; `shard_work.py` turns a journal into a shard.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 
 from ccr_dist.data.storage import store
 from ccr_dist.errors import DataError
-from ccr_dist.generate.processor import Outcome
+from ccr_dist.generate.processor import RowOutcome
 
 FORMAT = 2
 
@@ -54,11 +55,11 @@ class Past:
     `dropped`: torn lines.
     """
 
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    outcomes: dict[int, RowOutcome] = field(default_factory=dict)
     fresh: int = 0
     dropped: int = 0
 
-    def add(self, row: int, outcome: Outcome) -> None:
+    def add(self, row: int, outcome: RowOutcome) -> None:
         """A value is never changed by an error; else the later one counts."""
         if outcome.error is None or self.outcomes.get(row, outcome).error is not None:
             self.outcomes[row] = outcome
@@ -83,11 +84,11 @@ def read(paths: Iterable[Path], kind: str, header: dict[str, Any]) -> Past:
                 if not number:
                     merged = entry.pop("merged")
                 elif "error" in entry:
-                    row, outcome = entry["row"], Outcome(error=entry["error"], final=entry.get("final", False))
+                    row, outcome = entry["row"], RowOutcome(error=entry["error"], final=entry.get("final", False))
                 else:
                     row, outcome = (
                         entry["row"],
-                        Outcome(unpack(kind, entry["value"]), None, entry.get("counts", {}), entry.get("lacks")),
+                        RowOutcome(unpack(kind, entry["value"]), None, entry.get("counts", {}), entry.get("lacks")),
                     )
             except (
                 ValueError,
@@ -99,10 +100,13 @@ def read(paths: Iterable[Path], kind: str, header: dict[str, Any]) -> Past:
             if not number:
                 _check(path, entry, header)
             else:
-                past.fresh += number > merged and row not in past.outcomes
+                if number > merged and row not in past.outcomes:
+                    past.fresh += 1
                 past.add(row, outcome)
             good += len(line) + 1
-        past.dropped += data[good:].count(b"\n") + (good < len(data) and not data.endswith(b"\n"))
+        past.dropped += data[good:].count(b"\n")
+        if good < len(data) and not data.endswith(b"\n"):  # a last line without its end
+            past.dropped += 1
     return past
 
 
@@ -121,7 +125,7 @@ class Journal:
         self.path, self.kind, self._fd = path, kind, fd
 
     @staticmethod
-    def create(path: Path, kind: str, header: dict[str, Any], merged: dict[int, Outcome]) -> Journal | None:
+    def create(path: Path, kind: str, header: dict[str, Any], merged: dict[int, RowOutcome]) -> Journal | None:
         """A new journal with these rows in it; whole or not at all. None when there is one already. StorageError on a
         full disk.
         """
@@ -130,7 +134,7 @@ class Journal:
             return None
         return Journal(path, kind, os.open(path, os.O_WRONLY | os.O_APPEND))
 
-    def append(self, outcomes: Iterable[tuple[int, Outcome]]) -> None:
+    def append(self, outcomes: Iterable[tuple[int, RowOutcome]]) -> None:
         """Keeps the outcomes of some rows, durably. StorageError on a full disk; what was kept before stays
         readable.
         """
@@ -147,7 +151,7 @@ class Journal:
             self._fd = -1
 
 
-def _entry(kind: str, row: int, outcome: Outcome) -> dict[str, Any]:
+def _entry(kind: str, row: int, outcome: RowOutcome) -> dict[str, Any]:
     if outcome.error is not None:
         return {"row": row, "error": outcome.error, **({"final": True} if outcome.final else {})}
     further = {"counts": outcome.counts, "lacks": outcome.lacks}

@@ -1,16 +1,16 @@
-"""Who works on which shard: leases, which are files beside the shards. What is made under a lease is no affair of this
-file.
+"""Who works on which shard: leases, which are files beside the shards. This module does not know what is made under a
+lease.
 
     COLUMN/000003.lease.2     line 1: {"worker": "host:pid:nonce", "host", "pid", "boot", "since", "stuck"}, never
-                              changed; with "suspect": {"row", "deaths"} where owners died over one row alone line 2:
-                              {"beat", "rows", "of", "tokens", "begun"}, overwritten in place at every heartbeat; with
-                              "at": the row that alone is in work
+                              changed; with "suspect": {"row", "deaths"} where owners died over one row alone
+                              line 2: {"beat", "rows", "of", "tokens", "begun"}, overwritten in place at every
+                              heartbeat; with "at": the only row in work
     COLUMN/000003.journal.2   what the holder of generation 2 has made (`journal.py`)
 
 A generation is taken by creating its file, which only one racer can. The highest one holds the shard. It is dead when
 its process is gone (same boot of the same machine, and the lock on the file is free), or when its second line has
 stayed the same for `lease_s` of the observer's own monotonic clock: clocks of different machines are never compared.
-Whoever finds it dead takes the next one.
+Whoever finds it dead takes the next generation.
 """
 
 from __future__ import annotations

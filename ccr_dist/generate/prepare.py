@@ -14,17 +14,26 @@ from ccr_dist.data.storage import store
 from ccr_dist.data.storage.pools import spawn_pool
 from ccr_dist.data.table.dataset import Column
 from ccr_dist.errors import CcrError, ConfigError, DataError
-from ccr_dist.generate.processor import Outcome, Ticket
+from ccr_dist.generate.processor import RowOutcome, Ticket
 
 Preparer = Callable[[str, dict[str, Any]], Any]
 
 
 class Preparation:
-    """A pool that prepares rows; use it as a context manager. workers: processes, 0 for `threads` threads of this one.
+    """A pool that prepares rows; use it as a context manager.
 
-    ConfigError when the preparer cannot be sent to processes. `submit` gives the engine's item for a row, or at once
-    its Outcome; StorageError when an input cannot be read, BrokenExecutor when a process died: then `alone` finds out
-    whether it was the row's fault.
+    The future of `submit` gives the engine's item for a row, or its RowOutcome when it needs no engine. It raises
+    StorageError when an input cannot be read, and BrokenExecutor when a process died; `alone` then finds out whether
+    the row is at fault.
+
+    Args:
+        preparer: What prepares a row.
+        inputs: The columns that it reads, by name.
+        workers: Processes; 0: threads.
+        threads: Threads, with workers 0.
+
+    Raises:
+        ConfigError: The preparer cannot be sent to processes.
     """
 
     def __init__(self, preparer: Preparer, inputs: dict[str, Column], *, workers: int, threads: int) -> None:
@@ -61,12 +70,12 @@ class Preparation:
             return self._pool.submit(_prepare_here, ticket)
 
     def alone(self, ticket: Ticket) -> Any:
-        """The row, prepared by a process of its own; a bad item when that dies as well."""
+        """Prepares a row in a process of its own; the row is a bad item when that dies as well."""
         with self._spawned(1) as pool:
             try:
                 return pool.submit(_prepare_here, ticket).result()
             except BrokenExecutor:
-                return Outcome(
+                return RowOutcome(
                     error=f"{ticket.key}: a process that prepared it alone died (out of memory, or a broken library)"
                 )
 
@@ -86,14 +95,14 @@ def prepare(preparer: Preparer, inputs: dict[str, Column], ticket: Ticket) -> An
     try:
         item = preparer(ticket.key, {name: read(source) for name, source in inputs.items()})
     except DataError as e:
-        return Outcome(error=str(e))
+        return RowOutcome(error=str(e))
     except (CcrError, OSError, ImportError):
         raise
     except (
         Exception
     ) as e:  # whatever a decoder, a template or a tokenizer makes of one row: no other row has to do with it
-        return Outcome(error=f"{ticket.key}: cannot be prepared ({type(e).__name__}: {str(e)[:300]})")
-    return Outcome() if item is None else item
+        return RowOutcome(error=f"{ticket.key}: cannot be prepared ({type(e).__name__}: {str(e)[:300]})")
+    return RowOutcome() if item is None else item
 
 
 _mine: tuple[Preparer, dict[str, Column]]  # of a worker process

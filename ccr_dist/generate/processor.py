@@ -37,7 +37,7 @@ MOST_DEATHS = 16  # of processes that prepare, for which no row is at fault
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RowOutcome:
     """The result of one row: its value (None: a null row), or why there is none; and what to add to the shard's
     counters.
 
@@ -106,7 +106,7 @@ class Feed:
         self._deaths = 0  # of processes that prepare
         self._window: deque[tuple[Ticket, Future[Any]]] = deque()
         self._ended = False
-        self.settled: list[tuple[Ticket, Outcome]] = []  # rows that need no engine: null, or impossible to prepare
+        self.settled: list[tuple[Ticket, RowOutcome]] = []  # rows that need no engine: null, or impossible to prepare
         self.in_flight: dict[Ticket, None] = {}
         self.waits_for: Ticket | None = None  # the row whose preparation holds the engine up
         self._engine_wait = engine_wait or EngineWait()
@@ -144,7 +144,7 @@ class Feed:
             if not (wait or self._window[0][1].done()):
                 break
             ticket, item = self._next()
-            if isinstance(item, Outcome):
+            if isinstance(item, RowOutcome):
                 self.settled.append((ticket, item))
             else:
                 items.append((ticket, item))
@@ -180,7 +180,7 @@ class Feed:
                 f" at item {ticket.key!r} or shortly after. What was finished is kept; fewer --workers need less memory"
             ) from error
         item = self._alone(ticket)
-        if isinstance(item, Outcome) and item.error is not None:
+        if isinstance(item, RowOutcome) and item.error is not None:
             self._deaths = 0
         self._window = deque((t, self._submit(t) if _broken(future) else future) for t, future in self._window)
         return item
@@ -238,7 +238,7 @@ class Processor(ABC):
         """Called by whoever made the processor, after its last run: ends what `load` started."""
 
     def prepare(self, key: str, values: dict[str, Any]) -> Any:
-        """One item for the engine from a row's input values; None: null row; an Outcome settles it. DataError: a bad
+        """One item for the engine from a row's input values; None: null row; an RowOutcome settles it. DataError: a bad
         item.
         """
         return values[self.inputs[0]]
@@ -259,12 +259,12 @@ class Processor(ABC):
         return None
 
     @abstractmethod
-    def process(self, items: list[Any]) -> list[Outcome]:
+    def process(self, items: list[Any]) -> list[RowOutcome]:
         """One outcome an item, in order. EngineError when the engine is gone or answers nonsense; a bad item is an
-        `Outcome(error=...)`.
+        `RowOutcome(error=...)`.
         """
 
-    def stream(self, feed: Feed, batch: int) -> Iterator[list[tuple[Ticket, Outcome]]]:
+    def stream(self, feed: Feed, batch: int) -> Iterator[list[tuple[Ticket, RowOutcome]]]:
         """Drives the engine: takes from the feed, yields what is done, in any order and grouping; each yield is
         journalled at once.
 
@@ -282,7 +282,7 @@ class Processor(ABC):
                 )
             yield [(ticket, outcome) for (ticket, _), outcome in zip(taken, outcomes, strict=True)]
 
-    def _processed(self, items: list[Any], *, worked: bool) -> list[Outcome]:
+    def _processed(self, items: list[Any], *, worked: bool) -> list[RowOutcome]:
         """`process`; what it fails on is found by taking the items one by one. When it fails on all of several the
         error is its own, and of a single item unless it has `worked` on others.
         """
@@ -297,7 +297,7 @@ class Processor(ABC):
             error = e
         if len(items) == 1:
             if isinstance(error, DataError) or worked:
-                return [Outcome(error=_blamed(error))]
+                return [RowOutcome(error=_blamed(error))]
             raise error
         outcomes = [outcome for item in items for outcome in self._processed([item], worked=True)]
         if not isinstance(error, DataError) and all(outcome.error is not None for outcome in outcomes):

@@ -9,7 +9,7 @@ import numpy as np
 
 from ccr_dist.errors import DataError
 from ccr_dist.generate.job_parts import JobParts
-from ccr_dist.generate.processor import Outcome, Ticket
+from ccr_dist.generate.processor import RowOutcome, Ticket
 from ccr_dist.generate.shard_work import Lost, Work
 
 
@@ -25,7 +25,7 @@ class Results:
         self._parts, self._width = parts, width
         self.counts: Counter[str] = Counter()  # of the shards committed here
 
-    def keep(self, results: list[tuple[Ticket, Outcome]]) -> None:
+    def keep(self, results: list[tuple[Ticket, RowOutcome]]) -> None:
         """Journals results, then holds them against the budget, then commits the shards that are complete.
 
         Raises:
@@ -33,7 +33,7 @@ class Results:
             StorageError: A journal or a shard cannot be written.
         """
         parts, report = self._parts, self._parts.report
-        by_shard: dict[int, list[tuple[int, Outcome]]] = {}
+        by_shard: dict[int, list[tuple[int, RowOutcome]]] = {}
         for ticket, outcome in results:
             work = parts.open_shards.get(ticket.shard)
             if work is not None and ticket.row not in work.outcomes:  # otherwise another worker has the shard by now
@@ -48,7 +48,7 @@ class Results:
             if work is not None and len(work.outcomes) == work.rows:
                 self.commit(work)
 
-    def _journal(self, shard: int, rows: list[tuple[int, Outcome]]) -> int:
+    def _journal(self, shard: int, rows: list[tuple[int, RowOutcome]]) -> int:
         """Journals rows of one shard.
 
         Returns:
@@ -65,7 +65,7 @@ class Results:
         self._parts.bad_items.add({key: error for key, error in errors.items() if error is not None})
         return len(rows)
 
-    def _checked(self, ticket: Ticket, outcome: Outcome) -> Outcome:
+    def _checked(self, ticket: Ticket, outcome: RowOutcome) -> RowOutcome:
         """The outcome; a bad item when its value cannot be committed, and so must not reach a journal."""
         target, value = self._parts.target, outcome.value
         if outcome.error is not None or value is None:
@@ -84,7 +84,7 @@ class Results:
                     f" {getattr(value, 'dtype', type(value))}"
                 )
         except DataError as e:
-            return Outcome(error=f"{ticket.key}: {e}")
+            return RowOutcome(error=f"{ticket.key}: {e}")
         return outcome
 
     def commit(self, work: Work) -> None:

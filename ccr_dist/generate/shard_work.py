@@ -1,12 +1,11 @@
-"""A shard from taking it to giving it up: lease, journal, outcomes, commit. Which shards, and when, is the runner's
-affair.
+"""A shard from taking it to giving it up: lease, journal, outcomes, commit. The queue (`shard_queue.py`) decides which
+shards, and when.
 
     take:    lease g -> rows of all older journals, merged into journal g -> older journals and leases removed
     commit:  still the owner? -> payload -> index -> record -> errors.jsonl -> stats -> journal and lease removed
 
-A kill between any two of these steps leaves something from which the next generation goes on. A payload is created once
-and final: who finds one, even of a worker that was overtaken and woke, records that one, and errors.jsonl tells of its
-null rows.
+After a kill between any two of these steps the next generation resumes. A payload is created once and is final: if a
+payload already exists, even from a stale worker, that payload is recorded, and errors.jsonl lists its null rows.
 """
 
 from __future__ import annotations
@@ -27,19 +26,26 @@ from ccr_dist.errors import DataBudgetError
 from ccr_dist.generate import journal as journals
 from ccr_dist.generate.journal import Journal, Past
 from ccr_dist.generate.lease import Deaths, Lease, Leases, Traces, journal_path, lease_path, look, read_lease
-from ccr_dist.generate.processor import Outcome
+from ccr_dist.generate.processor import RowOutcome
 
 STUCK = 3  # owners that die over a shard, one after the other, without one more row
 _OVERTAKEN = "made null by a worker that lost the shard while it committed it; why is not known"
 
 
 class Lost(Exception):
-    """Somebody else has the shard by now: what is made here does not count. Never leaves the runner."""
+    """Another worker has the shard by now: what is made here does not count. Never leaves the runner."""
 
 
 class Work:
-    """A shard that is being worked on. `outcomes`: rows that need not be made (any more), by row; `past`: what journals
-    held.
+    """A shard in work.
+
+    Attributes:
+        outcomes: Finished rows, by row.
+        past: What older journals held.
+        settled: Whether its payload already exists, so that nothing is to be made.
+        resumed: How many rows were finished when the shard was taken.
+        waited_s: How long the engine had waited, in seconds, when the shard was taken.
+        lost: Whether another worker was found to have the shard.
     """
 
     def __init__(
@@ -82,11 +88,11 @@ class Work:
         return sum((Counter(outcome.counts) for outcome in self.outcomes.values()), Counter())
 
     def beat(self) -> None:
-        """In the watch's thread: says that the shard is worked on, and finds out whether it still is one's own."""
+        """Renews the lease, and looks whether it is still valid; called in the watch's thread."""
         self.lease.beat(len(self.outcomes), self.tokens)
         self.lost = self.lost or not self.lease.valid()
 
-    def keep(self, rows: list[tuple[int, Outcome]]) -> None:
+    def keep(self, rows: list[tuple[int, RowOutcome]]) -> None:
         """Journals rows. Raises Lost, StorageError."""
         assert self.journal is not None
         try:
@@ -102,7 +108,7 @@ class Work:
             raise Lost from cause
 
     def close(self) -> None:
-        """Gives the shard up; the journal stays for whoever takes it next."""
+        """Gives the shard up; the journal stays for the next worker."""
         if self.journal is not None:
             self.journal.close()
         self.lease.release()
@@ -129,9 +135,15 @@ class Bench:
         return journals.read(paths, self.target.kind, self._header(shard))
 
     def take(self, shard: int) -> Work | None:
-        """Takes a shard that nobody alive holds, with all that was made of it; None when somebody does, or was quicker.
+        """Takes a shard that no living worker holds, with all rows that were made of it.
 
-        DataBudgetError when it seems to kill whoever works on it; DataError for journals of other work; StorageError.
+        Returns:
+            None when another worker holds it, or was quicker.
+
+        Raises:
+            DataBudgetError: The shard seems to kill its workers.
+            DataError: A journal belongs to other work.
+            StorageError: The disk failed.
         """
         name, folder = self.name(shard), self.target.folder
         traces = look(folder, name).get(name, Traces())
@@ -190,7 +202,7 @@ class Bench:
         if deadly is not None:
             past.add(
                 deadly,
-                Outcome(error=f"{STUCK} workers died one after the other while it alone was in work", final=True),
+                RowOutcome(error=f"{STUCK} workers died one after the other while it alone was in work", final=True),
             )
         settled = self.target.settled(shard)
         journal = None
@@ -216,8 +228,14 @@ class Bench:
         """Makes a shard of a complete or settled work and removes all traces of the work; True when the record is this
         process' own.
 
-        width: tells that of a matrix without vectors; stats: telemetry to be kept beside the shard's own. Raises Lost,
-            StorageError.
+        Args:
+            work: The shard.
+            width: Gives the width of a matrix without vectors.
+            stats: Further telemetry for the shard's stats.
+
+        Raises:
+            Lost: Another worker has the shard.
+            StorageError: The disk failed.
         """
         shard, name = work.shard, self.name(work.shard)
         work.raise_lost()

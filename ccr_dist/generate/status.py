@@ -33,9 +33,21 @@ SHOWN = 40  # leases on a terminal, those in trouble first
 
 
 @dataclass(frozen=True)
-class Lease:
-    """A shard in work, as its lease file tells it. `rows` of `of` are done; `since`: unix s by the worker's own clock;
-    `age_s`: since the file last changed. state: working, silent (no beat for long) or dead (its process is gone).
+class LeaseStatus:
+    """A shard in work, by its lease file.
+
+    Attributes:
+        shard: Its name.
+        generation: The lease's generation.
+        worker: Who holds it.
+        since: Unix time in seconds, by the worker's own clock.
+        stuck: Workers that died on it, one after the other, without a new row.
+        beat: Heartbeats so far.
+        rows: Rows done.
+        of: Rows in all.
+        tokens: Tokens generated.
+        age_s: Seconds since the file last changed.
+        state: working, silent (no heartbeat for long) or dead (its process is gone).
     """
 
     shard: str
@@ -94,7 +106,7 @@ class _Look:
 
     done: set[str]
     begun: set[str]  # unfinished, with rows in a journal
-    leases: list[Lease]  # of unfinished shards, the newest of each
+    leases: list[LeaseStatus]  # of unfinished shards, the newest of each
     bad: int
     stats: list[Path]  # the newest ones
     lost: dict[int, str]  # recorded, but the payload or the index is gone or cut: what is wrong
@@ -142,7 +154,7 @@ def _lines(path: Path) -> int:
         return 0
 
 
-def _lease(folder: Path, shard: str, generation: int) -> Lease | None:
+def _lease(folder: Path, shard: str, generation: int) -> LeaseStatus | None:
     """None when it is gone."""
     path = lease_path(folder, shard, generation)
     changed = _changed(path)
@@ -152,7 +164,7 @@ def _lease(folder: Path, shard: str, generation: int) -> Lease | None:
     owner, beat = lines
     dead = bool(owner.get("boot")) and owner["boot"] == boot_id() and lock_is_free(path)
     age_s = max(0.0, time.time() - changed)
-    return Lease(
+    return LeaseStatus(
         shard=shard,
         generation=generation,
         worker=owner.get("worker", "?"),
@@ -163,11 +175,17 @@ def _lease(folder: Path, shard: str, generation: int) -> Lease | None:
         of=beat.get("of", 0),
         tokens=beat.get("tokens", 0),
         age_s=round(age_s, 1),
-        state="dead" if dead else "silent" if age_s > SILENT_S else "working",
+        state=_state(dead=dead, age_s=age_s),
     )
 
 
-def _again(column: Column, before: Lease) -> Lease:
+def _state(*, dead: bool, age_s: float) -> str:
+    if dead:
+        return "dead"
+    return "silent" if age_s > SILENT_S else "working"
+
+
+def _again(column: Column, before: LeaseStatus) -> LeaseStatus:
     """A silent lease's second chance: a clock that differs from the file system's must not make all workers silent."""
     if before.state != "silent":
         return before
@@ -231,7 +249,7 @@ def _span(path: Path) -> _Span | None:
         return None
 
 
-def _lease_span(lease: Lease) -> _Span | None:
+def _lease_span(lease: LeaseStatus) -> _Span | None:
     """Only of a first generation: the rows of a later one were in part made by others."""
     return (
         _Span(lease.worker, lease.since, time.time() - lease.age_s, lease.rows, lease.tokens)
@@ -257,7 +275,7 @@ def _rate(spans: list[_Span]) -> tuple[float | None, float | None]:
 
 
 def _advice(column: Column, seen: _Look, waiting: int) -> list[str]:
-    """What to do about shards that do not get on."""
+    """What to do about shards that make no progress."""
     leases = seen.leases
     of = {state: [lease for lease in leases if lease.state == state] for state in ("working", "silent", "dead")}
     command = without_secrets(column.provenance.get("command", "the command that makes the column"))
@@ -278,7 +296,7 @@ def _advice(column: Column, seen: _Look, waiting: int) -> list[str]:
     if of["silent"]:
         lines.append(
             f"{_names(of['silent'])}: no beat for long: the worker was killed on another host, or it was stopped, or"
-            " its host or storage hangs. Other workers take the shard over; if it wakes, it gives up by itself"
+            " its host or storage hangs. Other workers take the shard over; if it wakes, it drops its work"
         )
     for lease in leases:
         if lease.stuck:
@@ -287,11 +305,11 @@ def _advice(column: Column, seen: _Look, waiting: int) -> list[str]:
                 " at their logs"
             )
     if (waiting or leases) and not of["working"]:
-        lines.append(f"nobody works on it. To go on: {command}")
+        lines.append(f"nobody works on it. To resume: {command}")
     return lines
 
 
-def _names(leases: list[Lease]) -> str:
+def _names(leases: list[LeaseStatus]) -> str:
     shown = ", ".join(f"{lease.shard} ({lease.worker})" for lease in leases[:4])
     return (
         ("shards " if len(leases) > 1 else "shard ")

@@ -26,7 +26,7 @@ from ccr_dist.errors import CcrError, DataBudgetError, HangError, StorageError
 from ccr_dist.generate.engines.base import make_translator
 from ccr_dist.generate.jobs.replay import Replay
 from ccr_dist.generate.jobs.translate import Translate
-from ccr_dist.generate.processor import Outcome
+from ccr_dist.generate.processor import RowOutcome
 from ccr_dist.generate.runner import run
 from tests.jobs import captions, column_files, content
 
@@ -44,13 +44,13 @@ def processor(job: str, folder: Path, dawdle_s: float, stalls: bool) -> Any:
     )
 
     class Slow(base):
-        def process(self, items: list[Any]) -> list[Outcome]:
+        def process(self, items: list[Any]) -> list[RowOutcome]:
             if stalls:
                 time.sleep(3600)
             outcomes = super().process(items)
             time.sleep(dawdle_s)
             return [
-                Outcome(error="bad") if item == ["bad"] else outcome
+                RowOutcome(error="bad") if item == ["bad"] else outcome
                 for item, outcome in zip(items, outcomes, strict=True)
             ]
 

@@ -65,7 +65,7 @@ def test_a_worker_from_its_start_to_its_end(tmp_path: Path, monkeypatch: pytest.
         process.kill()
         process.wait()
     dead = until(root, lambda column: column["shards"]["dead"])
-    assert "the worker is gone" in dead["advice"][0] and "nobody works on it. To go on: -c" in dead["advice"][-1]
+    assert "the worker is gone" in dead["advice"][0] and "nobody works on it. To resume: -c" in dead["advice"][-1]
     assert worker(root, dawdle_s=0).wait(60) == 0
     done = until(root, lambda column: True)
     assert (

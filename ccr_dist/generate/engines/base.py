@@ -177,8 +177,15 @@ def model_identity(engine: str, model: str, revision: str | None) -> dict[str, A
     return {"model": model, "revision": Path(config).parent.name}  # .../snapshots/<commit>/config.json
 
 
+def token_ids(setting: int | list[int] | None) -> set[int]:
+    """The ids in a setting that holds none, one or several of them."""
+    if setting is None:
+        return set()
+    return {setting} if isinstance(setting, int) else set(setting)
+
+
 def torch_device(name: str) -> str:
-    """`auto`: the accelerator that is there, else cpu; anything else as it is."""
+    """The device of a name; `auto`: the accelerator of this machine, else cpu."""
     import torch
 
     if name != "auto":

@@ -40,8 +40,15 @@ class ModelOptions(GeneratorOptions):
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What a model's processor takes. `special`: whether the tokenizer still has to add its start token."""
+class ChatPrompt:
+    """What a model's processor takes.
+
+    Attributes:
+        text: The prompt, with marks where the media belong.
+        images: RGB pictures, in order.
+        frames: RGB frames of one video, in order.
+        special: Whether the tokenizer still has to add its start token.
+    """
 
     text: str
     images: list[Image]
@@ -53,8 +60,10 @@ class Prompt:
 class Chat:
     """Request -> prompt; can be pickled, and loads the model's processor where it is first used.
 
-    ConfigError for a `template` that has other fields, EngineError for a model that has no template, DataError for a
-    request that the template refuses.
+    Raises:
+        ConfigError: `template` has other fields.
+        EngineError: The model has no template.
+        DataError: The template refuses a request.
     """
 
     engine: str
@@ -70,7 +79,7 @@ class Chat:
                     " braces are doubled"
                 ) from e
 
-    def __call__(self, request: Request) -> Prompt:
+    def __call__(self, request: Request) -> ChatPrompt:
         images, frames = (
             shrunk(request.images, self.options.max_pixels),
             shrunk(request.frames, self.options.max_pixels),
@@ -78,15 +87,14 @@ class Chat:
         if not self.options.video:
             images, frames = images + frames, []
         if self.options.template is not None:
-            return Prompt(self._filled(request, len(images), len(frames)), images, frames, special=True)
+            return ChatPrompt(self._filled(request, len(images), len(frames)), images, frames, special=True)
         processor = load_processor(
             self.engine, self.options.model, self.options.revision, self.options.trust_remote_code
         )
-        content: Any = (
-            [{"type": "image"}] * len(images)
-            + [{"type": "video"}] * bool(frames)
-            + [{"type": "text", "text": request.text}]
-        )
+        content: Any = [{"type": "image"} for _ in images]
+        if frames:
+            content.append({"type": "video"})
+        content.append({"type": "text", "text": request.text})
         if not hasattr(processor, "tokenizer"):  # a tokenizer alone: templates of text models take strings
             if images or frames:
                 raise DataError(f"{request.id}: pictures for {self.options.model}, which takes only text")
@@ -115,7 +123,7 @@ class Chat:
                 f"engine {self.engine!r}: {self.options.model} has no chat template; give one with the option template:"
                 f" {str(e)[:200]}"
             ) from e
-        return Prompt(text, images, frames, special=False)
+        return ChatPrompt(text, images, frames, special=False)
 
     def _filled(self, request: Request, images: int, frames: int) -> str:
         assert self.options.template is not None

@@ -83,16 +83,28 @@ def error_in(payload: dict[str, Any]) -> tuple[int, str] | None:
     said = _shown(error)
     named = [str(error.get(name)) for name in ("code", "status")] if isinstance(error, dict) else []
     statuses = [int(name) for name in named if name in _STATUSES]
-    return statuses[0] if statuses else 429 if "rate_limit" in said else 500, said
+    if statuses:
+        return statuses[0], said
+    return 429 if "rate_limit" in said else 500, said
 
 
 def read(payload: dict[str, Any], name: str, *, max_tokens: int, wrapped: bool = False) -> Answer:
-    """The answer in a chat completion; DataError, naming the item, for one that the server filtered. Unreadable where
-    there is none.
+    """The answer in a chat completion.
 
-    Of several choices the first. Token counts that are not given are 0. An end that is not named, or by a word unknown
-    here, is `length` when all tokens are used up that were allowed, else `stop`. wrapped: the text is a JSON object
-    whose only value is meant.
+    Of several choices the first counts. Token counts that are not given are 0. An end without a reason, or with an
+    unknown one, is `length` when all allowed tokens were used, else `stop`.
+
+    Args:
+        payload: The completion.
+        name: The item, for messages.
+        max_tokens: Tokens that were allowed.
+        wrapped: Whether the text is a JSON object whose only value is the answer.
+
+    Returns:
+        The answer; a DataError for one that the server filtered.
+
+    Raises:
+        Unreadable: There is no answer.
     """
     choice = _choice(payload)
     message = choice.get("message")
@@ -127,9 +139,7 @@ def _text(content: Any) -> str | None:
         content = [content]
     if not isinstance(content, list):
         raise Unreadable(f"expected text, found {_shown(content)}")
-    parts = [
-        part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None for part in content
-    ]
+    parts = [part.get("text") if isinstance(part, dict) else part for part in content]
     return "".join(part for part in parts if isinstance(part, str))
 
 

@@ -26,9 +26,16 @@ if TYPE_CHECKING:
 class Request:
     """One question. `id` is unique in the job and the same in every run of it: a sampled answer's seed depends on it.
 
-    `images`: RGB pictures, in the order in which the model sees them. `frames`: RGB frames of one video, evenly spaced,
-    in order. The model sees both before `text`. `max_tokens`: longest answer, in tokens. `schema`: a JSON schema that
-    the answer has to follow.
+    The model sees images and frames before the text.
+
+    Attributes:
+        id: The request's name.
+        text: The question.
+        system: What comes before it.
+        images: RGB pictures, in the order in which the model sees them.
+        frames: RGB frames of one video, evenly spaced, in order.
+        max_tokens: Longest answer, in tokens.
+        schema: A JSON schema that the answer has to follow.
     """
 
     id: str
@@ -42,8 +49,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Generation:
-    """One answer, stripped. `tokens`, `prompt_tokens`: its length and its prompt's, pictures included; `finish`: why it
-    ended.
+    """One answer.
+
+    Attributes:
+        text: The answer, without blanks around it.
+        tokens: Its length.
+        prompt_tokens: The prompt's length, pictures included.
+        finish: Why it ended.
     """
 
     text: str

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from ccr_dist.errors import DataError, EngineError, let_pass
 from ccr_dist.generate.engines import base
-from ccr_dist.generate.engines.chat import FPS, Chat, ModelOptions, Prompt, load_processor, unseen
+from ccr_dist.generate.engines.chat import FPS, Chat, ChatPrompt, ModelOptions, load_processor, unseen
 from ccr_dist.generate.engines.generator import Answer, Generation, Generator, Request, generators, request_seed
 from ccr_dist.generate.text.answer import is_mark_of_thinking
 
@@ -33,8 +33,8 @@ class TransformersOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
-class Item:
-    prompt: Prompt
+class RenderedPrompt:
+    prompt: ChatPrompt
     max_tokens: int
     schema: str | None
     seed: int
@@ -46,12 +46,12 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Render:
+class RenderPrompt:
     chat: Chat
 
-    def __call__(self, request: Request) -> Item:
+    def __call__(self, request: Request) -> RenderedPrompt:
         schema = json.dumps(request.schema) if request.schema else None
-        return Item(
+        return RenderedPrompt(
             self.chat(request), request.max_tokens, schema, request_seed(self.chat.options.seed, request.id), request.id
         )
 
@@ -75,7 +75,7 @@ class TransformersGenerator(Generator):
         self._torch, self._library = torch, transformers
         self._batch = 1 if options.temperature else options.batch
         self.in_flight = self._batch
-        self._queue: deque[tuple[int, Item]] = deque()
+        self._queue: deque[tuple[int, RenderedPrompt]] = deque()
 
     def identity(self) -> dict[str, Any]:
         model = base.model_identity(_NAME, self._options.model, self._options.revision)
@@ -116,8 +116,7 @@ class TransformersGenerator(Generator):
         self._model = model.eval().to(self._device)
         text = config.get_text_config()
         self._vocabulary, self._longest = int(text.vocab_size), getattr(text, "max_position_embeddings", None)
-        ends = model.generation_config.eos_token_id
-        self._ends = {*([] if ends is None else [ends] if isinstance(ends, int) else ends)}
+        self._ends = base.token_ids(model.generation_config.eos_token_id)
         inner = getattr(model, "language_model", None)  # of BLIP-2: a T5, or a language model alone
         self._decodes_apart = any(getattr(one, "is_encoder_decoder", False) for one in (config, inner and inner.config))
         # it puts its own start token into the first column, where a shorter prompt has padding
@@ -131,10 +130,10 @@ class TransformersGenerator(Generator):
         self._queue.clear()
         self._model = None
 
-    def renderer(self) -> Render:
-        return Render(self._chat)
+    def renderer(self) -> RenderPrompt:
+        return RenderPrompt(self._chat)
 
-    def start(self, number: int, item: Item) -> None:
+    def start(self, number: int, item: RenderedPrompt) -> None:
         self._queue.append((number, item))
 
     def advance(self) -> list[tuple[int, Answer]]:
@@ -151,13 +150,13 @@ class TransformersGenerator(Generator):
             answers = [self._answer(item) for item in items]
         return list(zip((number for number, _ in alike), answers, strict=True))
 
-    def _answer(self, item: Item) -> Answer:
+    def _answer(self, item: RenderedPrompt) -> Answer:
         try:
             return self._answers([item])[0]
         except (ValueError, IndexError) as e:
             return DataError(f"{item.id}: {self._options.model} cannot take it: {e}")
 
-    def _answers(self, items: list[Item]) -> list[Answer]:
+    def _answers(self, items: list[RenderedPrompt]) -> list[Answer]:
         encoded = self._encode(items)
         prompt = encoded["input_ids"].clone()  # BLIP changes it
         length, room = prompt.shape[1], self._longest
@@ -203,7 +202,7 @@ class TransformersGenerator(Generator):
                 return length
         return 0
 
-    def _encode(self, items: list[Item]) -> Any:
+    def _encode(self, items: list[RenderedPrompt]) -> Any:
         prompts = [item.prompt for item in items]
         media: dict[str, Any] = {}
         if prompts[0].images:

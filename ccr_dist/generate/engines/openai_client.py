@@ -14,7 +14,7 @@ from typing import get_args
 
 from ccr_dist.errors import DataError, EngineError
 from ccr_dist.generate.engines.generator import Answer
-from ccr_dist.generate.engines.openai_http import Fault, Refused, Server
+from ccr_dist.generate.engines.openai_http import Fault, RequestRefused, Server
 from ccr_dist.generate.engines.openai_messages import ChatItem, ChatRenderer, control_body, first_question
 from ccr_dist.generate.engines.openai_options import Omitted, OpenAiOptions
 from ccr_dist.generate.engines.traffic import Traffic
@@ -57,7 +57,7 @@ class OpenAiClient:
                         f" {', '.join(names[:20])}. If it knows more than it lists, give --set check_model=false"
                     )
                 return
-            except Refused as e:
+            except RequestRefused as e:
                 await self._ask_first_question(str(e))
                 return
             except Fault as e:
@@ -103,11 +103,11 @@ class OpenAiClient:
                     answer = await self._server.ask(item.body, item.id)
                     self._answered()
                     return answer
-                except Refused as e:
+                except RequestRefused as e:
                     fault = await self._control(item)
                     if fault is None:
                         return DataError(f"{item.id}: the server refuses it ({e})")
-                    if isinstance(fault, Refused):
+                    if isinstance(fault, RequestRefused):
                         raise self._refuses_all(item, e, fault) from None
                 except Fault as e:
                     fault = e
@@ -154,11 +154,11 @@ class OpenAiClient:
                 return False
         return True
 
-    async def _control(self, item: ChatItem) -> Refused | Fault | None:
+    async def _control(self, item: ChatItem) -> RequestRefused | Fault | None:
         """None when a small request of the same form is answered now."""
         try:
             await self._server.ask(control_body(item.body), item.id)
-        except (Refused, Fault) as e:
+        except (RequestRefused, Fault) as e:
             return e
         self._answered()
         return None
@@ -188,7 +188,7 @@ class OpenAiClient:
                 flush=True,
             )
 
-    def _refuses_all(self, item: ChatItem, refused: Refused, control: Refused) -> EngineError:
+    def _refuses_all(self, item: ChatItem, refused: RequestRefused, control: RequestRefused) -> EngineError:
         sent = item.body.keys() | item.body.get("extra_body", {}).keys()
         names = ", ".join(sorted(sent & set(get_args(Omitted))))
         return EngineError(

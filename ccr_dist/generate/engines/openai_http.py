@@ -1,5 +1,5 @@
-"""One request to a server with an OpenAI-compatible chat API, and what became of it. When requests are sent is
-`openai.py`'s affair.
+"""One request to a server with an OpenAI-compatible chat API, and its result. `openai_client.py` decides when requests
+are sent.
 """
 
 from __future__ import annotations
@@ -29,13 +29,18 @@ _TOO_LONG = re.compile(r"too (?:large|long|many)|context", re.IGNORECASE)
 _TRANSPORTS = ("anyio", "h11", "httpcore", "httpcore2", "httpx", "httpx2", "ssl")
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """The server does not take a request; sent again it would be refused again."""
 
 
 class Fault(Exception):
-    """A request failed and may do better later. no_room: the server said that it has too much to do. wait_s: as it
-    asks. late: there was no answer in all of `timeout_s`.
+    """A request failed and may succeed later.
+
+    Args:
+        said: What happened.
+        no_room: Whether the server said that it is overloaded.
+        wait_s: Seconds that it asks to wait; None where it does not say.
+        late: Whether there was no answer within `timeout_s`.
     """
 
     def __init__(self, said: str, *, no_room: bool = False, wait_s: float | None = None, late: bool = False) -> None:
@@ -72,18 +77,24 @@ class Server:
         await self._client.close()
 
     async def models(self) -> list[str]:
-        """Raises Refused where there is no such list, Fault, EngineError."""
+        """Raises RequestRefused where there is no such list, Fault, EngineError."""
         try:
             payload = await self._send(self._client.models.with_raw_response.list)
         except completion.Unreadable as e:
-            raise Refused(self._clean(str(e))) from None
+            raise RequestRefused(self._clean(str(e))) from None
         listed = payload.get("data")
         if not isinstance(listed, list):
-            raise Refused("it lists no models")
+            raise RequestRefused("it lists no models")
         return [str(model["id"]) for model in listed if isinstance(model, dict) and "id" in model]
 
     async def ask(self, body: dict[str, Any], name: str) -> Answer:
-        """The answer, in the first form of the request that the server takes. Raises Refused, Fault, EngineError."""
+        """The answer, in the first form of the request that the server takes.
+
+        Raises:
+            RequestRefused: The server does not take the request in any form.
+            Fault: The request failed and may succeed later.
+            EngineError: Nothing can be asked of this server.
+        """
         forms, first = self._forms, None
         while True:
             sent, wrapped = _formed(body, forms)
@@ -93,11 +104,13 @@ class Server:
                 return completion.read(payload, name, max_tokens=body["max_tokens"], wrapped=wrapped)
             except completion.Unreadable as e:
                 raise Fault(self._clean(str(e))) from None
-            except Refused as e:
+            except RequestRefused as e:
                 first = first or e
                 form = _other_form(str(e), sent, forms)
                 if form is None:
-                    raise (first if str(first) == str(e) else Refused(f"{first}; in another form: {e}")) from None
+                    raise (
+                        first if str(first) == str(e) else RequestRefused(f"{first}; in another form: {e}")
+                    ) from None
                 forms |= {form}
 
     async def _send(self, call: Any, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -110,7 +123,7 @@ class Server:
         except (TimeoutError, library.APITimeoutError):
             raise Fault(f"no whole answer within timeout_s {self._options.timeout_s:g}", late=True) from None
         except UnicodeEncodeError as e:
-            raise Refused(f"its text is no valid Unicode ({e.reason})") from None
+            raise RequestRefused(f"its text is no valid Unicode ({e.reason})") from None
         except (
             Exception
         ) as e:  # connections break in many ways, and the library's versions hand them on in different wrappers
@@ -153,7 +166,7 @@ class Server:
                     " is kept"
                 )
             return Fault(said, no_room=status in _NO_ROOM, wait_s=wait_s)
-        return Refused(said)
+        return RequestRefused(said)
 
     def _moved(self, where: object) -> EngineError:
         to = urlsplit(str(where))

@@ -32,7 +32,7 @@ def _id(request: Request) -> str:
 
 
 @generators.register("replay")
-class Replay(Generator):
+class ReplayAnswers(Generator):
     """A request's id is `key/view`; one without an answer in the file is an item error. Tokens that the file does not
     tell count as 0.
     """

@@ -105,11 +105,7 @@ class TransformersSeq2Seq(base.Translator):
         if self._direction.target is not None:
             self._tokenizer.src_lang = self._direction.source
             self._generate["forced_bos_token_id"] = self._direction.ids[self._direction.target]
-        ends = model.generation_config.eos_token_id
-        self._ends = {
-            *([] if ends is None else [ends] if isinstance(ends, int) else ends),
-            self._tokenizer.eos_token_id,
-        }
+        self._ends = base.token_ids(model.generation_config.eos_token_id) | {self._tokenizer.eos_token_id}
         # the token at the limit is then an end that says nothing
         self._forced = model.generation_config.forced_eos_token_id is not None
         limits = (

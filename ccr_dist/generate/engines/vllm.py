@@ -69,7 +69,7 @@ class VllmOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
-class Item:
+class EngineInput:
     """A rendered request. `inputs`: vLLM's engine input, pickled here, since a process pool would move its tensors by
     file descriptors.
     """
@@ -85,14 +85,14 @@ _rendering = threading.Lock()  # neither tokenizers nor vLLM's caches are safe i
 
 
 @dataclass(frozen=True)
-class Render:
+class RenderInput:
     chat: Chat
     options: VllmOptions
 
     def load(self) -> None:
         _renderer(json.dumps(self.options.input_args()))
 
-    def __call__(self, request: Request) -> Item:
+    def __call__(self, request: Request) -> EngineInput:
         prompt = self.chat(request)
         data: dict[str, Any] = {"image": prompt.images} if prompt.images else {}
         if prompt.frames:
@@ -113,7 +113,7 @@ class Render:
         ):
             raise unseen(_NAME, self.options.model, request.id, video=bool(prompt.frames))
         seed = request_seed(self.options.seed, request.id)
-        return Item(
+        return EngineInput(
             pickle.dumps(rendered, pickle.HIGHEST_PROTOCOL), request.max_tokens, request.schema, seed, request.id
         )
 
@@ -225,10 +225,10 @@ class Vllm(Generator):
             self._guardian.close()
             self._guardian = None
 
-    def renderer(self) -> Render:
-        return Render(self._chat, self._options)
+    def renderer(self) -> RenderInput:
+        return RenderInput(self._chat, self._options)
 
-    def start(self, number: int, item: Item) -> None:
+    def start(self, number: int, item: EngineInput) -> None:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams

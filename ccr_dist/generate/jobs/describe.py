@@ -16,7 +16,7 @@ from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate.engines.generator import Answer, Generator, Request
 from ccr_dist.generate.jobs.prompts import LIST_SCHEMA, Prompt, load_prompt, plan_of
 from ccr_dist.generate.jobs.request_stream import Asked, Asker, Generate, spare_cores
-from ccr_dist.generate.processor import Outcome
+from ccr_dist.generate.processor import RowOutcome
 from ccr_dist.generate.text import filters
 from ccr_dist.generate.text.filters import kept_of, tally
 
@@ -106,7 +106,7 @@ class Describe(Generate):
             self.prompt, self.inputs[0], self._video, self._frames, self.inputs[1] if len(self.inputs) > 1 else None
         )
 
-    def outcome(self, about: Any, answers: list[Answer]) -> Outcome:
+    def outcome(self, about: Any, answers: list[Answer]) -> RowOutcome:
         views: dict[str, str] = {}
         finish: dict[str, str] = {}
         tokens: dict[str, int] = {}
@@ -123,4 +123,4 @@ class Describe(Generate):
             if kept is not None:
                 views[name] = kept
             counts += tally(removed, kept, how)
-        return Outcome({"views": views, "tokens": tokens, "finish": finish}, counts=dict(counts))
+        return RowOutcome({"views": views, "tokens": tokens, "finish": finish}, counts=dict(counts))

@@ -18,7 +18,7 @@ from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError, EngineError
 from ccr_dist.generate.engines.base import torch_device
 from ccr_dist.generate.jobs.request_stream import spare_cores
-from ccr_dist.generate.processor import Outcome, Processor
+from ccr_dist.generate.processor import Processor, RowOutcome
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ _PICTURES = 64  # a forward batch of frames
 
 
 @dataclass(frozen=True)
-class Texts:
+class RowTexts:
     """(key, values) -> the row's texts; a null row where none of them says anything."""
 
     column: str
@@ -154,13 +154,13 @@ class Featurise(Processor):
 
     def preparer(self) -> Callable[[str, dict[str, Any]], Any]:
         if self._side == "text":
-            return Texts(self.inputs[0])
+            return RowTexts(self.inputs[0])
         return Pixels(self.inputs[0], self.backbone.image_transform(), self._frames if self._kind == "video" else 0)
 
     def prepare(self, key: str, values: dict[str, Any]) -> Any:
         return self.preparer()(key, values)
 
-    def process(self, items: list[Any]) -> list[Outcome]:
+    def process(self, items: list[Any]) -> list[RowOutcome]:
         counts = [len(item) for item in items]
         features = self._features(items)
         if len(features) != sum(counts):
@@ -171,7 +171,7 @@ class Featurise(Processor):
         if self._kind == "video" and self._pool == "mean":
             rows = [row.mean(0, keepdims=True) for row in rows]
         with np.errstate(over="ignore"):
-            return [Outcome(row.astype(np.float16)) for row in rows]
+            return [RowOutcome(row.astype(np.float16)) for row in rows]
 
     def _features(self, items: list[Any]) -> np.ndarray:
         """(the sum of the items' lengths, F) float32; tokens: (pictures, T, F)."""

@@ -16,7 +16,7 @@ from ccr_dist.generate.engines.generator import Answer, Generator, Request, gene
 from ccr_dist.generate.jobs.prompts import Prompt, load_prompt, plan_of
 from ccr_dist.generate.jobs.request_stream import Asked, Asker, Generate
 from ccr_dist.generate.jobs.translate import Translate, captions_of, check_direction
-from ccr_dist.generate.processor import Outcome, Processor
+from ccr_dist.generate.processor import Processor, RowOutcome
 from ccr_dist.generate.text import languages
 from ccr_dist.generate.text.filters import VERSION, is_long, kept_of, tally
 
@@ -83,12 +83,13 @@ class LlmTranslate(Generate):
             "engine": self.engine.identity(),
             "prompt": plan_of(self.prompt),
             "filters": VERSION,
-        } | (self._direction)
+            **self._direction,
+        }
 
     def asker(self) -> Asker:
         return AskTranslations(self.prompt, self.inputs[0], self._fields)
 
-    def outcome(self, about: list[str], answers: list[Answer]) -> Outcome:
+    def outcome(self, about: list[str], answers: list[Answer]) -> RowOutcome:
         (view,) = self.prompt.views.values()
         given = iter(answers)
         translations: list[str] = []
@@ -112,7 +113,7 @@ class LlmTranslate(Generate):
             translations.append(kept)
             if caption:
                 counts += Counter(empty=not kept, unchanged=kept == caption, long=is_long(kept, caption))
-        return Outcome(translations, counts=dict(counts))
+        return RowOutcome(translations, counts=dict(counts))
 
 
 def make_translation(

@@ -6,7 +6,7 @@
       objects: {text: "List the objects in this {media}.", max_tokens: 96, list: true}
     filters: {min_words: 2}
 
-Which row gets which values is the jobs' affair (`describe.py`, `llm_translate.py`).
+The jobs (`describe.py`, `llm_translate.py`) decide which row gets which values.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from ccr_dist.data.media import decode
 from ccr_dist.data.storage import store
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import DataBudgetError, DataError, let_pass
-from ccr_dist.generate.processor import Outcome, Processor
+from ccr_dist.generate.processor import Processor, RowOutcome
 
 
 class Replay(Processor):
@@ -65,7 +65,7 @@ class Replay(Processor):
 
     def prepare(self, key: str, values: dict[str, Any]) -> Any:
         if key not in self._places:
-            return Outcome(counts={"missing": 1})
+            return RowOutcome(counts={"missing": 1})
         if key in self._bad:
             raise DataError(self._bad[key])
         offset, size = self._places[key]
@@ -73,8 +73,8 @@ class Replay(Processor):
             file.seek(offset)
             return _value(self.kind, json.loads(file.read(size))["value"])
 
-    def process(self, items: list[Any]) -> list[Outcome]:
-        return [Outcome(item) for item in items]
+    def process(self, items: list[Any]) -> list[RowOutcome]:
+        return [RowOutcome(item) for item in items]
 
 
 def _value(kind: str, value: Any) -> Any:

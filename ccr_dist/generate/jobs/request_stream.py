@@ -1,7 +1,6 @@
 """Rows -> several requests each -> a generation engine that never drains -> one value a row.
 
-What is asked of a row, and what becomes of the answers, is `describe.py` and `llm_translate.py`; the engines are in
-`engines/`.
+`describe.py` and `llm_translate.py` decide what is asked of a row and what becomes of the answers.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 
 from ccr_dist.errors import CcrError, DataError, EngineError
 from ccr_dist.generate.engines.generator import Answer, Generation, Generator, Renderer
-from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket
+from ccr_dist.generate.processor import Feed, Processor, RowOutcome, Ticket
 
 YIELD_S = 1.0  # at most so long finished rows wait for the journal, so that an fsync serves many of them
 
@@ -74,7 +73,7 @@ class Generate(Processor):
         """
 
     @abstractmethod
-    def outcome(self, about: Any, answers: list[Answer]) -> Outcome:
+    def outcome(self, about: Any, answers: list[Answer]) -> RowOutcome:
         """The row's value from its answers, in the order of its requests; a DataError in the place of one that failed,
         but not of all.
         """
@@ -101,15 +100,15 @@ class Generate(Processor):
     def prepare(self, key: str, values: dict[str, Any]) -> Asked | None:
         return self.preparer()(key, values)
 
-    def process(self, items: list[Any]) -> list[Outcome]:
+    def process(self, items: list[Any]) -> list[RowOutcome]:
         raise TypeError("requests are streamed: use stream()")
 
-    def stream(self, feed: Feed, batch: int) -> Iterator[list[tuple[Ticket, Outcome]]]:
+    def stream(self, feed: Feed, batch: int) -> Iterator[list[tuple[Ticket, RowOutcome]]]:
         """Keeps `in_flight` requests in the engine, across rows and shards; yields when `batch` rows are done, or a
         moment has passed.
         """
         flying: dict[int, tuple[_Row, int]] = {}
-        done: list[tuple[Ticket, Outcome]] = []
+        done: list[tuple[Ticket, RowOutcome]] = []
         ended, yielded = False, time.monotonic()
         try:
             while not (ended and not flying):
@@ -138,7 +137,9 @@ class Generate(Processor):
             if flying:  # asked to stop: the engine must not bring these to the next dataset's rows
                 self.close()
 
-    def _start(self, ticket: Ticket, asked: Asked, flying: dict[int, tuple[_Row, int]]) -> list[tuple[Ticket, Outcome]]:
+    def _start(
+        self, ticket: Ticket, asked: Asked, flying: dict[int, tuple[_Row, int]]
+    ) -> list[tuple[Ticket, RowOutcome]]:
         row = _Row(ticket, asked)
         if not asked.requests:
             return [(ticket, self._outcome(row))]
@@ -148,11 +149,11 @@ class Generate(Processor):
             self.engine.start(number, item)
         return []
 
-    def _outcome(self, row: _Row) -> Outcome:
+    def _outcome(self, row: _Row) -> RowOutcome:
         answers = [row.answers[place] for place in range(len(row.asked.requests))]
         given = [answer for answer in answers if isinstance(answer, Generation)]
         if answers and not given:
-            return Outcome(error=str(answers[0]))
+            return RowOutcome(error=str(answers[0]))
         counts = Counter(
             requests=len(answers),
             tokens=sum(a.tokens for a in given),
@@ -161,14 +162,18 @@ class Generate(Processor):
         try:
             made = self.outcome(row.asked.about, answers)
         except DataError as e:
-            return Outcome(error=str(e))
+            return RowOutcome(error=str(e))
         except (CcrError, OSError):
             raise
         except Exception as e:  # whatever a model can say that nobody thought of: it concerns this row alone
-            return Outcome(error=f"{row.ticket.key}: its answers cannot be used ({type(e).__name__}: {str(e)[:300]})")
+            return RowOutcome(
+                error=f"{row.ticket.key}: its answers cannot be used ({type(e).__name__}: {str(e)[:300]})"
+            )
         counts.update(made.counts)
         failed = [str(answer) for answer in answers if isinstance(answer, DataError)]
-        return Outcome(made.value, made.error, {name: n for name, n in counts.items() if n}, "; ".join(failed) or None)
+        return RowOutcome(
+            made.value, made.error, {name: n for name, n in counts.items() if n}, "; ".join(failed) or None
+        )
 
 
 def spare_cores(most: int = 8) -> int:

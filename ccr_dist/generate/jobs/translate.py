@@ -9,7 +9,7 @@ from ccr_dist.data.media.text import has_text, texts_of
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError, EngineError
 from ccr_dist.generate.engines.base import Cut, Translator
-from ccr_dist.generate.processor import Outcome, Processor
+from ccr_dist.generate.processor import Processor, RowOutcome
 from ccr_dist.generate.text import languages
 from ccr_dist.generate.text.answer import without_specials
 from ccr_dist.generate.text.filters import VERSION, Filters, is_long, judge, tally
@@ -93,7 +93,7 @@ class Translate(Processor):
     def prepare(self, key: str, values: dict[str, Any]) -> list[str] | None:
         return captions_of(key, values[self.inputs[0]], self.engine.longest)
 
-    def process(self, items: list[list[str]]) -> list[Outcome]:
+    def process(self, items: list[list[str]]) -> list[RowOutcome]:
         texts = [caption for item in items for caption in item if caption]
         answers = iter(self.translate(texts))
         outcomes = []
@@ -101,14 +101,14 @@ class Translate(Processor):
             translated = [next(answers) if caption else "" for caption in item]
             error = next((answer for answer in translated if isinstance(answer, DataError)), None)
             if error is not None:
-                outcomes.append(Outcome(error=str(error)))
+                outcomes.append(RowOutcome(error=str(error)))
                 continue
             counts: Counter[str] = Counter(captions=len(item))
             kept = [
                 _kept(caption, answer, counts) if caption else ""
                 for caption, answer in zip(item, translated, strict=True)
             ]
-            outcomes.append(Outcome(kept, counts=dict(counts)))
+            outcomes.append(RowOutcome(kept, counts=dict(counts)))
         return outcomes
 
     def translate(self, texts: list[str]) -> list[str | DataError]:
@@ -127,7 +127,7 @@ def _kept(caption: str, answer: str | DataError, counts: Counter[str]) -> str:
     finish, kept = "length" if isinstance(answer, Cut) else "stop", text or None
     if kept is not None:
         kept, how = judge(text, finish, FILTERS, source=caption)
-        counts += tally(["special"] * special, kept, how)
+        counts += tally(["special"] if special else [], kept, how)
     kept = " ".join((kept or "").split())
     counts += Counter(empty=not kept, unchanged=kept == caption, long=is_long(kept, caption))
     return kept

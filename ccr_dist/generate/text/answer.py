@@ -50,7 +50,7 @@ _HARMONY = re.compile(r"\Aanalysis(?=[A-Z\W])(?:.*?assistantfinal|.*\Z)", re.DOT
 
 
 def _without_thinking(text: str, source: str) -> str:
-    """A part that is not closed goes on to the end, one that was not opened began at the start."""
+    """A part that is not closed extends to the end; a part that was not opened began at the start."""
     text = _HARMONY.sub("", text, count=1) if not source.startswith("analysis") else text
     text = _LABELLED.sub("", text, count=1) if ":" not in source else text
     opened, first = OPENS.search(text), CLOSES.search(text)
@@ -292,7 +292,10 @@ def _without_note(text: str, source: str) -> str:
         text = text[: other.start()]
     if not _BRACKETED.search(source):
         text = _BRACKETED.sub("", text)
-    for pattern in (_LINE_NOTE, _LINE_BEHIND, _SENTENCE_BEHIND, *[_LINE_BEHIND_TRANSLATION] * bool(source)):
+    patterns = [_LINE_NOTE, _LINE_BEHIND, _SENTENCE_BEHIND]
+    if source:
+        patterns.append(_LINE_BEHIND_TRANSLATION)
+    for pattern in patterns:
         if (found := pattern.search(text)) is not None and text[: found.start()].strip() and not pattern.search(source):
             text = text[: found.start()]
     return text
@@ -341,12 +344,17 @@ def _quoted(text: str) -> bool:
 
 
 def clean(text: str, *, source: str = "", names: Sequence[str] = (), cut: bool = False) -> tuple[str, tuple[str, ...]]:
-    """(the answer alone, what was removed around it: keys of REMOVED). A text in which nothing but thinking is has no
-    answer: "".
+    """The answer in a model's text. Cleaning a clean text changes nothing.
 
-    source: what was translated (marks, labels and notes that it has itself are kept); "" where the text is no
-    translation. names: of the target language, as labels call it. cut: the text ended at the token limit, so that a
-    closing mark may be missing. Cleaning what is clean changes nothing.
+    Args:
+        text: What the model said.
+        source: The text that was translated (its own marks, labels and notes are kept); "" where the text is no
+            translation.
+        names: Names of the target language, as labels use them.
+        cut: Whether the text ended at the token limit, so that a closing mark may be missing.
+
+    Returns:
+        The answer alone ("" for a text that holds only thinking), and what was removed around it: keys of REMOVED.
     """
     text, source, removed = text.strip(), source.strip(), []
     steps: dict[str, Callable[[str], str]] = {
@@ -368,7 +376,7 @@ def clean(text: str, *, source: str = "", names: Sequence[str] = (), cut: bool =
 
 
 def is_mark_of_thinking(token: str) -> bool:
-    """Of a tokenizer's special tokens: whether it has to stay in the text, since it tells thinking from the answer."""
+    """Whether a special token of a tokenizer must stay in the text, because it separates thinking from the answer."""
     return bool(OPENS.search(token) or CLOSES.search(token)) or token in (
         "<|channel|>",
         "<|message|>",
@@ -378,8 +386,10 @@ def is_mark_of_thinking(token: str) -> bool:
 
 
 def without_specials(text: str, source: str) -> tuple[str, bool]:
-    """Of a dedicated translation system, which neither thinks nor comments: (the text without special tokens, whether
-    there were any).
+    """Cleans the output of a dedicated translation system, which neither thinks nor comments.
+
+    Returns:
+        The text without special tokens, and whether there were any.
     """
     left = _SPECIAL.sub(lambda match: match.group() if match.group() in source else "", text).strip()
     return left, left != text.strip()

@@ -90,11 +90,21 @@ class Filters(BaseModel):
 def judge(
     text: str, finish: str, filters: Filters, *, max_words: int | None = None, source: str = ""
 ) -> tuple[str | None, str]:
-    """(the text to keep, why it ended), or (None, `refused`, `repeated` or `short`).
+    """Judges a text.
 
-    A text that ended at the token limit (`length`) or has more than max_words is cut back to the end of its last whole
-    sentence, in any script; one without such an end is too short. Scripts without spaces have no words to count: there
-    only blank texts are too short. source: what was translated; what is odd in it, too, is no fault of the translation.
+    A text that ended at the token limit, or has more than max_words words, is truncated at the end of its last whole
+    sentence, in any script; a text without such an end is too short. In scripts without spaces no words can be counted:
+    there only blank texts are too short.
+
+    Args:
+        text: The text.
+        finish: Why it ended: `stop` or `length`.
+        filters: Thresholds.
+        max_words: Truncate after this many words; None disables.
+        source: The text that was translated; a fault that the source has, too, is not counted.
+
+    Returns:
+        The text to keep and why it ended, or None and `refused`, `repeated` or `short`.
     """
     if _refuses(text, filters.refusals) and not _refuses(source, filters.refusals):
         return None, "refused"
@@ -121,10 +131,19 @@ def kept_of(
     source: str = "",
     names: Sequence[str] = (),
 ) -> tuple[str | None, str, list[str]]:
-    """What is kept of a model's answer (None: nothing), why it ended, or a key of DROPPED; and what was removed around
-    it.
+    """What is kept of a model's answer.
 
-    listed: a JSON array was asked for. source, names: of a translation, as for `clean`.
+    Args:
+        said: The answer.
+        finish: Why it ended: `stop` or `length`.
+        filters: Thresholds.
+        max_words: Truncate after this many words; None disables.
+        listed: Whether a JSON array was asked for.
+        source: The text that was translated; see `clean`.
+        names: Names of the target language; see `clean`.
+
+    Returns:
+        The text to keep (None: nothing), why it ended or a key of DROPPED, and what was removed around it.
     """
     text, removed = clean(said, source=source, names=names, cut=finish == "length")
     if not text and "thinking" in removed:
@@ -142,8 +161,10 @@ def kept_of(
 def tally(removed: Sequence[str], kept: str | None, how: str) -> Counter[str]:
     """Counters of an answer: what was removed, `cut` where it was cut back, and why it was dropped."""
     counts = Counter(removed)
-    if reason := how if kept is None else "cut" if how == "length" else None:
-        counts[reason] += 1
+    if kept is None:
+        counts[how] += 1
+    elif how == "length":
+        counts["cut"] += 1
     return counts
 
 

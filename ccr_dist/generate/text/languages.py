@@ -307,10 +307,11 @@ def name(tag: str) -> str | None:
     if one.language == "zh" and (one.region or one.script):
         place = f" ({_REGIONS[one.region]})" if one.region in _REGIONS and one.region != "CN" else ""
         return _NAMES[f"zh-{one.writing}"] + place if f"zh-{one.writing}" in _NAMES else "Chinese"
-    about = [_REGIONS.get(one.region, one.region)] * bool(one.region)
-    about += [f"{_SCRIPTS.get(one.script, one.script)} script"] * bool(
-        one.script and one.script != _DEFAULT_SCRIPT[one.language]
-    )
+    about = []
+    if one.region:
+        about.append(_REGIONS.get(one.region, one.region))
+    if one.script and one.script != _DEFAULT_SCRIPT[one.language]:
+        about.append(f"{_SCRIPTS.get(one.script, one.script)} script")
     return _TITLES[one.language][0] + (f" ({', '.join(about)})" if about else "")
 
 

@@ -17,7 +17,7 @@ from ccr_dist.errors import ConfigError, DataBudgetError, DataError, EngineError
 from ccr_dist.generate.cli import jobs_app
 from ccr_dist.generate.jobs.llm_translate import LlmTranslate
 from ccr_dist.generate.jobs.translate import Translate
-from ccr_dist.generate.processor import Feed, Outcome, Processor, Ticket
+from ccr_dist.generate.processor import Feed, Processor, RowOutcome, Ticket
 from ccr_dist.generate.runner import Budget, JobSummary, run
 from tests.generation import Parrot
 from tests.jobs import Deadly, Shout, captions
@@ -206,8 +206,8 @@ def test_vectors_that_cannot_be_kept_are_bad_items(tmp_path: Path) -> None:
         def prepare(self, key: str, values: dict[str, Any]) -> Any:
             return key
 
-        def process(self, items: list[Any]) -> list[Outcome]:
-            return [Outcome(np.full((1, 2), np.nan if item == "b" else 1, np.float16)) for item in items]
+        def process(self, items: list[Any]) -> list[RowOutcome]:
+            return [RowOutcome(np.full((1, 2), np.nan if item == "b" else 1, np.float16)) for item in items]
 
     dataset = create_dataset(tmp_path / "d", name="toy", split="train", keys=[["a", "b", "c"]])
     assert run(dataset, Numbers(), "feature.n", progress=False).bad == 1

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from ccr_dist.errors import DataError
 from ccr_dist.generate.journal import Journal, Past, pack, read, unpack
-from ccr_dist.generate.processor import Outcome
+from ccr_dist.generate.processor import RowOutcome
 
 HEADER = {"column": "caption.xx.shout", "shard": "000000", "keys": "k", "plan": "p", "inputs": {"caption.en": "d"}}
 
 
-def created(path: Path, merged: dict[int, Outcome] | None = None) -> Journal:
+def created(path: Path, merged: dict[int, RowOutcome] | None = None) -> Journal:
     journal = Journal.create(path, "texts", HEADER, merged or {})
     assert journal is not None
     return journal
@@ -31,17 +31,21 @@ def test_what_is_appended_is_there_again(tmp_path: Path) -> None:
     path = tmp_path / "0.journal.1"
     journal = created(path)
     assert past(path) == Past()
-    journal.append([(2, Outcome(["ü", "line\nbreak"], counts={"captions": 2})), (0, Outcome(None))])
-    journal.append([(1, Outcome(error="broken"))])
+    journal.append([(2, RowOutcome(["ü", "line\nbreak"], counts={"captions": 2})), (0, RowOutcome(None))])
+    journal.append([(1, RowOutcome(error="broken"))])
     journal.close()
-    made = {2: Outcome(["ü", "line\nbreak"], counts={"captions": 2}), 0: Outcome(None), 1: Outcome(error="broken")}
+    made = {
+        2: RowOutcome(["ü", "line\nbreak"], counts={"captions": 2}),
+        0: RowOutcome(None),
+        1: RowOutcome(error="broken"),
+    }
     assert past(path) == Past(made, fresh=3)
     assert json.loads(path.read_text().splitlines()[0]) == {"journal": 2, **HEADER, "merged": 0}
 
 
 def test_a_journal_is_made_once(tmp_path: Path) -> None:
     path = tmp_path / "0.journal.1"
-    created(path).append([(0, Outcome(["a"]))])
+    created(path).append([(0, RowOutcome(["a"]))])
     before = path.read_bytes()
     assert Journal.create(path, "texts", HEADER, {}) is None
     assert path.read_bytes() == before
@@ -50,12 +54,12 @@ def test_a_journal_is_made_once(tmp_path: Path) -> None:
 def test_generations_merge(tmp_path: Path) -> None:
     one, two, three = (tmp_path / f"0.journal.{g}" for g in (1, 2, 3))
     first = created(one)
-    first.append([(0, Outcome(["a"])), (1, Outcome(error="e")), (2, Outcome(error="f"))])
+    first.append([(0, RowOutcome(["a"])), (1, RowOutcome(error="e")), (2, RowOutcome(error="f"))])
     second = created(two, past(one).outcomes)
-    second.append([(1, Outcome(["b"]))])
+    second.append([(1, RowOutcome(["b"]))])
     # an owner that was overtaken and does not know it yet
-    first.append([(3, Outcome(["late"])), (1, Outcome(["another b"]))])
-    made = {0: Outcome(["a"]), 1: Outcome(["b"]), 2: Outcome(error="f"), 3: Outcome(["late"])}
+    first.append([(3, RowOutcome(["late"])), (1, RowOutcome(["another b"]))])
+    made = {0: RowOutcome(["a"]), 1: RowOutcome(["b"]), 2: RowOutcome(error="f"), 3: RowOutcome(["late"])}
     assert past(one, two).outcomes == made
     created(three, past(one, two).outcomes)
     assert past(three) == past(one, two, three) == Past(made, fresh=0)
@@ -65,13 +69,13 @@ def test_generations_merge(tmp_path: Path) -> None:
 def test_fresh_rows_are_those_that_no_older_generation_knew(tmp_path: Path) -> None:
     """An error that every owner makes again before it dies is no progress."""
     one, two = tmp_path / "0.journal.1", tmp_path / "0.journal.2"
-    created(one).append([(0, Outcome(error="e"))])
+    created(one).append([(0, RowOutcome(error="e"))])
     assert past(one).fresh == 1
     second = created(two, past(one).outcomes)
     assert past(two).fresh == 0
-    second.append([(0, Outcome(error="e"))])
+    second.append([(0, RowOutcome(error="e"))])
     assert past(two).fresh == past(one, two).fresh == 0
-    second.append([(1, Outcome(["b"]))])
+    second.append([(1, RowOutcome(["b"]))])
     assert past(two).fresh == past(one, two).fresh == 1
 
 
@@ -87,14 +91,14 @@ def test_a_torn_tail_costs_the_torn_lines_only(
     path = tmp_path_factory.mktemp("j") / "0.journal.1"
     journal = created(path)
     for row in range(4):
-        journal.append([(row, Outcome([f"text {row}"]))])
+        journal.append([(row, RowOutcome([f"text {row}"]))])
     journal.close()
     whole = path.read_bytes()
     torn = whole[:cut] + garbage if cut < len(whole) else whole + garbage
     path.write_bytes(torn)
     complete = max(0, whole[:cut].count(b"\n") - 1)  # rows that are there in full, after the header
     found = past(path)
-    assert found.outcomes == {row: Outcome([f"text {row}"]) for row in range(complete)}
+    assert found.outcomes == {row: RowOutcome([f"text {row}"]) for row in range(complete)}
     kept = sum(len(line) for line in whole.splitlines(keepends=True)[: complete + (cut > whole.index(b"\n"))])
     assert (found.dropped > 0) == (len(torn) > kept)
 

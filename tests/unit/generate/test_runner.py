@@ -16,7 +16,7 @@ import pytest
 from ccr_dist.data.table.dataset import Column, Dataset, create_column, create_dataset
 from ccr_dist.errors import DataBudgetError, DataError, EngineError
 from ccr_dist.generate.jobs.translate import Translate
-from ccr_dist.generate.processor import Outcome, Processor
+from ccr_dist.generate.processor import Processor, RowOutcome
 from ccr_dist.generate.runner import Budget, run
 from ccr_dist.generate.text import filters
 from tests.jobs import Shout, captions, column_files, content
@@ -166,7 +166,7 @@ def test_too_few_results_are_an_engine_error_and_keep_nothing(tmp_path: Path) ->
         shout(dataset, engine=engine(lose=1))
 
     class Short(Numbers):
-        def process(self, items: list[Any]) -> list[Outcome]:
+        def process(self, items: list[Any]) -> list[RowOutcome]:
             return super().process(items)[1:]
 
     with pytest.raises(EngineError, match=r"Short: 4 results for 5 items"):
@@ -262,8 +262,8 @@ class Numbers(Processor):
             return None
         return key
 
-    def process(self, items: list[Any]) -> list[Outcome]:
-        return [Outcome(self.bad.get(key, np.full((2, 3), sum(map(ord, key)), np.float16))) for key in items]
+    def process(self, items: list[Any]) -> list[RowOutcome]:
+        return [RowOutcome(self.bad.get(key, np.full((2, 3), sum(map(ord, key)), np.float16))) for key in items]
 
 
 def test_matrix_columns(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_matrix_columns(tmp_path: Path) -> None:
 
 def test_matrix_rows_survive_in_the_journal(tmp_path: Path) -> None:
     class Dies(Numbers):
-        def process(self, items: list[Any]) -> list[Outcome]:
+        def process(self, items: list[Any]) -> list[RowOutcome]:
             if "c" in items:
                 raise EngineError("gone")
             return super().process(items)

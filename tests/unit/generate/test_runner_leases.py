@@ -18,7 +18,7 @@ from ccr_dist.errors import ConfigError, DataError, EngineError
 from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.lease import Lease, Leases, Traces
 from ccr_dist.generate.load_once import first_load
-from ccr_dist.generate.processor import Feed, Outcome, Ticket
+from ccr_dist.generate.processor import Feed, RowOutcome, Ticket
 from ccr_dist.generate.runner import run
 from tests.jobs import Shout, captions, column_files, content
 from tests.running import XX, shout
@@ -117,9 +117,9 @@ def test_a_feed_never_blocks_an_engine_that_has_something_to_do() -> None:
     pool[2].set_result("c")
     assert feed.take(3, wait=False) == [(Ticket(0, 0, "0"), "a")]  # in order: 1 is not there yet
     assert feed.take(3, wait=False) == []
-    pool[1].set_result(Outcome(error="e"))
+    pool[1].set_result(RowOutcome(error="e"))
     assert feed.take(3, wait=False) == [(Ticket(0, 2, "2"), "c")]
-    assert feed.settled == [(Ticket(0, 1, "1"), Outcome(error="e"))]
+    assert feed.settled == [(Ticket(0, 1, "1"), RowOutcome(error="e"))]
     feed.settled.clear()
     assert feed.take(3) == []  # others have the rest, but two rows have not come back
     feed.back([Ticket(0, 0, "0"), Ticket(0, 2, "2")])

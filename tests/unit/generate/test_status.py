@@ -142,7 +142,7 @@ def test_a_beat_between_two_looks_is_a_sign_of_life(
 
 
 def test_nobody_works(dataset: Dataset) -> None:
-    assert only(dataset)["advice"] == ["nobody works on it. To go on: ccr-dist translate d --engine slow"]
+    assert only(dataset)["advice"] == ["nobody works on it. To resume: ccr-dist translate d --engine slow"]
 
 
 def test_rate_of_those_who_work_by_their_own_clocks(dataset: Dataset, lease: Leaser) -> None:

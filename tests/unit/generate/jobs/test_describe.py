@@ -19,7 +19,7 @@ from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError, EngineError
 from ccr_dist.generate.cli import jobs_app
 from ccr_dist.generate.jobs.describe import Describe, default_column
-from ccr_dist.generate.processor import Feed, Outcome, Ticket
+from ccr_dist.generate.processor import Feed, RowOutcome, Ticket
 from ccr_dist.generate.runner import Budget, run
 from tests.generation import Parrot, ParrotOptions, video
 
@@ -91,7 +91,7 @@ def test_the_engine_never_drains_while_there_is_work(tmp_path: Path, at_once: in
 
     def prepared(ticket: Ticket) -> Future[Any]:
         future: Future[Any] = Future()
-        future.set_result(Outcome() if ticket.row == 5 else preparer(ticket.key, {"image": data}))
+        future.set_result(RowOutcome() if ticket.row == 5 else preparer(ticket.key, {"image": data}))
         return future
 
     tickets = [Ticket(row // 5, row, f"k{row}") for row in range(12)]
@@ -205,7 +205,7 @@ def test_what_failed_in_part_is_told_after_a_death_too(tmp_path: Path) -> None:
 
 def test_answers_that_break_what_reads_them_concern_their_row_alone(tmp_path: Path) -> None:
     class Fragile(Describe):
-        def outcome(self, about: Any, answers: list[Any]) -> Outcome:
+        def outcome(self, about: Any, answers: list[Any]) -> RowOutcome:
             if any("brightness" in answer.text for answer in answers):
                 raise RecursionError("too deep")
             return super().outcome(about, answers)
