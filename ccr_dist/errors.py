@@ -119,7 +119,7 @@ def file_to_make(path: Path) -> Path:
     return path
 
 
-WAIT_S = 3.0  # of a rank that is not the first, before it tells its error
+WAIT_S = 3.0  # that a rank other than the first waits before it reports its error
 
 # What to do about an error of the system, by its number.
 _ROOM = "make room and run the same command again"

@@ -21,17 +21,17 @@ _VARIABLE = re.compile(r"TOKEN|KEY|PASS|PWD|SECRET|JWT|CREDENTIAL|AUTH|COOKIE|CE
 
 
 def without_secrets(text: str) -> str:
-    """The text with names and passwords, and values of queries that look like keys, taken out of its addresses."""
+    """The text without the secrets in its URLs: user names, passwords, and query values that look like keys."""
     return _QUERY.sub(rf"\1={HIDDEN}", _USER.sub(f"{HIDDEN}@", text))
 
 
 def command_line(argv: Iterable[str] | None = None) -> str:
-    """This process's command as a shell takes it, for people and for provenance, without secrets."""
+    """The command of this process as a shell command, for people and for provenance, without secrets."""
     if argv is None:
         argv = [Path(sys.argv[0]).name, *sys.argv[1:]]
     return shlex.join(_OPTION.sub(rf"\1={HIDDEN}", without_secrets(word)) for word in argv)
 
 
 def is_secret(variable: str) -> bool:
-    """Whether the name of an environment variable says that its value is nobody's business."""
+    """Whether the name of an environment variable shows that its value is a secret."""
     return bool(_VARIABLE.search(variable))

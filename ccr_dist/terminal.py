@@ -32,7 +32,7 @@ _VISIBLE = {code: f"\\u{code:04x}" for code in _COMMANDS if chr(code) not in "\n
 
 
 def visible(text: str) -> str:
-    """With controls as JSON would write them: \\u001b."""
+    """The text with control characters written as in JSON: \\u001b."""
     return text.translate(_VISIBLE)
 
 

@@ -31,13 +31,19 @@ class Given(str):
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Document:
-    """Read `path` with its bases, then apply `key.sub=value` overrides. A value is YAML; where the option is text it is
-    taken as it stands.
+    """Reads a file with its bases, then applies overrides.
 
-    `base:` is one path or a list, relative to the file that says it; later bases and then the file itself win. Mappings
-    merge, anything else replaces; `key: null` takes away a mapping of the base, `key: !replace {...}` takes its place.
-    Raises ConfigError with file and line on bad YAML, a missing or circular base, a duplicate key or a malformed
-    override.
+    `base:` is one path or a list, relative to the file that names it; later bases and then the file itself win.
+    Mappings merge, anything else replaces. `key: null` removes a mapping of the base, `key: !replace {...}` replaces
+    it.
+
+    Args:
+        path: of the file.
+        overrides: `key.sub=value`. A value is YAML; where the option is text it is taken literally.
+
+    Raises:
+        ConfigError: with file and line, for bad YAML, a missing or circular base, a duplicate key or a malformed
+            override.
     """
     document = _Reader(Path(path)).read(Path(path), ())
     for text in overrides:
@@ -46,7 +52,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Document:
 
 
 def files(path: str | Path) -> list[Path]:
-    """`path` and all its bases, links resolved. Raises ConfigError as `load` does."""
+    """The file and all its bases, with links resolved. Raises ConfigError as `load` does."""
     reader = _Reader(Path(path))
     reader.read(Path(path), ())
     return list(reader.known)
@@ -66,8 +72,15 @@ def of_options(options: Mapping[str, Any]) -> Document:
 
 
 def validate(schema: type[Model], document: Document, *, at: KeyPath = ()) -> Model:
-    """Build `schema` from the document, or raise ConfigError listing every problem with its place and, for unknown
-    keys, the nearest valid one.
+    """Builds a model from a document.
+
+    Args:
+        schema: class of the model.
+        document: what was read.
+        at: path of the section that the model describes.
+
+    Raises:
+        ConfigError: it lists every problem with its place and, for an unknown key, the nearest valid one.
     """
     try:
         return build(schema, document, at=at)
