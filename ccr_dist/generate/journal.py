@@ -51,8 +51,12 @@ def unpack(kind: str, packed: Any) -> Any:
 
 @dataclass
 class Past:
-    """What journals hold: `outcomes` by row; `fresh`: rows that the last generation read was the first to know;
-    `dropped`: torn lines.
+    """What journals hold.
+
+    Attributes:
+        outcomes: Results, by row.
+        fresh: Rows that only the last generation read has made.
+        dropped: Torn lines.
     """
 
     outcomes: dict[int, RowOutcome] = field(default_factory=dict)

@@ -108,8 +108,11 @@ def lock_is_free(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Deaths:
-    """What became of a shard's owners before. stuck: how many died one after the other without one new row; suspect:
-    (row, how many of the last ones died while it alone was in work).
+    """What became of a shard's earlier owners.
+
+    Attributes:
+        stuck: How many died, one after the other, without a new row.
+        suspect: A row, and how many of the last owners died while it alone was in work.
     """
 
     stuck: int = 0

@@ -1,5 +1,5 @@
-"""One first load a node: of the processes that are about to load the same model, one does so alone, and the others find
-what it left.
+"""One first load per node: of the processes that are about to load the same model, one loads it alone, and the others
+find its downloads and caches.
 """
 
 from __future__ import annotations
@@ -48,12 +48,15 @@ def private_folder() -> Path:
 def first_load(
     key: str | None, stopped: Callable[[], bool] = lambda: False, wait_s: float | None = None
 ) -> Iterator[None]:
-    """Of the processes of this user on this node, only one is inside at a time, until one of them has left it in peace.
-    None: no lock.
+    """Lets one process of this user on this node load a model at a time, until one of them has succeeded.
 
-    A model's first load downloads, compiles and fills caches; the processes that come after find all that. It only
-    saves work, so whoever has waited for `wait_s` (default WAIT_S), or cannot have the lock at all, says so and goes on
-    without it. stopped: asked while it waits; True ends the waiting.
+    A model's first load downloads, compiles and fills caches; later processes find all that. The lock only saves work:
+    a process that has waited for `wait_s`, or cannot have the lock at all, says so and continues without it.
+
+    Args:
+        key: Names the model; None: no lock.
+        stopped: Is asked while the process waits; True ends the waiting.
+        wait_s: Longest wait in seconds; None: WAIT_S.
     """
     if key is None:
         yield

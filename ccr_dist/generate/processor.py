@@ -38,11 +38,14 @@ MOST_DEATHS = 16  # of processes that prepare, for which no row is at fault
 
 @dataclass(frozen=True)
 class RowOutcome:
-    """The result of one row: its value (None: a null row), or why there is none; and what to add to the shard's
-    counters.
+    """The result of one row.
 
-    lacks: why something is missing in the value. Such a row is kept, and is a bad item like one without a value. final:
-    an error that is not to be tried again.
+    Attributes:
+        value: Its value; None: a null row.
+        error: Why there is no value.
+        counts: What to add to the shard's counters.
+        lacks: Why a part of the value is missing. Such a row is kept, and is a bad item like one without a value.
+        final: Whether the error is not to be tried again.
     """
 
     value: Any = None
