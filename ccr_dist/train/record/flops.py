@@ -45,7 +45,10 @@ def peak(device: torch.device, precision: str, given: float | None) -> float | N
     known = named(torch.cuda.get_device_name(device))
     if known is None:
         return None
-    return 1e12 * known[0 if precision != "fp32" else 1 if torch.backends.cuda.matmul.allow_tf32 else 2]
+    half, tf32, single = known
+    if precision != "fp32":
+        return 1e12 * half
+    return 1e12 * (tf32 if torch.backends.cuda.matmul.allow_tf32 else single)
 
 
 def named(device: str) -> tuple[float, float, float] | None:

@@ -300,7 +300,10 @@ class RunFolder:
                 elif name == "model.safetensors":
                     sealed = bool(self.published())
                 else:
-                    self.best() if name == "best.json" else self._read(name)
+                    if name == "best.json":
+                        self.best()
+                    else:
+                        self._read(name)
                     sealed = read_checked(path)[1]
                 yield name, None, sealed
             except CheckpointError as error:

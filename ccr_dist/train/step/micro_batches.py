@@ -9,6 +9,7 @@ the same random numbers in both passes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -41,7 +42,8 @@ class CachedOutputs:
         self._engine, self._forward, self._shared = engine, forward, frozenset(shared)
         nobody = torch.zeros(0, dtype=torch.int64)
         self._parts = batch.parts(size)
-        self._parts += [(nobody, batch.take(nobody))] * (rounds - len(self._parts))
+        while len(self._parts) < rounds:
+            self._parts.append((nobody, batch.take(nobody)))
         with torch.no_grad():
             made = [forward(part, number) for number, (_, part) in enumerate(self._parts)]
         back = torch.cat([rows for rows, _ in self._parts]).argsort()
@@ -74,4 +76,4 @@ class CachedOutputs:
 
 def rounds(counts: Sequence[int], size: int) -> int:
     """Parts on the rank that has most rows."""
-    return max(1, -(-max(counts) // size))
+    return max(1, math.ceil(max(counts) / size))

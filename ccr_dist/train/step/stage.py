@@ -196,7 +196,7 @@ class StageRun:
             world=self.strategy.world,
             trained=sizes[True],
             frozen=sizes[False],
-            rows=-(-self.settings.batch // self.strategy.world),
+            rows=math.ceil(self.settings.batch / self.strategy.world),
             runtime=self.config.runtime,
             offload=self.strategy.offload,
             gpu=self.strategy.device.type == "cuda",
@@ -343,7 +343,10 @@ class StageRun:
                 losses = self.method.losses(self.name, batch, outputs, context)
             share = torch.stack(list(losses.values())).sum()
             phases.enter("backward")
-            cached.backward(share) if cached else self.engine.backward(share)
+            if cached:
+                cached.backward(share)
+            else:
+                self.engine.backward(share)
         self._sum_entangled(cached is None)
         phases.enter("update")
         trouble = self._trouble(lambda: self._trace(done.step, batch))

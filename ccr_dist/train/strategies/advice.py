@@ -7,6 +7,8 @@ weights, gradients and moments are under every strategy; two moments as Adam has
 
 from __future__ import annotations
 
+import math
+
 from ccr_dist.config import RuntimeConfig
 
 HARDLY = 0.1  # of what a rank holds under ddp: a strategy that saves less is not worth its communication
@@ -68,7 +70,7 @@ def advice(
             )
     if offload and not gpu:
         told.append("offload to the CPU has no effect on a CPU: use zero3.yaml")
-    parts = -(-rows // runtime.micro_batch) if runtime.micro_batch else 1
+    parts = math.ceil(rows / runtime.micro_batch) if runtime.micro_batch else 1
     if runtime.micro_batch and parts == 1:
         told.append(
             f"runtime.micro_batch={runtime.micro_batch} has no effect: no rank has more than {rows} rows of a batch"

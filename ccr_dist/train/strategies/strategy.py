@@ -64,7 +64,10 @@ class Strategy(Processes):
         wanted, self._options = requested(name)
         sharded = wanted not in (None, "ddp")
         super().__init__(threads=runtime.threads, world=world, group=sharded, timeout=runtime.timeout)
-        self.name = str(wanted) if sharded else "ddp" if self.world > 1 else "single"
+        if sharded:
+            self.name = str(wanted)
+        else:
+            self.name = "ddp" if self.world > 1 else "single"
         self.precision = runtime.precision
         if self.precision == "fp16":
             if self.device.type != "cuda":
