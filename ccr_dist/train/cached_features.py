@@ -56,6 +56,12 @@ def of_another_rule(known: Mapping[str, Any] | None, asked: Mapping[str, Any]) -
     ]
 
 
+def read_pictures(known: Mapping[str, Any] | None, datasets: Sequence[Dataset], visual: str) -> bool:
+    """Whether a run (`known`: its identity) was trained on the pictures of a column, not on features in their place."""
+    pictures = {f"{each.name}/{each.split}/{visual}" for each in datasets if each.column(visual).kind == "image"}
+    return known is not None and not pictures.isdisjoint(known.get("datasets", ()))
+
+
 class _Finder:
     def __init__(self, config: RunConfig, known: set[str] | None) -> None:
         """`known`: the columns that the run reads, as its identity names them; None: it has not begun."""

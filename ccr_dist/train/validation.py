@@ -32,7 +32,7 @@ from ccr_dist.methods.base import Method
 from ccr_dist.methods.params import count
 from ccr_dist.models import tensorfile
 from ccr_dist.train.assemble import build_method, check_columns, learnt_languages, open_datasets
-from ccr_dist.train.cached_features import of_another_rule
+from ccr_dist.train.cached_features import of_another_rule, read_pictures
 from ccr_dist.train.inputs import measured_on
 from ccr_dist.train.state.checkpoint import restore_weights
 from ccr_dist.train.state.run_folder import RunFolder
@@ -215,11 +215,10 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
     made: list[tuple[Method, Step]] = []
     strategy.together(lambda: made.append(trained_method(config, folder, tell=strategy.main)))
     [(method, step)] = made
-    if (
-        strategy.main
-        and config.stages
-        and any(each.column(config.data.visual).kind == "image" for each in open_datasets(config.data.train))
-    ):
+    trained_on = open_datasets(
+        [*config.data.train, *(each for stage in config.stages.values() for each in stage.train or ())]
+    )
+    if strategy.main and read_pictures(folder.identity(), trained_on, config.data.visual):
         for line in of_another_rule(folder.identity(), {"pictures": VERSION}):
             print(f"{folder.path}: {line}", file=sys.stderr)
     wrapped = step.to(strategy.device)

@@ -140,6 +140,14 @@ def test_pictures_that_were_read_by_another_rule_do_not_stand_in_for_those_of_to
     assert read(path)[0]["cma"].visual == IMAGE  # a run goes on with what it began with
 
 
+def test_a_run_on_features_has_read_no_pictures(path):
+    train = Dataset.open(path.parent / "data" / "train")
+    place = f"{train.name}/{train.split}"
+    assert cached_features.read_pictures({"datasets": {f"{place}/image": "0"}}, [train], "image")
+    assert not cached_features.read_pictures({"datasets": {f"{place}/{IMAGE}": "0"}}, [train], "image")
+    assert not cached_features.read_pictures(None, [train], "image")
+
+
 def test_a_run_that_began_under_another_rule_for_pictures_goes_on_and_says_so():
     (said,) = cached_features.of_another_rule({"seed": 0}, {"seed": 0, "pictures": VERSION})
     assert "began when pictures were read by rule 0, and from here on they are read by rule 1" in said
