@@ -101,8 +101,8 @@ def test_a_build_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_on
 POOL = """
 import functools, os, sys, time
 from typing import Literal
-from ccr_dist.data.build import build
-from ccr_dist.data.recipes.base import ColumnSpec, Material, Recipe, Row
+from ccr_dist.data.corpora.build import build
+from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, Row
 
 def render(i):
     print(os.getpid(), flush=True)
