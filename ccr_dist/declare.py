@@ -13,8 +13,10 @@ or imports torch; what is really there is for `cluster/checks.py` to look at.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,20 +189,24 @@ def parse(root: Any, words: Sequence[str], place: str) -> Uses:
     """
     current, names = root, list[str]()
     while hasattr(current, "commands"):
-        word = words[len(names)] if len(names) < len(words) else ""
-        if word not in current.commands:
-            near = difflib.get_close_matches(word, current.commands, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(current.commands))}"
-            raise ConfigError(
-                f"{place}: {' '.join(['ccr-dist', *names])} has no command {word!r} that a pipeline can run; {hint}"
-            )
+        known, group = sorted(current.commands), " ".join(["ccr-dist", *names])
+        if len(names) == len(words):
+            raise ConfigError(f"{place}: {group}: expected one of its commands after it: {', '.join(known)}")
+        word = words[len(names)]
+        if word not in known:
+            near = difflib.get_close_matches(word, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
+            if not names and word == "ccr-dist":
+                hint = "leave out the word ccr-dist"
+            raise ConfigError(f"{place}: {group} has no command {word!r} that a pipeline can run; {hint}")
         current = current.commands[word]
         names.append(word)
     name = " ".join(names)
     try:
-        given = current.make_context(f"ccr-dist {name}", list(words[len(names) :])).params
+        with contextlib.redirect_stdout(io.StringIO()):  # --help would print here, in the middle of the check
+            given = current.make_context(f"ccr-dist {name}", list(words[len(names) :])).params
     except typer.Exit:
-        raise ConfigError(f"{place}: {' '.join(words)!r} does nothing but print") from None
+        raise ConfigError(f"{place}: {' '.join(words)!r} only prints help; leave this step out") from None
     except Exception as error:
         # what typer raises for wrong options; its classes moved between versions
         if not hasattr(error, "format_message"):

@@ -16,7 +16,7 @@ from ccr_dist.yamlnodes import KeyPath
 
 def explain(schema: type[BaseModel], document: Document, at: KeyPath, problem: Mapping[str, Any]) -> str:
     path = _without_tags(problem["loc"], document, at)
-    dotted = ".".join(map(str, at + path)) or "(document)"
+    dotted = ".".join(map(str, at + path))
     where = document.place(at + path)
     quotes = where.rpartition(":")[0] not in document.outside
     if problem["type"] == "extra_forbidden":
@@ -33,7 +33,8 @@ def explain(schema: type[BaseModel], document: Document, at: KeyPath, problem: M
     elif quotes:
         given = problem.get("input")
         got = "" if isinstance(given, dict | BaseModel) else f" (got {shown(given)})"
-        said = f"{where}: {dotted}: {problem['msg']}{got}"
+        message = problem["msg"].removeprefix("Value error, ")  # pydantic's prefix for ValueErrors of validators
+        said = ": ".join(part for part in (where, dotted, message) if part) + got
     else:
         said = f"{where}: a value that is not allowed here ({problem['type']})"
     return said + _because(document, at + path, where)

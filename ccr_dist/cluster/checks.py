@@ -75,10 +75,31 @@ def check(plan: Plan, *, free_disk_gib: float) -> Checked:
                 f"{place}: step {name}: its command asks for the device {of_step.device}, and the step for no GPU"
                 " (gpus: 0)"
             )
+    wrong += _filled_twice(plan, uses)
     wrong += _room(plan, uses, free_disk_gib)
     if wrong:
         raise ConfigError("\n".join(dict.fromkeys(wrong)))
     return checked
+
+
+def _filled_twice(plan: Plan, uses: Mapping[str, Uses]) -> Iterator[str]:
+    """Columns that two steps make by different commands: the second would be refused, or mix its rows with the
+    first one's.
+    """
+    earlier: dict[str, Table] = {}
+    for name, of_step in uses.items():
+        made = of_step.fills
+        if made is None:
+            continue
+        for other, theirs in earlier.items():
+            if plan.jobs[other].command != plan.jobs[name].command and (
+                provides(made, theirs) or provides(theirs, made)
+            ):
+                yield (
+                    f"{plan.document.place(('steps', name, 'command'))}: step {name}: step {other} makes"
+                    f" {_named(made)}, too: give each its own --column, or leave one of them out"
+                )
+        earlier[name] = made
 
 
 def _launch_problem(launch: str) -> str | None:

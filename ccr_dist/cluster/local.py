@@ -19,12 +19,13 @@ from pathlib import Path
 from types import FrameType
 
 from ccr_dist import errors, resources, stopfile
-from ccr_dist.cluster import checks, job, ledger
+from ccr_dist.cluster import attempts, checks, job, ledger
 from ccr_dist.cluster.attempts import step_folder
 from ccr_dist.cluster.decide import Decision
 from ccr_dist.cluster.identity import Standing
 from ccr_dist.cluster.pipeline import RANKS, Job, Plan
 from ccr_dist.cluster.preflight import gpus_here
+from ccr_dist.cluster.status import errors_in
 
 Say = Callable[[str], None]
 FREE_DISK_GIB = 1.0
@@ -51,7 +52,7 @@ class _Heard:
 
 
 def run(plan: Plan, say: Say) -> int:
-    """The exit code: DONE, STOPPED (the same command goes on), or that of the step that failed. Raises ConfigError
+    """The exit code: DONE, STOPPED (the same command resumes it), or that of the step that failed. Raises ConfigError
     before anything runs: for what `checks.py` finds, and while SLURM still runs the same pipeline.
     """
     heard = _Heard()
@@ -64,15 +65,28 @@ def run(plan: Plan, say: Say) -> int:
         ledger.forbid_queued(plan.run)
         ledger.record(plan, None, None)
         for step in plan.jobs.values():
-            waiting = Standing(plan).undone(step.name)  # anew for each: files may have changed while steps ran
+            waiting = Standing(plan).undone(step.name)  # asked for each step: files may have changed meanwhile
             if not waiting:
                 say(f"{step.name}: done already")
             for task in waiting:
                 code = _task(plan, step, task, heard, say)
                 if code != errors.DONE:
-                    say(f"{step.name}: {'stopped; the same command goes on' if code == errors.STOPPED else 'failed'}")
+                    say(f"{step.name}: {_ending(plan, step, code)}")
                     return code
     return errors.DONE
+
+
+def _ending(plan: Plan, step: Job, code: int) -> str:
+    """Why the step is not done, for the terminal: with the error that the log of its last attempt ends with."""
+    if code == errors.STOPPED:
+        return "stopped; the same command resumes it"
+    reasons = [
+        found
+        for task in range(step.step.tasks)
+        for attempt in attempts.read(attempts.path_of(plan.run, step.name, task))[-1:]
+        if (found := errors_in(step_folder(plan.run, step.name) / "logs", step.name).get(attempt.name))
+    ]
+    return ": ".join(["failed", *reasons[-1:]])
 
 
 def _forbid_lacking(plan: Plan, checked: checks.Checked) -> None:
@@ -101,6 +115,8 @@ def _task(plan: Plan, step: Job, task: int, heard: _Heard, say: Say) -> int:
             say(f"{step.name}{f' task {task}' if step.step.tasks > 1 else ''}: {log}")
             code = _attempt(step, here, log, heard)
             decision = job.end(here, step.command, code=code, heard=heard.name, job=None)
+            with log.open("a", encoding="utf-8") as out:  # `status` finds an attempt's error by this line
+                out.write(f"attempt {name} of {step.name}: exit code {code}: {decision.why}\n")
         if decision.action == "done":
             return errors.DONE
         if decision.action == "fail":

@@ -70,12 +70,12 @@ def test_stopped_and_gone_on_with(tmp_path: Path, server: str) -> None:
     )
     running.send_signal(signal.SIGTERM)
     said = running.communicate(timeout=120)[1]
-    assert running.returncode == 75 and "the same command goes on" in said, said
+    assert running.returncode == 75 and "the same command resumes it" in said, said
 
     (tmp_path / "delay").unlink()
     running = start(pipeline)
     said = running.communicate(timeout=300)[1]
-    assert "translate task 1" in said and "wrong: failed" in said and running.returncode == 3, said
+    assert "translate task 1" in said and "wrong: failed: " in said and running.returncode == 3, said
     data.column("caption.xx").require_complete()
 
     (tmp_path / "none.jsonl").write_text("".join(json.dumps({"key": key, "value": "x"}) + "\n" for key in keys(data)))

@@ -113,6 +113,20 @@ def test_commands_for_pipelines_are_no_steps(line: str) -> None:
         uses_of(line.split(), "step a")
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("ccr-dist methods", "step a: ccr-dist has no command 'ccr-dist'.*leave out the word ccr-dist"),
+        ("shards", "step a: ccr-dist shards: expected one of its commands after it: build, "),
+        ("methods --help", "step a: 'methods --help' only prints help"),
+    ],
+)
+def test_a_step_that_is_no_whole_command(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=message):
+        uses_of(line.split(), "step a")
+    assert capsys.readouterr().out == ""
+
+
 def test_what_holds_what(folder: Path) -> None:
     built, column, run = Table("d"), Table("d/train", "caption.de"), Run("runs/a-s0")
     assert provides(built, Table("d/train", "caption.xx")) and provides(built, Table(f"{folder}/d"))
@@ -181,6 +195,21 @@ WRONG = [
         ["replay data x.jsonl --column caption.de", "shards convert replay in.txt --out x.jsonl"],
         "x.jsonl is made by step s1, which is not done before: put that step above, and name it in `after`",
     ),
+    (
+        [
+            "replay data t.jsonl --column caption.de",
+            "translate data --engine vllm --model m --to de --column caption.de",
+        ],
+        "step s0 makes column caption.de of data, too: give each its own --column",
+    ),
+    (
+        [
+            "shards pull s3://b/d new",
+            "replay new/train t.jsonl --column caption.x",
+            "replay new in.txt --column caption.x",
+        ],
+        "step s1 makes column caption.x of new, too",
+    ),
 ]
 
 
@@ -215,6 +244,9 @@ RIGHT = [
     ["shards index in.txt --out o/train", "shards index in.txt --out o/val", "shards seal o"],
     ["study run study.yaml", "report o/zero-shot-s0 --out o/page", "study report study.yaml"],
     ["replay data t.jsonl --column caption.de", "shards quality data --column caption.de --human caption.en"],
+    ["replay data t.jsonl --column caption.de", "replay data t.jsonl --column caption.de"],
+    ["replay data t.jsonl --column caption.de", "replay data in.txt --column caption.nl"],
+    ["shards pull s3://b/d new", *(f"replay new/{split} t.jsonl --column caption.x" for split in ("train", "val"))],
 ]
 
 

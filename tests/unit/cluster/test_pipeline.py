@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from ccr_dist import errors
-from ccr_dist.cluster import attempts, checks, job, preflight
+from ccr_dist.cluster import attempts, checks, job, local, preflight
 from ccr_dist.cluster.decide import NODE, Ended, decide
 from ccr_dist.cluster.ledger import Ledger
 from ccr_dist.cluster.pipeline import load_plan
@@ -150,6 +151,7 @@ def test_scripts_are_those_of_the_folder_with_settings_filled_in(tmp_path: Path)
         (("tasks: 12", "nodes: 12"), "only train, evaluate run on several nodes"),
         (("after: [describe]", "after: [decsribe]"), "no step above it"),
         (("memory: 64G", "memroy: 64G"), "did you mean 'memory'"),
+        (("after: [describe]", "after: [x]"), "pipeline.yaml: step 'train' comes after 'x', no step above it"),
     ],
 )
 def test_wrong_pipelines_name_their_line(tmp_path: Path, change: tuple[str, str], message: str) -> None:
@@ -269,3 +271,21 @@ def test_a_job_whose_first_line_is_damaged_is_not_overlooked(tmp_path: Path) -> 
     path.write_bytes(path.read_bytes().replace(b'"a"', b'"b"'))
     with pytest.raises(DataError, match=r"jobs\.jsonl: damaged in line 1, .*what job 7 is"):
         Ledger.read(tmp_path)
+
+
+def test_a_failed_step_is_named_with_the_error_of_its_log(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path)
+    step = plan.jobs["train"]
+    plan = dataclasses.replace(
+        plan, pipeline=plan.pipeline.model_copy(update={"folder": str(tmp_path)}), jobs={"train": step}
+    )
+    folder = attempts.step_folder(plan.run, "train")
+    (folder / "logs").mkdir(parents=True)
+    path = attempts.path_of(plan.run, "train", 0)
+    path.parent.mkdir(parents=True)
+    attempts.write(path, {"event": "start", "attempt": "a.0"})
+    (folder / "logs/a_0.log").write_text("x\nerror: data/train: damaged\nattempt a.0 of train: exit code 3: ...\n")
+    assert local._ending(plan, step, DataError.exit_code) == "failed: data/train: damaged"
+    assert local._ending(plan, step, errors.STOPPED) == "stopped; the same command resumes it"
+    (folder / "logs/a_0.log").unlink()
+    assert local._ending(plan, step, DataError.exit_code) == "failed"
