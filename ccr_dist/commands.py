@@ -1,5 +1,5 @@
-"""The commands that a step of a pipeline may be, as one tree, and what a step's words use: everything but the commands
-for pipelines.
+"""The commands allowed in a step of a pipeline, as one tree, and what the words of a step use: all commands except
+those for pipelines.
 
 Each command declares beside itself what it reads and makes (`declare.py`). Starts without torch.
 """
@@ -39,13 +39,13 @@ def uses_of(words: Sequence[str], place: str) -> Uses:
 
     Args:
         words: the command line without `ccr-dist`.
-        place: where it stands, for messages.
+        place: its place in the pipeline, for messages.
 
     Returns:
         What the command declares.
 
     Raises:
-        ConfigError: beginning with `place`, for what the command line, a run config or the declaration refuses.
+        ConfigError: starts with `place`; the command line, a run config or the declaration rejects the words.
     """
     return declare.parse(tree(), words, place)
 

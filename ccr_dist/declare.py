@@ -1,14 +1,13 @@
-"""What one call of a command reads and makes, declared beside the command; and how a pipeline learns it from a step's
-words.
+"""What a command reads and makes, declared beside the command; and how a pipeline derives it from the words of a step.
 
     @shards_app.command("verify")
     @declares(lambda path: Uses(reads=(Table(path),)))
     def verify_command(path: ..., fast: ...) -> None: ...
 
-The declaring function takes those parameters of the command by name that it needs, as the command line parsed them, and
-returns a `Uses`. It raises ConfigError for what a step of a pipeline may not say. `parse` reads the words with the
-command's own parser, so that options, defaults and aliases are those of the command line. Nothing here opens a dataset
-or imports torch; what is really there is for `cluster/checks.py` to look at.
+The declaring function takes the parameters of the command that it needs, by name and as parsed, and returns a `Uses`.
+It raises ConfigError for options that a step of a pipeline may not have. `parse` uses the command's own parser, so that
+options, defaults and aliases are those of the command line. Nothing here opens a dataset or imports torch;
+`cluster/checks.py` checks what exists.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from ccr_dist.errors import ConfigError
 
 @dataclass(frozen=True)
 class Item:
-    """Something on a disk, by its path as the command line has it: relative to the working folder.
+    """Something on disk, by its path as given on the command line, relative to the working folder.
 
     Attributes:
-        path: where it is; a URL where datasets may be in a store.
+        path: its path, or its URL if it is a dataset in a store.
     """
 
     path: str
@@ -43,7 +42,7 @@ class File(Item):
     """One file.
 
     Attributes:
-        advice: what to do where it is missing, for the message.
+        advice: for the message if it is missing: what to do.
     """
 
     advice: str = ""
@@ -62,7 +61,7 @@ class Settings(File):
 
 @dataclass(frozen=True)
 class Folder(Item):
-    """A folder with all that is in it."""
+    """A folder with everything in it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Place(Item):
 
 @dataclass(frozen=True)
 class Run(Item):
-    """The folder of a training with its selected weights; where weights are read, a file of them will do."""
+    """The folder of a training with its selected weights. Where weights are read, a weights file is accepted, too."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,8 @@ class Table(Item):
     """A dataset, or a folder of datasets (train/, val/, test/).
 
     Attributes:
-        column: one column of it. None: the dataset alone; of what a command makes: all columns that there will be.
-        single: it has to be one dataset; a folder of several will not do.
+        column: one of its columns. None: the dataset without columns if read, with all columns if made.
+        single: it must be one dataset, not a folder of several.
     """
 
     column: str | None = None
@@ -93,14 +92,14 @@ class Uses:
     """What one call of a command reads, makes and needs.
 
     Attributes:
-        reads: what must be there when it starts.
-        makes: what is there when it has ended.
-        runs: folders of trainings in which it works: where hangs and checkpoints are looked for.
-        steps: training steps that it takes in all of `runs` together; 0: it does not train.
-        fills: the column whose shards tell how far it is.
-        packages: modules that it imports besides those of a plain installation.
+        reads: what must exist when it starts.
+        makes: what exists when it has ended.
+        runs: training folders in which it works: their hang reports and checkpoints are read.
+        steps: training steps in all of `runs` together; 0 if it does not train.
+        fills: the column whose shards show its progress.
+        packages: modules that it imports beyond those of the base installation.
         tools: programs that it starts.
-        device: the device that it insists on, such as cuda; none: what there is.
+        device: the device that it requires, such as cuda; default: any.
     """
 
     reads: tuple[Item, ...] = ()
@@ -114,8 +113,8 @@ class Uses:
 
 
 def names_a_path(name: str) -> bool:
-    """Whether the name of a model or of weights can only be a path: a Hugging Face id has one slash, and begins with
-    none.
+    """Whether the name of a model or of weights can only be a path: a Hugging Face id has at most one slash, not at
+    the start.
     """
     return (
         name.startswith(("/", "./", "../", "~"))
@@ -125,7 +124,7 @@ def names_a_path(name: str) -> bool:
 
 
 def weights_of(backbone: Any) -> list[Item]:
-    """Files and folders of the user's that the backbone of a run config is made of."""
+    """The user's files and folders that the backbone of a run config reads."""
     found: list[Item] = [] if backbone.weights is None else [Run(backbone.weights)]
     names = [getattr(backbone, key, None) for key in ("pretrained", "text")]
     return found + [Place(name) for name in names if name is not None and names_a_path(name)]
@@ -135,7 +134,8 @@ C = TypeVar("C", bound=Callable[..., None])
 
 
 def declares(uses: Callable[..., Uses]) -> Callable[[C], C]:
-    """Decorator: `uses` says what a call of the command reads and makes. Below the line that registers the command.
+    """Decorator: `uses` returns what a call of the command reads and makes. Place it below the decorator that registers
+    the command.
 
     Args:
         uses: takes some of the command's parameters, by name.
@@ -168,24 +168,24 @@ def commands(root: Any) -> dict[str, Any]:
 
 
 def declared(command: Any) -> Callable[[dict[str, Any]], Uses] | None:
-    """The declaration of a command of a tree: parsed parameters to what they use. None: it has none."""
+    """The declaration of a command of a tree: parsed parameters to what they use. None if it has none."""
     found: Callable[[dict[str, Any]], Uses] | None = getattr(command.callback, "declared", None)
     return found
 
 
 def parse(root: Any, words: Sequence[str], place: str) -> Uses:
-    """What a step's command uses.
+    """Parse the command of a step, and return what it uses.
 
     Args:
-        root: the tree of commands that a step may be (click).
+        root: the tree of commands allowed in a step (click).
         words: the command line without `ccr-dist`.
-        place: where it stands, for messages.
+        place: its place in the pipeline, for messages.
 
     Returns:
-        What the command declares of itself for these words.
+        What the command declares for these words.
 
     Raises:
-        ConfigError: beginning with `place`, for what the command line or the declaration refuses.
+        ConfigError: starts with `place`; the command line or the declaration rejects the words.
     """
     current, names = root, list[str]()
     while hasattr(current, "commands"):

@@ -1,8 +1,8 @@
-"""What is kept of a step's attempts: RUN/steps/STEP/attempts/TASK.jsonl, a line when an attempt starts and one when it
+"""The records of a step's attempts: RUN/steps/STEP/attempts/TASK.jsonl, one line when an attempt starts and one when it
 ends.
 
-Only the attempt itself writes, so that nobody's line is torn. One whose end is missing was killed, with its node or by
-SLURM.
+Only the attempt itself writes, so lines of two writers never mix. An attempt without an end was killed, with its node
+or by SLURM.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ccr_dist.data.storage.store import append_line, read_lines
 
 @dataclass(frozen=True)
 class Attempt:
-    """`end` is None while it runs, and for ever where it was killed."""
+    """One attempt of a task. `end` is None while it runs, and stays None if it was killed."""
 
     name: str  # JOB.RESTART
     start: Mapping[str, Any]
@@ -31,7 +31,7 @@ class Attempt:
 
     @property
     def identity(self) -> str | None:
-        """What it ran as (`identity.py`); None: of no pipeline, or written before attempts had one."""
+        """Its digest (`identity.py`); None for scripts without a pipeline and for attempts of earlier versions."""
         return self.start.get("identity")
 
     @property
@@ -52,9 +52,7 @@ def write(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> list[Attempt]:
-    """In their order. A line that was torn by a crash, or is damaged, is left out: an attempt without an end counts as
-    killed.
-    """
+    """Read the attempts in order. Torn or damaged lines are skipped: an attempt without an end counts as killed."""
     starts: dict[str, Mapping[str, Any]] = {}
     ends: dict[str, Mapping[str, Any]] = {}
     for values in read_lines(path).values:
@@ -63,8 +61,11 @@ def read(path: Path) -> list[Attempt]:
 
 
 def strikes(attempts: Sequence[Attempt], now: Progress) -> int:
-    """Attempts in a row, up to the last one, that were counted and made no progress; being killed counts. now: what
-    there is by now.
+    """Count the most recent consecutive attempts that made no progress and are counted as failures.
+
+    Args:
+        attempts: in order. One that was killed is counted.
+        now: the current progress.
     """
     count, after = 0, now
     for attempt in reversed(attempts):
@@ -78,5 +79,5 @@ def strikes(attempts: Sequence[Attempt], now: Progress) -> int:
 
 
 def excluded(attempts: Sequence[Attempt]) -> frozenset[str]:
-    """All nodes that some attempt was told to stay away from, from then on."""
+    """All nodes that later attempts must avoid."""
     return frozenset(node for attempt in attempts if attempt.end for node in attempt.end["exclude"])

@@ -1,6 +1,6 @@
-"""What can be known before queueing: is all that the steps of a pipeline read there, or made by a step before; is there
-room; is the environment whole; does the site's warning leave time to save. What SLURM thinks of the scripts is asked in
-`submit.py`.
+"""Checks before queueing: everything that a step reads exists or is made by an earlier step; enough disk space is free;
+the environment is complete; the site's warning leaves time to save. `submit.py` asks SLURM whether it accepts the
+scripts.
 """
 
 from __future__ import annotations
@@ -31,14 +31,30 @@ GIB = 2**30
 
 @dataclass
 class Checked:
-    """uses: by step. notes: what a person should read; nothing of it stands in the way."""
+    """The result of the checks.
+
+    Attributes:
+        uses: what each step reads and makes, by step.
+        notes: messages for the user; none of them prevents a start.
+    """
 
     uses: dict[str, Uses]
     notes: list[str] = field(default_factory=list)
 
 
 def check(plan: Plan, *, free_disk_gib: float) -> Checked:
-    """Raises ConfigError with everything that is wrong, each line with the place in the pipeline."""
+    """Check all steps of a pipeline.
+
+    Args:
+        plan: the pipeline.
+        free_disk_gib: GiB that must be free wherever a step writes.
+
+    Returns:
+        What the steps use, and notes for the user.
+
+    Raises:
+        ConfigError: with all problems, one a line, each with its place in the pipeline.
+    """
     wrong: list[str] = []
     uses: dict[str, Uses] = {}
     for name, job in plan.jobs.items():
@@ -60,20 +76,20 @@ def check(plan: Plan, *, free_disk_gib: float) -> Checked:
             problems = list(_missing(read, before))
             if problems and late:
                 problems = [
-                    f"{_named(read)} is made by step {late}, which is not done before: put that step above, and name "
-                    "it in `after`"
+                    f"{_named(read)} is made by step {late}, which does not run before it: put that step above, and"
+                    " name it in `after`"
                 ]
             elif late and not any(makers(before, read)):
                 checked.notes.append(
-                    f"{place}: step {name} reads {_named(read)} as it is now; step {late}, which makes it, is not done "
-                    "before"
+                    f"{place}: step {name} reads {_named(read)} as it is now; step {late}, which makes it, does not"
+                    " run before it"
                 )
             wrong += [f"{place}: step {name}: {problem}" for problem in problems]
         wrong += [f"{place}: step {name}: {problem}" for made in of_step.makes for problem in _unwritable(made)]
         if of_step.device is not None and not plan.jobs[name].step.gpus:
             checked.notes.append(
-                f"{place}: step {name}: its command asks for the device {of_step.device}, and the step for no GPU"
-                " (gpus: 0)"
+                f"{place}: step {name}: its command needs the device {of_step.device}, but the step requests no"
+                " GPU (gpus: 0)"
             )
     wrong += _filled_twice(plan, uses)
     wrong += _room(plan, uses, free_disk_gib)
@@ -121,9 +137,7 @@ def _named(read: Item) -> str:
 
 
 def _missing(read: Item, before: Mapping[str, Uses]) -> Iterator[str]:
-    """What is wrong with something that a step reads and that these steps may make before; nothing where all is
-    well.
-    """
+    """Yield the problems of one input: it must exist, or one of the steps `before` must make it."""
     if any(makers(before, read)) or is_url(read.path):
         return
     if isinstance(read, Table):
@@ -147,15 +161,15 @@ def _kind(read: Item) -> str:
 
 
 def _unexpanded(path: str) -> str:
-    """What to say of a path that a shell would have read in another way; nothing where folders are really called so."""
+    """A hint for a path that a shell would have expanded; empty if folders of that name exist."""
     new = next((up for up in reversed([Path(path), *Path(path).parents]) if not up.exists()), Path())
-    told = "; `~` and variables of the shell stand for nothing in a command: write the whole path"
-    return told if new.name.startswith("~") or "$" in new.name else ""
+    said = "; `~` and shell variables are not expanded in a command: write the full path"
+    return said if new.name.startswith("~") or "$" in new.name else ""
 
 
 def _unwritable(made: Item) -> Iterator[str]:
-    if not is_url(made.path) and (told := _unexpanded(made.path)):
-        yield f"{made.path}: a folder of this very name would be made{told}"
+    if not is_url(made.path) and (said := _unexpanded(made.path)):
+        yield f"{made.path}: a folder of exactly this name would be made{said}"
 
 
 def _missing_table(read: Table, before: Mapping[str, Uses]) -> Iterator[str]:
@@ -199,18 +213,18 @@ def _room(plan: Plan, uses: Mapping[str, Uses], free_disk_gib: float) -> Iterato
 
 
 def environment(profile: Profile, uses: Mapping[str, Uses]) -> tuple[dict[str, str] | None, list[str]]:
-    """What the profile's interpreter, asked here, says of itself.
+    """Ask the profile's interpreter, on this machine, for its versions and for missing packages.
 
     Args:
         profile: of the site.
-        uses: of the steps that are still to be done.
+        uses: of the steps that still have to run.
 
     Returns:
-        The versions that the nodes are to have, None where it is in a container and was not asked; and of what the
-        steps need, the packages that it lacks and the programs that are not on this machine.
+        The versions that the nodes must have (None if it is in a container and was not asked); the packages that it
+        lacks and the programs that this machine lacks, of those that the steps need.
 
     Raises:
-        ConfigError: it is missing or damaged.
+        ConfigError: the interpreter is missing or damaged.
     """
     if profile.prefix:
         return None, []
@@ -232,7 +246,7 @@ def environment(profile: Profile, uses: Mapping[str, Uses]) -> tuple[dict[str, s
 
 
 def absent_here(uses: Mapping[str, Uses]) -> list[str]:
-    """Of what steps need, the packages that this Python lacks and the programs that this machine does."""
+    """The packages that this Python lacks and the programs that this machine lacks, of those that steps need."""
     return lacking(*_wanted(uses))
 
 
@@ -243,7 +257,7 @@ def _wanted(uses: Mapping[str, Uses]) -> tuple[list[str], list[str]]:
 
 
 def lines_of(plan: Plan, uses: Mapping[str, Uses], absent: Sequence[str], python: str) -> tuple[list[str], list[str]]:
-    """Messages of packages that are absent, and of programs."""
+    """Messages about missing packages, and about missing programs."""
     packages, tools = list[str](), list[str]()
     for name, of_step in uses.items():
         place = f"{plan.document.place(('steps', name, 'command'))}: step {name}"
@@ -257,8 +271,8 @@ def lines_of(plan: Plan, uses: Mapping[str, Uses], absent: Sequence[str], python
 
 
 def grace(plan: Plan, checked: Checked, profile: Profile) -> None:
-    """Notes where the warning that the site gives is shorter than what a step and a save took so far, or where that is
-    not known.
+    """Add a note where the site's warning is shorter than the longest step and save so far, or where these were not
+    measured.
     """
     for name, uses in checked.uses.items():
         if not uses.steps:
@@ -266,8 +280,7 @@ def grace(plan: Plan, checked: Checked, profile: Profile) -> None:
         took = _measured(plan, name, uses)
         if took is None:
             checked.notes.append(
-                f"step {name}: how long a step and a save take was not measured yet; the site gives"
-                f" {profile.grace_s:g} s"
+                f"step {name}: the time of a step and a save was not measured yet; the site gives {profile.grace_s:g} s"
             )
             continue
         for seconds, what in (
@@ -277,7 +290,7 @@ def grace(plan: Plan, checked: Checked, profile: Profile) -> None:
             if took >= seconds:
                 checked.notes.append(
                     f"warning: step {name}: a step and a save took {took:.1f} s, the site gives {seconds:g} s {what}:"
-                    " up to a checkpoint interval of work is lost then; a smaller runtime.checkpoint_every bounds that"
+                    " up to one checkpoint interval of work is lost; a smaller runtime.checkpoint_every limits that"
                 )
 
 

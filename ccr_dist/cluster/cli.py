@@ -17,7 +17,7 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a submitted 
 ProfileName = Annotated[
     str,
     typer.Option(
-        "--profile", help="of the site: a YAML file, or the name of one that comes with ccr-dist: default, example"
+        "--profile", help="site profile: a YAML file, or the name of one that comes with ccr-dist: default, example"
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything and write the scripts, but queue nothing")]
@@ -27,8 +27,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything and wr
 def submit(
     pipeline: Pipeline, overrides: Overrides = None, profile: ProfileName = "default", dry_run: DryRun = False
 ) -> None:
-    """Queue a pipeline on SLURM as a chain of jobs, after everything that can be checked was checked. What is done is
-    not done again.
+    """Queue a pipeline on SLURM as a chain of jobs, after checking everything that can be checked. Steps
+    that are done are not repeated.
     """
     from ccr_dist.cluster.pipeline import load_plan
     from ccr_dist.cluster.profile import load_profile
@@ -39,7 +39,7 @@ def submit(
 
 @pipelines_app.command()
 def resume(run: Run, overrides: Overrides = None, dry_run: DryRun = False) -> None:
-    """Queue again what a pipeline has left undone, with the profile that it was submitted with."""
+    """Queue the unfinished steps of a pipeline again, with the profile that it was submitted with."""
     from ccr_dist.cluster.ledger import recorded
     from ccr_dist.cluster.submit import submit as submit_plan
     from ccr_dist.errors import ConfigError
@@ -47,13 +47,13 @@ def resume(run: Run, overrides: Overrides = None, dry_run: DryRun = False) -> No
     run = _from_home(run)
     plan, profile = recorded(run, overrides or ())
     if profile is None:
-        raise ConfigError(f"{run} was run without SLURM; `ccr-dist run {run / 'pipeline.yaml'}` goes on with it")
+        raise ConfigError(f"{run} was run without SLURM; `ccr-dist run {run / 'pipeline.yaml'}` resumes it")
     submit_plan(plan, profile, dry_run=dry_run, say=_say)
 
 
 @pipelines_app.command()
 def cancel(run: Run) -> None:
-    """End all jobs of a pipeline. What runs saves what it has; `resume` goes on."""
+    """End all jobs of a pipeline. Running jobs save their state; `resume` continues from there."""
     from ccr_dist.cluster.submit import cancel as cancel_run
 
     cancel_run(_from_home(run), _say)
@@ -61,7 +61,7 @@ def cancel(run: Run) -> None:
 
 @pipelines_app.command()
 def status(run: Run, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """How far a pipeline is: states, attempts, rates, when it may be done, and where the logs are. Asks SLURM once."""
+    """Show the progress of a pipeline: states, attempts, rates, estimated time left, logs. Asks SLURM once."""
     import json
 
     from ccr_dist.cluster.status import status as look
@@ -73,7 +73,7 @@ def status(run: Run, as_json: Annotated[bool, typer.Option("--json", help="print
 
 @pipelines_app.command()
 def run(pipeline: Pipeline, overrides: Overrides = None) -> None:
-    """Run a pipeline on this machine, without SLURM: the same steps and the same files. Repeat the command to go on."""
+    """Run a pipeline on this machine, without SLURM: the same steps and files. Repeat the command to resume."""
     from ccr_dist.cluster import local
     from ccr_dist.cluster.pipeline import load_plan
 
@@ -83,8 +83,8 @@ def run(pipeline: Pipeline, overrides: Overrides = None) -> None:
 
 
 def _from_home(run: Path) -> Path:
-    """The run folder's absolute path; this process goes to where the pipeline was submitted, from where its relative
-    paths count.
+    """Return the run folder's absolute path, and change to the folder where the pipeline was submitted: its relative
+    paths start there.
     """
     from ccr_dist.data.storage.store import read_json
 

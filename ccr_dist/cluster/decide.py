@@ -1,7 +1,7 @@
-"""What becomes of a job whose command has ended: one table, asked on clusters and on single machines alike. Pure.
+"""What happens to a job whose command has ended: one table for clusters and single machines. Pure functions.
 
-The first row that fits decides. "Strikes" are attempts in a row that were counted and made no progress; `retries` of
-them are followed by another one, more are not.
+The first row that fits decides. "Strikes" are consecutive counted attempts without progress; after more than `retries`
+of them the job is given up.
 """
 
 from __future__ import annotations
@@ -21,11 +21,18 @@ NEVER = (errors.ConfigError, errors.DataError, errors.DataBudgetError, errors.Ch
 class Ended:
     """How an attempt ended.
 
-    code: the exit code that tells most, of all processes. taken: SLURM has taken the job away already (cancelled,
-    requeued, its node lost), and goes on with it by itself. preempted: it is about to. warned: the batch script heard a
-    signal. held: a person asked to stop (RUN/stop). progressed: more is committed than when the attempt began. strikes:
-    of the attempts before this one. blamed: nodes to run without, should the code say that a node is at fault;
-    all_blamed: each of several. nonfinite_before: an earlier attempt ended so.
+    Attributes:
+        code: the most specific exit code of all processes.
+        taken: SLURM has already taken the job away (cancelled, requeued, node lost) and handles it itself.
+        preempted: SLURM is about to take it away.
+        warned: the batch script received a signal.
+        held: a person asked to stop (RUN/stop).
+        progressed: more is committed than when the attempt began.
+        strikes: of the attempts before this one.
+        retries: strikes that are allowed.
+        blamed: nodes to avoid if the code says that a node is at fault.
+        all_blamed: every one of several nodes is blamed.
+        nonfinite_before: an earlier attempt ended with values that are not finite.
     """
 
     code: int
@@ -42,14 +49,20 @@ class Ended:
 
     @property
     def spent(self) -> bool:
-        """One strike more would be too many."""
+        """Whether one more strike would be too many."""
         return not self.progressed and self.strikes >= self.retries
 
 
 @dataclass(frozen=True)
 class Decision:
-    """counted: it is a strike where there was no progress. back: from the checkpoint before the newest. exclude: nodes
-    not to run on.
+    """What to do with the job.
+
+    Attributes:
+        action: done, run again, fail, or leave it to SLURM.
+        why: the row of the table.
+        counted: it is a strike if there was no progress.
+        back: resume from the checkpoint before the newest.
+        exclude: nodes to avoid.
     """
 
     action: Action

@@ -1,7 +1,7 @@
-"""When a step is done: its last attempt ended well, with the digest (`step_digest.py`) that holds now.
+"""When a step is done: its last attempt succeeded, with the digest (`step_digest.py`) that the step has now.
 
-An attempt writes down the digest with which it starts. So an edited command or file makes a step run again, and so
-all that comes after it.
+An attempt records the digest with which it starts. An edited command or file therefore makes a step run again, and
+also all steps after it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from ccr_dist.errors import ConfigError
 
 
 class Standing:
-    """Which tasks of a plan's steps are done, as the plan and its files are now. Raises ConfigError where a command is
-    wrong.
+    """Which tasks of a plan's steps are done, for the current plan and files.
 
-    planned: of each step a digest of what is asked for, which does not change while the pipeline runs.
+    Attributes:
+        planned: a digest of what each step is asked to do, which does not change while the pipeline runs.
+
+    Raises:
+        ConfigError: a command is wrong.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -32,7 +35,7 @@ class Standing:
         self.uses = uses_by_step(plan)
         self.planned: dict[str, str] = {}
         self._earlier = Earlier(plan, self.uses)
-        # by today's rule and by the earlier one; None: a step before it is not done
+        # by the current rule and by the earlier one; None while a step before it is not done
         self._now: dict[str, tuple[str, str] | None] = {}
         self._undone: dict[str, list[int]] = {}
         for name, job in plan.jobs.items():
@@ -44,19 +47,19 @@ class Standing:
             self._undone[name] = [task for task in range(job.step.tasks) if not self._ended_well(job, task)]
 
     def is_planned(self, step: str, known: str) -> bool:
-        """Whether a submission that wrote down this digest asked for the step as it is asked for now."""
+        """Whether a submission with this digest asked for the same as the step does now."""
         return known in (self.planned[step], self._earlier.planned[step])
 
     def undone(self, step: str) -> list[int]:
         return self._undone[step]
 
     def outdated(self, step: str, task: int) -> bool:
-        """It was done, but not as it is asked for now."""
+        """Whether it was done, but not as the step is defined now."""
         tried = attempts.read(attempts.path_of(self.plan.run, step, task))
         return task in self._undone[step] and any(attempt.done for attempt in tried)
 
     def _ended_well(self, job: Job, task: int) -> bool:
-        """As it is asked for now; nothing else was tried since, and what it made is there."""
+        """Whether it was done as defined now, nothing else was tried since, and its outputs still exist."""
         for attempt in reversed(attempts.read(attempts.path_of(self.plan.run, job.name, task))):
             if not self._same(job, attempt):
                 return False
@@ -68,13 +71,13 @@ class Standing:
         now = self._now[job.name]
         if attempt.identity is not None or now is None:
             return now is not None and attempt.identity in now
-        # Written before attempts had digests: by the command, unless a step before it was run anew since.
+        # Written before attempts had digests: by the command, unless a step before it has run again since.
         done = [last for before in job.after for last in _last_done(self.plan, before) if last is not None]
         return attempt.start["command"] == list(job.command) and all(other.identity is None for other in done)
 
 
 def _is_there(uses: Uses, share: tuple[int, int]) -> bool:
-    """What a done step has made was not removed since."""
+    """Whether the outputs of a done step still exist."""
     made = progress(uses, share)
     filled = uses.steps > 0 or made.done >= made.total
     return filled and all(_exists(item) for item in uses.makes)
@@ -92,13 +95,13 @@ def of_attempt(plan: Plan, step: str) -> str:
     """The digest of an attempt that starts now."""
     uses, job = {}, plan.jobs[step]
     for name, other in plan.jobs.items():
-        with contextlib.suppress(ConfigError):  # of another step: no reason for this one to fail
+        with contextlib.suppress(ConfigError):  # an error of another step must not fail this one
             uses[name] = uses_of(other.command, f"{plan.place(name)}: step {name}")
     return digest(job, contents(plan, uses, step), _done_before(plan, job))
 
 
 def _done_before(plan: Plan, job: Job) -> dict[str, Any]:
-    """Which attempts of the steps before it were done last."""
+    """The last successful attempts of the steps before it."""
     return {
         before: [(last.name, last.identity) if last else None for last in _last_done(plan, before)]
         for before in job.after
@@ -106,6 +109,6 @@ def _done_before(plan: Plan, job: Job) -> dict[str, Any]:
 
 
 def _last_done(plan: Plan, step: str) -> list[attempts.Attempt | None]:
-    """Of each task."""
+    """The last successful attempt of each task."""
     tried = [attempts.read(attempts.path_of(plan.run, step, task)) for task in range(plan.jobs[step].step.tasks)]
     return [next((attempt for attempt in reversed(of_task) if attempt.done), None) for of_task in tried]

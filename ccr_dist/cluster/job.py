@@ -1,8 +1,8 @@
-"""What the batch script of a step asks before and after its work (slurm/job.sh): python -m ccr_dist.cluster.job
+"""Called by the batch script of a step before and after its work (slurm/job.sh): python -m ccr_dist.cluster.job
 begin|end ... -- COMMAND.
 
-`begin` writes down that an attempt starts. `end` gathers how it ended (exit codes of all processes, progress since the
-start, what SLURM says of the job, which node is to blame), has `decide.py` decide, and does it.
+`begin` records that an attempt starts. `end` collects how it ended (exit codes of all processes, progress since the
+start, what SLURM reports of the job, which node is at fault), asks `decide.py`, and carries out the decision.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ccr_dist.data.storage.checked import read_checked
 from ccr_dist.data.storage.store import read_json
 from ccr_dist.declare import Uses
 
-RETRIES = 3  # where no profile says
+RETRIES = 3  # without a profile
 HANG = re.compile(r"rank \d+ \(pid \d+ on (?P<host>[^)\s]+)\): step \d+, (?P<phase>[^,]+),")
 
 
@@ -67,14 +67,17 @@ class Here:
         return progress(uses, (self.task, self.tasks))
 
     def earlier(self) -> list[attempts.Attempt]:
-        """Of the same job, without this one."""
+        """Earlier attempts of the same job."""
         job = self.name.partition(".")[0]
         return [attempt for attempt in attempts.read(self.path) if attempt.job == job and attempt.name != self.name]
 
 
 def begin(here: Here, command: Sequence[str], *, nodes: Sequence[str], job: str | None) -> Decision | None:
-    """What becomes of an attempt that is over before it began: too many were killed, or it runs on a node that it was
-    to avoid.
+    """Record the start of an attempt.
+
+    Returns:
+        None if the work may start; else the decision, because too many attempts were killed or the attempt is on a node
+        that it must avoid.
     """
     uses = here.uses(command)
     now, earlier = here.progress(uses), here.earlier()
@@ -94,7 +97,7 @@ def begin(here: Here, command: Sequence[str], *, nodes: Sequence[str], job: str 
 
 
 def end(here: Here, command: Sequence[str], *, code: int, heard: str, job: str | None) -> Decision:
-    """Decides, and acts."""
+    """Record the end of an attempt, decide what happens to the job, and do it."""
     uses = here.uses(command)
     earlier = here.earlier()
     [this] = [attempt for attempt in attempts.read(here.path) if attempt.name == here.name]
@@ -152,7 +155,7 @@ def _close(
     )  # fmt: skip
     why = decision.why + (f"; saved {extra['saved_s']} s after the signal" if "saved_s" in extra else "")
     print(
-        f"attempt {here.name} of {here.step}: exit code {ended.code}: {why}: {told(decision)}",
+        f"attempt {here.name} of {here.step}: exit code {ended.code}: {why}: {outcome(decision)}",
         file=sys.stderr,
         flush=True,
     )
@@ -162,13 +165,13 @@ def _close(
     return decision
 
 
-def told(decision: Decision) -> str:
+def outcome(decision: Decision) -> str:
     what = {"done": "done", "again": "runs again", "fail": "given up", "leave": "left to SLURM"}[decision.action]
     return what + (f", without {', '.join(sorted(decision.exclude))}" if decision.exclude else "")
 
 
 def combined(code: int, notes: Path) -> int:
-    """The exit code that tells most. A launcher's own tells only whether all went well; those of its ranks lie in the
+    """The most specific exit code. A launcher's own code says only success or failure; those of its ranks are in the
     notes.
     """
     codes = {read_json(path)["code"] for path in notes.glob("rank-*.json")}
@@ -186,7 +189,7 @@ def combined(code: int, notes: Path) -> int:
 
 
 def stuck(runs: Sequence[Path], since: float) -> dict[str, str]:
-    """Of the ranks that ended because of silence since then: host -> the part of a step that it was in."""
+    """For ranks that the watchdog has ended since then: host -> the phase of the step in which it hung."""
     found = {}
     for path in (path for run in runs for path in (run / "hang").glob("rank-*.txt")):
         if path.stat().st_mtime >= since and (match := HANG.search(path.read_text(encoding="utf-8", errors="replace"))):
@@ -195,9 +198,7 @@ def stuck(runs: Sequence[Path], since: float) -> dict[str, str]:
 
 
 def blame(hangs: dict[str, str], nodes: frozenset[str]) -> frozenset[str]:
-    """The node that could not even say where it stands, or the one that stands somewhere else than all the others; else
-    nobody.
-    """
+    """The node that reported no phase, or the one whose phase differs from all others; else none."""
     if len(nodes) == 1:
         return nodes
     silent = nodes - hangs.keys()
@@ -209,14 +210,14 @@ def blame(hangs: dict[str, str], nodes: frozenset[str]) -> frozenset[str]:
 
 
 def bad_nodes(notes: Path, nodes: frozenset[str]) -> frozenset[str]:
-    """Those with a problem, or without a word, in their preflight."""
+    """Nodes whose preflight found a problem or left no record."""
     records = {record["node"]: record for record in map(read_json, notes.glob("node-*.json"))}
     return frozenset(node for node in nodes if node not in records or records[node]["problems"])
 
 
 def step_back(runs: Sequence[Path]) -> list[Path]:
-    """Set the newest checkpoint of each run aside, so that the next start takes the one before it. A selected one
-    stays.
+    """Set the newest checkpoint of each run aside, so that the next start resumes from the one before it. A selected
+    checkpoint stays.
     """
     moved = []
     for run in runs:
@@ -236,7 +237,7 @@ def step_back(runs: Sequence[Path]) -> list[Path]:
 
 
 def saved(notes: Path, runs: Sequence[Path]) -> dict[str, float]:
-    """How long it took from the signal to the last checkpoint after it. Seconds."""
+    """The time from the signal to the last checkpoint after it, in seconds."""
     heard = notes / "heard"
     if not heard.exists():
         return {}

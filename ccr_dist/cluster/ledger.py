@@ -1,12 +1,11 @@
-"""The run folder of a pipeline: what was asked, what was queued, what is done.
+"""The run folder of a pipeline: what was requested, what was queued, what is done.
 
 RUN/pipeline.yaml, profile.yaml     as they were submitted, values put in
 RUN/record.json                     by whom, when, from which commit, with which software
 RUN/jobs.jsonl                      a line before each sbatch and one after it: a submission that dies in between is
                                     found by its token
 RUN/steps/STEP/                     script.sbatch, logs/, attempts/TASK.jsonl (`attempts.py`)
-RUN/stop                            made by a person: what is under way saves and stops, and is not started again by
-                                    itself
+RUN/stop                            made by a person: running work saves and stops, and is not restarted automatically
 """
 
 from __future__ import annotations
@@ -51,21 +50,21 @@ OVER = frozenset(
 
 @dataclass
 class Submitted:
-    """A job of a step, or an array of it. job None: whether it was queued is not known."""
+    """A job of a step, or an array of jobs. `job` is None if it is not known whether it was queued."""
 
     token: str
     step: str
     tasks: list[int]
     offset: int
     job: str | None = None
-    fresh: bool = False  # of this very submission
-    # what it was asked to do, as digests (`submit.py`); None: written before that was kept
+    fresh: bool = False  # of this submission
+    # digests of what was requested (`submit.py`); None for submissions of earlier versions
     asked: Mapping[str, Any] | None = None
 
 
 @dataclass
 class Ledger:
-    """`run` with its records."""
+    """The submissions of the run folder `run`."""
 
     run: Path
     submitted: list[Submitted] = field(default_factory=list)
@@ -80,7 +79,7 @@ class Ledger:
                     values["token"], values["step"], values["tasks"], values["offset"], asked=values.get("asked")
                 )
             elif values["event"] == "submitted":
-                if values["token"] not in found:  # its first line is one of the damaged
+                if values["token"] not in found:  # its first line is damaged
                     lines.require(
                         run / "jobs.jsonl",
                         f"see in the site's queue what job {values['job']} is, then take its lines out",
@@ -99,7 +98,7 @@ class Ledger:
 
 @contextlib.contextmanager
 def held(run: Path) -> Iterator[None]:
-    """Only one process submits, resumes or runs a pipeline at a time. ConfigError for the second."""
+    """Lock the run folder: one process at a time submits, resumes or runs a pipeline. ConfigError for a second one."""
     run.mkdir(parents=True, exist_ok=True)
     with (run / "lock").open("a") as file:
         try:
@@ -110,7 +109,7 @@ def held(run: Path) -> Iterator[None]:
 
 
 def record(plan: Plan, profile: Profile | None, software: Mapping[str, str] | None) -> None:
-    """Write down what is asked for, and from where."""
+    """Record what is requested, and from where."""
     run = plan.run
     run.mkdir(parents=True, exist_ok=True)
     replace_atomic(run / "pipeline.yaml", _yaml(plan.pipeline.model_dump(mode="json", exclude_defaults=True)))
@@ -138,8 +137,8 @@ def forbid_stopped(run: Path) -> None:
 
 
 def forbid_queued(run: Path) -> None:
-    """Raises ConfigError while SLURM has jobs of a run: two would work on the same step. Where SLURM is not at hand it
-    cannot be known.
+    """Raises ConfigError while SLURM has jobs of a run: two would work on the same step. Not checked where SLURM is
+    not available.
     """
     known = Ledger.read(run)
     if known.jobs() and shutil.which("squeue"):
@@ -152,7 +151,7 @@ def forbid_queued(run: Path) -> None:
 
 
 def recorded(run: Path, overrides: Iterable[str] = ()) -> tuple[Plan, Profile | None]:
-    """What a run folder was asked to do. profile None: it was run without SLURM."""
+    """The plan and profile of a run folder. The profile is None if it was run without SLURM."""
     if not (run / "pipeline.yaml").exists():
         raise ConfigError(
             f"{run}: no run of a pipeline (no pipeline.yaml); `ccr-dist submit` and `ccr-dist run` make one, in"
@@ -164,7 +163,7 @@ def recorded(run: Path, overrides: Iterable[str] = ()) -> tuple[Plan, Profile | 
 
 
 def alive(queued: list[Queued], submitted: Submitted) -> list[int]:
-    """The tasks of a submission that SLURM will still run, or runs."""
+    """The tasks of a submission that are queued or running."""
     if submitted.job is None:
         return []
     mine = [line for line in queued if line.job == submitted.job and line.state not in OVER]

@@ -1,8 +1,8 @@
-"""`ccr-dist run`: a pipeline on this machine, without SLURM. The same steps in their order, the same files, the same
+"""`ccr-dist run`: a pipeline on this machine, without SLURM. The same steps in the same order, with the same files and
 decisions.
 
-Tasks of an array follow one another, and a step for several nodes runs on the one that is there: batches do not depend
-on either.
+Tasks of an array run one after another, and a step for several nodes runs on this one: the order of batches depends on
+neither.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ POLL_S = 0.2
 
 
 class _Heard:
-    """Signals to this process while a step runs: passed on as the stop file, once."""
+    """Passes the first signal to this process on to the running step, as its stop file."""
 
     def __init__(self) -> None:
         self.name = ""
@@ -52,8 +52,13 @@ class _Heard:
 
 
 def run(plan: Plan, say: Say) -> int:
-    """The exit code: DONE, STOPPED (the same command resumes it), or that of the step that failed. Raises ConfigError
-    before anything runs: for what `checks.py` finds, and while SLURM still runs the same pipeline.
+    """Run the steps that are not done.
+
+    Returns:
+        The exit code: DONE, STOPPED (the same command resumes it), or that of the step that failed.
+
+    Raises:
+        ConfigError: before anything runs, for what `checks.py` finds, and while SLURM still runs the same pipeline.
     """
     heard = _Heard()
     with ledger.held(plan.run), heard.passed_on():
@@ -90,7 +95,7 @@ def _ending(plan: Plan, step: Job, code: int) -> str:
 
 
 def _forbid_lacking(plan: Plan, checked: checks.Checked) -> None:
-    """ConfigError for packages and programs that steps still need and that are not here."""
+    """ConfigError for packages and programs that unfinished steps need and that are missing here."""
     standing = Standing(plan)
     uses = {name: of_step for name, of_step in checked.uses.items() if standing.undone(name)}
     packages, tools = checks.lines_of(plan, uses, checks.absent_here(uses), sys.executable)
@@ -99,7 +104,7 @@ def _forbid_lacking(plan: Plan, checked: checks.Checked) -> None:
 
 
 def _task(plan: Plan, step: Job, task: int, heard: _Heard, say: Say) -> int:
-    """Attempts, until the task is done or given up."""
+    """Repeat attempts until the task is done or given up. Returns the exit code."""
     folder, start = step_folder(plan.run, step.name), secrets.token_hex(4)
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -149,7 +154,7 @@ def _attempt(step: Job, here: job.Here, log: Path, heard: _Heard) -> int:
         stopfile.VARIABLE: f"{stop}{os.pathsep}{here.run / 'stop'}",
         "CCR_ATTEMPT": here.name,
     }
-    # A session of its own: a terminal's Ctrl-C is for this process, which passes it on.
+    # In its own session: Ctrl-C in a terminal reaches only this process, which passes it on.
     with (
         log.open("ab") as out,
         subprocess.Popen(

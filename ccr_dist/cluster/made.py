@@ -1,5 +1,5 @@
-"""Which step of a pipeline makes what another one reads: from what their commands declare, before anything of it is
-there.
+"""Which step of a pipeline makes what another step reads: from the declarations of their commands, before anything
+exists.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def uses_by_step(plan: Plan) -> dict[str, Uses]:
 
 
 def ancestors(plan: Plan, step: str) -> list[str]:
-    """The steps that are done before this one starts, in order."""
+    """The steps that finish before this one starts, in order."""
     found: set[str] = set()
     waiting = [*plan.jobs[step].after]
     while waiting:

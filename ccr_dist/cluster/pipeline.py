@@ -1,8 +1,8 @@
-"""Pipelines: which `ccr-dist` commands an experiment consists of, in which order, and what each needs. Typed YAML,
-nothing is run here.
+"""Pipelines: the `ccr-dist` commands of an experiment, their order, and the resources of each. Typed YAML; nothing runs
+here.
 
-A step's command is written as it would be typed; `$name` stands for an entry of `values`. Steps follow one another
-unless they say `after`.
+A step's command is written as on the command line; `$name` is replaced by an entry of `values`. Steps run one after
+another unless they have `after`.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ RANKS = ("train", "evaluate")  # kinds that a launcher starts, on one or more no
 
 
 class Step(Frozen):
-    """A command, and what it needs. Nodes, GPUs, CPUs and memory are those of one array task where there are
-    several.
-    """
+    """A command and its resources. In an array, nodes, GPUs, CPUs and memory are those of one task."""
 
     command: str = Field(
         min_length=1, description="a ccr-dist command, without the word ccr-dist; $name is an entry of `values`"
     )
-    after: tuple[str, ...] | None = Field(None, description="steps that must be done before; none: the step above")
-    kind: Kind | None = Field(None, description="the script, slurm/KIND.sbatch; none: by the command's first word")
+    after: tuple[str, ...] | None = Field(None, description="steps that must finish before it; default: the step above")
+    kind: Kind | None = Field(
+        None, description="the script, slurm/KIND.sbatch; default: chosen by the command's first word"
+    )
     tasks: int = Field(1, gt=0, description="array size: workers that share the shards")
-    nodes: str = Field("1", description="nodes, 2 or 2-4: elastic, as many as there are")
-    ranks: int | None = Field(None, gt=0, description="processes a node; none: one a GPU of the node, or 1")
-    gpus: int = Field(0, ge=0, description="a node")
-    cpus: int = Field(2, gt=0, description="a node")
-    memory: str | None = Field(None, pattern=r"^\d+[KMGT]?$", description="a node; none: the site's default")
-    time: TimeLimit | None = Field(None, description="limit; none: the profile's")
+    nodes: str = Field("1", description="number of nodes, or an elastic range such as 2-4")
+    ranks: int | None = Field(None, gt=0, description="processes per node; default: one per GPU of the node, or 1")
+    gpus: int = Field(0, ge=0, description="GPUs per node")
+    cpus: int = Field(2, gt=0, description="CPUs per node")
+    memory: str | None = Field(None, pattern=r"^\d+[KMGT]?$", description="memory per node; default: the site's")
+    time: TimeLimit | None = Field(None, description="time limit; default: the profile's")
     launch: Line = Field(
         "ddp", description="launch profile of ranks: a YAML file, or the name of one that comes with ccr-dist"
     )
@@ -67,13 +67,13 @@ class Pipeline(Frozen):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, dots, dashes")
     folder: Line = Field("runs/pipelines", description="state lies in FOLDER/NAME")
-    values: dict[str, str | int | float] = Field(default_factory=dict, description="what $name in commands stands for")
+    values: dict[str, str | int | float] = Field(default_factory=dict, description="values of $name in commands")
     steps: dict[str, Step] = Field(min_length=1)
 
     @field_validator("folder")
     @classmethod
     def _folder(cls, value: str) -> str:
-        if set(":\\") & set(value):  # lists of paths have colons between them, and sbatch takes backslashes away
+        if set(":\\") & set(value):  # colons separate paths in lists, and sbatch removes backslashes
             raise ValueError("expected a path without colons and backslashes")
         return value
 
@@ -95,7 +95,7 @@ class Pipeline(Frozen):
 
 @dataclass(frozen=True)
 class Job:
-    """A step, ready to be run: its words, and the steps that it waits for."""
+    """A step, ready to run: the words of its command, and the steps that it waits for."""
 
     name: str
     command: tuple[str, ...]
@@ -106,7 +106,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """A pipeline, checked, with all values put in. `document` knows the line of each key."""
+    """A checked pipeline with all values filled in. `document` knows the line of each key."""
 
     pipeline: Pipeline
     jobs: dict[str, Job]
@@ -149,7 +149,7 @@ def plan_of(document: yamlfile.Document) -> Plan:
 
 
 def _words(command: str, values: Mapping[str, object], place: str) -> tuple[str, ...]:
-    """Split as a shell would, then `$name` put in, so that a value with spaces stays one word."""
+    """Split as a shell would, then fill in `$name`: a value with spaces stays one word."""
     try:
         words = tuple(one_line(Template(word).substitute(values)) for word in shlex.split(command))
     except KeyError as error:

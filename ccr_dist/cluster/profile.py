@@ -17,8 +17,8 @@ from ccr_dist.resources import PROFILES
 
 
 def one_line(text: str) -> str:
-    """As it is. ValueError where it holds a line break or another control character: it would begin a line of its own
-    in a script.
+    """Return the text unchanged. ValueError if it has a line break or another control character, which would start a
+    new line in a script.
     """
     if any(ord(c) < 32 or ord(c) in (127, 0x85, 0x2028, 0x2029) for c in text):
         raise ValueError("expected one line of text without control characters")
@@ -29,7 +29,7 @@ Line = Annotated[str, AfterValidator(one_line)]
 
 
 def _options(text: str) -> str:
-    shlex.split(text)  # ValueError where a quotation mark is not closed
+    shlex.split(text)  # ValueError if a quotation mark is not closed
     return text
 
 
@@ -64,41 +64,41 @@ TimeLimit = Annotated[str, BeforeValidator(_quoted), Field(pattern=r"^(\d+-)?\d+
 
 
 class Preflight(Frozen):
-    """What a node must have before ranks start on it."""
+    """Requirements of a node before ranks start on it."""
 
     bandwidth: bool = Field(
-        True, description="measure a short all-reduce between the nodes, too; its slowest link is named in the log"
+        True, description="also measure a short all-reduce between the nodes; the log names the slowest link"
     )
     least_gbs: float | None = Field(
-        None, gt=0, description="GB/s of that all-reduce below which the slowest node is taken for broken"
+        None, gt=0, description="GB/s of that all-reduce below which the slowest node counts as broken"
     )
-    free_memory_gib: float = Field(1.0, ge=0, description="a node")
-    free_disk_gib: float = Field(1.0, ge=0, description="in the scratch folder of a node")
-    wait_s: float = Field(120.0, gt=0, description="for the slowest node to appear")
+    free_memory_gib: float = Field(1.0, ge=0, description="free memory per node")
+    free_disk_gib: float = Field(1.0, ge=0, description="free disk in the scratch folder of each node")
+    wait_s: float = Field(120.0, gt=0, description="seconds to wait for the slowest node to appear")
 
 
 class Profile(Frozen):
-    """A site, as its users know it."""
+    """The settings of a site."""
 
-    partition: Line | None = Field(None, description="as for sbatch; none: the site's default")
-    account: Line | None = Field(None, description="as for sbatch; none: the site's default")
-    qos: Line | None = Field(None, description="as for sbatch; none: the site's default")
-    constraint: Line | None = Field(None, description="as for sbatch; none: the site's default")
+    partition: Line | None = Field(None, description="as for sbatch; default: the site's")
+    account: Line | None = Field(None, description="as for sbatch; default: the site's")
+    qos: Line | None = Field(None, description="as for sbatch; default: the site's")
+    constraint: Line | None = Field(None, description="as for sbatch; default: the site's")
     gpus: Annotated[Options, AfterValidator(_gpus)] = Field(
-        "--gpus-per-node={n}", description="how GPUs of a node are asked for, such as --gres=gpu:a100:{n}"
+        "--gpus-per-node={n}", description="sbatch option that requests GPUs per node, such as --gres=gpu:a100:{n}"
     )
-    setup: tuple[str, ...] = Field((), description="lines of shell before anything else: modules, conda")
+    setup: tuple[str, ...] = Field((), description="shell lines to run first: modules, conda")
     python: Annotated[Line, AfterValidator(_interpreter)] = Field(
-        "python", description="the interpreter on the nodes, with ccr_dist in it"
+        "python", description="Python interpreter on the nodes, with ccr_dist installed"
     )
     prefix: Options = Field(
-        "", description="put before every command on a node, such as `apptainer exec --nv image.sif`"
+        "", description="prefix of every command on a node, such as `apptainer exec --nv image.sif`"
     )
     environment: Annotated[dict[str, Line], AfterValidator(_variables)] = Field(
-        default_factory=dict, description="variables of every job: NCCL_SOCKET_IFNAME and such"
+        default_factory=dict, description="environment variables of every job, such as NCCL_SOCKET_IFNAME"
     )
-    time: TimeLimit = Field("24:00:00", description="limit of steps that name none")
-    lead_s: int = Field(120, gt=0, description="seconds before the time limit at which a job is warned, and saves")
+    time: TimeLimit = Field("24:00:00", description="time limit of steps without their own")
+    lead_s: int = Field(120, gt=0, description="seconds before the time limit at which a job is warned and saves")
     grace_s: float = Field(
         30.0, gt=0, description="seconds between SIGTERM and SIGKILL: the partition's GraceTime, or KillWait"
     )
@@ -106,11 +106,11 @@ class Profile(Frozen):
         None, description="folder on each node for temporary files; a job removes its own folder in it"
     )
     free_disk_gib: float = Field(
-        10.0, ge=0, description="that must be free where runs and datasets are written, at submission"
+        10.0, ge=0, description="free disk required at submission wherever runs and datasets are written"
     )
-    mail: Line | None = Field(None, description="address that SLURM writes to")
-    mail_type: Line = Field("FAIL,END", description="events that SLURM writes about")
-    max_array: int | None = Field(None, gt=0, description="tasks in one array; none: the site's MaxArraySize")
+    mail: Line | None = Field(None, description="mail address for SLURM")
+    mail_type: Line = Field("FAIL,END", description="events for which SLURM sends mail")
+    max_array: int | None = Field(None, gt=0, description="tasks in one array; default: the site's MaxArraySize")
     throttle: int | None = Field(None, gt=0, description="tasks of an array that run at a time")
     retries: int = Field(3, ge=0, description="attempts without progress after which a job is given up")
     sbatch: tuple[Options, ...] = Field((), description="further options of sbatch, such as --exclusive")

@@ -1,4 +1,4 @@
-"""What jobs read and make, for pipelines: the declarations of `generate/cli.py`'s commands. Nothing is loaded."""
+"""What jobs read and make, for pipelines: the declarations of `generate/cli.py`'s commands. Loads no models."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def translating(
     from ccr_dist.generate.jobs import llm_translate
 
     if back:
-        raise ConfigError("--back: in a pipeline the way back is a step of its own, after the column is complete")
+        raise ConfigError("--back: in a pipeline the back translation is a separate step, after the column is complete")
     dedicated = {name: translators.get(name) for name in translators.names()}
     models = {f"{name}-llm" if name in dedicated else name: generators.get(name) for name in generators.names()}
     asked = _engine(engine, dedicated | models, both(overrides, options), model)
@@ -96,7 +96,7 @@ def both(overrides: list[str] | None, options: list[str] | None) -> list[str]:
 
 
 def pair(option: str) -> tuple[str, Given]:
-    """Key and value of an option. Raises ConfigError where it is not KEY=VALUE."""
+    """Key and value of an option. Raises ConfigError if it is not KEY=VALUE."""
     key, separator, value = option.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"option {option!r}: expected KEY=VALUE")
@@ -104,9 +104,7 @@ def pair(option: str) -> tuple[str, Given]:
 
 
 def options_of(pairs: list[str] | None, model: str | None) -> dict[str, object]:
-    """The engine's options as they were typed; --model is one of them. What they mean is known to the engine
-    (`check_options`).
-    """
+    """The engine's options as typed, --model included. The engine interprets them (`check_options`)."""
     values: dict[str, object] = dict(pair(option) for option in pairs or [])
     return values if model is None else {**values, "model": Given(model)}
 
@@ -118,7 +116,7 @@ class _Asked(NamedTuple):
 
 
 def _engine(name: str, known: dict[str, Any], options: list[str] | None, model: str | None) -> _Asked:
-    """The files and packages of an engine. ConfigError for a name or an option that there is not."""
+    """The files and packages of an engine. ConfigError for an unknown name or option."""
     from ccr_dist.generate.engines.base import check_options
 
     if name not in known:
@@ -135,7 +133,7 @@ def _engine(name: str, known: dict[str, Any], options: list[str] | None, model: 
 
 
 def _prompt(name: str, fields: tuple[str, ...]) -> list[Item]:
-    """The file of a prompt. ConfigError where it is wrong, or not there."""
+    """The file of a prompt. ConfigError if it is wrong or missing."""
     from ccr_dist.generate.jobs.prompts import load_prompt
     from ccr_dist.resources import is_path
 
@@ -148,13 +146,13 @@ def _job(
     packages: tuple[str, ...], tools: tuple[str, ...], device: str | None = None,
 ) -> Uses:  # fmt: skip
     if column is None:
-        raise ConfigError("--column is missing: in a pipeline a job names the column that it makes")
+        raise ConfigError("--column is missing: in a pipeline a job must name the column that it makes")
     try:
         check_column_name(column)
     except DataError as error:
         raise ConfigError(str(error)) from None
     if share != "0/1":
-        raise ConfigError("--share is what `tasks` is for: each task of the array gets its own")
+        raise ConfigError("--share: in a pipeline use `tasks` of the step: each task of the array gets its own share")
     made = Table(str(dataset), column)
     reads = (*(Table(str(dataset), source) for source in sources), *items)
     return Uses(reads=reads, makes=(made,), fills=made, packages=packages, tools=tools, device=device)

@@ -21,13 +21,13 @@ def configs_of(path: Path, overrides: list[str] | None, seeds: str | None) -> li
     Args:
         path: the run config's file.
         overrides: `key.sub=value`, any number.
-        seeds: as `0,1,2`; none: the config's own.
+        seeds: as `0,1,2`; default: the config's own.
 
     Returns:
-        One, or one a seed.
+        One config, or one per seed.
 
     Raises:
-        ConfigError: as `load_config`, and for seeds that are no whole numbers.
+        ConfigError: as `load_config`, and if seeds are not whole numbers.
     """
     overrides = overrides or []
     if seeds is None:
@@ -102,7 +102,7 @@ def result(config: RunConfig, split: str) -> File:
 
 def _configs(path: Path, overrides: list[str] | None, seeds: str | None, world: int | None) -> list[RunConfig]:
     if world is not None:
-        raise ConfigError("--world is what `nodes` and `ranks` are for")
+        raise ConfigError("--world: in a pipeline use `nodes` and `ranks` of the step")
     return configs_of(path, overrides, seeds)
 
 

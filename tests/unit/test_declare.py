@@ -189,11 +189,14 @@ WRONG = [
         ["shards pull s3://b/d new --column image", "shards quality new --column caption.de"],
         "no step before makes caption.de",
     ),
-    (["report ~/runs/a-s0"], "~/runs/a-s0/results/test.json: there is no such file.*`~` and variables"),
-    (["shards build texts --out '$$HOME/o' file=in.txt name=t"], "\\$HOME/o: a folder of this very name would be made"),
+    (["report ~/runs/a-s0"], "~/runs/a-s0/results/test.json: there is no such file.*`~` and shell variables"),
+    (
+        ["shards build texts --out '$$HOME/o' file=in.txt name=t"],
+        "\\$HOME/o: a folder of exactly this name would be made",
+    ),
     (
         ["replay data x.jsonl --column caption.de", "shards convert replay in.txt --out x.jsonl"],
-        "x.jsonl is made by step s1, which is not done before: put that step above, and name it in `after`",
+        "x.jsonl is made by step s1, which does not run before it: put that step above, and name it in `after`",
     ),
     (
         [
@@ -283,8 +286,8 @@ def test_what_is_only_worth_a_note(folder: Path) -> None:
     (folder / "p.yaml").write_text(yaml.safe_dump({"name": "p", "folder": "runs", "steps": steps}, sort_keys=False))
     notes = checks.check(load_plan(folder / "p.yaml"), free_disk_gib=0).notes
     assert len(notes) == 2
-    assert "step read reads t.jsonl as it is now; step make, which makes it, is not done before" in notes[0]
-    assert "step gpu: its command asks for the device cuda:1, and the step for no GPU" in notes[1]
+    assert "step read reads t.jsonl as it is now; step make, which makes it, does not run before it" in notes[0]
+    assert "step gpu: its command needs the device cuda:1, but the step requests no GPU" in notes[1]
 
 
 def test_what_this_python_lacks(folder: Path) -> None:
