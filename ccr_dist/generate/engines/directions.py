@@ -168,11 +168,9 @@ def _prefixed(tokenizer: Any, config: Any, source: str, target: str, prefix: str
             tasks[match.groups()] = str(task["prefix"])
     if not tasks and prefix is None:
         raise EngineError(
-            f"engine 'transformers': {model!r} is a T5, and a T5 is told the direction by a prefix, which its config"
-            " does not name. Set "
-            "the prefix that its model card gives, such as --set 'prefix=translate English to German: '; or an empty"
-            " one, "
-            f"""--set "prefix=''", if it was trained on {source} -> {target} alone, without a prefix"""
+            f"engine 'transformers': {model!r} is a T5, which is told the direction by a prefix, and its config names"
+            " none. Set the prefix that its model card gives, such as 'prefix=translate English to German: '; or an"
+            f" empty one, \"prefix=''\", if it was trained on {source} -> {target} alone, without a prefix"
         )
     if not tasks:
         return Direction(

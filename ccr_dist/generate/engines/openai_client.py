@@ -54,7 +54,7 @@ class OpenAiClient:
                 if options.check_model and (names := await server.models()) and options.model not in names:
                     raise EngineError(
                         f"engine 'openai': {server.where} has no model {options.model!r}; it has:"
-                        f" {', '.join(names[:20])}. If it knows more than it lists, give --set check_model=false"
+                        f" {', '.join(names[:20])}. If it knows more than it lists, give check_model=false"
                     )
                 return
             except RequestRefused as e:
@@ -193,6 +193,6 @@ class OpenAiClient:
         names = ", ".join(sorted(sent & set(get_args(Omitted))))
         return EngineError(
             f"engine 'openai': {self._server.where} refuses {item.id} ({refused}), and a small request of the same"
-            f" form, too ({control}). See model, base_url and OPENAI_API_KEY; --set omit=NAME leaves out a parameter"
+            f" form, too ({control}). See model, base_url and OPENAI_API_KEY; omit=NAME leaves out a parameter"
             f" that it does not take ({names})"
         )

@@ -28,7 +28,7 @@ def test_a_refusal_of_one_is_told_from_a_refusal_of_all() -> None:
         and "no swearing" in str(answers[1])
     )
     with pytest.raises(
-        EngineError, match=r"refuses row0/v \(.*temperature.*and a small request of the same form, too.*--set omit=NAME"
+        EngineError, match=r"refuses row0/v \(.*temperature.*and a small request of the same form, too.*; omit=NAME"
     ):
         asked(lambda h, body, n: h.answer({"error": {"message": "temperature 0 is not supported"}}, 400), "a")
 
