@@ -50,7 +50,7 @@ frozen_features() {
     ccr featurise "$1/train" --config configs/demo/english.yaml --from caption.en --column feature.minilm.caption.en
 }
 
-ccr study run "configs/studies/$corpus.yaml" "$@" --dry-run >/dev/null # mistakes are told before the data is made
+ccr study run "configs/studies/$corpus.yaml" "$@" --dry-run >/dev/null # report mistakes before the data is made
 say "data of $corpus"
 . "launch/studies/$corpus.sh"
 say "runs"

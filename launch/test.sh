@@ -22,7 +22,7 @@ lap() { # PART: keeps how long it took
 if [ -z "$fast" ] || [ ! -x "$bin/python" ]; then bash launch/setup.sh; fi
 lap set-up
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-unset PYTHONDONTWRITEBYTECODE # hundreds of processes start here; without it each would compile the package anew
+unset PYTHONDONTWRITEBYTECODE # hundreds of processes start here; without it each would compile the package again
 if [ $# -gt 0 ]; then exec "$bin/python" -m pytest "$@"; fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .

@@ -1,4 +1,4 @@
-# What the scripts beside this one share; sourced by them. Needs the settings at their tops, and a shared file system.
+# The common part of the scripts in this folder; sourced by them. Needs the settings at their tops, and a shared file system.
 #
 #   run_task COMMAND...     one process of `ccr-dist COMMAND` (task.sh)
 #   run_ranks COMMAND...    one process a GPU on every node, by accelerate (ranks.sh)

@@ -1,11 +1,11 @@
-"""Is every node of a job fit to train on? Run by srun on each of them (slurm/ranks.sh); prints how many ranks start
-here, and in all.
+"""Checks that every node of a job can train. Run by srun on each node (slurm/ranks.sh); prints how many ranks start
+here, and in total.
 
-    NOTES/node-NAME.json    what a node says of itself: ranks, versions, problems
+    NOTES/node-NAME.json    what a node reports: ranks, versions, problems
 
-A node looks at itself (devices, memory, disk, environment), waits for what the others say, and compares. Then, by the
-profile, all measure a short all-reduce together. With any problem all end with the exit code NODE; `job.py` tells it
-with its node, and the job goes on without that one.
+A node checks itself (devices, memory, disk, environment), waits for the reports of the others, and compares. Then, if
+the profile asks for it, all measure a short all-reduce. After any problem all end with the exit code NODE; `job.py`
+reports the node, and the job continues without it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _source() -> str:
 
 
 def alone(wants: Preflight | None) -> dict[str, Any]:
-    """What this node says of itself. wants None: only how many ranks it takes."""
+    """The report of this node. If `wants` is None, only its number of ranks."""
     node = os.environ["SLURMD_NODENAME"]
     gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0) if os.environ.get("CUDA_VISIBLE_DEVICES") else 0
     ranks = int(os.environ.get("CCR_RANKS") or 0) or gpus or 1
@@ -88,7 +88,7 @@ def alone(wants: Preflight | None) -> dict[str, Any]:
 
 
 def gpus_here() -> int:
-    """That the driver shows."""
+    """The number of GPUs that the driver shows."""
     try:
         done = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
@@ -97,7 +97,7 @@ def gpus_here() -> int:
 
 
 def gather(notes: Path, nodes: int, wait_s: float) -> list[dict[str, Any]]:
-    """The records of all nodes, or of those that came in time."""
+    """The records of all nodes, or of those that reported in time."""
     until = time.monotonic() + wait_s
     while True:
         found = list(notes.glob("node-*.json"))
@@ -107,7 +107,7 @@ def gather(notes: Path, nodes: int, wait_s: float) -> list[dict[str, Any]]:
 
 
 def compare(records: Sequence[dict[str, Any]], recorded: dict[str, str] | None) -> list[tuple[str, str]]:
-    """(node, problem), of what each says itself and of software that is not the one of the submission, else not that of
+    """(node, problem) pairs: what each node reports, and software that differs from the submission's, else from that of
     most nodes.
     """
     found = [(record["node"], problem) for record in records for problem in record["problems"]]
@@ -154,13 +154,13 @@ def together(nodes: int, least_gbs: float | None) -> tuple[str, list[tuple[str, 
 
 
 def main() -> int:
-    wants = None if os.environ["CCR_PREFLIGHT"] == "off" else Preflight.model_validate_json(_wishes())
+    wants = None if os.environ["CCR_PREFLIGHT"] == "off" else Preflight.model_validate_json(_wanted())
     notes, nodes, node = Path(os.environ["CCR_NOTES"]), int(os.environ["SLURM_NNODES"]), os.environ["SLURMD_NODENAME"]
     replace_atomic(notes / f"node-{node}.json", json.dumps(alone(wants)).encode())
     records = gather(notes, nodes, wants.wait_s if wants else Preflight().wait_s)
     if len(records) < nodes:
         print(
-            f"preflight: only {', '.join(record['node'] for record in records)} of {nodes} nodes have come",
+            f"preflight: only {', '.join(record['node'] for record in records)} of {nodes} nodes have reported",
             file=sys.stderr,
         )
         return NODE
@@ -172,8 +172,7 @@ def main() -> int:
             print(f"preflight: {line}", file=sys.stderr)
     for bad in dict(problems):
         found = [problem for name, problem in problems if name == bad]
-        # For whoever decides what becomes of the job, and tells. Written by all alike: the first one that ends has srun
-        # end the others.
+        # Read by `job.py`. All nodes write the same: when the first one ends, srun ends the others.
         replace_atomic(notes / f"node-{bad}.json", json.dumps({"node": bad, "ranks": 0, "problems": found}).encode())
     if problems:
         return NODE
@@ -182,7 +181,7 @@ def main() -> int:
     return 0
 
 
-def _wishes() -> str:
+def _wanted() -> str:
     text = os.environ["CCR_PREFLIGHT"]
     return "{}" if text == "full" else text
 

@@ -1,5 +1,5 @@
-"""How far the command of a step is, by what it has committed: checkpoints of runs, shards of columns. From files alone;
-no torch.
+"""The progress of a step's command, by what it has committed: checkpoints of runs, shards of columns. From files
+only; no torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ccr_dist.errors import DataError
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units; `partial`: rows that are kept of units which are not done. No units: cannot be told."""
+    """`done` of `total` units; `partial`: rows kept of unfinished units. Without a unit: unknown."""
 
     unit: str = ""
     done: int = 0
@@ -36,7 +36,7 @@ class Progress:
 
 
 def progress(uses: Uses, share: tuple[int, int] = (0, 1)) -> Progress:
-    """share (i, n): of the shards i, i + n, ... alone."""
+    """The progress of a command; with the share (i, n) only of the shards i, i + n, ..."""
     if uses.steps:
         return Progress("steps", sum(map(_saved, uses.runs)), uses.steps)
     return Progress() if uses.fills is None else _column(uses.fills, share)

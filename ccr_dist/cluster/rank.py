@@ -1,8 +1,8 @@
 """A process of a step, as `srun` and launchers start it: python -m ccr_dist.cluster.rank COMMAND ...
 
 It binds to its part of the node's CPUs, runs `ccr-dist COMMAND`, and leaves its exit code in CCR_NOTES, because
-launchers report every failure as 1. To have stopped when asked is no failure to them: they would fill the log with it.
-A signal that comes while nothing listens yet (imports take seconds) becomes the stop file, which is heeded later.
+launchers report every failure as 1. Launchers see a requested stop as success: otherwise they would fill the log.
+A signal that comes before training listens (imports take seconds) becomes the stop file, which is read later.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def bind(local_rank: int, ranks: int) -> None:
-    """Keep to this rank's part of the CPUs that the node's processes may use: neighbours, so that a rank stays on one
+    """Bind to this rank's part of the CPUs available to the node's processes: neighbours, so that a rank stays on one
     socket.
     """
     cpus = sorted(os.sched_getaffinity(0))
@@ -56,7 +56,7 @@ def bind(local_rank: int, ranks: int) -> None:
 
 
 def _leave(code: int) -> bool:
-    """Whether it is written down."""
+    """Record the exit code; return whether that worked."""
     notes = os.environ.get("CCR_NOTES")
     if notes is None:
         return False

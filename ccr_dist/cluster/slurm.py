@@ -1,4 +1,4 @@
-"""SLURM's commands, each called as seldom as possible: one call a question, and never in a loop that waits for a
+"""SLURM's commands, called as rarely as possible: one call per question, and never in a loop that waits for a
 job.
 """
 
@@ -21,16 +21,16 @@ AWAY = re.compile(
 )
 
 
-ARRAY_LIMIT = 1000  # tasks in an array, where the site does not say
+ARRAY_LIMIT = 1000  # tasks in an array, if the site reports no limit
 
 
 class Refused(ConfigError):
-    """sbatch does not take a script: no such partition, more than a node has."""
+    """sbatch rejects a script: no such partition, more than a node has."""
 
 
 def call(*command: str) -> str:
-    """What a command of SLURM prints. While slurmctld is away it is tried again, for some minutes. Raises EngineError,
-    ConfigError.
+    """Return what a command of SLURM prints. Retries for some minutes while slurmctld does not answer. Raises
+    EngineError, ConfigError.
     """
     for pause in (*PAUSES_S, None):
         try:
@@ -83,8 +83,7 @@ class Job:
 
 def job(number: str) -> Job:
     text = call("scontrol", "show", "job", "-o", number)
-    # Of words that come twice the first one counts: paths, which may hold anything, stand behind what is asked for
-    # here.
+    # The first of repeated keys counts: paths, which may contain anything, come after the keys that are read here.
     fields = dict(part.partition("=")[::2] for part in reversed(text.split()) if "=" in part)
     excluded = fields.get("ExcNodeList", "(null)")
     return Job(
@@ -97,8 +96,8 @@ def job(number: str) -> Job:
 
 
 def requeue(number: str, exclude: Sequence[str], excluded: str | None) -> None:
-    """Run the job again, without these nodes. SLURM takes the second wish for waiting jobs alone; this process has
-    KillWait for it.
+    """Run the job again, without these nodes. SLURM accepts the exclusion only for waiting jobs; this process has
+    KillWait seconds for it.
     """
     call("scontrol", "requeue", number)
     if exclude:
@@ -129,7 +128,7 @@ class Queued:
 
 
 def queue(jobs: Sequence[str] = ()) -> list[Queued]:
-    """These jobs, or all of this user, ended ones included as long as SLURM remembers them. One call."""
+    """These jobs, or all of this user, including ended ones that SLURM still remembers. One call."""
     which = ["--jobs=" + ",".join(jobs)] if jobs else ["--me"]
     try:
         text = call("squeue", "--noheader", "--array", "--states=all", "--format=%F|%K|%T|%r|%N|%k", *which)

@@ -1,4 +1,4 @@
-"""How far a pipeline is, from its run folder, what its steps have committed, and one question to SLURM. Changes
+"""The progress of a pipeline: from its run folder, what its steps have committed, and one call to SLURM. Changes
 nothing.
 """
 
@@ -26,16 +26,16 @@ def status(run: Path) -> dict[str, Any]:
     """{"run", "stop", "steps": [{"step", "states", "attempts", "done", "total", "unit", "rate", "eta_s", "jobs",
     "nodes", "why", "logs"}]}
 
-    rate: units a second since the attempts that run now began. states: tasks by state: done, running, queued, held
+    rate: units per second since the running attempts began. states: tasks by state: done, running, queued, held
     (SLURM or a person keeps it from running; `resume` releases it), waiting (for other steps), failed, cancelled,
-    interrupted (without SLURM), or what SLURM says of a job that is over; outdated (done, but not as it is asked for
-    now); none: not queued. Raises ConfigError when `run` is no run of a pipeline.
+    interrupted (without SLURM), or SLURM's state of a job that has ended; outdated (done, but the step has
+    changed since); none: not queued. Raises ConfigError if `run` is no run of a pipeline.
     """
     plan, profile = recorded(run)
     known = Ledger.read(run)
     queued = slurm.queue(known.jobs()) if profile is not None and known.jobs() else []
     lines: dict[tuple[str, int], slurm.Queued] = {}
-    for submitted in known.submitted:  # the last submission of a task has the last word
+    for submitted in known.submitted:  # the last submission of a task counts
         lines |= {
             (submitted.step, submitted.offset + (line.task or 0)): line for line in queued if line.job == submitted.job
         }
@@ -86,19 +86,19 @@ def _step(standing: Standing, job: Job, lines: dict[int, slurm.Queued]) -> dict[
 def _state(
     standing: Standing, job: Job, task: int, tried: list[attempts.Attempt], line: slurm.Queued | None
 ) -> tuple[str, str]:
-    """And the reason, where there is something to tell."""
+    """The state of a task, and the reason if there is one to report."""
     if task not in standing.undone(job.name):
         return "done", ""
     last = tried[-1] if tried else None
-    told = f"attempt {last.name}: {last.end['why']} (exit code {last.end['code']})" if last and last.end else ""
+    ended = f"attempt {last.name}: {last.end['why']} (exit code {last.end['code']})" if last and last.end else ""
     if line is not None and line.state not in OVER:
         if line.state != "PENDING":
-            return "running", told
+            return "running", ended
         if "held" in line.reason.lower():
             return "held", f"{line.reason}; `ccr-dist resume {standing.plan.run}` releases it"
-        return ("waiting", "") if line.reason == "Dependency" else ("queued", told or line.reason)
+        return ("waiting", "") if line.reason == "Dependency" else ("queued", ended or line.reason)
     if last is not None and last.end is not None and last.end["decision"] == "fail":
-        return "failed", told
+        return "failed", ended
     if standing.outdated(job.name, task):
         return (
             "outdated",
@@ -108,8 +108,8 @@ def _state(
             ),
         )
     if line is not None:
-        return ("cancelled" if line.state == "CANCELLED" else line.state.lower()), told
-    return ("interrupted" if tried else "none"), told
+        return ("cancelled" if line.state == "CANCELLED" else line.state.lower()), ended
+    return ("interrupted" if tried else "none"), ended
 
 
 def _failed(tried: list[attempts.Attempt]) -> bool:
@@ -117,8 +117,8 @@ def _failed(tried: list[attempts.Attempt]) -> bool:
 
 
 def errors_in(logs: Path, step: str) -> dict[str, str]:
-    """By attempt, what its log says of the error: the last message of `ccr-dist`, else the last line of a traceback,
-    else the last line.
+    """The error of each attempt, from its log: the last message of `ccr-dist`, else the last line of a traceback, else
+    the last line.
     """
     found = {}
     for path in logs.glob("*.log"):
@@ -141,7 +141,7 @@ def errors_in(logs: Path, step: str) -> dict[str, str]:
 
 
 def text(found: dict[str, Any]) -> str:
-    """For a terminal: a line a step, and below it what there is to know."""
+    """For a terminal: one line per step, then the reasons."""
     rows = [("step", "state", "attempts", "progress", "rate", "left", "jobs", "nodes")]
     for step in found["steps"]:
         states = step["states"]
@@ -165,7 +165,7 @@ def text(found: dict[str, Any]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += [f"{step['step']}: {reason}" for step in found["steps"] for reason in step["why"]]
     if found["stop"]:
-        lines.append(f"{found['run']}/stop is there: everything saves and stops; remove it, then resume")
+        lines.append(f"{found['run']}/stop exists: everything saves and stops; remove it, then resume")
     lines.append(f"logs: {found['run']}/steps/STEP/logs")
     return "\n".join(lines)
 

@@ -17,8 +17,8 @@ from ccr_dist.data.storage.store import digest_json, sha256_file
 from ccr_dist.declare import Item, Run, Settings, Table, Uses
 from ccr_dist.errors import ConfigError
 
-RULE = 2  # of what the digest is made; those that do not name it are of the rule before (`Earlier`)
-WHOLE = 64 * 2**20  # bytes up to which a file is read; larger ones (weights) are told by size and time
+RULE = 2  # version of the digest's rule; digests without one are of the rule before (`Earlier`)
+WHOLE = 64 * 2**20  # bytes up to which a file is read; larger ones (weights) are identified by size and time
 OUTPUTS = ("--out", "-o", "out")
 # whose outputs were known
 KNOWN = ("train", "describe", "translate", "featurise", "replay", "shards build", "shards index")
@@ -29,7 +29,7 @@ def digest(job: Job, files: Mapping[str, str], before: Mapping[str, Any]) -> str
 
 
 def contents(plan: Plan, uses: Mapping[str, Uses], step: str) -> dict[str, str]:
-    """Of the files that a step reads, those that no other one makes: path to what is in it."""
+    """Digests of the files that a step reads and no other step makes, by path."""
     made = [item for name, other in uses.items() if name != step for item in other.makes]
     if step not in uses:
         return {}
@@ -89,7 +89,7 @@ def merged(path: Path, overrides: tuple[str, ...] = ()) -> Any:
 
 
 def content(path: Path) -> str:
-    """Of YAML what it says, its bases included, however it is written."""
+    """The digest of a file; for YAML of its values, bases included, independent of layout."""
     said = merged(path) if path.suffix in (".yaml", ".yml") else None
     if said is not None:
         return digest_json(said) if _is_json(said) else repr(said)

@@ -1,5 +1,5 @@
-"""`ccr-dist submit`, `resume` and `cancel`: a pipeline becomes a chain of SLURM jobs. What is done, or queued, is not
-queued again.
+"""`ccr-dist submit`, `resume` and `cancel`: a pipeline becomes a chain of SLURM jobs. Steps that are done or
+queued are not queued again.
 """
 
 from __future__ import annotations
@@ -25,9 +25,14 @@ Say = Callable[[str], None]
 def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
     """Check everything, write the scripts, try them out, queue them.
 
-    dry_run: all but the last. Where SLURM is not at hand, all that can be checked without it, and `say` is told so.
+    Args:
+        plan: the pipeline.
+        profile: of the site.
+        dry_run: queue nothing. Without SLURM's commands on this machine, check what is possible without them.
+        say: prints a message for the user.
 
-    Raises ConfigError (also `slurm.Refused`, with the step) before anything is queued, wherever it can be known then.
+    Raises:
+        ConfigError: (also `slurm.Refused`, with the step) before anything is queued, wherever it can be known then.
     """
     with ledger.held(plan.run):
         ledger.forbid_stopped(plan.run)
@@ -78,8 +83,8 @@ def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
 def _environment(
     checked: checks.Checked, profile: Profile, standing: Standing, *, strict: bool
 ) -> dict[str, str] | None:
-    """Versions on the nodes, as far as they are known. ConfigError (not strict: a note) where they lack a package that
-    a step still needs. A program that is not found here is a note: the nodes may have it.
+    """Versions on the nodes, if known. ConfigError (a note if not strict) if they lack a package that a step still
+    needs. A program that is missing here is only noted: the nodes may have it.
     """
     plan = standing.plan
     uses = {name: of_step for name, of_step in checked.uses.items() if standing.undone(name)}
@@ -92,23 +97,21 @@ def _environment(
 
 
 def _asked(standing: Standing, step: str) -> dict[str, str]:
-    """What is kept beside a job that is queued, for later submissions to be held against."""
+    """Digests that are kept with a queued job, for comparison by later submissions."""
     values = standing.plan.jobs[step].step.model_dump(mode="json")
-    if not is_path(values["launch"]):  # `ddp` and this path, by which earlier versions name it, are the same
+    if not is_path(values["launch"]):  # earlier versions name `ddp` by this path
         values["launch"] = f"{LAUNCH.where}/{values['launch']}{LAUNCH.suffix}"
     return {"step": digest_json(values), "planned": standing.planned[step]}
 
 
 def _forbid_changed(known: Ledger, queued: list[slurm.Queued], standing: Standing) -> None:
-    """ConfigError where a step is queued, or runs, that is asked for in another way now: it would not be run so, and
-    count as done.
-    """
+    """ConfigError if a queued or running step has changed since: the old version would run, and count as done."""
     changed = []
     for each in known.submitted:
         if each.asked is None or not ledger.alive(queued, each):
             continue
         if each.step not in standing.planned:
-            changed.append(f"step {each.step} (job {each.job}) is not in it any more")
+            changed.append(f"step {each.step} (job {each.job}) was removed from it")
             continue
         asked, place = _asked(standing, each.step), standing.plan.place(each.step)
         if not standing.is_planned(each.step, each.asked["planned"]):
@@ -119,7 +122,7 @@ def _forbid_changed(known: Ledger, queued: list[slurm.Queued], standing: Standin
             changed.append(f"{place}: step {each.step} (job {each.job}): what it asks SLURM for")
     if changed:
         raise ConfigError(
-            f"{known.run} is queued, or runs, and the pipeline has changed since:\n  "
+            f"{known.run} is queued or running, and the pipeline has changed since:\n  "
             + "\n  ".join(dict.fromkeys(changed))
             + f"\n`ccr-dist cancel {known.run}` first, undo the change, or use another `name`"
         )
@@ -128,7 +131,7 @@ def _forbid_changed(known: Ledger, queued: list[slurm.Queued], standing: Standin
 def _parts(
     known: Ledger, queued: list[slurm.Queued], standing: Standing, step: str, limit: int
 ) -> dict[int, list[int]]:
-    """The tasks to queue, by the array (its offset) that they go into."""
+    """The tasks to queue, by the offset of their array."""
     waiting = {task for each in known.submitted if each.step == step for task in ledger.alive(queued, each)}
     parts: dict[int, list[int]] = {}
     for task in standing.undone(step):
@@ -173,7 +176,7 @@ def _queue(
 
 
 def _adopt(known: Ledger, queued: list[slurm.Queued]) -> None:
-    """Jobs that were queued by a submission that died before it could write down their numbers."""
+    """Record jobs of a submission that was killed before it could record their numbers."""
     jobs = {line.comment: line.job for line in queued}
     for each in known.submitted:
         if each.job is None and each.token in jobs:
@@ -182,7 +185,7 @@ def _adopt(known: Ledger, queued: list[slurm.Queued]) -> None:
 
 
 def _release(known: Ledger, queued: list[slurm.Queued], say: Say) -> None:
-    """Jobs that SLURM holds, such as after a launch that failed on a broken node."""
+    """Release jobs that SLURM holds, such as after a launch failed on a broken node."""
     for line in queued:
         if line.job in known.jobs() and line.state == "PENDING" and "held" in line.reason.lower():
             job = line.job if line.task is None else f"{line.job}_{line.task}"
@@ -191,8 +194,8 @@ def _release(known: Ledger, queued: list[slurm.Queued], say: Say) -> None:
 
 
 def cancel(run: Path, say: Say) -> None:
-    """End all jobs of a run that are queued or run. What runs is told by SIGTERM, and saves. Raises ConfigError where
-    there is no run.
+    """End all queued and running jobs of a run. Running jobs receive SIGTERM, and save. Raises ConfigError if there is
+    no run.
     """
     ledger.recorded(run)
     known = Ledger.read(run)
