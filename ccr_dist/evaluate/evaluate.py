@@ -50,7 +50,8 @@ def results(
     Args:
         score, fusion: parts of a score, and how they become one (`retrieval.py`).
         shown: language -> aligned column whose texts the examples show (the untranslated ones).
-        examples: queries a language whose best items are kept. replicates, seed: of the bootstrap.
+        examples: queries per language whose best items are kept.
+        replicates, seed: of the bootstrap.
     Raises:
         NonFiniteError: a score that is NaN.
     """

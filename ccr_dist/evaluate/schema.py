@@ -12,7 +12,7 @@
                                            earlier version wrote the file
      "rules": {"pictures": 1},             number of the rule by which the gallery's pictures were opened
      (data/media/pictures.py), or
-                                           its "texts" told from blanks (data/media/text.py), where known
+                                           its "texts" distinguished from blanks (data/media/text.py), where known
      "provenance": {"caption.pt.opus": "…"},   columns the run trained or was queried with -> who made them (MT engine,
      humans) "attribution": ["Pictures: …, CC BY-SA 4.0"], "config": {…},                        the resolved run config
      "meta": {"strategy": …, "world": …, "commit": …, "hardware": …, "versions": {…}, "command": …,   anything; shown as

@@ -409,7 +409,7 @@ def _need_whole(folder: Path, column: str) -> None:
         if missing := dataset.column(column).missing():
             _say(
                 f"{dataset.root}: {len(missing)} shards of {column} are still with other workers or shares; when they"
-                " are done, the same command goes on with the way back"
+                " are done, the same command continues with the way back"
             )
             raise typer.Exit(STOPPED)
 

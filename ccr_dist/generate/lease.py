@@ -10,7 +10,7 @@ lease.
 A generation is taken by creating its file, which only one racer can. The highest one holds the shard. It is dead when
 its process is gone (same boot of the same machine, and the lock on the file is free), or when its second line has
 stayed the same for `lease_s` of the observer's own monotonic clock: clocks of different machines are never compared.
-Whoever finds it dead takes the next generation.
+The worker that finds it dead takes the next generation.
 """
 
 from __future__ import annotations
@@ -192,7 +192,8 @@ class Leases:
         if not traces.leases:
             return False
         path = lease_path(self.folder, shard, max(traces.leases))
-        now = self._clock()  # before reading: whoever sleeps in between must not take an old look for a long silence
+        # before reading: a process that sleeps in between must not take an old look for a long silence
+        now = self._clock()
         try:
             content = path.read_bytes()
         except FileNotFoundError:

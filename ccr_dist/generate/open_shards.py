@@ -15,7 +15,7 @@ class OpenShards:
 
     Args:
         bad_items: Forgets the bad items of shards that are lost.
-        report: Is told of shards that are lost.
+        report: Is called with shards that are lost.
     """
 
     def __init__(self, bad_items: BadItems, report: JobReport) -> None:

@@ -131,8 +131,8 @@ class Feed:
 
         wait=False, for an engine that has something to do: what lies prepared at the head of the window, maybe nothing;
         never blocks. wait=True blocks until there is something, except while rows taken before have not been yielded
-        yet and other workers have all the rest: then it gives [] too, so that whoever keeps finished rows back can
-        yield them.
+        yet and other workers have all the rest: then it gives [] too, so that a processor that keeps finished rows back
+        can yield them.
         """
         self._fill(max(count, self._ahead))
         while not self._window:
@@ -238,7 +238,7 @@ class Processor(ABC):
         """Called once, before the first item, and only when there is something to do: the place to load models."""
 
     def close(self) -> None:  # noqa: B027 (most have nothing to end)
-        """Called by whoever made the processor, after its last run: ends what `load` started."""
+        """Called by the maker of the processor after its last run; ends what `load` started."""
 
     def prepare(self, key: str, values: dict[str, Any]) -> Any:
         """One item for the engine from a row's input values; None: null row; an RowOutcome settles it. DataError: a bad

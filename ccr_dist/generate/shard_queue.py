@@ -28,7 +28,7 @@ class ShardQueue:
         self._parts, self._results, self._shards = parts, results, shards
         self._wait, self._window = wait, window
         self._pause_s = min(parts.bench.leases.lease_s / 8, 2.0)
-        self.refused: list[str] = []  # shards that kill whoever works on them: why each was left out
+        self.refused: list[str] = []  # shards that kill their workers: why each was left out
 
     def tickets(self) -> Iterator[Ticket | None]:
         """Takes shards and names their missing rows; None stands for "nothing now"."""

@@ -99,7 +99,7 @@ class StudyPlan:
         """The part of a study with some rows and seeds.
 
         Args:
-            only: names of rows; none: all.
+            only: names of rows; default: all.
             seeds: None: all.
 
         Raises:

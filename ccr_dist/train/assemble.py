@@ -40,8 +40,9 @@ def build_method(
     """Backbone and method of a run, with the start that its seed fixes.
 
     Args:
-        texts: target-language training texts, for methods that size themselves by their vocabulary; not needed with
-        `state`. state: `method.state()` of an earlier start of the same run.
+        config: the run config.
+        texts: target-language training texts, for methods sized by their vocabulary; not needed with `state`.
+        state: `method.state()` of an earlier start of the same run.
     """
     seed_all(config.seed, "build")
     backbone = build_backbone(config.backbone)

@@ -5,7 +5,7 @@ A column stands in where a stage reads its input as features of the frozen backb
 "source_feature", "back_feature"), and where the column's plan says that this very encoder (preprocessing, digest of the
 weights) made it of this very content, by today's rule for pictures, at this run's precision or in fp32. Features are
 stored as float16, so a run that reads them has slightly other numbers; which columns a run reads is part of its
-identity, and a run that has begun goes on with those it began with, whatever has been made since.
+identity, and a run that has begun keeps those it began with, whatever was made since.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class _Finder:
                 self.lines.append(
                     f"does not read {name} in place of {source}: it was made when pictures were read by another rule"
                     f" (not {VERSION}: ccr_dist/data/media/pictures.py); `ccr-dist featurise --column NAME` makes such"
-                    " features anew"
+                    " features again"
                 )
             else:
                 self.lines.append(

@@ -172,9 +172,9 @@ def verify_command(path: Target) -> None:
         damaged.append(gone)
     if damaged:
         resumed = (
-            f"; a resume goes on from {healthy[-1].name}"
+            f"; a resume continues from {healthy[-1].name}"
             if healthy
-            else "; there is none left that a resume could go on from"
+            else "; no checkpoint is left that a resume could continue from"
         )
         raise CheckpointError(
             f"{path}: {'; '.join(damaged)}{resumed if path != checkpoint_contents.checkpoints_of(path)[0] else ''}"
@@ -201,7 +201,7 @@ def convert_command(
     alone = out.suffix == ".safetensors"
     (file_to_make if alone else folder_to_make)(out)
     if out.exists() and (alone or any(out.iterdir())):
-        raise ConfigError(f"{out} is there already; give a name that is not, or delete it")
+        raise ConfigError(f"{out} already exists; give another name, or delete it")
     if bf16 and not alone:
         raise ConfigError(
             f"--bf16 is for weights alone (NAME.safetensors); the checkpoint below {out} could not be resumed exactly"

@@ -171,8 +171,8 @@ class Processes(Ranks):
         return Ranks(self.rank, self.world, group=group)
 
     def same(self, tensors: Mapping[str, Tensor]) -> None:
-        """ConfigError where ranks do not begin with the same bits: DDP and ZeRO would go on with rank 0's, FSDP2 with a
-        piece of each.
+        """ConfigError where ranks do not begin with the same bits: DDP and ZeRO would continue with rank 0's, FSDP2
+        with a piece of each.
         """
         sums = {name: _bits(tensor) for name, tensor in tensors.items()}
         if len(set(self.all(hashlib.sha256(repr(sums).encode()).hexdigest()))) == 1:
@@ -220,7 +220,7 @@ def launch() -> tuple[int, int]:
     for name, starter in STARTERS.items() if found["WORLD_SIZE"] is None else ():
         if os.environ.get(name, "").isdigit() and int(os.environ[name]) > 1:
             raise ConfigError(
-                f"{starter} started {os.environ[name]} processes ({name}) and told none of the others, so that each"
+                f"{starter} started {os.environ[name]} processes ({name}) without naming the others, so that each"
                 f" would train the whole run: {_how_to_start()}"
             )
     return int(found["WORLD_SIZE"] or 1), int(found["LOCAL_WORLD_SIZE"] or 1)

@@ -158,7 +158,7 @@ def starting_model(run: PreparedRun, start: StartingPoint) -> BuiltModel:
     if run.folder.initial_weights() not in (None, selected_digest(source)):
         raise ConfigError(
             f"{source.path}: other weights are selected there than when this run began, so that it would begin"
-            f" anew from another start; use another `name` or `seed`, or delete {run.folder.path}"
+            f" again from another start; use another `name` or `seed`, or delete {run.folder.path}"
         )
     model = build_model(run, *best_weights(source))
     if changed := differences(source.method_state() or {}, model.method.state()):
@@ -191,7 +191,7 @@ def next_stage_model(run: PreparedRun, model: BuiltModel, done: RunProgress) -> 
     state = checkpoint.load(path)
     if replicated:
         checkpoint.restore_weights(model.kept, selected(state), str(path))
-    else:  # a sharded stage has replaced parts of the modules, which is not undone: they are built anew
+    else:  # a sharded stage has replaced parts of the modules, which is not undone: they are built again
         model = build_model(run, selected(state), str(path))
     for key, network in model.method.aux.items():
         own = checkpoint.below(f"{key}/weights/", state.auxiliary)

@@ -164,7 +164,7 @@ def chosen_fusion(
 def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: bool) -> Path:
     """Measure the selected weights of a run, or an untrained method, and write RUN/results/SPLIT.json.
 
-    A result that is there already is kept unless `again`, or other weights or another dataset were measured; the file
+    An existing result is kept unless `again`, or other weights or another dataset were measured; the file
     says how often the split was read by this run. Raises ConfigError when the run is not complete or another one than
     `config`, Stopped when a stop request came before the split was read to its end.
     """
@@ -204,11 +204,11 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
         changed = [what for what, there, now in compared if there is not None and now is not None and there != now]
         if strategy.main:
             said = (
-                f"was measured with another {' and '.join(changed)}; measuring anew"
+                f"was measured with another {' and '.join(changed)}; measuring again"
                 if changed
                 else "measured already; --again"
             )
-            print(f"{path}: {said}" + ("" if changed else " measures anew and counts it"), flush=True)
+            print(f"{path}: {said}" + ("" if changed else " measures again and counts it"), flush=True)
         if not changed:
             return path
     check_columns(config)
@@ -330,7 +330,7 @@ def trained_method(config: RunConfig, folder: RunFolder, *, tell: bool = True) -
         )
     state = folder.method_state()
     if state is None:
-        raise CheckpointError(f"{folder.path}/method.json is missing; training with the same command makes it anew")
+        raise CheckpointError(f"{folder.path}/method.json is missing; training with the same command makes it again")
     method = build_method(config, state=state)
     step = Step(method)
     own = {n: p for n, p in step.named_parameters() if n.startswith("net.") or n in weights}

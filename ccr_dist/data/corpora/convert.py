@@ -41,7 +41,7 @@ def to_nrccr(path: str | Path, out: str | Path, *, name: str | None = None, colu
         path: a dataset or a folder of them.
         out: a new or empty folder.
         name: of the collection, such as `multi30k`; None: that of the dataset.
-        columns: names; none: all.
+        columns: names; default: all.
 
     Raises:
         ConfigError: OUT is not empty, or a column does not exist.
@@ -104,7 +104,7 @@ def to_mla(path: str | Path, out: str | Path, *, media: str = "images", columns:
         path: a dataset or a folder of them.
         out: a new or empty folder.
         media: the folder of pictures that path.json names.
-        columns: names; none: all.
+        columns: names; default: all.
 
     Raises:
         ConfigError: OUT is not empty, a column does not exist, or train has translations by two engines.

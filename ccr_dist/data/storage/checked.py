@@ -3,7 +3,7 @@
     {"step": 12, ..., "digest": "<sha256 of the canonical spelling of all the rest>"}
 
 The digest covers values, not bytes: white space makes no difference. Files of earlier versions have no digest; they
-open, and the caller is told so.
+open, and the caller can see it.
 """
 
 from __future__ import annotations

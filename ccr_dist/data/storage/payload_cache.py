@@ -114,7 +114,7 @@ def _usable(path: Path, size: int) -> bool:
 def claimed(path: Path) -> Iterator[tuple[Path, int]]:
     """Waits for the exclusive right, among all processes and threads, to make `path`.
 
-    Whoever gets it first checks whether another process made the file meanwhile. The kernel releases the claim of a
+    Its owner first checks whether another process made the file meanwhile. The kernel releases the claim of a
     process that dies.
 
     Yields:

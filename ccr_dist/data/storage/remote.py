@@ -328,7 +328,7 @@ def mirror(url: str) -> Path:
 
 
 def look_again() -> None:
-    """Makes this process list stores anew when it next opens a URL; to be called after writing to one."""
+    """Makes this process list stores again when it next opens a URL; to be called after writing to one."""
     _looked.clear()
     _listed.clear()
 

@@ -96,7 +96,7 @@ class Dataset(DatasetRows):
         return self._columns.made(name, lambda: self._open_column(name))
 
     def forget(self, name: str) -> None:
-        """Makes the next `column(name)` open the column anew."""
+        """Makes the next `column(name)` open the column again."""
         self._columns.pop(name)
 
     def _open_column(self, name: str) -> Column:

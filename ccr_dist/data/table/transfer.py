@@ -76,7 +76,7 @@ def push(path: str | Path, url: str, *, columns: Sequence[str] = (), progress: b
     Args:
         path: a dataset or a folder of them.
         url: a folder in a store.
-        columns: names; none: all.
+        columns: names; default: all.
         progress: show a bar.
 
     Returns:
@@ -158,7 +158,7 @@ def pull(
     Args:
         url: a dataset in a store, or a folder of them.
         folder: where to.
-        columns: names; none: all.
+        columns: names; default: all.
         lazy: copy only metadata. Payloads are fetched through the cache when they are read, so that a job can work in
             the folder and push its new column.
         progress: show a bar.

@@ -23,7 +23,7 @@ from ccr_dist.generate.engines.generator import GeneratorOptions, Request
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FPS = 2.0  # what models are told of the frames of a video, which are evenly spaced, whatever its length
+FPS = 2.0  # what models learn of the frames of a video, which are evenly spaced, whatever its length
 _FIELDS = ("system", "media", "text")
 
 

@@ -1,7 +1,6 @@
-"""How sequence-to-sequence models are told into which language they translate, by family, and whether they have been
-told.
+"""How sequence-to-sequence models are given the language to translate into, by family, and whether they were.
 
-A model that is not told translates into some language or into none, and nothing in the output says so: so every way is
+A model without that translates into some language or into none, and nothing in the output says so: so every way is
 looked up in the tokenizer's own tokens and the model's own config, and what cannot be found there is refused.
 """
 
@@ -24,7 +23,7 @@ _TASK = re.compile(r"translation_([A-Za-z_-]+?)_to_([A-Za-z_-]+)")
 
 @dataclass(frozen=True)
 class Direction:
-    """What a model is told. `source`, `target`: its codes for the languages, and their tokens' ids; `prefix` is put
+    """What a model is given. `source`, `target`: its codes for the languages, and their tokens' ids; `prefix` is put
     before each text.
 
     `doubt`: why the direction could not be verified, where the family leaves it to the user; None where it is certain.

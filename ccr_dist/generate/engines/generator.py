@@ -80,7 +80,7 @@ class GeneratorOptions(base.EngineOptions):
     temperature: float = Field(0, ge=0, description="0: greedy")
     top_p: float = Field(1, gt=0, le=1, description="sample from the likeliest tokens that make up this probability")
     top_k: int = Field(0, ge=0, description="sample from this many likeliest tokens; 0: all")
-    repetition_penalty: float = Field(1, gt=0, description="above 1: tokens that were there already become less likely")
+    repetition_penalty: float = Field(1, gt=0, description="above 1: tokens that already occurred become less likely")
     seed: int = Field(0, description="of sampling, together with each request's id")
     stop: tuple[str, ...] = Field((), description="texts that end an answer; not part of it")
     max_pixels: int = Field(
@@ -93,7 +93,7 @@ class GeneratorOptions(base.EngineOptions):
     chat_template_kwargs: dict[str, Any] = Field(
         {},
         description=(
-            'what the chat template is told beside the messages; {"enable_thinking": false} ends the thinking of many'
+            'what the chat template is given beside the messages; {"enable_thinking": false} ends the thinking of many'
             " models"
         ),
     )

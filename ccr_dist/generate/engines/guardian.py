@@ -21,7 +21,7 @@ _LOOK_S = 0.25
 
 
 class Guardian:
-    """Made before the engine loads, told by `loaded` when all its processes are there, ended by `close`."""
+    """Made before the engine loads; `loaded` says that all its processes are there, `close` ends it."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-I", "-S", __file__, str(os.getpid())]

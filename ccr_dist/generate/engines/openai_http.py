@@ -59,7 +59,7 @@ class Server:
         self.key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"  # servers of one's own want none
         if not (self.key.isascii() and self.key.isprintable()):
             raise ConfigError(
-                "OPENAI_API_KEY: holds characters that no key has (line breaks, or other than ASCII); set it anew"
+                "OPENAI_API_KEY: holds characters that no key has (line breaks, or other than ASCII); set it again"
             )
         self.where = urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path.rstrip("/") + "/", "", ""))
         secrets = (self.key, url.username, url.password, *dict(parse_qsl(url.query)).values())

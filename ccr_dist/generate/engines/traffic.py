@@ -80,7 +80,7 @@ class Traffic:
             self.shrink(sent)
             until += self.pause() if new else 0
         if jam and wait_s is not None:
-            # all who were told so must not come at once
+            # not all that were asked to wait may return at once
             until = now + wait_s + self._dice.uniform(0, min(self._backoff_s, wait_s))
         self._not_before = max(self._not_before, until)
 

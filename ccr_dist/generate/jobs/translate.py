@@ -116,7 +116,7 @@ class Translate(Processor):
         if len(answers) != len(texts):
             raise EngineError(
                 f"{self.inputs[0]}: the engine gave {len(answers)} translations for {len(texts)} captions (the first:"
-                f" {texts[0]!r}); they cannot be told apart, so nothing of this batch was kept"
+                f" {texts[0]!r}); they cannot be distinguished, so nothing of this batch was kept"
             )
         return answers
 

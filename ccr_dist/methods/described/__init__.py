@@ -14,5 +14,5 @@ could go its own way, and a coin between the two would leave the student without
 starts at zero, where the method is DASD. Training passes the tower twice, queries once; slots and W_d are not deployed.
 
 z* moves along with z, so the teacher's pull W_d s does not end until descriptions say nothing more: at a weight of 1 it
-drags codes away from what captions alone can do, and costs recall (emoji14); hence 0.1.
+drags codes away from what captions alone can do, and costs recall (emoji14); therefore 0.1.
 """

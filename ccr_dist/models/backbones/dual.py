@@ -43,7 +43,7 @@ class Heads(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))
 
     def scale(self) -> Tensor:
-        """(1,): what cosines are multiplied with; whoever trains it bounds it (`Method.limits`)."""
+        """(1,): what cosines are multiplied with; the method that trains it bounds it (`Method.limits`)."""
         return self.logit_scale.exp()
 
 

@@ -4,7 +4,7 @@ The stage's own optimiser runs on those rows, with their part of its state; the 
 processes exchange row numbers and rows instead of tables. Other numbers than the dense optimiser's, from the second
 step on: in a row that a batch does not touch, moments do not fade, momentum moves nothing, and `decay_tables` shrinks
 nothing. The step count, which corrects Adam's bias, is the table's, not the row's (as in `torch.optim.SparseAdam`).
-State has the layout of the dense optimiser's, so that a run may go on from either.
+State has the layout of the dense optimiser's, so that a run may resume from either.
 """
 
 from __future__ import annotations

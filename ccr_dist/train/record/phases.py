@@ -1,9 +1,9 @@
-"""What this rank is at, and how long each part of a step takes. Whoever wants to know it asks here: watchdog, log,
+"""What this rank is at, and how long each part of a step takes. Read by watchdog, log,
 error reports.
 
 The parts of a step, in their order: data (waiting for the loader), agree (waiting for the other ranks, in the small
 collectives around a step), forward, losses (with the gathers of features), backward (with the reduction of gradients
-that goes on under it), update.
+that continues under it), update.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Phases:
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self.step, self.name, self._since = 0, "start", time.monotonic()
-        self.batch: dict[str, Any] = {}  # sizes of the batch at hand, for reports
+        self.batch: dict[str, Any] = {}  # sizes of the current batch, for reports
         self.heard: Callable[[], None] = lambda: None  # called at every sign of life
         self._marks: list[tuple[str, Any]] | None = None
 
@@ -46,7 +46,7 @@ class Phases:
 
     @contextmanager
     def during(self, name: str) -> Iterator[None]:
-        """Something between steps; what was at hand before is again, after it."""
+        """Something between steps; the phase before it is restored after it."""
         before = self.name
         self.enter(name)
         yield

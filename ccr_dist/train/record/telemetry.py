@@ -131,7 +131,7 @@ class Telemetry:
         if self.active:
             if self._bar is not None:
                 self._bar.stop()
-            with contextlib.suppress(OSError):  # every line was flushed, and what could not be is told by `check`
+            with contextlib.suppress(OSError):  # every line was flushed, and what could not be is reported by `check`
                 self._file.close()
             with contextlib.suppress(OSError):
                 self._board.close()

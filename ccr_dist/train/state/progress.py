@@ -12,7 +12,7 @@ class RunProgress:
 
     Attributes:
         step: steps of the whole run that were done, skipped ones included.
-        stage: name of the stage at hand; "" before the first one.
+        stage: name of the current stage; "" before the first one.
         stage_step: steps of that stage that were done.
         substituted: broken samples that others stood in for.
         skipped: steps without an update, because loss or gradient were not finite.

@@ -63,8 +63,8 @@ from ccr_dist.train.state import checkpoint
 SHA256 = "# sha256 of the lines above: "
 REMEDIES = {
     "identity.json": "bring it back from a copy: without it nobody can tell which run this folder holds",
-    "method.json": "delete it: training with the same command makes it anew from the texts",
-    "best.json": "delete it: training with the same command writes it anew from the newest checkpoint",
+    "method.json": "delete it: training with the same command makes it again from the texts",
+    "best.json": "delete it: training with the same command writes it again from the newest checkpoint",
 }
 
 
@@ -336,7 +336,7 @@ class RunFolder:
         replace_atomic(self.path / "best.json", pretty_json(with_digest({key: best[key] for key in checkpoint.BEST})))
 
     def settle_best(self, best: Mapping[str, Any] | None) -> None:
-        """best.json says what the state that a run goes on from says; it may be of a save whose process died, or of a
+        """best.json says what the state that a run resumes from says; it may be of a save whose process died, or of a
         damaged one.
         """
         try:

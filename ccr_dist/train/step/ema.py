@@ -23,7 +23,7 @@ PREFIX = "ema/"  # of its tensors in a checkpoint's auxiliary ones
 
 
 class Ema:
-    """Over the trained parameters of an engine whose weights are at hand between steps (not ZeRO's). Networks with an
+    """Over the trained parameters of an engine whose weights are available between steps (not ZeRO's). Networks with an
     optimiser of their own (`aux.`) are left out.
     """
 

@@ -25,7 +25,8 @@ class CachedOutputs:
 
     Args:
         forward: (part, its number) -> outputs, in whatever context and random state that part has; called twice a part.
-        size: most rows of a part; rounds: parts on the rank that has most of them (all ranks make as many calls).
+        size: most rows of a part.
+        rounds: parts on the rank that has most of them (all ranks make as many calls).
         shared: outputs that do not have a row for each of the batch's, such as a temperature.
     """
 

@@ -96,11 +96,11 @@ class StageRun:
     Args:
         name: of the stage, in the config and in the method.
         step: backbone and method; which of their parameters are trained is set here.
-        state: a checkpoint of this stage to go on from; its weights are in `step` already.
+        state: a checkpoint of this stage to resume from; its weights are in `step` already.
         order, datasets, fields: what the stage reads.
-        phases: told what this rank is at. tell: takes events for the log. check: raises what went wrong with them on
-        this rank; it is asked
-            after each step, and raised on all ranks.
+        phases: records what this rank is doing.
+        tell: takes events for the log.
+        check: called after each step; raises what went wrong with them on this rank. It is raised on all ranks.
 
     Raises:
         ConfigError: the method cannot be trained in this way under this strategy.

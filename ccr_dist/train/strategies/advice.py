@@ -1,8 +1,8 @@
 """What a strategy saves and costs with this model and this config, said before the first step where it is not what one
 would expect.
 
-What cannot work is refused where it is built; here is what works and is hardly meant. Sizes are bytes of fp32, which
-weights, gradients and moments are under every strategy; two moments as Adam has them.
+What cannot work is refused where it is built; here is what works and is probably unintended. Sizes are bytes of fp32,
+which weights, gradients and moments are under every strategy; two moments as Adam has them.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]  # of the strategy
-    replicated: ClassVar[bool] = False  # every rank holds all weights: the step may be wrapped anew for the next stage
+    replicated: ClassVar[bool] = False  # every rank holds all weights: the step may be wrapped again for the next stage
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Engine(ABC):
         return nullcontext()
 
     def backward(self, share: Tensor) -> None:
-        """Back-propagate a share of the global loss. Wrappers average over ranks and shares add up, hence the
+        """Back-propagate a share of the global loss. Wrappers average over ranks and shares add up, therefore the
         factor.
         """
         share = share * self.processes.world

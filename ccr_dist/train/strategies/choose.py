@@ -149,7 +149,7 @@ def deepspeed_config(path: str | None) -> dict[str, Any]:
         raise ConfigError(f"{file}: no DeepSpeed config: expected a JSON object with the object zero_optimization")
     options = {key: value for key, value in given.items() if key == "zero_optimization" or not _neutral(value)}
     zero = {key: value for key, value in options.get("zero_optimization", {}).items() if not _neutral(value)}
-    wrong = [f"{key} is the run config's affair ({OURS[key]}); leave it out here" for key in options if key in OURS]
+    wrong = [f"{key} is set by the run config ({OURS[key]}); leave it out here" for key in options if key in OURS]
     for where, found, known in (("", options.keys() - OURS.keys(), BESIDE), ("zero_optimization.", zero.keys(), ZERO)):
         if unknown := sorted(found - known):
             names = ", ".join(f"{where}{key}" for key in unknown)

@@ -131,7 +131,7 @@ def strays(step: nn.Module) -> int:
 
 
 def forget_order(optimizer: Any) -> None:
-    """Fetch parameters when they are needed, until ZeRO-3 has learnt anew in which order they are. An order that was
+    """Fetch parameters when they are needed, until ZeRO-3 has learnt their order again. An order that was
     learnt before a stray was seen (a parameter of another language) does not have it, and would be an error in the next
     step.
     """

@@ -114,7 +114,7 @@ def _software(report: MachineReport) -> dict[str, Any]:
             if error:
                 report.problem(
                     f"{name} is installed, but cannot be imported: {error}",
-                    "see docs/start/install.md, or install it anew",
+                    "see docs/start/install.md, or install it again",
                 )
     found["not installed"] = [name for name in TRIED if name not in there]
     return found

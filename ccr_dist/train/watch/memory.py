@@ -1,5 +1,5 @@
-"""Running out of memory, told so that a user can act on it: where, with what batch, what lies in memory, and which keys
-to change.
+"""Running out of memory, reported so that a user can act on it: where, with what batch, what lies in memory, and which
+keys to change.
 
 The advice is a list in the order of what it saves for this config; what is on already, or cannot help where it
 happened, is not in it.
@@ -47,7 +47,7 @@ def report(
         phases: what this rank was doing.
         config: of the run, whose keys are recommended.
         processes: of the run.
-        strategy: of the stage at hand; None before the first stage.
+        strategy: of the current stage; None before the first stage.
         held: bytes on this rank by what they hold (`Engine.held`).
         cut: whether the method allows micro-batches.
 

@@ -45,7 +45,7 @@ class StopRequest:
             raise _Broken
 
     def seen(self) -> bool:
-        with contextlib.suppress(OSError):  # storage that fails is told by what needs it, on all ranks alike
+        with contextlib.suppress(OSError):  # failing storage is reported by what needs it, on all ranks alike
             if self.reason is None and self.file.exists():
                 self.reason = f"file {self.file}"
         return self.reason is not None

@@ -32,7 +32,7 @@ class Watchdog(Watch):
             f"rank {self._rank} (pid {os.getpid()} on {socket.gethostname()}): {doing}. No sign of life for"
             f" {self._limit_s:g} s (runtime.hang). The rank to blame is the one that is in another part of the step"
             f" than the others, which wait for it: compare {self._record.parent}/rank-*.txt. Start the same command"
-            " again to go on from the last checkpoint",
+            " again to resume from the last checkpoint",
             record=self._record,
             linger_s=min(30.0, self._limit_s / 4),
         )

@@ -89,7 +89,7 @@ def test_verify_names_the_file_and_what_is_resumed_instead(run: Path) -> None:
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
     with pytest.raises(
         CheckpointError,
-        match=r"step-00000008: optimizer.safetensors is not what .*; a resume goes on from step-00000006",
+        match=r"step-00000008: optimizer.safetensors is not what .*; a resume continues from step-00000006",
     ):
         ccr_dist("verify", run)
     with pytest.raises(CheckpointError, match=r"optimizer\.safetensors"):
@@ -116,7 +116,7 @@ def test_convert_makes_weights_as_they_were_validated(run: Path, tmp_path: Path)
     assert torch.equal(weights["net.a.weight"], torch.full((3, 2), 0.25)), "the average"
     ccr_dist("convert", run / "checkpoints" / "step-00000006", tmp_path / "half.safetensors", "--bf16")
     assert {value.dtype for value in load_file(tmp_path / "half.safetensors").values()} == {torch.bfloat16}
-    with pytest.raises(ConfigError, match=r"w\.safetensors is there already"):
+    with pytest.raises(ConfigError, match=r"w\.safetensors already exists"):
         ccr_dist("convert", run / "checkpoints" / "step-00000006", tmp_path / "w.safetensors")
 
 

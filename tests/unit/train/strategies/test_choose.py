@@ -141,7 +141,7 @@ def test_what_would_silently_be_something_else_is_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train_batch_size": 64}, r"train_batch_size is the run config's affair \(stages\.\*\.batch\)"),
+        ({"train_batch_size": 64}, r"train_batch_size is set by the run config \(stages\.\*\.batch\)"),
         ({"gradient_clipping": 1.0}, r"stages\.\*\.clip_norm"),
         ({"bf16": {"enabled": True}}, r"runtime\.precision"),
         ({"optimizer": {"type": "AdamW"}}, r"stages\.\*\.optimizer"),
