@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,7 +135,15 @@ class Kind:
     def _here(self, name: str) -> list[Path]:
         """Files in the working folder that a user may mean by the name."""
         places = (Path(name), Path(name + self.suffix), Path(self.where) / (name + self.suffix))
-        return [place for place in places if place.is_file()]
+        return [place for place in places if place.is_file() and not _is_always_a_path(place)]
+
+
+def _is_always_a_path(file: Path) -> bool:
+    """Whether a file is a pipeline, a study or a run config, by its top-level keys. These have no short names, so a
+    pipeline may be called like a recipe.
+    """
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return re.search(r"^(?:steps|rows|stages|method)\s*:", text, re.MULTILINE) is not None
 
 
 def _as_path(file: Path) -> str:

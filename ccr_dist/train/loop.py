@@ -177,7 +177,7 @@ class Training:
         if done.best:
             text += f" {done.best['metric']} {done.best['value']:.2f} at step {done.best['step']}"
         if done.skipped:
-            text += f"; {done.skipped} of {done.step} steps were skipped because they were not finite (skipped.jsonl)"
+            text += f"; {done.skipped} of {done.step} steps were skipped: gradients not finite (skipped.jsonl)"
         return text
 
     def _train(self) -> str | None:

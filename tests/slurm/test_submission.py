@@ -37,7 +37,7 @@ from tests.slurm.experiment import Experiment, Ground, training
             {"command": "featurise CONFIG --config CONFIG --from image --column fature.x", "nodes": 1},
             "column name 'fature.x'",
         ),
-        ("step", {"launch": "launch/nowhere.yaml"}, "there is no launch/nowhere.yaml"),
+        ("step", {"launch": "launch/nowhere.yaml"}, "launch/nowhere.yaml: no such file"),
         ("step", {"after": ["tarin"]}, "comes after 'tarin'"),
     ],
 )

@@ -170,10 +170,10 @@ def test_nodes_with_different_numbers_of_ranks(
 @pytest.mark.parametrize("wrong", ["data.val=nowhere"])
 def test_what_cannot_succeed_is_not_tried_again(cluster: Cluster, ground: Ground, shared: Path, wrong: str) -> None:
     """Found only when it runs: the dataset goes away after the submission."""
-    data = ground.data(shared / "vanishing")
+    data, kept = ground.data(shared / "vanishing"), ground.data(shared / "kept")
     config = ground.config("vanishing", data=data, steps=12)
     experiment = Experiment.made(
-        cluster, shared / "never", {"train": training(config, 1), "report": {"command": f"report {shared}"}}
+        cluster, shared / "never", {"train": training(config, 1), "inspect": {"command": f"shards inspect {kept}"}}
     )
     hold = cluster.sbatch("--nodes=4", "--exclusive", script(shared, "hold", ["sleep 600"]))
     cluster.wait(hold, "RUNNING")
@@ -182,7 +182,7 @@ def test_what_cannot_succeed_is_not_tried_again(cluster: Cluster, ground: Ground
     cluster.slurm("scancel", hold)
     assert cluster.wait(jobs["train"]) == "FAILED", experiment.why()
     assert cluster.restarts(jobs["train"]) == 0
-    assert cluster.wait(jobs["report"]) == "CANCELLED"  # it does not wait for ever
+    assert cluster.wait(jobs["inspect"]) == "CANCELLED"  # it does not wait for ever
     found = experiment.status()
-    assert found["train"]["states"] == {"failed": 1} and found["report"]["states"] == {"cancelled": 1}
+    assert found["train"]["states"] == {"failed": 1} and found["inspect"]["states"] == {"cancelled": 1}
     assert "exit code 3" in found["train"]["why"][0]

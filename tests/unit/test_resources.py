@@ -93,6 +93,12 @@ def test_every_place_that_takes_a_name_refuses_what_is_ambiguous(
             use()
 
 
+def test_a_pipeline_may_be_called_like_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder.yaml").write_text("name: p\nsteps: {a: {command: shards build folder --out d}}\n")
+    assert resources.RECIPES.find("folder") == resources.RECIPES.files()["folder"]
+
+
 def test_a_pipeline_names_its_launch_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = ROOT / "configs" / "clip" / "dasd.yaml"

@@ -26,7 +26,7 @@ from ccr_dist.config import RunConfig, RuntimeConfig
 from ccr_dist.errors import ConfigError, NonFiniteError, OutOfMemoryError
 from ccr_dist.methods.dasd.method import Dasd
 from ccr_dist.methods.run_config import load_config
-from ccr_dist.train import commands, loop
+from ccr_dist.train import commands, loop, prepared, resume
 from ccr_dist.train.record.phases import Phases
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.state.progress import RunProgress
@@ -131,7 +131,7 @@ def test_a_short_run_may_not_be_made_of_steps_that_were_not_made(
     ):
         train(toy.dasd(folder, name="short"))
     train(toy.dasd(folder, name="told"), "runtime.skipped_fraction=0.5")
-    assert "complete" in (said := capsys.readouterr().err) and "4 of 10 steps were not made" in said
+    assert "complete" in (said := capsys.readouterr().err) and "4 of 10 steps were skipped" in said
 
 
 def test_an_auxiliary_network_is_not_stepped_by_a_gradient_that_is_not_finite(
@@ -301,7 +301,7 @@ def stop_in(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, call: int
 
 
 @pytest.mark.parametrize(
-    "where", [(loop, "open_datasets"), (loop, "build_method"), (stage, "make_loader")], ids=lambda where: where[1]
+    "where", [(prepared, "open_datasets"), (resume, "build_method"), (stage, "make_loader")], ids=lambda where: where[1]
 )
 def test_a_stop_before_the_first_step_is_honoured_at_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: tuple[Any, str]

@@ -113,7 +113,7 @@ def test_a_store_cannot_name_files_outside_of_the_dataset(dataset, tmp_path, url
     MemoryFileSystem().pipe_file(
         "/bucket/toy/caption.en/000000.json", json.dumps(store.with_digest({**record, "url": url})).encode()
     )
-    why = f"{url}.*(expected the absolute path of|this is no indexed column)"
+    why = f"{url}.*(expected the absolute path of|this is not an indexed column)"
     with pytest.raises(DataError, match=why):
         Dataset(URL).column("caption.en").value(0, 0)
     with pytest.raises(DataError, match="outside of the dataset"):

@@ -88,7 +88,7 @@ def test_nothing_is_made_at_a_url(dataset, tmp_path, monkeypatch):
         ):
             make()
     with pytest.raises(
-        ConfigError, match=r"pull --lazy memory://bucket/toy FOLDER` makes one that fetches what is read"
+        ConfigError, match=r"pull --lazy memory://bucket/toy FOLDER` makes one that fetches payloads when they are read"
     ):
         run(Dataset(URL), Translate(Shout(), "caption.en"), "caption.xx.shout", progress=False)
     assert not Path("memory:").exists()
