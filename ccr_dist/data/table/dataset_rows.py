@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def check_meta(meta: Any, place: str) -> None:
             raise DataError(f"{place}: shard {number} has the id {repr(about['id'])[:80]}, expected {number:06d}")
 
 
-class DatasetRows:
+class DatasetRows(ABC):
     """The rows of a dataset and their keys. Cheap to pickle; holds no open file.
 
     Attributes:
@@ -100,6 +101,6 @@ class DatasetRows:
         """The names of the columns that exist, complete or not, from a fresh look at the folder."""
         return [name for name in sorted(p.parent.name for p in self.root.glob("*/column.json")) if is_column_name(name)]
 
+    @abstractmethod
     def column(self, name: str) -> Any:
-        """A column of these rows. `Dataset` implements it."""
-        raise NotImplementedError
+        """A column of these rows. `Dataset` opens it: columns know their rows, rows do not know columns."""

@@ -5,6 +5,7 @@ exists.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -96,7 +97,7 @@ def _check_names(stage: StageConfig, parameters: Mapping[str, nn.Parameter]) -> 
         )
 
 
-class _Adam(torch.optim.Optimizer):
+class _Adam(torch.optim.Optimizer, ABC):
     """The moments of Adam, m = b1 m + (1 - b1) g and v = b2 v + (1 - b2) g^2; what is made of them is `_move`."""
 
     counts = False  # whether the steps of each parameter are counted, as `state["step"]`
@@ -127,8 +128,9 @@ class _Adam(torch.optim.Optimizer):
                 state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
                 self._move(parameter, state, group)
 
+    @abstractmethod
     def _move(self, parameter: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]) -> None:
-        raise NotImplementedError
+        """Moves a parameter by its moments, in place."""
 
 
 class BertAdam(_Adam):
