@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ccr_dist.cluster.progress import Progress
-from ccr_dist.data.storage.store import append_line, read_lines
+from ccr_dist.data.storage.json_lines import append_line, read_lines
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ccr_dist.cluster.pipeline import RANKS, Plan
 from ccr_dist.cluster.preflight import lacking
 from ccr_dist.cluster.profile import Profile
 from ccr_dist.commands import uses_of
-from ccr_dist.data.storage.store import read_lines
+from ccr_dist.data.storage.json_lines import read_lines
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.declare import File, Folder, Item, Place, Run, Table, Uses
 from ccr_dist.errors import ConfigError, DataError

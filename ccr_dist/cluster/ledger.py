@@ -27,7 +27,8 @@ from ccr_dist.cluster import slurm
 from ccr_dist.cluster.pipeline import Plan, load_plan
 from ccr_dist.cluster.profile import Profile, load_profile
 from ccr_dist.cluster.slurm import Queued
-from ccr_dist.data.storage.store import append_line, pretty_json, read_lines, replace_atomic
+from ccr_dist.data.storage.json_lines import append_line, read_lines
+from ccr_dist.data.storage.store import pretty_json, replace_atomic
 from ccr_dist.environment import commit
 from ccr_dist.errors import ConfigError
 from ccr_dist.redact import command_line

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.data.storage.store import read_lines
+from ccr_dist.data.storage.json_lines import read_lines
 from ccr_dist.errors import DataError, let_pass
 from ccr_dist.evaluate.summaries import ResultRow
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ccr_dist.data.storage.checked import read_checked
-from ccr_dist.data.storage.store import differences, read_lines
+from ccr_dist.data.storage.json_lines import read_lines
+from ccr_dist.data.storage.store import differences
 from ccr_dist.errors import ConfigError
 
 TOGETHER = ("agree", "losses", "backward", "update")  # parts of a step in which ranks send, or wait for each other

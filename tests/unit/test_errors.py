@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ccr_dist import cli, errors
-from ccr_dist.data.storage import store
+from ccr_dist.data.storage import json_lines, store
 from ccr_dist.models import huggingface
 from tests import toy
 
@@ -69,8 +69,8 @@ def test_two_paths_are_both_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_a_path_the_line_of_code_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit), errors.boundary():
-        store.read_lines(_Broken())
-    assert "error: ccr_dist/data/storage/store.py, line " in capsys.readouterr().err
+        json_lines.read_lines(_Broken())
+    assert "error: ccr_dist/data/storage/json_lines.py, line " in capsys.readouterr().err
 
 
 def test_reading_an_open_file_names_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -14,10 +14,9 @@ import re
 import secrets
 import socket
 import time
-import zlib
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from ccr_dist import errors
 from ccr_dist.errors import DataError, StorageError
@@ -231,95 +230,6 @@ def replace_atomic(path: str | Path, data: bytes) -> None:
         write_synced(tmp, data)
         tmp.replace(path)
         sync_folder(path.parent)
-
-
-def line_of(values: Mapping[str, Any]) -> bytes:
-    """A JSON line whose last value, `"crc": "0123abcd"`, is the CRC-32 of the rest."""
-    text = json.dumps(values, ensure_ascii=False)
-    separator = ", " if values else ""
-    return f'{text[:-1]}{separator}"crc": "{zlib.crc32(text.encode()):08x}"}}\n'.encode()
-
-
-def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Appends `line_of(values)` to a file, on a line of its own even where a crash tore the line before.
-
-    Raises:
-        StorageError: the disk is full.
-    """
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
-            file.write(line_of(values))
-
-
-class Lines(NamedTuple):
-    """The content of a file of JSON lines.
-
-    Attributes:
-        values: of the intact lines, without their CRC.
-        damaged: numbers of the damaged lines, counted from 1.
-    """
-
-    values: list[dict[str, Any]]
-    damaged: list[int]
-
-    def require(self, path: Path, what: str) -> list[dict[str, Any]]:
-        """The values, for numbers that people will see.
-
-        Args:
-            path: the file.
-            what: what to do about a damaged line.
-
-        Raises:
-            DataError: a line is damaged.
-        """
-        if self.damaged:
-            which = ", ".join(map(str, self.damaged[:5]))
-            raise DataError(f"{path}: damaged in line {which}, so numbers computed from it would be wrong; {what}")
-        return self.values
-
-
-def read_lines(path: Path) -> Lines:
-    """Reads the lines of `append_line`; a missing file has none.
-
-    A last line that a crash tore is left out and does not count as damaged. Lines of earlier versions carry no CRC;
-    they are accepted up to the first line that carries one.
-    """
-    found, sealed = Lines([], []), False
-    texts = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    for number, text in enumerate(texts, 1):
-        if not text.strip():
-            continue
-        values, carries = _line(text)
-        if values is not None and (carries or not sealed):
-            found.values.append(values)
-            sealed = sealed or carries
-        elif number < len(texts) or carries:
-            found.damaged.append(number)
-    return found
-
-
-_CRC = re.compile(rb'(?:, )?"crc": "([0-9a-f]{8})"\}$')
-
-
-def _line(text: bytes) -> tuple[dict[str, Any] | None, bool]:
-    """(the object in a line, or None if it is not one or its CRC does not match; whether it carries a CRC)."""
-    carried = _CRC.search(text)
-    if carried and zlib.crc32(text[: carried.start()] + b"}") != int(carried[1], 16):
-        return None, True
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return None, carried is not None
-    if not isinstance(values, dict):
-        return None, carried is not None
-    if carried:
-        del values["crc"]
-    return values, carried is not None
 
 
 def create_once(path: str | Path, data: bytes) -> bool:

@@ -22,7 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ccr_dist import terminal
 from ccr_dist.config import RunConfig, as_dict
-from ccr_dist.data.storage.store import disk_errors, line_of, read_lines, replace_atomic
+from ccr_dist.data.storage.json_lines import line_of, read_lines
+from ccr_dist.data.storage.store import disk_errors, replace_atomic
 from ccr_dist.errors import ConfigError
 
 

@@ -42,9 +42,9 @@ import yaml
 
 from ccr_dist.config import DualConfig, RunConfig, SentenceConfig, as_dict
 from ccr_dist.data.storage.checked import read_checked, with_digest
+from ccr_dist.data.storage.json_lines import append_line
 from ccr_dist.data.storage.store import (
     TEMPORARY,
-    append_line,
     differences,
     digest_json,
     disk_errors,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ccr_dist.data.storage.store import line_of
+from ccr_dist.data.storage.json_lines import line_of
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.train.scale import rows, table
 

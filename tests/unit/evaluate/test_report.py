@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from ccr_dist.data.storage.store import line_of
+from ccr_dist.data.storage.json_lines import line_of
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate.command import report
 from ccr_dist.evaluate.protocols import RECALL_NAMES, language_result
