@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From pictures to a multilingual retriever on real data: bash launch/demo.sh
 # Builds emoji14, translates its English captions, trains an English retriever and three adapters on 2 processes (3 seeds each), and ends with a
-# table of recalls on human captions and an HTML report. Safe to interrupt and repeat: whatever is complete is reused, and it says so.
+# table of recalls on human captions and an HTML report. Safe to interrupt and repeat: what is complete is reused, with a note.
 #   bash launch/demo.sh --smoke      one method, seed and language, few steps, into runs/smoke: what continuous integration runs
 set -euo pipefail
 cd "$(dirname "$0")/.."

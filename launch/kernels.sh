@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The tests that compare computed numbers, on the kernels of other CPUs: bash launch/kernels.sh [pytest arguments]. Minutes; not part of test.sh.
-# PyTorch, oneDNN and MKL take an older instruction set than the machine has, and another number of threads: other orders of sums, other
-# roundings. What fails here and not in test.sh holds a CPU to its last bits: see tests/nearness.py.
+# PyTorch, oneDNN and MKL use an older instruction set than the machine has, and another number of threads, so sums are
+# made in another order and rounded differently. A test that fails here but not in test.sh expects the last bits of one
+# CPU: see tests/nearness.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv with everything that demo and tests need, on a CPU-only machine or a CUDA box, and says what it chose.
 #   bash launch/setup.sh            VENV=/path PYTHON=python3.12 CCR_TORCH=cpu|cuda CCR_VLLM=0|1 bash launch/setup.sh
-# CCR_VLLM=0 leaves vLLM out (2 GB on a CPU, more with CUDA): describing then needs another engine, and its tests are skipped, saying so.
+# CCR_VLLM=0 leaves vLLM out (2 GB on a CPU, more with CUDA): describing then needs another engine, and vLLM's tests are skipped with a note.
 # Safe to repeat: it does nothing when pyproject.toml has not changed since the last success.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -56,7 +56,7 @@ if [[ $modes != *eng-spa* ]]; then
         echo "setup: apertium with eng-spa is missing, so Spanish is left out; \`sudo apt-get install apertium apertium-eng-spa\` adds it"
     fi
 fi
-# The tests of SLURM start a cluster of namespaces of this machine; without it they fail, and say what is missing.
+# The SLURM tests start a cluster in namespaces of this machine; without the packages they fail and say what is missing.
 if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
     bash tests/slurm/testbed/testbed.sh install || echo "setup: SLURM could not be installed; tests/slurm will fail"
 fi

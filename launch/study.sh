@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A whole study by one command: bash launch/study.sh CORPUS [options of `ccr-dist study run`, such as --jobs 2 --only dasd,static --seeds 0]
-# Prepares the data (launch/studies/CORPUS.sh: build, translate, featurise), carries out configs/studies/CORPUS.yaml, and writes its report.
-# Safe to interrupt and repeat: whatever is complete is reused, and it says so.
+# Prepares the data (launch/studies/CORPUS.sh: build, translate, featurise), runs configs/studies/CORPUS.yaml, and writes its report.
+# Safe to interrupt and repeat: what is complete is reused, with a note.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 corpus=${1:-}
@@ -19,7 +19,7 @@ begun=$SECONDS
 say() { printf '\n[%4d s] %s\n' $((SECONDS - begun)) "$*"; }
 ccr() { "$bin/ccr-dist" "$@"; }
 
-# need_apertium MODE PACKAGE: the language pair is installed, or gets installed where that is possible.
+# need_apertium MODE PACKAGE: installs the language pair where that is possible, unless it is installed.
 need_apertium() {
     local modes
     modes=$(command -v apertium >/dev/null && apertium -l || true)

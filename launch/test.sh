@@ -4,7 +4,7 @@
 #                                           (two hours; two cores need 20 to 40 minutes)
 #   bash launch/test.sh --fast              lint, types, architecture and the quick unit tests, in an environment that is ready
 #   bash launch/test.sh PYTEST-ARGUMENTS    what they name
-# Ends with how long each part took; what each test took is in build/tests.xml (JUnit).
+# Prints at the end how long each part took; the times of single tests are in build/tests.xml (JUnit).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${VENV:-.venv}/bin

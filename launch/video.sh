@@ -2,7 +2,7 @@
 # From clips to recalls: bash launch/video.sh
 # Fetches animated emoji (npm, 165 MB), makes videos of them, encodes 8 frames of each, trains English heads on stills and clips, then a static
 # adapter, DASD and LECCR on machine-translated names (3 seeds), and ends with a table of recalls on human names and an HTML report.
-# Safe to interrupt and repeat: whatever is complete is reused, and it says so.
+# Safe to interrupt and repeat: what is complete is reused, with a note.
 #   bash launch/video.sh --all        all four packages of clips (730 MB), into data/animoji-all
 #   bash launch/video.sh --smoke      few clips, one seed, few steps, into runs/video-smoke
 set -euo pipefail

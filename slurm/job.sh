@@ -1,20 +1,20 @@
-# The common part of the scripts in this folder; sourced by them. Needs the settings at their tops, and a shared file system.
+# Shared by the scripts in this folder, which source it. Needs the settings at their tops and a shared file system.
 #
 #   run_task COMMAND...     one process of `ccr-dist COMMAND` (task.sh)
 #   run_ranks COMMAND...    one process a GPU on every node, by accelerate (ranks.sh)
 #
-# Both end the script. A signal (USR1 before the time limit, TERM) becomes a stop file that every process polls, since neither srun nor
-# launchers hand signals on in a useful way. What becomes of the job afterwards (over, requeued and without which nodes, given up) is
-# decided in one place: ccr_dist/cluster/decide.py.
+# Both end the script. A signal (USR1 before the time limit, TERM) becomes a stop file that every process polls: neither
+# srun nor launchers forward signals in a useful way. One place decides what happens to the job afterwards (finished,
+# requeued without some nodes, given up): ccr_dist/cluster/decide.py.
 
 set -u
 cd "${ROOT:-$SLURM_SUBMIT_DIR}" || exit 2
-# Where jobs begin without their user's variables (sbatch --export=NONE), srun would hand on none either: not even those made below.
+# Where jobs start without the user's variables (sbatch --export=NONE), srun would pass on none either, not even those set below.
 unset SLURM_EXPORT_ENV
 export SCRIPTS SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 export PYTHON=${PYTHON:-python} TOKENIZERS_PARALLELISM=false
 export CCR_RUN=$RUN CCR_STEP=$STEP CCR_TASKS=${TASKS:-1} CCR_TASK=$((${OFFSET:-0} + ${SLURM_ARRAY_TASK_ID:-0}))
-# The number of an array is that of its last task, too: SLURM takes it for the whole array.
+# The number of an array is also that of its last task: SLURM takes it for the whole array.
 export CCR_JOB=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 export CCR_ATTEMPT=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} CCR_RETRIES=${RETRIES:-3}
 export CCR_NOTES=$RUN/steps/$STEP/notes/$CCR_ATTEMPT # of this attempt's processes, on the shared file system; removed at its end

@@ -1,6 +1,6 @@
 # What a node needs before anything starts on it; sourced by task.sh and ranks.sh.
 trap : TERM USR1 # of those the processes below hear by themselves; this shell stays until they have ended
-# SLURM sets TMPDIR to /tmp in every job: what is removed at the end is only ever the folder that was made here, by its own variable.
+# SLURM sets TMPDIR to /tmp in every job, so only the folder that was made here, under its own variable, is removed at the end.
 if [ -n "${CCR_SCRATCH:-}" ]; then
     own_scratch=$(mktemp -d "$CCR_SCRATCH/ccr-dist-$SLURM_JOB_ID.XXXXXXXX") || exit 5
     export TMPDIR=$own_scratch
