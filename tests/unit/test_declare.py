@@ -16,7 +16,7 @@ from ccr_dist.cluster import checks, preflight
 from ccr_dist.cluster.made import holds, provides
 from ccr_dist.cluster.pipeline import load_plan
 from ccr_dist.commands import tree, uses_of
-from ccr_dist.declare import File, Folder, Run, Table, Uses, commands, declared, declares, parse
+from ccr_dist.declare import File, Folder, Run, Table, Uses, commands, declared, declares, names_a_path, parse
 from ccr_dist.errors import ConfigError
 from tests import jobs
 
@@ -141,6 +141,15 @@ def test_what_holds_what(folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("org/model", False), ("minilm", False), ("~/m", True), ("../m", True), ("a/b/c", True)]
+    + [(f"weights{suffix}", True) for suffix in (".pt", ".pth", ".bin", ".safetensors")],
+)
+def test_what_can_only_be_a_path(name: str, path: bool) -> None:
+    assert names_a_path(name) is path
+
+
 def write(folder: Path, *lines: str, **settings: Any) -> Path:
     steps = {f"s{number}": {"command": line, **settings} for number, line in enumerate(lines)}
     path = folder / "p.yaml"
@@ -162,6 +171,11 @@ WRONG = [
     (["translate data --engine transformers --model /no/m --to de --column caption.de"], "/no/m: there is no such"),
     ([f"featurise data --config {CONFIG} --set weights=nowhere --column feature.x"], "nowhere: there is no such run"),
     (["featurise data --backbone dual --set weights=no.safetensors --column feature.x"], "no.safetensors"),
+    (["featurise data --backbone dual --set text=./no --from caption.en --column feature.x"], "no: there is no such"),
+    (
+        ["featurise data --backbone open_clip --set pretrained=no.pt --set model=m --column feature.x"],
+        "no.pt: there is",
+    ),
     ([f"train {CONFIG} backbone.weights=nowhere"], "nowhere: there is no such run"),
     ([f"train {CONFIG} init_from=nowhere"], "nowhere: there is no such run"),
     ([f"train {CONFIG} backbone.weights=data"], "data: the run is not complete"),
@@ -173,11 +187,15 @@ WRONG = [
     (["shards index 'no/*.tar' --out o"], "no/\\*.tar: there is no such file or folder"),
     (["shards index in.txt --out o --caption en"], "--caption en: expected LANG=txt"),
     (["shards convert replay nowhere.txt --out o.jsonl"], "nowhere.txt: there is no such file or folder"),
+    (["shards convert nrccr data --out o --column caption.xx"], "no step before makes caption.xx"),
     (["shards convert raplay in.txt --out o.jsonl"], "expected nrccr, mla or replay"),
     (["shards export data --out o"], "no step before makes image"),
+    (["shards export data --image caption.en --caption caption.xx --out o"], "no step before makes caption.xx"),
+    (["shards export data --image caption.en --also label.x --out o"], "no step before makes label.x"),
     (["shards verify nowhere"], "nowhere: there is no dataset"),
     (["shards seal nowhere"], "nowhere: there is no dataset"),
     (["shards push nowhere s3://b/d"], "nowhere: there is no dataset"),
+    (["shards push data s3://b/d --column caption.xx"], "no step before makes caption.xx"),
     (["shards quality data --column caption.xx"], "no step before makes caption.xx"),
     (["checkpoint verify nowhere"], "nowhere: there is no such folder"),
     (["checkpoint convert nowhere w.safetensors"], "nowhere: there is no such folder"),

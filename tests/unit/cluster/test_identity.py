@@ -20,6 +20,7 @@ from ccr_dist.errors import ConfigError
 from tests import jobs
 
 BASE = "method: {name: english}\n"
+CONFIG = Path(__file__).parents[3] / "configs/demo/dasd.yaml"
 
 
 @pytest.fixture
@@ -261,6 +262,26 @@ def test_what_a_done_step_made_is_made_again_when_it_is_gone(folder: Path) -> No
     assert undone(own) == []
 
 
+def test_a_run_without_its_weights_is_trained_again(folder: Path) -> None:
+    own = of(folder, f"train {CONFIG} out=o")
+    carry_out(own, "s0")
+    (folder / "o" / "dasd-s0").mkdir(parents=True)
+    assert undone(own) == ["s0"]
+    (folder / "o" / "dasd-s0" / "model.safetensors").write_text("made")
+    assert undone(own) == []
+
+
+def test_what_lies_in_the_pipelines_own_folder_is_no_input(folder: Path) -> None:
+    """It changes as the pipeline runs."""
+    file = folder / "runs" / "p" / "steps.yaml"
+    file.parent.mkdir(parents=True)
+    seen = []
+    for text in ("one: 1", "two: 2"):
+        file.write_text(text)
+        seen.append(planned(of(folder, "config show runs/p/steps.yaml")))
+    assert seen[0] == seen[1]
+
+
 @pytest.mark.parametrize(
     ("command", "file"),
     [
@@ -272,6 +293,7 @@ def test_what_a_done_step_made_is_made_again_when_it_is_gone(folder: Path) -> No
         ("describe data --engine replay --set path=x.jsonl --prompt ask.yaml --column description.x", "x.jsonl"),
         ("report w --out r", "w/results/test.json"),
         ("shards seal data", "data/dataset.json"),
+        ("shards seal data", "data/train/dataset.json"),
         ("featurise data --backbone dual --from caption.en --column feature.x", "data/caption.en/column.json"),
     ],
 )

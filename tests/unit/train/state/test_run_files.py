@@ -353,6 +353,19 @@ def test_a_result_tells_what_it_was_measured_on_and_is_made_anew_for_something_e
         assert (read_result(path).test_reads, read_result(path).columns) == (reads, found.columns)
 
 
+def test_a_run_of_pictures_that_were_read_by_another_rule_says_so_when_it_is_measured(
+    folder: Path, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(toy.dasd(folder, name="complete"), [*SMALL, f"out={copy.parent}"])
+    known = RunFolder(copy).identity()
+    assert known is not None and known.pop("pictures") == VERSION
+    for began, said in ((None, False), (known, True)):
+        if began is not None:
+            (copy / "identity.json").write_text(json.dumps(with_digest(began)))
+        commands.evaluate([config], split="test", again=True, world=None)
+        assert (f"{copy}: this run began when pictures were read by rule 0" in capsys.readouterr().err) is said
+
+
 @pytest.mark.parametrize(("kind", "plan", "rule"), [
     ("image", {}, {"pictures": VERSION}),
     ("matrix", {"processor": "featurise", "backbone": {"side": "image"}}, {"pictures": 0}),
