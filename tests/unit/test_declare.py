@@ -180,6 +180,7 @@ WRONG = [
     ([f"train {CONFIG} init_from=nowhere"], "nowhere: there is no such run"),
     ([f"train {CONFIG} backbone.weights=data"], "data: the run is not complete"),
     ([f"train {CONFIG} method.frontend.embeddings=./no"], "no: there is no such file or folder"),
+    ([f"train {ROOT}/configs/msrvtt_cn/leccr.yaml method.text_encoder=./no"], "no: there is no such file or folder"),
     ([f"train {CONFIG} data.test=null --test"], "data.test names no dataset"),
     ([f"evaluate {CONFIG} out=o"], "o/dasd-s0: there is no such run, and no step before trains it"),
     (["shards build texts --out o file=nowhere.txt name=t"], "nowhere.txt: there is no such file or folder"),
@@ -197,8 +198,17 @@ WRONG = [
     (["shards push nowhere s3://b/d"], "nowhere: there is no dataset"),
     (["shards push data s3://b/d --column caption.xx"], "no step before makes caption.xx"),
     (["shards quality data --column caption.xx"], "no step before makes caption.xx"),
+    (["shards quality data --column caption.en --source caption.xx"], "no step before makes caption.xx"),
+    (
+        [
+            "describe data --engine replay --set path=t.jsonl --from caption.en --captions caption.xx"
+            " --column description.x"
+        ],
+        "no step before makes caption.xx",
+    ),
     (["checkpoint verify nowhere"], "nowhere: there is no such folder"),
     (["checkpoint convert nowhere w.safetensors"], "nowhere: there is no such folder"),
+    (["scale t.jsonl"], "t.jsonl: expected a folder, and this is a file"),
     (["scale nowhere"], "nowhere: there is no such folder"),
     (["config show nowhere.yaml"], "nowhere.yaml: there is no such file"),
     (["methods nowhere.yaml"], "nowhere.yaml: there is no such file"),
@@ -230,6 +240,14 @@ WRONG = [
             "replay new in.txt --column caption.x",
         ],
         "step s1 makes column caption.x of new, too",
+    ),
+    (
+        [
+            "shards pull s3://b/d new",
+            "replay new t.jsonl --column caption.x",
+            "replay new/train in.txt --column caption.x",
+        ],
+        "step s1 makes column caption.x of new/train, too",
     ),
 ]
 

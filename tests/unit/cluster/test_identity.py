@@ -287,6 +287,7 @@ def test_what_lies_in_the_pipelines_own_folder_is_no_input(folder: Path) -> None
     [
         ("config show a.yaml notes=other.txt", "other.txt"),  # an override that names another file
         ("config show 'my config.yaml'", "my config.yaml"),
+        ("config show below/b.yaml", "below/notes.txt"),  # named from the folder of the file that names it
         ("featurise data --backbone dual --set weights=w --column feature.x", "w/model.safetensors"),
         ("featurise data --backbone dual --set weights=w.safetensors --column feature.x", "w.safetensors"),
         ("replay data x.jsonl --column caption.de", "x.jsonl"),
@@ -299,6 +300,8 @@ def test_what_lies_in_the_pipelines_own_folder_is_no_input(folder: Path) -> None
 )
 def test_a_step_is_another_when_what_it_reads_is(folder: Path, command: str, file: str) -> None:
     (folder / "ask.yaml").write_text("views: {a: {text: Say.}}\n")
+    (folder / "below").mkdir()
+    (folder / "below/b.yaml").write_text("notes: notes.txt\n")
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
     seen = []
