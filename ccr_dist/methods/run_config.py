@@ -1,4 +1,4 @@
-"""Reading a run config: the schema of `config.py`, the options of its method, and what only both together can tell."""
+"""Reading a run config: the schema, the options of its method, and what only both together can tell."""
 
 from __future__ import annotations
 
