@@ -125,7 +125,7 @@ class Kind:
                 advice = f"there are: {', '.join(files)}; or give the path of a {self.suffix} file"
             raise ConfigError(f"{self.what} {name!r}: none of that name comes with ccr-dist; {advice}")
         for other in here:
-            if not other.samefile(files[name]) and other.read_bytes() != files[name].read_bytes():
+            if other.read_bytes() != files[name].read_bytes():
                 raise ConfigError(
                     f"{self.what} {name!r}: one comes with ccr-dist, and {other} in this folder is another: write"
                     f" {_as_path(other)} for the one here, {files[name]} for the other"

@@ -312,6 +312,22 @@ def test_every_split_of_a_folder_needs_the_column(folder: Path) -> None:
         checks.check(load_plan(write(folder, "report t.jsonl --pictures both")), free_disk_gib=0)
 
 
+def test_a_column_that_was_only_begun_is_said_before_anything_is_queued(folder: Path) -> None:
+    path = write(folder, "translate data --engine vllm --model m --to de --column caption.de")
+    checks.check(load_plan(path), free_disk_gib=0)
+    for record in (folder / "data/caption.en").glob("*.json"):
+        if record.name not in ("column.json", "sealed.json"):
+            record.unlink()
+    with pytest.raises(ConfigError, match=r"step s0: no step before makes caption\.en, and .*missing"):
+        checks.check(load_plan(path), free_disk_gib=0)
+
+
+def test_a_disk_without_room_is_said_before_anything_is_queued(folder: Path) -> None:
+    path = write(folder, "shards build texts --out o file=t.jsonl name=t")
+    with pytest.raises(ConfigError, match=rf"{folder}: .* GiB are free, 1e\+09 are expected"):
+        checks.check(load_plan(path), free_disk_gib=1e9)
+
+
 def test_what_is_only_worth_a_note(folder: Path) -> None:
     featurise = "featurise data --backbone dual --from caption.en --column feature.x --device cuda:1"
     steps = {

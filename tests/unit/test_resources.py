@@ -99,6 +99,22 @@ def test_a_pipeline_may_be_called_like_a_recipe(tmp_path: Path, monkeypatch: pyt
     assert resources.RECIPES.find("folder") == resources.RECIPES.files()["folder"]
 
 
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [("rows: []", True), ("stages: {}", True), ("method : {}", True), ("a: 1\n  rows: 2", False), ("# rows:", False)],
+)
+def test_what_has_no_short_name_is_told_by_its_own_keys(
+    text: str, is_one: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder.yaml").write_text(text)
+    if is_one:
+        assert resources.RECIPES.find("folder") == resources.RECIPES.files()["folder"]
+    else:
+        with pytest.raises(ConfigError, match="in this folder is another"):
+            resources.RECIPES.find("folder")
+
+
 def test_a_pipeline_names_its_launch_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = ROOT / "configs" / "clip" / "dasd.yaml"
