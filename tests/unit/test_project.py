@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from ccr_dist import project, yamlfile
+from ccr_dist.cluster.profile import load_profile
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.run_config import load_config
 
@@ -43,6 +45,18 @@ def test_what_exists_is_named_and_nothing_written(there: str, tmp_path: Path) ->
     with pytest.raises(ConfigError, match=rf"already has {there}; nothing was written"):
         project.lay_out(tmp_path)
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / there).read_text() == "mine"
+
+
+def test_a_link_to_nowhere_is_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "README.md").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=r"already has README\.md; nothing was written"):
+        project.lay_out(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_the_profile_names_this_environment(tmp_path: Path) -> None:
+    project.lay_out(tmp_path)
+    assert load_profile(str(tmp_path / project.SITE)).python == sys.executable
 
 
 def test_a_folder_that_cannot_be_written_keeps_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

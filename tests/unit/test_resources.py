@@ -172,3 +172,6 @@ def test_a_damaged_installation_takes_nothing_of_others(
         resources.folder("slurm")
     (tmp_path / "ccr_dist" / "shipped" / "slurm").mkdir(parents=True)
     assert resources.folder("slurm") == tmp_path / "ccr_dist" / "shipped" / "slurm"
+    (tmp_path / "pyproject.toml").touch()  # a project whose virtual environment lies in it
+    (tmp_path / "slurm").mkdir(exist_ok=True)
+    assert resources.folder("slurm") == tmp_path / "ccr_dist" / "shipped" / "slurm"
