@@ -114,10 +114,44 @@ def test_a_commit_removes_the_seal(dataset):
         column.path(0, what).unlink()
     column.commit(0, [column.encode(["anew"])] * 11)
     assert not (dataset.root / "caption.de/sealed.json").exists()
+    assert column.value(0, 1) == ["anew"] and column.present(0).all()  # nothing of the seal is remembered
     fresh = Dataset(dataset.root).column("caption.de")
     assert fresh.value(0, 1) == ["anew"] and fresh.present(0).all()
     assert seal_columns(Dataset(dataset.root))[0] == ["caption.de"]
     assert Dataset(dataset.root).column("caption.de").value(0, 1) == ["anew"]
+
+
+def test_a_shard_that_is_set_aside_removes_the_seal(dataset):
+    seal_columns(dataset)
+    column = Dataset(dataset.root).column("caption.de")
+    assert column.value(1, 0) == ["de s1r0"]
+    assert column.set_aside(1) is not None
+    assert not (dataset.root / "caption.de/sealed.json").exists()
+    assert column.missing() == Dataset(dataset.root).column("caption.de").missing() == [1]
+
+
+def test_what_is_sealed_is_what_is_there_not_what_a_former_seal_said(dataset):
+    seal_columns(dataset)
+    assert dataset.column("caption.de").value(0, 1) is None
+    other = Dataset(dataset.root).column("caption.de")  # of another process, say
+    for what in ("payload", "index", "record"):
+        other.path(0, what).unlink()
+    other.commit(0, [other.encode(["anew"])] * 11)
+    assert seal_columns(dataset)[0] == ["caption.de"]
+    assert (
+        dataset.column("caption.de").value(0, 1) == Dataset(dataset.root).column("caption.de").value(0, 1) == ["anew"]
+    )
+    assert [problem.where for problem in verify(dataset.root) if "caption.de" in problem.where] == []
+
+
+def test_vectors_of_two_widths_are_not_sealed(tmp_path):
+    made = create_dataset(tmp_path / "d", name="d", split="train", keys=[["a"], ["b"]])
+    vectors = create_column(made, "feature.x", kind="matrix", extension="npy", plan={}, provenance={})
+    for shard, width in enumerate((2, 3)):
+        vectors.commit_matrix(shard, np.ones((1, width)), [1])
+    with pytest.raises(DataError, match=r"different widths \(2 in 000000, 3 in 000001\)"):
+        seal_columns(Dataset(made.root))
+    assert not list((made.root / "feature.x").glob("sealed*"))
 
 
 def test_a_seal_that_is_not_true_is_found_by_verify(dataset):
