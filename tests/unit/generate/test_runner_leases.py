@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,18 @@ import pytest
 
 from ccr_dist.data.table.dataset import Dataset, create_column
 from ccr_dist.errors import ConfigError, DataError, EngineError
+from ccr_dist.generate.bad_items import BadItems, Budget
+from ccr_dist.generate.job_parts import JobParts
 from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.lease import Lease, Leases, Traces
 from ccr_dist.generate.load_once import first_load
-from ccr_dist.generate.processor import Feed, RowOutcome, Ticket
+from ccr_dist.generate.open_shards import OpenShards
+from ccr_dist.generate.processor import EngineWait, Feed, RowOutcome, Ticket
+from ccr_dist.generate.results import Results
 from ccr_dist.generate.runner import run
+from ccr_dist.generate.shard_work import Bench, Work
+from ccr_dist.generate.stop_request import StopRequest
+from ccr_dist.generate.summary import JobReport, JobSummary
 from tests.jobs import Shout, captions, column_files, content
 from tests.running import XX, shout
 
@@ -81,6 +90,64 @@ def test_a_shard_whose_lease_was_taken_over_is_dropped_and_looked_at_again(tmp_p
     assert (summary.lost, summary.done, summary.complete) == (1, 2, True)
     assert [text for call in used.calls for text in call].count("0-0 one") == 1
     assert not [name for name in column_files(dataset.root / XX) if "lease" in name or "journal" in name]
+
+
+def test_a_shard_over_which_a_worker_died_is_alone_in_work_until_it_gives_a_row(tmp_path: Path) -> None:
+    dataset = captions(tmp_path / "d", rows=(2, 3, 2, 2))
+    lease = leased(dataset, 1)
+    lease.begin(0)
+    os.close(lease._fd)  # as its process leaves it when it is killed
+    lease._fd = -1
+    used = Shout()
+    assert shout(dataset, engine=used).complete
+    shards = [{text.partition("-")[0] for text in call} for call in used.calls]
+    assert [each for each in shards if "1" in each] == [{"1"}]
+
+
+def opened(dataset: Dataset) -> tuple[JobParts, Work]:
+    """The parts of a run that holds the first shard."""
+    leased(dataset, 0).release()
+    column = dataset.column(XX)
+    report = JobReport(JobSummary(XX, shards=1), lambda name, details: None, lambda rows: None)
+    bad_items = BadItems(column, column.dataset.rows, Budget(), report.summary)
+    bench = Bench(column, Leases(column.folder, 60))
+    parts = JobParts(
+        column, bench, OpenShards(bad_items, report), bad_items, report, StopRequest(), engine_wait=EngineWait()
+    )
+    work = bench.take(0)
+    assert work is not None
+    parts.open_shards.add(work)
+    return parts, work
+
+
+def test_a_row_that_comes_back_twice_is_kept_once(tmp_path: Path) -> None:
+    """As of a shard that was lost and taken again while the row was in work."""
+    parts, work = opened(captions(tmp_path / "d", rows=(2,)))
+    results = Results(parts, lambda: 0)
+    for value in ("FIRST", "SECOND"):
+        results.keep([(Ticket(0, 0, "0-0"), RowOutcome([value]))])
+    assert parts.report.summary.rows == 1 and work.outcomes[0].value == ["FIRST"]
+    parts.open_shards.close()
+
+
+@pytest.mark.parametrize("overtaken", [True, False])
+def test_a_journal_that_cannot_be_written_is_an_error_unless_another_worker_has_the_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overtaken: bool
+) -> None:
+    parts, work = opened(captions(tmp_path / "d", rows=(2,)))
+
+    def full(rows: Any) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(work.journal, "append", full)
+    if overtaken:
+        work.lease.path.unlink()
+    with nullcontext() if overtaken else pytest.raises(OSError, match="no space"):
+        Results(parts, lambda: 0).keep([(Ticket(0, 0, "0-0"), RowOutcome(["A"]))])
+    summary = parts.report.summary
+    assert (summary.rows, summary.lost, len(parts.open_shards)) == (0, int(overtaken), int(not overtaken))
+    assert parts.open_shards.take_lost() == ([0] if overtaken else [])
+    parts.open_shards.close()
 
 
 def test_processes_prepare_as_threads_do(tmp_path: Path) -> None:
