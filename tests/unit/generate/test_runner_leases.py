@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ccr_dist.data.table.dataset import Dataset, create_column
-from ccr_dist.errors import ConfigError, DataError, EngineError
+from ccr_dist.errors import ConfigError, DataBudgetError, DataError, EngineError
 from ccr_dist.generate.bad_items import BadItems, Budget
 from ccr_dist.generate.job_parts import JobParts
 from ccr_dist.generate.jobs.translate import Translate
@@ -40,6 +40,12 @@ def leased(dataset: Dataset, shard: int) -> Lease:
     lease = Leases(column.folder, 60).take(dataset.shards[shard], Traces(), of=dataset.shard_rows[shard])
     assert lease is not None
     return lease
+
+
+def kill(lease: Lease) -> None:
+    """As its process leaves it when it is killed."""
+    os.close(lease._fd)
+    lease._fd = -1
 
 
 def test_without_waiting_the_shards_of_others_are_reported(tmp_path: Path) -> None:
@@ -96,8 +102,7 @@ def test_a_shard_over_which_a_worker_died_is_alone_in_work_until_it_gives_a_row(
     dataset = captions(tmp_path / "d", rows=(2, 3, 2, 2))
     lease = leased(dataset, 1)
     lease.begin(0)
-    os.close(lease._fd)  # as its process leaves it when it is killed
-    lease._fd = -1
+    kill(lease)
     used = Shout()
     assert shout(dataset, engine=used).complete
     shards = [{text.partition("-")[0] for text in call} for call in used.calls]
@@ -148,6 +153,44 @@ def test_a_journal_that_cannot_be_written_is_an_error_unless_another_worker_has_
     assert (summary.rows, summary.lost, len(parts.open_shards)) == (0, int(overtaken), int(not overtaken))
     assert parts.open_shards.take_lost() == ([0] if overtaken else [])
     parts.open_shards.close()
+
+
+def test_a_shard_that_another_worker_took_over_before_its_commit_is_given_up(tmp_path: Path) -> None:
+    parts, work = opened(captions(tmp_path / "d", rows=(1,)))
+    work.lease.path.unlink()
+    Results(parts, lambda: 0).keep([(Ticket(0, 0, "0-0"), RowOutcome(["A"]))])
+    summary = parts.report.summary
+    assert (summary.done, summary.lost, len(parts.open_shards)) == (0, 1, 0)
+    assert parts.open_shards.take_lost() == [0] and parts.target.missing() == [0]
+
+
+def test_what_counts_as_a_bad_item(tmp_path: Path) -> None:
+    parts, work = opened(captions(tmp_path / "d", rows=(8,)))
+    rows = (RowOutcome(["A"]), RowOutcome(["A"], lacks="a part"), RowOutcome(error="none"))
+    Results(parts, lambda: 0).keep([(Ticket(0, row, f"0-{row}"), each) for row, each in enumerate(rows)])
+    assert parts.report.summary.bad == 2
+    parts.open_shards.lose(work)  # they are those of the other worker now
+    parts.bad_items.require_within_budget()
+    assert parts.report.summary.bad == 0
+
+
+def test_final_errors_of_earlier_workers_are_bad_items(tmp_path: Path) -> None:
+    dataset = captions(tmp_path / "d", rows=(4,))
+    parts, work = opened(dataset)
+    work.keep([(0, RowOutcome(error="it kills its workers", final=True))])
+    parts.open_shards.close()
+    with pytest.raises(DataBudgetError, match="it kills its workers"):
+        shout(dataset, budget=Budget(items=0, fraction=0))
+    assert shout(dataset).bad == 1
+
+
+def test_what_a_worker_leaves_that_dies_after_its_commit_is_removed(tmp_path: Path) -> None:
+    dataset = captions(tmp_path / "d", rows=(2, 2))
+    shout(dataset)
+    kill(leased(dataset, 1))
+    idle = Shout()
+    assert shout(dataset, engine=idle).complete and idle.calls == []
+    assert not [name for name in column_files(dataset.root / XX) if "lease" in name]
 
 
 def test_processes_prepare_as_threads_do(tmp_path: Path) -> None:

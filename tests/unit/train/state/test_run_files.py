@@ -429,6 +429,25 @@ def test_an_object_keeps_its_digest_through_other_white_space_only() -> None:
             checked(other, "x", error=DataError)
 
 
+def test_weights_without_a_digest_are_made_again_or_kept_where_they_cannot_be(
+    copy: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, overrides = toy.dasd(folder, name="complete"), (*SMALL, f"out={copy.parent}")
+    weights, before = copy / "model.safetensors", (copy / "model.safetensors").read_bytes()
+    values, _ = tensorfile.read(weights)
+    weights.unlink()
+    tensorfile.write(weights, values)
+    bare = weights.read_bytes()
+    train(path, *overrides)
+    assert weights.read_bytes() == before != bare
+    best = RunFolder(copy).best()
+    assert best is not None
+    shutil.rmtree(checkpoint.folder_of(copy / "checkpoints", best["step"]))
+    weights.write_bytes(bare)
+    train(path, *overrides)
+    assert weights.read_bytes() == bare and "it has no digest" in capsys.readouterr().err
+
+
 def test_what_is_missing_of_a_complete_run_is_made_again(copy: Path, folder: Path) -> None:
     path, overrides = toy.dasd(folder, name="complete"), (*SMALL, f"out={copy.parent}")
     before = {name: (copy / name).read_bytes() for name in ("method.json", "best.json", "model.safetensors")}
