@@ -21,8 +21,9 @@ from ccr_dist.cli import app
 from ccr_dist.config import RunConfig
 from ccr_dist.data.media.pictures import VERSION
 from ccr_dist.data.storage.checked import DIGEST, checked, with_digest
+from ccr_dist.data.storage.json_lines import read_lines
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.errors import CcrError, CheckpointError, ConfigError, DataError
+from ccr_dist.errors import STOPPED, CcrError, CheckpointError, ConfigError, DataError
 from ccr_dist.evaluate.schema import read_result, written
 from ccr_dist.evaluate.summaries import collect
 from ccr_dist.methods.run_config import load_config
@@ -33,6 +34,7 @@ from ccr_dist.train.inputs import measured_on
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.state.run_folder import RunFolder
 from ccr_dist.train.validation import trained_method
+from ccr_dist.train.watch.signals import Stopped
 from tests import toy
 
 pytestmark = pytest.mark.long
@@ -427,6 +429,23 @@ def test_an_object_keeps_its_digest_through_other_white_space_only() -> None:
     for other in (text.replace("1.5", "1.25"), text.replace("true", "1"), text.replace("-0.0", "0.0")):
         with pytest.raises(DataError, match="x: damaged"):
             checked(other, "x", error=DataError)
+
+
+def test_a_validation_that_a_stop_request_interrupts_is_made_at_the_next_start(
+    folder: Path, complete: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = toy.dasd(folder, name="halted")
+
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise Stopped("asked to stop")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "validate", stopped)
+        assert commands.train([load_config(path, SMALL)], test=False, world=None) == STOPPED
+    config = train(path, *SMALL)
+    logs = [read_lines(each.folder / "log.jsonl").values for each in (config, complete)]
+    validated, others = ([line["step"] for line in log if line.get("event") == "validation"] for log in logs)
+    assert validated == others
 
 
 def test_weights_without_a_digest_are_made_again_or_kept_where_they_cannot_be(
