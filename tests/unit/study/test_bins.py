@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from ccr_dist.data.media.decode import encode
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.evaluate.schema import read_result, written
 from ccr_dist.study.bins import _counted, _queries, binned, markdown
 from ccr_dist.study.cli import study_app
 from ccr_dist.study.plan import StudyPlan, load_plan
@@ -108,6 +109,14 @@ def test_runs_on_other_queries_are_noticed(plan):
         arrays = {name: kept[name] for name in kept}
     np.savez(file, **{**arrays, "es/rows": arrays["es/rows"] + 1})
     with pytest.raises(DataError, match="other queries than"):
+        binned(plan, "words")
+
+
+def test_runs_that_were_measured_on_other_content_are_not_set_beside_each_other(plan):
+    for number, run in enumerate(plan.runs[:2]):
+        result = read_result(run.result)
+        run.result.write_bytes(written(result.model_copy(update={"rules": {"pictures": number}})))
+    with pytest.raises(DataError, match="were not measured on the same toy/test: pictures were read by rule"):
         binned(plan, "words")
 
 

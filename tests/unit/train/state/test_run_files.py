@@ -442,10 +442,11 @@ def test_a_validation_that_a_stop_request_interrupts_is_made_at_the_next_start(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "validate", stopped)
         assert commands.train([load_config(path, SMALL)], test=False, world=None) == STOPPED
+    *_, kept = checkpoint.steps(load_config(path, SMALL).folder / "checkpoints")
     config = train(path, *SMALL)
     logs = [read_lines(each.folder / "log.jsonl").values for each in (config, complete)]
     validated, others = ([line["step"] for line in log if line.get("event") == "validation"] for log in logs)
-    assert validated == others
+    assert validated == others and kept == others[0]
 
 
 def test_weights_without_a_digest_are_made_again_or_kept_where_they_cannot_be(

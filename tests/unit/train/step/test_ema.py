@@ -14,7 +14,7 @@ from ccr_dist.config import RunConfig
 from ccr_dist.errors import CheckpointError, ConfigError
 from ccr_dist.methods.dasd.method import Dasd
 from ccr_dist.methods.run_config import load_config
-from ccr_dist.train import commands
+from ccr_dist.train import commands, loop
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.step.ema import Ema
 from tests import toy
@@ -48,6 +48,24 @@ def average(state: checkpoint.State) -> dict[str, torch.Tensor]:
 def validations(config: RunConfig) -> list[dict[str, Any]]:
     lines = map(json.loads, (config.folder / "log.jsonl").read_text().splitlines())
     return [line for line in lines if line.get("event") == "validation"]
+
+
+def test_the_next_stage_starts_from_the_average(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the last step of the stage is its best."""
+    started: dict[str, Any] = {}
+    next_stage_model = loop.next_stage_model
+
+    def noted(*given: Any) -> Any:
+        model, step = next_stage_model(*given)
+        started.update(step=step, weights={name: each.detach().clone() for name, each in model.kept.items()})
+        return model, step
+
+    monkeypatch.setattr(loop, "next_stage_model", noted)
+    config = train(toy.dasd(folder, name="from-average"), "stages.cla.ema=0.5", "runtime.keep=20")
+    state = saved(config, started["step"])
+    assert started["step"] == 6 and average(state)
+    assert all(torch.equal(started["weights"][name], value) for name, value in average(state).items())
+    assert not all(torch.equal(state.weights[name], value) for name, value in average(state).items())
 
 
 def test_the_average_is_that_of_the_formula_and_published_and_restored(folder: Path) -> None:
