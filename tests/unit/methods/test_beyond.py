@@ -18,11 +18,9 @@ from tests.nearness import apart, close
 from tests.small import (
     ENGLISH,
     SPANISH,
-    backbone,
     batch,
     context,
     cosine,
-    front_end,
     method,
     same_value_and_gradient,
     unsettle,
@@ -32,16 +30,6 @@ N, D, W, K = 4, 16, 24, 3  # rows, shared space, tower width, slots
 BACK = ["a lemon on the table", "two dogs play in snow", "a small bed", "the boat in a river"]
 DESCRIPTIONS = ["a lemon", "the snow and two dogs are playing in it", "a man with a beard and a red hat", "a boat"]
 SLOTS = {"slots": K, "slot_blocks": 1, "heads": 2}
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return backbone(tmp_path_factory.mktemp("clip"), "clip")
-
-
-@pytest.fixture(scope="module")
-def frontend(tmp_path_factory):
-    return front_end(tmp_path_factory.mktemp("front"))
 
 
 @pytest.fixture

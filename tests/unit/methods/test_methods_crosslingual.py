@@ -45,16 +45,6 @@ def model(request, tmp_path_factory):
     return backbone(tmp_path_factory.mktemp(request.param), request.param)
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return backbone(tmp_path_factory.mktemp("clip"), "clip")
-
-
-@pytest.fixture(scope="module")
-def frontend(tmp_path_factory):
-    return front_end(tmp_path_factory.mktemp("front"))
-
-
 def make(kind, model, frontend, **changes):
     name, options = METHODS[kind]
     return method(name, model, frontend, **{**options, **changes})

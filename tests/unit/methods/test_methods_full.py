@@ -10,7 +10,7 @@ import torch
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.params import count
 from tests.nearness import apart, close
-from tests.small import ENGLISH, SPANISH, backbone, batch, context, front_end, method
+from tests.small import ENGLISH, SPANISH, backbone, batch, context, method
 
 pytestmark = pytest.mark.long
 
@@ -31,11 +31,6 @@ def model(request, originals):
 @pytest.fixture
 def clip(originals):
     return copy.deepcopy(originals["clip"])
-
-
-@pytest.fixture(scope="module")
-def frontend(tmp_path_factory):
-    return front_end(tmp_path_factory.mktemp("front"))
 
 
 def side(model, data):

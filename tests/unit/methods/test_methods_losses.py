@@ -15,7 +15,7 @@ from ccr_dist.errors import ConfigError
 from ccr_dist.evaluate.retrieval import Fusion
 from ccr_dist.losses.contrastive import positives
 from tests.nearness import close
-from tests.small import ENGLISH, backbone, batch, context, cosine, front_end, method, same_value_and_gradient
+from tests.small import ENGLISH, backbone, batch, context, cosine, method, same_value_and_gradient
 
 N, D, W = 4, 16, 24  # rows, shared space, tower width
 
@@ -23,11 +23,6 @@ N, D, W = 4, 16, 24  # rows, shared space, tower width
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     return {kind: backbone(tmp_path_factory.mktemp(kind), kind) for kind in ("clip", "dual")}
-
-
-@pytest.fixture(scope="module")
-def frontend(tmp_path_factory):
-    return front_end(tmp_path_factory.mktemp("front"))
 
 
 @pytest.fixture

@@ -4,18 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.small import backbone, method
-from tests.tiny import tiny_encoder
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return backbone(tmp_path_factory.mktemp("clip"), "clip")
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
+from tests.small import method
 
 
 @pytest.fixture
