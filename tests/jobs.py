@@ -1,15 +1,20 @@
-"""A dataset of captions and an engine that shouts them, for tests of jobs.
+"""A dataset of captions, an engine that shouts them, and processes that use it, for tests of jobs.
 
-captions(root, rows=(3, 2))     a dataset; row i of shard s has the captions "s-i one" and "s-i two"
-Shout                           the translation engine `shout`: upper case; it can log what it was given, dawdle, and
-misbehave content(folder)                 name -> bytes of everything in a column folder that has to be equal between
-equal runs column_files(folder)            the names in a column folder
+captions(root, rows=(3, 2))   a dataset; row i of shard s has the captions "s-i one" and "s-i two"
+Shout                         the translation engine `shout`: upper case; it can log what it was given, dawdle, and
+                              misbehave
+shouting(root)                the arguments of `ccr-dist` that run it
+worker(root), end(worker)     a process that runs it; what it said
+content(folder)               name -> bytes of everything in a column folder that has to be equal between equal runs
+column_files(folder)          the names in a column folder
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +35,9 @@ def captions(root: Path, rows: Sequence[int] = (3, 2), values: dict[tuple[int, i
         texts = [(values or {}).get((s, i), [f"{name} one", f"{name} two"]) for i, name in enumerate(names)]
         column.commit(s, [None if text is None else column.encode(text) for text in texts])
     return dataset
+
+
+WORKER = Path(__file__).parent / "procs" / "jobs_worker.py"
 
 
 @base.translators.register("shout")
@@ -97,3 +105,21 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def column_files(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir()}
+
+
+def shouting(root: Path, *more: str) -> list[str]:
+    """The arguments of `ccr-dist` that translate caption.en into caption.xx.shout."""
+    return ["translate", str(root), "--engine", "shout", "--to", "xx", *more]
+
+
+def worker(root: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
+    """A process of `shouting`, with more in its environment."""
+    command = [sys.executable, str(WORKER), *shouting(root, *more)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+
+
+def end(process: subprocess.Popen[str], code: int = 0) -> str:
+    """What a `worker` said; it has to end with this exit code."""
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    return said

@@ -16,7 +16,7 @@ from pathlib import Path
 import ccr_dist.cli
 import ccr_dist.generate.runner  # noqa: F401
 from ccr_dist.cli import main
-from tests.jobs import captions, content
+from tests.jobs import captions, content, shouting
 from tests.procs import faults
 
 COLUMN = "caption.xx.shout"
@@ -25,8 +25,7 @@ LASTING = ("ENOSPC", "EROFS")
 
 def translate(root: Path) -> int | None:
     """A row is bad, so that a file of errors is written, too."""
-    options = ["--engine", "shout", "--to", "xx", "--set", "fail=0-1", "--batch", "2", "--quiet"]
-    sys.argv = ["ccr-dist", "translate", str(root), *options]
+    sys.argv = ["ccr-dist", *shouting(root, "--set", "fail=0-1", "--batch", "2", "--quiet")]
     try:
         main()
     except SystemExit as end:

@@ -109,7 +109,7 @@ SCENES = {
     "verify": Scene(indexed, lambda root: ["shards", "verify", f"{root}/data", "-q"], None),
     "translate": Scene(
         captions,
-        lambda root: ["translate", f"{root}/data", "--engine", "shout", "--to", "xx", "--batch", "2", "--quiet"],
+        lambda root: jobs.shouting(root / "data", "--batch", "2", "--quiet"),
         "data",
     ),
     "train": Scene(run_config, lambda root: ["train", f"{root}/run.yaml", *LIGHT], "runs", True),

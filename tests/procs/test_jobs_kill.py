@@ -5,7 +5,6 @@ run.
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import signal
@@ -19,11 +18,10 @@ import pytest
 
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import STOPPED, DataError, StorageError
-from tests.jobs import captions, column_files, content
+from tests.jobs import WORKER, captions, column_files, content, end, worker
 
 pytestmark = pytest.mark.procs
 
-WORKER = Path(__file__).with_name("jobs_worker.py")
 XX = "caption.xx.shout"
 ROWS = (30, 25, 35)
 
@@ -31,26 +29,8 @@ ROWS = (30, 25, 35)
 def start(
     dataset: Dataset, log: Path, *, dawdle_s: float = 0.0, batch: int = 4, **environment: str
 ) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        str(WORKER),
-        "translate",
-        str(dataset.root),
-        "--engine",
-        "shout",
-        "--to",
-        "xx",
-        "--batch",
-        str(batch),
-    ]
-    command += ["--set", f"log={log}", "--set", f"dawdle_s={dawdle_s}"]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
-
-
-def end(process: subprocess.Popen[str], code: int = 0) -> str:
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code, said
-    return said
+    options = ["--batch", str(batch), "--set", f"log={log}", "--set", f"dawdle_s={dawdle_s}"]
+    return worker(dataset.root, *options, **environment)
 
 
 def made(log: Path) -> list[str]:
@@ -160,18 +140,5 @@ def kept_or_torn(dataset: Dataset) -> int:
 def test_another_plan_is_refused_with_its_exit_code(tmp_path: Path) -> None:
     dataset, log = captions(tmp_path / "d"), tmp_path / "log"
     end(start(dataset, log))
-    command = [
-        sys.executable,
-        str(WORKER),
-        "translate",
-        str(dataset.root),
-        "--engine",
-        "shout",
-        "--to",
-        "xx",
-        "--set",
-        "version=two",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == DataError.exit_code
-    assert "plan.engine.version: there '1', asked 'two'" in done.stderr
+    said = end(worker(dataset.root, "--set", "version=two"), DataError.exit_code)
+    assert "plan.engine.version: there '1', asked 'two'" in said

@@ -5,11 +5,9 @@ mixed or lost.
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,38 +19,17 @@ from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import DataBudgetError, HangError
 from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.runner import run
-from tests.jobs import captions, column_files, content
+from tests.jobs import Shout, captions, column_files, content, end, worker
 
 pytestmark = pytest.mark.procs
 
-WORKER = Path(__file__).with_name("jobs_worker.py")
 XX = "caption.xx.shout"
 ROWS = (6, 5, 7)
 
 
-def start(
-    dataset: Dataset, *arguments: str, log: Path | None = None, env: dict[str, str] | None = None
-) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        str(WORKER),
-        "translate",
-        str(dataset.root),
-        "--engine",
-        "shout",
-        "--to",
-        "xx",
-        "--batch",
-        "2",
-    ]
-    command += [*arguments, *([f"--set=log={log}"] if log else [])]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
-
-
-def end(process: subprocess.Popen[str], code: int = 0) -> str:
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code, said
-    return said
+def start(dataset: Dataset, *arguments: str, log: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    options = ["--batch", "2", *arguments, *([f"--set=log={log}"] if log else [])]
+    return worker(dataset.root, *options, **environment)
 
 
 def until(true: Callable[[], object]) -> None:
@@ -72,8 +49,6 @@ def state(pid: int) -> str:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    from tests.jobs import Shout
-
     dataset = captions(tmp_path_factory.mktemp("undisturbed") / "d", ROWS)
     run(dataset, Translate(Shout(), "caption.en"), XX, progress=False)
     return content(dataset.root / XX)
@@ -103,7 +78,7 @@ def test_a_wrong_clock_takes_nothing_from_the_living(tmp_path: Path, undisturbed
     dataset, log = captions(tmp_path / "d", ROWS), tmp_path / "log"
     shifts = ("-86400", "0", "86400")
     processes = [
-        start(dataset, "--lease-s", "10", "--set=dawdle_s=0.4", log=log, env={"CLOCK_SHIFT": shift}) for shift in shifts
+        start(dataset, "--lease-s", "10", "--set=dawdle_s=0.4", log=log, CLOCK_SHIFT=shift) for shift in shifts
     ]
     said = [end(process) for process in processes]
     assert not [text for text in said if "lost to another" in text]

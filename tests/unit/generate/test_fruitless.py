@@ -20,7 +20,7 @@ from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.processor import Feed, Processor, RowOutcome, Ticket
 from ccr_dist.generate.runner import Budget, JobSummary, run
 from tests.generation import Parrot
-from tests.jobs import Deadly, Shout, captions
+from tests.jobs import Deadly, Shout, captions, shouting
 
 XX = "caption.xx.test"
 
@@ -87,19 +87,7 @@ def test_rows_without_inputs_are_no_failure_and_are_counted(tmp_path: Path) -> N
 
 def test_bad_rows_are_told_even_when_quiet(tmp_path: Path) -> None:
     dataset = captions(tmp_path / "d", rows=(6,), values={(0, 1): ["please refuse"]})
-    command = [
-        "translate",
-        str(dataset.root),
-        "--engine",
-        "shout",
-        "--to",
-        "xx",
-        "--column",
-        XX,
-        "--quiet",
-        "--set",
-        "fail=refuse",
-    ]
+    command = shouting(dataset.root, "--column", XX, "--quiet", "--set", "fail=refuse")
     done = CliRunner().invoke(jobs_app, command)
     assert done.exit_code == 0 and "1 bad items (null, or in part; see *.errors.jsonl)" in done.stderr
     assert CliRunner().invoke(jobs_app, [*command, "--column", "caption.yy.test", "--set", "fail=no such"]).stderr == ""

@@ -16,7 +16,7 @@ from ccr_dist.generate.jobs.llm_translate import LlmTranslate
 from ccr_dist.generate.jobs.translate import Translate, language_of
 from ccr_dist.generate.runner import run
 from tests.generation import Parrot
-from tests.jobs import Shout, captions
+from tests.jobs import Shout, captions, shouting
 
 
 def test_captions_stay_aligned_and_odd_ones_are_counted(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_share_of_a_slurm_array(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_command_runs_on_every_split_and_goes_on_where_it_was(tmp_path: Path) -> None:
     for split in ("train", "val"):
         captions(tmp_path / "d" / split)
-    args = ["translate", str(tmp_path / "d"), "--engine", "shout", "--to", "xx", "--set", "version='1'"]
+    args = shouting(tmp_path / "d", "--set", "version='1'")
     first = CliRunner().invoke(jobs_app, args, catch_exceptions=False)
     assert first.exit_code == 0
     assert first.output.count("caption.xx.shout: 2 of 2 shards done; 5 rows made") == 2
@@ -85,7 +85,7 @@ def test_command_runs_on_every_split_and_goes_on_where_it_was(tmp_path: Path) ->
 
 def test_there_and_back(tmp_path: Path) -> None:
     dataset = captions(tmp_path / "d", rows=(3, 2))
-    args = ["translate", str(tmp_path / "d"), "--engine", "shout", "--to", "xx", "--back", "--quiet"]
+    args = shouting(dataset.root, "--back", "--quiet")
     half = CliRunner().invoke(jobs_app, [*args, "--share", "0/2"], catch_exceptions=False)
     assert half.exit_code == STOPPED and "caption.en.back-xx-shout" not in dataset.columns()
     assert "1 shards of caption.xx.shout are still with other workers or shares" in " ".join(half.output.split())
