@@ -84,6 +84,12 @@ class _Blocks(TorchDataset[Any]):
     def __len__(self) -> int:
         return self._last - self._first
 
+    def _complete(self, name: str) -> Column:
+        """A column that has every row. Raises DataError where it is missing or incomplete."""
+        column = self.dataset.column(name)
+        column.require_complete()
+        return column
+
     def _block(self, i: int) -> range:
         if not 0 <= i < len(self):
             raise IndexError(i)
@@ -141,11 +147,8 @@ class Sweep(_Blocks):
         block_rows: int = 64,
     ) -> None:
         super().__init__(dataset, world=world, rank=rank, block_rows=block_rows)
-        self.column: Column = dataset.column(column)
-        self.beside: Column | None = dataset.column(beside) if beside else None
-        self.column.require_complete()
-        if self.beside is not None:
-            self.beside.require_complete()
+        self.column = self._complete(column)
+        self.beside = self._complete(beside) if beside else None
         self.transform = transform
 
     def __getitem__(self, i: int) -> Block:
@@ -241,11 +244,8 @@ class Gallery(_Blocks):
         block_rows: int = 64,
     ) -> None:
         super().__init__(dataset, world=world, rank=rank, block_rows=block_rows)
-        self.visual: Column = dataset.column(visual)
-        self.description: Column | None = dataset.column(description) if description else None
-        self.visual.require_complete()
-        if self.description is not None:
-            self.description.require_complete()
+        self.visual = self._complete(visual)
+        self.description = self._complete(description) if description else None
         if self.visual.kind not in ("image", "matrix"):
             raise ConfigError(
                 f"{self.visual.folder}: a gallery needs pictures or vectors, this is a {self.visual.kind} column"
