@@ -16,7 +16,7 @@ from ccr_dist.cluster import checks, preflight
 from ccr_dist.cluster.made import holds, provides
 from ccr_dist.cluster.pipeline import load_plan
 from ccr_dist.commands import tree, uses_of
-from ccr_dist.declare import File, Folder, Run, Table, Uses, commands, declared, declares, names_a_path, parse
+from ccr_dist.declare import File, Folder, Run, Settings, Table, Uses, commands, declared, declares, names_a_path, parse
 from ccr_dist.errors import ConfigError
 from tests import jobs
 
@@ -86,6 +86,12 @@ def test_every_path_of_a_command_is_declared(folder: Path, name: str) -> None:
         for each in value if isinstance(value, list | tuple) else [value]:
             if isinstance(each, Path) and (name, option) not in LOOKED_AT:
                 assert any(path == str(each) or Path(path).is_relative_to(each) for path in known), (option, each)
+
+
+def test_a_recipe_of_ones_own_is_read(folder: Path) -> None:
+    (folder / "my.yaml").write_bytes((ROOT / "shards/texts.yaml").read_bytes())
+    words = ("shards", "build", "my.yaml", "--out", "o", "file=t.jsonl", "name=t")
+    assert Settings("my.yaml", overrides=words[-2:]) in uses_of(words, "step a").reads
 
 
 def test_a_command_without_a_declaration_is_an_error() -> None:
