@@ -6,7 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
-mapfile -t files < <(grep -l nearness tests/unit/test_*.py)
+mapfile -t files < <(grep -rl --include='test_*.py' 'tests.nearness' tests/unit | sort)
+[ "${#files[@]}" -gt 0 ] || { echo "kernels: no test in tests/unit uses tests/nearness.py" >&2; exit 1; }
 status=0
 for kernels in "default SSE41 SSE4_2 2" "avx2 AVX2 AVX2 1" "widest ALL any 2"; do
   read -r aten onednn mkl threads <<<"$kernels"

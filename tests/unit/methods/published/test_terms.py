@@ -66,9 +66,7 @@ def test_leccr_has_the_released_slots_blocks_and_weights(tiny_towers: Tiny, path
         and config.data.description == "description.videochat2"
         and config.stages["train"].clip_norm is None
     )
-    assert options.frame_width == {"msrvtt_cn": 4096, "vatex": 1024}.get(
-        path.split("/")[0]
-    ) and options.train_image == (not video or True)
+    assert options.frame_width == {"msrvtt_cn": 4096, "vatex": 1024}.get(path.split("/")[0]) and options.train_image
     built: Any = build(config, tiny_towers)
     shape = (
         len(built.visual.slots.queries),
