@@ -14,6 +14,13 @@ from ccr_dist.errors import ConfigError, DataError
 
 # columns of which evaluation needs at least one value
 ASKED = ("data.visual", "data.queries.", "data.translated_queries.")
+# what a column has to be for evaluation, by the key that names it; of `data.visual` the gallery says it
+KINDS = {
+    "group": ("label",),
+    "description": ("views", "texts"),
+    "queries": ("texts", "views"),
+    "translated_queries": ("texts", "views"),
+}
 
 
 def train_sets(config: RunConfig, stage: str) -> tuple[TrainSet, ...]:
@@ -131,7 +138,7 @@ def check_columns(config: RunConfig) -> None:
     }
     places |= {entry.path: "data.train" for entry in config.data.train}
     made: dict[str, tuple[str, dict[str, Any]]] = {}
-    wrong: dict[str, DataError] = {}
+    wrong: dict[str, DataError | ConfigError] = {}
     for (path, column), key in wanted(config).items():
         place = places[path]
         try:
@@ -143,8 +150,21 @@ def check_columns(config: RunConfig) -> None:
                 _require_value(dataset, column)
         except DataError as error:
             wrong.setdefault(f"{config.name}: {place}: {error}", error)  # a dataset that is not there is said once
+    for path in () if wrong else filter(None, (config.data.val, config.data.test)):
+        for key, column in asked(config):  # a column may have several keys
+            try:
+                _require_kind(Dataset.open(path), column, key.split(".")[0])
+            except ConfigError as error:
+                wrong.setdefault(f"{config.name}: data.{key}: {error}", error)
     if wrong:
         raise type(next(iter(wrong.values())))("\n".join(wrong))
+
+
+def _require_kind(dataset: Dataset, column: str, role: str) -> None:
+    """ConfigError where a column is none that evaluation can use as `role`, such as pictures as captions."""
+    kind, kinds = dataset.column(column).kind, KINDS.get(role)
+    if kinds and kind not in kinds:
+        raise ConfigError(f"{dataset.place}: column {column} is of kind {kind}; expected {' or '.join(kinds)}")
 
 
 def _require_value(dataset: Dataset, column: str) -> None:

@@ -33,7 +33,7 @@ from ccr_dist.methods.params import count
 from ccr_dist.models import tensorfile
 from ccr_dist.train.assemble import build_method, check_columns, learnt_languages, open_datasets
 from ccr_dist.train.cached_features import of_another_rule, read_pictures
-from ccr_dist.train.inputs import measured_on
+from ccr_dist.train.inputs import asked, measured_on
 from ccr_dist.train.state.checkpoint import restore_weights
 from ccr_dist.train.state.run_folder import RunFolder
 from ccr_dist.train.strategies.base import Engine
@@ -183,6 +183,8 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
 
     def look() -> None:
         there = folder.path / "model.safetensors"
+        if config.stages and there.exists():
+            folder.require_same(config)  # a result of another config is no answer, either
         weights = sha256_file(there) if config.stages and there.exists() else None
         try:
             found_before.append((read_result(path) if path.exists() else None, weights))
@@ -194,7 +196,7 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
     strategy.together(look if strategy.main else lambda: None)
     known, weights = strategy.agree(found_before[0] if strategy.main else None)
     if known is not None and not again:
-        columns, rules = _read_now(config, dataset) if known.columns else (None, None)
+        columns, rules = _read_now(config, dataset, known.columns) if known.columns else (None, None)
         compared = (
             ("weights", known.meta.get("weights"), weights),
             ("dataset", known.dataset_digest, dataset.digest),
@@ -276,11 +278,17 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
     return path
 
 
-def _read_now(config: RunConfig, dataset: Dataset) -> tuple[dict[str, str] | None, dict[str, int] | None]:
-    """`measured_on`; nothing where a column is gone: a result that is there stays what it is."""
+def _read_now(
+    config: RunConfig, dataset: Dataset, known: Mapping[str, str]
+) -> tuple[dict[str, str] | None, dict[str, int] | None]:
+    """`measured_on`; nothing where a column is gone: a result that is there stays what it is, unless other columns
+    than the `known` ones are asked for.
+    """
     try:
         return measured_on(config, dataset)
     except DataError:
+        if any(column not in known for _, column in asked(config)):
+            raise
         return None, None
 
 

@@ -205,6 +205,17 @@ def test_a_column_that_is_not_named_is_asked_for_with_its_job(
         check_columns(run(folder, name, {**HAS, **change}))
 
 
+@pytest.mark.parametrize(
+    ("key", "column", "kind"),
+    [("queries.en", "image", "image"), ("queries.es", "label.concept", "label"), ("group", "caption.en", "texts")],
+)
+def test_a_column_of_another_kind_is_no_query_and_no_group(folder: Path, key: str, column: str, kind: str) -> None:
+    section, _, lang = key.partition(".")
+    config = run(folder, "clip", {**HAS, section: {lang: column} if lang else column})
+    with pytest.raises(ConfigError, match=rf"clip: data\.{key}: {folder}.*column {column} is of kind {kind}; expected"):
+        check_columns(config)
+
+
 def run(folder: Path, name: str, data: dict[str, Any]) -> RunConfig:
     """A run of any method on the toy corpus, never built."""
     kind = registry.method(name)

@@ -66,6 +66,16 @@ def test_a_run_learns_selects_on_validation_and_is_measured_once(
     commands.evaluate([config], split="test", again=True, world=None)
     assert results(config)["test_reads"] == 2
 
+    changes = ["stages.cla.steps=30", "stages.cla.validate_every=10"]
+    for other, message in (
+        ("method.rank=3", "trained under another config:\n  method.rank"),
+        ("data.queries.en=caption.en.absent", "no column 'caption.en.absent'"),
+    ):  # the result that is there answers another question
+        asked = load_config(folder / "learns.yaml", [*changes, other])
+        with pytest.raises((ConfigError, DataError), match=message):
+            commands.evaluate([asked], split="test", again=False, world=None)
+    assert results(config)["test_reads"] == 2
+
 
 @pytest.mark.parametrize("backbone", ["clip", "dual"])
 def test_bf16_and_gradient_checkpointing_change_the_losses_little(tmp_path: Path, backbone: str) -> None:
