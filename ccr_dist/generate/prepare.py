@@ -8,6 +8,7 @@ import contextlib
 import pickle
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from ccr_dist.data.storage import store
@@ -23,8 +24,8 @@ class Preparation:
     """A pool that prepares rows; use it as a context manager.
 
     The future of `submit` gives the engine's item for a row, or its RowOutcome when it needs no engine. It raises
-    StorageError when an input cannot be read, and BrokenExecutor when a process died; `alone` then finds out whether
-    the row is at fault.
+    StorageError when an input cannot be read, DataError when the shard of an input is damaged, and BrokenExecutor when
+    a process died; `alone` then finds out whether the row is at fault.
 
     Args:
         preparer: What prepares a row.
@@ -92,6 +93,8 @@ def prepare(preparer: Preparer, inputs: dict[str, Column], ticket: Ticket) -> An
             lambda: source.value(ticket.shard, ticket.row), what=source.where(ticket.shard, ticket.row)
         )
 
+    for source in inputs.values():  # a shard that cannot be opened is no fault of its rows
+        store.retry_io(partial(source.places, ticket.shard), what=source.folder)
     try:
         item = preparer(ticket.key, {name: read(source) for name, source in inputs.items()})
     except DataError as e:

@@ -7,15 +7,15 @@ Trains nothing: that is what configs/pipelines/scale.yaml and slurm/scale.sbatch
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ccr_dist.data.storage.checked import read_checked
 from ccr_dist.data.storage.json_lines import read_lines
-from ccr_dist.data.storage.store import differences
-from ccr_dist.errors import ConfigError
+from ccr_dist.data.storage.store import check_object, differences
+from ccr_dist.errors import ConfigError, DataError
 
 TOGETHER = ("agree", "losses", "backward", "update")  # parts of a step in which ranks send, or wait for each other
 
@@ -84,14 +84,17 @@ def _identity(run: Path) -> Any:
 
 
 def _measured(run: Path, warmup: int) -> Iterator[tuple[str, _Measured]]:
-    def lines_of(name: str) -> list[dict[str, Any]]:
-        return read_lines(run / name).require(
-            run / name, "measure another run, or take the line out if you know what it said"
-        )
+    def lines_of(name: str, fields: Mapping[str, type]) -> list[dict[str, Any]]:
+        remedy = "measure another run, or take the line out if you know what it said"
+        lines = [line for line in read_lines(run / name).require(run / name, remedy) if "event" not in line]
+        for number, line in enumerate(lines, 1):
+            check_object({key: line[key] for key in fields if key in line}, fields, f"{run / name}, entry {number}")
+        return lines
 
-    shapes = {
-        (len({process["host"] for process in start["processes"]}), start["world"]) for start in lines_of("starts.jsonl")
-    }
+    starts = lines_of("starts.jsonl", {"processes": list, "world": int})
+    if not starts:
+        raise DataError(f"{run / 'starts.jsonl'}: holds no start of the run; measure another run")
+    shapes = {(len({process["host"] for process in start["processes"]}), start["world"]) for start in starts}
     if len(shapes) != 1:
         raise ConfigError(
             f"{run}: trained on several numbers of ranks ({sorted(world for _, world in shapes)}); measure it in one"
@@ -99,9 +102,8 @@ def _measured(run: Path, warmup: int) -> Iterator[tuple[str, _Measured]]:
         )
     [(nodes, ranks)] = shapes
     stages: dict[str, list[dict[str, Any]]] = {}
-    for line in lines_of("log.jsonl"):
-        if "event" not in line:
-            stages.setdefault(line["stage"], []).append(line)
+    for line in lines_of("log.jsonl", {"step": int, "stage": str}):
+        stages.setdefault(line["stage"], []).append(line)
     for stage, lines in stages.items():
         kept = [line for line in lines if line["step"] >= lines[0]["step"] + warmup and "speed" in line]
         if len(kept) < 2:

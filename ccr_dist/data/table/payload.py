@@ -43,15 +43,15 @@ def pick(index: ShardIndex, extensions: str) -> tuple[np.ndarray, np.ndarray]:
     return offsets, sizes
 
 
-def read_index(path: Path, sha256: str | None) -> dict[str, Any]:
-    """The content of an index file.
+def index_bytes(path: Path, sha256: str | None) -> bytes:
+    """An index file as it is stored.
 
     Args:
         path: the file.
         sha256: what the commit record says of it; None: the record says nothing.
 
     Raises:
-        DataError: it is missing, damaged or not the recorded one.
+        DataError: it is missing or not the recorded one.
     """
     try:
         data = store.read_bytes(path)
@@ -59,6 +59,16 @@ def read_index(path: Path, sha256: str | None) -> dict[str, Any]:
         raise DataError(f"{path}: no such file; {_AGAIN}") from None
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise DataError(f"{path}: damaged index (not the sha256 that the commit record says); {_AGAIN}")
+    return data
+
+
+def read_index(path: Path, sha256: str | None) -> dict[str, Any]:
+    """The content of an index file; arguments as for `index_bytes`.
+
+    Raises:
+        DataError: it is missing, damaged or not the recorded one.
+    """
+    data = index_bytes(path, sha256)
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as e:

@@ -12,8 +12,9 @@ moment can therefore mix their files; readers notice by the digests in the recor
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from ccr_dist.data.table import records
 from ccr_dist.data.table.column import Column
 from ccr_dist.data.table.dataset import Dataset, open_all
 from ccr_dist.data.table.dataset_rows import check_meta
+from ccr_dist.data.table.payload import index_bytes
 from ccr_dist.errors import ConfigError, DataError
 
 A = TypeVar("A")
@@ -139,7 +141,7 @@ def _push(dataset: Dataset, target: Store, names: Sequence[str], progress: bool)
             if payload not in sent and (owner not in there or there.get(payload, (None,))[0] != record["bytes"]):
                 target.upload(payload, column.path(shard))
                 sent[payload] = record["bytes"]
-            target.write(f"{stem}.index.json", column.path(shard, "index").read_bytes())
+            target.write(f"{stem}.index.json", index_bytes(column.path(shard, "index"), record.get("index")))
             if (stats := column.path(shard, "stats")).exists():
                 target.write(f"{stem}.stats.json", stats.read_bytes())
         for column in todo:
@@ -197,7 +199,8 @@ def _pull(source: Store, root: Path, names: Sequence[str], lazy: bool, progress:
     (root / "keys").mkdir(parents=True, exist_ok=True)
     if lazy:
         store.create_once(root / MARK, store.pretty_json({"url": source.url, "mirror": False}))
-    _create(source, root, [f"keys/{shard['id']}.txt" for shard in theirs["dataset.json"]["shards"]])
+    keys = {f"keys/{shard['id']}.txt": shard["keys"] for shard in theirs["dataset.json"]["shards"]}
+    _create(source, root, keys, end=-1)  # the digest of keys is without the last line break
     for name in (name for name in theirs if name == "dataset.json" or name.endswith("/column.json")):
         (root / name).parent.mkdir(exist_ok=True)
         store.create_once(root / name, store.pretty_json(theirs[name]))
@@ -215,8 +218,8 @@ def _pull(source: Store, root: Path, names: Sequence[str], lazy: bool, progress:
             if not lazy:
                 payload = _payload_name(column, shard, theirs[name])
                 fetched = _fetch(source, payload, root / payload, theirs[name], check=new)
-                _create(source, root, [f"{stem}.index.json"])
-            _create(source, root, [part for part in (f"{stem}.stats.json",) if part in there])
+                _create(source, root, {f"{stem}.index.json": theirs[name].get("index")})
+            _create(source, root, {part: None for part in (f"{stem}.stats.json",) if part in there})
             store.create_once(root / name, store.pretty_json(theirs[name]))
             size += fetched
             if new or fetched:
@@ -254,9 +257,25 @@ def _fetch(source: Store, name: str, path: Path, record: dict[str, Any], *, chec
     return 0
 
 
-def _create(source: Store, root: Path, names: Iterable[str]) -> None:
-    missing = checked_names([name for name in names if not (root / name).exists()], source.url)
+def _create(source: Store, root: Path, digests: Mapping[str, str | None], end: int | None = None) -> None:
+    """Fetches files that do not exist yet.
+
+    Args:
+        source: the store.
+        root: of the dataset here.
+        digests: what to fetch, and the sha256 that was recorded of its bytes up to `end`; None: nothing was.
+        end: as in slices.
+
+    Raises:
+        DataError: the store does not hold what was recorded.
+    """
+    missing = checked_names([name for name in digests if not (root / name).exists()], source.url)
     for name, data in zip(missing, source.read(missing), strict=True):
+        if digests[name] not in (None, hashlib.sha256(data[:end]).hexdigest()):
+            raise DataError(
+                f"{source.url}/{name}: damaged, not the sha256 that was recorded; push the dataset again from a folder"
+                " that is sound"
+            )
         store.create_once(root / name, data)
 
 
@@ -307,13 +326,18 @@ def _payload_name(column: Column, shard: int, record: dict[str, Any]) -> str:
 
 
 def _parsed(source: Store, names: list[str]) -> dict[str, Any]:
-    """{name: JSON value}. Raises DataError, naming the object, where one is not JSON."""
+    """{name: JSON object}, commit records checked. Raises DataError, naming the object in the store that is damaged."""
     values = {}
     for name, data in zip(names, source.read(names), strict=True):
+        place = f"{source.url}/{name}"
         try:
             values[name] = json.loads(data)
-        except ValueError as e:
-            raise DataError(f"{source.url}/{name}: not valid JSON ({e})") from e
+        except (ValueError, RecursionError) as e:
+            raise DataError(f"{place}: not valid JSON ({e})") from e
+        if not isinstance(values[name], dict):
+            raise DataError(f"{place}: expected a JSON object, found {repr(values[name])[:80]}")
+        if name.count("/") == 1 and not name.endswith("/column.json"):
+            records.check(values[name], place)
     return values
 
 

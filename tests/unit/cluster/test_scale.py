@@ -80,3 +80,15 @@ def test_a_damaged_line_is_not_measured(tmp_path: Path, name: str) -> None:
     (one / name).write_bytes(whole.replace(b"1", b"3", 1))
     with pytest.raises(DataError, match=rf"{name}: damaged in line 1, .* measure another run"):
         rows([one], warmup=10)
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "starts.jsonl"])
+def test_a_line_without_its_values_is_named(tmp_path: Path, name: str) -> None:
+    one = run(tmp_path / "one", 1, 1.0)
+    with (one / name).open("ab") as file:
+        file.write(line_of({}))
+    with pytest.raises(DataError, match=rf"{name}, entry \d+.*missing"):
+        rows([one], warmup=10)
+    (one / "starts.jsonl").write_bytes(b"")
+    with pytest.raises(DataError, match=r"starts\.jsonl: holds no start of the run"):
+        rows([one], warmup=10)

@@ -326,3 +326,14 @@ def test_errors_tell_of_the_payload_that_won(tmp_path: Path) -> None:
     assert [line["key"] for line in lines] == ["0-1"] and "lost the shard" in lines[0]["error"]
     stats = json.loads(column.path(0, "stats").read_text())
     assert (stats["nulls"], stats["bad"]) == (1, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_input_is_no_fault_of_its_rows(tmp_path: Path, workers: int) -> None:
+    """A budget that allows bad items must not turn a shard that cannot be opened into nulls."""
+    dataset = captions(tmp_path / "d", rows=(3, 3))
+    index = dataset.root / "caption.en" / "000001.index.json"
+    index.write_bytes(index.read_bytes()[:20])
+    with pytest.raises(DataError, match=r"caption\.en/000001\.index\.json: damaged index"):
+        shout(Dataset(dataset.root), workers=workers, budget=Budget(10, 1))
+    assert 1 not in Dataset(dataset.root).column(XX).finished()

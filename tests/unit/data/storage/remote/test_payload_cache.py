@@ -116,7 +116,7 @@ def test_a_store_cannot_name_files_outside_of_the_dataset(dataset, tmp_path, url
     why = f"{url}.*(expected the absolute path of|this is not an indexed column)"
     with pytest.raises(DataError, match=why):
         Dataset(URL).column("caption.en").value(0, 0)
-    with pytest.raises(DataError, match="outside of the dataset"):
+    with pytest.raises(DataError, match=r"outside of the dataset|expected the absolute path of"):
         pull(URL, tmp_path / "e")
     meta = {"format": 1, "name": "x", "split": "train", "shards": [{"id": "../../x", "rows": 1, "keys": "?"}]}
     MemoryFileSystem().pipe_file("/evil/dataset.json", json.dumps({**meta, "digest": store.digest_json(meta)}).encode())

@@ -189,3 +189,29 @@ def test_the_commands_take_urls(dataset, tmp_path):
     assert f"{URL}: sound" in ccr_dist("verify", URL, "-q")
     ccr_dist("pull", URL, str(tmp_path / "e"), "-q")
     assert tree(tmp_path / "e") == tree(dataset.root)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("keys/000000.txt", b"0-0\n", "not the sha256"),
+        ("caption.en/000000.index.json", b"{}", "not the sha256"),
+        ("caption.en/000000.json", b"{}", "missing"),
+        ("caption.en/000000.json", b"[]", "expected a JSON object"),
+        ("dataset.json", b"[]", "expected a JSON object"),
+    ],
+)
+def test_what_is_damaged_in_a_store_is_not_pulled(dataset, tmp_path, name, content, why):
+    push(dataset.root, URL)
+    MemoryFileSystem().pipe_file(f"/bucket/toy/{name}", content)
+    with pytest.raises(DataError, match=rf"toy/{name}.*{why}"):
+        pull(URL, tmp_path / "pulled")
+    assert not (tmp_path / "pulled" / name).exists()
+
+
+def test_a_damaged_index_is_not_pushed(dataset):
+    index = dataset.root / "caption.en" / "000000.index.json"
+    index.write_bytes(index.read_bytes()[:20])
+    with pytest.raises(DataError, match=r"caption\.en/000000\.index\.json: damaged index"):
+        push(dataset.root, URL)
+    assert not MemoryFileSystem().exists("/bucket/toy/caption.en/000000.json")
