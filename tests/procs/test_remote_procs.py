@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ccr_dist.data.storage import remote
+from ccr_dist.data.storage import payload_cache, remote
 from ccr_dist.data.stream.loader import Fields, make_loader, sources
 from ccr_dist.data.stream.order import Order
 from ccr_dist.data.table.dataset import Dataset
@@ -164,9 +164,10 @@ def test_readers_share_a_cache_that_is_too_small_for_all_of_them(s3, tmp_path, m
     readers, most = workers(*[(url, "caption.en", seed) for seed in range(3)]), 0
     while any(reader.poll() is None for reader in readers):
         sizes = []
-        for entry in payloads.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                sizes.append(entry.stat().st_size)
+        with payload_cache.locked(payloads / ".lock"):  # files grow under it only: else the sum mixes two moments
+            for entry in payloads.iterdir():
+                with contextlib.suppress(FileNotFoundError):  # published meanwhile
+                    sizes.append(entry.stat().st_size)
         most = max(most, sum(sizes))
         time.sleep(0.005)
     values = [json.loads(done(reader))["values"] for reader in readers]
