@@ -74,7 +74,8 @@ def methods(
     from ccr_dist.methods import catalogue
 
     if configs:
-        from ccr_dist.train.assemble import build_method, training_texts
+        from ccr_dist.methods.build import build_method
+        from ccr_dist.train.assemble import training_texts
 
         rows = catalogue.parameters(configs, lambda config: build_method(config, texts=training_texts(config)))
     else:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ccr_dist.data.storage.store import differences
 from ccr_dist.errors import CheckpointError, ConfigError
 from ccr_dist.methods.base import Method
-from ccr_dist.train.assemble import build_method, training_texts
+from ccr_dist.methods.build import build_method
+from ccr_dist.train.assemble import training_texts
 from ccr_dist.train.prepared import PreparedRun
 from ccr_dist.train.selected import best_weights, selected_digest
 from ccr_dist.train.state import checkpoint

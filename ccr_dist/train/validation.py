@@ -29,9 +29,10 @@ from ccr_dist.evaluate.protocols import RECALL_NAMES
 from ccr_dist.evaluate.retrieval import Fusion
 from ccr_dist.evaluate.schema import RunResult, read_result, written
 from ccr_dist.methods.base import Method
+from ccr_dist.methods.build import build_method, learnt_languages
 from ccr_dist.methods.params import count
 from ccr_dist.models import tensorfile
-from ccr_dist.train.assemble import build_method, check_columns, learnt_languages, open_datasets
+from ccr_dist.train.assemble import check_columns, open_datasets
 from ccr_dist.train.cached_features import of_another_rule, read_pictures
 from ccr_dist.train.inputs import asked, measured_on
 from ccr_dist.train.state.checkpoint import restore_weights

@@ -223,8 +223,8 @@ def peer(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     import open_clip
     import torch
 
+    from ccr_dist.methods.build import build_method
     from ccr_dist.methods.run_config import from_dict
-    from ccr_dist.train.assemble import build_method
     from tests.benchmarks.methods import peak_mb
     from tests.benchmarks.published_dasd import PublishedDasd, Savings, train
 
@@ -293,8 +293,8 @@ def limit(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
 
     import torch
 
+    from ccr_dist.methods.build import build_method
     from ccr_dist.methods.run_config import from_dict
-    from ccr_dist.train.assemble import build_method
     from tests.benchmarks.methods import peak_mb
 
     torch.set_num_threads(asked.threads)

@@ -178,7 +178,8 @@ def measure(wanted: RunConfig) -> dict[str, Any]:
     """
     import torch
 
-    from ccr_dist.train.assemble import build_method, fields_for, open_datasets, training_texts
+    from ccr_dist.methods.build import build_method
+    from ccr_dist.train.assemble import fields_for, open_datasets, training_texts
     from ccr_dist.train.state.progress import RunProgress
     from ccr_dist.train.state.run_folder import RunFolder
     from ccr_dist.train.step.stage import StageRun

@@ -97,8 +97,9 @@ def gpus() -> int:
 
 def measure(given: dict[str, Any]) -> None:
     """On every rank; rank 0 writes what was found."""
+    from ccr_dist.methods.build import build_method
     from ccr_dist.methods.run_config import from_dict
-    from ccr_dist.train.assemble import build_method, fields_for, open_datasets, training_texts
+    from ccr_dist.train.assemble import fields_for, open_datasets, training_texts
     from ccr_dist.train.state.progress import RunProgress
     from ccr_dist.train.state.run_folder import RunFolder
     from ccr_dist.train.step.stage import StageRun

@@ -24,6 +24,7 @@ from ccr_dist.data.stream.order import Order
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError
 from ccr_dist.losses.context import Context
+from ccr_dist.methods.seeding import seed_all
 from ccr_dist.models import tensorfile
 from ccr_dist.train.optimizers.optimizer import rate
 from ccr_dist.train.record.phases import Phases
@@ -34,7 +35,6 @@ from ccr_dist.train.state.run_folder import RunFolder
 from ccr_dist.train.step.compiled import compile_blocks
 from ccr_dist.train.step.ema import Ema
 from ccr_dist.train.step.micro_batches import CachedOutputs, rounds
-from ccr_dist.train.step.seeding import seed_all
 from ccr_dist.train.strategies.advice import advice
 from ccr_dist.train.strategies.replicated import Single
 from ccr_dist.train.strategies.strategy import Step, Strategy

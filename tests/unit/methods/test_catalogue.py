@@ -21,9 +21,10 @@ from ccr_dist.config import INPUTS, DataConfig, RunConfig
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.methods import catalogue, registry
 from ccr_dist.methods.base import Method
+from ccr_dist.methods.build import build_method
 from ccr_dist.methods.params import count
 from ccr_dist.methods.run_config import load_config
-from ccr_dist.train.assemble import build_method, check_columns, training_texts
+from ccr_dist.train.assemble import check_columns, training_texts
 from tests import toy
 
 

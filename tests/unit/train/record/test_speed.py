@@ -77,7 +77,7 @@ def test_tokens_are_those_of_the_texts_and_a_second_pass_is_not_counted(folder: 
     def tokens(line: dict[str, Any]) -> float:
         return line["speed"]["tokens_per_s"] * sum(line["speed"][f"{name}_s"] for name in STEP)
 
-    from ccr_dist.train.assemble import build_method
+    from ccr_dist.methods.build import build_method
 
     method = build_method(plain, state=json.loads((plain.folder / "method.json").read_text()))
     assert isinstance(method, Dasd)
