@@ -1,5 +1,6 @@
-"""One training stage: the step itself. What comes between steps (validation, checkpoints) is the loop's; what may go
-wrong, `guards.py`'s.
+"""One training stage: builds its engine and runs its steps.
+
+The loop handles what happens between steps (validation, checkpoints); `guards.py` handles what may go wrong in one.
 
 A step is a pure function of (weights, optimiser state, seed, step): batch, pairings and random state are computed from
 the step number, so a run that was killed and resumed ends with the same bits as one that was not (same world and
@@ -11,18 +12,16 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ccr_dist.config import RunConfig
 from ccr_dist.data.stream.loader import Batch, Fields, make_loader, on_device
 from ccr_dist.data.stream.order import Order
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.errors import ConfigError
 from ccr_dist.losses.context import Context
 from ccr_dist.methods.seeding import seed_all
 from ccr_dist.models import tensorfile
@@ -32,78 +31,39 @@ from ccr_dist.train.record.speed import Speed, groups_of
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.state.progress import RunProgress
 from ccr_dist.train.state.run_folder import RunFolder
+from ccr_dist.train.step.auxiliary import AuxiliaryNetworks
 from ccr_dist.train.step.compiled import compile_blocks
 from ccr_dist.train.step.ema import Ema
 from ccr_dist.train.step.micro_batches import CachedOutputs, rounds
-from ccr_dist.train.strategies.advice import advice
-from ccr_dist.train.strategies.replicated import Single
+from ccr_dist.train.step.report import StepReport
+from ccr_dist.train.step.stage_checks import beyond_limits, check_stage, stage_advice
 from ccr_dist.train.strategies.strategy import Step, Strategy
 from ccr_dist.train.watch import memory
 from ccr_dist.train.watch.guards import Guards, Tell
 from ccr_dist.train.watch.signals import StopRequest
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """What a step was, the same on every rank.
-
-    Attributes:
-        stage: its name.
-        lang: target language of the batch.
-        loss: of the global batch, the sum of the method's terms.
-        lr: learning rate.
-        grad_norm: norm of the whole gradient before clipping.
-        terms: of the method and its auxiliary networks, by name.
-        logged: the numbers are for the log, and `norms` and `speed` were measured.
-        stopping: some rank was asked to stop.
-        norms: norm of the gradient by group of parameters, before clipping.
-        speed: numbers of `record/speed.py`.
-        data_s: seconds of waiting for the batch.
-        step_s: seconds of the step.
-        samples_per_s: of the global batch, waiting included.
-    """
-
-    stage: str
-    lang: str
-    loss: float
-    lr: float
-    grad_norm: float
-    terms: Mapping[str, float]
-    logged: bool
-    stopping: bool
-    norms: Mapping[str, float] = field(default_factory=dict)
-    speed: Mapping[str, Any] = field(default_factory=dict)
-    data_s: float = 0.0
-    step_s: float = 0.0
-    samples_per_s: float = 0.0
-
-    def numbers(self) -> dict[str, Any]:
-        """What the step computed, without times."""
-        facts = {"stage": self.stage, "lang": self.lang}
-        return {**facts, "loss": self.loss, "lr": self.lr, "grad_norm": self.grad_norm, **self.terms}
-
-    def values(self) -> dict[str, Any]:
-        """A line of the log."""
-        values = self.numbers()
-        if self.logged:
-            values |= {"norms": dict(self.norms), "speed": dict(self.speed)}
-        return values | {"data_s": self.data_s, "step_s": self.step_s, "samples_per_s": self.samples_per_s}
-
-
 class StageRun:
     """A stage on this rank.
 
     Args:
-        name: of the stage, in the config and in the method.
-        step: backbone and method; which of their parameters are trained is set here.
-        state: a checkpoint of this stage to resume from; its weights are in `step` already.
-        order, datasets, fields: what the stage reads.
-        phases: records what this rank is doing.
-        tell: takes events for the log.
-        check: called after each step; raises what went wrong with them on this rank. It is raised on all ranks.
+        name: Name of the stage, in the config and in the method.
+        config: The run config.
+        step: Backbone and method. `requires_grad` of their parameters is set here.
+        strategy: The strategy of the run.
+        folder: The run folder.
+        stop: Knows whether the run was asked to stop.
+        order: Which samples make up each batch.
+        datasets: The datasets that `order` refers to.
+        fields: The columns to read.
+        state: A checkpoint of this stage to resume from; its weights are already in `step`.
+        phases: Records what this rank is doing.
+        tell: Receives events for the log.
+        check: Called after each step; an error that it raises on one rank is raised on all.
 
     Raises:
-        ConfigError: the method cannot be trained in this way under this strategy.
+        ConfigError: The stage cannot be trained in this way under this strategy.
+        CheckpointError: `state` does not fit the model.
     """
 
     def __init__(
@@ -130,7 +90,7 @@ class StageRun:
         self.phases = phases or Phases(strategy.device)
         self._speed = Speed(strategy, self.phases, config.runtime)
         self._guards = Guards(config, strategy, folder, tell)
-        self._check(config)
+        check_stage(config, name, self.method, strategy)
         prefixes = tuple(self.method.trainable(name))
         for parameter_name, parameter in step.named_parameters():
             parameter.requires_grad_(parameter_name.startswith(prefixes))
@@ -138,20 +98,17 @@ class StageRun:
         self._entangled = {
             f"aux.{key}.{n}": p for key in self.method.entangled for n, p in self.method.aux[key].named_parameters()
         }
-        self.advice = self._advice(step)
+        self.advice = stage_advice(config, name, step, strategy)
         if config.runtime.compile:
             compile_blocks(step, strategy.name)
         self.engine = strategy.engine(step, trained | self._entangled, self.settings)
         if state:
             self.engine.restore(state.optimizer)
-        self._auxiliary = {
-            key: Single(strategy, network, dict(network.named_parameters()), self._adam(key), self.settings)
-            for key, network in self.method.aux.items()
-        }
-        for engine in (self.engine, *self._auxiliary.values()):
-            engine.reuse_copies()  # a save is on disk before the next one is made (`Training._save`)
+        self._auxiliary = AuxiliaryNetworks(name, self.method, strategy, self.settings)
+        for part in (self.engine, self._auxiliary):
+            part.reuse_copies()  # a save is on disk before the next one is made (`Training._save`)
         self._limits = {n: ends for n, ends in self.method.limits(name).items() if n in self.engine.trained}
-        self.advice += _beyond(self._limits, state.weights if state else {})
+        self.advice += beyond_limits(self._limits, state.weights if state else {})
         self.engine.bound(self._limits)
         # starts as the weights within their limits
         self.ema = Ema(self.engine, self.settings.ema) if self.settings.ema else None
@@ -159,74 +116,14 @@ class StageRun:
         if state:
             self._restore_rest(state)
 
-    def _check(self, config: RunConfig) -> None:
-        if self.method.entangled and not self.strategy.replicated:
-            raise ConfigError(
-                f"{config.name}: the main optimiser has {', '.join(self.method.entangled)}, too, in this variant of"
-                f" {config.method.name}; {self.strategy.name} has it over the wrapped step alone: use ddp"
-            )
-        if self.settings.ema and self.strategy.name.startswith("zero"):
-            raise ConfigError(
-                f"{config.name}: stages.{self.name}.ema needs the weights between steps, which {self.strategy.name}"
-                " keeps in partitions; use ddp or fsdp2, or leave it out"
-            )
-        if self.method.keeps_statistics and self.strategy.shards_weights:
-            raise ConfigError(
-                f"{config.name}: this variant of {config.method.name} keeps running statistics (batch normalisation),"
-                f" which are written in a forward, and {self.strategy.name} throws away a forward's parameters: use"
-                " ddp, zero1 or zero2, or normalise by layer"
-            )
-        if config.runtime.micro_batch and self.settings.negatives == "local":
-            raise ConfigError(
-                f"{config.name}: runtime.micro_batch needs stages.{self.name}.negatives: global; leave one of them out"
-            )
-        if config.runtime.micro_batch and self.method.rows_interact:
-            raise ConfigError(
-                f"{config.name}: runtime.micro_batch cuts batches, but rows of a batch meet inside this variant of"
-                f" {config.method.name} (batch normalisation); leave it out, or choose another normalisation"
-            )
-
-    def _advice(self, step: Step) -> list[str]:
-        """What is said about this stage under this strategy before its first step."""
-        sizes = {True: 0, False: 0}
-        for parameter in step.parameters():
-            sizes[parameter.requires_grad] += parameter.numel() * parameter.element_size()
-        return advice(
-            self.strategy.name,
-            world=self.strategy.world,
-            trained=sizes[True],
-            frozen=sizes[False],
-            rows=math.ceil(self.settings.batch / self.strategy.world),
-            runtime=self.config.runtime,
-            offload=self.strategy.offload,
-            gpu=self.strategy.device.type == "cuda",
-            recomputes=self.method.recomputes,
-        )
-
-    def _adam(self, key: str) -> Any:
-        return lambda parameters: torch.optim.Adam(
-            parameters.values(), lr=self.method.auxiliary_lr(key), betas=(0.9, 0.999)
-        )
-
     # State.
 
     def auxiliary_state(self) -> dict[str, Tensor]:
-        """`<network>/weights/<name>`, `<network>/optimizer/<name>/<state>` and `ema/<name>`, for a checkpoint
-        (`Engine.kept`).
-        """
-        tensors = self.ema.state() if self.ema else {}
-        for key, engine in self._auxiliary.items():
-            weights, states = engine.weights(engine.trained), engine.optimizer_state()
-            tensors |= {f"{key}/weights/{n}": p for n, p in weights.items()} | {
-                f"{key}/optimizer/{n}": v for n, v in states.items()
-            }
-        return tensors
+        """`ema/<name>` and `AuxiliaryNetworks.state`, for a checkpoint. Collective."""
+        return (self.ema.state() if self.ema else {}) | self._auxiliary.state()
 
     def _restore_rest(self, state: checkpoint.State) -> None:
-        for key, engine in self._auxiliary.items():
-            weights = checkpoint.below(f"{key}/weights/", state.auxiliary)
-            checkpoint.restore_weights(engine.trained, weights, f"auxiliary network {key}")
-            engine.restore(checkpoint.below(f"{key}/optimizer/", state.auxiliary))
+        self._auxiliary.restore(state.auxiliary)
         if self.ema:
             self.ema.restore(state.auxiliary)
         if self.strategy.scaler is not None and state.values.get("scaler"):
@@ -235,17 +132,18 @@ class StageRun:
     # Steps.
 
     def steps(self, done: RunProgress) -> Iterator[StepReport]:
-        """Do what is left of the stage. Collective.
+        """Run the remaining steps of the stage. Collective.
 
         Args:
-            done: progress of the run; advanced by every step.
+            done: Progress of the run; advanced by every step.
 
         Yields:
             A report after each step.
 
         Raises:
-            Stopped: on all ranks, when the run was asked to stop while it waited for the first batch.
-            NonFiniteError, DataBudgetError: a limit of `guards.py` was exceeded.
+            Stopped: On all ranks, if the run was asked to stop while it waited for the first batch.
+            NonFiniteError: Too many steps had a loss or gradient that is not finite.
+            DataBudgetError: Too many broken rows were replaced.
         """
         every, last = self.config.runtime.log_every, self.settings.steps
         batches = self._batches(done.stage_step)
@@ -268,7 +166,7 @@ class StageRun:
             )
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
-        """One rank that cannot read its rows ends all: the others would wait for it in the step."""
+        """The next batch, or None at the end. An error of one rank is raised on all: the others would wait for it."""
         batch, error = None, None
         try:
             batch = next(batches, None)
@@ -278,7 +176,7 @@ class StageRun:
         return batch
 
     def _agree(self, error: Exception | None) -> None:
-        """Raise on every rank what went wrong on one of them. Collective."""
+        """Raise an error of any rank on all ranks. Collective."""
 
         def fail() -> None:
             if error is not None:
@@ -339,7 +237,7 @@ class StageRun:
             outputs = cached.outputs if cached else forward(batch, 0)
             phases.enter("losses")
             with strategy.autocast():
-                extra = self._auxiliary_step(batch, outputs, context)
+                extra = self._auxiliary.step(batch, outputs, context)
                 losses = self.method.losses(self.name, batch, outputs, context)
             share = torch.stack(list(losses.values())).sum()
             phases.enter("backward")
@@ -377,7 +275,7 @@ class StageRun:
         return report
 
     def _trouble(self, action: Callable[[], None]) -> Exception | None:
-        """What goes wrong in `action`, to be raised when all ranks are ready for it."""
+        """The error that `action` raises, kept until all ranks can raise it together."""
         try:
             action()
         except Exception as error:
@@ -385,35 +283,18 @@ class StageRun:
         return None
 
     def _sum_entangled(self, scaled: bool) -> None:
-        """They are outside the wrapper, which averages; their gradient was multiplied by the world size (not where
-        outputs were cached).
+        """Sum the gradients of entangled networks, which no wrapper reduces.
+
+        Args:
+            scaled: Whether `Engine.backward` multiplied their gradients by the world size (not with cached outputs).
         """
         for parameter in self._entangled.values():
             if parameter.grad is not None and scaled:
                 parameter.grad /= self.strategy.world
         self.strategy.sum_gradients(self._entangled.values())
 
-    def _auxiliary_step(self, batch: Batch, outputs: dict[str, Tensor], context: Context) -> dict[str, Tensor]:
-        """Step the auxiliary networks (a discriminator) first, on detached outputs; they are replicated, so their
-        gradients are summed.
-        """
-        if not self._auxiliary:
-            return {}
-        losses = self.method.auxiliary_losses(
-            self.name, batch, {key: value.detach() for key, value in outputs.items()}, context
-        )
-        for key, loss in losses.items():
-            optimizer = self._auxiliary[key].optimizer
-            loss.backward()
-            parameters = list(self.method.aux[key].parameters())
-            self.strategy.sum_gradients(parameters)
-            if torch.isfinite(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])):
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return {f"aux_{key}": loss for key, loss in losses.items()}
-
     def _trace(self, step: int, batch: Batch) -> None:
-        """For audits and tests: which samples this rank saw, and the reduced gradients, before clipping."""
+        """Record this rank's samples and the reduced gradients before clipping, for audits and tests."""
         if self.config.runtime.trace == "off":
             return
         line = {"step": step, "k": batch.k, "lang": batch.lang, "slots": batch.slots.tolist(), "items": batch.items}
@@ -423,17 +304,3 @@ class StageRun:
             if self.strategy.main:
                 kept = {name: value.detach().cpu().contiguous() for name, value in gradients.items()}
                 tensorfile.write(self.folder.path / "trace" / f"gradients-{step:08d}.safetensors", kept)
-
-
-def _beyond(limits: Mapping[str, tuple[float, float]], weights: Mapping[str, Tensor]) -> list[str]:
-    """A line about each parameter that a checkpoint of an earlier version, which did not put them back, has outside its
-    limits.
-    """
-    values = ((name, low, high, weights[name]) for name, (low, high) in limits.items() if name in weights)
-    return [
-        f"{name} is {value.flatten()[0]:.4f} in the checkpoint: an earlier version let it leave its limits ({low:g} to"
-        f" {high:.4f}) and did not train it there; from here on it is put back and learns, so the run's numbers are of"
-        " both"
-        for name, low, high, value in values
-        if not torch.equal(value, value.clamp(low, high))
-    ]
