@@ -1,18 +1,15 @@
-"""The jobs' commands: `describe`, `translate`, `featurise`, `replay`. Arguments to objects, then `runner.run` on each
-split.
+"""The commands of jobs: `describe`, `translate`, `featurise`, `replay` and `jobs status`.
+
+Each turns its arguments into a processor and runs it on every split.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,6 +26,7 @@ from ccr_dist.generate.declared import (
     pair,
     translating,
 )
+from ccr_dist.generate.job_options import JobOptions, parse_share, with_job_options
 
 if TYPE_CHECKING:
     from ccr_dist.data.table.dataset import Dataset
@@ -52,89 +50,9 @@ Options = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE",
 ColumnName = Annotated[str | None, typer.Option("--column", help="Name of the new column.")]
 
 
-@dataclass(frozen=True)
-class JobOptions:
-    """How a job is run: the options that all jobs have."""
-
-    share: Annotated[
-        str,
-        typer.Option(
-            "--share",
-            metavar="I/N",
-            help="Do shards I, I+N, ... only; `slurm`: from the SLURM array task. Default: any shard.",
-        ),
-    ] = "0/1"
-    batch: Annotated[
-        int | None, typer.Option("--batch", min=1, help="Rows per engine call. Default: what suits the engine.")
-    ] = None
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            min=0,
-            help="Processes that prepare rows ahead of the engine; 0: threads. Default: what suits the job.",
-        ),
-    ] = None
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that prepare rows, with --workers 0.")] = 4
-    bad_items: Annotated[
-        int,
-        typer.Option(
-            "--bad-items", min=0, help="Bad items tolerated per dataset (at most half of the rows of a small one) ..."
-        ),
-    ] = 10
-    bad_fraction: Annotated[
-        float, typer.Option("--bad-fraction", min=0, max=1, help="... or this fraction of the rows, whichever is more.")
-    ] = 0.01
-    wait: Annotated[
-        bool,
-        typer.Option(
-            "--wait/--no-wait",
-            help="Stay until the shards of other workers are done, and take over those whose worker dies.",
-        ),
-    ] = True
-    lease_s: Annotated[
-        float,
-        typer.Option(
-            "--lease-s",
-            min=1,
-            metavar="S",
-            help="Seconds without a heartbeat after which a worker counts as dead. The same for all workers.",
-        ),
-    ] = 60.0
-    silence_s: Annotated[
-        float,
-        typer.Option(
-            "--silence-s",
-            min=1,
-            metavar="S",
-            help="Seconds without any result from the engine after which the process ends (exit code 9).",
-        ),
-    ] = 600.0
-    progress: Annotated[bool, typer.Option("--progress/--quiet", help="Show a progress bar and a summary.")] = True
-
-
-def _job_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with all options of `JobOptions` instead of its parameter `job`."""
-    types = get_type_hints(JobOptions, include_extras=True)
-
-    @functools.wraps(command)
-    def with_options(**given: Any) -> None:
-        job = JobOptions(**{one.name: given.pop(one.name) for one in fields(JobOptions)})
-        command(**given, job=job)
-
-    signature = inspect.signature(command, eval_str=True)
-    own = [parameter for name, parameter in signature.parameters.items() if name != "job"]
-    options = [
-        inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default, annotation=types[o.name])
-        for o in fields(JobOptions)
-    ]
-    with_options.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
-    return with_options
-
-
 @jobs_app.command()
 @declares(describing)
-@_job_options
+@with_job_options
 def describe(
     dataset: Folder,
     overrides: Overrides = None,
@@ -166,7 +84,7 @@ def describe(
 
 @jobs_app.command()
 @declares(translating)
-@_job_options
+@with_job_options
 def translate(
     dataset: Folder,
     overrides: Overrides = None,
@@ -231,7 +149,7 @@ def translate(
 
 @jobs_app.command()
 @declares(featurising)
-@_job_options
+@with_job_options
 def featurise(
     dataset: Folder,
     overrides: Overrides = None,
@@ -291,7 +209,7 @@ def featurise(
 
 @jobs_app.command()
 @declares(importing)
-@_job_options
+@with_job_options
 def replay(
     dataset: Folder,
     file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help='One {"key": ..., "value": ...} a line.')],
@@ -376,7 +294,7 @@ def _run_each(
     from ccr_dist.data.table.dataset import open_all
     from ccr_dist.generate.runner import Budget, run
 
-    share = _share(job.share)
+    share = parse_share(job.share)
     with contextlib.closing(processor):
         datasets = open_all(folder)
         before(datasets)
@@ -412,32 +330,6 @@ def _need_whole(folder: Path, column: str) -> None:
                 " are done, the same command continues with the way back"
             )
             raise typer.Exit(STOPPED)
-
-
-def _share(text: str) -> tuple[int, int]:
-    """I/N; `slurm`: the place of this task among the array's. ConfigError for an array with gaps, in which SLURM does
-    not tell it.
-    """
-    if text == "slurm":
-        try:
-            task, first, count = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "COUNT"))
-        except KeyError as e:
-            raise ConfigError(
-                f"--share slurm: {e.args[0]} is not set; this is no SLURM array task. Give --share I/N instead"
-            ) from None
-        step = int(os.environ.get("SLURM_ARRAY_TASK_STEP") or 1)
-        place, rest = divmod(task - first, step)
-        last = int(os.environ.get("SLURM_ARRAY_TASK_MAX") or first + step * (count - 1))
-        if rest or not task <= last == first + step * (count - 1):
-            raise ConfigError(
-                f"--share slurm: the array's {count} tasks from {first} to {last} have gaps, and SLURM does not tell"
-                f" which place task {task} has among them: submit an array like 0-7 or 0-6:2, or give --share I/N"
-            )
-        return place, count
-    index, _, count_text = text.partition("/")
-    if not (index.isdecimal() and count_text.isdecimal() and int(index) < int(count_text)):
-        raise ConfigError(f"--share {text!r}: expected I/N with 0 <= I < N, for example 0/8, or slurm")
-    return int(index), int(count_text)
 
 
 def _say(text: str) -> None:

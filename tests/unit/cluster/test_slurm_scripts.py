@@ -20,7 +20,7 @@ from ccr_dist.cluster.profile import Profile, load_profile
 from ccr_dist.cluster.render import render
 from ccr_dist.cluster.status import errors_in
 from ccr_dist.errors import ConfigError, DataError
-from ccr_dist.generate.cli import _share
+from ccr_dist.generate.job_options import parse_share
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.resources import PROFILES, folder
 from ccr_dist.train.inputs import check_columns
@@ -272,4 +272,4 @@ def test_an_array_with_gaps_is_refused(
 def share_of(monkeypatch: pytest.MonkeyPatch, task: int, ids: Sequence[int], step: int) -> tuple[int, int]:
     for name, value in {"ID": task, "MIN": min(ids), "MAX": max(ids), "COUNT": len(ids), "STEP": step}.items():
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
-    return _share("slurm")
+    return parse_share("slurm")

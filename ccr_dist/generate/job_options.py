@@ -1,0 +1,129 @@
+"""Options that every job's command has, declared once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from ccr_dist.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """The options that all jobs have: how a job runs, not what it makes."""
+
+    share: Annotated[
+        str,
+        typer.Option(
+            "--share",
+            metavar="I/N",
+            help="Do shards I, I+N, ... only; `slurm`: from the SLURM array task. Default: any shard.",
+        ),
+    ] = "0/1"
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Rows per engine call. Default: what suits the engine.")
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=0,
+            help="Processes that prepare rows ahead of the engine; 0: threads. Default: what suits the job.",
+        ),
+    ] = None
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that prepare rows, with --workers 0.")] = 4
+    bad_items: Annotated[
+        int,
+        typer.Option(
+            "--bad-items", min=0, help="Bad items tolerated per dataset (at most half of the rows of a small one) ..."
+        ),
+    ] = 10
+    bad_fraction: Annotated[
+        float, typer.Option("--bad-fraction", min=0, max=1, help="... or this fraction of the rows, whichever is more.")
+    ] = 0.01
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait/--no-wait",
+            help="Stay until the shards of other workers are done, and take over those whose worker dies.",
+        ),
+    ] = True
+    lease_s: Annotated[
+        float,
+        typer.Option(
+            "--lease-s",
+            min=1,
+            metavar="S",
+            help="Seconds without a heartbeat after which a worker counts as dead. The same for all workers.",
+        ),
+    ] = 60.0
+    silence_s: Annotated[
+        float,
+        typer.Option(
+            "--silence-s",
+            min=1,
+            metavar="S",
+            help="Seconds without any result from the engine after which the process ends (exit code 9).",
+        ),
+    ] = 600.0
+    progress: Annotated[bool, typer.Option("--progress/--quiet", help="Show a progress bar and a summary.")] = True
+
+
+def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: replaces a command's parameter `job` by the options of `JobOptions`."""
+    types = get_type_hints(JobOptions, include_extras=True)
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        job = JobOptions(**{one.name: given.pop(one.name) for one in fields(JobOptions)})
+        command(**given, job=job)
+
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "job"]
+    options = [
+        inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default, annotation=types[o.name])
+        for o in fields(JobOptions)
+    ]
+    with_options.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    return with_options
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """Parse `--share`.
+
+    Args:
+        text: `I/N`; or `slurm`: the position of this task in its SLURM array.
+
+    Returns:
+        (I, N), with 0 <= I < N.
+
+    Raises:
+        ConfigError: Not of this form; or `slurm` outside of an array, or in one with gaps, where SLURM does not say the
+            position.
+    """
+    if text == "slurm":
+        try:
+            task, first, count = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "COUNT"))
+        except KeyError as e:
+            raise ConfigError(
+                f"--share slurm: {e.args[0]} is not set; this is no SLURM array task. Give --share I/N instead"
+            ) from None
+        step = int(os.environ.get("SLURM_ARRAY_TASK_STEP") or 1)
+        place, rest = divmod(task - first, step)
+        last = int(os.environ.get("SLURM_ARRAY_TASK_MAX") or first + step * (count - 1))
+        if rest or not task <= last == first + step * (count - 1):
+            raise ConfigError(
+                f"--share slurm: the array's {count} tasks from {first} to {last} have gaps, and SLURM does not tell"
+                f" which place task {task} has among them: submit an array like 0-7 or 0-6:2, or give --share I/N"
+            )
+        return place, count
+    index, _, count_text = text.partition("/")
+    if not (index.isdecimal() and count_text.isdecimal() and int(index) < int(count_text)):
+        raise ConfigError(f"--share {text!r}: expected I/N with 0 <= I < N, for example 0/8, or slurm")
+    return int(index), int(count_text)
