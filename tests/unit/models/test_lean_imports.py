@@ -6,7 +6,7 @@ import importlib.util
 import sys
 
 import ccr_dist.models
-from ccr_dist import lean_imports
+from ccr_dist.models import lean_imports
 
 
 def test_a_model_comes_without_scikit_learn() -> None:
