@@ -102,7 +102,7 @@ POOL = """
 import functools, os, sys, time
 from typing import Literal
 from ccr_dist.data.corpora.build import build
-from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, Row
+from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, RecipeRow
 
 def render(i):
     print(os.getpid(), flush=True)
@@ -112,7 +112,7 @@ def render(i):
 class Slow(Recipe):
     kind: Literal["slow"] = "slow"
     def material(self):
-        rows = [Row("train", str(i), {"image": functools.partial(render, i)}) for i in range(1000)]
+        rows = [RecipeRow("train", str(i), {"image": functools.partial(render, i)}) for i in range(1000)]
         return Material({}, [ColumnSpec("image", "image", "png", {}, {})], rows)
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.data.corpora.recipes.base import Material, Recipe, Row
+from ccr_dist.data.corpora.recipes.base import Material, Recipe, RecipeRow
 from ccr_dist.data.storage import store
 from ccr_dist.data.storage.pools import spawn_pool
 from ccr_dist.data.storage.progress_bar import bar
@@ -69,7 +69,7 @@ def build(recipe: Recipe, out: str | Path, *, workers: int | None = None, progre
     for folder in (out, *out.glob("*/"), *out.glob("*/*/")):
         store.tidy(folder)
     summary = BuildSummary(out, notes=tuple(material.notes), columns=len(material.columns))
-    work: list[tuple[Column, int, list[Row]]] = []
+    work: list[tuple[Column, int, list[RecipeRow]]] = []
     for split in SPLITS:
         rows = _spaced([row for row in material.rows if row.split == split], recipe.limit)
         if not rows:
@@ -104,7 +104,7 @@ def build(recipe: Recipe, out: str | Path, *, workers: int | None = None, progre
     return summary
 
 
-def _spaced(rows: list[Row], limit: int | None) -> list[Row]:
+def _spaced(rows: list[RecipeRow], limit: int | None) -> list[RecipeRow]:
     """At most `limit` of the rows, from the beginning to the end."""
     return rows if limit is None or limit >= len(rows) else [rows[i * len(rows) // limit] for i in range(limit)]
 
@@ -119,7 +119,7 @@ def _claim(path: Path, plan: dict[str, Any], advice: Callable[[], str]) -> None:
         )
 
 
-def _export(dataset: Dataset, material: Material, rows: list[Row]) -> list[Path]:
+def _export(dataset: Dataset, material: Material, rows: list[RecipeRow]) -> list[Path]:
     """Texts that go along as JSONL files for `ccr-dist replay`, one `{"key": ..., "value": ...}` a line."""
     paths = []
     for name in sorted({name for row in rows for name in row.exports}):
@@ -136,7 +136,7 @@ def _export(dataset: Dataset, material: Material, rows: list[Row]) -> list[Path]
 def _commit(
     column: Column,
     shard: int,
-    rows: list[Row],
+    rows: list[RecipeRow],
     pool: Executor | None,
     advance: Callable[[], None],
     recipe: Recipe,

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, Row, register
+from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, RecipeRow, register
 from ccr_dist.data.corpora.recipes.npm import unpacked
 from ccr_dist.data.media.pictures import on_white
 from ccr_dist.data.storage import store
@@ -80,7 +80,7 @@ class Animoji(Recipe):
             columns |= {"video": functools.partial(film, str(path), self.size), "label.concept": what}
             words = ", ".join(keywords.get(char, ()))
             rows.append(
-                Row(split_of(what), stem, columns, {"keywords": {"views": {"keywords": words}}} if words else {})
+                RecipeRow(split_of(what), stem, columns, {"keywords": {"views": {"keywords": words}}} if words else {})
             )
         notes = []
         if still:

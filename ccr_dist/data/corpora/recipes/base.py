@@ -36,7 +36,7 @@ class ColumnSpec:
 
 
 @dataclass(frozen=True)
-class Row:
+class RecipeRow:
     """One item. A column's value, or a picklable callable without arguments that makes it (run in a pool); a missing
     column: null.
 
@@ -58,7 +58,7 @@ class Material:
 
     plan: dict[str, Any]
     columns: Sequence[ColumnSpec]
-    rows: Sequence[Row]
+    rows: Sequence[RecipeRow]
     notes: Sequence[str] = ()
     parallel: bool = True  # making the values is work for many cores (rendering), not for the disk (reading files)
 

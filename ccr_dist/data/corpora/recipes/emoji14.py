@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, Row, package_version, register
+from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, RecipeRow, package_version, register
 from ccr_dist.data.corpora.recipes.npm import opened, pack
 from ccr_dist.data.corpora.recipes.pictures import Picture, render
 from ccr_dist.data.storage import store
@@ -67,7 +67,7 @@ class Emoji14(Recipe):
             key = path.stem.lower()
             words = keywords.get(path.stem)
             rows.append(
-                Row(split_of(what), key, columns, {"keywords": {"views": {"keywords": words}}} if words else {})
+                RecipeRow(split_of(what), key, columns, {"keywords": {"views": {"keywords": words}}} if words else {})
             )
         without = sum(not row.exports for row in rows)
         notes = []

@@ -18,18 +18,24 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import unicodedata
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from ccr_dist.data.corpora.formats.files import walk
-from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, Row, register
-from ccr_dist.data.corpora.recipes.captions import records, safe_key, texts_of
-from ccr_dist.data.corpora.recipes.media import SUFFIXES
+from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, RecipeRow, register
+from ccr_dist.data.corpora.recipes.captions import records, texts_of
+from ccr_dist.data.corpora.recipes.folder_names import (
+    SHOWN,
+    FileNames,
+    PictureEntry,
+    base_key,
+    distinct_key,
+    keys_of,
+    some,
+)
+from ccr_dist.data.corpora.recipes.media import EXTENSIONS, SUFFIXES
 from ccr_dist.data.media.decode import picture_extension
 from ccr_dist.data.storage import store
 from ccr_dist.data.table.dataset import Column, open_all
@@ -37,17 +43,7 @@ from ccr_dist.data.table.names import is_column_name
 from ccr_dist.data.table.splits import SPLITS, concept, split_of
 from ccr_dist.errors import ConfigError, DataError
 
-EXTENSIONS = ("jpg", "png", "webp", "gif", "bmp", "tif")
 _TO_CONVERT = (".heic", ".heif", ".avif", ".jxl", ".jp2")
-_SHOWN = 10
-
-
-@dataclass
-class _Item:
-    place: str
-    captions: dict[str, list[str]] = field(default_factory=dict)
-    id: str | None = None
-    split: str | None = None
 
 
 @register("folder")
@@ -86,9 +82,9 @@ class Folder(Recipe):
             (names if (self.images / name).is_file() else dead).append(name)
         notes = []
         if dead:
-            notes.append(f"{len(dead)} are left out, broken links or not plain files: {_list(dead)}")
+            notes.append(f"{len(dead)} are left out, broken links or not plain files: {some(dead)}")
         used = self._used(names, notes)
-        keys = _keys(used, notes)
+        keys = keys_of(used, notes)
         if self.beside:
             self._leave_out(used, keys, notes)
         rows, digest = [], hashlib.sha256()
@@ -97,7 +93,7 @@ class Folder(Recipe):
             digest.update(os.fsencode(f"{keys[name]}\0{name}\0{path.stat().st_size}\n"))
             columns: dict[str, Any] = {f"caption.{lang}": texts for lang, texts in item.captions.items()}
             columns["image"] = functools.partial(read_picture, str(path))
-            rows.append(Row(item.split or self._split(keys[name], item), keys[name], columns))
+            rows.append(RecipeRow(item.split or self._split(keys[name], item), keys[name], columns))
         source = {"captions": self.captions and store.sha256_file(self.captions), "pictures": digest.hexdigest()}
         rule = {"split_by": self.split_by, "test_percent": self.test_percent, "val_percent": self.val_percent}
         about = {"images": str(self.images), "captions": str(self.captions), "licence": self.licence}
@@ -129,7 +125,7 @@ class Folder(Recipe):
 
     # -- which pictures
 
-    def _used(self, names: list[str], notes: list[str]) -> dict[str, _Item]:
+    def _used(self, names: list[str], notes: list[str]) -> dict[str, PictureEntry]:
         """{path relative to `images`: what is said of it} of the pictures that become rows, in the order of the
         captions.
         """
@@ -139,11 +135,11 @@ class Folder(Recipe):
         silent = [name for name in pictures if name not in told]
         if self.uncaptioned == "keep" or self.captions is None:
             if silent and self.captions:
-                notes.append(f"{len(silent)} pictures have no caption and are kept: {_list(silent)}")
-            items |= {name: items.get(name) or _Item(name) for name in silent}
+                notes.append(f"{len(silent)} pictures have no caption and are kept: {some(silent)}")
+            items |= {name: items.get(name) or PictureEntry(name) for name in silent}
         else:
             if silent:
-                notes.append(f"{len(silent)} pictures have no caption and are left out: {_list(silent)}")
+                notes.append(f"{len(silent)} pictures have no caption and are left out: {some(silent)}")
             items = {name: item for name, item in items.items() if name in told}
         own = self.captions and os.path.relpath(self.captions, self.images)
         known = {*pictures, *items, own}
@@ -154,7 +150,7 @@ class Folder(Recipe):
         for suffix, which in sorted(others.items()):
             what = (
                 f"{len(which)} files {'*' + suffix if suffix else 'without an extension'} are no pictures that are"
-                f" read: {_list(which)}"
+                f" read: {some(which)}"
             )
             notes.append(what + ("; convert them to JPEG to have them in" if suffix in _TO_CONVERT else ""))
         if not items:
@@ -164,10 +160,10 @@ class Folder(Recipe):
             )
         return items
 
-    def _items(self, names: list[str], notes: list[str]) -> dict[str, _Item]:
+    def _items(self, names: list[str], notes: list[str]) -> dict[str, PictureEntry]:
         assert self.captions is not None
-        there = _Names(self.images, names)
-        items: dict[str, _Item] = {}
+        there = FileNames(self.images, names)
+        items: dict[str, PictureEntry] = {}
         absent: dict[str, str] = {}
         count = blank = 0
         for count, (place, record) in enumerate(records(self.captions), 1):  # noqa: B007
@@ -187,7 +183,7 @@ class Folder(Recipe):
             if found is None:
                 absent.setdefault(name, place)
                 continue
-            item = items.setdefault(found, _Item(place))
+            item = items.setdefault(found, PictureEntry(place))
             for attribute in ("id", "split"):
                 if (value := record.get(attribute)) not in (None, ""):
                     if getattr(item, attribute) not in (None, str(value)):
@@ -206,9 +202,9 @@ class Folder(Recipe):
         if not count:
             raise DataError(f"{self.captions}: no records")
         if absent:
-            shown = "".join(f"\n  {self.images / name} ({place})" for name, place in list(absent.items())[:_SHOWN])
+            shown = "".join(f"\n  {self.images / name} ({place})" for name, place in list(absent.items())[:SHOWN])
             text = f"{len(absent)} pictures with captions are not there:{shown}" + (
-                "\n  ..." if len(absent) > _SHOWN else ""
+                "\n  ..." if len(absent) > SHOWN else ""
             )
             if self.missing == "error":
                 raise DataError(f"{self.captions}: {text}\ncorrect the file, or leave them out with missing=skip")
@@ -242,7 +238,7 @@ class Folder(Recipe):
             raise DataError(f"{place}: {odd[0]!r} is no language tag; expected letters, digits and - as in pt-BR")
         return {str(lang): texts_of(texts, place) for lang, texts in value.items()}
 
-    def _split(self, key: str, item: _Item) -> str:
+    def _split(self, key: str, item: PictureEntry) -> str:
         if self.split_by == "none":
             return "train"
         first = next(iter(item.captions.get("en") or next(iter(item.captions.values()), [])), None)
@@ -251,7 +247,7 @@ class Folder(Recipe):
 
     # -- datasets that are there
 
-    def _leave_out(self, used: dict[str, _Item], keys: dict[str, str], notes: list[str]) -> None:
+    def _leave_out(self, used: dict[str, PictureEntry], keys: dict[str, str], notes: list[str]) -> None:
         """Takes out of `used` what `beside` holds already, found by key and compared by its bytes."""
         there: dict[str, tuple[Column, int, int]] = {}
         for dataset in (dataset for path in self.beside for dataset in open_all(path)):
@@ -264,14 +260,16 @@ class Folder(Recipe):
             }
         claimed: dict[str, str] = {}
         for name in used:
-            for key in dict.fromkeys((keys[name], _base(name, used[name]), _distinct(_base(name, used[name]), name))):
+            for key in dict.fromkeys(
+                (keys[name], base_key(name, used[name]), distinct_key(base_key(name, used[name]), name))
+            ):
                 if key in there and key not in claimed and _same(there[key], self.images / name):
                     claimed[key] = name
                     break
         done = set(claimed.values())
         for name in [name for name in used if name not in done]:
             if keys[name] in claimed:
-                keys[name] = _distinct(keys[name], name)
+                keys[name] = distinct_key(keys[name], name)
             if keys[name] in there:
                 column = there[keys[name]][0]
                 raise DataError(
@@ -287,75 +285,6 @@ class Folder(Recipe):
             )
 
 
-class _Names:
-    """Paths of files, found as Unicode means them and with either slash."""
-
-    def __init__(self, root: Path, names: Iterable[str]) -> None:
-        self._root, self._exact = root, set(names)
-        self._meant: dict[str, list[str]] = {}
-        for name in self._exact:
-            self._meant.setdefault(unicodedata.normalize("NFC", name), []).append(name)
-
-    def find(self, name: str, place: str) -> str | None:
-        """None when there is no such file. DataError where two files have names that look alike and neither is this
-        one, byte for byte.
-        """
-        for asked in (name, name.replace("\\", "/")):
-            if asked in self._exact or (self._root / asked).is_file():  # hidden ones are not listed
-                return asked
-            meant = self._meant.get(unicodedata.normalize("NFC", asked), [])
-            if len(meant) > 1:
-                raise DataError(
-                    f"{place}: {name!r} may be any of {', '.join(map(ascii, sorted(meant)))}: rename one of them"
-                )
-            if meant:
-                return meant[0]
-        return None
-
-
-def _base(name: str, item: _Item) -> str:
-    return safe_key(item.id or str(Path(name).with_suffix("")))
-
-
-def _distinct(key: str, name: str) -> str:
-    return f"{key}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
-
-
-def _keys(items: Mapping[str, _Item], notes: list[str]) -> dict[str, str]:
-    """{name: key}, all different. DataError for two pictures of one `id`."""
-    keys: dict[str, str] = {}
-    owner: dict[str, str] = {}
-    for name, item in items.items():
-        if item.id:
-            keys[name] = key = _base(name, item)
-            if key in owner:
-                raise DataError(
-                    f"{item.place}: the id {key!r} of {name} is that of {owner[key]} already; give them different `id`s"
-                )
-            owner[key] = name
-    alike: list[str] = []
-    # first those whose names are keys as they are, so that they keep them
-    for name in sorted(
-        items.keys() - keys.keys(), key=lambda name: (_base(name, items[name]) != str(Path(name).with_suffix("")), name)
-    ):
-        key = _base(name, items[name])
-        if key in owner:
-            key = _distinct(key, name)
-            alike.append(f"{_plain(name)} is {key}")
-        if key in owner:
-            raise DataError(
-                f"{items[name].place}: the key {key!r} of {name} is that of {owner[key]} already; give them different"
-                " `id`s"
-            )
-        keys[name], owner[key] = key, name
-    if alike:
-        more = ", ..." if len(alike) > _SHOWN else ""
-        notes.append(
-            f"{len(alike)} names give no key of their own, a digest is added: {', '.join(alike[:_SHOWN])}{more}"
-        )
-    return keys
-
-
 def _same(there: tuple[Column, int, int], path: Path) -> bool:
     """Whether the file is what a dataset has; of both an unusable one, too."""
     column, shard, row = there
@@ -367,15 +296,6 @@ def _same(there: tuple[Column, int, int], path: Path) -> bool:
     except DataError:
         return True
     return False
-
-
-def _plain(name: str) -> str:
-    """For messages: names of files need not be Unicode."""
-    return name.encode(errors="backslashreplace").decode()
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(map(_plain, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
 
 
 def read_picture(path: str) -> bytes:

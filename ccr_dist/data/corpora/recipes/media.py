@@ -20,6 +20,8 @@ SUFFIXES = {
     "video": ("mp4", "webm", "mkv", "avi", "mov", "gif"),
 }
 
+EXTENSIONS = ("jpg", "png", "webp", "gif", "bmp", "tif")  # of pictures in our own tars
+
 
 @dataclass(frozen=True)
 class Medium:

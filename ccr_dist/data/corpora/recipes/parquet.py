@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from ccr_dist.data.corpora.formats import parquet
-from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, Row, register
+from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, RecipeRow, register
 from ccr_dist.data.corpora.recipes.captions import safe_key, texts_of
-from ccr_dist.data.corpora.recipes.folder import EXTENSIONS
+from ccr_dist.data.corpora.recipes.media import EXTENSIONS
 from ccr_dist.data.media.decode import picture_extension
 from ccr_dist.data.table.names import is_column_name
 from ccr_dist.data.table.splits import concept, split_of
@@ -47,7 +47,7 @@ class Parquet(Recipe):
             raise ConfigError(f"captions: {odd[0]!r} is no language tag; expected letters, digits and - as in pt-BR")
         paths = self._paths()
         wanted = [*self.captions.values(), *([self.key] if self.key else [])]
-        rows: dict[str, Row] = {}
+        rows: dict[str, RecipeRow] = {}
         for path in paths:
             self._require(path, [self.image, *wanted])
             for number, (place, record) in enumerate(parquet.records(path, wanted)):
@@ -61,7 +61,7 @@ class Parquet(Recipe):
                 columns: dict[str, Any] = {f"caption.{lang}": found for lang, found in texts.items() if found}
                 columns["image"] = functools.partial(read_picture, place, self.image)
                 first = next((found[0] for found in texts.values() if found), key)
-                rows[key] = Row(self._split(first), key, columns)
+                rows[key] = RecipeRow(self._split(first), key, columns)
         plan = {
             "files": {path.name: parquet.digest(path) for path in paths},
             **self.model_dump(include={"image", "captions", "key", "split", "test_percent", "val_percent"}),

@@ -10,59 +10,34 @@ build reports all that is missing at once.
 from __future__ import annotations
 
 import functools
-import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from ccr_dist.config import Frozen
 from ccr_dist.data.corpora.formats.files import Files
-from ccr_dist.data.corpora.formats.readers import CaptionFormat, ItemFormat, Names
-from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, Row, register
+from ccr_dist.data.corpora.formats.readers import Names
+from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, RecipeRow, register
 from ccr_dist.data.corpora.recipes.captions import safe_key
-from ccr_dist.data.corpora.recipes.folder import EXTENSIONS
-from ccr_dist.data.corpora.recipes.media import SUFFIXES, Medium, find_media, read_medium
+from ccr_dist.data.corpora.recipes.media import EXTENSIONS, SUFFIXES, Medium, find_media, read_medium
+from ccr_dist.data.corpora.recipes.published_captions import CaptionReader, check_pairing
+from ccr_dist.data.corpora.recipes.published_sources import (
+    CaptionSource,
+    ItemList,
+    Split,
+    expand_source,
+    fill_in,
+    language_of,
+    some,
+)
 from ccr_dist.data.storage import store
 from ccr_dist.data.table.dataset import check_column_name
 from ccr_dist.data.table.splits import SPLITS, draw
-from ccr_dist.errors import ConfigError, DataBudgetError, DataError
+from ccr_dist.errors import ConfigError, DataError
 
-Split = Literal["train", "val", "test"]
-Labelled = dict[str, str]  # the captions of an item by their labels, blank ones included
 _SUFFIX = "|".join(sorted({suffix for suffixes in SUFFIXES.values() for suffix in suffixes}))
-_SHOWN = 8
-_COMPARED = 1000  # captions of tars, at the most
-
-
-class ItemList(Frozen):
-    """The items of a split, in their order."""
-
-    read: ItemFormat
-    part: tuple[int, int] | None = Field(
-        None, description="only items whose sha1 modulo 100 is at least the first and below the second"
-    )
-    first: int | None = Field(None, gt=0, description="this many from the beginning of the list")
-    first_with_media: int | None = Field(
-        None, gt=0, description="the same, counted over those whose media are there (missing=skip)"
-    )
-
-
-class CaptionSource(Frozen):
-    """Files that fill a column. `{name}` in its strings stands for a variable, or goes over the values of `each`."""
-
-    column: str = Field(
-        description="caption.<lang>, caption.<lang>.<engine>, or description.<source> (one text an item, view `detail`)"
-    )
-    read: CaptionFormat
-    each: dict[str, tuple[str | int, ...]] = Field(
-        {}, description="variable: its values; one source for each combination, in order"
-    )
-    splits: tuple[Split, ...] = Field(("train", "val", "test"), description="rows that it fills")
-    translates: str | None = Field(None, description="the column whose captions these translate one by one")
-    optional: bool = Field(False, description="may be absent")
 
 
 @register("published")
@@ -127,14 +102,15 @@ class Published(Recipe):
         sources = self._check_files(files, notes)
         split_of = self._split_items(files, notes)
         media = self._media(split_of, notes)
-        columns = self._captions(files, sources, split_of, notes)
-        self._check_pairing(media, columns, notes)
+        captions = CaptionReader(self.name, self._item, self.unaligned)
+        columns = captions.columns(files, sources, split_of, notes)
+        check_pairing(self.name, media, columns, notes)
         rows = []
         for item, split in split_of.items():
             values: dict[str, Any] = {name: texts[item] for name, texts in columns.items() if item in texts}
             if item in media:
                 values[self.media_kind] = functools.partial(read_medium, media[item], self.media_kind)
-            rows.append(Row(split, safe_key(item), values))
+            rows.append(RecipeRow(split, safe_key(item), values))
         items = [[split, item, media[item].size if media else 0] for item, split in split_of.items()]
         return Material(
             {"items": store.digest_json(items)},
@@ -150,29 +126,29 @@ class Published(Recipe):
         every = [
             one
             for source in self.captions
-            for one in _expanded(source, self.variables)
+            for one in expand_source(source, self.variables)
             if set(one.splits) & set(self.only)
         ]
         for source in every:
             check_column_name(source.column)
         if self.languages is None:
             return every
-        if unknown := set(self.languages) - {_language(source.column) for source in every}:
-            there = ", ".join(sorted({_language(source.column) for source in every} - {""}))
+        if unknown := set(self.languages) - {language_of(source.column) for source in every}:
+            there = ", ".join(sorted({language_of(source.column) for source in every} - {""}))
             raise ConfigError(f"languages: {self.name} has none in {', '.join(sorted(unknown))}; there are: {there}")
-        kept = {source.column for source in every if _language(source.column) in ("", *self.languages)}
+        kept = {source.column for source in every if language_of(source.column) in ("", *self.languages)}
         kept |= {source.translates for source in every if source.column in kept and source.translates}
         return [source for source in every if source.column in kept]
 
     def _lists(self) -> dict[Split, ItemList]:
         used = {split: one for split, one in self.splits.items() if split != "train" or split in self.only}
         return {
-            split: ItemList.model_validate(_filled(one.model_dump(), self.variables)) for split, one in used.items()
+            split: ItemList.model_validate(fill_in(one.model_dump(), self.variables)) for split, one in used.items()
         }
 
     def _reserved(self) -> list[ItemList]:
         used = self.reserved if "train" in self.only else ()
-        return [ItemList.model_validate(_filled(one.model_dump(), self.variables)) for one in used]
+        return [ItemList.model_validate(fill_in(one.model_dump(), self.variables)) for one in used]
 
     def _files(self, sources: Iterable[CaptionSource]) -> tuple[list[str], list[str]]:
         """(files that must be there, files that may be), relative to the folder."""
@@ -205,7 +181,7 @@ class Published(Recipe):
             ]
             raise ConfigError("\n".join(lines))
         if gone := [name for name in may if files.find(name) is None]:
-            notes.append(f"{len(gone)} optional files are not there: {_some(gone)}")
+            notes.append(f"{len(gone)} optional files are not there: {some(gone)}")
         return [source for source in sources if all(files.find(name) for name in source.read.needs())]
 
     # -- which rows there are
@@ -215,13 +191,13 @@ class Published(Recipe):
         lists = {split: self._items(files, one, notes) for split, one in self._lists().items()}
         test = set(lists.get("test", []))
         if both := [item for item in lists.get("val", []) if item in test]:
-            raise DataError(f"{self.name}: {len(both)} items are in val and in test: {_some(both)}; correct the lists")
+            raise DataError(f"{self.name}: {len(both)} items are in val and in test: {some(both)}; correct the lists")
         held = test.union(lists.get("val", []))
         held |= {item for one in self._reserved() for item in self._items(files, one, notes)}
         if leaked := [item for item in lists.get("train", []) if item in held]:
             notes.append(
                 f"train: {len(leaked)} of {len(lists['train'])} items are held out for val or test and left out:"
-                f" {_some(leaked)}"
+                f" {some(leaked)}"
             )
         found: dict[str, str] = {}
         for split in self.only:
@@ -255,7 +231,7 @@ class Published(Recipe):
         if absent := [item for item in split_of if item not in found]:
             text = (
                 f"{len(absent)} of {len(split_of)} items have no {self.media_kind} in {', '.join(self.media)}:"
-                f" {_some(absent)}"
+                f" {some(absent)}"
             )
             if self.missing == "error":
                 raise DataError(
@@ -269,116 +245,6 @@ class Published(Recipe):
             for item in [item for item, of in split_of.items() if of == split][one.first_with_media or len(split_of) :]:
                 del split_of[item]
         return found
-
-    # -- what they say
-
-    def _captions(
-        self, files: Files, sources: list[CaptionSource], split_of: dict[str, str], notes: list[str]
-    ) -> dict[str, dict[str, Any]]:
-        """{column: {item: value}}."""
-        texts: dict[str, dict[str, Labelled]] = {}
-        for source in sources:
-            if set(source.splits) & set(split_of.values()):
-                self._read(files, source, split_of, texts.setdefault(source.column, {}), notes)
-        columns: dict[str, dict[str, Any]] = {}
-        for column in texts:
-            base = next(
-                (source.translates for source in sources if source.column == column and source.translates), None
-            )
-            if not texts[column]:
-                files_of = [name for source in sources if source.column == column for name in source.read.needs()]
-                raise DataError(
-                    f"{self.name}: {column}: nothing in {_some(files_of)} is about an item of the splits, such as"
-                    f" {next(iter(split_of))!r}"
-                )
-            columns[column] = self._values(column, texts[column], texts.get(base, {}) if base else None)
-            notes += self._coverage(column, columns[column], split_of, texts[column])
-        return columns
-
-    def _read(
-        self, files: Files, source: CaptionSource, split_of: dict[str, str], into: dict[str, Labelled], notes: list[str]
-    ) -> None:
-        outside = set()
-        for entry in source.read.entries(files):
-            item = self._item(entry.item, entry.place)
-            if item not in split_of:
-                outside.add(item)
-            elif split_of[item] in source.splits:
-                captions = into.setdefault(item, {})
-                label = str(len(captions)) if entry.label is None else entry.label
-                if label in captions:
-                    raise DataError(f"{entry.place}: {entry.item!r} has a second caption numbered {label}")
-                captions[label] = entry.text.strip()
-        if outside:
-            notes.append(
-                f"{source.column}: {source.read.file} tells of {len(outside)} items that are in no split built here"
-            )
-
-    def _values(self, column: str, texts: dict[str, Labelled], base: dict[str, Labelled] | None) -> dict[str, Any]:
-        if column.startswith("description."):
-            if many := [item for item, captions in texts.items() if len(captions) > 1]:
-                raise DataError(
-                    f"{self.name}: {column}: {len(many)} items have several texts: {_some(many)}; expected one"
-                )
-            return {
-                item: {"views": {"detail": next(iter(captions.values()))}}
-                for item, captions in texts.items()
-                if any(captions.values())
-            }
-        if base is None:
-            plain = {item: [text for text in captions.values() if text] for item, captions in texts.items()}
-            return {item: captions for item, captions in plain.items() if captions}
-        aligned, bad = {}, []
-        for item, captions in texts.items():
-            wanted = base.get(item, {})
-            said = [captions.get(label, "") for label, text in wanted.items() if text]
-            if captions.keys() == wanted.keys() and all(said):
-                aligned[item] = said
-            else:
-                bad.append(
-                    f"{item} ({len([t for t in wanted.values() if t])} captions,"
-                    f" {len([t for t in captions.values() if t])} translations)"
-                )
-        if len(bad) > self.unaligned:
-            raise DataBudgetError(
-                f"{self.name}: {column}: the translations of {len(bad)} items do not match their captions one by one, "
-                f"unaligned={self.unaligned} allowed (they get no translations): {_some(bad)}"
-            )
-        return aligned
-
-    def _check_pairing(self, media: dict[str, Medium], columns: dict[str, dict[str, Any]], notes: list[str]) -> None:
-        """Tars of img2dataset have captions of their own: when they are other ones, the keys number another list.
-        DataError.
-        """
-        seen, alike, other = 0, 0, ""
-        for item, medium in itertools.islice(((item, one) for item, one in media.items() if one.caption), _COMPARED):
-            mine = {
-                _letters(text)
-                for texts in columns.values()
-                if isinstance(texts.get(item), list)
-                for text in texts[item]
-            }
-            if mine:
-                own = medium.read_caption() or ""
-                seen, alike = seen + 1, alike + (_letters(own) in mine)
-                other = other or (f"{item}: {own!r} in {medium.path}" if _letters(own) not in mine else "")
-        if 2 * alike < seen:
-            raise DataError(
-                f"{self.name}: of {seen} captions in the tars only {alike} are among those of the same items here"
-                f" ({other}): the tars' keys seem to number another list; make tars whose keys are this dataset's items"
-            )
-        if seen:
-            notes.append(f"{alike} of {seen} captions that were compared with the tars' own are the same")
-
-    def _coverage(
-        self, column: str, values: dict[str, Any], split_of: dict[str, str], texts: dict[str, Labelled]
-    ) -> Iterator[str]:
-        for split in dict.fromkeys(split_of.values()):
-            items = [item for item, of in split_of.items() if of == split]
-            if 0 < (count := sum(item in values for item in items)) < len(items):
-                yield f"{column}: {count} of {len(items)} {split} rows have it"
-        if blank := sum(not text for captions in texts.values() for text in captions.values()):
-            yield f"{column}: {blank} blank captions passed over"
 
     def _columns(
         self, files: Files, sources: list[CaptionSource], columns: dict[str, dict[str, Any]], split_of: dict[str, str]
@@ -406,38 +272,3 @@ class Published(Recipe):
                 ColumnSpec(column, kind, "json", {"item": self.item, "read": read, "files": digests}, about, splits)
             )
         return specs
-
-
-def _expanded(source: CaptionSource, variables: dict[str, str | int]) -> Iterator[CaptionSource]:
-    for values in itertools.product(*source.each.values()):
-        filled = _filled(
-            source.model_dump(exclude={"each"}), {**variables, **dict(zip(source.each, values, strict=True))}
-        )
-        yield CaptionSource.model_validate(filled)
-
-
-def _filled(value: Any, variables: dict[str, str | int]) -> Any:
-    """`value` with {name} replaced in every string. ConfigError for a name that is no variable."""
-    if isinstance(value, dict):
-        return {key: _filled(one, variables) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_filled(one, variables) for one in value]
-    if not isinstance(value, str):
-        return value
-    try:
-        return value.format_map(variables)
-    except (KeyError, ValueError, IndexError) as e:
-        raise ConfigError(f"{value!r}: no such variable ({e}); there are: {', '.join(variables) or 'none'}") from None
-
-
-def _language(column: str) -> str:
-    kind, _, rest = column.partition(".")
-    return rest.split(".")[0] if kind == "caption" else ""
-
-
-def _letters(text: str) -> str:
-    return "".join(filter(str.isalnum, text.casefold()))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > _SHOWN else "")

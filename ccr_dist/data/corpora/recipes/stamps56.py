@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, Row, package_version, register
+from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, RecipeRow, package_version, register
 from ccr_dist.data.corpora.recipes.pictures import Picture, render
 from ccr_dist.data.storage.cache_folder import cache_folder
 from ccr_dist.data.table.splits import concept, split_of
@@ -69,7 +69,7 @@ class Stamps56(Recipe):
             folders = ", ".join(part.replace("_", " ") for part in reversed(name.parent.parts))
             columns["description.folders"] = [folders] if folders else None
             key = re.sub(r"[^A-Za-z0-9_]+", "-", str(name.with_suffix("")))
-            rows.append(Row(split_of(what), key, columns))
+            rows.append(RecipeRow(split_of(what), key, columns))
         if not rows:
             raise DataError(f"{root}: no stamps there (expected NAME.png or NAME.svg with NAME.txt in sub-folders)")
         if nothing := [lang for lang, n in covered.items() if n == 0]:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, Row, register
+from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, RecipeRow, register
 from ccr_dist.data.corpora.recipes.captions import records, safe_key, texts_of
 from ccr_dist.data.storage import store
 from ccr_dist.data.table.splits import concept, split_of
@@ -38,7 +38,7 @@ class TextFile(Recipe):
     about: ClassVar[str] = "a file of texts without pictures"
 
     def material(self) -> Material:
-        rows: dict[str, Row] = {}
+        rows: dict[str, RecipeRow] = {}
         seen: set[tuple[str, ...]] = set()
         repeated = apart = blank = 0
         for place, record in records(self.file):
@@ -58,7 +58,7 @@ class TextFile(Recipe):
             key = safe_key(str(record.get("id") or hashlib.sha256("\n".join(texts).encode()).hexdigest()[:20]))
             if key in rows:
                 raise DataError(f"{place}: the id {key!r} occurs twice with different texts")
-            rows[key] = Row(self.split, key, {f"caption.{self.language}": texts})
+            rows[key] = RecipeRow(self.split, key, {f"caption.{self.language}": texts})
         plan = {
             "file": store.sha256_file(self.file),
             "field": self.field,

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from ccr_dist.data.corpora.build import build
-from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, Row, load_recipe, recipes, shipped
+from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, RecipeRow, load_recipe, recipes, shipped
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
@@ -234,7 +234,7 @@ def test_pictures_are_made_shard_by_shard(tmp_path):
         kind: Literal["lazy"] = "lazy"
 
         def material(self):
-            rows = [Row("train", str(i), {"image": functools.partial(render, i)}) for i in range(6)]
+            rows = [RecipeRow("train", str(i), {"image": functools.partial(render, i)}) for i in range(6)]
             return Material({}, [ColumnSpec("image", "image", "png", {}, {})], rows)
 
     def render(i):
@@ -250,7 +250,7 @@ def test_a_process_pool_gives_the_same_bytes(tmp_path):
         kind: Literal["pooled"] = "pooled"
 
         def material(self):
-            rows = [Row("train", str(i), {"image": functools.partial(picture, i)}) for i in range(20)]
+            rows = [RecipeRow("train", str(i), {"image": functools.partial(picture, i)}) for i in range(20)]
             return Material({}, [ColumnSpec("image", "image", "png", {}, {})], rows)
 
     build(Pooled(name="p", shard_rows=7), tmp_path / "pool", workers=2, progress=False)
@@ -263,7 +263,7 @@ def test_exports_are_what_replay_reads(tmp_path):
         kind: Literal["exporting"] = "exporting"
 
         def material(self):
-            rows = [Row("val", "a", {}, {"keywords": {"views": {"keywords": "x, y"}}}), Row("val", "b", {})]
+            rows = [RecipeRow("val", "a", {}, {"keywords": {"views": {"keywords": "x, y"}}}), RecipeRow("val", "b", {})]
             return Material({}, [ColumnSpec("caption.en", "texts", "json", {}, {})], rows)
 
     summary = build(Exporting(name="e"), tmp_path, progress=False)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from ccr_dist.data.cli import shards_app
 from ccr_dist.data.corpora.build import build
 from ccr_dist.data.corpora.convert import to_mla, to_nrccr, to_replay
-from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, Row, load_recipe
+from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, RecipeRow, load_recipe
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate.cli import jobs_app
@@ -57,7 +57,7 @@ class Toy(Recipe):
             specs.append(
                 ColumnSpec(name, "views" if name.startswith("description") else "texts", "json", plan, {}, splits)
             )
-        return Material({}, specs, [Row(split, key, values) for (split, key), values in rows.items()])
+        return Material({}, specs, [RecipeRow(split, key, values) for (split, key), values in rows.items()])
 
 
 @pytest.fixture
