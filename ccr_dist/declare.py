@@ -207,6 +207,8 @@ def parse(root: Any, words: Sequence[str], place: str) -> Uses:
             given = current.make_context(f"ccr-dist {name}", list(words[len(names) :])).params
     except typer.Exit:
         raise ConfigError(f"{place}: {' '.join(words)!r} only prints help; leave this step out") from None
+    except ConfigError as error:  # of an option's callback
+        raise ConfigError(f"{place}: {error}") from None
     except Exception as error:
         # what typer raises for wrong options; its classes moved between versions
         if not hasattr(error, "format_message"):

@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -103,12 +104,18 @@ def folder_to_make(path: Path | None) -> Path | None:
     """The path, where a folder is or may be made; for options of commands, which say so before they work.
 
     Raises:
-        ConfigError: a file is there.
+        ConfigError: a file is there, or where a folder above it should be.
     """
-    if path is not None and path.exists() and not path.is_dir():
-        raise ConfigError(
-            f"{path}: a file is there, and a folder is expected; name another place, or move the file away"
-        )
+    if path is None:
+        return None
+    for place in (path, *path.parents):
+        if place.is_dir():
+            break
+        if os.path.lexists(place):
+            raise ConfigError(
+                f"{place}: a {'link to nothing' if place.is_symlink() and not place.exists() else 'file'} is there, and"
+                " a folder is expected; name another place, or move the file away"
+            )
     return path
 
 
@@ -116,7 +123,22 @@ def file_to_make(path: Path) -> Path:
     """As `folder_to_make`, for a file."""
     if path.is_dir():
         raise ConfigError(f"{path}: a folder is there, and a file is expected; name the file, such as {path / 'NAME'}")
+    folder_to_make(path.parent)
     return path
+
+
+def require_writable(folder: Path) -> None:
+    """Raises the system's error, naming the folder, where no file could be made in `folder`, which may not exist yet.
+
+    To be called before work whose results are written at its end. Nothing is left there.
+    """
+    there = next(up for up in (folder.absolute(), *folder.absolute().parents) if up.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        error.filename = str(folder)
+        raise
 
 
 WAIT_S = 3.0  # that a rank other than the first waits before it reports its error

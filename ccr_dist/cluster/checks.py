@@ -198,7 +198,7 @@ def _missing_table(read: Table, before: Mapping[str, Uses]) -> Iterator[str]:
             continue
         try:
             Dataset.open(root).column(read.column).require_complete()
-        except DataError as error:
+        except (ConfigError, DataError) as error:
             yield f"no step before makes {read.column}, and {error}"
 
 

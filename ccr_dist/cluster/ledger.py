@@ -30,7 +30,7 @@ from ccr_dist.cluster.slurm import Queued
 from ccr_dist.data.storage.json_lines import append_line, read_lines
 from ccr_dist.data.storage.store import pretty_json, replace_atomic
 from ccr_dist.environment import commit
-from ccr_dist.errors import ConfigError
+from ccr_dist.errors import ConfigError, folder_to_make
 from ccr_dist.redact import command_line
 
 OVER = frozenset(
@@ -100,6 +100,7 @@ class Ledger:
 @contextlib.contextmanager
 def held(run: Path) -> Iterator[None]:
     """Lock the run folder: one process at a time submits, resumes or runs a pipeline. ConfigError for a second one."""
+    folder_to_make(run)
     run.mkdir(parents=True, exist_ok=True)
     with (run / "lock").open("a") as file:
         try:

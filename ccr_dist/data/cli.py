@@ -21,7 +21,8 @@ from ccr_dist.data.declared import (
     indexing,
     recipe_file,
 )
-from ccr_dist.data.table_cli import Quiet, show, table_app
+from ccr_dist.data.table.names import column_names
+from ccr_dist.data.table_cli import Columns, Quiet, show, table_app
 from ccr_dist.declare import Uses, declares
 from ccr_dist.errors import ConfigError, file_to_make, folder_to_make
 
@@ -107,7 +108,7 @@ def convert_command(
         str | None, typer.Option(help="nrccr: name of the collection in file names. Default: the dataset's.")
     ] = None,
     media: Annotated[str, typer.Option(help="mla: the folder of pictures that path.json names.")] = "images",
-    column: Annotated[list[str] | None, typer.Option(help="Only this column; may be repeated.")] = None,
+    column: Columns = None,
 ) -> None:
     """Write captions and descriptions as the files of NRCCR and LECCR or of MLA and DASD, or convert such files to what
     `replay` imports.
@@ -213,11 +214,14 @@ def export_command(
         Path,
         typer.Option(help="Folder of the tars; for several datasets OUT/train, OUT/val, ...", callback=folder_to_make),
     ] = ...,  # type: ignore[assignment]
-    image: Annotated[str, typer.Option(help="Column of the pictures.")] = "image",
+    image: Annotated[str, typer.Option(help="Column of the pictures.", callback=column_names)] = "image",
     caption: Annotated[
-        str | None, typer.Option(help="Column of the .txt. Default: caption.en, or the only one.")
+        str | None,
+        typer.Option(help="Column of the .txt. Default: caption.en, or the only one.", callback=column_names),
     ] = None,
-    also: Annotated[list[str] | None, typer.Option(help="Column for the .json; may be repeated.")] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="Column for the .json; may be repeated.", callback=column_names)
+    ] = None,
     each: Annotated[
         bool, typer.Option("--each", help="Write a sample for each caption, KEY_0, KEY_1, ...; not only for the first.")
     ] = False,

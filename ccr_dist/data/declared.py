@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ccr_dist.data.table.names import check_column_name
 from ccr_dist.declare import File, Folder, Item, Place, Settings, Table, Uses
 from ccr_dist.errors import ConfigError
 from ccr_dist.resources import is_path
@@ -20,6 +21,8 @@ def captions_of(given: list[str] | None) -> dict[str, str] | None:
     captions = {text.partition("=")[0]: text.partition("=")[2] for text in given}
     if len(captions) < len(given):
         raise ConfigError("--caption: a language is given twice; a column has one source")
+    for lang in captions:
+        check_column_name(f"caption.{lang}")
     return captions
 
 

@@ -12,10 +12,12 @@ import typer
 
 from ccr_dist import terminal
 from ccr_dist.data.declared import measuring, of_table, pulling, pushing
+from ccr_dist.data.table.names import column_names
 from ccr_dist.declare import declares
-from ccr_dist.errors import DataError, StorageError
+from ccr_dist.errors import DataError, StorageError, folder_to_make
 
 table_app = typer.Typer()
+Columns = Annotated[list[str] | None, typer.Option(help="Only this column; may be repeated.", callback=column_names)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar.")]
 
 
@@ -107,7 +109,7 @@ def push_command(
     url: Annotated[
         str, typer.Argument(help="s3://bucket/folder, gs://..., file:///..., or another that fsspec knows.")
     ],
-    column: Annotated[list[str] | None, typer.Option(help="Only this column; may be repeated.")] = None,
+    column: Columns = None,
     quiet: Quiet = False,
 ) -> None:
     """Copy what an object store lacks of a dataset. Commit records come last; other content there is refused."""
@@ -121,8 +123,8 @@ def push_command(
 @declares(pulling)
 def pull_command(
     url: Annotated[str, typer.Argument(help="A dataset in an object store, or a folder of datasets.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to copy into.")],
-    column: Annotated[list[str] | None, typer.Option(help="Only this column; may be repeated.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder to copy into.", callback=folder_to_make)],
+    column: Columns = None,
     lazy: Annotated[
         bool,
         typer.Option("--lazy", help="Copy only metadata; payloads are fetched when they are read."),
@@ -140,13 +142,25 @@ def pull_command(
 @declares(measuring)
 def quality_command(
     path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.")],
-    column: Annotated[str, typer.Option(help="Column of translated captions, e.g. caption.de.opus.")] = ...,  # type: ignore[assignment]
+    column: Annotated[
+        str, typer.Option(help="Column of translated captions, e.g. caption.de.opus.", callback=column_names)
+    ] = ...,  # type: ignore[assignment]
     human: Annotated[
-        str | None, typer.Option(help="Human captions to compare with. Default: caption.<lang>, if it exists.")
+        str | None,
+        typer.Option(
+            help="Human captions to compare with. Default: caption.<lang>, if it exists.", callback=column_names
+        ),
     ] = None,
-    source: Annotated[str | None, typer.Option(help="Column they were made from. Default: by their plan.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="Column they were made from. Default: by their plan.", callback=column_names),
+    ] = None,
     back: Annotated[
-        str | None, typer.Option(help="Their back-translation. Default: the one that `translate --back` made, if any.")
+        str | None,
+        typer.Option(
+            help="Their back-translation. Default: the one that `translate --back` made, if any.",
+            callback=column_names,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

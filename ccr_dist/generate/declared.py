@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ccr_dist.config import BackboneConfig, Frozen
-from ccr_dist.data.table.names import check_column_name
 from ccr_dist.declare import File, Item, Place, Settings, Table, Uses, names_a_path, weights_of
-from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.errors import ConfigError
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.yamlfile import Given, of_options, validate
 
@@ -147,10 +146,6 @@ def _job(
 ) -> Uses:  # fmt: skip
     if column is None:
         raise ConfigError("--column is missing: in a pipeline a job must name the column that it makes")
-    try:
-        check_column_name(column)
-    except DataError as error:
-        raise ConfigError(str(error)) from None
     if share != "0/1":
         raise ConfigError("--share: in a pipeline use `tasks` of the step: each task of the array gets its own share")
     made = Table(str(dataset), column)

@@ -24,7 +24,7 @@ import ccr_dist
 from ccr_dist import terminal
 from ccr_dist.data.storage import store
 from ccr_dist.data.table.dataset import Column, Dataset, create_column
-from ccr_dist.errors import ConfigError, DataBudgetError, DataError
+from ccr_dist.errors import ConfigError, DataBudgetError, DataError, require_writable
 from ccr_dist.generate.bad_items import BadItems, Budget
 from ccr_dist.generate.job_parts import JobParts
 from ccr_dist.generate.lease import Leases
@@ -97,6 +97,8 @@ def run(
     inputs = {name: dataset.column(name) for name in processor.inputs}
     for source in inputs.values():
         source.require_complete()
+    if column not in dataset.columns() or dataset.column(column).missing():
+        require_writable(dataset.root / column)  # before a plan that needs its model loads it
     processor.check(dataset)
     target = _target(dataset, processor, column, inputs)
     shards = range(share[0], len(dataset.shards), share[1])

@@ -17,6 +17,7 @@ import numpy as np
 from ccr_dist.data.media.text import texts_of
 from ccr_dist.data.storage.store import replace_atomic
 from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.data.table.names import check_column_name
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.evaluate.schema import read_result, require_comparable
 from ccr_dist.evaluate.tables import cell
@@ -64,6 +65,7 @@ def binned(plan: StudyPlan, by: str, count: int = 4) -> list[Binned]:
         ConfigError: `by` is something else, or sacrebleu is not installed.
         DataError: no run is complete, or columns are not aligned with the queries.
     """
+    measure = _measure(by)
     complete = [run for run in plan.runs if state(run) == "complete"]
     if not complete:
         raise DataError(
@@ -72,7 +74,7 @@ def binned(plan: StudyPlan, by: str, count: int = 4) -> list[Binned]:
     require_comparable(read_result(run.result) for run in complete)
     data = complete[0].config.data
     assert data.test is not None, "checked where the study was read"
-    dataset, measure = Dataset(data.test), _measure(by)
+    dataset = Dataset(data.test)
     found = []
     for lang, column in data.queries.items():
         hits: dict[str, list[np.ndarray]] = {}
@@ -136,13 +138,15 @@ def _measure(by: str) -> Callable[[Dataset, str, str, np.ndarray], np.ndarray]:
         raise ConfigError(
             f"--by {by}: expected words, or chrf:A:B with two columns of texts that are aligned with the queries"
         )
+    for name in columns:
+        check_column_name(name.replace("{lang}", "en"))
     try:
         from sacrebleu.metrics import CHRF
     except ImportError as error:
         raise ConfigError("chrF needs sacrebleu: pip install 'ccr-dist[quality]'") from error
 
     def agreement(dataset: Dataset, column: str, lang: str, asked: np.ndarray) -> np.ndarray:
-        texts = [_queries(dataset, name.format(lang=lang), asked) for name in columns]
+        texts = [_queries(dataset, name.replace("{lang}", lang), asked) for name in columns]
         score = CHRF().sentence_score
         return np.array([round(score(a, [b]).score) for a, b in zip(*texts, strict=True)])
 

@@ -11,7 +11,7 @@ import typer
 
 from ccr_dist import terminal
 from ccr_dist.declare import File, Folder, Run, Settings, Uses, declares
-from ccr_dist.errors import ConfigError, folder_to_make
+from ccr_dist.errors import ConfigError, folder_to_make, require_writable
 
 if TYPE_CHECKING:
     from ccr_dist.study.plan import StudyPlan
@@ -55,6 +55,14 @@ def _selected(plan: StudyPlan, only: str | None, seeds: str | None) -> StudyPlan
     return plan.select(rows, [int(number) for number in given] if seeds is not None else None)
 
 
+def _report_folder(plan: StudyPlan, out: Path | None) -> Path:
+    """Where the report goes. ConfigError where a file is there; an error of the system where nothing can be written."""
+    folder = out or Path(plan.study.out) / "report"
+    folder_to_make(folder)
+    require_writable(folder)
+    return folder
+
+
 @study_app.command("run")
 @declares(_running)
 def run_command(
@@ -93,8 +101,9 @@ def report_command(
     from ccr_dist.study.summary import sentence, summarise
 
     plan = load_plan(study)
+    target = _report_folder(plan, out)
     summary = summarise(plan)
-    page = write(summary, out or Path(plan.study.out) / "report")
+    page = write(summary, target)
     console = terminal.console(soft_wrap=True)
     console.print(table_markdown(summary))
     for each in summary.judged:
@@ -128,6 +137,7 @@ def bins_command(
     from ccr_dist.study.plan import load_plan
 
     plan = load_plan(study)
+    target = _report_folder(plan, out)
     tables = binned(plan, by, count)
-    file = write(tables, out or Path(plan.study.out) / "report")
+    file = write(tables, target)
     terminal.console(soft_wrap=True).print(f"{markdown(tables)}\n{file.resolve()}")

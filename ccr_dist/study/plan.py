@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeInt
 
 from ccr_dist.config import Frozen, RunConfig, as_dict
 from ccr_dist.data.storage.store import differences
-from ccr_dist.errors import ConfigError
+from ccr_dist.errors import ConfigError, folder_to_make
 from ccr_dist.evaluate.schema import read_result
 from ccr_dist.methods.run_config import from_dict, load_config
 from ccr_dist.yamlfile import load, validate
@@ -124,11 +124,12 @@ def load_plan(path: str | Path) -> StudyPlan:
     """Reads a study and checks the config of every run.
 
     Raises:
-        ConfigError: with file and line, for the first fault.
+        ConfigError: with file and line, for the first fault; a file is where its `out` should be.
     """
     path = Path(path)
     document = load(path)
     study = validate(Study, document)
+    folder_to_make(Path(study.out))
     places = {
         row.name: document.place((part, n)) for part in ("first", "rows") for n, row in enumerate(getattr(study, part))
     }

@@ -9,7 +9,7 @@ import typer
 
 from ccr_dist import terminal
 from ccr_dist.declare import File, Folder, Uses, declares
-from ccr_dist.errors import CheckpointError, ConfigError, file_to_make, folder_to_make
+from ccr_dist.errors import CheckpointError, ConfigError, file_to_make, folder_to_make, require_writable
 from ccr_dist.train.declared import configs_of, evaluating, training
 
 train_app = typer.Typer()
@@ -206,6 +206,7 @@ def convert_command(
         raise ConfigError(
             f"--bf16 is for weights alone (NAME.safetensors); the checkpoint below {out} could not be resumed exactly"
         )
+    require_writable(out.parent)
     if not (path / "state.json").exists():
         raise CheckpointError(f"{path}: no checkpoint; expected RUN/checkpoints/step-00000100")
     state = load(path)

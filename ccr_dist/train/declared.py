@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ccr_dist.config import RunConfig
 from ccr_dist.declare import File, Item, Place, Run, Settings, Table, Uses, names_a_path, weights_of
-from ccr_dist.errors import ConfigError
+from ccr_dist.errors import ConfigError, folder_to_make
 from ccr_dist.methods.run_config import load_config
 
 ENCODERS = ("embeddings", "text_encoder", "encoder")  # options of methods that name a text model, or its folder
@@ -27,15 +27,20 @@ def configs_of(path: Path, overrides: list[str] | None, seeds: str | None) -> li
         One config, or one per seed.
 
     Raises:
-        ConfigError: as `load_config`, and if seeds are not whole numbers.
+        ConfigError: as `load_config`, and if seeds are not whole numbers, or a file is where a run folder should be.
     """
     overrides = overrides or []
     if seeds is None:
-        return [load_config(path, overrides)]
+        return [_with_a_place(load_config(path, overrides))]
     numbers = seeds.split(",")
     if not all(number.strip().isdigit() for number in numbers):
         raise ConfigError(f"--seeds {seeds}: expected whole numbers with commas between them, like 0,1,2")
-    return [load_config(path, [*overrides, f"seed={number.strip()}"]) for number in numbers]
+    return [_with_a_place(load_config(path, [*overrides, f"seed={number.strip()}"])) for number in numbers]
+
+
+def _with_a_place(config: RunConfig) -> RunConfig:
+    folder_to_make(config.folder)
+    return config
 
 
 def training(

@@ -148,7 +148,7 @@ def check_columns(config: RunConfig) -> None:
             _require_alike(made, dataset, column)
             if key.startswith(ASKED):
                 _require_value(dataset, column)
-        except DataError as error:
+        except (ConfigError, DataError) as error:
             wrong.setdefault(f"{config.name}: {place}: {error}", error)  # a dataset that is not there is said once
     for path in () if wrong else filter(None, (config.data.val, config.data.test)):
         for key, column in asked(config):  # a column may have several keys
@@ -157,7 +157,8 @@ def check_columns(config: RunConfig) -> None:
             except ConfigError as error:
                 wrong.setdefault(f"{config.name}: data.{key}: {error}", error)
     if wrong:
-        raise type(next(iter(wrong.values())))("\n".join(wrong))
+        asked_wrongly = any(isinstance(error, ConfigError) for error in wrong.values())
+        raise (ConfigError if asked_wrongly else DataError)("\n".join(wrong))
 
 
 def _require_kind(dataset: Dataset, column: str, role: str) -> None:

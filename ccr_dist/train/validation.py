@@ -22,7 +22,7 @@ from ccr_dist.data.storage.store import replace_atomic, sha256_file
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.inspect import origin_of
 from ccr_dist.environment import environment
-from ccr_dist.errors import CheckpointError, ConfigError, DataError
+from ccr_dist.errors import CheckpointError, ConfigError, DataError, require_writable
 from ccr_dist.evaluate.encoding import Encoded, Encoders, Encoding, EvaluatedColumns
 from ccr_dist.evaluate.evaluate import results
 from ccr_dist.evaluate.protocols import RECALL_NAMES
@@ -214,6 +214,7 @@ def measure_run(config: RunConfig, strategy: Strategy, *, split: str, again: boo
             print(f"{path}: {said}" + ("" if changed else " measures again and counts it"), flush=True)
         if not changed:
             return path
+    strategy.together((lambda: require_writable(folder.results)) if strategy.main else lambda: None)
     check_columns(config)
     made: list[tuple[Method, Step]] = []
     strategy.together(lambda: made.append(trained_method(config, folder, tell=strategy.main)))

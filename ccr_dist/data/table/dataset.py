@@ -32,7 +32,7 @@ from ccr_dist.data.table.dataset_rows import FORMAT, DatasetRows, check_meta
 from ccr_dist.data.table.keys import keys_digest
 from ccr_dist.data.table.names import check_column_name, maker
 from ccr_dist.data.table.splits import SPLITS
-from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.errors import ConfigError, DataError, folder_to_make
 
 _EXTENSION = re.compile(r"^[a-z0-9][a-z0-9.]*(;[a-z0-9][a-z0-9.]*)*$")
 _COLUMNS_HELD = 256
@@ -48,10 +48,12 @@ def create_dataset(root: str | Path, *, name: str, split: str, keys: Sequence[Se
         keys: for each shard, the keys of its rows.
 
     Raises:
+        ConfigError: a file is where ROOT should be.
         DataError: keys are unusable or repeated, or ROOT holds another dataset (the difference is shown).
     """
     remote.require_local(root, "datasets are made")
     root = Path(root)
+    folder_to_make(root)
     seen: set[str] = set()
     for key in (key for shard in keys for key in shard):
         if not is_key(key):
@@ -91,7 +93,8 @@ class Dataset(DatasetRows):
         """A column.
 
         Raises:
-            DataError: there is none with this name; it lists the columns, and the command that makes such a column.
+            ConfigError: no column can have this name.
+        DataError: there is none with this name; it lists the columns, and the command that makes such a column.
         """
         return self._columns.made(name, lambda: self._open_column(name))
 
@@ -136,9 +139,9 @@ def create_column(
         field: see `decode.decode`.
 
     Raises:
-        DataError: an unsuitable name, kind or extension; or the column exists under another plan (the difference is
+        DataError: an unsuitable kind or extension; or the column exists under another plan (the difference is
             shown).
-        ConfigError: the dataset was opened by URL.
+        ConfigError: an unsuitable name, a file is where its folder should be, or the dataset was opened by URL.
     """
     if dataset.remote and dataset.remote.mirror:
         url = dataset.place
@@ -156,6 +159,7 @@ def create_column(
     asked |= {k: v for k, v in (("view_of", view_of), ("field", field)) if v is not None}
     asked = json.loads(store.canonical_json(asked))  # tuples become lists, as they will be when read back
     path = dataset.root / name / "column.json"
+    folder_to_make(path.parent)
     path.parent.mkdir(exist_ok=True)
     if not store.create_once(path, store.pretty_json(store.with_digest({**asked, "provenance": provenance}))):
         Column(dataset, name)  # refuses a damaged column.json

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import TypeVar
 
-from ccr_dist.errors import DataError
+from ccr_dist.errors import ConfigError
 
+Names = TypeVar("Names", str, list[str], None)
 _COLUMN = re.compile(r"^(image|video|(caption|description|feature|label)\.[A-Za-z0-9][A-Za-z0-9._-]*)$")
 
 
@@ -18,14 +20,29 @@ def check_column_name(name: str) -> str:
     """Returns the name.
 
     Raises:
-        DataError: it is not `image`, `video`, `caption.<lang>[.<engine>]`, `description.*`, `feature.*` or `label.*`.
+        ConfigError: it is not `image`, `video`, `caption.<lang>[.<engine>]`, `description.*`, `feature.*` or `label.*`.
     """
     if not is_column_name(name):
-        raise DataError(
+        raise ConfigError(
             f"column name {name!r}: expected image, video, caption.<lang>, caption.<lang>.<engine>,"
             " description.<source>, feature.<name> or label.<what>, of letters, digits and . _ -"
         )
     return name
+
+
+def column_names(given: Names) -> Names:
+    """For options of commands that name columns: what was given, once it is known that columns may have such names.
+
+    Args:
+        given: one name, several, or none.
+
+    Raises:
+        ConfigError: as for `check_column_name`.
+    """
+    names: list[str] = [given] if isinstance(given, str) else given or []
+    for name in names:
+        check_column_name(name)
+    return given
 
 
 def maker(name: str, dataset: str = "DATASET") -> str:

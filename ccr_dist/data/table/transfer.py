@@ -40,7 +40,7 @@ from ccr_dist.data.table.column import Column
 from ccr_dist.data.table.dataset import Dataset, open_all
 from ccr_dist.data.table.dataset_rows import check_meta
 from ccr_dist.data.table.payload import index_bytes
-from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.errors import ConfigError, DataError, folder_to_make
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -196,6 +196,7 @@ def _pull(source: Store, root: Path, names: Sequence[str], lazy: bool, progress:
     theirs = _parsed(source, wanted)
     check_meta(theirs["dataset.json"], f"{source.url}/dataset.json")
     _compare(str(root), {name: store.read_json(root / name) for name in theirs if (root / name).exists()}, theirs)
+    folder_to_make(root)
     (root / "keys").mkdir(parents=True, exist_ok=True)
     if lazy:
         store.create_once(root / MARK, store.pretty_json({"url": source.url, "mirror": False}))

@@ -343,7 +343,7 @@ def test_members_whose_names_make_no_key_are_passed_over_and_named(tmp_path):
 
 
 def test_a_language_that_names_no_column_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(DataError, match=r"column name 'caption\.\.\./x'"):
+    with pytest.raises(ConfigError, match=r"column name 'caption\.\.\./x'"):
         do(write(tmp_path / "a.tar", pairs(x="1")), out=tmp_path / "d", captions={"../x": "txt"})
     assert not (tmp_path / "d").exists()
 

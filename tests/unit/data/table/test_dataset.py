@@ -12,7 +12,7 @@ from ccr_dist.data.media import decode
 from ccr_dist.data.storage import store
 from ccr_dist.data.storage.tar import TarWriter
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset, open_all
-from ccr_dist.errors import DataError
+from ccr_dist.errors import ConfigError, DataError
 
 KEYS = [["a", "b", "x/c"], ["d"]]
 
@@ -193,7 +193,7 @@ def test_repeated_keys_are_refused(tmp_path):
     "name", ["images", "caption", "caption.", "caption./x", "feature.../a", "keys", "Image", "feature.x/y"]
 )
 def test_column_names(dataset, name):
-    with pytest.raises(DataError, match="expected image, video, caption"):
+    with pytest.raises(ConfigError, match="expected image, video, caption"):
         texts(dataset, name)
 
 

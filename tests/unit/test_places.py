@@ -1,0 +1,159 @@
+"""Where commands write, and the columns that they name: what cannot be is said before any work, as a mistake in the
+request.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from ccr_dist import errors
+from ccr_dist.cli import app
+from ccr_dist.cluster.ledger import held
+from ccr_dist.commands import uses_of
+from ccr_dist.data.table.dataset import create_column, create_dataset
+from ccr_dist.errors import ConfigError, StorageError
+from tests import jobs
+
+ROOT = Path(__file__).parents[2]
+UNTRAINED, TRAINED = f"{ROOT}/configs/demo/clip.yaml", f"{ROOT}/configs/demo/dasd.yaml"
+NOWHERE = "/proc/ccr-dist"  # a folder that nobody can make, not even root
+
+# A line for every command that makes a folder, which is FILE here.
+LINES = [
+    "init FILE",
+    "train DASD out=FILE",
+    "train DASD out=FILE/below --seeds 0,1",
+    "evaluate CLIP out=FILE",
+    "report runs/a --out FILE",
+    "report runs/a --out FILE/below",
+    "doctor --out FILE",
+    "shards build folder --out FILE images=i captions=c.csv name=n",
+    "shards convert nrccr data --out FILE",
+    "shards convert replay in.txt --out FILE/x.jsonl",
+    "shards index a.tar --out FILE",
+    "shards export data --out FILE",
+    "shards pull file:///nowhere FILE",
+    "shards pull file:///nowhere FILE/below",
+    "study run study.yaml",
+    "study report study.yaml",
+    "study report good.yaml --out FILE",
+    "study bins good.yaml --out FILE",
+    "checkpoint convert runs/a/checkpoints/step-00000001 FILE",
+    "checkpoint convert runs/a/checkpoints/step-00000001 FILE/x.safetensors",
+    "submit pipeline.yaml --dry-run",
+    "run pipeline.yaml",
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_text("mine")
+    study = {"name": "s", "title": "S", "seeds": [0], "rows": [{"name": "zero-shot", "config": UNTRAINED}]}
+    for name, out in (("study", "FILE/studies"), ("good", "o")):
+        Path(f"{name}.yaml").write_text(yaml.safe_dump({**study, "out": out}))
+    steps = {"look": {"command": "shards inspect data"}}
+    Path("pipeline.yaml").write_text(yaml.safe_dump({"name": "p", "folder": "FILE", "steps": steps}))
+    jobs.captions(tmp_path / "data", rows=(2,))
+    return tmp_path
+
+
+def do(line: str) -> Result:
+    words = shlex.split(line.replace("DASD", TRAINED).replace("CLIP", UNTRAINED))
+    return CliRunner().invoke(app, words)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_file_where_a_folder_is_to_be_is_a_mistake_in_the_request(folder: Path, line: str) -> None:
+    done = do(line)
+    assert done.exit_code == ConfigError.exit_code, done.output
+    if not line.startswith("doctor"):
+        said = "FILE: a file is there, and a folder is expected; name another place, or move the file away"
+        assert said in done.output, done.output
+    assert Path("FILE").read_text() == "mine"
+
+
+def test_a_link_to_nothing_is_no_folder(folder: Path) -> None:
+    Path("link").symlink_to("gone")
+    with pytest.raises(ConfigError, match="link: a link to nothing is there"):
+        errors.folder_to_make(Path("link/below"))
+
+
+def test_a_step_of_a_pipeline_that_writes_into_a_file_has_its_place_named(folder: Path) -> None:
+    for line in ("shards pull s3://b/d FILE", f"train {TRAINED} out=FILE", "describe data --engine replay --from x"):
+        with pytest.raises(ConfigError, match=r"^step a: (FILE|column name)"):
+            uses_of(line.split(), "step a")
+
+
+def test_folders_of_a_dataset_that_are_files(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="FILE: a file is there"):
+        create_dataset("FILE", name="d", split="train", keys=[["a"]])
+    dataset = create_dataset("new", name="d", split="train", keys=[["a"]])
+    Path("new/caption.de").write_text("")
+    with pytest.raises(ConfigError, match=r"caption\.de: a file is there"):
+        create_column(dataset, "caption.de", kind="texts", extension="json", plan={}, provenance={})
+    with pytest.raises(ConfigError, match="FILE: a file is there"), held(Path("FILE/p")):
+        pass
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"report nowhere --out {NOWHERE}",  # results are read before anything is written
+        f"study report good.yaml --out {NOWHERE}",
+        f"study bins good.yaml --out {NOWHERE}",
+        f"evaluate CLIP out={NOWHERE} data.val=nowhere",
+        f"checkpoint convert nowhere {NOWHERE}/w.safetensors",
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_reported_before_the_work(folder: Path, line: str) -> None:
+    """What else is wrong with the request is found when the work begins, so that it tells which of both came first."""
+    done = do(line.replace("data.val=", f"data.test={folder}/data data.val="))
+    assert done.exit_code == StorageError.exit_code, done.output
+    assert NOWHERE in done.output
+
+
+def test_looking_whether_a_folder_can_be_written_leaves_nothing(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    errors.require_writable(folder)
+    errors.require_writable(folder / "not/yet/there")
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "describe data --engine replay --set path=a.jsonl --from {}",
+        "describe data --engine replay --set path=a.jsonl --captions {}",
+        "describe data --engine replay --set path=a.jsonl --column {}",
+        "translate data --engine shout --to de --from {}",
+        "translate data --engine shout --to de --column {}",
+        "featurise data --backbone dual --from {}",
+        "featurise data --backbone dual --column {}",
+        "replay data a.jsonl --column {}",
+        "jobs status data --column {}",
+        "shards convert nrccr data --out o --column {}",
+        "shards export data --out o --image {}",
+        "shards export data --out o --caption {}",
+        "shards export data --out o --also {}",
+        "shards push data file:///tmp/nowhere --column {}",
+        "shards pull file:///tmp/nowhere d --column {}",
+        "shards quality data --column {}",
+        "shards quality data --column caption.en --human {}",
+        "shards quality data --column caption.en --source {}",
+        "shards quality data --column caption.en --back {}",
+        "shards index a.tar --out o --caption a/b={}",
+        "study bins good.yaml --by chrf:{}:caption.en.x",
+        "evaluate CLIP out=o data.test=data data.val=data data.visual={}",
+        "train DASD out=o 'data.train=[{{path: data}}]' data.test=data data.val=data data.source={}",
+    ],
+)
+def test_a_malformed_column_name_is_a_mistake_in_the_request(folder: Path, line: str) -> None:
+    done = do(line.format("captoin.en"))
+    assert done.exit_code == ConfigError.exit_code, done.output
+    assert "expected image, video, caption.<lang>" in done.output
