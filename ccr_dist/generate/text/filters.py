@@ -1,8 +1,7 @@
-"""What is wrong with a generated text: refusals, loops, nothing said, cut off in the middle. Pure functions of the
-text.
+"""Finds what is wrong with a generated text: refusals, loops, too little said, cut off in the middle.
 
-Thresholds stand in the prompt's file (`filters:`), so that they are part of a column's plan. What is around an answer
-and no part of it is removed before, by `answer.py`.
+Pure functions. The thresholds are in the prompt's file (`filters:`) and so part of a column's plan. `answer.py` has
+already removed what surrounds the answer.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ VERSION = f"2.{answer.VERSION}"  # of the rules here and in answer.py; a column'
 DROPPED = {
     "refused": "the model declined",
     "repeated": "a loop",
-    "short": "too little is said, or no whole sentence before the token limit",
-    "malformed": "no list where one was asked for",
-    "unanswered": "thinking alone, no answer",
-    "failed": "the engine gave no answer to this one of the row's requests",
+    "short": "too little text, or no whole sentence before the token limit",
+    "malformed": "not the list that was asked for",
+    "unanswered": "only thinking, no answer",
+    "failed": "the engine gave no answer to one of the row's requests",
 }
-# of answers, in this order, by all jobs that ask or translate
+# what jobs count of their answers, in the order shown
 COUNTED = (*DROPPED, "cut", *answer.REMOVED, "empty", "unchanged", "long")
-_HEAD = 160  # characters, the first sentences: a refusal says so at once, and people in pictures say "I can't" too
-_PERIOD = 24  # longest loop that is looked for, in words or characters
-_LONG, _ALLOWED = 3.0, 40  # a translation so many times as long as its source, and so many letters more, is counted
+_HEAD = 160  # characters, about two sentences: a refusal comes first, and later "I can't" may be said in a picture
+_PERIOD = 24  # longest loop, in words or characters
+_LONG, _ALLOWED = 3.0, 40  # a translation longer than _LONG times its source plus _ALLOWED characters is counted
 _REFUSALS = (
     *("i'm sorry", "i am sorry", "i cannot", "i can't", "i'm unable", "i am unable", "i'm not able", "i am not able"),
     *(
@@ -65,7 +64,7 @@ _REFUSALS = (
     ),
     *("عذراً، لا أستطيع", "क्षमा करें, मैं", "माफ़ कीजिए, मैं"),
 )
-# Such phrases are a refusal where a sentence begins with them: elsewhere somebody in the picture says so.
+# These refuse only at the beginning of a sentence; elsewhere they are said by somebody in the picture.
 _FIRST_PERSON = re.compile(r"(?:i|i'm|sorry|my|please|unfortunately)\b")
 _BEGINS = (
     r"(?:^|[.!?…。！？\n]\s*|^(?:oh|well|hi|hello|sorry|unfortunately|thank you[^.!?\n]{0,40})\s*[,.!]?\s*(?:but\s+)?)"
@@ -79,29 +78,29 @@ class Filters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     refusals: tuple[str, ...] = Field(
-        _REFUSALS, description="phrases, lower case: an answer that has one in its first sentences refuses"
+        _REFUSALS, description="phrases, lower case; an answer with one of them in its first sentences is a refusal"
     )
     repeats: int = Field(
-        4, ge=2, description="the same words so many times in a row, or the same line so often: a loop"
+        4, ge=2, description="the same words this many times in a row, or the same line this often, are a loop"
     )
-    min_words: int = Field(3, ge=1, description="an answer with fewer words says too little")
+    min_words: int = Field(3, ge=1, description="an answer with fewer words is too short")
 
 
 def judge(
     text: str, finish: str, filters: Filters, *, max_words: int | None = None, source: str = ""
 ) -> tuple[str | None, str]:
-    """Judges a text.
+    """Decide whether to keep a text.
 
-    A text that ended at the token limit, or has more than max_words words, is truncated at the end of its last whole
-    sentence, in any script; a text without such an end is too short. In scripts without spaces no words can be counted:
-    there only blank texts are too short.
+    A text that ended at the token limit, or has more than `max_words` words, is truncated after its last whole
+    sentence, in any script; a text without one is too short. In scripts without spaces, words cannot be counted: only
+    blank texts are too short.
 
     Args:
         text: The text.
         finish: Why it ended: `stop` or `length`.
         filters: Thresholds.
-        max_words: Truncate after this many words; None disables.
-        source: The text that was translated; a fault that the source has, too, is not counted.
+        max_words: At most this many words; None disables.
+        source: The text that was translated; a fault that the source has as well is no fault.
 
     Returns:
         The text to keep and why it ended, or None and `refused`, `repeated` or `short`.
@@ -131,19 +130,19 @@ def kept_of(
     source: str = "",
     names: Sequence[str] = (),
 ) -> tuple[str | None, str, list[str]]:
-    """What is kept of a model's answer.
+    """Clean a model's answer and decide whether to keep it.
 
     Args:
         said: The answer.
         finish: Why it ended: `stop` or `length`.
         filters: Thresholds.
-        max_words: Truncate after this many words; None disables.
+        max_words: At most this many words; None disables.
         listed: Whether a JSON array was asked for.
         source: The text that was translated; see `clean`.
         names: Names of the target language; see `clean`.
 
     Returns:
-        The text to keep (None: nothing), why it ended or a key of DROPPED, and what was removed around it.
+        The text to keep, or None; why it ended, or a key of DROPPED; and what was removed around it.
     """
     text, removed = clean(said, source=source, names=names, cut=finish == "length")
     if not text and "thinking" in removed:
@@ -159,7 +158,7 @@ def kept_of(
 
 
 def tally(removed: Sequence[str], kept: str | None, how: str) -> Counter[str]:
-    """Counters of an answer: what was removed, `cut` where it was cut back, and why it was dropped."""
+    """Counts for one answer: what was removed, `cut` if it was truncated, and why it was dropped."""
     counts = Counter(removed)
     if kept is None:
         counts[how] += 1
@@ -169,11 +168,17 @@ def tally(removed: Sequence[str], kept: str | None, how: str) -> Counter[str]:
 
 
 def list_of(answer: str, finish: str) -> str | None:
-    """A JSON array of strings as one text, joined by ", ", without blanks and repetitions; None when it is no such
-    array.
+    """Turn a JSON array of strings into one text.
 
-    It may be the one value of a JSON object, or stand among other words. Of one that was cut off at the token limit,
-    the entries that are whole.
+    The array may be the only value of a JSON object, or surrounded by other words. Of an array that was cut off at the
+    token limit, complete entries count.
+
+    Args:
+        answer: The answer.
+        finish: Why it ended: `stop` or `length`.
+
+    Returns:
+        The entries joined by ", ", without blank and repeated ones; None if there is no such array.
     """
     entries = _array(answer)
     if entries is None:
@@ -198,8 +203,9 @@ def _array(text: str) -> list[object] | None:
 
 
 def repeats(text: str, times: int) -> bool:
-    """Whether some words follow each other `times` times, or a line occurs as often; in scripts without spaces
-    characters are looked at, over a longer stretch.
+    """Whether the text is a loop: the same words in a row, or the same line, `times` times.
+
+    In scripts without spaces, characters are compared instead of words, over a longer stretch.
     """
     lines = Counter(line.strip().casefold() for line in text.splitlines() if line.strip())
     if max(lines.values(), default=0) >= times:
@@ -221,7 +227,7 @@ def _loops(units: Sequence[str], times: int, least: int) -> bool:
 
 
 def _refuses(text: str, phrases: Sequence[str]) -> bool:
-    """What somebody or something in the picture says, in quotation marks, refuses nothing."""
+    """Whether the text begins with a refusal; words in quotation marks do not count."""
     head = _QUOTED.sub(" ", text[: 2 * _HEAD].replace("’", "'"))[:_HEAD].casefold()
     for phrase in phrases:
         begins = _BEGINS if _FIRST_PERSON.match(phrase) else r"(?<!\w)"
@@ -233,7 +239,7 @@ def _refuses(text: str, phrases: Sequence[str]) -> bool:
 
 
 def is_long(translation: str, source: str) -> bool:
-    """Whether a translation is several times as long as its source, in letters and in bytes: scripts differ in both."""
+    """Whether a translation is several times as long as its source, both in characters and in UTF-8 bytes."""
     return all(
         b > _LONG * a + _ALLOWED
         for a, b in ((len(source), len(translation)), (len(source.encode()), len(translation.encode())))

@@ -1,5 +1,5 @@
-"""Which language a column's texts are in, as far as a statistical identifier (py3langid) can tell: from a sample, to
-warn.
+"""Checks by a sample whether a column's texts are in their language, with a statistical identifier (py3langid). For
+warnings only.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from ccr_dist.data.media.text import has_text
 from ccr_dist.generate.text import languages
 
 SAMPLE = 256  # pieces of text at most
-LETTERS = 80  # of a piece: captions are joined until they have so many, since a short one tells little
-FEW = 4  # pieces, from which on anything is said
-SURE = 0.7  # share of the pieces that have to be in the column's language
+LETTERS = 80  # bytes of a piece at least: captions are joined, since the language of a short one is uncertain
+FEW = 4  # with fewer pieces nothing is reported
+SURE = 0.7  # at least this share of the pieces must be in the column's language
 _LOOK_ALIKE = (
     frozenset({"no", "nb", "nn"}),
     frozenset({"hr", "bs", "sr"}),
@@ -25,13 +25,14 @@ _LOOK_ALIKE = (
 
 
 class Sample:
-    """Pieces of texts, evenly spread over all that were added; the same for the same texts."""
+    """At most SAMPLE pieces of text, evenly spaced over all that were added. Deterministic."""
 
     def __init__(self) -> None:
         self.pieces: list[str] = []
         self._every, self._count, self._open = 1, 0, ""
 
     def add(self, text: str) -> None:
+        """Add a caption; blank ones are ignored."""
         if not has_text(text):
             return
         self._open = f"{self._open} {text}".strip()
@@ -45,13 +46,14 @@ class Sample:
 
 
 def installed() -> bool:
+    """Whether py3langid is installed."""
     return importlib.util.find_spec("py3langid") is not None
 
 
 @functools.cache
 def _identifier() -> tuple[Any, dict[str, str]]:
-    """(the identifier, its labels -> languages), for the languages that are known here: not for dialects, which short
-    texts fall into.
+    """The identifier and the language of each of its labels, restricted to the languages of `language_table.py`:
+    without dialects, which it finds in short texts.
     """
     from py3langid import langid
 
@@ -62,11 +64,16 @@ def _identifier() -> tuple[Any, dict[str, str]]:
 
 
 def about(sample: Sample, tag: str) -> dict[str, Any]:
-    """{"language": share of the pieces in the language of the tag, "language_seen": {language: share},
-    "language_pieces": n}.
+    """Compare a sample with the language that it should be in.
 
-    The share is None where nothing can be said: without the library, with too few pieces, for a language that it does
-    not know.
+    Args:
+        sample: Pieces of the column's texts.
+        tag: The language of the column.
+
+    Returns:
+        `language`: share of the pieces in that language, rounded to three digits; None without py3langid, with fewer
+        than FEW pieces, or for a language that it does not know. `language_seen`: shares of the five most frequent
+        languages. `language_pieces`: number of pieces.
     """
     nothing: dict[str, Any] = {"language": None, "language_seen": {}, "language_pieces": len(sample.pieces)}
     if len(sample.pieces) < FEW or not installed():

@@ -1,8 +1,8 @@
-"""What models say around their answers, in the languages that people translate into: parts of regular expressions, for
+"""What models say around their answers, in common target languages: parts of regular expressions for `remarks.py` and
 `answer.py`.
 
-Each is a set of alternatives without a group around it. To add a phrase is to change what is removed: see
-`answer.VERSION`.
+Each constant is a list of alternatives, without a group around it. A new phrase changes what is removed, and so needs a
+new `answer.VERSION`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ NOTE = (  # what begins a note about the answer
     r"merk(?:nad)?|huom(?:autus|io)?|megjegyzés|açıklama|dipnot|ghi chú|lưu ý|หมายเหตุ|catatan|notă|примітка|"
     r"забележка|σημείωση|הערה|pastaba|märkus|piezīme|napomena|opomba"
 )
-BEHIND = (  # what else models say behind an answer
+BEHIND = (  # what else models say after an answer
     r"i hope (?:this|that|it)|hope this helps|let me know|please let me|feel free|would you like|is there anything|"
     r"do you (?:want|need|have)|if you(?:'d| would| need| have| want|['’]re)"
 )
@@ -58,7 +58,7 @@ BEHIND_TRANSLATIONS = (
     r"(?:in )?this (?:translation|caption|sentence)|the (?:translation|word|phrase|term)\b|"
     r"i (?:have |['’]ve )?(?:translated|used|chose|kept)"
 )
-# The marks that open a quotation -> those that may close it; a language pairs the same marks the other way round.
+# opening mark: marks that may close it; languages pair the same marks in different ways
 QUOTES = {
     **{'"': '"', "'": "'", "`": "`'", "“": "”“", "”": "”", "„": '“”„"', "‟": "”", "‘": "’‘", "’": "’"},
     **{"‚": "‘’‚'", "‛": "’", "«": "»", "»": "«»", "‹": "›", "›": "‹›", "「": "」", "『": "』", "《": "》"},

@@ -1,14 +1,12 @@
-"""Where sentences end, in all scripts: Unicode's property Sentence_Terminal, and what scripts without such marks
-use.
-"""
+"""Ends of sentences in all scripts: by Unicode's property Sentence_Terminal; in Thai and Lao also by spaces."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-# Sentence_Terminal of Unicode 17, in ranges of code points; then the ellipsis, and marks of Tibetan, Thai and Greek
-# that it lacks.
+# Code points of Sentence_Terminal in Unicode 17; then the ellipsis, and marks of Tibetan, Thai and Greek that are not
+# in it.
 _TERMINALS = """
 0021 002E 003F 0589 061D-061F 06D4 0700-0702 07F9 0837 0839 083D-083E 0964-0965 104A-104B 1362 1367-1368 166E
 1735-1736 17D4-17D5 1803 1809 1944-1945 1AA8-1AAB 1B4E-1B4F 1B5A-1B5B 1B5E-1B5F 1B7D-1B7F 1C3B-1C3C 1C7E-1C7F 2024
@@ -24,7 +22,7 @@ _SPACED = re.compile("[\u0e00-\u0eff]")  # Thai and Lao end sentences with a spa
 _UNSPACED = re.compile(
     "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff]"
 )
-_LETTERS_A_WORD = 16  # more of them: a script without spaces that is not listed
+_LETTERS_A_WORD = 16  # on average; more means a script without spaces that is not listed above
 
 
 def _terminals() -> frozenset[str]:
@@ -40,13 +38,14 @@ _TERMINAL = re.compile(f"[{''.join(map(re.escape, sorted(TERMINALS)))}]+")
 
 
 def closes(character: str) -> bool:
-    """A bracket or quotation mark that may follow a sentence's end."""
+    """Whether a character is a bracket or quotation mark that may follow the end of a sentence."""
     return character in "\"'”’»›“‘" or unicodedata.category(character) in ("Pe", "Pf")
 
 
 def ends(text: str) -> list[int]:
-    """Places behind the ends of sentences, closing marks included. A mark of ASCII ends one only before a space or the
-    end: 3.5, a.b.
+    """Positions after the ends of sentences, closing quotation marks and brackets included.
+
+    An ASCII mark ends a sentence only before a space or the end of the text, unlike in "3.5".
     """
     found = []
     for match in _TERMINAL.finditer(text):
@@ -59,8 +58,9 @@ def ends(text: str) -> list[int]:
 
 
 def whole(text: str) -> str:
-    """The text up to the end of its last whole sentence; "" without one. Thai and Lao: up to the last space, where
-    there is no mark.
+    """The text up to the end of its last whole sentence, or "".
+
+    In Thai and Lao texts without any mark, the last space ends the last whole sentence.
     """
     found = ends(text)
     if not found and _SPACED.search(text):
