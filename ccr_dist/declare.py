@@ -123,13 +123,6 @@ def names_a_path(name: str) -> bool:
     )
 
 
-def weights_of(backbone: Any) -> list[Item]:
-    """The user's files and folders that the backbone of a run config reads."""
-    found: list[Item] = [] if backbone.weights is None else [Run(backbone.weights)]
-    names = [getattr(backbone, key, None) for key in ("pretrained", "text")]
-    return found + [Place(name) for name in names if name is not None and names_a_path(name)]
-
-
 C = TypeVar("C", bound=Callable[..., None])
 
 

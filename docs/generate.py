@@ -25,6 +25,7 @@ from ccr_dist.cluster.pipeline import Pipeline
 from ccr_dist.cluster.profile import Profile
 from ccr_dist.config import RunConfig
 from ccr_dist.methods import registry
+from ccr_dist.models.backbones import registry as backbones
 from ccr_dist.study.plan import Study
 
 FOLDER = Path(__file__).parent / "reference"
@@ -75,6 +76,9 @@ def config_keys() -> str:
         ),
         "## Run configs\n",
         *_sections("The run", "", RunConfig),
+        "## Backbones\n",
+        _wrapped("`backbone.kind` chooses the kind of model; the other keys of `backbone` are its own."),
+        *(_section(f"backbone, kind: {kind}", backbones.config(kind)) for kind in backbones.kinds()),
         "## Methods\n",
         _wrapped("`method.name` chooses the method; the other keys of `method` are its options."),
     ]
@@ -164,7 +168,7 @@ def _sections(title: str, path: str, model: type[BaseModel], seen: set[type[Base
     for field in model.model_fields.values():
         nested = list(_models(field.annotation))
         for inner in nested:
-            if inner in seen or not inner.model_fields.keys() - {"name"}:
+            if inner in seen or not inner.model_fields.keys() - {"name", "kind"}:  # the registries know the rest
                 continue
             seen.add(inner)
             names = [name for name, other in model.model_fields.items() if inner in _models(other.annotation)]

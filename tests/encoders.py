@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.config import SentenceConfig
 from ccr_dist.models.backbones.backbone import Backbone
 from ccr_dist.models.backbones.build import build_backbone
+from ccr_dist.models.backbones.sentence.options import SentenceConfig
 
 
 def write_json(folder: Path, name: str, value: Any) -> None:

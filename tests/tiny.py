@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 import torch
 
-from ccr_dist.config import DualConfig, OpenClipConfig
+from ccr_dist.models.backbones.dual.options import DualConfig
+from ccr_dist.models.backbones.open_clip.options import OpenClipConfig
 
 TEXTS = (
     "a yellow lemon on a table",

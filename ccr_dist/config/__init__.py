@@ -2,11 +2,12 @@
 imports torch.
 
 A run config is data only. A method brings its own options (`MethodOptions` subclasses in `ccr_dist/methods/`), found by
-name.
+name, and a kind of backbone its own section (`BackboneConfig` subclasses in `ccr_dist/models/backbones/`).
 """
 
-from ccr_dist.config.backbones import BackboneConfig, DualConfig, FrontEndConfig, OpenClipConfig, SentenceConfig
+from ccr_dist.config.backbones import BackboneConfig, FrontEndConfig
 from ccr_dist.config.base import Frozen
+from ccr_dist.config.base_files import MayBeLocal, base_files, with_base_files
 from ccr_dist.config.data import DataConfig, TrainSet
 from ccr_dist.config.methods import ENGLISH, INPUTS, MethodOptions, Stage
 from ccr_dist.config.run import RunConfig, as_dict
@@ -18,17 +19,17 @@ __all__ = [
     "INPUTS",
     "BackboneConfig",
     "DataConfig",
-    "DualConfig",
     "FrontEndConfig",
     "Frozen",
+    "MayBeLocal",
     "MethodOptions",
-    "OpenClipConfig",
     "ProfileConfig",
     "RunConfig",
     "RuntimeConfig",
-    "SentenceConfig",
     "Stage",
     "StageConfig",
     "TrainSet",
     "as_dict",
+    "base_files",
+    "with_base_files",
 ]

@@ -22,7 +22,7 @@ class RunConfig(Frozen):
     label: str | None = Field(None, description="row name in reports; default: the method's name")
     out: str = Field("runs", description="the run folder is OUT/NAME-sSEED")
     seed: int = Field(0, ge=0, description="of every random choice of the run")
-    backbone: BackboneConfig = Field(description="the pretrained model, by `kind`")
+    backbone: SerializeAsAny[BackboneConfig] = Field(description="the pretrained model, by `kind`")
     method: SerializeAsAny[MethodOptions] = Field(description="`name` and the options of the method")
     data: DataConfig = Field(description="datasets and columns")
     stages: dict[str, StageConfig] = Field(

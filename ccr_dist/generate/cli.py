@@ -165,7 +165,8 @@ def featurise(
         Path | None, typer.Option("--config", help="A run config; its `backbone` section is used.")
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option("--backbone", metavar="KIND", help="Instead of --config: open_clip or dual.")
+        str | None,
+        typer.Option("--backbone", metavar="KIND", help="Instead of --config: open_clip, dual, sentence, ..."),
     ] = None,
     options: Options = None,
     source: Annotated[

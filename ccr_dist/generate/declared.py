@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ccr_dist.config import BackboneConfig, Frozen
-from ccr_dist.declare import File, Item, Place, Settings, Table, Uses, names_a_path, weights_of
+from ccr_dist.config import BackboneConfig
+from ccr_dist.config.base_files import reads
+from ccr_dist.declare import File, Item, Place, Settings, Table, Uses, names_a_path
 from ccr_dist.errors import ConfigError
-from ccr_dist.methods.run_config import load_config
-from ccr_dist.yamlfile import Given, of_options, validate
+from ccr_dist.methods.run_config import backbone_section, load_config
+from ccr_dist.yamlfile import Given, of_options
 
 
 def describing(
@@ -63,7 +64,7 @@ def featurising(
         column,
         share,
         [source],
-        [*items, *weights_of(settings)],
+        [*items, *reads(settings)],
         ("torch",),
         (),
         device if "cuda" in device else None,
@@ -75,18 +76,15 @@ def importing(dataset: Path, file: Path, column: str, share: str) -> Uses:
     return _job(dataset, column, share, [None], [File(str(file))], (), ())
 
 
-def backbone_of(config: Path | None, kind: str | None, options: list[str] | None) -> Any:
+def backbone_of(config: Path | None, kind: str | None, options: list[str] | None) -> BackboneConfig:
     """The settings of the backbone that `featurise` runs. ConfigError."""
     if (config is None) == (kind is None):
         raise ConfigError("featurise needs either --config RUN.yaml or --backbone KIND (with options as KEY=VALUE)")
     if config is not None:
         return load_config(config, [f"backbone.{option}" for option in options or []]).backbone
-
-    class Whole(Frozen):
-        backbone: BackboneConfig
-
+    assert kind is not None
     given = {"backbone.kind": Given(kind), **{f"backbone.{key}": value for key, value in map(pair, options or [])}}
-    return validate(Whole, of_options(given)).backbone
+    return backbone_section(of_options(given))
 
 
 def both(overrides: list[str] | None, options: list[str] | None) -> list[str]:

@@ -1,4 +1,6 @@
-"""Reading a run config: the schema, the options of its method, and what only both together can tell."""
+"""Reading a run config: the schema, the options of its method and the section of its backbone, and what only all
+together can tell.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ccr_dist import yamlfile
-from ccr_dist.config import RunConfig
+from ccr_dist.config import BackboneConfig, RunConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods import registry
+from ccr_dist.models.backbones import registry as backbones
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -18,7 +21,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def check(document: yamlfile.Document) -> RunConfig:
-    """A checked RunConfig: the schema, then the method's own options, then what only both together can tell."""
+    """A checked RunConfig: the options of its method, the section of its backbone, the schema, then what only all of
+    them can tell.
+    """
     raw = document.data.get("method")
     if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
         raise ConfigError(
@@ -26,7 +31,7 @@ def check(document: yamlfile.Document) -> RunConfig:
         )
     kind = registry.options(raw["name"], place=document.place(("method", "name")))
     options = yamlfile.validate(kind, document, at=("method",))
-    whole = document.replaced({**document.data, "method": options})
+    whole = document.replaced({**document.data, "method": options, "backbone": backbone_section(document)})
     config = yamlfile.validate(RunConfig, whole)
     order = list(options.training_stages())
     if set(config.stages) != set(order):
@@ -37,6 +42,16 @@ def check(document: yamlfile.Document) -> RunConfig:
         place = document.place(("stages", *unknown[:1]))
         raise ConfigError(f"{place}: method {options.name!r} has the stages {', '.join(order) or '(none)'}; {detail}")
     return config.model_copy(update={"stages": {name: config.stages[name] for name in order}})
+
+
+def backbone_section(document: yamlfile.Document) -> BackboneConfig:
+    """The section `backbone` of a document, checked by its kind. Raises ConfigError naming the place."""
+    section = document.data.get("backbone")
+    if not isinstance(section, dict) or not isinstance(section.get("kind"), str):
+        known = ", ".join(backbones.kinds())
+        raise ConfigError(f"{document.place(('backbone',))}: 'backbone' needs a kind; known kinds: {known}")
+    place = f"{document.place(('backbone', 'kind'))}: backbone.kind"
+    return yamlfile.validate(backbones.config(section["kind"], place=place), document, at=("backbone",))
 
 
 def from_dict(values: dict[str, Any], *, name: str) -> RunConfig:

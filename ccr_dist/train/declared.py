@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ccr_dist.config import RunConfig
-from ccr_dist.declare import File, Item, Place, Run, Settings, Table, Uses, names_a_path, weights_of
+from ccr_dist.config.base_files import reads
+from ccr_dist.declare import File, Item, Run, Settings, Table, Uses
 from ccr_dist.errors import ConfigError, folder_to_make
 from ccr_dist.methods.run_config import load_config
-
-ENCODERS = ("embeddings", "text_encoder", "encoder")  # options of methods that name a text model, or its folder
 
 
 def configs_of(path: Path, overrides: list[str] | None, seeds: str | None) -> list[RunConfig]:
@@ -87,14 +86,7 @@ def inputs(configs: Sequence[RunConfig]) -> tuple[Item, ...]:
     found: list[Item] = [Table(path, column, single=True) for config in configs for path, column in wanted(config)]
     for config in configs:
         found += [] if config.init_from is None else [Run(config.init_from)]
-        found += weights_of(config.backbone)
-        options = config.method.model_dump()
-        for section in (options, options.get("frontend") or {}):
-            found += [
-                Place(section[key])
-                for key in ENCODERS
-                if isinstance(section.get(key), str) and names_a_path(section[key])
-            ]
+        found += reads(config)
     return tuple(dict.fromkeys(found))
 
 

@@ -387,7 +387,7 @@ def build(asked: argparse.Namespace) -> None:
         )
         for shard, rows in enumerate(dataset.shard_rows):
             column.commit(shard, [column.encode([next(texts)]) for _ in range(rows)])
-    from ccr_dist.config import OpenClipConfig
+    from ccr_dist.models.backbones.open_clip.options import OpenClipConfig
 
     backbone = build_backbone(OpenClipConfig(kind="open_clip", model="ViT-B-32"))
     for source, name in (("image", "feature.image"), ("caption.en", "feature.en")):

@@ -36,11 +36,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.config import OpenClipConfig
 from ccr_dist.data.corpora.index import index
 from ccr_dist.generate.jobs.featurise import Featurise
 from ccr_dist.generate.runner import run
 from ccr_dist.models.backbones.build import build_backbone
+from ccr_dist.models.backbones.open_clip.options import OpenClipConfig
 from tests.benchmarks.record import ENGLISH_WORDS, noise, record
 
 ROOT = Path(__file__).parents[2]

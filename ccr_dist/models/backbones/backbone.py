@@ -1,8 +1,7 @@
 """The pretrained dual encoder that every method stands on: `Backbone` is the contract, `build_backbone` makes one from
 its config.
 
-The kinds live in `clip.py` (open_clip), `dual.py` (two encoders joined by trained heads) and `sentence.py` (a text
-encoder alone). Other languages do not belong here.
+Each kind has a folder here and is found by its name (`registry.py`). Other languages do not belong here.
 """
 
 from __future__ import annotations

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import torch
 
-from ccr_dist.config import BackboneConfig, OpenClipConfig, SentenceConfig
+from ccr_dist.config import BackboneConfig
 from ccr_dist.errors import CheckpointError, ConfigError
 from ccr_dist.models import tensorfile
+from ccr_dist.models.backbones import registry
 from ccr_dist.models.backbones.backbone import Backbone
-from ccr_dist.models.backbones.clip import OpenClipBackbone
-from ccr_dist.models.backbones.dual import DualBackbone
-from ccr_dist.models.backbones.sentence import SentenceBackbone
 
 
 def build_backbone(cfg: BackboneConfig) -> Backbone:
@@ -20,15 +18,10 @@ def build_backbone(cfg: BackboneConfig) -> Backbone:
 
     ConfigError when a model, package or file cannot be loaded, with what to install or change.
     """
+    kind = registry.backbone(cfg.kind)
     with torch.random.fork_rng(devices=[]):
-        if isinstance(cfg, OpenClipConfig):
-            torch.manual_seed(0)
-            backbone: Backbone = OpenClipBackbone(cfg)
-        elif isinstance(cfg, SentenceConfig):
-            backbone = SentenceBackbone(cfg)
-        else:
-            torch.manual_seed(cfg.seed)
-            backbone = DualBackbone(cfg)
+        torch.manual_seed(cfg.random_start())
+        backbone = kind(cfg)
     if cfg.weights is not None:
         load_weights(backbone, Path(cfg.weights))
     backbone.trainable_parameters("none")

@@ -40,7 +40,7 @@ from typing import Any
 
 import yaml
 
-from ccr_dist.config import DualConfig, RunConfig, SentenceConfig, as_dict
+from ccr_dist.config import RunConfig, as_dict
 from ccr_dist.data.storage.checked import read_checked, with_digest
 from ccr_dist.data.storage.json_lines import append_line
 from ccr_dist.data.storage.store import (
@@ -83,8 +83,9 @@ def identity(
     if any(stage.negatives == "local" for stage in config.stages.values()):
         kept["processes"] = world
     kept["weights"] = {"backbone": weights_of(config)}
-    if isinstance(config.backbone, DualConfig | SentenceConfig):
-        kept["weights"]["pooling"] = pooling_of(config.backbone.text)
+    text = config.backbone.pooled_text()
+    if text is not None:
+        kept["weights"]["pooling"] = pooling_of(text)
     return {
         **kept,
         "stages": stages,

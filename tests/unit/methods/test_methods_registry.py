@@ -97,8 +97,8 @@ def vit_b(tmp_path_factory):
 
     import open_clip
 
-    from ccr_dist.config import OpenClipConfig
     from ccr_dist.models.backbones.build import build_backbone
+    from ccr_dist.models.backbones.open_clip.options import OpenClipConfig
 
     folder = tmp_path_factory.mktemp("vit-b")
     model = {

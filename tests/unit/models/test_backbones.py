@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ccr_dist.config import DualConfig, OpenClipConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.models import tensorfile
 from ccr_dist.models.backbones.build import build_backbone
+from ccr_dist.models.backbones.dual.options import DualConfig
+from ccr_dist.models.backbones.open_clip.options import OpenClipConfig
 from ccr_dist.models.hf_tower import masked_mean
 from tests.nearness import close
 from tests.tiny import DIM, TEXTS, tiny_clip_config, tiny_dual_config

@@ -9,9 +9,10 @@ import dataclasses
 import pytest
 import torch
 
-from ccr_dist.config import FrontEndConfig, SentenceConfig
+from ccr_dist.config import FrontEndConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.models.backbones.build import build_backbone
+from ccr_dist.models.backbones.sentence.options import SentenceConfig
 from ccr_dist.models.frontend import FrontEnd, TokenTable, build_frontend, used_rows
 from ccr_dist.models.projection_start import ridge, shared_words, start_projection
 from ccr_dist.models.subwords import Pieces, whole_words

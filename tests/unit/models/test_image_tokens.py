@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from ccr_dist.config import DualConfig, OpenClipConfig
 from ccr_dist.data.table.dataset import create_column, create_dataset
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate.jobs.featurise import Featurise
@@ -22,6 +21,8 @@ from ccr_dist.generate.runner import run
 from ccr_dist.methods.leccr.augment import RandomPart
 from ccr_dist.models.backbones.backbone import pool_grid
 from ccr_dist.models.backbones.build import build_backbone
+from ccr_dist.models.backbones.dual.options import DualConfig
+from ccr_dist.models.backbones.open_clip.options import OpenClipConfig
 from tests.nearness import close
 from tests.tiny import DIM, IMAGE_SIZE, tiny_clip_config, tiny_dual_config
 

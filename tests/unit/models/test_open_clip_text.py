@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ccr_dist.config import OpenClipConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.models.backbones.build import build_backbone
+from ccr_dist.models.backbones.open_clip.options import OpenClipConfig
 from tests.encoders import write_json
 from tests.nearness import close
 from tests.tiny import DIM, IMAGE_SIZE, TEXTS, tiny_tokenizer

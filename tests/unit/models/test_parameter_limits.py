@@ -11,7 +11,7 @@ import torch
 from ccr_dist.methods.english.method import English
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.models import tensorfile
-from ccr_dist.models.backbones.dual import Heads
+from ccr_dist.models.backbones.dual.backbone import Heads
 from ccr_dist.train import commands
 from tests import tiny, toy
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ccr_dist.config import SentenceConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods import registry
 from ccr_dist.models.backbones.build import build_backbone
+from ccr_dist.models.backbones.sentence.options import SentenceConfig
 from tests.nearness import apart, close
 from tests.small import front_end, method, unsettle
 from tests.tiny import DIM as DUAL_DIM

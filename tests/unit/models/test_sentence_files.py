@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ccr_dist.config import DualConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.models.backbones.build import build_backbone
+from ccr_dist.models.backbones.dual.options import DualConfig
 from tests.encoders import load_sentence, write_json
 from tests.nearness import close
 from tests.tiny import DIM, TEXTS, tiny_dual_config

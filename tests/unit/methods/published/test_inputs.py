@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ccr_dist.config import OpenClipConfig
 from ccr_dist.models.backbones.build import build_backbone
+from ccr_dist.models.backbones.open_clip.options import OpenClipConfig
 from tests import tiny
 from tests.nearness import close
 from tests.published_configs import Tiny, build, resolved

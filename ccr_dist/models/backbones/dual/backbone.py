@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccr_dist.config import DualConfig
 from ccr_dist.models.backbones.backbone import slug
+from ccr_dist.models.backbones.dual.options import DualConfig
 from ccr_dist.models.backbones.image_encoders import ImageEncoder, Lite0, Timm
-from ccr_dist.models.backbones.sentence import SentenceEncoder, short_name, text_packages
+from ccr_dist.models.backbones.registry import register_backbone
+from ccr_dist.models.backbones.sentence.backbone import SentenceEncoder, short_name, text_packages
 
 
 class Head(nn.Module):
@@ -47,6 +48,7 @@ class Heads(nn.Module):
         return self.logit_scale.exp()
 
 
+@register_backbone("dual")
 class DualBackbone(SentenceEncoder):
     """Image encoder, text encoder and heads (`heads`, the only part that training an English model changes)."""
 

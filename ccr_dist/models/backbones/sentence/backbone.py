@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccr_dist.config import SentenceConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.models import token_counts
 from ccr_dist.models.backbones.backbone import Backbone, slug
+from ccr_dist.models.backbones.registry import register_backbone
+from ccr_dist.models.backbones.sentence.options import SentenceConfig
 from ccr_dist.models.backbones.sentence_files import SentenceHead, read_recipe
 from ccr_dist.models.hf_tower import HuggingFaceTower
 from ccr_dist.models.huggingface import bounded, load_encoder, load_tokenizer, positions
@@ -97,6 +98,7 @@ class SentenceEncoder(Backbone):
         )
 
 
+@register_backbone("sentence")
 class SentenceBackbone(SentenceEncoder):
     """A frozen English sentence encoder; an item is the feature (n, D) of a text, which is its place in the shared
     space already.

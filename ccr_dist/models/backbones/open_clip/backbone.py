@@ -11,18 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccr_dist.config import OpenClipConfig
 from ccr_dist.errors import ConfigError, let_pass
 from ccr_dist.models import token_counts
 from ccr_dist.models.attention import use_self_attention
 from ccr_dist.models.backbones.backbone import Backbone, no_tokens, slug
 from ccr_dist.models.backbones.image_encoders import trunk_tokens
+from ccr_dist.models.backbones.open_clip.options import OpenClipConfig
+from ccr_dist.models.backbones.registry import register_backbone
 from ccr_dist.models.hf_tower import HuggingFaceTower
 from ccr_dist.models.huggingface import bounded
 from ccr_dist.models.packages import version
 from ccr_dist.models.towers import OpenClipTower, TextTower, unsupported
 
 
+@register_backbone("open_clip")
 class OpenClipBackbone(Backbone):
     """Features are the model's own image and text features: `project_*` is the identity."""
 

@@ -1,0 +1,1 @@
+"""Two frozen encoders joined by trained projection heads."""

@@ -1,0 +1,1 @@
+"""A frozen English sentence encoder alone."""
