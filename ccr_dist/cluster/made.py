@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ccr_dist.cluster.pipeline import Plan
 from ccr_dist.commands import uses_of
-from ccr_dist.data.storage.remote import as_url
+from ccr_dist.data.storage.object_store import as_url
 from ccr_dist.data.table.names import is_column_name
 from ccr_dist.data.table.splits import SPLITS
 from ccr_dist.declare import File, Item, Table, Uses

@@ -59,7 +59,7 @@ def verify_command(
     """Check digests, keys, indexes and every value. Exit code 3 when something is wrong, 5 when a file could not be
     read.
     """
-    from ccr_dist.data.storage.remote import as_url
+    from ccr_dist.data.storage.object_store import as_url
     from ccr_dist.data.table.repair import repair
     from ccr_dist.data.table.verify import unusable, verify
 
@@ -113,7 +113,7 @@ def push_command(
     quiet: Quiet = False,
 ) -> None:
     """Copy what an object store lacks of a dataset. Commit records come last; other content there is refused."""
-    from ccr_dist.data.table.transfer import push
+    from ccr_dist.data.table.push import push
 
     for done in push(path, url, columns=column or (), progress=not quiet):
         show(f"{done.place}: {done}")
@@ -132,7 +132,7 @@ def pull_command(
     quiet: Quiet = False,
 ) -> None:
     """Copy what a folder lacks of a dataset in an object store, checked by digest."""
-    from ccr_dist.data.table.transfer import pull
+    from ccr_dist.data.table.pull import pull
 
     for done in pull(url, folder, columns=column or (), lazy=lazy, progress=not quiet):
         show(f"{done.place}: {done}")

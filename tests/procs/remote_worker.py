@@ -14,12 +14,13 @@ import signal
 import sys
 import time
 
-from ccr_dist.data.storage import remote, store
+from ccr_dist.data.storage import store
+from ccr_dist.data.storage.object_store import Store
 from ccr_dist.data.table.dataset import Dataset
 
 url, name, seed = sys.argv[1:4]
 fetched: list[str] = []
-download = remote.Store.download
+download = Store.download
 
 
 def watched(self, name, fd, record):
@@ -31,7 +32,7 @@ def watched(self, name, fd, record):
     download(self, name, fd, record)
 
 
-remote.Store.download = watched
+Store.download = watched
 column = Dataset(url).column(name)
 shards = list(range(len(column.dataset.shards)))
 random.Random(seed).shuffle(shards)

@@ -18,7 +18,7 @@ from ccr_dist.data.storage import payload_cache, remote
 from ccr_dist.data.stream.loader import Fields, make_loader, sources
 from ccr_dist.data.stream.order import Order
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.data.table.transfer import push
+from ccr_dist.data.table.push import push
 from ccr_dist.data.table.verify import verify
 from tests import toy
 from tests.jobs import captions

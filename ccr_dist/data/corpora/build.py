@@ -19,9 +19,9 @@ from typing import Any
 
 from ccr_dist.data.corpora.recipes.base import Material, Recipe, RecipeRow
 from ccr_dist.data.storage import store
+from ccr_dist.data.storage.object_store import require_local
 from ccr_dist.data.storage.pools import spawn_pool
 from ccr_dist.data.storage.progress_bar import bar
-from ccr_dist.data.storage.remote import require_local
 from ccr_dist.data.table.dataset import Column, Dataset, create_column, create_dataset
 from ccr_dist.data.table.splits import SPLITS
 from ccr_dist.errors import DataBudgetError, DataError

@@ -21,8 +21,8 @@ from ccr_dist.data.media.decode import is_present
 from ccr_dist.data.media.pictures import decode_image, picture_extension
 from ccr_dist.data.media.text import has_text, texts_of
 from ccr_dist.data.storage import store
+from ccr_dist.data.storage.object_store import as_url
 from ccr_dist.data.storage.progress_bar import bar
-from ccr_dist.data.storage.remote import as_url
 from ccr_dist.data.storage.tar import ShardIndex, TarWriter
 from ccr_dist.data.table import records
 from ccr_dist.data.table.dataset import Column, Dataset, open_all

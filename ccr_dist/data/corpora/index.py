@@ -21,8 +21,8 @@ from ccr_dist.data.corpora.foreign_tars import Wanted, expand
 from ccr_dist.data.media import decode
 from ccr_dist.data.storage import store
 from ccr_dist.data.storage.file_ranges import forget_files, read_at
+from ccr_dist.data.storage.object_store import require_local
 from ccr_dist.data.storage.progress_bar import bar
-from ccr_dist.data.storage.remote import require_local
 from ccr_dist.data.storage.tar import ShardIndex
 from ccr_dist.data.table.column import Foreign
 from ccr_dist.data.table.dataset import Column, Dataset, create_column, create_dataset

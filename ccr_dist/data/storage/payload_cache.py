@@ -1,5 +1,5 @@
-"""Payloads of remote datasets on the local disk: each fetched once per machine, checked by digest, up to a limit of
-bytes in all.
+"""Payloads of remote datasets on the local disk: each is fetched once per machine and checked by digest; the
+cache has a size limit.
 
     $CCR_DIST_CACHE/remote/payloads/<sha256>.tar | .npy     atime: last use; mtime: a constant until someone writes to
                                                             the file
@@ -7,9 +7,9 @@ bytes in all.
                                                             has its final length
 
 Belongs here: the limit ($CCR_DIST_CACHE_GB), eviction (least recently used first), and that one process fetches while
-others wait for the same file. Does not belong here: how bytes come from a store (`remote.py`). A process that reads an
-evicted file continues from its open descriptor. It closes all such descriptors when it fetches something itself, so
-that the disk space becomes free.
+others wait for the same file. Does not belong here: how bytes come from a store (`object_store.py`). A process that
+reads an evicted file continues from its open descriptor. It closes all such descriptors when it fetches something
+itself, so that the disk space becomes free.
 """
 
 from __future__ import annotations

@@ -1,14 +1,11 @@
-"""Datasets in object stores (s3://, gs://, and all others that fsspec knows). All code reads local files; this module
-fetches them.
+"""Local folders of datasets that are in an object store. All other code reads local files; this module fetches them.
 
 A dataset folder with a `remote.json` is backed by a store. Its dataset.json, column.json and commit records are local;
 keys and indexes are fetched when first needed, payloads through the size-limited cache (`payload_cache.py`). There are
 two kinds of such folders: opening a URL mirrors it below $CCR_DIST_CACHE/remote (read-only, kept equal to the store),
 and `shards pull --lazy` makes one to work in.
 
-This module does not know tables; whole datasets are copied in `table/transfer.py`. Credentials, endpoints and other
-options of a store are given as fsspec and its client libraries expect them (AWS_ENDPOINT_URL, ~/.aws, FSSPEC_S3_...,
-~/.config/fsspec).
+This module does not know tables; `table/push.py` and `table/pull.py` copy whole datasets.
 """
 
 from __future__ import annotations
@@ -18,200 +15,37 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ccr_dist.data.storage import payload_cache, store
 from ccr_dist.data.storage.cache_folder import cache_folder
-from ccr_dist.errors import CcrError, ConfigError, DataError, StorageError
-
-T = TypeVar("T")
+from ccr_dist.data.storage.object_store import Store
+from ccr_dist.errors import DataError
 
 MARK = "remote.json"
-_URL = re.compile(r"^([a-z][a-z0-9+.-]+):/{1,2}(?=.)")
 _METADATA = re.compile(r"^(dataset\.json|[A-Za-z0-9][A-Za-z0-9._-]*/(column|\d{6,})\.json)$")
 _SIBLINGS = re.compile(r"^(keys/\d{6,}\.txt|[A-Za-z0-9][A-Za-z0-9._-]*/\d{6,}\.(index|stats)\.json)$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
-_ATTEMPTS = 4
-_TOGETHER = 64  # small objects requested at once
-_PART, _PARTS = 8 << 20, 4  # bytes in a range of a payload; ranges requested at once
 _LOOK_AGAIN_S = 60.0  # a process that opens a URL again within this time does not list the store again
 
 _looked: dict[Path, float] = {}
 _listed: dict[str, tuple[float, dict[str, int]]] = {}
 
 
-def as_url(path: str | Path) -> str | None:
-    """`path` as a URL without a slash at the end, or None for a local path.
-
-    `s3:/a`, which pathlib makes of `s3://a`, is understood as well.
-    """
-    match = _URL.match(str(path))
-    if match is None:
-        return None
-    slashes = "///" if match[1] == "file" else "//"
-    return f"{match[1]}:{slashes}{str(path)[match.end() :].strip('/')}"
-
-
 def is_metadata(name: str) -> bool:
-    """Whether a name is that of dataset.json, a column.json or a commit record: these are always local."""
+    """Whether a name is of a file that is always local: dataset.json, a column.json or a commit record."""
     return _METADATA.match(name) is not None
 
 
 def checked_names(names: list[str], place: str) -> list[str]:
-    """Returns the names. Raises DataError unless all are of keys, index or stats files: names become local paths."""
+    """The names, if all are of keys, index or stats files; otherwise DataError, since names become local paths."""
     if odd := [name for name in names if not _SIBLINGS.match(name)]:
         raise DataError(f"{place}: {odd[0]!r} is not the name of a file of a dataset")
     return names
-
-
-def require_local(path: str | Path, what: str) -> None:
-    """Raises ConfigError where `path` is a URL: the work has to be done in a folder and pushed.
-
-    Args:
-        path: what the user gave.
-        what: the beginning of the message's sentence, such as "datasets are built".
-    """
-    if url := as_url(path):
-        raise ConfigError(
-            f"{url}: {what} on a POSIX folder only; use a folder, then `ccr-dist shards push FOLDER {url}`"
-        )
-
-
-class Store:
-    """A folder of an object store. Holds no connection: safe in threads and after fork.
-
-    Every call is retried. All methods raise StorageError, naming the object, where it is missing or requests keep
-    failing, and ConfigError where fsspec, as it is installed, cannot open the URL.
-    """
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def listing(self) -> dict[str, tuple[int, int]]:
-        """All objects at any depth: {name below the folder: (bytes, stamp)}. Writing an object changes its stamp."""
-
-        def find(fs: Any, root: str) -> dict[str, tuple[int, int]]:
-            found = fs.find(root, detail=True).items()
-            return {name[len(root) :].lstrip("/"): (int(info["size"] or 0), _stamp(info)) for name, info in found}
-
-        return self._do(self.url, find)
-
-    def folders(self) -> list[str]:
-        """The names of the folders directly below this one."""
-
-        def ls(fs: Any, root: str) -> list[str]:
-            try:
-                return [
-                    entry["name"].rstrip("/").rsplit("/", 1)[-1]
-                    for entry in fs.ls(root, detail=True)
-                    if entry["type"] == "directory"
-                ]
-            except FileNotFoundError:
-                return []
-
-        return self._do(self.url, ls)
-
-    def has(self, name: str) -> bool:
-        def look(fs: Any, root: str) -> bool:
-            try:
-                fs.info(f"{root}/{name}")
-            except FileNotFoundError:
-                return False
-            return True
-
-        return self._do(f"{self.url}/{name}", look)
-
-    def read(self, names: Sequence[str]) -> list[bytes]:
-        """The contents of small objects, in the order of their names."""
-        contents: list[bytes] = []
-        for i in range(0, len(names), _TOGETHER):
-            contents += self._ranges([(name, None, None) for name in names[i : i + _TOGETHER]])
-        return contents
-
-    def _ranges(self, ranges: Sequence[tuple[str, int | None, int | None]]) -> list[bytes]:
-        """Parts of objects, requested at once where the store's client can.
-
-        Args:
-            ranges: (name, first byte, byte after the last one); None twice: the whole object.
-        """
-
-        def cat(fs: Any, root: str) -> list[bytes]:
-            names, starts, ends = zip(*ranges, strict=True)
-            return fs.cat_ranges([f"{root}/{name}" for name in names], list(starts), list(ends), on_error="raise")
-
-        return self._do(f"{self.url}/{ranges[0][0]}", cat)
-
-    def write(self, name: str, data: bytes) -> None:
-        """Creates or replaces an object. Object stores show it in full or not at all."""
-        self._do(f"{self.url}/{name}", lambda fs, root: fs.pipe_file(f"{root}/{name}", data))
-
-    def upload(self, name: str, path: Path) -> None:
-        self._do(f"{self.url}/{name}", lambda fs, root: fs.put_file(str(path), f"{root}/{name}"))
-
-    def download(self, name: str, fd: int, record: dict[str, Any]) -> None:
-        """Writes an object's bytes to an open file.
-
-        Args:
-            name: of the object.
-            fd: descriptor of the file.
-            record: the commit record, with `bytes` and `sha256`.
-
-        Raises:
-            StorageError: the bytes do not match the commit record.
-        """
-        what, size, digest = f"{self.url}/{name}", int(record["bytes"]), hashlib.sha256()
-        for start in range(0, size, _PART * _PARTS):
-            places = range(start, min(size, start + _PART * _PARTS), _PART)
-            for at, part in zip(
-                places, self._ranges([(name, at, min(size, at + _PART)) for at in places]), strict=True
-            ):
-                digest.update(part)
-                os.pwrite(fd, part, at)
-        os.ftruncate(fd, size)
-        if digest.hexdigest() != record["sha256"]:
-            raise StorageError(
-                f"{what}: its sha256 is {digest.hexdigest()}, the commit record says {record['sha256']}: damaged, or"
-                " replaced in the store; remove it and its record there, then push it again"
-            )
-
-    def _do(self, what: str, call: Callable[[Any, str], T]) -> T:
-        def attempt() -> T:
-            try:
-                return call(*self._open())
-            except FileNotFoundError as e:
-                raise StorageError(f"{what}: missing ({e})") from e
-            except (OSError, CcrError):
-                raise
-            except Exception as e:  # every store's client has its own errors
-                raise OSError(f"{type(e).__name__}: {e}") from e
-
-        return store.retry_io(attempt, what=what, attempts=_ATTEMPTS)
-
-    def _open(self) -> tuple[Any, str]:
-        """(fsspec's file system, path in it). fsspec keeps the connections, one set per process."""
-        try:
-            from fsspec.core import url_to_fs
-        except ImportError as e:
-            raise ConfigError(f"{self.url}: URLs need fsspec: pip install 'ccr-dist[remote]'") from e
-        options: dict[str, Any] = {"auto_mkdir": True} if self.url.startswith("file:") else {}
-        try:
-            fs, root = url_to_fs(self.url, use_listings_cache=False, **options)
-        except (ImportError, ValueError) as e:
-            raise ConfigError(f"{self.url}: fsspec cannot open this: {e}") from e
-        return fs, root.rstrip("/")
-
-
-def _stamp(info: dict[str, Any]) -> int:
-    """A hash of all that a store reports about an object (time, ETag, generation, ...).
-
-    It has 31 bits, so that every file system can hold it as a time stamp.
-    """
-    text = repr(sorted((key, str(value)) for key, value in info.items() if key not in ("atime", "nlink")))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) & 0x7FFFFFFF
 
 
 @dataclass(frozen=True)
@@ -219,9 +53,9 @@ class Remote:
     """The store behind a local dataset folder.
 
     Attributes:
-        url: of the dataset in the store.
-        root: the local folder.
-        mirror: whether the folder belongs to the cache; then no job works in it.
+        url: URL of the dataset in the store.
+        root: The local folder.
+        mirror: Whether the folder belongs to the cache; no job may work in a mirror.
     """
 
     url: str
@@ -229,7 +63,7 @@ class Remote:
     mirror: bool
 
     def sizes(self) -> dict[str, int]:
-        """{name: bytes} of what the store has; listed at most once a minute."""
+        """Bytes of each object in the store, by name. The store is listed at most once a minute."""
         when, found = _listed.get(self.url, (float("-inf"), {}))
         if time.monotonic() - when >= _LOOK_AGAIN_S:
             found = {name: size for name, (size, _) in Store(self.url).listing().items()}
@@ -237,11 +71,14 @@ class Remote:
         return found
 
     def bring(self, path: Path, siblings: Callable[[], Iterable[str]]) -> None:
-        """Fetches a small file unless it is there, together with its siblings, which will be needed as well.
+        """Fetch a small file unless it exists, together with its siblings, which will soon be needed as well.
 
         Args:
-            path: the file.
-            siblings: gives the names of all such files, relative to the dataset; called only if `path` is missing.
+            path: The file.
+            siblings: Gives the names of all such files, relative to the dataset; called only if `path` is missing.
+
+        Raises:
+            StorageError: It is missing in the store, or requests keep failing.
         """
         if path.exists():
             return
@@ -252,15 +89,16 @@ class Remote:
                 store.create_once(self.root / name, data)
 
     def payload(self, path: Path, record: dict[str, Any]) -> Path:
-        """The local file of a payload: `path` if it exists, else the cached one, fetched and checked if needed.
+        """The local file of a payload: `path` if it exists, otherwise the cached copy, fetched and checked if needed.
 
         Args:
-            path: where the payload is in a folder that has it.
-            record: its commit record.
+            path: Where the payload would be in this folder.
+            record: Its commit record.
 
         Raises:
-            StorageError: it is missing, damaged, or requests keep failing.
-            ConfigError: the payload is larger than the cache may be.
+            DataError: The record has no digest.
+            StorageError: The payload is missing or damaged, or requests keep failing.
+            ConfigError: The payload is larger than the cache may be.
         """
         name = relative(path, self.root, self.url)
         if path.exists():
@@ -277,7 +115,16 @@ class Remote:
 
 @lru_cache(maxsize=4096)
 def relative(path: Path, root: Path, place: str) -> str:
-    """The name of a file relative to `root`, with `a/../b` resolved. Raises DataError for a file outside of it."""
+    """The name of a file relative to a dataset's folder, with `a/../b` resolved.
+
+    Args:
+        path: The file.
+        root: The dataset's folder.
+        place: The dataset, for messages.
+
+    Raises:
+        DataError: The file is outside of `root`.
+    """
     name = os.path.relpath(path, root)
     if name.startswith(".."):
         raise DataError(
@@ -288,7 +135,7 @@ def relative(path: Path, root: Path, place: str) -> str:
 
 
 def behind(root: Path) -> Remote | None:
-    """The store behind a folder; None for an ordinary folder."""
+    """The store behind a dataset folder, or None for an ordinary one."""
     path = root / MARK
     if not path.exists():
         return None
@@ -304,12 +151,18 @@ def datasets(url: str) -> list[str]:
 
 
 def mirror(url: str) -> Path:
-    """The local mirror of the dataset at a URL, with its small files as they are in the store, at most a minute old.
+    """The local mirror of the dataset at a URL; its metadata is at most a minute older than the store's.
+
+    Args:
+        url: URL of the dataset.
+
+    Returns:
+        The mirror's folder.
 
     Raises:
-        DataError: there is no dataset.
-        StorageError: requests keep failing.
-        ConfigError: the URL cannot be opened.
+        DataError: There is no dataset at the URL.
+        StorageError: Requests keep failing.
+        ConfigError: The URL cannot be opened.
     """
     slug = re.sub(r"[^A-Za-z0-9.-]+", "-", url.split("://")[1])[-60:].strip("-.")
     root = cache_folder("remote") / f"{slug}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
@@ -328,15 +181,16 @@ def mirror(url: str) -> Path:
 
 
 def look_again() -> None:
-    """Makes this process list stores again when it next opens a URL; to be called after writing to one."""
+    """Make this process list stores anew when it next opens a URL. Call it after writing to a store."""
     _looked.clear()
     _listed.clear()
 
 
 def _refresh(where: Store, root: Path) -> None:
-    """Fetches what the mirror lacks.
+    """Fetch what the mirror lacks.
 
-    What was replaced or removed in the store, against the rules, is removed with all that was derived from it.
+    Objects that were replaced or removed in the store, against the rules, are removed with everything derived from
+    them.
     """
     there = {name: entry for name, entry in where.listing().items() if is_metadata(name)}
     here = [f"{path.relative_to(root)}" for path in (*root.glob("*.json"), *root.glob("*/*.json"))]
@@ -361,5 +215,6 @@ def _refresh(where: Store, root: Path) -> None:
 
 
 def _current(path: Path, size: int, stamp: int) -> bool:
+    """Whether a mirrored file is the object of this size and stamp."""
     found = path.stat()
     return found.st_size == size and int(found.st_mtime) == stamp

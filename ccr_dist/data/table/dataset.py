@@ -26,6 +26,7 @@ from typing import Any
 from ccr_dist.data.media import decode
 from ccr_dist.data.storage import remote, store
 from ccr_dist.data.storage.lru import Recent
+from ccr_dist.data.storage.object_store import as_url, require_local
 from ccr_dist.data.storage.tar import is_key
 from ccr_dist.data.table.column import Column
 from ccr_dist.data.table.dataset_rows import FORMAT, DatasetRows, check_meta
@@ -51,7 +52,7 @@ def create_dataset(root: str | Path, *, name: str, split: str, keys: Sequence[Se
         ConfigError: a file is where ROOT should be.
         DataError: keys are unusable or repeated, or ROOT holds another dataset (the difference is shown).
     """
-    remote.require_local(root, "datasets are made")
+    require_local(root, "datasets are made")
     root = Path(root)
     folder_to_make(root)
     seen: set[str] = set()
@@ -174,7 +175,7 @@ def open_all(path: str | Path) -> list[Dataset]:
     Raises:
         DataError: there is none.
     """
-    if url := remote.as_url(path):
+    if url := as_url(path):
         path, roots = url, remote.datasets(url)
     else:
         path = Path(path)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ccr_dist.data.storage import remote, store
 from ccr_dist.data.storage.lru import Recent
+from ccr_dist.data.storage.object_store import as_url
 from ccr_dist.data.table.keys import Keys
 from ccr_dist.data.table.names import is_column_name
 from ccr_dist.errors import DataError
@@ -54,7 +55,7 @@ class DatasetRows(ABC):
     """
 
     def __init__(self, root: str | Path) -> None:
-        url = remote.as_url(root)
+        url = as_url(root)
         self.root = remote.mirror(url) if url else Path(root)
         self.place = url or str(self.root)
         path = self.root / "dataset.json"

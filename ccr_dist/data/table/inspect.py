@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ccr_dist.data.media.decode import decode_image
 from ccr_dist.data.media.video import probe
-from ccr_dist.data.storage import remote, store
+from ccr_dist.data.storage import store
+from ccr_dist.data.storage.object_store import as_url
 from ccr_dist.data.table.dataset import Column, Dataset, open_all
 from ccr_dist.errors import DataError
 
@@ -30,7 +31,7 @@ def describe(path: str | Path, *, rows: int = 3) -> dict[str, Any]:
         {"path", "datasets": [{name, split, rows, columns: [...], ...}]}.
     """
     return {
-        "path": remote.as_url(path) or str(path),
+        "path": as_url(path) or str(path),
         "datasets": [_dataset(dataset, rows) for dataset in open_all(path)],
     }
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from ccr_dist.data.storage import payload_cache, remote, store
+from ccr_dist.data.storage import object_store, payload_cache, store
 from ccr_dist.data.storage.payload_cache import locked
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.data.table.transfer import pull, push
+from ccr_dist.data.table.pull import pull
+from ccr_dist.data.table.push import push
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import ConfigError, DataError, StorageError
 from tests.stores import URL, payloads, values
@@ -94,14 +95,14 @@ def test_a_passing_failure_of_the_store_is_not_noticed(dataset, monkeypatch):
             raise RuntimeError("an error that only this client knows")
         return real(self, *arguments, **options)
 
-    monkeypatch.setattr(remote, "_TOGETHER", 1)
+    monkeypatch.setattr(object_store, "_TOGETHER", 1)
     monkeypatch.setattr(MemoryFileSystem, "cat_file", moody)
     assert values(Dataset(URL)) == values(dataset)
 
 
 def test_large_payloads_come_in_parts(dataset, monkeypatch):
     push(dataset.root, URL)
-    monkeypatch.setattr(remote, "_PART", 1000)
+    monkeypatch.setattr(object_store, "_PART", 1000)
     assert values(Dataset(URL)) == values(dataset)
 
 

@@ -12,8 +12,10 @@ from ccr_dist.data.corpora.build import build
 from ccr_dist.data.corpora.index import index
 from ccr_dist.data.corpora.recipes.base import load_recipe
 from ccr_dist.data.storage import remote
+from ccr_dist.data.storage.object_store import as_url
 from ccr_dist.data.table.dataset import Dataset, create_dataset, open_all
-from ccr_dist.data.table.transfer import pull, push
+from ccr_dist.data.table.pull import pull
+from ccr_dist.data.table.push import push
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate.jobs.translate import Translate
@@ -70,7 +72,7 @@ def test_what_is_no_dataset_says_so(tmp_path):
     ],
 )
 def test_urls_are_told_from_paths(path, url):
-    assert remote.as_url(path) == url
+    assert as_url(path) == url
 
 
 def test_nothing_is_made_at_a_url(dataset, tmp_path, monkeypatch):
