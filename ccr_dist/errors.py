@@ -112,9 +112,10 @@ def folder_to_make(path: Path | None) -> Path | None:
         if place.is_dir():
             break
         if os.path.lexists(place):
+            what = "link to nothing" if place.is_symlink() and not place.exists() else "file"
             raise ConfigError(
-                f"{place}: a {'link to nothing' if place.is_symlink() and not place.exists() else 'file'} is there, and"
-                " a folder is expected; name another place, or move the file away"
+                f"{path}: {f'{place}: ' if place != path else ''}a {what} is there, and a folder is expected; name"
+                " another place, or move the file away"
             )
     return path
 
@@ -162,6 +163,11 @@ _ADVICE = {
     ),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), _DESCRIPTORS),
 }
+# What no second try mends.
+_LASTING = frozenset((
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV,
+))  # fmt: skip
 # Storage that fails whatever it is asked for. What lies there is not known: neither damaged nor missing, and no mistake
 # in the request.
 _FAILING = (
@@ -208,6 +214,12 @@ def let_pass(error: BaseException, place: object) -> None:
         raise failure from error
 
 
+def lasting(error: OSError) -> bool:
+    """Whether the same again will fail in the same way: nobody need wait and try once more."""
+    kinds = PermissionError | NotADirectoryError | IsADirectoryError  # clients of stores give no number
+    return error.errno in _LASTING or isinstance(error, kinds)
+
+
 def storage(error: OSError, path: object = None) -> StorageError:
     """What the system said, as a sentence. path: the place, where the system names none or a temporary one."""
     names = [
@@ -221,6 +233,8 @@ def storage(error: OSError, path: object = None) -> StorageError:
         advice = _NETWORK if isinstance(error, ConnectionError | TimeoutError) else _ADVICE.get(error.errno, _ANY)
         return StorageError(f"{where}: {os.strerror(error.errno)}. {intact}; {advice}")
     said = _said(error)
+    if isinstance(error, PermissionError):
+        return StorageError(f"{where}: {said}. {intact}; {_ALLOWED}")
     if type(error).__module__.partition(".")[0] in ("socket", "ssl", "urllib", "requests", "urllib3", "httpx"):
         return StorageError(f"{where}: {said}. {intact}; {_NETWORK}")
     return StorageError(

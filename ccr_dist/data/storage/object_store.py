@@ -20,6 +20,12 @@ from ccr_dist.errors import CcrError, ConfigError, StorageError
 T = TypeVar("T")
 
 _URL = re.compile(r"^([a-z][a-z0-9+.-]+):/{1,2}(?=.)")
+_NO_BUCKET = re.compile(r"NoSuchBucket|bucket does not exist|bucket .*not found", re.I)
+# Errors of the clients' own classes that say what a user has to set, or has mistyped.
+_UNSET = frozenset({
+    "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoRegionError", "ParamValidationError",
+    "DefaultCredentialsError", "ClientAuthenticationError",
+})  # fmt: skip
 _ATTEMPTS = 4
 _TOGETHER = 64  # small objects requested at once
 _PART, _PARTS = 8 << 20, 4  # bytes in a range of a payload; ranges requested at once
@@ -56,8 +62,9 @@ def require_local(path: str | Path, what: str) -> None:
 class Store:
     """A folder of an object store. Holds no connection, so it is safe in threads and after a fork.
 
-    Every call is retried. All methods raise StorageError, naming the object, if it is missing or requests keep failing,
-    and ConfigError if the installed fsspec cannot open the URL.
+    Every call is retried unless no second try mends it. All methods raise StorageError, naming the object, if it is
+    missing, may not be used, or requests keep failing, and ConfigError if there is no such bucket, what the store's
+    client needs is not set, or the installed fsspec cannot open the URL.
 
     Args:
         url: URL of the folder.
@@ -85,7 +92,9 @@ class Store:
                     for entry in fs.ls(root, detail=True)
                     if entry["type"] == "directory"
                 ]
-            except FileNotFoundError:
+            except FileNotFoundError as e:
+                if _NO_BUCKET.search(str(e)):
+                    raise
                 return []
 
         return self._do(self.url, ls)
@@ -96,7 +105,9 @@ class Store:
         def look(fs: Any, root: str) -> bool:
             try:
                 fs.info(f"{root}/{name}")
-            except FileNotFoundError:
+            except FileNotFoundError as e:
+                if _NO_BUCKET.search(str(e)):
+                    raise
                 return False
             return True
 
@@ -163,10 +174,17 @@ class Store:
             try:
                 return call(*self._open())
             except FileNotFoundError as e:
+                if _NO_BUCKET.search(str(e)):
+                    raise ConfigError(f"{what}: {e}; make the bucket first, or name another one") from e
                 raise StorageError(f"{what}: missing ({e})") from e
             except (OSError, CcrError):
                 raise
             except Exception as e:  # every store's client has its own errors
+                if type(e).__name__ in _UNSET:
+                    raise ConfigError(
+                        f"{what}: {' '.join(str(e).split())}; set what the store's client expects (credentials, region,"
+                        " endpoint), or mend the URL"
+                    ) from e
                 raise OSError(f"{type(e).__name__}: {e}") from e
 
         return store.retry_io(attempt, what=what, attempts=_ATTEMPTS)

@@ -301,8 +301,8 @@ def retry_io(fn: Callable[[], T], *, what: object, attempts: int = 3, delay_s: f
         What fn() returns.
 
     Raises:
-        StorageError: naming `what`, where every attempt failed, or at once on a full disk. Errors other than OSError
-            pass.
+        StorageError: naming `what`, where every attempt failed, or at once for what no second one mends (a full disk,
+            no permission). Errors other than OSError pass.
     """
     for attempt in range(1, attempts + 1):
         try:
@@ -310,9 +310,13 @@ def retry_io(fn: Callable[[], T], *, what: object, attempts: int = 3, delay_s: f
         except StorageError:
             raise
         except OSError as e:
-            if e.errno in FULL:
+            if errors.lasting(e):
                 raise errors.storage(e, what) from e
             if attempt == attempts:
-                raise StorageError(f"{what}: {e} ({attempts} attempts)") from e
+                said = str(e) if e.errno is None else os.strerror(e.errno)
+                raise StorageError(
+                    f"{what}: {said} ({attempts} attempts). Everything committed before is intact; the same command"
+                    " resumes once this is mended"
+                ) from e
             time.sleep(delay_s * 2 ** (attempt - 1))
     raise ValueError(f"attempts must be at least 1, not {attempts}")

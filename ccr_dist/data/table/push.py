@@ -20,7 +20,7 @@ from ccr_dist.data.table.column import Column
 from ccr_dist.data.table.dataset import Dataset, open_all
 from ccr_dist.data.table.payload import index_bytes
 from ccr_dist.data.table.transfer import Transfer, at_once, compare, each_shard, parsed, payload_name, record_name
-from ccr_dist.errors import ConfigError
+from ccr_dist.errors import ConfigError, folder_to_make
 
 
 def push(path: str | Path, url: str, *, columns: Sequence[str] = (), progress: bool = False) -> list[Transfer]:
@@ -45,6 +45,8 @@ def push(path: str | Path, url: str, *, columns: Sequence[str] = (), progress: b
     target = as_url(url)
     if target is None:
         raise ConfigError(f"{url}: expected the URL of a folder in a store (s3://bucket/folder, gs://..., file:///...)")
+    if target.startswith("file:"):
+        folder_to_make(Path(target.removeprefix("file://")))
     found = open_all(path)
     alone = found[0].place == (as_url(path) or str(Path(path)))
     places = [target if alone else f"{target}/{dataset.place.rsplit('/', 1)[-1]}" for dataset in found]

@@ -127,3 +127,33 @@ def test_a_temporary_file_that_the_winner_tidied_away_is_a_lost_race(tmp_path):
     path.write_bytes(b"theirs")
     assert store.publish_once(tmp_path / ".tmp-a", path) is False
     assert path.read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOTDIR, "raw", "/a"), "x: Not a directory. "),
+        (OSError(errno.EROFS, "raw", "/a"), "x: Read-only file system. "),
+        (OSError(errno.EACCES, "raw", "/a"), "x: Permission denied. "),
+        (PermissionError("Access Denied"), "x: Access Denied. "),  # as clients of stores say it: without a number
+    ],
+)
+def test_what_no_second_try_mends_is_tried_once(error: OSError, said: str) -> None:
+    calls = []
+
+    def refused() -> None:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(StorageError) as found:
+        store.retry_io(refused, what="x", delay_s=0)
+    assert len(calls) == 1
+    assert str(found.value).startswith(f"{said}Everything committed before is intact; ")
+
+
+def test_what_failed_each_time_is_said_without_numbers_of_the_system() -> None:
+    def flaky() -> None:
+        raise OSError(errno.EIO, "raw", "/tmp/.tmp-x")
+
+    with pytest.raises(StorageError, match=r"^x: Input/output error \(3 attempts\)\. Everything committed"):
+        store.retry_io(flaky, what="x", delay_s=0)

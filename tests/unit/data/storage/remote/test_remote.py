@@ -17,7 +17,7 @@ from ccr_dist.data.table.dataset import Dataset, create_dataset, open_all
 from ccr_dist.data.table.pull import pull
 from ccr_dist.data.table.push import push
 from ccr_dist.data.table.verify import verify
-from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.errors import ConfigError, DataError, StorageError
 from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.runner import run
 from tests.jobs import Shout, captions
@@ -134,3 +134,41 @@ def test_a_metadata_file_that_a_crash_spoiled_is_fetched_again(dataset):
     record.write_bytes(b"")
     remote.look_again()
     assert Dataset(URL).column("caption.en").record(0)["rows"] == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (FileNotFoundError("The specified bucket does not exist"), ConfigError, "bucket does not exist; make the buck"),
+        (PermissionError("Access Denied"), StorageError, "Access Denied. Everything committed before is intact; see"),
+        (OSError(20, "raw"), StorageError, "Not a directory. Everything"),
+        (type("NoCredentialsError", (Exception,), {})("Unable to locate"), ConfigError, "Unable to locate; set what"),
+    ],
+)
+@pytest.mark.parametrize("act", ["push", "pull", "open"])
+def test_a_store_that_refuses_is_asked_once(dataset, tmp_path, monkeypatch, error, kind, said, act):
+    """The errors as s3fs raises them."""
+    asked = []
+
+    def refused(*arguments, **options):
+        asked.append(arguments)
+        raise error
+
+    for name in ("find", "info", "ls", "cat_ranges", "pipe_file", "put_file"):
+        monkeypatch.setattr(MemoryFileSystem, name, refused)
+    do = {
+        "push": lambda: push(dataset.root, URL),
+        "pull": lambda: pull(URL, tmp_path / "p"),
+        "open": lambda: Dataset(URL),
+    }
+    with pytest.raises(kind, match=rf"^{URL}.*: .*{said}"):
+        do[act]()
+    assert len(asked) == 1
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_file_where_the_store_is_to_be(dataset, tmp_path):
+    (tmp_path / "FILE").write_text("")
+    for url in (f"file://{tmp_path}/FILE", f"file://{tmp_path}/FILE/below"):
+        with pytest.raises(ConfigError, match="FILE: a file is there, and a folder is expected"):
+            push(dataset.root, url)
