@@ -15,13 +15,13 @@ float64: float32 throughout.)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ccr_dist.errors import DataError, NonFiniteError
+from ccr_dist.errors import ConfigError, DataError, NonFiniteError
 from ccr_dist.losses.gather import world
 
 Bank = Mapping[str, Tensor]  # parts of N encoded texts or items by name, each (N, ...)
@@ -36,14 +36,45 @@ class Fusion:
 
     minmax: each part is first brought to [0, 1] by its least and largest value over all texts and items of the split.
     That makes a score depend on the other queries of the test (transductive), so results say so.
+    ranges: with `minmax`, the (least, largest) value of every part that has a weight, as `ranges` found them on another
+    split: scores then depend on no other query. None: of the split itself.
     """
 
     weights: Mapping[str, float] = field(default_factory=lambda: {"global": 1.0})
     minmax: bool = False
+    ranges: Mapping[str, tuple[float, float]] | None = None
 
     def __str__(self) -> str:
         terms = " + ".join(f"{weight:g} {part}" for part, weight in self.weights.items() if weight)
-        return f"{terms}, each min-max normalised over the whole test (transductive)" if self.minmax else terms
+        if not self.minmax:
+            return terms
+        over = "over the whole test (transductive)" if self.ranges is None else "by ranges found before"
+        return f"{terms}, each min-max normalised {over}"
+
+    def fused(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """One float32 score a pair.
+
+        Args:
+            parts: scores by name, all of one shape; those without weight are not looked at.
+
+        Raises:
+            ConfigError: `minmax` without the range of a part.
+        """
+        terms = []
+        for name, weight in self.weights.items():
+            if not weight:
+                continue
+            low, high = 0.0, 1.0
+            if self.minmax:
+                if name not in (self.ranges or {}):
+                    raise ConfigError(
+                        f"the score is fused by min-max, and the range of its part {name!r} is not known; "
+                        f"known are {', '.join(self.ranges or {}) or 'none'}: find them by `retrieval.ranges`"
+                    )
+                low, high = (self.ranges or {})[name]
+            # a part that is constant decides nothing
+            terms.append(weight * (parts[name] - low) / (high - low if high > low else 1.0))
+        return torch.stack(terms).sum(0).float()
 
 
 PLAIN = Fusion()
@@ -155,6 +186,20 @@ def top_k(
     return merge(items).cpu(), merge(values).cpu()
 
 
+@torch.no_grad()
+def ranges(
+    text: Bank, visual: Bank, score: Score = cosine, fusion: Fusion = PLAIN, *, block: int | None = None
+) -> dict[str, tuple[float, float]]:
+    """The least and largest value over all pairs, of every part that has a weight; the same on every rank.
+
+    `replace(fusion, ranges=ranges(...))` scores other queries on the scale of these.
+
+    Args:
+        text, visual, score, fusion, block: as for `ranks`.
+    """
+    return _Scored(text, visual, score, fusion, block).ranges(block)
+
+
 class _Scored:
     """Fused float32 scores of any texts with any items; the ranges that `minmax` needs are found once, on all ranks."""
 
@@ -162,24 +207,18 @@ class _Scored:
         self._text, self._visual = ({name: _exact(part) for name, part in bank.items()} for bank in (text, visual))
         self._score, self._fusion = score, fusion
         self.device = self._text["global"].device
-        self._ranges: dict[str, tuple[float, float]] = {}
-        if fusion.minmax:
-            self._find_ranges(block)
+        if fusion.minmax and fusion.ranges is None:
+            self._fusion = replace(fusion, ranges=self.ranges(block))
 
     def __call__(self, texts: slice | Tensor, items: slice | Tensor) -> Tensor:
-        parts, fused = self._parts(texts, items), []
-        for name, weight in self._fusion.weights.items():
-            if weight:
-                low, high = self._ranges.get(name, (0.0, 1.0))
-                fused.append(weight * (parts[name] - low) / (high - low))
-        return torch.stack(fused).sum(0).float()
+        return self._fusion.fused(self._parts(texts, items))
 
     def _parts(self, texts: slice | Tensor, items: slice | Tensor) -> Mapping[str, Tensor]:
         return self._score(
             {name: x[texts] for name, x in self._text.items()}, {name: x[items] for name, x in self._visual.items()}
         )
 
-    def _find_ranges(self, block: int | None) -> None:
+    def ranges(self, block: int | None) -> dict[str, tuple[float, float]]:
         used = [name for name, weight in self._fusion.weights.items() if weight]
         # least value, least negative
         ends = torch.full((2, len(used)), torch.inf, dtype=self._text["global"].dtype, device=self.device)
@@ -189,9 +228,7 @@ class _Scored:
             ends = torch.minimum(ends, found)
         if world()[1] > 1:
             dist.all_reduce(ends, op=dist.ReduceOp.MIN)
-        for at, name in enumerate(used):
-            low, high = float(ends[0, at]), -float(ends[1, at])
-            self._ranges[name] = (low, high if high > low else low + 1)  # a part that is constant decides nothing
+        return {name: (float(ends[0, at]), -float(ends[1, at])) for at, name in enumerate(used)}
 
 
 def _rows(bank: Bank) -> int:

@@ -1,13 +1,15 @@
 """Ranks against a reference written with loops, on integer scores so that ties and equality are exact."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccr_dist.errors import DataError, NonFiniteError
-from ccr_dist.evaluate.retrieval import Fusion, cosine, ranks, top_k
+from ccr_dist.errors import ConfigError, DataError, NonFiniteError
+from ccr_dist.evaluate.retrieval import Fusion, cosine, ranges, ranks, top_k
 from tests.nearness import close
 
 
@@ -196,3 +198,29 @@ def test_a_part_without_weight_is_not_needed_and_a_constant_one_decides_nothing(
         fusion=Fusion({"global": 0.5, "local": 0.5}, minmax=True),
     )
     assert alone.text_to_visual.tolist() == constant.text_to_visual.tolist() == [2, 1, 1]
+
+
+def test_ranges_found_on_one_split_score_another():
+    """Frozen ranges make a score of a pair alone; those of the split itself give what min-max over it gives."""
+    random = torch.Generator().manual_seed(2)
+    text, visual = ({name: torch.randn(n, 3, generator=random) for name in ("global", "local")} for n in (11, 5))
+    fusion = Fusion({"global": 0.9, "local": 0.1, "unused": 0.0}, minmax=True)
+    parts = two_parts({k: v.double() for k, v in text.items()}, {k: v.double() for k, v in visual.items()})
+    found = ranges(text, visual, two_parts, fusion, block=3)
+    assert found == {name: (float(part.min()), float(part.max())) for name, part in parts.items()}
+
+    frozen = replace(fusion, ranges=found)
+    assert "transductive" in str(fusion) and "transductive" not in str(frozen)
+    queries = torch.arange(11)
+    whole = top_k(text, visual, queries, 5, two_parts, fusion=fusion)
+    for each, same in zip(whole, top_k(text, visual, queries, 5, two_parts, fusion=frozen), strict=True):
+        assert torch.equal(each, same)
+    first = {name: part[:1] for name, part in text.items()}
+    for each, same in zip(whole, top_k(first, visual, queries[:1], 5, two_parts, fusion=frozen), strict=True):
+        assert torch.equal(each[:1], same)
+    close(frozen.fused(parts).sort(dim=1, descending=True).values, whole[1])
+
+
+def test_frozen_ranges_name_a_part_that_they_lack():
+    with pytest.raises(ConfigError, match=r"part 'local' is not known; known are global"):
+        Fusion({"local": 1.0}, minmax=True, ranges={"global": (0.0, 1.0)}).fused({"local": torch.zeros(1, 1)})
