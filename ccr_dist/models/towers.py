@@ -24,7 +24,8 @@ from ccr_dist.models.packing import Rows
 
 SUPPORTED = (
     "open_clip's CLIP and CustomTextCLIP with its own text transformer (pooled at the argmax, eos, first or last"
-    " position) and Hugging Face BERT, RoBERTa, XLM-RoBERTa and CamemBERT encoders"
+    " position) and Hugging Face BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, MPNet, ModernBERT, T5, mT5 and"
+    " M2M100 (NLLB) encoders"
 )
 
 

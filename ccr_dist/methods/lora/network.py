@@ -20,12 +20,19 @@ from ccr_dist.models.towers import TextTower
 
 Targets = Literal["qkvo", "qv"]
 OPEN_CLIP = {"q": "attn.q", "k": "attn.k", "v": "attn.v", "o": "attn.o"}
-BERT = {
-    "q": "attention.self.query",
-    "k": "attention.self.key",
-    "v": "attention.self.value",
-    "o": "attention.output.dense",
-}
+# of transformers: BERT's build; CLIP, SigLIP, M2M100; DistilBERT; MPNet; T5
+TRANSFORMERS = [
+    {
+        "q": "attention.self.query",
+        "k": "attention.self.key",
+        "v": "attention.self.value",
+        "o": "attention.output.dense",
+    },
+    {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.out_proj"},
+    {"q": "attention.q_lin", "k": "attention.k_lin", "v": "attention.v_lin", "o": "attention.out_lin"},
+    {part: f"attention.attn.{part}" for part in "qkvo"},
+    {part: f"layer.0.SelfAttention.{part}" for part in "qkvo"},
+]
 
 
 class BorrowedLinear(nn.Linear):
@@ -101,7 +108,8 @@ class LoraBank(nn.Module):
             targets: query, key, value and output projection, or query and value.
 
         Raises:
-            ConfigError: `name`'s text tower has an attention that is neither open_clip's usual one nor BERT's.
+            ConfigError: `name`'s text tower has an attention that is neither open_clip's usual one nor a known one of
+                transformers.
         """
         super().__init__()
         # In a plain dict, so that the frozen tensors count as the backbone's and not as ours.
@@ -129,13 +137,14 @@ def variant(block: nn.Module, targets: str, name: str, **lora: Any) -> tuple[nn.
     attention = getattr(block, "attn", None)
     if isinstance(attention, nn.MultiheadAttention) and attention.in_proj_weight is not None:
         places, copied.attn = OPEN_CLIP, SplitAttention(attention)
-    elif isinstance(getattr(block, "attention", None), nn.Module):
-        places = BERT
     else:
+        names = dict(block.named_modules())
+        places = next((known for known in TRANSFORMERS if names.keys() >= set(known.values())), {})
+    if not places:
         raise ConfigError(
-            f"{name}: LoRA knows the attention of open_clip's default blocks and of BERT-like encoders, and this"
-            f" tower's blocks are {type(block).__name__}. Use method static or dasd, whose adapters sit behind the"
-            " blocks."
+            f"{name}: LoRA knows the attention of open_clip's default blocks and of encoders of transformers with a"
+            f" projection each for query, key, value and output, and this tower's blocks are {type(block).__name__}."
+            " Use method static or dasd, whose adapters sit behind the blocks."
         )
     trained = [parameter.requires_grad for parameter in block.parameters()]
     inject_adapter_in_model(LoraConfig(target_modules=[places[target] for target in targets], **lora), copied)
