@@ -75,20 +75,21 @@ class JobOptions:
     progress: Annotated[bool, typer.Option("--progress/--quiet", help="Show a progress bar and a summary.")] = True
 
 
-def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: replaces a command's parameter `job` by the options of `JobOptions`."""
+def with_job_options(command: Callable[..., None], *, without: tuple[str, ...] = ()) -> Callable[..., None]:
+    """Decorator: replaces a command's parameter `job` by the options of `JobOptions`, but for those in `without`."""
     types = get_type_hints(JobOptions, include_extras=True)
+    offered = [one for one in fields(JobOptions) if one.name not in without]
 
     @functools.wraps(command)
     def with_options(**given: Any) -> None:
-        job = JobOptions(**{one.name: given.pop(one.name) for one in fields(JobOptions)})
+        job = JobOptions(**{one.name: given.pop(one.name) for one in offered})
         command(**given, job=job)
 
     signature = inspect.signature(command, eval_str=True)
     own = [parameter for name, parameter in signature.parameters.items() if name != "job"]
     options = [
         inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default, annotation=types[o.name])
-        for o in fields(JobOptions)
+        for o in offered
     ]
     with_options.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
     return with_options

@@ -26,6 +26,7 @@ from ccr_dist.errors import DataError
 from ccr_dist.generate.processor import RowOutcome
 
 FORMAT = 2
+_STORED = {16: "<f2", 32: "<f4"}  # vectors, by the bits of a value
 
 
 def pack(kind: str, value: Any) -> Any:
@@ -33,10 +34,9 @@ def pack(kind: str, value: Any) -> Any:
     if value is None:
         return None
     if kind == "matrix":
-        return {
-            "shape": list(value.shape),
-            "f16": base64.b64encode(np.ascontiguousarray(value, "<f2").tobytes()).decode(),
-        }
+        size = 8 * value.itemsize
+        data = np.ascontiguousarray(value, _STORED[size]).tobytes()
+        return {"shape": list(value.shape), f"f{size}": base64.b64encode(data).decode()}
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value
 
 
@@ -45,7 +45,8 @@ def unpack(kind: str, packed: Any) -> Any:
     if packed is None:
         return None
     if kind == "matrix":
-        return np.frombuffer(base64.b64decode(packed["f16"]), "<f2").reshape(packed["shape"])
+        size = 16 if "f16" in packed else 32
+        return np.frombuffer(base64.b64decode(packed[f"f{size}"]), _STORED[size]).reshape(packed["shape"])
     return base64.b64decode(packed) if kind in ("image", "video") else packed
 
 

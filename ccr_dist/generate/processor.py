@@ -212,6 +212,7 @@ class Processor(ABC):
     extension: str = "json"
     inputs: tuple[str, ...] = ()
     batch: int = 64  # items an engine call, unless the user says otherwise
+    dtype: str = "float16"  # of a matrix: float16 or float32
     width: int = 0  # of a matrix' vectors; needed only for a shard without any
     bounded: bool = False  # whether what drives the engine always gives something back in time, by itself
     # processes that prepare, unless the user says otherwise; 0: threads, for preparation that is cheap

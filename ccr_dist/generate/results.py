@@ -75,12 +75,12 @@ class Results:
                 target.encode(value)
             elif not (
                 isinstance(value, np.ndarray)
-                and value.dtype == np.float16
+                and value.dtype == np.dtype(target.dtype)
                 and value.ndim == 2
                 and np.isfinite(value).all()
             ):
                 raise DataError(
-                    f"{target.name}: expected finite float16 vectors (n, D); found"
+                    f"{target.name}: expected finite {target.dtype} vectors (n, D); found"
                     f" {getattr(value, 'dtype', type(value))}"
                 )
         except DataError as e:

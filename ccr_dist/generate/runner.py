@@ -57,6 +57,7 @@ def run(
     wait: bool = True,
     silence_s: float = 600.0,
     progress: bool = True,
+    summarise: bool = True,
     on_event: Event | None = None,
 ) -> JobSummary:
     """Makes a column, together with all other workers that run the same job.
@@ -78,6 +79,7 @@ def run(
             otherwise these shards are reported as busy.
         silence_s: Seconds without any result after which the process ends with HangError's exit code.
         progress: Whether to show a progress bar and print the summary.
+        summarise: False: no summary is printed; the caller reports what was done.
         on_event: Is called with the name of an event (taken, kept, committed, lost, busy) and its details.
 
     Returns:
@@ -129,7 +131,7 @@ def run(
         finally:
             parts.open_shards.close()
     summary = _summed_up(parts, loop.results, wait=wait, seconds=time.perf_counter() - started)
-    if progress or summary.bad or summary.fruitless:
+    if summarise and (progress or summary.bad or summary.fruitless):
         console.print(str(summary), markup=False, highlight=False, soft_wrap=True)
     if queue.refused:
         raise DataBudgetError("\n".join(queue.refused))
@@ -148,7 +150,13 @@ def _target(dataset: Dataset, processor: Processor, column: str, inputs: dict[st
     if column in dataset.columns():
         require_rules(f"{dataset.place}/{column}", dataset.column(column).plan, plan)
     return create_column(
-        dataset, column, kind=processor.kind, extension=processor.extension, plan=plan, provenance=provenance
+        dataset,
+        column,
+        kind=processor.kind,
+        extension=processor.extension,
+        plan=plan,
+        provenance=provenance,
+        dtype=processor.dtype,
     )
 
 

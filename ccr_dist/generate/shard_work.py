@@ -259,7 +259,7 @@ class Bench:
             return False
         if self.target.kind == "matrix":
             there = [value for value in values if value is not None]
-            array = np.concatenate(there) if there else np.zeros((0, width()), np.float16)
+            array = np.concatenate(there) if there else np.zeros((0, width()), self.target.dtype)
             return self.target.commit_matrix(
                 work.shard, array, [0 if value is None else len(value) for value in values]
             )

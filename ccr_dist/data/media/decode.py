@@ -19,8 +19,9 @@ KINDS = {
     "texts": "JSON list of strings, or null",
     "views": 'JSON {"views": {name: text}}, with or without "tokens": {name: int} and "finish": {name: str}, or null',
     "label": "JSON string, or null",
-    "matrix": "float16 vectors, (n, D) a row",
+    "matrix": "float16 (or float32) vectors, (n, D) a row",
 }
+DTYPES = ("float16", "float32")  # of the vectors of a matrix
 LINES = "lines"  # the `field` of plain text in which each line is a caption
 BINARY = ("image", "video")  # values are the bytes themselves; null is no bytes at all
 _VIEWS = {"views": str, "tokens": int, "finish": str}

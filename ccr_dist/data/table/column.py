@@ -169,7 +169,7 @@ class Column(ReadableColumn):
 
         Args:
             shard: its number.
-            array: (N, D), cast to float16; N is the sum of the counts.
+            array: (N, D), cast to the column's `dtype`; N is the sum of the counts.
             counts: vectors of each row; a row with 0 is null. None: one for every row that is not in `nulls`.
             nulls: rows without vectors.
 
@@ -177,7 +177,7 @@ class Column(ReadableColumn):
             Whether this call committed it: of several committers, exactly one gets True.
 
         Raises:
-            DataError: array and counts do not fit the shard, or float16 cannot hold a value.
+            DataError: array and counts do not fit the shard, or the dtype cannot hold a value.
             StorageError: the disk is full.
         """
         if self.kind != "matrix":
@@ -203,15 +203,15 @@ class Column(ReadableColumn):
                     f" {found}"
                 )
             with np.errstate(over="ignore"):
-                half = np.ascontiguousarray(array, np.float16)
-            if not np.isfinite(half).all():
+                cast = np.ascontiguousarray(array, self.dtype)
+            if not np.isfinite(cast).all():
                 raise DataError(
-                    f"{payload}: the array has values that float16 cannot hold (largest magnitude"
+                    f"{payload}: the array has values that {self.dtype} cannot hold (largest magnitude"
                     f" {np.abs(array).max()})"
                 )
             with store.staged(payload) as tmp:
                 with tmp.open("wb") as file:
-                    np.save(file, half, allow_pickle=False)
+                    np.save(file, cast, allow_pickle=False)
                     np.save(file, number, allow_pickle=False)
                 store.publish_once(tmp, payload)
         return self.commit_payload(shard)
@@ -261,7 +261,7 @@ class Column(ReadableColumn):
             DataError: the payload belongs to another shard, or is damaged.
         """
         if self.kind == "matrix":
-            _, counts = open_matrix(path)
+            _, counts = open_matrix(path, self.dtype)
             if len(counts) != self.dataset.shard_rows[shard]:
                 raise DataError(f"{path}: left by another program (wrong number of rows); remove it and run again")
             content: dict[str, Any] = {"keys": self.dataset.shard_keys[shard]}

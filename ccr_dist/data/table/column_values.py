@@ -90,7 +90,7 @@ class ReadableColumn(Recorded):
         if self._seal:
             return OpenShard(path, record["sha256"], self._seal.places(shard))
         if self.kind == "matrix":
-            return OpenShard(path, record["sha256"], matrix_places(self.path(shard), record["rows"]))
+            return OpenShard(path, record["sha256"], matrix_places(self.path(shard), record["rows"], self.dtype))
         return OpenShard(
             path,
             record["sha256"],
@@ -153,8 +153,8 @@ class ReadableColumn(Recorded):
         """The value of a row.
 
         Returns:
-            bytes (image, video), list[str] (texts), {"views": {...}} (views), str (label), (n, D) float16 (matrix), or
-            None for a null row.
+            bytes (image, video), list[str] (texts), {"views": {...}} (views), str (label), (n, D) of `dtype` (matrix),
+            or None for a null row.
 
         Raises:
             DataError: naming the item, where the content is wrong.
@@ -163,7 +163,7 @@ class ReadableColumn(Recorded):
         if data is None:
             return None
         if self.kind == "matrix":
-            return np.frombuffer(data, np.float16).reshape(-1, width).copy()
+            return np.frombuffer(data, self.dtype).reshape(-1, width).copy()
         return decode.decode(self.kind, data, ValueName(self, shard, row), extension=self.extension, field=self.field)
 
     def will_read(self, shard: int, first: int, last: int) -> None:
@@ -180,9 +180,10 @@ class ReadableColumn(Recorded):
         """All vectors of a shard.
 
         Returns:
-            (memory-mapped (N, D) float16, offsets (rows + 1,) int64): row i has the vectors offsets[i]:offsets[i + 1].
+            (memory-mapped (N, D) of `dtype`, offsets (rows + 1,) int64): row i has the vectors
+            offsets[i]:offsets[i + 1].
         """
-        return load_matrix(self.path(shard), self.record(shard)["rows"])
+        return load_matrix(self.path(shard), self.record(shard)["rows"], self.dtype)
 
     def encode(self, value: Any) -> bytes:
         """The bytes to commit for a value; None stands for null."""

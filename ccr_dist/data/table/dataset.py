@@ -126,6 +126,7 @@ def create_column(
     provenance: dict[str, Any],
     view_of: str | None = None,
     field: str | None = None,
+    dtype: str = "float16",
 ) -> Column:
     """Creates a column, or opens the existing one if it has the same kind, extension and plan.
 
@@ -138,6 +139,7 @@ def create_column(
         provenance: versions, licences, dates; kept from the first call and never compared.
         view_of: the column whose tars also hold this one.
         field: see `decode.decode`.
+        dtype: of the vectors of a matrix: float16 or float32.
 
     Raises:
         DataError: an unsuitable kind or extension; or the column exists under another plan (the difference is
@@ -153,11 +155,14 @@ def create_column(
     check_column_name(name)
     if kind not in decode.KINDS:
         raise DataError(f"column {name!r}: unknown kind {kind!r}; expected one of {', '.join(decode.KINDS)}")
+    if dtype not in decode.DTYPES or (dtype != "float16" and kind != "matrix"):
+        raise DataError(f"column {name!r}: {dtype} values of kind {kind!r}; expected a matrix of float16 or float32")
     if not _EXTENSION.match(extension) or (kind == "matrix") != (extension == "npy"):
         rule = "lower case, no leading dot, npy for matrix only"
         raise DataError(f"column {name!r}: extension {extension!r} does not fit the kind {kind!r} ({rule})")
     asked: dict[str, Any] = {"kind": kind, "extension": extension, "plan": plan}
-    asked |= {k: v for k, v in (("view_of", view_of), ("field", field)) if v is not None}
+    further = (("view_of", view_of), ("field", field), ("dtype", None if dtype == "float16" else dtype))
+    asked |= {k: v for k, v in further if v is not None}
     asked = json.loads(store.canonical_json(asked))  # tuples become lists, as they will be when read back
     path = dataset.root / name / "column.json"
     folder_to_make(path.parent)

@@ -118,7 +118,7 @@ def _shown(column: Column, shard: int, row: int) -> Any:
     if column.kind == "video":
         about = probe(value, column.where(shard, row))
         return f"video of {about.seconds:.1f} s, {about.width} x {about.height}, {len(value)} bytes"
-    return f"{value.shape[0]} x {value.shape[1]} float16" if column.kind == "matrix" else value
+    return f"{value.shape[0]} x {value.shape[1]} {value.dtype}" if column.kind == "matrix" else value
 
 
 def render(description: dict[str, Any], *, languages: int = 4) -> Group:

@@ -114,11 +114,11 @@ def present_rows(path: Path, sha256: str | None, rows: int) -> np.ndarray:
     return present
 
 
-def open_matrix(path: Path) -> tuple[np.memmap, np.ndarray]:
-    """Opens a matrix shard.
+def open_matrix(path: Path, dtype: str = "float16") -> tuple[np.memmap, np.ndarray]:
+    """Opens a matrix shard of vectors of a type.
 
     Returns:
-        (memory-mapped (N, D) float16, counts (rows,) whose sum is N).
+        (memory-mapped (N, D) of `dtype`, counts (rows,) whose sum is N).
 
     Raises:
         DataError: the file is not a complete matrix shard.
@@ -134,31 +134,31 @@ def open_matrix(path: Path) -> tuple[np.memmap, np.ndarray]:
         raise
     except Exception as e:  # for a damaged header NumPy raises nearly anything, even MemoryError and SyntaxError
         raise DataError(f"{path}: not a complete matrix shard ({e}); {_AGAIN}") from e
-    if array.ndim != 2 or array.dtype != np.float16 or counts.ndim != 1 or not whole:
+    if array.ndim != 2 or array.dtype != np.dtype(dtype) or counts.ndim != 1 or not whole:
         raise DataError(
-            f"{path}: expected (N, D) float16 and counts that sum to N, found {array.dtype} {array.shape} and"
+            f"{path}: expected (N, D) {dtype} and counts that sum to N, found {array.dtype} {array.shape} and"
             f" {counts.shape}; {_AGAIN}"
         )
     return array, counts
 
 
-def load_matrix(path: Path, rows: int) -> tuple[np.memmap, np.ndarray]:
+def load_matrix(path: Path, rows: int, dtype: str = "float16") -> tuple[np.memmap, np.ndarray]:
     """Opens a committed matrix shard.
 
     Returns:
-        (memory-mapped (N, D) float16, offsets (rows + 1,)): row i has the vectors offsets[i]:offsets[i + 1].
+        (memory-mapped (N, D) of `dtype`, offsets (rows + 1,)): row i has the vectors offsets[i]:offsets[i + 1].
 
     Raises:
         DataError: the file is damaged or has another number of rows.
     """
-    array, counts = open_matrix(path)
+    array, counts = open_matrix(path, dtype)
     if len(counts) != rows:
         raise DataError(f"{path}: {len(counts)} rows, expected {rows}; {_AGAIN}")
     return array, np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
-def matrix_places(path: Path, rows: int) -> Places:
+def matrix_places(path: Path, rows: int, dtype: str = "float16") -> Places:
     """The places of a matrix shard's rows: the bytes of their vectors, to be read like members of a tar."""
-    array, offsets = load_matrix(path, rows)
+    array, offsets = load_matrix(path, rows, dtype)
     vector = array.shape[1] * array.itemsize
     return Places(array.offset + offsets[:-1] * vector, np.diff(offsets) * vector, array.shape[1])

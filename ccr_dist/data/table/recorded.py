@@ -22,7 +22,7 @@ from ccr_dist.data.table.names import is_column_name, maker
 from ccr_dist.data.table.payload import present_rows, read_index
 from ccr_dist.errors import DataError
 
-_META = {"kind": str, "extension": str, "plan": dict, "provenance": dict, "view_of": str, "field": str}
+_META = {"kind": str, "extension": str, "plan": dict, "provenance": dict, "view_of": str, "field": str, "dtype": str}
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -40,6 +40,7 @@ class Recorded:
         provenance: versions, licences, dates, the command; never compared.
         view_of: the column whose tars also hold this one, if any.
         field: see `decode.decode`.
+        dtype: of the vectors of a matrix: float16 or float32.
 
     Raises:
         DataError: column.json is missing or damaged.
@@ -51,7 +52,7 @@ class Recorded:
         self.folder = dataset.root / name
         path = self.folder / "column.json"
         try:
-            meta = store.check_object(store.read_json(path), _META, path, optional=("view_of", "field"))
+            meta = store.check_object(store.read_json(path), _META, path, optional=("view_of", "field", "dtype"))
         except DataError as e:
             raise DataError(
                 f"{e}; remove the file and run the command that makes the column again; its shards are kept"
@@ -62,7 +63,9 @@ class Recorded:
         self.provenance: dict[str, Any] = meta["provenance"]
         self.view_of: str | None = meta.get("view_of")
         self.field: str | None = meta.get("field")
-        if self.kind not in decode.KINDS or not is_column_name(self.view_of or "image"):
+        self.dtype: str = meta.get("dtype", "float16")  # of a matrix
+        known = self.kind in decode.KINDS and self.dtype in decode.DTYPES
+        if not known or not is_column_name(self.view_of or "image"):
             raise DataError(f"{path}: kind {self.kind!r}, view of {self.view_of!r}: the file was edited or damaged")
         self.plan_digest = store.digest_json(self.plan)
         self._seal_read: seal.Seal | None = None

@@ -84,6 +84,21 @@ def test_matrix_with_several_and_no_vectors_a_row(dataset):
         column.read(0, 0)
 
 
+def test_vectors_of_a_matrix_may_be_float32(dataset):
+    def make(dtype):
+        return create_column(dataset, "feature.x", kind="matrix", extension="npy", plan={}, provenance={}, dtype=dtype)
+
+    column, vectors = make("float32"), np.array([[1e-20, 1e30], [1 / 3, 2]], np.float32)
+    assert column.commit_matrix(0, vectors, [1, 0, 1]) and column.commit_matrix(1, vectors[:1])
+    again = Dataset(dataset.root).column("feature.x")
+    assert again.dtype == "float32" and again.matrix(0)[0].dtype == np.float32
+    assert np.array_equal(again.value(0, 2), vectors[1:]) and again.value(0, 1) is None
+    with pytest.raises(DataError, match="dtype: there 'float32', asked"):
+        make("float16")
+    with pytest.raises(DataError, match="float64 values of kind 'matrix'; expected"):
+        make("float64")
+
+
 @pytest.mark.parametrize(
     "array, counts, nulls",
     [
