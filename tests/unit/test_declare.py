@@ -38,6 +38,8 @@ LINES = {
     "featurise": f"d --config {CONFIG} --column feature.x",
     "replay": "d f.jsonl --column caption.de",
     "jobs status": "d",
+    "index": "m p --out i",
+    "search": "i query --model m --file q.txt --picture a.png",
     "shards build": "folder --out o images=i captions=c.csv name=n",
     "shards recipes": "folder",
     "shards convert": "nrccr d --out o",

@@ -97,12 +97,14 @@ def check_size(width: int, height: int, what: object) -> None:
         )
 
 
-def open_picture(data: bytes | None, what: object = "picture") -> Image.Image:
+def open_picture(data: bytes | None, what: object = "picture", *, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """The picture upright.
 
     Args:
         data: the encoded picture; None stands for a null row.
         what: how messages name it.
+        formats: Pillow's names of those that are tried; columns hold the six of `FORMATS`, folders of people more
+            (`media_files.py`).
 
     Returns:
         An RGB picture, or RGBA where some of it may be transparent.
@@ -115,7 +117,7 @@ def open_picture(data: bytes | None, what: object = "picture") -> Image.Image:
     if not data:
         raise DataError(f"{what}: there is no picture (null row)")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             check_size(*image.size, what)
             image.load()
             turn = _TURNS.get(_orientation(image))
@@ -128,9 +130,11 @@ def open_picture(data: bytes | None, what: object = "picture") -> Image.Image:
     except (
         Exception
     ) as e:  # the bytes are in memory: whatever Pillow's decoders raise (OSError included) is about the format
+        said = str(e)
         if isinstance(e, UnidentifiedImageError):
             picture_extension(data, f"{what}: broken picture of {len(data)} bytes")
-        raise DataError(f"{what}: broken picture of {len(data)} bytes ({type(e).__name__}: {e})") from e
+            said = "cannot identify the picture"  # Pillow names an object in memory
+        raise DataError(f"{what}: broken picture of {len(data)} bytes ({type(e).__name__}: {said})") from e
 
 
 def decode_image(data: bytes | None, what: object = "picture") -> Image.Image:
