@@ -1,17 +1,18 @@
-"""Checkpoints: one layout by parameter name, committed atomically, trusted only after its digests were checked.
+"""Checkpoints: one layout by parameter name, committed atomically, used only after their digests were checked.
 
     RUN/checkpoints/step-00000130/
         weights.safetensors      every parameter the method owns or trains, fp32, by name (`net.…`, `backbone.…`)
         optimizer.safetensors    `<parameter>/<state>` of the stage's optimiser; a stage starts with an empty one
         auxiliary.safetensors    `<network>/weights/<name>`, `<network>/optimizer/<name>/<state>`, and `ema/<parameter>`
         state.json               step, stage, counters, loss scale, digest of the run's identity, sha256 of the files
-        above, and a digest of itself (`data/storage/checked.py`); written last, inside the temporary folder
+                                 above, and a digest of itself (`data/storage/checked.py`); written last, inside the
+                                 temporary folder
 
-Under `runtime.checkpoint: sharded` the first three are folders with a file of every rank's parts (`shards.py`); `load`
-reads either.
+Under `runtime.checkpoint: sharded` the first three are folders with one file per rank (`sharded_tensors.py`); `load`
+reads both layouts.
 
-There is no iterator and no random state to save: both are functions of the step. May change on resume: strategy, world
-size, workers, logging, the number of steps still to do. May not: seed, data, lanes, global batch, backbone, method
+No iterator and no random state is saved: both are functions of the step. On resume, strategy, world size, workers,
+logging and the number of steps still to do may change; seed, data, lanes, global batch, backbone and method may not
 (start a new run with `init_from` for that).
 """
 
@@ -31,28 +32,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccr_dist.data.storage.checked import checked, with_digest
+from ccr_dist.data.storage.checked import with_digest
 from ccr_dist.data.storage.store import disk_errors, sha256_file, staged, sync_folder
 from ccr_dist.errors import CheckpointError
 from ccr_dist.models import tensorfile
 from ccr_dist.train.processes import Ranks
 from ccr_dist.train.state import sharded_tensors
-
-PARTS = ("weights", "optimizer", "auxiliary")
-FORMAT = 2
-FORMATS = (1, FORMAT)  # that are read; of the first, state.json has no digest of itself
-PROGRESS: dict[str, tuple[type, ...]] = {  # what is known of a run's progress (`progress.RunProgress`), and its types
-    "step": (int,), "stage": (str,), "stage_step": (int,), "substituted": (int,), "skipped": (int,), "best": (dict,
-    type(None)),
-    "unvalidated": (bool,),
-}  # fmt: skip
-BEST: dict[str, tuple[type, ...]] = {"step": (int,), "stage": (str,), "metric": (str,), "value": (int, float)}
+from ccr_dist.train.state.checkpoint_state import FORMAT, PARTS, folder_of, state_of
 
 
 @dataclass
 class State:
-    """Everything a checkpoint holds. `values` is JSON: step, progress (stage, counters, best metric), what made it, of
-    which run.
+    """Everything a checkpoint holds.
+
+    Attributes:
+        values: JSON: step, progress (stage, counters, best metric), what wrote it, digest of the run's identity.
+        weights: Tensors by parameter name.
+        optimizer: Tensors by `<parameter>/<state>`.
+        auxiliary: State of auxiliary networks and moving averages.
     """
 
     values: dict[str, Any]
@@ -61,24 +58,28 @@ class State:
     auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def folder_of(root: Path, step: int) -> Path:
-    return root / f"step-{step:08d}"
-
-
 def steps(root: Path) -> list[int]:
-    """Steps that have a committed checkpoint folder, oldest first; says nothing about their health."""
+    """Steps with a committed checkpoint folder, in ascending order. Whether it is damaged is not checked."""
     found = (re.fullmatch(r"step-(\d{8,})", path.name, re.ASCII) for path in root.glob("step-*"))
     return sorted(int(name[1]) for name in found if name and folder_of(root, int(name[1])).name == name[0])
 
 
 def save(root: Path, state: State, ranks: Ranks | None = None, may_commit: Callable[[], None] = lambda: None) -> Path:
-    """Write and commit one checkpoint. A full disk raises StorageError; earlier checkpoints stay as they are.
+    """Write and commit one checkpoint. Earlier checkpoints stay as they are, whatever happens.
 
-    may_commit: raises what keeps the one that commits from doing so, such as another process that trains the same run
-        by now.
+    Args:
+        root: RUN/checkpoints.
+        state: What to write; with `ranks`, the parts of tensors that this rank holds.
+        ranks: Ranks that write together: all of them call this, and all raise alike. None if this process has
+            everything.
+        may_commit: Called on the committing rank before the commit; raises if the commit must not happen, for example
+            because another process now trains the same run.
 
-    ranks: all of them call this together, each with the parts of tensors that it holds, and raise alike; None: this
-        process has the whole.
+    Returns:
+        The checkpoint's folder. A healthy checkpoint of this step and run that already exists is kept.
+
+    Raises:
+        StorageError: The disk is full or fails.
     """
     alone, ranks = ranks is None, ranks or Ranks()
     final = folder_of(root, state.values["step"])
@@ -89,7 +90,7 @@ def save(root: Path, state: State, ranks: Ranks | None = None, may_commit: Calla
         and state_of(final)[0].get("run") == state.values.get("run")
     ):
         return final
-    tmp = ranks.agree(root / f".{final.name}.{secrets.token_hex(4)}.tmp")  # a pid may be another one's on another host
+    tmp = ranks.agree(root / f".{final.name}.{secrets.token_hex(4)}.tmp")  # random, since two hosts may share a pid
     mine: dict[str, str] = {}
 
     def write() -> None:
@@ -138,10 +139,17 @@ def _commit(tmp: Path, final: Path, values: Mapping[str, Any], digests: Mapping[
 
 
 def problem(folder: Path, ranks: Ranks | None = None) -> str | None:
-    """Why this checkpoint cannot be used, or None. `ranks`: of files that no rank reads alone, each looks at some only;
-    not collective.
+    """Check the digests of a checkpoint. Not collective.
 
-    OSErrors pass, but for files that are not there: storage that fails says nothing of a checkpoint.
+    Args:
+        folder: The checkpoint.
+        ranks: Ranks that check together: of the files in shards, each checks only some. None: this process checks all.
+
+    Returns:
+        Why the checkpoint cannot be used, or None.
+
+    Raises:
+        OSError: Storage fails, which says nothing about the checkpoint. A missing file is no such failure.
     """
     try:
         digests = state_of(folder)[0]["sha256"]
@@ -160,72 +168,15 @@ def problem(folder: Path, ranks: Ranks | None = None) -> str | None:
     return None
 
 
-def state_of(folder: Path) -> tuple[dict[str, Any], bool]:
-    """`State.values` of a checkpoint with "format" and "sha256", and whether they carry a digest. Says nothing of the
-    tensors.
-
-    CheckpointError, beginning with the path of state.json, where that is missing, damaged, or of another folder.
-    """
-    where = folder / "state.json"
-    try:
-        values, sealed = checked(where.read_bytes(), where)
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{where}: it is missing") from None
-    if values.get("format") not in FORMATS or isinstance(values.get("format"), bool):
-        raise CheckpointError(
-            f"{where}: format {values.get('format')!r}, this version reads {', '.join(map(str, FORMATS))}"
-        )
-    if values["format"] == FORMAT and not sealed:
-        raise CheckpointError(f"{where}: damaged, it has lost its digest")
-    if wrong := _mistake(values, folder):
-        raise CheckpointError(f"{where}: damaged, {wrong}")
-    return values, sealed
-
-
-def _mistake(values: Mapping[str, Any], folder: Path) -> str | None:
-    """What of a state cannot be, or None."""
-    progress, digests, step = values.get("progress"), values.get("sha256"), values.get("step")
-    if (
-        not isinstance(progress, dict)
-        or not isinstance(digests, dict)
-        or not isinstance(step, int)
-        or isinstance(step, bool)
-    ):
-        return "it needs a step, progress and sha256"
-    wrong = mistaken(progress, PROGRESS, whole=False) or (
-        mistaken(progress["best"], BEST) if progress.get("best") else None
-    )
-    if wrong:
-        return f"in its progress {wrong}"
-    if progress.get("step", step) != step or not 0 <= progress.get("stage_step", 0) <= step:
-        return (
-            f"it is of step {step}, its progress of {progress.get('step', step)} and {progress.get('stage_step')} in"
-            " the stage"
-        )
-    if re.fullmatch(r"step-\d+", folder.name, re.ASCII) and folder.name != folder_of(folder.parent, step).name:
-        return f"it is of step {step}, and lies in {folder.name}"
-    for name, digest in digests.items():
-        if not isinstance(digest, str) or not re.fullmatch(_FILE, name):
-            return f"it names a file {name!r}, which is none of a checkpoint"
-    return None
-
-
-def mistaken(values: Mapping[str, Any], types: Mapping[str, tuple[type, ...]], *, whole: bool = True) -> str | None:
-    """What of an object is not as `types` has it, or None. whole: every key has to be there."""
-    for key, value in values.items():
-        if key in types and (not isinstance(value, types[key]) or (isinstance(value, bool) and bool not in types[key])):
-            return f"{key} is {value!r}"
-    odd = sorted(values.keys() - types.keys()) or (sorted(types.keys() - values.keys()) if whole else [])
-    return f"{odd[0]!r} is too much or missing; expected {', '.join(types)}" if odd else None
-
-
-_FILE = rf"({'|'.join(PARTS)})(\.safetensors|/[^/.][^/]*)"
-
-
 def load(folder: Path, ranks: Ranks | None = None) -> State:
-    """Read a checkpoint of either layout; sharded tensors are read when they are asked for.
+    """Read a checkpoint of either layout. Sharded tensors are read on access.
 
-    `ranks` as for `problem`. Raises CheckpointError naming the folder and what is wrong with it.
+    Args:
+        folder: The checkpoint.
+        ranks: As for `problem`.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be used; names the folder and the reason.
     """
     wrong = problem(folder, ranks)
     if wrong:
@@ -242,8 +193,14 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def newest(root: Path, run: str | None = None) -> tuple[Path | None, list[str]]:
-    """The newest healthy checkpoint, and a message for each newer one that was passed over: damaged, or of another run
-    than `run`.
+    """Find the newest checkpoint that can be used.
+
+    Args:
+        root: RUN/checkpoints.
+        run: Digest of the run's identity; checkpoints of other runs are skipped. None accepts all.
+
+    Returns:
+        Its folder, or None; and a message for each newer checkpoint that was skipped.
     """
     passed: list[str] = []
     for folder in (folder_of(root, step) for step in reversed(steps(root))):
@@ -257,10 +214,12 @@ def newest(root: Path, run: str | None = None) -> tuple[Path | None, list[str]]:
 
 
 class Writer:
-    """Writes checkpoints in a thread, one at a time. Its errors are raised by the next `wait`, and by `write`.
+    """Writes checkpoints in a background thread, one at a time. The next `write` or `wait` raises its errors.
 
-    ranks: that write together, over a group that nobody else uses; None: this process writes alone. may_commit: as for
-        `save`.
+    Args:
+        root: RUN/checkpoints.
+        ranks: Ranks that write together, over a process group of their own; None if this process writes alone.
+        may_commit: As for `save`.
     """
 
     def __init__(self, root: Path, ranks: Ranks | None = None, may_commit: Callable[[], None] = lambda: None) -> None:
@@ -269,8 +228,11 @@ class Writer:
         self._writing: Future[None] | None = None
 
     def write(self, state: State, committed: Callable[[], None]) -> None:
-        """Begin to write `state`, which nobody may change any more; `committed` is called in the thread when it is on
-        disk.
+        """Start to write a checkpoint, after the one before is on disk.
+
+        Args:
+            state: What to write; it must not be changed until the next `wait`.
+            committed: Called in the thread once the checkpoint is on disk.
         """
         self.wait()
 
@@ -281,18 +243,24 @@ class Writer:
         self._writing = self._pool.submit(work)
 
     def wait(self) -> None:
-        """Until everything is on disk. Raises what kept it from getting there."""
+        """Wait until everything is on disk. Raises the error that prevented it."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def close(self) -> None:
-        """Waits, and raises nothing: for the way out of an error."""
+        """Wait without raising errors; for cleanup after another error."""
         self._pool.shutdown(wait=True)
 
 
 def publish(weights: Mapping[str, Tensor], target: Path, facts: Mapping[str, Any] | None = None) -> None:
-    """A safetensors file of weights, with a digest of them and of `facts`, all at once or not at all."""
+    """Write a safetensors file of weights atomically.
+
+    Args:
+        weights: Tensors by parameter name.
+        target: The file.
+        facts: JSON that goes into its header; the header's digest covers tensors and facts.
+    """
     with staged(target) as tmp:
         tensorfile.write(tmp, weights, facts or {})
         tmp.replace(target)
@@ -300,16 +268,18 @@ def publish(weights: Mapping[str, Tensor], target: Path, facts: Mapping[str, Any
 
 
 def clear(root: Path) -> None:
-    """Delete what processes that were killed left half written or half deleted. For the one process that holds the run
-    folder.
-    """
+    """Delete what killed processes left half done. Only for the process that holds the run folder."""
     for path in root.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def prune(root: Path, *, keep: int, best: int | None) -> None:
-    """Delete all but the newest `keep` and the best. A folder is renamed first, so a half-deleted one is never taken
-    for a checkpoint.
+    """Delete old checkpoints. A folder is renamed first, so that a half-deleted one is never taken for a checkpoint.
+
+    Args:
+        root: RUN/checkpoints.
+        keep: How many of the newest to keep.
+        best: Step of the selected checkpoint, which is kept as well.
     """
     for step in steps(root)[:-keep]:
         if step != best:
@@ -320,12 +290,21 @@ def prune(root: Path, *, keep: int, best: int | None) -> None:
 
 
 def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors whose names begin so, by the rest of their names."""
+    """The tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def restore_weights(parameters: Mapping[str, nn.Parameter | Tensor], weights: Mapping[str, Tensor], where: str) -> None:
-    """Copy weights into the parameters of the same name and shape, or raise CheckpointError with the difference."""
+    """Copy weights into parameters.
+
+    Args:
+        parameters: Parameters by name.
+        weights: Tensors by the same names, of the same shapes.
+        where: Where the weights come from, for messages.
+
+    Raises:
+        CheckpointError: Names or shapes differ.
+    """
     missing, unknown = sorted(parameters.keys() - weights.keys()), sorted(weights.keys() - parameters.keys())
     if missing or unknown:
         raise CheckpointError(f"{where}: weights do not fit the model; missing {missing[:3]}, unknown {unknown[:3]}")

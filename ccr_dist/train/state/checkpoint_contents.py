@@ -1,7 +1,6 @@
-"""What checkpoints hold and whether they are what was written, for people: from the headers of their files, without
-loading a tensor.
+"""Describes checkpoints for people and verifies them, from the headers of their files, without loading a tensor.
 
-`checkpoint.py` writes and reads them; this file only looks.
+`checkpoint.py` writes and loads them; nothing is changed here.
 """
 
 from __future__ import annotations
@@ -22,17 +21,22 @@ from ccr_dist.evaluate.schema import read_result
 from ccr_dist.methods.run_config import from_dict
 from ccr_dist.train.record.speed import groups_of
 from ccr_dist.train.state import checkpoint
+from ccr_dist.train.state.checkpoint_state import PARTS, folder_of, state_of
 from ccr_dist.train.state.run_folder import RunFolder
 
 Tensors = dict[str, dict[str, Any]]  # name: {"dtype", "shape", "bytes"}
 
 
 def checkpoints_of(path: Path) -> list[Path]:
-    """A checkpoint itself, or all of a run, oldest first. CheckpointError when it is neither, or a run without any."""
+    """The checkpoint at a path, or all checkpoints of a run, oldest first.
+
+    Raises:
+        CheckpointError: The path is neither, or a run without checkpoints.
+    """
     if (path / "state.json").exists() or re.fullmatch(r"step-\d+", path.name, re.ASCII):
         found = [path] if path.is_dir() else []
     else:
-        found = [checkpoint.folder_of(path / "checkpoints", step) for step in checkpoint.steps(path / "checkpoints")]
+        found = [folder_of(path / "checkpoints", step) for step in checkpoint.steps(path / "checkpoints")]
     if not found:
         raise CheckpointError(
             f"{path}: no checkpoint and no run folder with one; expected RUN, or RUN/checkpoints/step-00000100"
@@ -41,17 +45,21 @@ def checkpoints_of(path: Path) -> list[Path]:
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """All that there is to tell about one checkpoint. CheckpointError when its state cannot be read."""
-    values, _ = checkpoint.state_of(path)
+    """Describe one checkpoint: progress, what wrote it, layout, tensors, bytes, age in seconds.
+
+    Raises:
+        CheckpointError: Its state or the header of a file cannot be read.
+    """
+    values, _ = state_of(path)
     done = {"stage": "", **values["progress"]}
-    parts = {part: tensors(path, part) for part in checkpoint.PARTS}
+    parts = {part: tensors(path, part) for part in PARTS}
     kinds = sorted({name.rpartition("/")[2] for name in parts["optimizer"]})
     return {
         "path": str(path),
         "step": values["step"],
         **{key: done.get(key) for key in ("stage", "stage_step", "substituted", "skipped", "best")},
         "made_by": values.get("made_by"),
-        "layout": "sharded" if any((path / part).is_dir() for part in checkpoint.PARTS) else "whole",
+        "layout": "sharded" if any((path / part).is_dir() for part in PARTS) else "whole",
         "optimizer_states": kinds,
         "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         "age_s": round(time.time() - (path / "state.json").stat().st_mtime),
@@ -60,7 +68,7 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def inspect_run(run: Path) -> list[dict[str, Any]]:
-    """`inspect` of each checkpoint with "kept": why it is; or its "path" and "problem"."""
+    """`inspect` of each checkpoint, with the reasons why it is kept ("kept"); of a damaged one "path" and "problem"."""
     why, rows = _reasons(run), []
     for folder in checkpoints_of(run):
         try:
@@ -72,8 +80,17 @@ def inspect_run(run: Path) -> list[dict[str, Any]]:
 
 
 def tensors(path: Path, part: str) -> Tensors:
-    """Of a part ("weights", "optimizer" or "auxiliary") of a checkpoint in either layout; shapes are those of the
-    whole.
+    """The tensors in one part of a checkpoint, in either layout.
+
+    Args:
+        path: The checkpoint.
+        part: "weights", "optimizer" or "auxiliary".
+
+    Returns:
+        {"dtype", "shape", "bytes"} by name; of sharded tensors, the shape of the whole.
+
+    Raises:
+        CheckpointError: A file is missing or its header damaged.
     """
     found: Tensors = {}
     for file in (
@@ -106,7 +123,7 @@ def _header(file: Path) -> dict[str, Any]:
 
 
 def groups(found: Tensors) -> list[dict[str, Any]]:
-    """A part's tensors by module: {"module", "tensors", "numbers", "bytes", "dtypes"}."""
+    """Sums of a part's tensors by module: {"module", "tensors", "numbers", "bytes", "dtypes"}."""
     return [
         {
             "module": module,
@@ -120,12 +137,12 @@ def groups(found: Tensors) -> list[dict[str, Any]]:
 
 
 def _reasons(run: Path) -> dict[int, list[str]]:
-    """Why a run still has each of its checkpoints, by step."""
+    """The reasons why each of a run's checkpoints is kept, by step."""
     steps, best = checkpoint.steps(run / "checkpoints"), None
     with contextlib.suppress(CheckpointError):
         best = RunFolder(run).best()
     keep = RuntimeConfig().keep
-    with contextlib.suppress(CheckpointError, ConfigError):  # `verify` has it; what follows is for people
+    with contextlib.suppress(CheckpointError, ConfigError):  # `verify` reports it
         values, _ = RunFolder(run).config()
         keep = from_dict(values, name=str(run / "config.yaml")).runtime.keep if values is not None else keep
     found: dict[int, list[str]] = {step: [] for step in steps}
@@ -137,15 +154,22 @@ def _reasons(run: Path) -> dict[int, list[str]]:
 
 
 def verify(path: Path) -> Iterator[tuple[Path, str | None, bool]]:
-    """Of a checkpoint, or of a run's checkpoints, records, weights and results: (path, what is wrong with it or None,
-    it carries a digest).
+    """Verify a checkpoint, or a run's checkpoints, records, weights and results.
 
-    OSErrors pass.
+    Args:
+        path: A checkpoint or a run.
+
+    Yields:
+        Path of a file or checkpoint; what is wrong with it, or None; whether it carries a digest.
+
+    Raises:
+        CheckpointError: There is no checkpoint.
+        OSError: Storage fails.
     """
     found = checkpoints_of(path)
     for folder in found:
         wrong = checkpoint.problem(folder)
-        yield folder, wrong, wrong is not None or checkpoint.state_of(folder)[1]
+        yield folder, wrong, wrong is not None or state_of(folder)[1]
     if found == [path]:
         return
     for name, wrong, sealed in RunFolder(path).audit():
@@ -166,11 +190,11 @@ def verify(path: Path) -> Iterator[tuple[Path, str | None, bool]]:
 
 
 def missing_best(run: Path) -> str | None:
-    """That the selected checkpoint of a run is not there, or None."""
+    """A line if the selected checkpoint of a run is missing; otherwise None."""
     try:
         best = RunFolder(run).best()
     except CheckpointError:
-        return None  # `verify` has it
-    if best is None or checkpoint.folder_of(run / "checkpoints", best["step"]).is_dir():
+        return None  # `verify` reports it
+    if best is None or folder_of(run / "checkpoints", best["step"]).is_dir():
         return None
     return f"best.json selects step {best['step']}, which has no checkpoint"

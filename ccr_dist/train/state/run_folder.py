@@ -59,6 +59,7 @@ from ccr_dist.methods import registry
 from ccr_dist.models import tensorfile
 from ccr_dist.models.backbones.sentence_files import read_recipe
 from ccr_dist.train.state import checkpoint
+from ccr_dist.train.state.checkpoint_state import BEST, mistaken
 
 SHA256 = "# sha256 of the lines above: "
 REMEDIES = {
@@ -329,12 +330,12 @@ class RunFolder:
     def best(self) -> dict[str, Any] | None:
         """{"step", "stage", "metric", "value"} of the selected checkpoint."""
         best = self._read("best.json")
-        if best is not None and (wrong := checkpoint.mistaken(best, checkpoint.BEST)):
+        if best is not None and (wrong := mistaken(best, BEST)):
             raise CheckpointError(f"{self.path / 'best.json'}: damaged, {wrong}")
         return best
 
     def keep_best(self, best: Mapping[str, Any]) -> None:
-        replace_atomic(self.path / "best.json", pretty_json(with_digest({key: best[key] for key in checkpoint.BEST})))
+        replace_atomic(self.path / "best.json", pretty_json(with_digest({key: best[key] for key in BEST})))
 
     def settle_best(self, best: Mapping[str, Any] | None) -> None:
         """best.json says what the state that a run resumes from says; it may be of a save whose process died, or of a

@@ -1,10 +1,9 @@
-"""Tensors of a checkpoint as every rank's parts: a folder of safetensors files, one a rank, by
-torch.distributed.checkpoint.
+"""Sharded tensors of a checkpoint: a folder of safetensors files, one per rank, by torch.distributed.checkpoint.
 
     weights/shard-00003-model-00001-of-00001.safetensors    rank 2's parts; the header says where in the whole each lies
 
-Only FSDP2 writes it, in place of one file of whole tensors, for models that no rank could gather. Any process reads it:
-whole tensors when they are asked for, or the part of a sharded tensor that lies here.
+Only FSDP2 writes this layout, in place of one file of whole tensors, for models too large to gather on one rank. Any
+process can read it: whole tensors, or only this rank's part of a sharded one.
 """
 
 from __future__ import annotations
@@ -28,9 +27,15 @@ T = TypeVar("T", bound=Tensor)
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Every rank writes its parts of sharded tensors; of whole ones some rank that has it writes it. Collective.
+    """Write tensors: each rank its own parts of sharded ones, one rank each whole one. Collective.
 
-    Raises OSError, on all ranks, where one could not write.
+    Args:
+        folder: The folder to write into.
+        tensors: This rank's tensors by name.
+        ranks: The ranks that write together.
+
+    Raises:
+        OSError: Some rank could not write; raised on all ranks.
     """
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
@@ -42,7 +47,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
 
 
 class _Reader(dcp.HuggingFaceStorageReader):
-    """Reads the headers once."""
+    """A reader that reads the headers only once."""
 
     known: Metadata | None = None
 
@@ -53,8 +58,10 @@ class _Reader(dcp.HuggingFaceStorageReader):
 
 
 class Shards(Mapping[str, Tensor]):
-    """What `write` wrote: names, and whole tensors on the CPU, read when they are asked for. Nothing here is
-    collective.
+    """A folder that `write` made, as a mapping: whole tensors on the CPU by name, read on access. Not collective.
+
+    Args:
+        folder: The folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,10 +80,22 @@ class Shards(Mapping[str, Tensor]):
         return len(self._known)
 
     def like(self, name: str) -> tuple[torch.Size, torch.dtype]:
+        """Shape and dtype of the whole tensor, without reading it."""
         return self._known[name].size, self._known[name].properties.dtype
 
     def fill(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Read into tensors, whole or sharded ones; of a sharded one nothing but this rank's part is read."""
+        """Read into existing tensors.
+
+        Args:
+            tensors: Whole or sharded tensors by name; of a sharded one only this rank's part is read.
+
+        Returns:
+            `tensors`.
+
+        Raises:
+            StorageError: A file cannot be read.
+            CheckpointException: The files do not fit the tensors.
+        """
         try:
             with _alone_is_meant():
                 dcp.load(tensors, storage_reader=self._reader, no_dist=True)
@@ -89,6 +108,7 @@ class Shards(Mapping[str, Tensor]):
 
 @contextmanager
 def _alone_is_meant() -> Iterator[None]:
+    """Silences the warning about work without a process group: it is intended here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
