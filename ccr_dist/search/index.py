@@ -408,7 +408,7 @@ def _nothing(words: Sequence[str], done: Update) -> str:
     reasons = [f"\n  {path}: {why}" for path, why in [*done.bad.items(), *done.passed.items()][:5]]
     if done.bad:
         return f"{place}: none of {len(done.bad)} pictures can be read. The first ones:{''.join(reasons)}"
-    beside = f"; there are {len(done.passed)} other files:{''.join(reasons)}" if done.passed else ""
+    beside = f"; files that are neither: {len(done.passed)}{''.join(reasons)}" if done.passed else ""
     tars = (
         "; tars are named one by one or by a pattern, 'DIR/*.tar'"
         if any(p.endswith(".tar") for p in done.passed)

@@ -106,7 +106,7 @@ class Names:
         """All lines. Raises DataError where the file is not the recorded one."""
         data = b"".join(self._from(0))
         if hashlib.sha256(data).hexdigest() != self._sha256:
-            raise DataError(f"{self.path}: damaged: it is not the file that index.json records; make a new index")
+            raise DataError(f"{self.path}: damaged: it is not the recorded file; make a new index")
         return decoded(data, self.path)
 
     def _from(self, at: int) -> Iterator[bytes]:
