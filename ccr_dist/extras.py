@@ -14,7 +14,7 @@ EXTRAS = {
     "video": ("av",),
     "search": ("faiss", "py3langid"),
     "quality": ("sacrebleu", "py3langid"),
-    "serve": ("fastapi", "uvicorn", "starlette", "prometheus_client"),
+    "serve": ("fastapi", "uvicorn", "starlette", "h11", "prometheus_client"),
     "export": ("sentence_transformers", "onnxscript", "onnxruntime"),
     "mteb": ("mteb",),
     "heif": ("pillow_heif",),

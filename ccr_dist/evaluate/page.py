@@ -41,21 +41,8 @@ def page(
     images: Images,
     curves: Mapping[str, Sequence[str | Path]],
 ) -> str:
-    """The whole page.
-
-    Args:
-        results: the runs.
-        rows: of the tables (`summaries.aggregate`).
-        title: heading of the page.
-        notes: paragraphs below it.
-        images: item key -> bytes of its picture; None: the key is shown instead.
-        curves: label -> training logs of its runs.
-
-    Returns:
-        HTML.
-
-    Raises:
-        DataError: a log cannot be read, a picture cannot be decoded, or curves have an unknown label.
+    """The whole page. DataError for a log that cannot be read, a picture that cannot be decoded, or curves of an
+    unknown label.
     """
     if unknown := [label for label in curves if label not in results.labels]:
         raise DataError(f"curves of {', '.join(unknown)}: no such row; there are {', '.join(results.labels)}")
@@ -86,7 +73,6 @@ def page(
 
 
 def header(results: Results, rows: Sequence[ResultRow], notes: Sequence[str]) -> str:
-    """Notes, and what was measured how: datasets, readings of the test set, selection, seeds."""
     facts: list[tuple[str, str]] = []
     for name in dict.fromkeys((row.dataset, row.split) for row in rows):
         runs = [run for run in results.runs if (run.dataset, run.split) == name]
@@ -153,16 +139,10 @@ def _stat(stat: Stat, *, digits: int = 1, best: bool = False) -> str:
 def _bodies(
     rows: Sequence[ResultRow], columns: int, cells: Callable[[ResultRow, Sequence[ResultRow]], Iterable[str]]
 ) -> str:
-    """One `tbody` per language, headed by its name.
-
-    Args:
-        rows: of all languages.
-        columns: of the table.
-        cells: of a row and all rows of its language -> the cells after the label and the number of seeds.
-    """
+    """A `tbody` a language, headed by its name; `cells` of a row, given the rows it competes with."""
     html = []
     for group in _groups(rows):
-        # a row has fewer where some of its translated queries are blank
+        # fewer of a row whose translated queries are blank here and there
         asked = sorted({row.counts["captions"] for row in group})
         captions = (
             f"{asked[0]} captions"
@@ -183,7 +163,6 @@ def _bodies(
 
 
 def recall_table(rows: Sequence[ResultRow]) -> str:
-    """The table of recalls, with the best of each language in bold."""
     names = (*RECALL_NAMES, "SumR")
 
     def cells(row: ResultRow, group: Sequence[ResultRow]) -> Iterable[str]:
@@ -260,7 +239,7 @@ def _training(results: Results, curves: Mapping[str, Sequence[str | Path]], colo
 
 
 def _examples(results: Results, images: Images, colour: Mapping[str, int]) -> str:
-    """What the first seed of each label found for the same queries."""
+    """The same queries for every label, found by its first seed."""
     found: dict[tuple[str, str], dict[tuple[str, str], dict[str, Example]]] = {}
     for run in sorted(results.runs, key=lambda run: run.seed):
         for lang, result in run.languages.items():
@@ -309,7 +288,7 @@ def _examples(results: Results, images: Images, colour: Mapping[str, int]) -> st
 
 
 def _thumbnail(item: str, data: bytes | None) -> str:
-    """A data URL of the picture, made small; "" if there is none."""
+    """A data URL; empty without a picture."""
     if data is None:
         return ""
     small = open_picture(data, f"item {item!r}: its picture").convert("RGBA")
@@ -320,12 +299,10 @@ def _thumbnail(item: str, data: bytes | None) -> str:
 
 
 def details(summary: str, html: str) -> str:
-    """HTML that is folded up behind a line of text."""
     return f"<details><summary>{summary}</summary>{html}</details>"
 
 
 def footer(results: Results) -> str:
-    """Where the data comes from, attribution, and how each run was made."""
     provenance = {name: who for run in results.runs for name, who in run.provenance.items()}
     attribution = list(dict.fromkeys(line for run in results.runs for line in run.attribution))
     html = []

@@ -270,8 +270,7 @@ def status_command(
 
     from rich.live import Live
 
-    from ccr_dist.generate.status import status
-    from ccr_dist.generate.status_table import render
+    from ccr_dist.generate.status import render, status
 
     console = terminal.console(soft_wrap=True)
     with (

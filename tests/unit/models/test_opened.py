@@ -45,8 +45,7 @@ def alone(folder, texts):
 
 
 def test_all_are_tested():
-    elsewhere = {"chinese_clip_text_model", "altclip_text_model"}  # test_transformers.py
-    assert set(OPENED) == {*FAMILIES, "camembert"} | elsewhere  # CamemBERT is RoBERTa by another name
+    assert set(OPENED) == {*FAMILIES, "camembert"}  # which is RoBERTa by another name
 
 
 @torch.no_grad()

@@ -1,0 +1,129 @@
+"""One index as it is served: what it is, its items, and the pictures of these."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from ccr_dist.data.media.decode import video_extension
+from ccr_dist.data.media.media_files import open_file
+from ccr_dist.data.media.pictures import picture_extension
+from ccr_dist.data.media.video import decode_video
+from ccr_dist.errors import DataError
+from ccr_dist.search.index import Index, Item
+from ccr_dist.search.searcher import Answer, Searcher
+from ccr_dist.serve.limits import Refused
+from ccr_dist.serve.public_text import shown
+
+SIZES = {"small": 360, "large": 1280}  # longest side of a thumbnail, pixels
+_TYPES = {
+    "jpg": "image/jpeg", "png": "image/png", "gif": "image/gif", "bmp": "image/bmp", "tif": "image/tiff",
+    "webp": "image/webp", "mp4": "video/mp4", "webm": "video/webm",
+}  # fmt: skip
+_SHOWN = {"image/jpeg", "image/png", "image/gif", "image/bmp", "image/webp", "video/mp4", "video/webm"}
+
+
+class Original(NamedTuple):
+    """A file of an index as it was indexed.
+
+    Attributes:
+        data: its bytes.
+        name: for people.
+        type: media type; `application/octet-stream` for what browsers do not show.
+    """
+
+    data: bytes
+    name: str
+    type: str
+
+    @property
+    def attached(self) -> bool:
+        """Whether a browser should save it."""
+        return self.type not in _SHOWN
+
+
+class Gallery:
+    """An index and its searcher.
+
+    Args:
+        place: which of the served indexes it is, from 0.
+        name: unique among them, for people.
+        index: its folder is not shown to clients.
+        searcher: of this index.
+    """
+
+    def __init__(self, place: int, name: str, index: Index, searcher: Searcher) -> None:
+        self.place, self.name, self.index, self.searcher = place, name, index, searcher
+
+    def about(self) -> dict[str, Any]:
+        """For clients."""
+        model = self.index.model
+        return {
+            "index": self.place,
+            "name": shown(self.name),
+            "model": shown(model["name"]),
+            "digest": model["digest"],
+            "languages": list(self.index.languages),
+            "items": self.index.items,
+            "dtype": self.index.dtype,
+        }
+
+    def texts(self, texts: Sequence[str], *, lang: str | None, k: int, where: Mapping[str, str] | None) -> list[Answer]:
+        """The answers of the searcher."""
+        return list(self.searcher.texts(list(texts), lang=lang, k=k, where=where))
+
+    def item(self, number: int) -> Item:
+        """An item. Raises Refused where there is none of that number."""
+        try:
+            return self.index.item(number)
+        except DataError:
+            raise Refused(404, f"there is no item {number} in this index") from None
+
+    def original(self, number: int) -> Original:
+        """The file of an item. Raises Refused where there is none, or another one now."""
+        item = self.item(number)
+        try:
+            data = self.index.picture(number)
+        except DataError as error:
+            if "only features" in str(error):
+                raise Refused(404, "of this item there are only features, no picture") from None
+            raise Refused(
+                410, "this file is gone, or not the one that was indexed; `ccr-dist index` brings the index up to date"
+            ) from None
+        return Original(data, item.name, _TYPES.get(_extension(data), "application/octet-stream"))
+
+    def thumbnail(self, number: int, size: str) -> bytes:
+        """A JPEG of a picture, or of the middle of a video.
+
+        Args:
+            number: of the item.
+            size: a key of `SIZES`.
+
+        Raises:
+            Refused: there is no such item, or no picture can be made of it.
+        """
+        data = self.original(number).data
+        item = self.item(number)
+        side = SIZES[size]
+        try:
+            if item.kind == "video":
+                image = decode_video(data, "video", frames=3)[1]
+            else:
+                image = open_file(data, PurePosixPath(item.name).suffix, "picture")
+        except DataError:
+            raise Refused(415, "no picture can be made of this file") from None
+        image.thumbnail((side, side), reducing_gap=3.0)
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=84)
+        return file.getvalue()
+
+
+def _extension(data: bytes) -> str:
+    for known in (picture_extension, video_extension):
+        try:
+            return known(data)
+        except DataError:
+            continue
+    return ""

@@ -1,0 +1,208 @@
+"""The command `serve`: opens indexes and their models, takes the port, and answers until somebody ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from ccr_dist.errors import ConfigError, storage
+from ccr_dist.serve.access import Access
+
+if TYPE_CHECKING:
+    from ccr_dist.search.index import Index
+    from ccr_dist.serve.gallery import Gallery
+    from ccr_dist.serve.limits import Limits
+
+HEARD = 2048  # connections that wait to be accepted
+
+
+def serve(
+    paths: Sequence[Path],
+    *,
+    host: str,
+    port: int,
+    access: Access,
+    models: Sequence[Path] = (),
+    device: str = "auto",
+    opened: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Serves indexes until SIGINT or SIGTERM.
+
+    Args:
+        paths: folders of indexes.
+        host: name or address to listen on.
+        port: to listen on; 0: one that is free.
+        access: who may ask.
+        models: of the indexes, in their order, where these lie elsewhere by now; empty: as recorded.
+        device: for the models.
+        opened: open the page in a browser.
+        quiet: log no requests.
+
+    Raises:
+        ConfigError: the port is taken, an index is of another model, an extra is missing.
+        DataError: an index is damaged.
+    """
+    with listening(host, port) as listener:  # before models are read, which takes longer
+        galleries = opened_galleries(paths, models, device)
+        for gallery in galleries:
+            print(f"{gallery.name}: {gallery.index.items:,} items, model {gallery.searcher.retriever.name}")
+        address = _address(host, listener)
+        print(f"Serving at {address} (Ctrl-C ends it)", flush=True)
+        if opened:
+            import webbrowser
+
+            webbrowser.open(address)
+        answer(galleries, listener, access=access, quiet=quiet)
+        print("Stopped.", file=sys.stderr)
+
+
+def answer(
+    galleries: Sequence[Gallery],
+    listener: socket.socket,
+    *,
+    access: Access,
+    limits: Limits | None = None,
+    quiet: bool = False,
+) -> None:
+    """Answers on a socket until SIGINT or SIGTERM. In the main thread.
+
+    Args:
+        galleries: what is served.
+        listener: listens already.
+        access: who may ask.
+        limits: of requests and connections; None: the usual ones.
+        quiet: log no requests.
+    """
+    import uvicorn
+
+    from ccr_dist.serve.app import create_app
+    from ccr_dist.serve.connections import protocol
+    from ccr_dist.serve.guard import to_stderr
+    from ccr_dist.serve.limits import Limits
+
+    limits = limits or Limits()
+    app = create_app(galleries, access=access, limits=limits, log=None if quiet else to_stderr)
+    config = uvicorn.Config(
+        app, http=protocol(limits), ws="none", lifespan="on", loop="asyncio", access_log=False, log_config=None,
+        proxy_headers=False, server_header=False, h11_max_incomplete_event_size=limits.header, timeout_keep_alive=5,
+        timeout_graceful_shutdown=5,
+    )  # fmt: skip
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    with _ended_by_signals():
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens on an address.
+
+    Raises:
+        ConfigError: the port is taken, or not for this user; there is no such address here.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigError(f"--host {host}: {error.strerror or error}; expected an address of this machine") from None
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(HEARD)
+        listener.setblocking(False)
+        yield listener
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"port {port} of {host} is in use, perhaps by another `ccr-dist serve`: end it, or choose another port"
+                " (--port; 0 takes a free one)"
+            ) from None
+        if error.errno == errno.EACCES:
+            raise ConfigError(
+                f"port {port}: this user may not listen on it; choose one from 1024 on (--port)"
+            ) from None
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise ConfigError(f"--host {host}: this machine has no such address; 0.0.0.0 means all it has") from None
+        raise storage(error, f"{host}:{port}") from error
+    finally:
+        listener.close()
+
+
+def opened_galleries(paths: Sequence[Path], models: Sequence[Path] = (), device: str = "auto") -> list[Gallery]:
+    """Indexes with their models. A model that made several of them is loaded once.
+
+    Args:
+        paths: folders of indexes.
+        models: of the indexes, in their order; empty: as these record.
+        device: for the models.
+
+    Raises:
+        ConfigError: a model is not where it was, or is not the one that made the index.
+        DataError: an index is damaged, or there is none.
+    """
+    import ccr_dist
+    from ccr_dist.search.index import Index
+    from ccr_dist.search.searcher import Searcher
+    from ccr_dist.serve.gallery import Gallery
+
+    if models and len(models) != len(paths):
+        raise ConfigError(f"--model: {len(models)} given for {len(paths)} indexes; give one for each, in their order")
+    indexes = [Index.open(path) for path in paths]
+    folders = [Path(model) for model in models] or [_recorded(index) for index in indexes]
+    load: Any = ccr_dist.load  # type: ignore[attr-defined]
+    retrievers = {folder: load(folder, device=device) for folder in dict.fromkeys(folders)}
+    found = zip(names_of(paths), indexes, folders, strict=True)
+    return [
+        Gallery(place, name, index, Searcher(index, retrievers[folder]))
+        for place, (name, index, folder) in enumerate(found)
+    ]
+
+
+def _recorded(index: Index) -> Path:
+    folder = index.model["path"]
+    if folder is None or not Path(folder).exists():
+        raise ConfigError(
+            f"{index.path}: its model {index.model['name']} is not at {folder} any more; name its folder with --model"
+        )
+    return Path(folder)
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """A name for each folder: its own, or with that of the folder above where two are called alike."""
+    short = [path.resolve().name for path in paths]
+    often = Counter(short)
+    return [
+        name if often[name] == 1 else f"{path.resolve().parent.name}/{name}"
+        for name, path in zip(short, paths, strict=True)
+    ]
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    port = listener.getsockname()[1]
+    shown = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/"
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM end the server, and not as an error: uvicorn sends itself the signal again at the end."""
+
+    def passed(number: int, frame: FrameType | None) -> None:
+        return
+
+    before = {number: signal.signal(number, passed) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
