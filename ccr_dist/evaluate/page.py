@@ -41,8 +41,21 @@ def page(
     images: Images,
     curves: Mapping[str, Sequence[str | Path]],
 ) -> str:
-    """The whole page. DataError for a log that cannot be read, a picture that cannot be decoded, or curves of an
-    unknown label.
+    """The whole page.
+
+    Args:
+        results: the runs.
+        rows: of the tables (`summaries.aggregate`).
+        title: heading of the page.
+        notes: paragraphs below it.
+        images: item key -> bytes of its picture; None: the key is shown instead.
+        curves: label -> training logs of its runs.
+
+    Returns:
+        HTML.
+
+    Raises:
+        DataError: a log cannot be read, a picture cannot be decoded, or curves have an unknown label.
     """
     if unknown := [label for label in curves if label not in results.labels]:
         raise DataError(f"curves of {', '.join(unknown)}: no such row; there are {', '.join(results.labels)}")
@@ -73,6 +86,7 @@ def page(
 
 
 def header(results: Results, rows: Sequence[ResultRow], notes: Sequence[str]) -> str:
+    """Notes, and what was measured how: datasets, readings of the test set, selection, seeds."""
     facts: list[tuple[str, str]] = []
     for name in dict.fromkeys((row.dataset, row.split) for row in rows):
         runs = [run for run in results.runs if (run.dataset, run.split) == name]
@@ -139,10 +153,16 @@ def _stat(stat: Stat, *, digits: int = 1, best: bool = False) -> str:
 def _bodies(
     rows: Sequence[ResultRow], columns: int, cells: Callable[[ResultRow, Sequence[ResultRow]], Iterable[str]]
 ) -> str:
-    """A `tbody` a language, headed by its name; `cells` of a row, given the rows it competes with."""
+    """One `tbody` per language, headed by its name.
+
+    Args:
+        rows: of all languages.
+        columns: of the table.
+        cells: of a row and all rows of its language -> the cells after the label and the number of seeds.
+    """
     html = []
     for group in _groups(rows):
-        # fewer of a row whose translated queries are blank here and there
+        # a row has fewer where some of its translated queries are blank
         asked = sorted({row.counts["captions"] for row in group})
         captions = (
             f"{asked[0]} captions"
@@ -163,6 +183,7 @@ def _bodies(
 
 
 def recall_table(rows: Sequence[ResultRow]) -> str:
+    """The table of recalls, with the best of each language in bold."""
     names = (*RECALL_NAMES, "SumR")
 
     def cells(row: ResultRow, group: Sequence[ResultRow]) -> Iterable[str]:
@@ -239,7 +260,7 @@ def _training(results: Results, curves: Mapping[str, Sequence[str | Path]], colo
 
 
 def _examples(results: Results, images: Images, colour: Mapping[str, int]) -> str:
-    """The same queries for every label, found by its first seed."""
+    """What the first seed of each label found for the same queries."""
     found: dict[tuple[str, str], dict[tuple[str, str], dict[str, Example]]] = {}
     for run in sorted(results.runs, key=lambda run: run.seed):
         for lang, result in run.languages.items():
@@ -288,7 +309,7 @@ def _examples(results: Results, images: Images, colour: Mapping[str, int]) -> st
 
 
 def _thumbnail(item: str, data: bytes | None) -> str:
-    """A data URL; empty without a picture."""
+    """A data URL of the picture, made small; "" if there is none."""
     if data is None:
         return ""
     small = open_picture(data, f"item {item!r}: its picture").convert("RGBA")
@@ -299,10 +320,12 @@ def _thumbnail(item: str, data: bytes | None) -> str:
 
 
 def details(summary: str, html: str) -> str:
+    """HTML that is folded up behind a line of text."""
     return f"<details><summary>{summary}</summary>{html}</details>"
 
 
 def footer(results: Results) -> str:
+    """Where the data comes from, attribution, and how each run was made."""
     provenance = {name: who for run in results.runs for name, who in run.provenance.items()}
     attribution = list(dict.fromkeys(line for run in results.runs for line in run.attribution))
     html = []

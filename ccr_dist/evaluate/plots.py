@@ -1,7 +1,7 @@
-"""Plots as inline SVG. Colours are CSS variables (`--s0` ... of the page), so they follow its light or dark scheme;
-text is text.
+"""Plots as inline SVG. Colours are CSS variables of the page (`--s0` ...), so that they follow its light or dark
+scheme, and text stays text.
 
-Small panels, one statement each: the page lays them out in a grid and carries titles and the legend.
+Each plot shows one thing. The page arranges them in a grid, and has their titles and the legend.
 """
 
 from __future__ import annotations
@@ -45,8 +45,18 @@ _STYLE: dict[str, Any] = {
 
 
 def bars(rows: Sequence[ResultRow], ceiling: ResultRow | None, way: str, colour: Mapping[str, int], top: float) -> str:
-    """R@1, R@5, R@10 of one direction: a bar a method, a dot a seed, whiskers for the interval, dashes for the
+    """R@1, R@5 and R@10 of one direction: a bar per row, a dot per seed, whiskers for the interval, and dashes for the
     ceiling.
+
+    Args:
+        rows: of one language.
+        ceiling: row of the source language, or None.
+        way: t2v or v2t.
+        colour: label -> its number.
+        top: upper end of the axis, in percent.
+
+    Returns:
+        An `svg` element, as the other plots.
     """
 
     def draw(axes: Any) -> None:
@@ -78,7 +88,7 @@ def bars(rows: Sequence[ResultRow], ceiling: ResultRow | None, way: str, colour:
 
 
 def curve(rows: Sequence[ResultRow], ceiling: ResultRow | None, way: str, colour: Mapping[str, int]) -> str:
-    """Recall at k, k from 1 to 100."""
+    """Recall at k, for k from 1 to 100; a line per row. Arguments as for `bars`."""
 
     def draw(axes: Any) -> None:
         for row in rows:
@@ -96,7 +106,19 @@ def curve(rows: Sequence[ResultRow], ceiling: ResultRow | None, way: str, colour
 
 
 def training(logs: Mapping[str, Sequence[str | Path]], colour: Mapping[str, int], metric: str | None) -> str | None:
-    """A line a log: the training loss (broken between stages), or the validation `metric`; None if no log has it."""
+    """A line per training log.
+
+    Args:
+        logs: label -> log files of its runs.
+        colour: label -> its number.
+        metric: of validation; None: the training loss, with a gap between stages.
+
+    Returns:
+        An `svg` element; None if no log has these values.
+
+    Raises:
+        DataError: a log cannot be read.
+    """
     lines = [(label, _read(Path(path), metric)) for label, paths in logs.items() for path in paths]
     if not any(line for _, line in lines):
         return None

@@ -1,8 +1,8 @@
-"""Metrics from ranks: recalls, their sums, mean reciprocal rank, median rank, bootstrap intervals. Numpy only.
+"""Metrics from ranks: recalls, their sums, mean reciprocal rank, median rank, bootstrap intervals. NumPy only.
 
-Two published ways to count visual→text exist (methods differ by several points of SumR when items have several
-captions): candidates are captions (LECCR, NRCCR; primary here) or items merged by their best caption (MLA, DASD;
-reported beside it as `item_level`). A median rank is that of the queries; recalls are percent of all queries.
+There are two published ways to count visual→text, which differ by several points of SumR when items have several
+captions. Candidates are captions (LECCR, NRCCR): the primary number here. Or candidates are items, each with its best
+caption (MLA, DASD): reported beside it as `item_level`. Recalls are percent of all queries.
 """
 
 from __future__ import annotations
@@ -20,13 +20,24 @@ REPLICATES_AT_ONCE = 64
 
 
 def recall(ranks: np.ndarray, k: int) -> float:
-    """Percent of queries whose best correct answer is among the first k."""
+    """Percent of queries whose best correct answer is among the first k.
+
+    Args:
+        ranks: (n,) from 1.
+        k: how many answers count.
+    """
     return 100.0 * float(np.mean(ranks <= k))
 
 
 def metrics(t2v: np.ndarray, v2t: np.ndarray) -> dict[str, float]:
-    """Ranks (from 1) of all queries of both directions -> metrics by name, see `schema.py`. SumR adds the six recalls,
-    mR is their mean.
+    """The metrics of one language.
+
+    Args:
+        t2v: (Nt,) ranks of the captions, from 1.
+        v2t: (Nq,) ranks of the items that are queries, from 1.
+
+    Returns:
+        Metrics by name (`schema.py`). SumR is the sum of the six recalls, mR their mean.
     """
     result: dict[str, float] = {}
     for direction, ranks in zip(DIRECTIONS, (t2v, v2t), strict=True):
@@ -39,8 +50,16 @@ def metrics(t2v: np.ndarray, v2t: np.ndarray) -> dict[str, float]:
 
 
 def hits(t2v: np.ndarray, v2t: np.ndarray, text_item: np.ndarray) -> np.ndarray:
-    """(items, 8), of each item: hits at 1, 5, 10 of its captions and of itself, its captions, 1 if it is a query. As
-    for `bootstrap`.
+    """Counts from which recalls of any sample of items can be added up.
+
+    Args:
+        t2v: (Nt,) ranks of the captions, from 1.
+        v2t: (Nv,) ranks of the items, from 1; 0: not a query.
+        text_item: (Nt,) the item of each caption.
+
+    Returns:
+        (Nv, 8) of each item: its captions with a hit at 1, 5, 10; 1 for its own hit at 1, 5, 10; its captions; 1 if it
+        is a query.
     """
     items = len(v2t)
     columns: list[np.ndarray] = [np.bincount(text_item, weights=t2v <= k, minlength=items) for k in RECALLS]
@@ -49,8 +68,8 @@ def hits(t2v: np.ndarray, v2t: np.ndarray, text_item: np.ndarray) -> np.ndarray:
 
 
 def recalls(sums: np.ndarray) -> np.ndarray:
-    """Sums (..., 8) of `hits` over items -> the six recalls (..., 6) in percent."""
-    with np.errstate(invalid="ignore"):  # a tiny draw may hold no query of one direction: no evidence, not zero
+    """The six recalls (..., 6) in percent, from sums (..., 8) of `hits` over items. NaN where there is no query."""
+    with np.errstate(invalid="ignore"):  # a small sample may hold no query of one direction
         return 100.0 * sums[..., :6] / np.repeat(sums[..., 6:], 3, axis=-1)
 
 
@@ -66,8 +85,16 @@ def bootstrap(
     """Percentile intervals (Efron 1979) of the six recalls, SumR and mR, from resampling items together with their
     captions.
 
-    `t2v` (Nt,) ranks; `v2t` (Nv,) ranks, 0 = not a query; `text_item` (Nt,). Items without queries are left out. Empty
-    without replicates.
+    Args:
+        t2v: (Nt,) ranks of the captions, from 1.
+        v2t: (Nv,) ranks of the items, from 1; 0: not a query.
+        text_item: (Nt,) the item of each caption. Items without captions that are no queries are left out.
+        replicates: samples; 0: no intervals.
+        level: share of the samples between the ends.
+        seed: of the samples.
+
+    Returns:
+        (low, high) in percent by the name of the metric.
     """
     if replicates == 0:
         return {}
@@ -100,8 +127,20 @@ def language_result(
     replicates: int = 1000,
     seed: int = 0,
 ) -> LanguageResult:
-    """Everything reported about one language, from the arrays of `retrieval.Ranks`; `counts` are added to the own
-    ones.
+    """Everything that is reported about one language.
+
+    Args:
+        column: of its captions.
+        text_to_visual: (Nt,) ranks of the captions, as the other arrays of ranks from `retrieval.Ranks`.
+        visual_to_text: (Nv,) ranks of the items among captions; 0: not a query.
+        visual_to_text_items: (Nv,) ranks of the items among items.
+        text_item: (Nt,) the item of each caption.
+        counts: further counts, by name.
+        examples: queries for people to look at.
+        replicates, seed: of the bootstrap.
+
+    Raises:
+        DataError: there is no query.
     """
     if not len(text_to_visual) or not (visual_to_text > 0).any():
         raise DataError(f"column {column} has no query to count")

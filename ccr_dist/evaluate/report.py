@@ -1,4 +1,4 @@
-"""The report of several runs in one folder: `results.csv`, `results.json`, and the page `report.html`."""
+"""Writes the report of several runs: `results.csv`, `results.json`, and the page `report.html`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,22 @@ def write_report(
     images: Callable[[str], bytes | None] = lambda key: None,
     curves: Mapping[str, Sequence[str | Path]] | None = None,
 ) -> Path:
-    """Writes results.json, results.csv and report.html (one file, nothing loaded from elsewhere) in the folder `out`;
-    the page's path.
+    """Writes results.json, results.csv and report.html, a page that loads nothing from elsewhere.
 
-    Args: `notes`: paragraphs; `images`: item key -> picture, or None for a tile with the key; `curves`: label ->
-    training logs, JSONL with `step`, and `loss` or (where `event` is "validation") the selection metric.
+    Args:
+        results: the runs.
+        out: folder; made if it is missing.
+        title: of the page.
+        notes: paragraphs below the title.
+        images: item key -> bytes of its picture; None: the key is shown instead.
+        curves: label -> training logs: JSON lines with `step`, and `loss` or, where `event` is "validation", the
+            selection metric.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        DataError: results cannot be compared, a picture cannot be decoded, or a log cannot be read.
     """
     out, rows = Path(out), aggregate(results)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,32 +1,43 @@
-"""The results file: what `evaluate` writes for one run and `report` reads. One JSON object a (run, dataset, split).
+"""The results file: what `evaluate` writes for one run and `report` reads. One JSON object per (run, dataset, split).
 
     {"format": 1,
-     "name": "dasd-emoji14-s0",            run name
-     "label": "DASD", "method": "dasd",    row of the table (seeds of one label are averaged); the method's registered
-     name "seed": 0, "dataset": "emoji14", "split": "test", "dataset_digest": "…", "source_language": "en",
-     its rows are the ceiling "items": 512, "groups": 498,          gallery size; number of concepts "languages": {"pt":
-     LanguageResult}, "test_reads": 1,                      how often this run read the split's captions; null: not
-     known "selection": "mR on emoji14/val",     how the weights were chosen; null: nothing was chosen (untrained)
-     "columns": {"image": "…", "caption.pt": "…"},   digest of each column that was measured on, and of those these were
-     made of; {}: an
-                                           earlier version wrote the file
-     "rules": {"pictures": 1},             number of the rule by which the gallery's pictures were opened
-     (data/media/pictures.py), or
-                                           its "texts" distinguished from blanks (data/media/text.py), where known
-     "provenance": {"caption.pt.opus": "…"},   columns the run trained or was queried with -> who made them (MT engine,
-     humans) "attribution": ["Pictures: …, CC BY-SA 4.0"], "config": {…},                        the resolved run config
-     "meta": {"strategy": …, "world": …, "commit": …, "hardware": …, "versions": {…}, "command": …,   anything; shown as
-     it is
-              "weights": "…", "ranks": "…",    digests of the weights that were measured and of SPLIT.ranks.npz
-              "digest": "…"}}                  of all the rest of the file; those of earlier versions have none
+     "name": "dasd-emoji14-s0",       name of the run
+     "label": "DASD",                 row of the table; seeds of one label are averaged
+     "method": "dasd",                the method's registered name
+     "seed": 0,
+     "dataset": "emoji14", "split": "test", "dataset_digest": "…",
+     "source_language": "en",         its rows are the ceiling
+     "items": 512, "groups": 498,     size of the gallery; number of concepts
+     "languages": {"pt": LanguageResult},
+     "test_reads": 1,                 how often this run read the split's captions; null: unknown
+     "selection": "mR on emoji14/val",
+                                      how the weights were chosen; null: nothing was chosen (untrained)
+     "columns": {"image": "…", "caption.pt": "…"},
+                                      digest of each column that was measured on, and of those that these were made
+                                      from; {}: an earlier version wrote the file
+     "rules": {"pictures": 1},        number of the rule that opened the gallery's pictures (data/media/pictures.py),
+                                      or that separated its "texts" from blanks (data/media/text.py), where known
+     "provenance": {"caption.pt.opus": "…"},
+                                      columns that the run was trained or queried with -> who made them (MT engine,
+                                      humans)
+     "attribution": ["Pictures: …, CC BY-SA 4.0"],
+     "config": {…},                   the resolved run config
+     "meta": {"strategy": …, "world": …, "commit": …, "hardware": …, "versions": {…}, "command": …,
+                                      anything; shown as it is
+              "weights": "…", "ranks": "…",
+                                      digests of the weights that were measured, and of SPLIT.ranks.npz
+              "digest": "…"}}         of the rest of the file; missing in files of earlier versions
 
 LanguageResult:
     {"column": "caption.pt",
      "metrics": {"t2v_R1", "t2v_R5", "t2v_R10", "t2v_MRR", "t2v_median_rank", "v2t_…" the same, "SumR", "mR"},
-     percent; MRR 0..1 "item_level": the same keys, with visual→text counted over items (MLA, DASD), "ci": {"t2v_R1":
-     [low, high], …, "SumR", "mR"},   95 % percentile bootstrap over items "curve": {"k": [1, 2, …], "t2v": […], "v2t":
-     […]}, "counts": {"captions", "items", "groups", "queries_v2t", "items_without_caption", "captions_without_item",
-                "captions_blank"},   texts that say nothing are no queries; "captions" are those that were asked
+                                      percent; MRR from 0 to 1
+     "item_level": {…},               the same keys, with visual→text counted over items (MLA, DASD)
+     "ci": {"t2v_R1": [low, high], …, "SumR", "mR"},
+                                      95 % percentile bootstrap over items
+     "curve": {"k": [1, 2, …], "t2v": […], "v2t": […]},
+     "counts": {"captions", "items", "groups", "queries_v2t", "items_without_caption", "captions_without_item",
+                "captions_blank"},    blank texts are never queries; "captions" counts those that were queries
      "examples": [{"item": key, "query": text, "english": text|null, "rank": 3,
                    "top": [{"item": key, "score": 0.31, "correct": false, "english": text|null}, …]}]}
 """
@@ -108,14 +119,18 @@ class RunResult(Record):
 
 
 def written(result: RunResult) -> bytes:
-    """A results file, with its digest."""
+    """The bytes of a results file, with its digest."""
     values = result.model_dump(mode="json")
     values["meta"]["digest"] = _digest(values)
     return json.dumps(values, indent=1, ensure_ascii=False).encode()
 
 
 def read_result(path: Path) -> RunResult:
-    """A results file as it was written. DataError naming the file that is missing, no results file, or damaged."""
+    """Reads a results file.
+
+    Raises:
+        DataError: the file is missing, damaged, or not a results file.
+    """
     try:
         values = parse(path.read_bytes())
         run = RunResult.model_validate(values)
@@ -137,9 +152,13 @@ def read_result(path: Path) -> RunResult:
 
 
 def require_comparable(runs: Iterable[RunResult]) -> None:
-    """DataError, naming two runs, where results of one split were measured on different content: columns of one name
-    with different bytes, or pictures that were opened by different rules. Results that do not record it (`unrecorded`)
-    are taken as they are.
+    """Checks that results of one split were measured on the same content.
+
+    Args:
+        runs: results; those that do not record what they were measured on (`unrecorded`) are not checked.
+
+    Raises:
+        DataError: naming two runs, where a column has different bytes, or pictures were opened by different rules.
     """
     known: dict[tuple[str, str, str, str], tuple[str, str | int]] = {}
     for run in runs:
@@ -160,13 +179,13 @@ def require_comparable(runs: Iterable[RunResult]) -> None:
 
 
 def unrecorded(runs: Iterable[RunResult]) -> str | None:
-    """A note for people about results that do not record what they were measured on; None where all do."""
+    """A note for people about results that do not record what they were measured on; None if all do."""
     names = sorted({run.name for run in runs if not run.columns})
     if not names:
         return None
     return (
         f"Not recorded in results of an earlier version: which content they were measured on ({', '.join(names)}). They"
-        " are compared as if their columns, and the rules by which they were read, were those of the others; `ccr-dist"
+        " are compared as if their columns, and the rules that read them, were those of the others; `ccr-dist"
         " evaluate … --again` records it."
     )
 

@@ -1,8 +1,8 @@
 """Results of several runs as rows of a table: means and standard deviations over seeds, intervals, counts.
 
-A row is a (dataset, split, language, label): seeds of one label are averaged, the spread is the sample standard
-deviation over seeds. Intervals are each run's bootstrap over items; with several seeds, the mean of their ends. Where
-the results come from is in `schema.py`; how rows are shown, in `tables.py` and `page.py`. Imports no torch.
+There is one row per (dataset, split, language, label). Seeds of one label are averaged; the spread is the sample
+standard deviation over seeds. Intervals are each run's bootstrap over items; with several seeds, the mean of their
+ends. The results files are in `schema.py`; `tables.py` and `page.py` show the rows. No torch.
 """
 
 from __future__ import annotations
@@ -19,18 +19,25 @@ from ccr_dist.evaluate.schema import LanguageResult, RunResult, read_result, req
 
 @dataclass(frozen=True)
 class Results:
-    """Runs in the order in which they were named: the order of rows, colours and pictures."""
+    """Runs in the order in which they were named, which is the order of rows and colours."""
 
     runs: tuple[RunResult, ...]
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """The labels, each once, in order of first appearance."""
         return tuple(dict.fromkeys(run.label for run in self.runs))
 
 
 @dataclass(frozen=True)
 class Stat:
-    """Mean over seeds; `sd`: sample standard deviation, None with one seed."""
+    """A metric over seeds.
+
+    Attributes:
+        mean: over seeds.
+        sd: sample standard deviation; None with one seed.
+        values: of each seed.
+    """
 
     mean: float
     sd: float | None
@@ -38,16 +45,29 @@ class Stat:
 
     @staticmethod
     def of(values: Sequence[float]) -> Stat:
+        """From the values of the seeds, at least one."""
         return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, tuple(values))
 
     def __str__(self) -> str:
-        # two lines: means align, rows fit 80 columns
+        # on two lines, so that means align and rows fit into 80 columns
         return f"{self.mean:.1f}" + (f"\n±{self.sd:.1f}" if self.sd is not None else "")
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One line of the table. `ceiling`: queries in the source language, which the others cannot be expected to beat."""
+    """One line of the table.
+
+    Attributes:
+        dataset, split, language, label: what it is of.
+        method: registered name.
+        ceiling: the queries are in the source language, which other languages are not expected to beat.
+        seeds: of the runs, ascending.
+        metrics: by name (`schema.py`).
+        item_level: the same, with visual→text counted over items.
+        ci: ends of the intervals, by the name of the metric.
+        curve: k, and the recall at each k of both directions.
+        counts: of captions, items and so on; the same for all seeds.
+    """
 
     dataset: str
     split: str
@@ -64,8 +84,11 @@ class ResultRow:
 
 
 def collect(paths: Iterable[str | Path]) -> Results:
-    """Reads results files. DataError naming the file that is missing, not a results file, or a second result of the
-    same run and seed.
+    """Reads results files.
+
+    Raises:
+        DataError: there are none, a file is missing or not a results file, or it is a second result of the same label,
+            seed, split and language.
     """
     runs: list[RunResult] = []
     seen: dict[tuple[str, str, int, str], Path] = {}
@@ -85,8 +108,10 @@ def collect(paths: Iterable[str | Path]) -> Results:
 
 
 def aggregate(results: Results) -> list[ResultRow]:
-    """Rows by dataset, language (the ceiling last), label; each in order of first appearance. DataError where results
-    of one split were measured on different content.
+    """The rows, by dataset, language (the ceiling last) and label, each in order of first appearance.
+
+    Raises:
+        DataError: results of one split were measured on different content.
     """
     require_comparable(results.runs)
     found: dict[tuple[str, str, str, str], list[RunResult]] = {}
@@ -143,8 +168,8 @@ def _row(lang: str, runs: list[RunResult]) -> ResultRow:
 
 
 def merged_ceiling(rows: Sequence[ResultRow]) -> list[tuple[str, ResultRow]]:
-    """(name, row) to show: source-language rows with equal figures (adapters that leave the source language alone)
-    become one.
+    """The rows to show, with their names. Source-language rows with equal numbers become one: methods that leave the
+    source language unchanged share it.
     """
     shown: dict[Any, tuple[list[str], ResultRow]] = {}
     for row in rows:
@@ -155,5 +180,5 @@ def merged_ceiling(rows: Sequence[ResultRow]) -> list[tuple[str, ResultRow]]:
 
 
 def interval(row: ResultRow, name: str = "SumR") -> str:
-    """The interval as text; – where none was computed."""
+    """The interval of a metric as text; – if there is none."""
     return "–" if name not in row.ci else "{:.1f}–{:.1f}".format(*row.ci[name])

@@ -1,4 +1,4 @@
-"""Rows of results in other forms than the HTML page: for the terminal, as CSV, as JSON."""
+"""Rows of results for the terminal, as CSV and as JSON. The HTML page is in `page.py`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # spreadsheets read 
 
 
 def table(rows: Sequence[ResultRow], title: str | None = None) -> Table:
-    """For the terminal."""
+    """The rows as a table for the terminal, a section per language."""
     made = Table(
         title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0)
     )
@@ -50,14 +50,17 @@ def table(rows: Sequence[ResultRow], title: str | None = None) -> Table:
 
 
 def to_json(results: Results, rows: Sequence[ResultRow]) -> dict[str, Any]:
-    """The rows with every seed's value, and the runs without their examples."""
+    """results.json: the rows with the values of all seeds, and the runs without their numbers and examples."""
     runs = [run.model_dump(mode="json", exclude={"languages"}) for run in results.runs]
     return {"format": 1, "rows": [asdict(row) for row in rows], "runs": runs}
 
 
 def to_csv(rows: Sequence[ResultRow]) -> str:
-    """One line a row: means, `_sd` (empty with one seed), `item_` for the item-level protocol, `_low` and `_high` of
-    the intervals.
+    """results.csv: one line per row.
+
+    Returns:
+        Columns are the metrics' means; with `_sd`, standard deviations (empty with one seed); with `item_` in front,
+        the same with visual→text counted over items; with `_low` and `_high`, the ends of the intervals.
     """
     lines = []
     for row in rows:
@@ -80,8 +83,8 @@ def to_csv(rows: Sequence[ResultRow]) -> str:
 
 
 def cell(value: Any) -> Any:
-    """A value of a CSV file that is text to spreadsheets and terminals, too: what begins like a formula gets an
-    apostrophe, controls are made visible. Numbers are left alone.
+    """A value of a CSV file that spreadsheets and terminals take for text, too: an apostrophe is put before what looks
+    like a formula, and control characters are made visible. Numbers are unchanged.
     """
     if not isinstance(value, str):
         return value

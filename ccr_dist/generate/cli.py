@@ -270,7 +270,8 @@ def status_command(
 
     from rich.live import Live
 
-    from ccr_dist.generate.status import render, status
+    from ccr_dist.generate.status import status
+    from ccr_dist.generate.status_table import render
 
     console = terminal.console(soft_wrap=True)
     with (

@@ -1,9 +1,7 @@
-"""How far the jobs of a dataset are: shards done, leased by whom, waiting; bad rows; rate; what to do. From files only;
-changes nothing.
+"""Progress of jobs, read from their files: shards done, leased and waiting; bad rows; rate; advice. Changes nothing.
 
-Whether a lease may be taken over is never decided here (`lease.py` does, by beats and its own clock). Here the times of
-files are good enough, because a person reads the answer: they all come from the file system, so they can be compared
-with one another.
+This module never decides whether a lease may be taken over; `lease.py` does, by heartbeats and its own clock. For
+people, the times of files are exact enough: all come from the file system, so they can be compared with each other.
 """
 
 from __future__ import annotations
@@ -14,40 +12,35 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ccr_dist.data.storage import store
 from ccr_dist.data.table.dataset import Column, open_all
 from ccr_dist.data.table.inspect import origin_of
 from ccr_dist.errors import DataError
 from ccr_dist.generate.lease import boot_id, lease_path, lock_is_free, look, read_lease
-from ccr_dist.generate.text.filters import COUNTED
 from ccr_dist.redact import without_secrets
 
-if TYPE_CHECKING:
-    from rich.console import Group
-
-SILENT_S = 60.0  # the runner's default lease: a worker beats four times as often
-RECENT = 200  # stats files that the rate is taken from
-SHOWN = 40  # leases on a terminal, those in trouble first
+SILENT_S = 60.0  # the runner's default lease; there are four heartbeats in it
+RECENT = 200  # stats files that the rate is computed from
 
 
 @dataclass(frozen=True)
 class LeaseStatus:
-    """A shard in work, by its lease file.
+    """A leased shard, read from its lease file.
 
     Attributes:
         shard: Its name.
         generation: The lease's generation.
-        worker: Who holds it.
-        since: Unix time in seconds, by the worker's own clock.
-        stuck: Workers that died on it, one after the other, without a new row.
+        worker: Its worker.
+        since: When the worker took it, as unix time in seconds by the worker's clock.
+        stuck: Workers in a row that died on it without a new row.
         beat: Heartbeats so far.
         rows: Rows done.
         of: Rows in all.
         tokens: Tokens generated.
         age_s: Seconds since the file last changed.
-        state: working, silent (no heartbeat for long) or dead (its process is gone).
+        state: "working", "silent" (no heartbeat for SILENT_S) or "dead" (the process has ended).
     """
 
     shard: str
@@ -64,7 +57,7 @@ class LeaseStatus:
 
 
 class _Span(NamedTuple):
-    """Rows that a worker made between two moments of its own clock (unix s)."""
+    """Rows that a worker made between two times of its own clock (unix time, seconds)."""
 
     worker: str
     began: float
@@ -74,11 +67,19 @@ class _Span(NamedTuple):
 
 
 def status(path: str | Path, *, column: str | None = None, pause_s: float = 2.0) -> dict[str, Any]:
-    """{"path", "columns": [...]}: every column that a job makes or made, of a dataset or of a folder of them; or only
-    `column`.
+    """Describe the progress of all columns that jobs make or made.
 
-    A lease that has not changed for long is looked at again after pause_s before it is called silent; without such ones
-    nothing waits. DataError when there is no dataset, or none has a column of that name, or one that a job makes.
+    Args:
+        path: A dataset or a folder of datasets.
+        column: Only this column; None: all.
+        pause_s: A lease that has not changed for SILENT_S is read again after this many seconds before it counts as
+            silent. Without such leases, nothing waits.
+
+    Returns:
+        {"path", "columns": [...]}, JSON.
+
+    Raises:
+        DataError: There is no dataset, no such column, or the column was not made by a job.
     """
     datasets = open_all(path)
     names = {dataset: [name for name in dataset.columns() if column in (None, name)] for dataset in datasets}
@@ -102,14 +103,14 @@ def status(path: str | Path, *, column: str | None = None, pause_s: float = 2.0)
 
 @dataclass(frozen=True)
 class _Look:
-    """What one listing of a column's folder shows."""
+    """The contents of a column's folder, from one listing."""
 
     done: set[str]
-    begun: set[str]  # unfinished, with rows in a journal
-    leases: list[LeaseStatus]  # of unfinished shards, the newest of each
+    begun: set[str]  # not leased, unfinished, with rows in a journal
+    leases: list[LeaseStatus]  # the newest lease of each unfinished shard
     bad: int
-    stats: list[Path]  # the newest ones
-    lost: dict[int, str]  # recorded, but the payload or the index is gone or cut: what is wrong
+    stats: list[Path]  # the newest files
+    lost: dict[int, str]  # recorded shards whose payload or index is missing or truncated: what is wrong
 
 
 def _look(column: Column) -> _Look:
@@ -140,7 +141,7 @@ def _look(column: Column) -> _Look:
 
 
 def _changed(path: str | Path) -> float:
-    """When a file last changed (unix s, by the file system); 0 when it is gone."""
+    """When a file last changed, as unix time in seconds by the file system; 0 if it is gone."""
     try:
         return os.stat(path).st_mtime  # noqa: PTH116 (thousands of files)
     except FileNotFoundError:
@@ -155,7 +156,7 @@ def _lines(path: Path) -> int:
 
 
 def _lease(folder: Path, shard: str, generation: int) -> LeaseStatus | None:
-    """None when it is gone."""
+    """A lease's state, or None if its file is gone."""
     path = lease_path(folder, shard, generation)
     changed = _changed(path)
     lines = read_lease(path)
@@ -186,7 +187,7 @@ def _state(*, dead: bool, age_s: float) -> str:
 
 
 def _again(column: Column, before: LeaseStatus) -> LeaseStatus:
-    """A silent lease's second chance: a clock that differs from the file system's must not make all workers silent."""
+    """Read a silent lease again: our clock may differ from the file system's, which would make all workers silent."""
     if before.state != "silent":
         return before
     now = _lease(column.folder, before.shard, before.generation)
@@ -226,7 +227,7 @@ def _describe(column: Column, seen: _Look) -> dict[str, Any]:
 
 
 def _counts(paths: list[Path]) -> Counter[str]:
-    """What the jobs counted, over the shards that the rate is taken from."""
+    """Sums of the jobs' counts, over the shards that the rate is computed from."""
     counts: Counter[str] = Counter()
     for path in paths:
         # gone, or written by an earlier version
@@ -250,7 +251,7 @@ def _span(path: Path) -> _Span | None:
 
 
 def _lease_span(lease: LeaseStatus) -> _Span | None:
-    """Only of a first generation: the rows of a later one were in part made by others."""
+    """A lease's rows; only of a first generation, since other workers made part of a later one's."""
     return (
         _Span(lease.worker, lease.since, time.time() - lease.age_s, lease.rows, lease.tokens)
         if lease.generation == 1
@@ -259,8 +260,9 @@ def _lease_span(lease: LeaseStatus) -> _Span | None:
 
 
 def _rate(spans: list[_Span]) -> tuple[float | None, float | None]:
-    """(rows/s, tokens/s) of all workers together. Each is measured by its own clock alone, from its first to its last
-    moment.
+    """(rows/s, tokens/s) of all workers together; None without rows or tokens.
+
+    Each worker is measured by its own clock, from its first time to its last.
     """
     workers: dict[str, list[_Span]] = {}
     for span in spans:
@@ -275,7 +277,7 @@ def _rate(spans: list[_Span]) -> tuple[float | None, float | None]:
 
 
 def _advice(column: Column, seen: _Look, waiting: int) -> list[str]:
-    """What to do about shards that make no progress."""
+    """Lines on what to do about shards without progress."""
     leases = seen.leases
     of = {state: [lease for lease in leases if lease.state == state] for state in ("working", "silent", "dead")}
     command = without_secrets(column.provenance.get("command", "the command that makes the column"))
@@ -316,70 +318,3 @@ def _names(leases: list[LeaseStatus]) -> str:
         + shown
         + (f" and {len(leases) - 4} more" if len(leases) > 4 else "")
     )
-
-
-def render(description: dict[str, Any]) -> Group:
-    """The description for a terminal."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    parts: list[Any] = []
-    for column in description["columns"]:
-        shards, rows = column["shards"], column["rows"]
-        parts.append(Text.assemble((f"{column['dataset']}  {column['column']}", "bold"), f"  {column['by']}"))
-        bad = f"; {rows['bad']} bad rows (*.errors.jsonl)" if rows["bad"] else ""
-        if shards["done"] == shards["total"]:
-            parts.append(Text(f"  complete: {shards['total']} shards, {rows['total']} rows{bad}"))
-            parts += _counted(column)
-            continue
-        begun = f" ({shards['begun']} of them begun)" if shards["begun"] else ""
-        begun += f"; {shards['lost']} were done, but are damaged or gone" if shards["lost"] else ""
-        parts.append(
-            Text(
-                f"  {shards['done']} of {shards['total']} shards done, {shards['leased']} leased, {shards['waiting']}"
-                f" waiting{begun}"
-            )
-        )
-        parts.append(Text(f"  {rows['done']} of {rows['total']} rows{_speed(column)}{bad}"))
-        parts += _counted(column)
-        if column["leases"]:
-            table = Table(box=None, header_style="dim", padding=(0, 1))
-            for heading in ("", "worker", "shard", "since", "rows", "tokens", "last beat", "state"):
-                table.add_column(heading, overflow="fold", no_wrap=heading != "worker")
-            for lease in sorted(column["leases"], key=lambda lease: lease["state"] == "working")[:SHOWN]:
-                since = time.strftime("%d %b %H:%M", time.localtime(lease["since"]))
-                done, tokens = f"{lease['rows']} of {lease['of']}", str(lease["tokens"] or "")
-                cells = (lease["worker"], lease["shard"], since, done, tokens, f"{_time(lease['age_s'])} ago")
-                colour = {"working": "green", "silent": "yellow", "dead": "red"}[lease["state"]]
-                table.add_row("", *map(Text, cells), Text(lease["state"], colour))
-            parts.append(table)
-            if (more := len(column["leases"]) - SHOWN) > 0:
-                parts.append(Text(f"  and {more} more leases", "dim"))
-        parts += [Text(f"  {line}", "yellow") for line in column["advice"]]
-    return Group(*parts) if parts else Group(Text(f"{description['path']}: no column here is made by a job"))
-
-
-def _counted(column: dict[str, Any]) -> list[Any]:
-    """What was dropped from answers, and removed around them."""
-    from rich.text import Text
-
-    if not (shown := [f"{name} {column['counts'][name]}" for name in COUNTED if column["counts"].get(name)]):
-        return []
-    part = f" (in the {RECENT} newest shards)" if column["shards"]["done"] > RECENT else ""
-    return [Text(f"  filters{part}: {', '.join(shown)}")]
-
-
-def _speed(column: dict[str, Any]) -> str:
-    if column["rows_per_s"] is None:
-        return "; rate not known yet" if column["shards"]["working"] else ""
-    tokens = f", {column['tokens_per_s']:g} tokens/s" if column["tokens_per_s"] else ""
-    return f"; {column['rows_per_s']:g} rows/s{tokens}; about {_time(column['eta_s'])} left"
-
-
-def _time(seconds: float) -> str:
-    """`42 s`, `17 min`, `5.3 h`, `3.1 days`."""
-    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / unit:.0f} {name}" if unit < 3600 else f"{seconds / unit:.1f} {name}"
-    return f"{seconds / 86_400:.1f} days"

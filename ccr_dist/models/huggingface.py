@@ -4,12 +4,15 @@ is opened here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ccr_dist.errors import ConfigError, let_pass
+from ccr_dist.models import token_counts
 
 CHARACTERS = 64  # of a token, for `bounded`
 ADVICE = "Give a Hugging Face id or a local folder; without network, a folder or an id that is in the local cache."
@@ -23,10 +26,7 @@ def load_encoder(name: str, *, what: str, subfolder: str = "") -> Any:
     from transformers import AutoConfig, AutoModel, T5EncoderModel
     from transformers.models.mt5 import MT5EncoderModel
     from transformers.models.umt5 import UMT5EncoderModel
-    from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # of reading a local file; every rank would draw one
     encoders: dict[str, Any] = {
         "t5": T5EncoderModel,
         "mt5": MT5EncoderModel,
@@ -37,15 +37,15 @@ def load_encoder(name: str, *, what: str, subfolder: str = "") -> Any:
         config = AutoConfig.from_pretrained(name, subfolder=subfolder)
         _check_kind(name, config, encoders, what)
         kind: Any = encoders.get(config.model_type, AutoModel)
-        model, found = kind.from_pretrained(name, subfolder=subfolder, dtype=torch.float32, output_loading_info=True)
+        with quiet_loading():
+            model, found = kind.from_pretrained(
+                name, subfolder=subfolder, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ConfigError):
             raise
         let_pass(error, name)
         raise ConfigError(f"{what}: no model could be loaded from '{name}' ({error}). {ADVICE}") from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise ConfigError(
@@ -59,12 +59,26 @@ def load_encoder(name: str, *, what: str, subfolder: str = "") -> Any:
     return model.get_encoder() if model.config.model_type == "m2m_100" else model
 
 
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without transformers' bar for reading a local file; every rank would draw one."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _check_kind(name: str, config: Any, encoders: Mapping[str, Any], what: str) -> None:
     if any(hasattr(config, part) for part in ("vision_config", "text_config")):
         raise ConfigError(
             f"{what}: '{name}' is a model of pictures and texts (model_type '{config.model_type}'), and a text encoder"
-            " is expected here. CLIP, SigLIP and CoCa are had by `kind: open_clip`; BLIP and BLIP-2 are not supported"
-            " as backbones"
+            " is expected here. CLIP, SigLIP and CoCa are had by `kind: open_clip`, CLIP and SigLIP in this format by"
+            " `kind: transformers`; BLIP and BLIP-2 are not supported as backbones"
         )
     if getattr(config, "is_encoder_decoder", False) and config.model_type not in encoders:
         raise ConfigError(
@@ -86,12 +100,46 @@ def bounded(texts: Sequence[str], tokens: int) -> tuple[list[str], list[bool]]:
     return [text[:limit] for text in short], [len(text) > limit for text in short]
 
 
-def load_tokenizer(name: str, *, what: str, subfolder: str = "") -> Any:
+def at_revision(revision: str | None) -> dict[str, str]:
+    """The argument of transformers' loaders, which take no null."""
+    return {} if revision is None else {"revision": revision}
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str], limit: int, *, fill: bool = False) -> tuple[Tensor, Tensor, int]:
+    """n ≥ 1 texts as a tokeniser of transformers encodes them.
+
+    Args:
+        limit: most tokens of a text.
+        fill: pad to `limit`, not to the longest text.
+
+    Returns:
+        Ids (n, T); mask (n, T), 1 = a token; how many texts lost their ends.
+    """
+    texts, known = bounded(texts, limit)
+    batch = tokenizer(
+        texts,
+        padding="max_length" if fill else "longest",
+        truncation=True,
+        max_length=limit,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    lengths = batch["attention_mask"].sum(1).tolist()
+    token_counts.add(sum(lengths))
+    full = [text for text, long, n in zip(texts, known, lengths, strict=True) if not long and n == limit]
+    longer = 0
+    if full:  # they fit, or lost their ends
+        roomier = tokenizer(full, truncation=True, max_length=limit + 1)["input_ids"]
+        longer = sum(len(ids) > limit for ids in roomier)
+    return batch["input_ids"], batch["attention_mask"], sum(known) + longer
+
+
+def load_tokenizer(name: str, *, what: str, subfolder: str = "", revision: str | None = None) -> Any:
     """The tokeniser `name`, padding on the right. ConfigError naming `what` when it cannot be loaded or cannot pad."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, subfolder=subfolder)
+        tokenizer = AutoTokenizer.from_pretrained(name, subfolder=subfolder, **at_revision(revision))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         let_pass(error, name)
         raise ConfigError(f"{what}: no tokeniser could be loaded from '{name}' ({error}). {ADVICE}") from error

@@ -65,6 +65,14 @@ class Opened:
         return h
 
 
+class AltRoberta(Opened):
+    """Inside of AltCLIP."""
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.model.encoder.layers
+
+
 class DistilBert(Opened):
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -166,7 +174,8 @@ class M2M100(Opened):
 
 
 FAMILIES: dict[str, Callable[[Any], Opened]] = {
-    **dict.fromkeys(FAMILY, Opened),
+    **dict.fromkeys((*FAMILY, "chinese_clip_text_model"), Opened),
+    "altclip_text_model": AltRoberta,
     "distilbert": DistilBert,
     "mpnet": MPNet,
     "modernbert": ModernBert,

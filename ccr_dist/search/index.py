@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ccr_dist.data.storage import store
 from ccr_dist.data.storage.lru import Recent
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.scoring.topk import top_k
 from ccr_dist.search import nearest
 from ccr_dist.search.listing import is_below
 from ccr_dist.search.names import Line
@@ -24,12 +25,11 @@ from ccr_dist.search.plan import Others
 from ccr_dist.search.sources import sources_of
 from ccr_dist.search.state import FORMAT, INDEX, Source, is_index, read_identity, read_state
 from ccr_dist.search.update import JobSettings, Update, name_of, names_of, update
-from ccr_dist.search.vectors import Vectors
+from ccr_dist.search.vectors import Dtype, Vectors, reduce
 
 if TYPE_CHECKING:
     Retriever = Any
 
-Dtype = Literal["float32", "float16", "int8"]
 FOLDER = "folder"  # the label of files: the folder that they lie in
 _DATASETS_HELD = 64
 
@@ -97,7 +97,9 @@ class Index:
         Raises:
             DataError: there is none, or it is damaged.
         """
-        return Index(Path(path))
+        index = Index(Path(path))
+        _ = index._vectors
+        return index
 
     @staticmethod
     def build(
@@ -166,7 +168,16 @@ class Index:
                 " a new index with another --out"
             )
         sources = sources_of(words, self.path, retriever, column=column, progress=settings.progress)
-        done = update(self.path, retriever, sources, frames=self.frames, others=others, check=check, settings=settings)
+        done = update(
+            self.path,
+            retriever,
+            sources,
+            frames=self.frames,
+            others=others,
+            check=check,
+            settings=settings,
+            finish=lambda root, segment: reduce(root, segment, self.dtype),
+        )
         self.reload()
         if not done.stopped and not self.items:
             raise DataError(_nothing(words, done))
@@ -192,9 +203,16 @@ class Index:
                 if read_state(self.path).generation == state.generation:
                     raise
         self._state = state
-        self._vectors = Vectors(self.path, state.segments)
+        self._opened: Vectors | None = None
         self._datasets: Recent[Dataset] = Recent(_DATASETS_HELD)
         self._labels: dict[str, np.ndarray] = {}
+
+    @property
+    def _vectors(self) -> Vectors:
+        """Opened when they are first needed: an update mends what is missing of them."""
+        if self._opened is None:
+            self._opened = Vectors(self.path, self._state.segments, self.dtype)
+        return self._opened
 
     # What is in it.
 
@@ -308,17 +326,21 @@ class Index:
         Raises:
             DataError: rows of another width, a label that no item has, or rows whose dot product is no score.
         """
-        if score is None:
-            if not self.cosine:
-                raise DataError(
-                    f"{self.path}: scores of {self.model['name']} have several parts: give its `similarity` as `score`,"
-                    " or search with a Searcher"
-                )
-            score = _dot
+        if score is None and not self.cosine:
+            raise DataError(
+                f"{self.path}: scores of {self.model['name']} have several parts: give its `similarity` as `score`, or"
+                " search with a Searcher"
+            )
         if rows.ndim != 2 or rows.shape[1] not in (self.text_width, self.visual_width):
             raise DataError(f"queries of shape {rows.shape}; expected (q, {self.text_width})")
         allowed = self._live & self._where(where) if where else self._live
-        return nearest.best(self._vectors, allowed, lambda block: score(rows, block), len(rows), k)
+        if score is not None:
+            own = score
+            return nearest.best(self._vectors, allowed, lambda block: own(rows, block), len(rows), k)
+        if self._vectors.gallery is None:
+            return np.zeros((len(rows), 0), np.int64), np.zeros((len(rows), 0), np.float32)
+        at, scores = top_k(rows, self._vectors.gallery, k, allowed=allowed[self._vectors.numbers])
+        return self._vectors.numbers[at], scores
 
     def _where(self, where: Mapping[str, str]) -> np.ndarray:
         """(total,) bool: the numbers that have all of these labels."""
@@ -373,6 +395,11 @@ def begin(path: Path, retriever: Retriever, *, dtype: Dtype | None = None, frame
         raise ConfigError(f"dtype {dtype!r}: expected float32, float16 or int8")
     if frames is not None and frames < 1:
         raise ConfigError(f"{frames} frames of a video: expected at least 1")
+    if dtype not in (None, "float32") and not retriever.cosine:
+        raise ConfigError(
+            f"dtype {dtype}: scores of {retriever.name} have several parts, which are computed from float32 rows: leave"
+            " the option out"
+        )
     if not is_index(path):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ConfigError(f"{path}: not an index, and not empty; name a new folder with --out")
@@ -421,11 +448,6 @@ def _nothing(words: Sequence[str], done: Update) -> str:
 def _folder(path: str) -> str:
     """The folder of a path with /, wherever this runs; "" at the top."""
     return path.rpartition("/")[0]
-
-
-def _dot(rows: np.ndarray, block: np.ndarray) -> np.ndarray:
-    found: np.ndarray = rows @ block.T
-    return found
 
 
 def _described(dataset: Dataset, shard: int, row: int) -> tuple[dict[str, list[str]], dict[str, str]]:

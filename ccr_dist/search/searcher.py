@@ -218,7 +218,8 @@ class Searcher:
         return Answer(item.name, None, True, [], ranked)
 
     def _alike(self, rows: np.ndarray, k: int, where: Mapping[str, str] | None) -> list[list[Hit]]:
-        numbers, scores = self.index.search(rows, k, where=where, score=self.retriever.visual_similarity)
+        score = None if self.index.cosine else self.retriever.visual_similarity
+        numbers, scores = self.index.search(rows, k, where=where, score=score)
         return [self._hits(*found) for found in zip(numbers, scores, strict=True)]
 
     def _hits(self, numbers: np.ndarray, scores: np.ndarray) -> list[Hit]:

@@ -44,7 +44,7 @@ from ccr_dist.search.state import (
 if TYPE_CHECKING:
     Retriever = Any
 
-_SHARDS, _LEAST, _MOST = 32, 16, 1024  # of a segment of files: how many, and how many rows in one
+_SHARDS, _LEAST, _MOST = 32, 16, 4096  # of a segment of files: how many, and how many rows in one
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,8 @@ def update(
     Raises:
         ConfigError, DataError, EngineError, StorageError: as `plan.make_plan` and `generate.runner.run`.
     """
+    for segment in read_state(root).segments:
+        finish(root, segment)  # where somebody has removed what was damaged
     done = Update()
     seen: Seen | None = None
     while True:

@@ -1,17 +1,32 @@
-"""The rows of an index by number: where they lie in the segments."""
+"""The rows of an index by number: where they lie in the segments, and in fewer bytes beside them.
+
+segments/000000/feature.rows/              the rows, float32: a column of the segment
+segments/000000/search/search.json         how long they are at most, shard by shard
+segments/000000/search/values.npy, ...     the rows in float16 or int8, where the index is searched in that
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ccr_dist.data.storage import store
+from ccr_dist.data.storage.checked import read_checked
+from ccr_dist.data.table.column import Column
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import DataError
+from ccr_dist.scoring import gallery
+from ccr_dist.scoring.gallery import Gallery, row_lengths
 from ccr_dist.search.encode import ROWS
 from ccr_dist.search.state import SEGMENTS, Segment
+
+Dtype = Literal["float32", "float16", "int8"]
+SEARCH, RECORD = "search", "search.json"
+_READ_ROWS = 4096  # rows that are reduced at a time
 
 
 class Block(NamedTuple):
@@ -32,38 +47,146 @@ class Vectors:
     Args:
         root: the index.
         segments: of one of its states.
+        dtype: in which they are searched.
+
+    Attributes:
+        blocks: the float32 rows.
+        numbers: (N,) int64, ascending: of the rows of `gallery`.
+        gallery: for products of rows; None where there is no row.
 
     Raises:
         DataError: a segment is damaged.
     """
 
-    def __init__(self, root: Path, segments: Sequence[Segment]) -> None:
-        self.blocks = [block for segment in segments for block in _blocks(root, segment)]
-        self._starts = np.array([block.numbers[0] for block in self.blocks], np.int64)
+    def __init__(self, root: Path, segments: Sequence[Segment], dtype: Dtype) -> None:
+        self.blocks: list[Block] = []
+        parts: list[gallery.Segment] = []
+        for segment in segments:
+            column = _column(root, segment)
+            blocks = list(_blocks(column, segment.first))
+            self.blocks += blocks
+            parts += _reduced(column.dataset.root, blocks, dtype)
+        self.numbers = np.concatenate([np.zeros(0, np.int64), *(block.numbers for block in self.blocks)])
+        self.gallery = Gallery(parts) if parts else None
 
     def __iter__(self) -> Iterator[Block]:
         return iter(self.blocks)
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n, visual_width) float32 of n ≥ 1 numbers. Raises DataError for one without a row."""
-        found = []
-        for number in np.asarray(numbers, np.int64):
-            at = int(np.searchsorted(self._starts, number, side="right")) - 1
-            block = self.blocks[at] if at >= 0 else None
-            place = int(np.searchsorted(block.numbers, number)) if block else 0
-            if block is None or place == len(block.numbers) or block.numbers[place] != number:
-                raise DataError(f"the index has no row of number {number}")
-            found.append(block.rows[place])
-        return np.stack(found)
+        """(n, visual_width) float32 of n numbers. Raises DataError for one without a row."""
+        asked = np.asarray(numbers, np.int64)
+        at = np.searchsorted(self.numbers, asked)
+        there = at < len(self.numbers)
+        there[there] = self.numbers[at[there]] == asked[there]
+        if self.gallery is None or not there.all():
+            raise DataError(f"the index has no row of number {asked[~there][0]}")
+        return self.gallery.take(at)
 
 
-def _blocks(root: Path, segment: Segment) -> Iterator[Block]:
+def _column(root: Path, segment: Segment) -> Column:
     dataset = Dataset(root / SEGMENTS / segment.id)
     if dataset.rows != segment.rows:
         raise DataError(f"{dataset.root}: {dataset.rows} rows, the index records {segment.rows}: it is damaged")
-    column, first = dataset.column(ROWS), segment.first
-    for shard, rows in enumerate(dataset.shard_rows):
+    return dataset.column(ROWS)
+
+
+def _blocks(column: Column, first: int) -> Iterator[Block]:
+    for shard, rows in enumerate(column.dataset.shard_rows):
         array, offsets = column.matrix(shard)
         if len(array):
             yield Block(array, first + np.flatnonzero(np.diff(offsets)))
         first += rows
+
+
+def reduce(root: Path, segment: Segment, dtype: Dtype) -> None:
+    """Makes what searches of a complete segment read besides its rows. The same whoever does it, and done once.
+
+    Args:
+        root: the index.
+        segment: all of its rows are there.
+        dtype: in which it is searched.
+    """
+    column = _column(root, segment)
+    folder = column.dataset.root / SEARCH
+    if (folder / RECORD).exists():
+        return
+    folder.mkdir(exist_ok=True)
+    store.tidy(folder)
+    blocks = list(_blocks(column, segment.first))
+    count, width = sum(len(block.rows) for block in blocks), blocks[0].rows.shape[1] if blocks else 0
+    longest, at = [], 0
+    files: dict[str, np.ndarray] = {}
+    with _Files(folder) as made:
+        if dtype != "float32" and blocks:
+            files = {"values": made.new("values", (count, width), dtype), "errors": made.new("errors", (count,))}
+            files |= {"scales": made.new("scales", (count,))} if dtype == "int8" else {}
+        for block in blocks:
+            most = 0.0
+            for start in range(0, len(block.rows), _READ_ROWS):
+                rows = np.asarray(block.rows[start : start + _READ_ROWS])
+                if files:
+                    values, scales, errors = gallery.reduce(rows, dtype)
+                    parts = {"values": values, "errors": errors, "scales": scales}
+                    for name, array in files.items():
+                        array[at : at + len(rows)] = parts[name]
+                    rows = gallery.Segment(values, scales).reduced(slice(None))
+                most = max(most, float(row_lengths(rows).max()))
+                at += len(rows)
+            longest.append(most)
+    about = {"dtype": dtype, "rows": count, "longest": longest}
+    store.create_once(folder / RECORD, store.pretty_json(store.with_digest(about)))
+
+
+class _Files:
+    """Arrays that are written through memory maps, and get their names when all are whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: list[tuple[Path, np.memmap]] = []
+
+    def new(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
+        path = self._folder / f"{store.TEMPORARY}{name}.{os.getpid()}.npy"
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        self._made.append((path, array))
+        return array
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        for path, array in self._made:
+            if kind is None:
+                array.flush()
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                path.replace(self._folder / f"{path.name.removeprefix(store.TEMPORARY).split('.')[0]}.npy")
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _reduced(root: Path, blocks: Sequence[Block], dtype: Dtype) -> list[gallery.Segment]:
+    """The parts of a gallery that the blocks of a segment are."""
+    folder = root / SEARCH
+    if not blocks:
+        return []
+    try:
+        about, sealed = read_checked(folder / RECORD, error=DataError)
+        arrays: dict[str, Any] = {}
+        names = {"float32": (), "float16": ("values", "errors"), "int8": ("values", "errors", "scales")}[dtype]
+        for name in names:
+            arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: missing or damaged ({error}); remove it and run `ccr-dist index` again") from None
+    count = sum(len(block.rows) for block in blocks)
+    if not sealed or (about["dtype"], about["rows"], len(about["longest"])) != (dtype, count, len(blocks)):
+        raise DataError(f"{folder / RECORD}: damaged; remove {folder} and run `ccr-dist index` again")
+    parts, at = [], 0
+    for block, longest in zip(blocks, about["longest"], strict=True):
+        here = slice(at, at + len(block.rows))
+        at += len(block.rows)
+        if dtype == "float32":
+            parts.append(gallery.Segment(block.rows, longest=longest))
+        else:
+            cut = {name: array[here] for name, array in arrays.items()}
+            parts.append(gallery.Segment(**cut, exact=block.rows, longest=longest))
+    return parts

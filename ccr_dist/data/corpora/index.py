@@ -1,9 +1,9 @@
-"""Tars that img2dataset, webdataset or anything else wrote become a dataset without a copy.
+"""Makes a dataset of tars that img2dataset, webdataset or others wrote, without copying them.
 
-The columns' records point at the tars by absolute path, with size, time and sha256; captions are views of the tars'
-`.txt` or `.json` members. All is looked at before anything is written: which files and members are meant is found out
-in `tars.py`. The tars must stay where they are and as they are: a reader refuses one that has changed, and indexing
-again records it again and reports which rows changed.
+The columns' records point to the tars by absolute path, with size, time and sha256; captions are views of the tars'
+`.txt` or `.json` members. Everything is read and checked before anything is written; `foreign_tars.py` finds out which
+files and members are meant. The tars must stay where they are and as they are: readers refuse one that has changed, and
+indexing again records it anew and reports which rows changed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,15 @@ import numpy as np
 
 from ccr_dist.data.corpora import foreign_tars
 from ccr_dist.data.corpora.foreign_tars import Wanted, expand
+from ccr_dist.data.corpora.indexed_before import (
+    changed_rows,
+    indexed_columns,
+    is_recorded,
+    key_rule,
+    require_same_rows,
+    some,
+    stale_columns,
+)
 from ccr_dist.data.media import decode
 from ccr_dist.data.storage import store
 from ccr_dist.data.storage.file_ranges import forget_files, read_at
@@ -29,21 +38,29 @@ from ccr_dist.data.table.dataset import Column, Dataset, create_column, create_d
 from ccr_dist.data.table.payload import pick
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
 
-_SHOWN = 10
 __all__ = ["IndexSummary", "expand", "index"]
 
 
 @dataclass
 class IndexSummary:
-    """What was indexed. missing, bad, changed: per column, keys of rows that have no such member (null), whose value
-    cannot be used (null; with the reason), that are others than when the tar was indexed before. `recorded`, `there`,
-    `again`: column shards.
+    """Report of `index`.
+
+    Attributes:
+        dataset: The dataset.
+        recorded: Column shards that this call recorded.
+        there: Column shards that were already recorded.
+        again: Column shards that were recorded again, since their tar had changed.
+        missing: Keys of rows without such a member, by column; their values are null.
+        bad: Reasons by key for values that cannot be used, by column; they are null.
+        changed: Keys of rows that changed since the tar was indexed before, by column.
+        ignored: Members without an extension, or hidden.
+        notes: Lines for the user.
     """
 
     dataset: Dataset
     recorded: int = 0
     there: int = 0
-    again: int = 0  # the tar had changed
+    again: int = 0
     missing: dict[str, list[str]] = field(default_factory=dict)
     bad: dict[str, dict[str, str]] = field(default_factory=dict)
     changed: dict[str, list[str]] = field(default_factory=dict)
@@ -66,16 +83,33 @@ def index(
     command: str | None = None,
     progress: bool = True,
 ) -> IndexSummary:
-    """Makes the dataset OUT, one shard a tar. Running it again records what is missing, and again what has changed.
+    """Make a dataset of tars, one shard per tar. Running it again records what is missing or has changed.
 
-    image, video: extensions of members, `none`, or None: as found. captions: language -> `txt` (each line is a
-    caption), `txt:whole` or `json:FIELD`; default {"en": "txt"}, where there are such. keys: `own`, `tar` (each begins
-    with its tar's name) or `auto`: `tar` where two tars have a key in common. bad_items, bad_fraction: captions that
-    cannot be read and become null, or that fraction of the rows.
+    All tars are read and checked before anything is written.
 
-    ConfigError for urls and choices; DataError, naming tar and key, for broken tars, repeated keys, fields and members
-    that are not there, and where OUT holds something else; DataBudgetError for too many captions that are not text.
-    Nothing is written before any of these.
+    Args:
+        urls: Tars and folders of tars; braces and globs are expanded.
+        out: Folder of the dataset.
+        name: Name of the dataset; by default the folder's.
+        split: train, val or test.
+        image: Extensions of members with pictures, such as `jpg;png`, or `none`; by default as found.
+        video: The same for videos.
+        captions: Members with captions by language: `txt` (a caption per line), `txt:whole` or `json:FIELD`; by default
+            {"en": "txt"} if there are such members.
+        keys: `own`; `tar`: each key begins with its tar's name; `auto`: `tar` if two tars share a key.
+        bad_items: How many captions may be unreadable; they become null.
+        bad_fraction: Alternatively this fraction of the rows, whichever is more.
+        command: The command line, recorded as provenance.
+        progress: Whether to show progress bars.
+
+    Returns:
+        What was recorded, and which values are missing, bad or changed.
+
+    Raises:
+        ConfigError: `urls` or an option is wrong.
+        DataError: A tar is broken or being written, keys repeat, a field or member does not exist, or `out` holds
+            something else; names tar and key.
+        DataBudgetError: Too many captions cannot be read.
     """
     require_local(out, "tars are indexed")
     if keys not in ("auto", "own", "tar"):
@@ -87,7 +121,7 @@ def index(
             scans.append(ShardIndex.scan(path, usable=True))
             advance()
     odd = [f"{name!a} in {path.name}" for path, scan in zip(paths, scans, strict=True) for name in scan.odd]
-    known = _known(out)
+    known = indexed_columns(out)
     there = foreign_tars.extensions(scans)
     first = f"{paths[0]}{' ...' if len(paths) > 1 else ''}"
     try:
@@ -102,7 +136,7 @@ def index(
         raise DataError(
             f"{first}: nothing to index: no pictures, videos or captions; there are: {foreign_tars.some(there)}"
         )
-    rule = _rule(keys, known, scans, paths)
+    rule = key_rule(keys, known, scans, paths)
     prefixes = [f"{stem}/" for stem in foreign_tars.stems(paths)] if rule == "tar" else [""] * len(paths)
     if rule == "tar":
         notes.append(
@@ -112,17 +146,17 @@ def index(
             ShardIndex(tuple(p + key for key in s.keys), s.members, s.ignored)
             for p, s in zip(prefixes, scans, strict=True)
         ]
-    _require_same_rows(out, scans, paths)
+    require_same_rows(out, scans, paths)
     summary = IndexSummary(None, notes=[*notes, *more], ignored=sum(scan.ignored for scan in scans))  # type: ignore[arg-type]
     names = {column.name: column for column in known}
     if odd:
         summary.notes.append(
-            f"{len(odd)} members are passed over, since no key can be made of their names: {_some(odd)}"
+            f"{len(odd)} members are passed over, since no key can be made of their names: {some(odd)}"
         )
     looked: dict[tuple[int, int], Foreign] = {}
     with bar(progress, "reading", len(paths), "tars") as advance:
         for shard, (path, scan) in enumerate(zip(paths, scans, strict=True)):
-            todo = [one for one in wanted if not _recorded(names.get(one.column), shard, path)]
+            todo = [one for one in wanted if not is_recorded(names.get(one.column), shard, path)]
             before, sha256 = path.stat(), store.sha256_file(path) if todo else ""
             for one in todo:
                 looked[wanted.index(one), shard] = _look(one, path, scan, (before.st_size, before.st_mtime_ns), sha256)
@@ -148,98 +182,23 @@ def index(
             for number, column in enumerate(columns):
                 _record(column, shard, path, scan, prefix, looked.get((number, shard)), summary)
             advance()
-    summary.notes += _stale(summary.dataset, columns, paths)
+    summary.notes += stale_columns(summary.dataset, columns, paths)
     return summary
-
-
-# -- what already exists
-
-
-def _known(out: Path) -> list[Column]:
-    """The columns of the dataset OUT, if it is one, that were indexed."""
-    if not (out / "dataset.json").exists():
-        return []
-    dataset = Dataset(out)
-    return [column for name in dataset.columns() if "indexed" in (column := dataset.column(name).unsealed()).plan]
-
-
-def _rule(keys: str, known: Sequence[Column], scans: Sequence[ShardIndex], paths: Sequence[Path]) -> str:
-    """`own` or `tar`. DataError where a key is in two tars in spite of `own`."""
-    if known:  # it stays as it was begun
-        before = known[0].plan["indexed"].get("keys", "own")
-        if keys not in ("auto", before):
-            raise ConfigError(f"{known[0].dataset.root}: was indexed with --keys {before}; index into another --out")
-        keys = before
-    twice = foreign_tars.repeated(scans, paths) if keys != "tar" else None
-    if twice and keys == "own":
-        key, one, other = twice
-        raise DataError(
-            f"the key {key!r} is in {one} and in {other}: keys must be unique in a dataset; --keys tar puts the tar's"
-            " name first"
-        )
-    return "tar" if twice or keys == "tar" else "own"
-
-
-def _require_same_rows(out: Path, scans: Sequence[ShardIndex], paths: Sequence[Path]) -> None:
-    """DataError, with the rows that differ, where OUT is a dataset of other rows."""
-    if not (out / "dataset.json").exists():
-        return
-    dataset = Dataset(out)
-    if len(scans) != len(dataset.shards):
-        what = f"{out}: is a dataset of {len(dataset.shards)} tars, and {len(scans)} are given"
-        if len(scans) < len(dataset.shards):
-            raise DataError(f"{what}; to leave some out, index into another --out")
-        raise DataError(
-            f"{what}. A dataset does not grow, since what was made of it would no longer fit: index the new tars into"
-            " an --out of their own, and name both datasets in the run's `data.train`"
-        )
-    for shard, (scan, path) in enumerate(zip(scans, paths, strict=True)):
-        mine, theirs = set(scan.keys), set(dataset.keys(shard))
-        if scan.keys == dataset.keys(shard):
-            continue
-        parts = []
-        if gone := sorted(theirs - mine):
-            parts.append(f"{len(gone)} are gone ({_some(gone)})")
-        if new := sorted(mine - theirs):
-            parts.append(f"{len(new)} are new ({_some(new)})")
-        raise DataError(
-            f"{path}: its rows differ from those of shard {dataset.shards[shard]} of {out}:"
-            f" {'; '.join(parts) or 'they are in another order'}. What was made from the old rows does not fit the new"
-            " ones: put the former tar back, or index into another --out"
-        )
-
-
-def _recorded(column: Column | None, shard: int, path: Path) -> bool:
-    """Whether there is a record of this tar as it is now, as far as size and time tell."""
-    if column is None or not column.whole(shard):
-        return False
-    record, found = column.record(shard), path.stat()
-    try:
-        column.index(shard)
-    except DataError:  # damaged: made again
-        return False
-    same = (record.get("url"), record["bytes"], record.get("mtime")) == (str(path), found.st_size, found.st_mtime_ns)
-    return same or (
-        "mtime" not in record and record.get("url") == str(path) and record["sha256"] == store.sha256_file(path)
-    )
-
-
-def _stale(dataset: Dataset, columns: Sequence[Column], paths: Sequence[Path]) -> list[str]:
-    """Notes on columns that were indexed before, are not among those, and speak of tars that are others now."""
-    notes, asked = [], {column.name for column in columns}
-    for column in _known(dataset.root):
-        if column.name not in asked and any(not _recorded(column, shard, path) for shard, path in enumerate(paths)):
-            notes.append(
-                f"{column.name}: is of the tars as they were before, and cannot be read any more; index it again, too"
-            )
-    return notes
 
 
 # -- what is in the tars
 
 
 def _look(one: Wanted, path: Path, scan: ShardIndex, state: tuple[int, int], sha256: str) -> Foreign:
-    """Reads every value of a column in a tar. state: (bytes, mtime in ns)."""
+    """Read every value of a column in one tar.
+
+    Args:
+        one: The column.
+        path: The tar.
+        scan: What is in the tar.
+        state: Its size in bytes and its mtime in ns.
+        sha256: Its digest.
+    """
     offsets, sizes = pick(scan.only(one.extension), one.extension)
     crc, nulls, bad = np.zeros(len(sizes), np.uint32), [], {}
     for row, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
@@ -259,7 +218,7 @@ def _look(one: Wanted, path: Path, scan: ShardIndex, state: tuple[int, int], sha
 def _require_values(
     one: Wanted, paths: Sequence[Path], scans: Sequence[ShardIndex], looked: Mapping[int, Foreign]
 ) -> None:
-    """DataError where not one row has a value, though there are members: a misspelt field, most likely."""
+    """Raise DataError if members exist, but no row has a value: probably a misspelt field."""
     if (
         len(looked) < len(paths)
         or one.kind in decode.BINARY
@@ -331,25 +290,10 @@ def _record(
         summary.there += 1
         return
     if column.path(shard, "record").exists():
-        changed = _changed(column, shard, own, found)
+        changed = changed_rows(column, shard, own, found)
         if changed:
             summary.changed.setdefault(column.name, []).extend(changed)
         summary.again += 1
         column.set_aside(shard)
         forget_files()
     summary.recorded += column.commit_foreign(shard, path, own, found, prefix)
-
-
-def _changed(column: Column, shard: int, own: ShardIndex, found: Foreign) -> list[str]:
-    """Keys of the rows whose value is another than when the tar was recorded; of all, where the record cannot tell."""
-    try:
-        if column.record(shard)["sha256"] == found.sha256:
-            return []
-        before = np.asarray(column.index(shard)["crc"], np.uint32)
-        return [own.keys[row] for row in np.flatnonzero(before != found.crc)]
-    except (DataError, KeyError, TypeError, ValueError, OverflowError):
-        return list(own.keys)
-
-
-def _some(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")

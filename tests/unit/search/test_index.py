@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.errors import ConfigError, DataError
@@ -120,6 +122,35 @@ def test_an_index_of_another_model_or_type_is_refused(built: tuple[Path, Index, 
     with pytest.raises(ConfigError, match="not an index, and not empty"):
         Index.build(folder / "d", Colours(), folder / "d", progress=False)
     assert Index.open(index.path).items == index.items, "nothing was lost"
+
+
+def test_fewer_bytes_give_the_same_answers(tmp_path: Path) -> None:
+    dice, retriever = np.random.default_rng(0), Colours()
+    for number in range(50):
+        put(tmp_path / "p" / f"{number}.png", encoded(Image.fromarray(dice.integers(0, 255, (4, 4, 3), np.uint8))))
+    queries = retriever.encode_pixels(dice.standard_normal((30, 3, 4, 4)).astype(np.float32))
+    answers = []
+    for dtype in ("float32", "float16", "int8"):
+        index = Index.build(tmp_path / dtype, retriever, tmp_path / "p", dtype=dtype, progress=False)
+        put(tmp_path / "p" / "copy.png", (tmp_path / "p" / "3.png").read_bytes())
+        index.update(retriever, [str(tmp_path / "p")], settings=QUIET)  # a segment of which nothing is encoded
+        (tmp_path / "p" / "copy.png").unlink()
+        answers.append(index.search(queries, 7))
+    assert index.items == 50 and {path.name for path in (tmp_path / "int8").rglob("search/*")} == {
+        "search.json", "values.npy", "errors.npy", "scales.npy"
+    }  # fmt: skip
+    exact = np.sort(queries.astype(np.float64) @ index.rows(index.numbers()).astype(np.float64).T)[:, ::-1][:, :7]
+    assert np.allclose(answers[0][1], exact, atol=1e-6)
+    for numbers, scores in answers[1:]:
+        assert np.array_equal(numbers, answers[0][0]) and np.array_equal(scores, answers[0][1])
+    for broken in ("values", "search"):
+        path = next((tmp_path / "int8").rglob(f"search/{broken}.*"))
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.raises(DataError, match=r"search.*damaged"):
+            Index.open(tmp_path / "int8")
+        shutil.rmtree(path.parent)
+        index = Index.build(tmp_path / "int8", retriever, tmp_path / "p", progress=False)
+        assert np.array_equal(index.search(queries, 7)[1], answers[0][1])
 
 
 def test_other_pictures_are_added_or_take_the_place(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ccr_dist.data.corpora.foreign_tars import expand
 from ccr_dist.data.corpora.formats.files import walk
-from ccr_dist.data.corpora.index import expand
 from ccr_dist.data.media.decode import file_extension
 from ccr_dist.data.storage import store
 from ccr_dist.data.storage.file_ranges import read_at

@@ -23,7 +23,7 @@ from ccr_dist.models.backbones.registry import register_backbone
 from ccr_dist.models.backbones.sentence.options import SentenceConfig
 from ccr_dist.models.backbones.sentence_files import SentenceHead, read_recipe
 from ccr_dist.models.hf_tower import HuggingFaceTower
-from ccr_dist.models.huggingface import bounded, load_encoder, load_tokenizer, positions
+from ccr_dist.models.huggingface import encode_texts, load_encoder, load_tokenizer, positions
 from ccr_dist.models.packages import package_file, version
 from ccr_dist.models.towers import TextTower
 
@@ -66,23 +66,10 @@ class SentenceEncoder(Backbone):
         return self.text_head(self.text(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
 
     def _tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        texts, cut = bounded(
-            [self.recipe.prompt + (text.lower() if self.recipe.lower else text) for text in texts], self.context_length
-        )
-        batch = self.tokenizer(
-            texts, padding="longest", truncation=True, max_length=self.context_length, return_tensors="pt"
-        )
-        token_counts.add(int(batch["attention_mask"].sum()))
-        lengths = batch["attention_mask"].sum(1).tolist()
-        full = [
-            text for text, known, n in zip(texts, cut, lengths, strict=True) if not known and n == self.context_length
-        ]
-        longer = 0
-        if full:  # they fit, or lost their ends
-            roomier = self.tokenizer(full, truncation=True, max_length=self.context_length + 1)["input_ids"]
-            longer = sum(len(ids) > self.context_length for ids in roomier)
-        self.truncated += token_counts.once(sum(cut) + longer)
-        return batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
+        texts = [self.recipe.prompt + (text.lower() if self.recipe.lower else text) for text in texts]
+        ids, mask, cut = encode_texts(self.tokenizer, texts, self.context_length)
+        self.truncated += token_counts.once(cut)
+        return ids.to(self.device), mask.to(self.device)
 
     @cached_property
     def tower(self) -> TextTower:

@@ -1,0 +1,1 @@
+"""Any dual encoder of transformers whose texts are known to be prepared rightly."""
