@@ -22,13 +22,13 @@ from ccr_dist.data.table.dataset import Column, Dataset
 from ccr_dist.errors import ConfigError, DataError, NonFiniteError, failing
 from ccr_dist.generate.jobs.request_stream import spare_cores
 from ccr_dist.generate.processor import Processor, RowOutcome
+from ccr_dist.search.state import FILE, SHA256
 
 if TYPE_CHECKING:
     from PIL import Image
 
     Retriever = Any
 
-FILE, SHA256, ROWS = "label.file", "label.sha256", "feature.rows"  # the columns of a segment
 NOT_AS_LISTED = "not as it was listed: "  # begins the reason of files that the next update looks at again
 
 

@@ -21,13 +21,13 @@ from ccr_dist.scoring.topk import top_k
 from ccr_dist.search import nearest
 from ccr_dist.search.listing import is_below
 from ccr_dist.search.names import Line
-from ccr_dist.search.plan import Others
-from ccr_dist.search.sources import sources_of
-from ccr_dist.search.state import FORMAT, INDEX, Source, is_index, read_identity, read_state
-from ccr_dist.search.update import JobSettings, Update, name_of, names_of, update
+from ccr_dist.search.state import FORMAT, INDEX, Source, is_index, name_of, names_of, read_identity, read_state
 from ccr_dist.search.vectors import Dtype, Vectors, reduce
 
 if TYPE_CHECKING:
+    from ccr_dist.search.plan import Others
+    from ccr_dist.search.update import JobSettings, Update
+
     Retriever = Any
 
 FOLDER = "folder"  # the label of files: the folder that they lie in
@@ -129,8 +129,7 @@ class Index:
             DataError: nothing can be found in `pictures`.
         """
         index = begin(Path(path), retriever, dtype=dtype, frames=frames)
-        settings = JobSettings(workers=workers, progress=progress)
-        index.update(retriever, _words(pictures), settings=settings)
+        index.update(retriever, _words(pictures), settings=_settings(workers=workers, progress=progress))
         return index
 
     def add(
@@ -142,7 +141,7 @@ class Index:
             pictures, progress: as for `build`.
             retriever: the one that the index was made with.
         """
-        return self.update(retriever, _words(pictures), others="keep", settings=JobSettings(progress=progress))
+        return self.update(retriever, _words(pictures), others="keep", settings=_settings(progress=progress))
 
     def update(
         self,
@@ -152,7 +151,7 @@ class Index:
         column: str | None = None,
         others: Others = "refuse",
         check: bool = False,
-        settings: JobSettings = JobSettings(),
+        settings: JobSettings | None = None,
     ) -> Update:
         """Makes the index hold what the places `words` hold now; see `update.update`.
 
@@ -160,6 +159,10 @@ class Index:
             ConfigError: another model, or other places, and `others` is refuse.
             DataError: nothing can be found, or a place is gone.
         """
+        from ccr_dist.search.sources import sources_of
+        from ccr_dist.search.update import update
+
+        settings = settings or _settings()
         self.require(retriever)
         if self._pictures != pictures.VERSION:
             raise ConfigError(
@@ -425,6 +428,13 @@ def begin(path: Path, retriever: Retriever, *, dtype: Dtype | None = None, frame
                 " with another --out"
             )
     return index
+
+
+def _settings(**given: Any) -> JobSettings:
+    """Of the jobs. What updates need is imported by those that make one: a search starts sooner without it."""
+    from ccr_dist.search.update import JobSettings
+
+    return JobSettings(**given)
 
 
 def _words(pictures: str | Path | Sequence[str | Path]) -> list[str]:

@@ -22,10 +22,11 @@ from typing import Any
 from ccr_dist.data.storage import store
 from ccr_dist.data.storage.checked import read_checked
 from ccr_dist.errors import DataError
-from ccr_dist.search.names import Line, decoded, encoded
+from ccr_dist.search.names import Line, Names, decoded, encoded, identity
 
 FORMAT = 1
 INDEX, STATES, NAMES, PLANS, SEGMENTS, TARS = "index.json", "states", "names", "plans", "segments", "tars"
+FILE, SHA256, ROWS = "label.file", "label.sha256", "feature.rows"  # the columns of a segment
 Source = dict[str, Any]  # see `sources.py`
 
 
@@ -133,6 +134,18 @@ def read_state(root: Path) -> State:
     if not sealed or state.generation != int(path.stem):
         raise DataError(f"{path}: damaged; make a new index")
     return state
+
+
+def names_of(root: Path, state: State) -> Names | None:
+    """The names of a state; None of an empty one. Raises DataError where they are damaged, or the state is past."""
+    if not state.generation:
+        return None
+    return Names(numbered(root / NAMES, state.generation, ".jsonl"), state.names, state.total)
+
+
+def name_of(line: Line, sources: Sequence[Source]) -> str:
+    """Where a name is: the path of a file, or dataset and key."""
+    return f"{sources[line['source']]['path']}/{identity(line)[1]}"
 
 
 def write_state(root: Path, state: State) -> None:

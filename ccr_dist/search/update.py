@@ -23,17 +23,22 @@ from ccr_dist.data.table.column import Column
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.errors import DataError
 from ccr_dist.generate.runner import Budget, run
-from ccr_dist.search.encode import FILE, NOT_AS_LISTED, ROWS, SHA256, Beside, Digests, FileVectors, RowVectors
+from ccr_dist.search.encode import NOT_AS_LISTED, Beside, Digests, FileVectors, RowVectors
 from ccr_dist.search.names import AGAIN, Line, Names, encoded, identity, places, places_path
 from ccr_dist.search.plan import Others, Seen, make_plan
 from ccr_dist.search.state import (
+    FILE,
     NAMES,
+    ROWS,
     SEGMENTS,
+    SHA256,
     Plan,
     Segment,
     Source,
     State,
     create_plan,
+    name_of,
+    names_of,
     numbered,
     pending,
     read_state,
@@ -160,13 +165,6 @@ def update(
     return done
 
 
-def names_of(root: Path, state: State) -> Names | None:
-    """The names of a state; None of an empty one."""
-    if not state.generation:
-        return None
-    return Names(numbered(root / NAMES, state.generation, ".jsonl"), state.names, state.total)
-
-
 def _describe(done: Update, root: Path, state: State, seen: Seen | None) -> None:
     names = names_of(root, state)
     done.items = state.items
@@ -178,11 +176,6 @@ def _describe(done: Update, root: Path, state: State, seen: Seen | None) -> None
         done.bad |= seen.bad
         done.names += len(seen.bad)
         done.passed, done.closed = seen.passed, seen.closed
-
-
-def name_of(line: Line, sources: Sequence[Source]) -> str:
-    """Where a name is: the path of a file, or dataset and key."""
-    return f"{sources[line['source']]['path']}/{identity(line)[1]}"
 
 
 class _Segments:

@@ -21,8 +21,7 @@ from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import DataError
 from ccr_dist.scoring import gallery
 from ccr_dist.scoring.gallery import Gallery, row_lengths
-from ccr_dist.search.encode import ROWS
-from ccr_dist.search.state import SEGMENTS, Segment
+from ccr_dist.search.state import ROWS, SEGMENTS, Segment
 
 Dtype = Literal["float32", "float16", "int8"]
 SEARCH, RECORD = "search", "search.json"
