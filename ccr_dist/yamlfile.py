@@ -45,7 +45,11 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Document:
         ConfigError: with file and line, for bad YAML, a missing or circular base, a duplicate key or a malformed
             override.
     """
-    document = _Reader(Path(path)).read(Path(path), ())
+    return overridden(_Reader(Path(path)).read(Path(path), ()), overrides)
+
+
+def overridden(document: Document, overrides: Iterable[str]) -> Document:
+    """The document, changed by overrides as `load` applies them. Raises ConfigError for a malformed one."""
     for text in overrides:
         _override(document, text, f"override {shown(text)}")
     return document

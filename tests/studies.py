@@ -12,7 +12,7 @@ from ccr_dist.config import as_dict
 from ccr_dist.evaluate.protocols import language_result
 from ccr_dist.evaluate.schema import RunResult
 from ccr_dist.study.plan import Run, StudyPlan, load_plan
-from ccr_dist.train.validation import keep_ranks
+from ccr_dist.train.measure import keep_ranks
 from tests import toy
 
 ITEMS = 60

@@ -28,7 +28,9 @@ class RunConfig(Frozen):
     stages: dict[str, StageConfig] = Field(
         default_factory=dict, description="each stage of the method, by its name (`ccr-dist methods`)"
     )
-    init_from: str | None = Field(None, description="run folder whose trained weights this run starts from")
+    init_from: str | None = Field(
+        None, description="folder of a run or model whose trained weights this run starts from"
+    )
     select: str = Field("mR", description="validation metric, mean over the target languages")
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig, description="how the run is carried out")
 

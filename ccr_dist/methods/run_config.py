@@ -54,6 +54,12 @@ def backbone_section(document: yamlfile.Document) -> BackboneConfig:
     return yamlfile.validate(backbones.config(section["kind"], place=place), document, at=("backbone",))
 
 
-def from_dict(values: dict[str, Any], *, name: str) -> RunConfig:
-    """Rebuild a config kept in a run folder."""
-    return check(yamlfile.Document(name=name, data=values))
+def from_dict(values: dict[str, Any], *, name: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """Rebuild a config that a run or model folder keeps. Raises ConfigError as `load_config`.
+
+    Args:
+        values: of the config.
+        name: of the place that keeps it, for messages.
+        overrides: `key.sub=value`, any number.
+    """
+    return check(yamlfile.overridden(yamlfile.Document(name=name, data=values), overrides))

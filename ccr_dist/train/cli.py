@@ -16,6 +16,7 @@ train_app = typer.Typer()
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Look at checkpoints, check them, convert them.")
 train_app.add_typer(checkpoint_app, name="checkpoint")
 Config = Annotated[Path, typer.Argument(help="run config (YAML)")]
+Measured = Annotated[Path, typer.Argument(help="run config (YAML), or the folder of a run or a model")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, any number")]
 Seeds = Annotated[str | None, typer.Option(help="several runs, one after the other: 0,1,2")]
 Target = Annotated[Path, typer.Argument(help="run folder, or one checkpoint of it")]
@@ -50,7 +51,7 @@ def train(
 @train_app.command()
 @declares(evaluating)
 def evaluate(
-    config: Config,
+    config: Measured,
     overrides: Overrides = None,
     seeds: Seeds = None,
     split: Annotated[str, typer.Option(help="val or test")] = "test",
@@ -60,13 +61,21 @@ def evaluate(
     ] = False,
     world: Annotated[int | None, typer.Option(help="refuse to run on any other number of processes")] = None,
 ) -> None:
-    """Measure a run's selected checkpoint (or an untrained method) on a split; writes RUN/results/SPLIT.json."""
+    """Measure a run's selected checkpoint (or an untrained method) on a split; writes RUN/results/SPLIT.json.
+
+    Instead of a config, the folder of a run or of a model can be named, wherever it lies; overrides then change `data`
+    and `runtime` alone.
+    """
     if split not in ("val", "test"):
         raise ConfigError(f"--split {split}: expected val or test")
     configs = configs_of(config, overrides, seeds)
-    from ccr_dist.train import commands
+    from ccr_dist.train import commands, measure
 
-    _exit(commands.evaluate(configs, split=split, again=again, world=world))
+    if config.is_dir():
+        subjects = [commands.measured(config, overrides or ())]
+    else:
+        subjects = [measure.MeasuredRun(each) for each in configs]
+    _exit(commands.evaluate(subjects, split=split, again=again, world=world))
 
 
 @train_app.command()

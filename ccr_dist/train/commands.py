@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ccr_dist import errors
 from ccr_dist.config import RunConfig
+from ccr_dist.retriever import model_folder
+from ccr_dist.retriever.kept_config import config_of_folder
 from ccr_dist.train.loop import train_run
+from ccr_dist.train.measure import MeasuredModel, MeasuredRun, Subject, measure
+from ccr_dist.train.publish import model_of, publish_model
 from ccr_dist.train.strategies.strategy import Strategy
-from ccr_dist.train.validation import measure_run
 from ccr_dist.train.watch.signals import Stopped
 
 
@@ -30,26 +34,45 @@ def train(configs: Sequence[RunConfig], *, test: bool, world: int | None, spread
                 return errors.STOPPED
             if strategy.main and outcome.resumed_at == outcome.step:
                 print(f"{config.folder}: complete already ({outcome.step} steps), nothing to train", file=sys.stderr)
+            publish_model(config, strategy)
             if test:
-                measure_run(config, strategy, split="test", again=False)
+                measure(MeasuredRun(config), strategy, split="test", again=False)
         except Stopped as request:
-            return _stopped(config, strategy, request)
+            return _stopped(config.folder, strategy, request)
     strategy.close()
     return errors.DONE
 
 
-def evaluate(configs: Sequence[RunConfig], *, split: str, again: bool, world: int | None) -> int:
-    strategy = Strategy(configs[0].runtime, world=world)
-    for config in configs:
+def evaluate(subjects: Sequence[Subject], *, split: str, again: bool, world: int | None) -> int:
+    """Measure each run or model in turn."""
+    strategy = Strategy(subjects[0].config.runtime, world=world)
+    for subject in subjects:
         try:
-            measure_run(config, strategy, split=split, again=again)
+            measure(subject, strategy, split=split, again=again)
+            if isinstance(subject, MeasuredRun) and not subject.config.stages:
+                publish_model(subject.config, strategy)
         except Stopped as request:
-            return _stopped(config, strategy, request)
+            return _stopped(subject.place, strategy, request)
     strategy.close()
     return errors.DONE
 
 
-def _stopped(config: RunConfig, strategy: Strategy, request: Stopped) -> int:
+def measured(folder: Path, overrides: Sequence[str]) -> Subject:
+    """A run or model folder as a subject of `evaluate`.
+
+    Args:
+        folder: wherever it was copied to.
+        overrides: of its config's sections `data` and `runtime`.
+
+    Raises:
+        ConfigError: it is neither, or an override changes what the model is.
+        CheckpointError: it is damaged.
+    """
+    model = folder if model_folder.is_model(folder) else model_of(folder)
+    return MeasuredModel(model, model_folder.read(model), config_of_folder(model, overrides), folder)
+
+
+def _stopped(place: Path, strategy: Strategy, request: Stopped) -> int:
     if strategy.main:
-        print(f"{config.folder}: stopped by {request}; the same command resumes", file=sys.stderr)
+        print(f"{place}: stopped by {request}; the same command resumes", file=sys.stderr)
     return errors.STOPPED

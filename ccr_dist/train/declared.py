@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ccr_dist.config import RunConfig
 from ccr_dist.config.base_files import reads
-from ccr_dist.declare import File, Item, Run, Settings, Table, Uses
+from ccr_dist.declare import File, Folder, Item, Run, Settings, Table, Uses
 from ccr_dist.errors import ConfigError, folder_to_make
 from ccr_dist.methods.run_config import load_config
+from ccr_dist.retriever.kept_config import config_of_folder
 
 
 def configs_of(path: Path, overrides: list[str] | None, seeds: str | None) -> list[RunConfig]:
@@ -29,6 +30,10 @@ def configs_of(path: Path, overrides: list[str] | None, seeds: str | None) -> li
         ConfigError: as `load_config`, and if seeds are not whole numbers, or a file is where a run folder should be.
     """
     overrides = overrides or []
+    if path.is_dir():
+        if seeds is not None:
+            raise ConfigError(f"--seeds {seeds}: {path} is the folder of one run or model, which has its seed")
+        return [config_of_folder(path, overrides)]
     if seeds is None:
         return [_with_a_place(load_config(path, overrides))]
     numbers = seeds.split(",")
@@ -69,12 +74,29 @@ def evaluating(config: Path, overrides: list[str] | None, seeds: str | None, spl
     """What `evaluate` reads and makes."""
     if split not in ("val", "test"):
         raise ConfigError(f"--split {split}: expected val or test")
+    if config.is_dir():
+        return _evaluating_folder(config, overrides, split)
     configs = _configs(config, overrides, seeds, world)
     own = [Run(str(each.folder)) for each in configs if each.stages]
     return Uses(
         reads=(_settings(config, overrides), *inputs(configs), *own),
         makes=tuple(result(each, split) for each in configs),
         runs=tuple(each.folder for each in configs),
+        packages=("torch",),
+    )
+
+
+def _evaluating_folder(folder: Path, overrides: list[str] | None, split: str) -> Uses:
+    from ccr_dist.train.inputs import asked
+
+    config = config_of_folder(folder, overrides or [])
+    path = getattr(config.data, split)
+    if path is None:
+        raise ConfigError(f"{config.name}: data.{split} names no dataset, and the command measures on it")
+    tables = dict.fromkeys(Table(path, column, single=True) for _, column in asked(config))
+    return Uses(
+        reads=(Folder(str(folder)), *tables),
+        makes=(File(str(folder / "results" / f"{split}.json")),),
         packages=("torch",),
     )
 

@@ -128,10 +128,18 @@ def measured_on(config: RunConfig, dataset: Dataset) -> tuple[dict[str, str], di
     return columns, rules
 
 
-def check_columns(config: RunConfig) -> None:
-    """Say early, with the key that names it and the command that makes it, which datasets and columns are missing, all
+def check_columns(config: RunConfig, split: str | None = None) -> None:
+    """Says early, with the key that names it and the command that makes it, which datasets and columns are missing, all
     in one message. Reads metadata only.
+
+    Args:
+        config: of the run.
+        split: "val" or "test", where that alone is read; None: all that the run reads.
+
+    Raises:
+        ConfigError, DataError: a dataset or column is missing, or is none that can be used so.
     """
+    evaluated = [config.data.val, config.data.test] if split is None else [getattr(config.data, split)]
     places = {path: key for key, path in (("data.test", config.data.test), ("data.val", config.data.val)) if path}
     places |= {
         entry.path: f"stages.{name}.train" for name, stage in config.stages.items() for entry in stage.train or ()
@@ -140,6 +148,8 @@ def check_columns(config: RunConfig) -> None:
     made: dict[str, tuple[str, dict[str, Any]]] = {}
     wrong: dict[str, DataError | ConfigError] = {}
     for (path, column), key in wanted(config).items():
+        if split is not None and path not in evaluated:
+            continue
         place = places[path]
         try:
             dataset = Dataset.open(path)
@@ -150,7 +160,7 @@ def check_columns(config: RunConfig) -> None:
                 _require_value(dataset, column)
         except (ConfigError, DataError) as error:
             wrong.setdefault(f"{config.name}: {place}: {error}", error)  # a dataset that is not there is said once
-    for path in () if wrong else filter(None, (config.data.val, config.data.test)):
+    for path in () if wrong else filter(None, evaluated):
         for key, column in asked(config):  # a column may have several keys
             try:
                 _require_kind(Dataset.open(path), column, key.split(".")[0])

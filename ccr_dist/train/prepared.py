@@ -16,7 +16,7 @@ from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError
 from ccr_dist.train.assemble import check_columns, open_datasets, train_sets
 from ccr_dist.train.cached_features import all_fields, of_another_rule
-from ccr_dist.train.selected import selected_digest
+from ccr_dist.train.selected import Source
 from ccr_dist.train.state.run_folder import RunFolder, identity, otherwise
 from ccr_dist.train.strategies.strategy import Strategy
 from ccr_dist.train.validation import selection_queries
@@ -143,7 +143,7 @@ def claim(run: PreparedRun) -> None:
         asked = dict(run.identity)
         if run.config.init_from is not None:
             known = run.folder.initial_weights()
-            digest = known or selected_digest(RunFolder(Path(run.config.init_from)))
+            digest = known or Source(Path(run.config.init_from)).digest
             asked["weights"] = {**asked["weights"], "init_from": digest}
         run.folder.claim(run.config, asked)
         run.folder.clear()

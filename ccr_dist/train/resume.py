@@ -18,10 +18,9 @@ from ccr_dist.methods.base import Method
 from ccr_dist.methods.build import build_method
 from ccr_dist.train.assemble import training_texts
 from ccr_dist.train.prepared import PreparedRun
-from ccr_dist.train.selected import best_weights, selected_digest
+from ccr_dist.train.selected import Source
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.state.progress import RunProgress
-from ccr_dist.train.state.run_folder import RunFolder
 from ccr_dist.train.step.ema import selected
 from ccr_dist.train.strategies.strategy import Step
 
@@ -155,14 +154,15 @@ def starting_model(run: PreparedRun, start: StartingPoint) -> BuiltModel:
         return build_model(run, start.state.weights, str(run.folder.checkpoints))
     if run.config.init_from is None:
         return build_model(run, None, "")
-    source = RunFolder(Path(run.config.init_from))
-    if run.folder.initial_weights() not in (None, selected_digest(source)):
+    source = Source(Path(run.config.init_from))
+    if run.folder.initial_weights() not in (None, source.digest):
         raise ConfigError(
             f"{source.path}: other weights are selected there than when this run began, so that it would begin"
             f" again from another start; use another `name` or `seed`, or delete {run.folder.path}"
         )
-    model = build_model(run, *best_weights(source))
-    if changed := differences(source.method_state() or {}, model.method.state()):
+    model = build_model(run, None, "")
+    checkpoint.restore_weights(model.kept, *source.weights(model.kept.keys()))
+    if changed := differences(source.method_state(), model.method.state()):
         raise ConfigError(
             f"{source.path}: its weights mean something else in this run (other rows of the word table, or"
             f" another encoder): {'; '.join(changed[:3])[:300]}. Train on the same texts, or begin without"

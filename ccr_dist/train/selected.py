@@ -1,14 +1,17 @@
-"""The selected checkpoint of a run: its weights, and a digest of it."""
+"""The selected checkpoint of a run, or the weights of a model folder, which another run starts from; and a digest."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ccr_dist.data.storage.store import digest_json
 from ccr_dist.errors import CheckpointError
+from ccr_dist.models import tensorfile
+from ccr_dist.retriever import model_folder
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.state.run_folder import RunFolder
 from ccr_dist.train.step.ema import selected
@@ -36,6 +39,44 @@ def best_weights(folder: RunFolder, best: Mapping[str, Any] | None = None) -> tu
     """
     path = checkpoint.folder_of(folder.checkpoints, (best or _best(folder))["step"])
     return selected(checkpoint.load(path)), str(path)
+
+
+class Source:
+    """What `init_from` names: a run folder, of which the selected checkpoint counts, or a model folder.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        CheckpointError: it is a run that has no selected checkpoint, or it is damaged.
+        ConfigError: it is a model folder of another version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._record = model_folder.read(path) if model_folder.is_model(path) else None
+
+    @property
+    def digest(self) -> str:
+        """Of the files that hold the weights."""
+        if self._record is not None:
+            return self._record.files[model_folder.WEIGHTS]
+        return selected_digest(RunFolder(self.path))
+
+    def weights(self, kept: Collection[str]) -> tuple[dict[str, Tensor], str]:
+        """Weights by parameter name, and where they come from.
+
+        Args:
+            kept: names of the parameters that the new run keeps in its checkpoints. A model folder also holds the
+                frozen ones of the backbone.
+        """
+        if self._record is None:
+            return best_weights(RunFolder(self.path))
+        tensors, _ = tensorfile.read(self.path / model_folder.WEIGHTS)
+        return {name: tensor for name, tensor in tensors.items() if name in kept}, str(self.path)
+
+    def method_state(self) -> dict[str, Any]:
+        return self._record.state if self._record is not None else RunFolder(self.path).method_state() or {}
 
 
 def _best(folder: RunFolder) -> dict[str, Any]:

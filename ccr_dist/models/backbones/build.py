@@ -38,7 +38,8 @@ def load_weights(backbone: Backbone, path: Path) -> None:
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(
-            f"backbone weights '{path}': no such file, nor a run folder with model.safetensors. Train that run first."
+            f"backbone weights '{path}': no such file, nor the folder of a run or model with model.safetensors. Train"
+            " that run first."
         )
     own = backbone.state_dict()
     try:

@@ -237,6 +237,8 @@ class RunFolder:
         if known is None:
             return
         known = _of_today(known)
+        # of what a run began with, which no config names: `initial_weights` looks at it where the run is trained
+        known["weights"] = {key: value for key, value in known.get("weights", {}).items() if key != "init_from"}
         asked = json.loads(json.dumps(identity(config, {}, {}, world=1)))
         decisive = {key: asked[key] for key in ("seed", "backbone", "method", "weights")}
         if changed := differences(

@@ -1,0 +1,55 @@
+"""In which of a model's languages a query is written."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ccr_dist.errors import ConfigError
+from ccr_dist.extras import advice
+from ccr_dist.generate.text import languages
+
+SURE = 0.8  # probability from which on a language is taken for granted
+
+
+class Detected(NamedTuple):
+    """A language, and whether the identifier is sure of it."""
+
+    lang: str
+    sure: bool
+
+
+def detect(text: str, among: Sequence[str]) -> Detected:
+    """The language of a text, of the languages `among`.
+
+    Args:
+        text: a query. Short texts are often not sure.
+        among: language tags, at least one. One that the identifier does not know is never found.
+
+    Raises:
+        ConfigError: the identifier (py3langid) is not installed.
+    """
+    if len(among) == 1:
+        return Detected(among[0], True)
+    labels = {languages.parse(tag).language: tag for tag in reversed(among)}
+    identifier = _identifier(tuple(sorted(labels)))
+    if identifier is None:
+        return Detected(among[0], False)
+    label, probability = identifier.classify(text)
+    return Detected(labels[label], bool(probability >= SURE))
+
+
+@functools.lru_cache(maxsize=16)
+def _identifier(labels: tuple[str, ...]) -> Any:
+    """An identifier of these languages alone, with probabilities; None where it knows fewer than two of them."""
+    try:
+        from py3langid import langid
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the language of a query is not named, and {advice(error.name)}; or name it") from None
+    identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+    known = [label for label in labels if label in identifier.labels]
+    if len(known) < 2:
+        return None
+    identifier.set_languages(known)
+    return identifier

@@ -1,0 +1,392 @@
+"""A method as people use it, trained or not: texts, pictures and videos to rows of numbers, and rows to scores."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ccr_dist.config import ENGLISH, RunConfig
+from ccr_dist.data.media.decode import decode_image
+from ccr_dist.data.media.text import has_text
+from ccr_dist.data.media.video import decode_video
+from ccr_dist.data.storage.store import digest_json
+from ccr_dist.errors import ConfigError, DataError, NonFiniteError
+from ccr_dist.generate.text import languages as tags
+from ccr_dist.methods.base import Method
+from ccr_dist.retriever.language import Detected, detect
+from ccr_dist.retriever.model_folder import Record
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    Picture = str | Path | Image.Image | np.ndarray
+
+Layout = Mapping[str, tuple[int, ...]]  # part of a bank -> shape of one text or item
+GLOBAL = "global"
+
+
+class Retriever:
+    """A model that finds pictures and videos with sentences. `ccr_dist.load` makes one.
+
+    Rows are float32. Where `cosine` holds they have unit length, and the similarity of two is their dot product.
+    Methods whose score has several parts (LECCR, hybrid) have the parts flattened one after another in a row;
+    `similarity` alone knows what they mean.
+
+    Attributes:
+        name: of the run, such as `dasd-s0`.
+        digest: sha256 of all that decides the rows: indexes and exports record it.
+        folder: the model folder, or None.
+        config: of the run.
+        method: in eval mode, on `device`.
+        languages: of queries, English first where the method reads it.
+        facts: what the model folder records for people: data with licences, the selected step, versions.
+    """
+
+    def __init__(self, record: Record, config: RunConfig, method: Method, *, folder: Path | None, device: str) -> None:
+        """For `load_model`; `method` holds the weights of the record."""
+        self.name, self.facts, self.folder, self.config = record.name, record.facts, folder, config
+        self.record, self.method = record, method
+        self.languages: tuple[str, ...] = tuple(record.languages)
+        self.device = torch.device(device)
+        method.backbone.to(self.device)
+        method.net.to(self.device)
+        method.net.eval()
+        method.backbone.eval()
+        self._weights = {name: float(weight) for name, weight in record.fusion["weights"].items() if weight}
+        self._ranges = {name: (float(low), float(high)) for name, (low, high) in record.fusion["ranges"].items()}
+
+    # What it is.
+
+    @cached_property
+    def digest(self) -> str:
+        record = self.record
+        weights = {name: sha256 for name, sha256 in record.files.items() if not name.startswith("results/")}
+        decisive = [record.config["method"], record.config["backbone"], self.config.runtime.precision]
+        return digest_json([*decisive, record.state, record.languages, record.fusion, record.base, weights])
+
+    @property
+    def cosine(self) -> bool:
+        """Rows have unit length, and `similarity` is their dot product."""
+        return self.method.text_parts == self.method.visual_parts == (GLOBAL,) and set(self._weights) == {GLOBAL}
+
+    @cached_property
+    def text_layout(self) -> Layout:
+        """Part -> shape of one text. Encodes a short text the first time."""
+        lang = self.languages[0]
+        companion = ["a"] if self.config.method.companions(self.config.data).get(lang) else []
+        return self._layout(self._text_bank(["a"], lang, companion), self.method.text_parts)
+
+    @cached_property
+    def visual_layout(self) -> Layout:
+        """Part -> shape of one item. Encodes a blank picture the first time, or a blank vector where the model reads
+        vectors alone.
+        """
+        return self._layout(self._visual_bank(self._blank_item(), None, [""]), self.method.visual_parts)
+
+    @property
+    def text_width(self) -> int:
+        """Numbers in a row of a text."""
+        return _width(self.text_layout)
+
+    @property
+    def visual_width(self) -> int:
+        """Numbers in a row of a picture or video."""
+        return _width(self.visual_layout)
+
+    @property
+    def reads_descriptions(self) -> bool:
+        """The model reads a text that describes each item; without one an item has an empty one."""
+        return "description" in self.config.method.gallery()
+
+    @property
+    def reads_tokens(self) -> bool:
+        """The model reads several vectors an item: tokens of a picture, or frames of a video."""
+        return "tokens" in self.config.method.gallery()
+
+    @property
+    def truncated(self) -> int:
+        """Texts that were longer than the model reads, and were cut, so far."""
+        return self.method.truncated
+
+    # Encoding.
+
+    def encode_text(
+        self, texts: Sequence[str], lang: str | None = None, *, companion: Sequence[str] = (), batch: int = 64
+    ) -> np.ndarray:
+        """Encodes queries.
+
+        Args:
+            texts: n ≥ 0 queries.
+            lang: their language, as a BCP 47 tag; None: detected for each of them.
+            companion: their English translations, for methods that ask each query twice (NRCCR with `fusion`).
+            batch: texts at a time.
+
+        Returns:
+            (n, text_width) float32.
+
+        Raises:
+            ConfigError: the method cannot encode this language, or needs `companion`.
+            DataError: a text is blank.
+            NonFiniteError: a row is not finite.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts: expected a list of texts, not one text")
+        for at, text in enumerate(texts):
+            if not has_text(text):
+                raise DataError(f"text {at} is blank: {text!r}; there is nothing to search for")
+        spoken = [self.language(lang) if lang is not None else self.detect(text).lang for text in texts]
+        rows = np.zeros((len(texts), self.text_width), np.float32)
+        for each in dict.fromkeys(spoken):
+            places = [at for at, its in enumerate(spoken) if its == each]
+            self._require_companion(each, companion, len(texts))
+            for start in range(0, len(places), batch):
+                some = places[start : start + batch]
+                beside = [companion[at] for at in some] if companion else []
+                rows[some] = self._rows(self._text_bank([texts[at] for at in some], each, beside), self.text_layout)
+        return _finite(rows, "text")
+
+    def encode_images(self, images: Sequence[Picture], *, batch: int = 32) -> np.ndarray:
+        """Encodes pictures, as evaluation sees them: upright by their EXIF orientation, on white where they are
+        transparent.
+
+        Args:
+            images: paths, PIL pictures, or (H, W, 3) uint8 arrays; n ≥ 0.
+            batch: pictures at a time.
+
+        Returns:
+            (n, visual_width) float32.
+
+        Raises:
+            ConfigError: the model reads no pictures.
+            DataError: a picture is missing or broken; names it.
+            NonFiniteError: a row is not finite.
+        """
+        transform = self.image_transform()
+        rows = np.zeros((len(images), self.visual_width), np.float32)
+        for start in range(0, len(images), batch):
+            pixels = torch.stack([transform(_picture(image)) for image in images[start : start + batch]])
+            rows[start : start + batch] = self.encode_pixels(pixels)
+        return rows
+
+    def encode_videos(self, paths: Sequence[str | Path], *, frames: int = 8, batch: int = 64) -> np.ndarray:
+        """Encodes video files by evenly spaced frames: each frame a vector for models that read several, else their
+        mean, as `ccr-dist featurise` makes it.
+
+        Args:
+            paths: n ≥ 0 files.
+            frames: of each video.
+            batch: frames at a time.
+
+        Returns:
+            (n, visual_width) float32.
+
+        Raises:
+            ConfigError: the model reads no pictures, or PyAV is not installed.
+            DataError: a video is missing or broken; names it.
+            NonFiniteError: a row is not finite.
+        """
+        rows = np.zeros((len(paths), self.visual_width), np.float32)
+        for at, path in enumerate(paths):
+            rows[at] = self.encode_frames(decode_video(_bytes(path), path, frames=frames), batch=batch)
+        return rows
+
+    def encode_frames(self, frames: Sequence[Image.Image], *, batch: int = 64) -> np.ndarray:
+        """The row (visual_width,) of one video, of its frames in order."""
+        transform, features = self.image_transform(), []
+        for start in range(0, len(frames), batch):
+            pixels = torch.stack([transform(frame) for frame in frames[start : start + batch]]).to(self.device)
+            with self._inference():
+                features.append(self.method.backbone.image_features(pixels).float())
+        vectors = torch.cat(features)
+        return self.encode_pixels(vectors[None] if self.reads_tokens else vectors.mean(0, keepdim=True))[0]
+
+    def encode_pixels(
+        self, visual: Tensor | np.ndarray, mask: Tensor | np.ndarray | None = None, description: Sequence[str] = ()
+    ) -> np.ndarray:
+        """Encodes one batch of items that are decoded already.
+
+        Args:
+            visual: pictures (n, 3, H, W) as `image_transform` makes them, cached features (n, F), or several vectors an
+                item (n, T, F); n ≥ 1.
+            mask: (n, T) bool, True where there is a vector; None: everywhere.
+            description: n texts, for models that read descriptions; empty: none of the items has one.
+
+        Returns:
+            (n, visual_width) float32.
+
+        Raises:
+            NonFiniteError: a row is not finite.
+        """
+        tensor = torch.as_tensor(visual).to(self.device).float()
+        there = None if mask is None else torch.as_tensor(mask).to(self.device)
+        texts = list(description) or [""] * len(tensor)
+        return _finite(self._rows(self._visual_bank(tensor, there, texts), self.visual_layout), "item")
+
+    def image_transform(self) -> Callable[[Image.Image], Tensor]:
+        """PIL picture to (3, H, W) float32, for `encode_pixels`. It can be pickled.
+
+        Raises:
+            ConfigError: the model reads no pictures.
+        """
+        return self.method.backbone.image_transform()
+
+    # Scores.
+
+    @torch.inference_mode()
+    def similarity(self, text: np.ndarray, visual: np.ndarray) -> np.ndarray:
+        """Scores of texts with items, larger is better, as evaluation computes them. A score does not depend on the
+        other texts and items: min-max uses the ranges that validation had.
+
+        Args:
+            text: (n, text_width).
+            visual: (m, visual_width).
+
+        Returns:
+            (n, m) float32.
+        """
+        parts = self.method.scores(self._bank(text, self.text_layout), self._bank(visual, self.visual_layout))
+        fused = torch.zeros((len(text), len(visual)), dtype=self._exact, device=self.device)
+        for name, weight in self._weights.items():
+            low, high = self._ranges.get(name, (0.0, 1.0))
+            fused += weight * (parts[name] - low) / (high - low)
+        return fused.float().cpu().numpy()
+
+    @torch.inference_mode()
+    def visual_similarity(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Cosines (n, m) float32 of items (n, visual_width) and (m, visual_width), by their part "global"."""
+        x, y = (normalize(self._bank(rows, self.visual_layout)[GLOBAL], dim=-1) for rows in (one, other))
+        return (x @ y.T).float().cpu().numpy()
+
+    # Languages.
+
+    def language(self, tag: str) -> str:
+        """The model's own name of a language: `pt` for `pt-BR`. A language that was not trained is returned as it is,
+        with a warning; `encode_text` refuses it where the method cannot encode it.
+        """
+        if tag in self.languages:
+            return tag
+        base = tags.parse(tag).language
+        if near := next((own for own in self.languages if tags.parse(own).language == base), None):
+            return near
+        known = ", ".join(self.languages)
+        warnings.warn(f"{self.name} was not trained for language {tag!r} but for {known}", stacklevel=2)
+        return tag
+
+    def detect(self, text: str) -> Detected:
+        """The language of a query, of `languages`, and whether that is sure.
+
+        Raises:
+            ConfigError: the identifier is not installed.
+        """
+        return detect(text, self.languages)
+
+    # Inside.
+
+    @property
+    def _exact(self) -> torch.dtype:
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    @contextlib.contextmanager
+    def _inference(self) -> Iterator[None]:
+        """Without gradients, in the precision that the run was evaluated in."""
+        precision = self.config.runtime.precision
+        half = torch.bfloat16 if precision == "bf16" else torch.float16
+        with torch.inference_mode(), torch.autocast(self.device.type, half, enabled=precision != "fp32"):
+            yield
+
+    def _text_bank(self, texts: Sequence[str], lang: str, companion: Sequence[str]) -> dict[str, Tensor]:
+        with self._inference():
+            bank = self.method.encode_text(texts, lang, companion)
+        return {name: bank[name].float() for name in self.method.text_parts}
+
+    def _visual_bank(self, visual: Tensor, mask: Tensor | None, description: Sequence[str]) -> dict[str, Tensor]:
+        with self._inference():
+            bank = self.method.encode_visual(visual, mask, description if self.reads_descriptions else ())
+        return {name: bank[name].float() for name in self.method.visual_parts}
+
+    def _blank_item(self) -> Tensor:
+        from PIL import Image
+
+        try:
+            transform = self.image_transform()
+            return transform(Image.new("RGB", (64, 64)))[None].to(self.device)
+        except ConfigError:
+            width = getattr(self.method.options, "frame_width", None) or self.method.backbone.dim
+            return torch.zeros((1, 1, width) if self.reads_tokens else (1, width), device=self.device)
+
+    def _layout(self, bank: Mapping[str, Tensor], parts: Sequence[str]) -> Layout:
+        return {name: tuple(bank[name].shape[1:]) for name in parts}
+
+    def _rows(self, bank: Mapping[str, Tensor], layout: Layout) -> np.ndarray:
+        parts = [bank[name].reshape(len(bank[name]), -1) for name in layout]
+        rows = normalize(parts[0], dim=-1) if self.cosine else torch.cat(parts, dim=1)
+        return rows.cpu().numpy()
+
+    def _bank(self, rows: np.ndarray, layout: Layout) -> dict[str, Tensor]:
+        width = _width(layout)
+        if rows.ndim != 2 or rows.shape[1] != width:
+            raise DataError(f"rows of shape {rows.shape}; {self.name} makes rows of {width} numbers")
+        sizes = [math.prod(shape) for shape in layout.values()]
+        parts = torch.as_tensor(rows).to(self.device, self._exact).split(sizes, dim=1)
+        return {name: part.reshape(-1, *layout[name]) for name, part in zip(layout, parts, strict=True)}
+
+    def _require_companion(self, lang: str, companion: Sequence[str], texts: int) -> None:
+        if companion and len(companion) != texts:
+            raise DataError(f"{len(companion)} companion texts for {texts} texts; expected one for each")
+        if self.config.method.companions(self.config.data).get(lang) and not companion:
+            raise ConfigError(
+                f"{self.name} scores a query in {lang!r} together with its English translation; give it as `companion`"
+                " (`ccr-dist search --via-english` translates)"
+            )
+
+
+def query_languages(config: RunConfig, learnt: Sequence[str]) -> list[str]:
+    """The languages that a run's method takes queries in: English, and the trained ones.
+
+    Args:
+        config: of the run.
+        learnt: the languages that it trains on.
+    """
+    return [ENGLISH, *(lang for lang in learnt if lang != ENGLISH)]
+
+
+def _width(layout: Layout) -> int:
+    return sum(math.prod(shape) for shape in layout.values())
+
+
+def _finite(rows: np.ndarray, what: str) -> np.ndarray:
+    if not np.isfinite(rows).all():
+        at = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+        raise NonFiniteError(f"the row of {what} {at} is not finite: the weights or this input are out of range")
+    return rows
+
+
+def _bytes(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _picture(image: Picture) -> Image.Image:
+    from PIL import Image
+
+    from ccr_dist.data.media.pictures import on_white
+
+    if isinstance(image, str | Path):
+        return decode_image(_bytes(image), image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise DataError(f"an array of {image.dtype} {image.shape}; expected uint8 (height, width, 3), RGB")
+        return Image.fromarray(image)
+    return on_white(image.convert("RGBA")) if image.has_transparency_data else image.convert("RGB")
