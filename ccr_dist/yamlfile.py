@@ -2,7 +2,7 @@
 and line.
 
 Used by run configs, recipes, prompts, pipelines, profiles and studies alike. Knows nothing about what a document means;
-the schema is a pydantic model. What one file may say is `yamlnodes.py`.
+the schema is a pydantic model. What one file may say is `yamldoc/nodes.py`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pydantic import BaseModel, ValidationError
 
 from ccr_dist import resources
 from ccr_dist.errors import ConfigError, let_pass
-from ccr_dist.yamldocument import Document
-from ccr_dist.yamlerrors import explain, shown
-from ccr_dist.yamlnodes import DEEPEST, Invalid, KeyPath, Replacement, Values, compose, read_text
+from ccr_dist.yamldoc.document import Document
+from ccr_dist.yamldoc.errors import explain, shown
+from ccr_dist.yamldoc.nodes import DEEPEST, Invalid, KeyPath, Replacement, Values, compose, read_text
 
 Model = TypeVar("Model", bound=BaseModel)
 # pydantic's errors of options that are text

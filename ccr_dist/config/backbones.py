@@ -29,6 +29,10 @@ class BackboneConfig(Frozen):
         """The seed of what has no pretrained weights."""
         return 0
 
+    def untrained(self) -> bool:
+        """All weights are random, and no public model holds them."""
+        return False
+
     def pooled_text(self) -> str | None:
         """The text encoder whose own files say how a text becomes one vector, where that is not in this section."""
         return None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccr_dist.config import OpenClipConfig, RunConfig, as_dict, base_files
+from ccr_dist.config import RunConfig, as_dict, base_files, with_base_files
 from ccr_dist.errors import CheckpointError
 from ccr_dist.methods.base import Method
 from ccr_dist.methods.build import build_method, learnt_languages
@@ -100,9 +100,7 @@ def own_tensors(
         trained: names of the tensors that training has changed.
         given: names of the tensors that came from `backbone.weights`.
     """
-    tensors, backbone = _tensors(method), config.backbone
-    # an architecture without pretrained weights; `local-dir:` and `hf-hub:` names bring their own
-    random = isinstance(backbone, OpenClipConfig) and backbone.pretrained is None and ":" not in backbone.model
+    tensors, random = _tensors(method), config.backbone.untrained()
     named = {*trained, *given}
 
     def ours(name: str) -> bool:
@@ -139,7 +137,9 @@ def save_model(
     files = {key: path for key, path in base_files(config).items() if key != WITHIN}
     tensors = own_tensors(config, method, trained, given)
     record = record_of(config, method, tensors=tensors.keys(), fusion=fusion, facts=facts)
-    return model_folder.write(folder, replace(record, copied=sorted(files)), tensors, files)
+    # named by where they lie in the folder: the paths of this machine say nothing elsewhere
+    named = with_base_files(record.config, {key: f"{model_folder.BASE}/{key}" for key in files})
+    return model_folder.write(folder, replace(record, config=named, copied=sorted(files)), tensors, files)
 
 
 def record_of(

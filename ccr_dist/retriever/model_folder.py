@@ -47,8 +47,8 @@ class Record:
 
     Attributes:
         name: of the run, such as `dasd-s0`.
-        config: the resolved run config. Its `backbone.weights` is null, since the weights lie here; `kept_config.py`
-            gives it with the paths of the copies.
+        config: the resolved run config. Its `backbone.weights` is null, since the weights lie here, and copies are
+            named by their place in the folder; `kept_config.py` gives it with whole paths.
         state: `Method.state`.
         languages: of queries, English first where the method reads it.
         fusion: weights of the score's parts, `minmax`, and the `ranges` that min-max uses, as validation had them.

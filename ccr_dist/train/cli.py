@@ -69,13 +69,13 @@ def evaluate(
     if split not in ("val", "test"):
         raise ConfigError(f"--split {split}: expected val or test")
     configs = configs_of(config, overrides, seeds)
-    from ccr_dist.train import commands, measure
+    from ccr_dist.train import commands
 
     if config.is_dir():
         subjects = [commands.measured(config, overrides or ())]
+        _exit(commands.evaluate_all(subjects, split=split, again=again, world=world))
     else:
-        subjects = [measure.MeasuredRun(each) for each in configs]
-    _exit(commands.evaluate(subjects, split=split, again=again, world=world))
+        _exit(commands.evaluate(configs, split=split, again=again, world=world))
 
 
 @train_app.command()

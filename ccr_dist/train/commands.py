@@ -43,7 +43,12 @@ def train(configs: Sequence[RunConfig], *, test: bool, world: int | None, spread
     return errors.DONE
 
 
-def evaluate(subjects: Sequence[Subject], *, split: str, again: bool, world: int | None) -> int:
+def evaluate(configs: Sequence[RunConfig], *, split: str, again: bool, world: int | None) -> int:
+    """Measure each run in turn."""
+    return evaluate_all([MeasuredRun(config) for config in configs], split=split, again=again, world=world)
+
+
+def evaluate_all(subjects: Sequence[Subject], *, split: str, again: bool, world: int | None) -> int:
     """Measure each run or model in turn."""
     strategy = Strategy(subjects[0].config.runtime, world=world)
     for subject in subjects:

@@ -14,7 +14,6 @@ from ccr_dist.errors import CheckpointError, ConfigError
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.retriever import model_folder
 from ccr_dist.train import commands
-from ccr_dist.train.measure import MeasuredRun
 from tests import toy
 
 QUERIES = [*toy.SPANISH[:3], *toy.ENGLISH[:2]]
@@ -66,7 +65,7 @@ def test_a_copy_gives_the_same_bits_when_all_else_is_gone(run, tmp_path: Path) -
         assert [np.array_equal(*pair) for pair in zip(kept, rows(after, images), strict=True)] == [True] * 3
         assert after.digest == before.digest and after.name == "dasd-s0" and after.languages == ("en", "es")
         subject = commands.measured(copy, [])
-        assert commands.evaluate([subject], split="test", again=True, world=None) == 0
+        assert commands.evaluate_all([subject], split="test", again=True, world=None) == 0
     finally:
         for path in gone:
             path.with_name(f"{path.name}.away").rename(path)
@@ -138,11 +137,13 @@ def test_a_run_starts_from_a_model_folder(run, tmp_path: Path) -> None:
 
 def test_backbone_weights_come_from_a_model_folder(run, tmp_path: Path) -> None:
     _, folder = run
-    full = trained(toy.config(folder, {"name": "full"}, {"cma": {"steps": 2, "batch": 10, "lr": 1e-3}}))
+    method = {"name": "full", "frontend": {"embeddings": str(folder / "mbert")}}
+    stages = {name: {"steps": 1, "batch": 10, "lr": 1e-3} for name in ("cla", "cma")}
+    full = trained(toy.config(folder, method, stages))
     texts = ccr_dist.load(full.folder).encode_text(toy.ENGLISH[:3], "en")
     backbone = {**yaml.safe_load((folder / "full.yaml").read_text())["backbone"], "weights": str(full.folder / "model")}
     config = load_config(toy.config(folder, {"name": "clip"}, {}, backbone=backbone))
-    assert commands.evaluate([MeasuredRun(config)], split="test", again=False, world=None) == 0
+    assert commands.evaluate([config], split="test", again=False, world=None) == 0
     retriever = ccr_dist.load(config.folder)
     assert np.array_equal(retriever.encode_text(toy.ENGLISH[:3], "en"), texts)
     assert retriever.folder == config.folder / "model"

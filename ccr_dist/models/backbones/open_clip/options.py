@@ -47,3 +47,6 @@ class OpenClipConfig(BackboneConfig):
                 " it out"
             )
         return self
+
+    def untrained(self) -> bool:
+        return self.pretrained is None and ":" not in self.model  # `local-dir:` and `hf-hub:` bring their own

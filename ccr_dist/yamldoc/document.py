@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ccr_dist.yamlnodes import KeyPath
+from ccr_dist.yamldoc.nodes import KeyPath
 
 
 @dataclass

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from ccr_dist.yamldocument import Document
-from ccr_dist.yamlnodes import KeyPath
+from ccr_dist.yamldoc.document import Document
+from ccr_dist.yamldoc.nodes import KeyPath
 
 
 def explain(schema: type[BaseModel], document: Document, at: KeyPath, problem: Mapping[str, Any]) -> str:

@@ -1,0 +1,1 @@
+"""A YAML document with the places of its values: what `yamlfile` reads into."""
