@@ -21,6 +21,7 @@ from ccr_dist.data.media.text import has_text
 from ccr_dist.data.media.video import decode_video
 from ccr_dist.data.storage.store import digest_json
 from ccr_dist.errors import ConfigError, DataError, NonFiniteError
+from ccr_dist.evaluate.retrieval import Fusion
 from ccr_dist.generate.text import languages as tags
 from ccr_dist.methods.base import Method
 from ccr_dist.retriever.language import Detected, detect
@@ -50,6 +51,7 @@ class Retriever:
         method: in eval mode, on `device`.
         languages: of queries, English first where the method reads it.
         facts: what the model folder records for people: data with licences, the selected step, versions.
+        fusion: how the parts of a score become one.
     """
 
     def __init__(self, record: Record, config: RunConfig, method: Method, *, folder: Path | None, device: str) -> None:
@@ -62,8 +64,8 @@ class Retriever:
         method.net.to(self.device)
         method.net.eval()
         method.backbone.eval()
-        self._weights = {name: float(weight) for name, weight in record.fusion["weights"].items() if weight}
-        self._ranges = {name: (float(low), float(high)) for name, (low, high) in record.fusion["ranges"].items()}
+        ranges = {name: (float(low), float(high)) for name, (low, high) in record.fusion["ranges"].items()}
+        self.fusion = Fusion(record.fusion["weights"], record.fusion["minmax"], ranges or None)
 
     # What it is.
 
@@ -77,7 +79,8 @@ class Retriever:
     @property
     def cosine(self) -> bool:
         """Rows have unit length, and `similarity` is their dot product."""
-        return self.method.text_parts == self.method.visual_parts == (GLOBAL,) and set(self._weights) == {GLOBAL}
+        parts = {name for name, weight in self.fusion.weights.items() if weight}
+        return self.method.text_parts == self.method.visual_parts == (GLOBAL,) and parts == {GLOBAL}
 
     @cached_property
     def text_layout(self) -> Layout:
@@ -255,11 +258,7 @@ class Retriever:
             (n, m) float32.
         """
         parts = self.method.scores(self._bank(text, self.text_layout), self._bank(visual, self.visual_layout))
-        fused = torch.zeros((len(text), len(visual)), dtype=self._exact, device=self.device)
-        for name, weight in self._weights.items():
-            low, high = self._ranges.get(name, (0.0, 1.0))
-            fused += weight * (parts[name] - low) / (high - low)
-        return fused.float().cpu().numpy()
+        return self.fusion.fused(parts).cpu().numpy()
 
     @torch.inference_mode()
     def visual_similarity(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:

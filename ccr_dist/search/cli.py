@@ -34,9 +34,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _load(path: str, device: str) -> Retriever:
-    import ccr_dist
+    from ccr_dist.api import load
 
-    return ccr_dist.load(path, device=device)  # type: ignore[attr-defined]
+    return load(path, device=device)
 
 
 @search_app.command("index")
