@@ -23,12 +23,11 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 @base.translators.register("apertium")
 class Apertium(base.Translator):
-    """Every text is a NUL-terminated unit of its own: rules keep variables across sentences, and a flush is what resets
-    them.
+    """Runs one `apertium` process per call; each text is a NUL-terminated unit.
 
-    (With blank lines between texts, 9 of 1,664 translations changed with the order of the texts; with NULs none did.) A
-    unit ends with a full stop and its number in a superblank, which the pipeline passes through: so alignment is
-    checked, not assumed.
+    Rules keep variables across sentences, and only a flush resets them: with blank lines between texts, 9 of 1,664
+    translations changed with the order of the texts; with NULs none did. Each unit ends with a full stop and its number
+    in a superblank, which the pipeline passes through, so that the alignment of texts and translations is checked.
     """
 
     directed = ("mode",)
@@ -36,7 +35,7 @@ class Apertium(base.Translator):
 
     class Options(base.EngineOptions):
         mode: str | None = Field(
-            None, description="the mode's name as `apertium -l` prints it; default: found from the languages"
+            None, description="name of a mode as `apertium -l` prints it; default: found by the languages"
         )
         timeout_s: float = Field(600, gt=0, description="seconds a call may take")
 
@@ -60,7 +59,7 @@ class Apertium(base.Translator):
 
     def _run(self, *args: str, text: str = "") -> str:
         command = ["apertium", *args]
-        try:  # a session of its own: Ctrl-C is for the job, which lets the batch in flight end
+        try:  # a session of its own, so that Ctrl-C reaches only the job, which finishes the batch
             done = subprocess.run(
                 command,
                 input=text.encode(),
@@ -99,7 +98,7 @@ class Apertium(base.Translator):
         )
         answer = self._run("-f", "none", "-z", "-u", self._mode, text="".join(units)).split("\0")
         results: list[str | DataError] = []
-        # each stage of the pipeline appends a NUL of its own at the end
+        # each stage of the pipeline appends another NUL at the end
         for text, mark, unit in zip(texts, marks, answer, strict=False):
             if not unit.endswith(mark):
                 raise EngineError(
@@ -116,9 +115,7 @@ class Apertium(base.Translator):
 
 
 def _codes(language: str) -> list[str]:
-    """The spellings of a language in mode names, which use either code, likeliest first: pt-BR -> por_BR, pt_BR, por,
-    pt.
-    """
+    """Spellings of a language in names of modes, the most common first: por_BR, pt_BR, por, pt for pt-BR."""
     tag = languages.parse(language)
     plain = languages.Language("nb", tag.script, tag.region) if tag.language == "no" else tag
     names = [languages.three(plain.language), plain.language]

@@ -1,8 +1,8 @@
-"""What an engine is, and finding one by name. One file an engine in this folder: adding one edits no other file.
+"""The protocol of translation engines, and the registry of engines by name. Each engine is one file in this folder;
+adding one edits no other file.
 
-An engine is a system that turns text into text (pictures into text: `generator.py`) behind a small protocol; it knows
-nothing about columns and shards. No engine imports its libraries at module top: a missing one is an EngineError that
-says what to install.
+An engine turns text into text (pictures into text: `generator.py`) and knows nothing about columns and shards. No
+engine imports its libraries at the top of its module: a missing library is an EngineError that says what to install.
 """
 
 from __future__ import annotations
@@ -24,25 +24,36 @@ from ccr_dist.errors import ConfigError, DataError, EngineError, let_pass
 
 
 class EngineOptions(BaseModel):
-    """Base of every engine's options: typed, unknown ones are errors."""
+    """Base of every engine's options: typed; unknown ones are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class Cut(str):
-    """A translation that ended at the engine's limit and not by itself."""
+    """A translation that was cut off at the engine's limit."""
 
     __slots__ = ()
 
 
 class Translator(ABC):
-    """A machine translation system for one direction; making it loads nothing heavy.
+    """A machine translation system for one direction. The constructor loads nothing heavy.
 
-    `source`, `target`: language codes as in column names (en, pt_BR, zh-Hans). The maker raises EngineError when the
-    direction does not exist. `batch`: rows a call that suit this engine. `directed`: options that may be for one
-    direction only, not for the way back. `packages`, `tools`: what it imports, and starts, when it is made. `local`:
-    its model may be a folder here. `longest`: characters of a text that it is given at most; a longer one is a bad
-    item, since an engine's time grows with their square.
+    Args:
+        source: Source language, as in column names (en, pt_BR, zh-Hans).
+        target: Target language.
+        options: The engine's options.
+
+    Attributes:
+        batch: Rows per call that suit this engine.
+        directed: Options that may be for one direction only, and so not for the way back.
+        longest: Most characters of a text; a longer one is a bad item, since the time of engines grows with the square
+            of the length.
+        packages: Packages that it imports when it is constructed.
+        tools: Programs that it starts when it is constructed.
+        local: Whether its model may be a local folder.
+
+    Raises:
+        EngineError: The direction does not exist, or a library is missing.
     """
 
     Options: ClassVar[type[EngineOptions]] = EngineOptions
@@ -58,24 +69,28 @@ class Translator(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What determines the translations: name, version, model and revision or digest of its weights, decoding
-        options. JSON.
-        """
+        """What determines the translations, as JSON: name, version, model with revision or digest, decoding options."""
 
     def versions(self) -> dict[str, str]:
-        """Of libraries that are no part of the identity, for the provenance."""
+        """Versions of libraries that are not part of the identity, for the provenance."""
         return {}
 
     def load(self) -> None:  # noqa: B027 (not all have something to load)
-        """Loads models; called once before the first `translate`."""
+        """Load models; called once before the first `translate`."""
 
     @abstractmethod
     def translate(self, texts: list[str]) -> list[str | DataError]:
-        """One translation a text, in order; a `Cut` where it ended at the engine's limit, a DataError for a text this
-        engine cannot take.
+        """Translate texts. As far as possible, a translation must not depend on the other texts.
 
-        The texts are not blank and hold no line breaks. A translation must not depend on its neighbours in the list, as
-        far as the engine can help it. EngineError when the engine is gone or answers with another number of texts.
+        Args:
+            texts: Texts that are not blank and have no line breaks.
+
+        Returns:
+            One entry per text, in order: the translation, as a `Cut` if it was cut off at the engine's limit; or a
+            DataError for a text that this engine cannot take.
+
+        Raises:
+            EngineError: The engine failed or gave another number of translations.
         """
 
 
@@ -84,14 +99,18 @@ Opts = TypeVar("Opts", bound=EngineOptions)
 
 
 class Registry(Generic[E]):
-    """Engines of one protocol by name."""
+    """Engines of one protocol by name.
+
+    Args:
+        what: What these engines are called in messages.
+    """
 
     def __init__(self, what: str) -> None:
         self.what = what
         self._known: dict[str, type[E]] = {}
 
     def register(self, name: str) -> Callable[[type[E]], type[E]]:
-        """Class decorator."""
+        """Class decorator: registers an engine."""
 
         def add(cls: type[E]) -> type[E]:
             self._known[name] = cls
@@ -100,13 +119,14 @@ class Registry(Generic[E]):
         return add
 
     def names(self) -> list[str]:
+        """All names, sorted; imports every module of this folder."""
         package = importlib.import_module(__package__)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{__package__}.{module.name}")
         return sorted(self._known)
 
     def get(self, name: str) -> type[E]:
-        """ConfigError, with the names there are, for an unknown one."""
+        """The engine class of a name. Raises ConfigError, with all names, for an unknown one."""
         names = self.names()
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
@@ -122,13 +142,24 @@ translators: Registry[Translator] = Registry("translation engine")
 
 
 def make_translator(name: str, source: str, target: str, options: dict[str, Any]) -> Translator:
-    """The engine of this name for a direction. ConfigError for an unknown engine or option, naming the valid ones."""
+    """Construct a translation engine.
+
+    Args:
+        name: Name of the engine.
+        source: Source language.
+        target: Target language.
+        options: The engine's options, as text or typed.
+
+    Raises:
+        ConfigError: The engine or an option is unknown or wrong; names the valid ones.
+        EngineError: The direction does not exist, or a library is missing.
+    """
     cls = translators.get(name)
     return cls(source, target, check_options(name, cls.Options, options))
 
 
 def check_options(name: str, cls: type[Opts], options: dict[str, Any]) -> Opts:
-    """The options of an engine, typed. ConfigError naming the valid ones."""
+    """Options of an engine as its class. Raises ConfigError, naming the valid ones."""
     try:
         return yamlfile.build(cls, yamlfile.of_options(options))
     except ValidationError as e:
@@ -139,7 +170,7 @@ def check_options(name: str, cls: type[Opts], options: dict[str, Any]) -> Opts:
 
 @contextmanager
 def needs(engine: str, install: str) -> Iterator[None]:
-    """An ImportError inside the block becomes an EngineError that says what to install."""
+    """Context manager: turns an ImportError into an EngineError that says what to install."""
     try:
         yield
     except ImportError as e:
@@ -150,10 +181,16 @@ _NOT_CONTENT = (".md", ".gitattributes", ".lock")
 
 
 def model_identity(engine: str, model: str, revision: str | None) -> dict[str, Any]:
-    """Which weights a model in Hugging Face's format is: a local folder by the digest of its files, an id by its
+    """Identify the weights of a model in Hugging Face's format: a local folder by a digest of its files, an id by its
     commit.
 
-    EngineError when it is neither a folder nor an id that can be found.
+    Args:
+        engine: Name of the engine, for messages.
+        model: A local folder or a Hugging Face id.
+        revision: Branch, tag or commit of an id; None: main.
+
+    Raises:
+        EngineError: It is neither a folder nor an id that can be found.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -178,14 +215,14 @@ def model_identity(engine: str, model: str, revision: str | None) -> dict[str, A
 
 
 def token_ids(setting: int | list[int] | None) -> set[int]:
-    """The ids in a setting that holds none, one or several of them."""
+    """The token ids in a setting that holds none, one or several."""
     if setting is None:
         return set()
     return {setting} if isinstance(setting, int) else set(setting)
 
 
 def torch_device(name: str) -> str:
-    """The device of a name; `auto`: the accelerator of this machine, else cpu."""
+    """A torch device by name; `auto` is the accelerator of this machine, or the CPU."""
     import torch
 
     if name != "auto":

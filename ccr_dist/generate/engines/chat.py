@@ -1,8 +1,7 @@
-"""Requests as models see them: pictures scaled down, and the prompt that a model's own chat template makes of a
-request.
+"""Requests as models see them: pictures scaled down, and the prompt that a model's chat template makes.
 
-For engines that run models in Hugging Face's format themselves; a server has its own template, and `openai.py` needs
-only the pictures.
+For engines that run models in Hugging Face's format. A server has its own template; `openai_messages.py` needs only the
+pictures.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from ccr_dist.generate.engines.generator import GeneratorOptions, Request
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FPS = 2.0  # what models learn of the frames of a video, which are evenly spaced, whatever its length
+FPS = 2.0  # frame rate that models are told; frames are evenly spaced, whatever the video's length
 _FIELDS = ("system", "media", "text")
 
 
@@ -41,13 +40,13 @@ class ModelOptions(GeneratorOptions):
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """What a model's processor takes.
+    """Input of a model's processor.
 
     Attributes:
-        text: The prompt, with marks where the media belong.
-        images: RGB pictures, in order.
-        frames: RGB frames of one video, in order.
-        special: Whether the tokenizer still has to add its start token.
+        text: The prompt, with placeholders for media.
+        images: RGB pictures in order.
+        frames: RGB frames of one video in order.
+        special: Whether the tokenizer must add its start token.
     """
 
     text: str
@@ -58,12 +57,14 @@ class ChatPrompt:
 
 @dataclass(frozen=True)
 class Chat:
-    """Request -> prompt; can be pickled, and loads the model's processor where it is first used.
+    """Turns requests into prompts. Can be pickled; loads the model's processor on first use.
+
+    Attributes:
+        engine: Name of the engine, for messages.
+        options: Its options.
 
     Raises:
-        ConfigError: `template` has other fields.
-        EngineError: The model has no template.
-        DataError: The template refuses a request.
+        ConfigError: `template` has other fields than {system}, {media} and {text}.
     """
 
     engine: str
@@ -80,6 +81,13 @@ class Chat:
                 ) from e
 
     def __call__(self, request: Request) -> ChatPrompt:
+        """The prompt of a request.
+
+        Raises:
+            ConfigError: The chat template does not know one of `chat_template_kwargs`.
+            EngineError: The model has no chat template, or its processor cannot be loaded.
+            DataError: The template refuses the request.
+        """
         images, frames = (
             shrunk(request.images, self.options.max_pixels),
             shrunk(request.frames, self.options.max_pixels),
@@ -95,7 +103,7 @@ class Chat:
         if frames:
             content.append({"type": "video"})
         content.append({"type": "text", "text": request.text})
-        if not hasattr(processor, "tokenizer"):  # a tokenizer alone: templates of text models take strings
+        if not hasattr(processor, "tokenizer"):  # only a tokenizer: templates of text models take strings
             if images or frames:
                 raise DataError(f"{request.id}: pictures for {self.options.model}, which takes only text")
             content = request.text
@@ -143,7 +151,7 @@ class Chat:
 
 
 def _template(processor: Any) -> str:
-    """The text of its chat template, or of its tokenizer's; of several, all."""
+    """The text of all chat templates of a processor and its tokenizer."""
     found = [getattr(one, "chat_template", None) for one in (processor, getattr(processor, "tokenizer", None))]
     return "\n".join(str(template) for template in found if template)
 
@@ -152,7 +160,17 @@ _loading = threading.Lock()
 
 
 def load_processor(engine: str, model: str, revision: str | None, trust_remote_code: bool) -> Any:
-    """The model's processor (or its tokenizer, where it takes only text), once a process."""
+    """Load the model's processor, or its tokenizer if it takes only text; once per process.
+
+    Args:
+        engine: Name of the engine, for messages.
+        model: Hugging Face id or local folder.
+        revision: Branch, tag or commit of an id; None: main.
+        trust_remote_code: Whether to run code that comes with the model.
+
+    Raises:
+        EngineError: It cannot be loaded.
+    """
     with _loading:
         return _load_processor(engine, model, revision, trust_remote_code)
 
@@ -163,13 +181,20 @@ def _load_processor(engine: str, model: str, revision: str | None, trust_remote_
         from transformers import AutoProcessor
     try:
         return AutoProcessor.from_pretrained(model, revision=revision or "main", trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as e:  # some processors need a package of their own: SmolVLM's num2words
+    except (OSError, ValueError, ImportError) as e:  # some processors need another package (SmolVLM: num2words)
         let_pass(e, model)
         raise EngineError(f"engine {engine!r}: cannot load the processor of {model!r}: {str(e).strip()[:500]}") from e
 
 
 def unseen(engine: str, model: str, request: str, *, video: bool) -> EngineError:
-    """For media of which nothing reaches the model: its answers would be the same for all rows."""
+    """The error for a model that does not see its media: its answers would be the same for all rows.
+
+    Args:
+        engine: Name of the engine.
+        model: Name of the model.
+        request: Id of the request.
+        video: Whether the media are frames of a video.
+    """
     return EngineError(
         f"engine {engine!r}: {model} sees no {'videos' if video else 'pictures'}: nothing of {request} is in what is"
         " made for it, and all answers would be alike"
@@ -178,7 +203,7 @@ def unseen(engine: str, model: str, request: str, *, video: bool) -> EngineError
 
 
 def shrunk(images: Sequence[Image], max_pixels: int) -> list[Image]:
-    """RGB pictures of at most so many pixels, proportions kept; smaller ones as they are."""
+    """Convert pictures to RGB and scale down those with more than `max_pixels` pixels; proportions are kept."""
     return [_shrunk(image, max_pixels) for image in images]
 
 
@@ -186,5 +211,5 @@ def _shrunk(image: Image, max_pixels: int) -> Image:
     if image.width * image.height > max_pixels:
         factor = math.sqrt(max_pixels / (image.width * image.height))
         size = (max(1, int(image.width * factor)), max(1, int(image.height * factor)))
-        image = image.resize(size, resample=3, reducing_gap=3.0)  # bicubic, as vision models' own processors
+        image = image.resize(size, resample=3, reducing_gap=3.0)  # bicubic, as in vision models' own processors
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,8 +1,6 @@
-"""What servers with an OpenAI-compatible chat API send back, read leniently where the meaning is clear. Pure functions;
-no HTTP here.
+"""Reads chat completions of OpenAI-compatible servers, leniently if the meaning is clear. Pure functions, no HTTP.
 
-Servers differ in how they name the end of an answer, in what they leave out, and in how they say that something went
-wrong.
+Servers differ in how they name the end of an answer, what they leave out, and how they report errors.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from typing import Any
 from ccr_dist.errors import DataError
 from ccr_dist.generate.engines.generator import Answer, Generation
 
-WRAPPED = "answer"  # the key under which a value stands that may not be the root of a schema
+WRAPPED = "answer"  # key of a value that may not be the root of a schema
 
 _ENDED = {
     "stop",
@@ -55,12 +53,12 @@ _WRAPPER = re.compile(rf'^\s*\{{\s*"{WRAPPED}"\s*:\s*')
 
 
 class Unreadable(Exception):
-    """An answer that is none: whatever stood between made it, or the server was interrupted. Asking again may help."""
+    """A response that is no answer: a gateway made it, or the server was interrupted. Sending again may help."""
 
 
 def parsed(data: bytes) -> dict[str, Any]:
-    """The JSON object in a body. Unreadable for everything else (a page of a gateway, a cut or endlessly nested
-    text).
+    """The JSON object in a body. Raises Unreadable for anything else: a gateway's page, truncated or deeply nested
+    text.
     """
     try:
         payload = json.loads(data)
@@ -72,8 +70,13 @@ def parsed(data: bytes) -> dict[str, Any]:
 
 
 def error_in(payload: dict[str, Any]) -> tuple[int, str] | None:
-    """(its status, what it says) of an error that came with status 200, as proxies send them; None where there is
-    none.
+    """An error that came with status 200, as proxies send them.
+
+    Args:
+        payload: The response.
+
+    Returns:
+        The status that it names (500 if none, 429 for a rate limit) and its text; or None.
     """
     error = payload.get("error")
     if payload.get("object") == "error":
@@ -89,15 +92,15 @@ def error_in(payload: dict[str, Any]) -> tuple[int, str] | None:
 
 
 def read(payload: dict[str, Any], name: str, *, max_tokens: int, wrapped: bool = False) -> Answer:
-    """The answer in a chat completion.
+    """Read the answer in a chat completion.
 
-    Of several choices the first counts. Token counts that are not given are 0. An end without a reason, or with an
-    unknown one, is `length` when all allowed tokens were used, else `stop`.
+    Of several choices, the first counts. Missing token counts are 0. An end without a known reason is `length` if all
+    allowed tokens were used, otherwise `stop`.
 
     Args:
         payload: The completion.
         name: The item, for messages.
-        max_tokens: Tokens that were allowed.
+        max_tokens: Most tokens that were allowed.
         wrapped: Whether the text is a JSON object whose only value is the answer.
 
     Returns:
@@ -132,7 +135,7 @@ def _choice(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(content: Any) -> str | None:
-    """Of a string, or of the parts that some servers make of it."""
+    """The text of a message's content: a string, or a list of parts as some servers send it."""
     if content is None or isinstance(content, str):
         return content
     if isinstance(content, dict):
@@ -150,9 +153,7 @@ def _count(payload: dict[str, Any], name: str) -> int:
 
 
 def _unwrapped(text: str, wrapped: bool) -> str:
-    """The bare value; of an object that was cut off, what there is of it. Text that is no such object stays as it
-    is.
-    """
+    """The value inside its wrapper object, complete or cut off. Other text is returned unchanged."""
     if not wrapped:
         return text
     try:
@@ -167,7 +168,7 @@ def _unwrapped(text: str, wrapped: bool) -> str:
 
 
 def _shown(what: Any) -> str:
-    """The beginning of a body, or of a JSON value, on one line."""
+    """The beginning of a body or a JSON value on one line, for messages."""
     if isinstance(what, bytes):
         text = what[:600].decode(errors="replace")
     else:

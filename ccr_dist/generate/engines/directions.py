@@ -1,7 +1,7 @@
-"""How sequence-to-sequence models are given the language to translate into, by family, and whether they were.
+"""Tells sequence-to-sequence models the language to translate into, by family of models.
 
-A model without that translates into some language or into none, and nothing in the output says so: so every way is
-looked up in the tokenizer's own tokens and the model's own config, and what cannot be found there is refused.
+A model that is not told translates into some language or into none, and its output does not show it. Every direction is
+therefore looked up in the tokenizer's tokens and the model's config, and refused if it is not found there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from ccr_dist.errors import EngineError
 from ccr_dist.generate.text import languages
 
-# families that have a token a language
+# families with one token per language
 CODED = ("m2m_100", "mbart", "nllb-moe", "plbart", "seamless_m4t", "seamless_m4t_v2")
 _PREFIXED = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 _MARK = {"marian": re.compile(r">>([^<>]+)<<"), "t5": re.compile(r"<2([A-Za-z_-]+)>")}
@@ -23,10 +23,14 @@ _TASK = re.compile(r"translation_([A-Za-z_-]+?)_to_([A-Za-z_-]+)")
 
 @dataclass(frozen=True)
 class Direction:
-    """What a model is given. `source`, `target`: its codes for the languages, and their tokens' ids; `prefix` is put
-    before each text.
+    """How a model is told its direction.
 
-    `doubt`: why the direction could not be verified, where the family leaves it to the user; None where it is certain.
+    Attributes:
+        prefix: Put before each text.
+        source: The model's code of the source language, if it uses codes.
+        target: The model's code of the target language, if it uses codes.
+        ids: Token ids of these codes.
+        doubt: Why the direction could not be verified; None if it is certain.
     """
 
     prefix: str = ""
@@ -37,11 +41,19 @@ class Direction:
 
 
 def direct(tokenizer: Any, config: Any, *, source: str, target: str, prefix: str | None, model: str) -> Direction:
-    """The way to tell this model this direction. `source`, `target`: the model's own codes, or BCP 47 tags; prefix:
-    what the user said.
+    """Find out how to tell a model its direction.
 
-    EngineError, with what there is, when the model does not know a language, is made for another direction, or needs a
-    prefix that is not given and cannot be found.
+    Args:
+        tokenizer: The model's tokenizer.
+        config: The model's config.
+        source: Source language: the model's own code, or a BCP 47 tag.
+        target: Target language, likewise.
+        prefix: The prefix that the user gave, or None.
+        model: Name of the model, for messages.
+
+    Raises:
+        EngineError: The model does not know a language, was trained for another direction, or needs a prefix that is
+            neither given nor found. Names the codes, marks or prefixes that it has.
     """
     family = config.model_type
     if family in CODED:
@@ -79,9 +91,7 @@ def _coded(tokenizer: Any, source: str, target: str, prefix: str, model: str) ->
 
 
 def _codes(tokenizer: Any) -> dict[str, int]:
-    """Language code -> id of its token. Only added and special tokens: a code such as "pt" is an ordinary piece of
-    text, too.
-    """
+    """Token ids by language code, among added and special tokens only: "pt" may also be an ordinary piece of text."""
     added = {str(token): number for token, number in tokenizer.get_added_vocab().items()}
     special = set(map(str, tokenizer.all_special_tokens)) | set(
         map(str, getattr(tokenizer, "_extra_special_tokens", ()) or ())
@@ -116,12 +126,12 @@ def _code(codes: list[str], wanted: str, role: str, model: str) -> str:
 
 
 def _marks(pattern: re.Pattern[str], tokens: Iterable[str]) -> dict[str, str]:
-    """Language code -> the token that asks for it."""
+    """The token that asks for a language, by language code."""
     return {match.group(1): token for token in sorted(tokens) if (match := pattern.fullmatch(token))}
 
 
 def _prefix(given: str | None, marks: dict[str, str], target: str, model: str, form: str) -> str:
-    """The prefix with the target's mark: found, or given and looked up."""
+    """A prefix with the mark of the target language: the one found, or the given one if its mark is right."""
     mark, _ = languages.choose(target, marks)
     asked = re.search("|".join(map(re.escape, sorted(marks.values(), key=len, reverse=True))), given or "")
     if given is None and mark is not None:
@@ -146,8 +156,9 @@ def _prefix(given: str | None, marks: dict[str, str], target: str, model: str, f
 
 
 def _check_fixed(told: dict[str, Any], source: str, target: str, model: str) -> None:
-    """A model for one direction, by what its tokenizer says; groups of languages (ROMANCE, gmw) and tags unknown here
-    say nothing.
+    """Refuse a model that was trained for one other direction, as its tokenizer says.
+
+    Names of groups of languages (ROMANCE, gmw) and unknown tags are not checked.
     """
     for role, wanted in (("source", source), ("target", target)):
         made_for = str(told.get(f"{role}_lang") or "")

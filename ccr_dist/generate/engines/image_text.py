@@ -1,7 +1,7 @@
-"""Any Hugging Face model that answers about pictures (AutoModelForImageTextToText) or text alone
-(AutoModelForCausalLM), by id or folder.
+"""Hugging Face models that answer about pictures (AutoModelForImageTextToText) or only text (AutoModelForCausalLM), by
+id or folder.
 
-The plain reference beside vLLM: whole batches, one after the other, no server, any device that torch has.
+The plain reference beside vLLM: one whole batch after the other, no server, any device that torch supports.
 """
 
 from __future__ import annotations
@@ -25,15 +25,27 @@ _UNASKED = ("vision-encoder-decoder", "pix2struct", "pp_formulanet")
 
 
 class TransformersOptions(ModelOptions):
+    """Options of the generation engine `transformers`."""
+
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the weights; auto: as they are saved"
+        "auto", description="of the weights; auto: as they were saved"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
-    batch: int = Field(8, ge=1, description="requests a batch; sampling takes them one by one, each with its seed")
+    batch: int = Field(8, ge=1, description="requests per batch; with sampling always 1, each with its seed")
 
 
 @dataclass(frozen=True)
 class RenderedPrompt:
+    """A rendered request.
+
+    Attributes:
+        prompt: What the processor takes.
+        max_tokens: Most tokens of the answer.
+        schema: A JSON schema that the answer must follow, as text, or None.
+        seed: Seed of sampling.
+        id: The request's id.
+    """
+
     prompt: ChatPrompt
     max_tokens: int
     schema: str | None
@@ -41,12 +53,14 @@ class RenderedPrompt:
     id: str
 
     def kind(self) -> tuple[Any, ...]:
-        """Only requests of one kind share a batch."""
+        """Requests share a batch only if this is equal."""
         return bool(self.prompt.images), bool(self.prompt.frames), self.prompt.special, self.schema
 
 
 @dataclass(frozen=True)
 class RenderPrompt:
+    """Renders requests with the model's chat template; can be pickled."""
+
     chat: Chat
 
     def __call__(self, request: Request) -> RenderedPrompt:
@@ -58,10 +72,10 @@ class RenderPrompt:
 
 @generators.register(_NAME)
 class TransformersGenerator(Generator):
-    """Batches of requests padded on the left; an answer that is done waits for the others of its batch.
+    """Runs batches, padded on the left; a finished answer waits for the others of its batch.
 
-    Padding is masked, but the last bits of a batched sum depend on the batch: a near-tie can fall differently with
-    other neighbours.
+    Padding is masked, but the last bits of a batched sum depend on the batch, so a near-tie can be decided differently
+    in another batch.
     """
 
     Options = TransformersOptions
@@ -92,7 +106,7 @@ class TransformersGenerator(Generator):
         special = {
             number: str(token) for number, token in self._tokenizer.added_tokens_decoder.items() if token.special
         }
-        # to be kept in the text
+        # stay in the text
         self._marks = {number for number, token in special.items() if is_mark_of_thinking(token)}
         self._left_out = special.keys() - self._marks
         if self._tokenizer.pad_token_id is None:
@@ -119,7 +133,7 @@ class TransformersGenerator(Generator):
         self._ends = base.token_ids(model.generation_config.eos_token_id)
         inner = getattr(model, "language_model", None)  # of BLIP-2: a T5, or a language model alone
         self._decodes_apart = any(getattr(one, "is_encoder_decoder", False) for one in (config, inner and inner.config))
-        # it puts its own start token into the first column, where a shorter prompt has padding
+        # BLIP writes its start token into the first column, where shorter prompts have padding
         if config.model_type == "blip":
             self._batch = 1
             self._ends.add(config.text_config.sep_token_id)
@@ -146,7 +160,7 @@ class TransformersGenerator(Generator):
         items = [item for _, item in alike]
         try:
             answers = self._answers(items)
-        except (ValueError, IndexError):  # one that the processor refuses: which?
+        except (ValueError, IndexError):  # the processor refuses one of them: find out which
             answers = [self._answer(item) for item in items]
         return list(zip((number for number, _ in alike), answers, strict=True))
 
@@ -157,6 +171,7 @@ class TransformersGenerator(Generator):
             return DataError(f"{item.id}: {self._options.model} cannot take it: {e}")
 
     def _answers(self, items: list[RenderedPrompt]) -> list[Answer]:
+        """Answers of one batch. Raises ValueError (DataError is one) for items that the model cannot take."""
         encoded = self._encode(items)
         prompt = encoded["input_ids"].clone()  # BLIP changes it
         length, room = prompt.shape[1], self._longest
@@ -192,8 +207,14 @@ class TransformersGenerator(Generator):
         return [self._cut(row, item.max_tokens, count) for row, item, count in zip(rows, items, used, strict=True)]
 
     def _begin(self, tokens: Any, prompt: Any) -> int:
-        """The column at which answers begin: most models give the prompt back before them, some without its last token
-        (BLIP), some not (those that are given embeddings); one with an encoder gives its decoder's start token.
+        """The first column of the answers.
+
+        Most models return the prompt before the answer, BLIP without its last token; models that are given embeddings
+        return only the answer; models with an encoder return their decoder's start token before it.
+
+        Args:
+            tokens: Output of `generate`, (B, T).
+            prompt: Token ids of the prompts, (B, L).
         """
         if self._decodes_apart:
             return 1
@@ -220,7 +241,7 @@ class TransformersGenerator(Generator):
         )
         if media and not any(value.is_floating_point() and value.numel() for value in encoded.values()):
             raise unseen(_NAME, self._options.model, items[0].id, video=bool(prompts[0].frames))
-        if not media:  # some tokenizers tell them, language models do not take them
+        if not media:  # some tokenizers return them, but language models do not take them
             encoded.pop("token_type_ids", None)
         floats = self._model.dtype
         return {
@@ -229,8 +250,14 @@ class TransformersGenerator(Generator):
         }
 
     def _cut(self, row: list[int], max_tokens: int, prompt_tokens: int) -> Generation:
-        """What an engine that ends each request for itself would have answered."""
-        over = self._ends | {self._tokenizer.pad_token_id}  # padding follows a text of `stop`
+        """The answer in a row of output, as if its request had been alone in the batch.
+
+        Args:
+            row: Token ids after the prompt.
+            max_tokens: Most tokens of this answer.
+            prompt_tokens: Tokens of this prompt.
+        """
+        over = self._ends | {self._tokenizer.pad_token_id}  # padding follows a stop text
         end = next((i for i, token in enumerate(row) if token in over), None)
         finish: Literal["stop", "length"] = "length" if end is None or end >= max_tokens else "stop"
         row = row[: max_tokens if finish == "length" else end]
@@ -245,7 +272,16 @@ class TransformersGenerator(Generator):
         return Generation(text.strip(), len(row) + ended, prompt_tokens, finish)
 
     def _follows(self, schema: str, rows: int) -> Any:
-        """A logits processor that lets only such tokens through as can still lead to JSON of this schema."""
+        """A logits processor that allows only tokens which can still lead to JSON of a schema.
+
+        Args:
+            schema: The JSON schema, as text.
+            rows: Size of the batch.
+
+        Raises:
+            EngineError: xgrammar is not installed.
+            ValueError: The schema cannot be followed.
+        """
         with base.needs("transformers (answers by a JSON schema)", "pip install xgrammar"):
             import xgrammar
         info = xgrammar.TokenizerInfo.from_huggingface(self._tokenizer, vocab_size=self._vocabulary)
@@ -261,7 +297,7 @@ class TransformersGenerator(Generator):
             nonlocal started
             for i, matcher in enumerate(matchers):
                 if started and not matcher.is_terminated():
-                    matcher.accept_token(int(tokens[i, -1]))  # not the padding after a text of `stop`: that row is done
+                    matcher.accept_token(int(tokens[i, -1]))  # padding after a stop text: the row is done
                 if not matcher.is_terminated():
                     matcher.fill_next_token_bitmask(mask, i)
             started = True

@@ -1,7 +1,7 @@
-"""Any server with an OpenAI-compatible chat API (`vllm serve` and others).
+"""Servers with an OpenAI-compatible chat API (`vllm serve` and others).
 
-Requests run in one thread's event loop, as many at once as the server can bear (`traffic.py`). A fault of the server
-never becomes an item's: a request is sent again as long as anybody gets answers (`openai_client.py`).
+Requests run in the event loop of one thread, as many at once as the server can take (`traffic.py`). A fault of the
+server is never blamed on an item: a request is sent again as long as others are answered (`openai_client.py`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ccr_dist.generate.engines.openai_messages import ChatItem, ChatRenderer
 from ccr_dist.generate.engines.openai_options import OpenAiOptions
 
 _NAME = "openai"
-_MOMENT_S = 1.0  # how long `advance` waits at most: the caller has other things to do, too
+_MOMENT_S = 1.0  # longest wait of `advance`, since the caller has other work, too
 _CLOSE_S = 10.0
 
 
 class _Session:
-    """A client in the event loop of a thread of its own, and the requests that are with it."""
+    """A client in an event loop of its own thread, and its requests in flight."""
 
     def __init__(self, client: OpenAiClient) -> None:
         self._client = client
@@ -41,14 +41,18 @@ class _Session:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def greet(self) -> None:
+        """As `OpenAiClient.greet`, from another thread."""
         self._run(self._client.greet()).result()
 
     def ask(self, number: int, item: ChatItem) -> None:
+        """Send a request; `answered` returns its answer."""
         self._in_flight += 1
         self._run(self._client.ask(number, item)).add_done_callback(lambda future: self._done.put((number, future)))
 
     def answered(self) -> list[tuple[int, Answer]]:
-        """What was answered before the server was found to be gone comes back before the error is raised."""
+        """New answers, after at most _MOMENT_S seconds. Raises the client's error once all answers before it are
+        returned.
+        """
         done: list[tuple[int, Answer]] = []
         try:
             while self._in_flight and self._failed is None:
@@ -64,6 +68,7 @@ class _Session:
         return done
 
     def close(self) -> None:
+        """Cancel all requests and end the thread."""
         try:
             self._run(self._end()).result(_CLOSE_S)
         except TimeoutError:  # a daemon thread: it ends with the process
@@ -82,14 +87,15 @@ class _Session:
 
 @generators.register(_NAME)
 class OpenAi(Generator):
-    """What the server refuses for its content is a bad item. What it refuses to everybody is an EngineError, and so is
-    a server that is gone.
+    """Sends requests to a server and tells bad items from a bad server.
 
-    A request that the server has no room for waits for its turn again. A request that fails in another way is followed
-    by small ones of the same form: only when those are answered, `retries` + 1 times in a row, the item is at fault. A
-    request that takes all of `timeout_s`, while no other request does, counts as half of these times, and is followed
-    by as many more small ones: it would hold its shard up for long. When nobody is answered for `patience_s`, the
-    server is gone.
+    A request that is refused for its content is a bad item. If all requests are refused, or the server is gone, that is
+    an EngineError.
+
+    A request that an overloaded server rejects waits for its turn again. After any other failure, small requests of the
+    same form follow; only if these are answered `retries` + 1 times in a row, the item is to blame. A request that
+    alone takes all of `timeout_s` counts as half of these times, and is followed by as many small ones, since it would
+    otherwise hold up its shard for long. If no request is answered for `patience_s`, the server is gone.
     """
 
     Options = OpenAiOptions
@@ -114,11 +120,11 @@ class OpenAi(Generator):
         return {"openai": self._library.__version__}
 
     def load(self) -> None:
-        """Asks the server for its models.
+        """Ask the server for its models.
 
         Raises:
-            ConfigError: Its address or its key cannot be one.
-            EngineError: It does not answer, or does not have this model.
+            ConfigError: The address or the key is malformed.
+            EngineError: The server does not answer, or does not have this model.
         """
         self._session = _Session(OpenAiClient(Server(self._library, self._options), self._options))
         self._session.greet()

@@ -1,7 +1,7 @@
-"""Asks a server until there is an answer, or until it is known who is at fault: the request or the server.
+"""Sends a request until it is answered, or until it is clear which is to blame: the request or the server.
 
-Everything here runs in one event loop's thread. What a single request comes to is in `openai_http.py`, how many are
-sent at once in `traffic.py`.
+Everything here runs in the thread of one event loop. `openai_http.py` sends a single request; `traffic.py` limits how
+many are sent at once.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ _SAID_EVERY_S = 30.0
 
 
 class OpenAiClient:
-    """Sends requests, again where that may help; see `OpenAi` for the rules.
+    """Sends requests, repeatedly if that may help; see `OpenAi` for the rules.
 
     Args:
-        server: Where requests are sent.
+        server: The server.
         options: The engine's options.
     """
 
     def __init__(self, server: Server, options: OpenAiOptions) -> None:
         self._server, self._options = server, options
         self._traffic = Traffic(options.concurrency, options.backoff_s)
-        self._failing_since: float | None = None  # since when requests fail and none is answered
+        self._failing_since: float | None = None  # since when requests have failed and none was answered
         self._said_at = 0.0
-        self._late: list[tuple[int, float]] = []  # the last two requests that took all of their time, and when that was
+        self._late: list[tuple[int, float]] = []  # the last two requests that timed out, and when
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self._server.close()
 
     async def greet(self) -> None:
-        """Asks the server for its models.
+        """Ask the server for its models.
 
         Raises:
-            EngineError: It does not answer, or does not have this model.
+            EngineError: The server does not answer, or does not have this model.
         """
         server, options = self._server, self._options
         for attempt in range(options.retries + 1):
@@ -70,7 +70,7 @@ class OpenAiClient:
         )
 
     async def _ask_first_question(self, why: str) -> None:
-        """Tests a server that does not list its models."""
+        """Test a server that does not list its models by a first question."""
         answer = await self.ask(-1, ChatRenderer(self._options)(first_question()))
         if isinstance(answer, DataError):
             raise EngineError(
@@ -79,24 +79,24 @@ class OpenAiClient:
             )
 
     async def ask(self, number: int, item: ChatItem) -> Answer:
-        """Asks until there is an answer.
+        """Send a request until it is answered.
 
         Args:
-            number: The request's place in line: lower ones are sent first.
+            number: Requests with lower numbers are sent first.
             item: The request.
 
         Returns:
-            The answer; a DataError when the request is at fault.
+            The answer; a DataError if the request is to blame.
 
         Raises:
-            EngineError: The server refuses all requests of this form, or has answered nobody for `patience_s`.
+            EngineError: The server refuses all requests of this form, or has answered none for `patience_s`.
         """
         options, tries, blamed, began = self._options, 0, 0, 0.0
-        # Whether others were not answered either. A coin then decides who is asked about: otherwise item and control
-        # could take turns with the one broken replica of a server.
+        # Whether small requests failed as well. Then a coin decides whether the next failure is followed by small ones:
+        # otherwise request and small ones could alternate in step with the broken replica of a server.
         unsure = False
         while True:
-            late = tries > options.retries  # it had its turns before those that came later
+            late = tries > options.retries  # it has had its turns; others go first
             async with self._traffic.turn(late, number) as sent:
                 began = began or sent
                 try:
@@ -130,14 +130,14 @@ class OpenAiClient:
         await asyncio.sleep(self._traffic.pause() if fault.wait_s is None else fault.wait_s)
 
     def _weight(self, number: int, began: float) -> int:
-        """How many failures it counts as that a request took all of its time.
+        """As how many failures a timeout counts.
 
-        Where others did so, too, part of the server may hang: one of several replicas, to which small requests are not
-        sent.
+        If other requests timed out as well, part of the server may hang, for example one of several replicas that small
+        requests do not reach; then it counts as one.
 
         Args:
             number: The request.
-            began: Loop time at which it was sent first, in seconds.
+            began: Loop time in seconds at which it was first sent.
         """
         others = [each for each in self._late if each[0] != number]
         self._late = [(number, asyncio.get_running_loop().time()), *others][:2]
@@ -145,9 +145,9 @@ class OpenAiClient:
         return self._options.retries // 2 + 1 if alone else 1
 
     async def _answers_others(self, item: ChatItem, times: int) -> bool:
-        """Whether so many small requests are all answered.
+        """Whether `times` small requests are all answered.
 
-        The caller asks for more and more of them: there may be several replicas that take turns, one of them broken.
+        The caller sends more and more of them, since one of several replicas, which take turns, may be broken.
         """
         for _ in range(times):
             if await self._control(item) is not None:
@@ -155,7 +155,7 @@ class OpenAiClient:
         return True
 
     async def _control(self, item: ChatItem) -> RequestRefused | Fault | None:
-        """None when a small request of the same form is answered now."""
+        """Send a small request of the same form: None if it is answered, otherwise how it failed."""
         try:
             await self._server.ask(control_body(item.body), item.id)
         except (RequestRefused, Fault) as e:
@@ -168,7 +168,7 @@ class OpenAiClient:
         self._traffic.answered()
 
     def _failed(self, fault: Fault, sent: float) -> None:
-        """Counts a failure. EngineError when nobody has been answered for too long."""
+        """Count a failure. Raises EngineError if no request has been answered for `patience_s`."""
         self._traffic.setback(sent, jam=fault.no_room, wait_s=fault.wait_s)
         now = time.monotonic()
         if self._failing_since is None:

@@ -1,5 +1,5 @@
-"""One request to a server with an OpenAI-compatible chat API, and its result. `openai_client.py` decides when requests
-are sent.
+"""Sends one request to a server with an OpenAI-compatible chat API and interprets its response. `openai_client.py`
+decides when requests are sent.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _TRANSPORTS = ("anyio", "h11", "httpcore", "httpcore2", "httpx", "httpx2", "ssl"
 
 
 class RequestRefused(Exception):
-    """The server does not take a request; sent again it would be refused again."""
+    """The server refuses a request, and would refuse it again."""
 
 
 class Fault(Exception):
-    """A request failed and may succeed later.
+    """A request failed, but may succeed later.
 
     Args:
         said: What happened.
-        no_room: Whether the server said that it is overloaded.
-        wait_s: Seconds that it asks to wait; None where it does not say.
+        no_room: Whether the server is overloaded.
+        wait_s: Seconds that the server asks to wait, or None.
         late: Whether there was no answer within `timeout_s`.
     """
 
@@ -49,14 +49,22 @@ class Fault(Exception):
 
 
 class Server:
-    """The HTTP side: one request at a time, and what became of it. In the thread of the event loop."""
+    """The HTTP side of a server. Used in the thread of one event loop.
+
+    Args:
+        library: The module `openai`.
+        options: The engine's options.
+
+    Raises:
+        ConfigError: OPENAI_BASE_URL or OPENAI_API_KEY is malformed.
+    """
 
     def __init__(self, library: Any, options: OpenAiOptions) -> None:
         self._library, self._options = library, options
         url = urlsplit(options.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1")
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ConfigError("OPENAI_BASE_URL: expected http://HOST:PORT/v1 or https://...")
-        self.key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"  # servers of one's own want none
+        self.key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"  # own servers need none
         if not (self.key.isascii() and self.key.isprintable()):
             raise ConfigError(
                 "OPENAI_API_KEY: holds characters that no key has (line breaks, or other than ASCII); set it again"
@@ -71,13 +79,20 @@ class Server:
             timeout=options.timeout_s,
             max_retries=0,
         )
-        self._forms: frozenset[str] = frozenset()  # in which this server takes requests
+        self._forms: frozenset[str] = frozenset()  # forms in which this server accepts requests
 
     async def close(self) -> None:
+        """Close the connections."""
         await self._client.close()
 
     async def models(self) -> list[str]:
-        """Raises RequestRefused where there is no such list, Fault, EngineError."""
+        """Names of the server's models.
+
+        Raises:
+            RequestRefused: The server does not list its models.
+            Fault: The request failed, but may succeed later.
+            EngineError: The server cannot be used.
+        """
         try:
             payload = await self._send(self._client.models.with_raw_response.list)
         except completion.Unreadable as e:
@@ -88,12 +103,19 @@ class Server:
         return [str(model["id"]) for model in listed if isinstance(model, dict) and "id" in model]
 
     async def ask(self, body: dict[str, Any], name: str) -> Answer:
-        """The answer, in the first form of the request that the server takes.
+        """Send a request in the first form that the server accepts.
+
+        Args:
+            body: The request, in the usual form.
+            name: The item, for messages.
+
+        Returns:
+            The answer; a DataError for one that the server filtered.
 
         Raises:
-            RequestRefused: The server does not take the request in any form.
-            Fault: The request failed and may succeed later.
-            EngineError: Nothing can be asked of this server.
+            RequestRefused: The server refuses the request in every form.
+            Fault: The request failed, but may succeed later.
+            EngineError: The server cannot be used.
         """
         forms, first = self._forms, None
         while True:
@@ -124,9 +146,7 @@ class Server:
             raise Fault(f"no whole answer within timeout_s {self._options.timeout_s:g}", late=True) from None
         except UnicodeEncodeError as e:
             raise RequestRefused(f"its text is no valid Unicode ({e.reason})") from None
-        except (
-            Exception
-        ) as e:  # connections break in many ways, and the library's versions hand them on in different wrappers
+        except Exception as e:  # connections break in many ways, and versions of the library wrap them differently
             if (
                 not isinstance(e, library.OpenAIError | OSError)
                 and type(e).__module__.partition(".")[0] not in _TRANSPORTS
@@ -147,7 +167,7 @@ class Server:
         return payload
 
     def _status(self, status: int, said: str, error: Any) -> Exception:
-        """What a status means."""
+        """The error that a status means: EngineError, Fault or RequestRefused."""
         headers = error.response.headers if error is not None else {}
         if 300 <= status < 400:
             return self._moved(headers.get("location", "another address"))
@@ -188,7 +208,7 @@ class Server:
 
 
 def _formed(body: dict[str, Any], forms: frozenset[str]) -> tuple[dict[str, Any], bool]:
-    """(the request in these forms, whether its answer is wrapped)."""
+    """The request in the given forms, and whether its answer is wrapped in an object."""
     body, wrapped = dict(body), False
     if "max_completion_tokens" in forms:
         body["max_completion_tokens"] = body.pop("max_tokens")
@@ -211,7 +231,7 @@ def _bare_schema(body: dict[str, Any]) -> bool:
 
 
 def _other_form(said: str, sent: dict[str, Any], forms: frozenset[str]) -> str | None:
-    """A form that means the same and may be taken where this one was refused."""
+    """Another form with the same meaning, which the server may accept after this refusal; None if there is none."""
     if "max_tokens" in sent and _RENAMED.search(said) and not _TOO_LONG.search(said):
         return "max_completion_tokens"
     if _bare_schema(sent) and "object" not in forms and ("schema" in said.lower() or "response_format" in said):

@@ -1,4 +1,4 @@
-"""Requests as the body of a chat completion: messages, media, sampling."""
+"""Turns requests into the body of a chat completion: messages, media, sampling."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ChatItem:
 
 @dataclass(frozen=True)
 class ChatRenderer:
-    """Request -> ChatItem; can be pickled."""
+    """Turns a request into a ChatItem; can be pickled."""
 
     options: OpenAiOptions
 
@@ -79,9 +79,12 @@ class ChatRenderer:
 
 
 def control_body(body: dict[str, Any]) -> dict[str, Any]:
-    """A small request of the same form: the same settings, as many media, and nothing to do.
+    """A small request of the same form: the same settings and as many media, but a trivial question.
 
-    Every server answers it that takes requests of this form at all.
+    A server that accepts requests of this form at all answers it.
+
+    Args:
+        body: The body of a request.
     """
     from PIL import Image
 
@@ -107,7 +110,7 @@ def _image(url: str) -> dict[str, Any]:
 
 
 def _video(jpegs: Iterable[str]) -> dict[str, Any]:
-    """Frames as a list of JPEGs in Base64, which is how vLLM's server takes frames without a container."""
+    """Frames as a list of Base64 JPEGs: the form in which vLLM's server takes frames without a container."""
     return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{','.join(jpegs)}"}}
 
 
@@ -117,5 +120,5 @@ def _data_url(image: Image, kind: str) -> str:
 
 def _base64(image: Image, kind: str) -> str:
     data = io.BytesIO()
-    image.save(data, kind, compress_level=1, quality=95)  # each format uses its own of the two
+    image.save(data, kind, compress_level=1, quality=95)  # each format uses one of the two
     return base64.b64encode(data.getvalue()).decode()

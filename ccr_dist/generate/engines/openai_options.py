@@ -13,30 +13,34 @@ Omitted = Literal["temperature", "top_p", "top_k", "seed", "stop", "repetition_p
 
 
 class OpenAiOptions(GeneratorOptions):
+    """Options of the engine `openai`."""
+
     base_url: str | None = Field(
         None, description="e.g. http://node7:8000/v1; default: the environment's OPENAI_BASE_URL"
     )
-    concurrency: int = Field(64, ge=1, description="requests at once, at most; fewer while the server is overloaded")
-    timeout_s: float = Field(300, gt=0, description="seconds that a request may take in all")
+    concurrency: int = Field(64, ge=1, description="most requests in flight; fewer while the server is overloaded")
+    timeout_s: float = Field(300, gt=0, description="most seconds of a request, from sending to the whole answer")
     retries: int = Field(
         5,
         ge=0,
         description=(
-            "times a request is sent again that fails while others are answered; half as often one that alone takes"
-            " timeout_s"
+            "how often a request is sent again that fails while others are answered; half as often one that alone"
+            " takes timeout_s"
         ),
     )
     backoff_s: float = Field(
-        1, gt=0, description="seconds before a retry; doubled while nobody is answered, unless the server says"
+        1,
+        gt=0,
+        description="seconds before the first retry; later ones wait longer, or as long as the server asks",
     )
     patience_s: float = Field(
-        180, gt=0, description="seconds without any answer to anybody after which the server is given up"
+        180, gt=0, description="seconds without an answer to any request after which the server counts as gone"
     )
     omit: tuple[Omitted, ...] = Field(
-        (), description="parameters that this server refuses, not to be sent: it uses its own defaults"
+        (), description="parameters that are not sent, since the server refuses them; it uses its own defaults"
     )
     check_model: bool = Field(
-        True, description="ask the server for its models first, and refuse one that it does not list"
+        True, description="ask the server for its models first, and refuse a model that it does not list"
     )
 
     @field_validator("omit", mode="before")

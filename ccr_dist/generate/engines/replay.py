@@ -1,4 +1,4 @@
-"""Answers that were made elsewhere, from a JSONL file, so that they pass the same filters and end in the same kind of
+"""Replays answers that were made elsewhere, from a JSONL file: they pass the same filters and end in the same kind of
 column.
 """
 
@@ -18,6 +18,8 @@ from ccr_dist.generate.engines.generator import Answer, Generation, Generator, R
 
 
 class ReplayOptions(base.EngineOptions):
+    """Options of the engine `replay`."""
+
     path: str = Field(
         description=(
             'JSONL: {"key": item, "view": its view, "text": the answer, "tokens"?: n, "finish"?: stop or length};'
@@ -33,8 +35,8 @@ def _id(request: Request) -> str:
 
 @generators.register("replay")
 class ReplayAnswers(Generator):
-    """A request's id is `key/view`; one without an answer in the file is an item error. Tokens that the file does not
-    tell count as 0.
+    """Answers requests from a file, by their id `key/view`. A request without an answer in the file is a bad item.
+    Token counts that the file lacks are 0.
     """
 
     Options = ReplayOptions
@@ -51,7 +53,11 @@ class ReplayAnswers(Generator):
         return {"engine": "replay", "answers": store.sha256_file(self._path), **named}
 
     def load(self) -> None:
-        """DataError, naming the line, for one that is no answer or a second one to the same question."""
+        """Read the file.
+
+        Raises:
+            DataError: An answer is malformed, or the second one to a request; names the line.
+        """
         self._answers: dict[str, Generation] = {}
         with self._path.open(encoding="utf-8") as lines:
             for i, line in enumerate(lines, 1):

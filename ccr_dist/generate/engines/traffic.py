@@ -1,9 +1,8 @@
-"""How many requests a shared server gets at once, and when: a window that shrinks when the server is overloaded and
-grows with its answers.
+"""Limits how many requests a shared server gets at once: a window that shrinks when the server is overloaded and grows
+with its answers.
 
-As TCP does it (additive increase, multiplicative decrease): an overload halves the window and stops all sending for a
-while, every answer widens it a little. Who asked first is sent first, so that nobody starves. Nothing here knows what a
-request is.
+Additive increase, multiplicative decrease, as in TCP: an overload halves the window and pauses all sending, every
+answer widens it a little. Requests are sent in order, so that none starves. Nothing here knows what a request is.
 """
 
 from __future__ import annotations
@@ -17,19 +16,22 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-LONGEST = 60  # pause that nobody asked for, in first pauses
-FEWEST = 4  # requests at once that any server can refuse without harm: some are refused by chance, not for their number
+LONGEST = 60  # longest pause that the server did not ask for, in multiples of the first
+FEWEST = 4  # smallest window after an overload: any server can take this many, and some refusals are random
 
 
 class Traffic:
-    """For one event loop; not safe in threads. most: requests at once; backoff_s: seconds of the first pause; each next
-    one is longer.
+    """The window of one event loop. Not thread-safe.
+
+    Args:
+        most: Largest window: requests at once.
+        backoff_s: Seconds of the first pause; later pauses are longer.
     """
 
     def __init__(self, most: int, backoff_s: float) -> None:
         self._most, self._backoff_s = most, backoff_s
         self.window = float(most)
-        self._out = 0  # requests that are with the server
+        self._out = 0  # requests in flight
         self._waiting: list[tuple[tuple[int, ...], int, asyncio.Future[None]]] = []
         self._count = itertools.count()
         self._not_before = self._last = self._cut = 0.0  # loop time
@@ -38,7 +40,14 @@ class Traffic:
 
     @asynccontextmanager
     async def turn(self, *rank: int) -> AsyncIterator[float]:
-        """Waits for a place in the window, the lowest `rank` first. Gives the moment of sending, for `setback`."""
+        """Wait for a place in the window.
+
+        Args:
+            rank: Lower ranks are sent first.
+
+        Yields:
+            Loop time of sending, for `setback`.
+        """
         loop = asyncio.get_running_loop()
         place: asyncio.Future[None] = loop.create_future()
         heapq.heappush(self._waiting, (rank, next(self._count), place))
@@ -63,13 +72,17 @@ class Traffic:
                 self._out += 1
 
     def answered(self) -> None:
+        """Report an answer: widens the window."""
         self._setbacks = 0
         self.window = min(self._most, self.window + 1 / self.window)
 
     def setback(self, sent: float, *, jam: bool, wait_s: float | None = None) -> None:
-        """A request of the moment `sent` failed. jam: the server had no room for it. wait_s: what it asks all to wait.
+        """Report a failed request. Requests already in flight at the last setback belong to that one.
 
-        Requests that were on their way at the last setback tell nothing new: they are of the same one.
+        Args:
+            sent: Loop time of sending.
+            jam: Whether the server was overloaded.
+            wait_s: Seconds that the server asks everybody to wait.
         """
         now = asyncio.get_running_loop().time()
         new, until = sent >= self._last, now
@@ -80,26 +93,30 @@ class Traffic:
             self.shrink(sent)
             until += self.pause() if new else 0
         if jam and wait_s is not None:
-            # not all that were asked to wait may return at once
+            # jitter, so that not all clients return at once
             until = now + wait_s + self._dice.uniform(0, min(self._backoff_s, wait_s))
         self._not_before = max(self._not_before, until)
 
     def shrink(self, sent: float) -> None:
-        """Fewer at once, for a request of the moment `sent` failed because there were too many."""
+        """Halve the window, since a request failed under load; not for one sent (loop time) before the last halving."""
         if sent >= self._cut:
             self._cut = asyncio.get_running_loop().time()
             self.window = max(min(FEWEST, self._most), self.window / 2)
 
     def pause(self) -> float:
-        """Seconds after so many setbacks without an answer to anybody, with jitter; doubled by every second one."""
+        """Seconds to pause, with jitter; doubled by every second setback without any answer in between."""
         return self._dice.uniform(0.5, 1) * self._backoff_s * min(LONGEST, 2 ** (max(0, self._setbacks - 1) // 2))
 
 
 def retry_after(value: str | None, date: str | None = None) -> float | None:
-    """Seconds that a `Retry-After` header asks to wait: a number, or a date, by the server's own clock (`Date`) where
-    it tells it.
+    """Parse a `Retry-After` header.
 
-    None for anything else.
+    Args:
+        value: The header: seconds or a date.
+        date: The `Date` header, so that a date is read by the server's own clock; None: our clock.
+
+    Returns:
+        Seconds to wait, or None if there is no valid header.
     """
     if value is None:
         return None

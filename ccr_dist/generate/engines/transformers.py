@@ -1,4 +1,4 @@
-"""Any Hugging Face sequence-to-sequence translation model, by id or local folder: MarianMT, NLLB, M2M-100, mBART-50, T5
+"""Hugging Face's sequence-to-sequence translation models, by id or local folder: MarianMT, NLLB, M2M-100, mBART-50, T5
 with a prefix.
 """
 
@@ -19,11 +19,11 @@ _INSTALL = "pip install 'ccr-dist[train]' (some tokenizers also need: pip instal
 
 @base.translators.register(_NAME)
 class TransformersSeq2Seq(base.Translator):
-    """Beam search or greedy, never sampled. Texts of similar length share a batch; a text too long for the model is an
-    item error.
+    """Translates greedily or with beam search, never by sampling. Texts of similar length share a batch; a text too
+    long for the model is a bad item.
 
-    Padding is masked, but the last bits of a batched sum depend on the batch, so a near-tie can fall differently when a
-    job resumes with other batches.
+    Padding is masked, but the last bits of a batched sum depend on the batch, so a near-tie can be decided differently
+    when a job resumes with other batches.
     """
 
     directed = ("model", "revision", "source_code", "target_code", "prefix")
@@ -42,13 +42,13 @@ class TransformersSeq2Seq(base.Translator):
         prefix: str | None = Field(
             None,
             description=(
-                "put before each text, e.g. 'translate English to German: ' or '>>pt<< '; default: what the model"
-                " itself names"
+                "put before each text, e.g. 'translate English to German: ' or '>>pt<< '; default: found in the"
+                " model's config or tokenizer"
             ),
         )
         beams: int = Field(1, ge=1, description="beams; 1: greedy")
-        max_new_tokens: int = Field(128, ge=1, description="longest translation, in tokens")
-        texts: int = Field(32, ge=1, description="texts a forward batch")
+        max_new_tokens: int = Field(128, ge=1, description="most tokens of a translation")
+        texts: int = Field(32, ge=1, description="texts per batch")
         device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
         dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the weights")
 
@@ -106,7 +106,7 @@ class TransformersSeq2Seq(base.Translator):
             self._tokenizer.src_lang = self._direction.source
             self._generate["forced_bos_token_id"] = self._direction.ids[self._direction.target]
         self._ends = base.token_ids(model.generation_config.eos_token_id) | {self._tokenizer.eos_token_id}
-        # the token at the limit is then an end that says nothing
+        # then the token at the limit is always an end token
         self._forced = model.generation_config.forced_eos_token_id is not None
         limits = (
             self._tokenizer.model_max_length,
@@ -147,7 +147,7 @@ class TransformersSeq2Seq(base.Translator):
         return [self._text(row) for row in output.tolist()]
 
     def _text(self, row: list[int]) -> str:
-        """A translation; `Cut` where no end token came before the limit."""
+        """The translation in a row of token ids; a `Cut` if there is no end token before the limit."""
         text = str(self._tokenizer.decode(row, skip_special_tokens=True)).strip()
         limit = self._options.max_new_tokens
         end = next((i for i, token in enumerate(row[1:]) if token in self._ends), limit)  # row[0] starts the decoder

@@ -1,8 +1,7 @@
-"""vLLM inside this process' control: continuous batching by its offline engine API, pictures prepared ahead of it in
-other processes.
+"""vLLM by its offline engine API: continuous batching, with requests rendered ahead of it in other processes.
 
-What is rendered elsewhere is exactly what vLLM's own front end would hand to its engine (token ids, processed pixels,
-hashes, places), so that the thread that drives the engine neither decodes nor scales nor tokenizes.
+Rendered requests are exactly what vLLM's own front end would hand to its engine (token ids, processed pixels, hashes,
+placeholders), so the thread that drives the engine neither decodes nor scales nor tokenizes.
 """
 
 from __future__ import annotations
@@ -38,23 +37,25 @@ _OWN = {
     "mm_processor_cache_gb",
 }
 _OWN |= {"tensor_parallel_size"}
-_CACHE_GIB = 0.5  # of processed pictures, a rendering process: the views of one picture follow each other
+_CACHE_GIB = 0.5  # of processed pictures per rendering process: several requests in a row share a picture
 
 
 class VllmOptions(ModelOptions):
+    """Options of the engine `vllm`."""
+
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share the model")
     dtype: str = Field("auto", description="auto, bfloat16, float16, float32")
     max_model_len: int | None = Field(
-        None, gt=0, description="longest prompt and answer together, in tokens; default: the model's"
+        None, gt=0, description="most tokens of prompt and answer together; default: the model's"
     )
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of each GPU's memory")
-    max_num_seqs: int = Field(256, ge=1, description="requests that the engine works on at once")
-    enforce_eager: bool = Field(False, description="no compilation and no CUDA graphs: quick to start, slower to run")
-    limit_mm_per_prompt: dict[str, int] = Field({}, description='e.g. {"image": 8, "video": 0}: saves memory')
+    max_num_seqs: int = Field(256, ge=1, description="requests in one engine batch")
+    enforce_eager: bool = Field(False, description="no compilation and no CUDA graphs: starts faster, runs slower")
+    limit_mm_per_prompt: dict[str, int] = Field({}, description='e.g. {"image": 8, "video": 0}; saves memory')
     engine_args: dict[str, Any] = Field({}, description="any further argument of vLLM's EngineArgs")
 
     def input_args(self) -> dict[str, Any]:
-        """What decides how requests become engine inputs."""
+        """Arguments that decide how requests become engine inputs."""
         names = ("tokenizer", "tokenizer_mode", "hf_overrides", "mm_processor_kwargs", "config_format")
         return {
             "model": self.model,
@@ -70,8 +71,14 @@ class VllmOptions(ModelOptions):
 
 @dataclass(frozen=True)
 class EngineInput:
-    """A rendered request. `inputs`: vLLM's engine input, pickled here, since a process pool would move its tensors by
-    file descriptors.
+    """A rendered request.
+
+    Attributes:
+        inputs: vLLM's engine input, pickled, since a process pool would pass its tensors by file descriptors.
+        max_tokens: Most tokens of the answer.
+        schema: A JSON schema that the answer must follow, or None.
+        seed: Seed of sampling.
+        id: The request's id.
     """
 
     inputs: bytes
@@ -81,18 +88,27 @@ class EngineInput:
     id: str
 
 
-_rendering = threading.Lock()  # neither tokenizers nor vLLM's caches are safe in threads
+_rendering = threading.Lock()  # neither tokenizers nor vLLM's caches are thread-safe
 
 
 @dataclass(frozen=True)
 class RenderInput:
+    """Renders requests with vLLM's front end; can be pickled."""
+
     chat: Chat
     options: VllmOptions
 
     def load(self) -> None:
+        """Make the front end ahead of the first request."""
         _renderer(json.dumps(self.options.input_args()))
 
     def __call__(self, request: Request) -> EngineInput:
+        """Render a request.
+
+        Raises:
+            DataError: vLLM refuses it.
+            EngineError: The model does not see its pictures or frames.
+        """
         prompt = self.chat(request)
         data: dict[str, Any] = {"image": prompt.images} if prompt.images else {}
         if prompt.frames:
@@ -134,10 +150,10 @@ def _video(frames: list[Any]) -> tuple[Any, dict[str, Any]]:
 
 @functools.lru_cache(1)
 def _renderer(arguments: str) -> Any:
-    """vLLM's own front end, without an engine, once a process.
+    """vLLM's own front end without an engine, made once per process.
 
-    With a cache pictures go by the digest of their content. Without one they can go by a running number, which two
-    processes would share.
+    With a cache, pictures are named by a digest of their content. Without one they may be named by a running number,
+    which two processes would both use.
     """
     from vllm.engine.arg_utils import EngineArgs
     from vllm.renderers import renderer_from_config
@@ -149,13 +165,13 @@ def _renderer(arguments: str) -> Any:
 
 @generators.register(_NAME)
 class Vllm(Generator):
-    """One engine on one set of GPUs; pictures and text, or text alone, with the model's chat template."""
+    """One vLLM engine; takes pictures and text, or only text, with the model's chat template."""
 
     Options = VllmOptions
     packages = ("vllm",)
 
     def __init__(self, options: VllmOptions) -> None:
-        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a fork of a process with threads may hang
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # forking a process with threads may hang
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         with base.needs(_NAME, _INSTALL):
@@ -167,7 +183,7 @@ class Vllm(Generator):
                 " to set"
             )
         self._options, self._chat = options, Chat(_NAME, options)
-        # some wait inside, so that a finished one is replaced at once
+        # some wait inside the engine, so that finished ones are replaced at once
         self.in_flight = options.max_num_seqs + options.max_num_seqs // 4
         self._llm: Any = None
         self._guardian: Guardian | None = None
@@ -202,11 +218,11 @@ class Vllm(Generator):
                 max_num_seqs=options.max_num_seqs,
                 enforce_eager=options.enforce_eager,
                 seed=options.seed,
-                mm_processor_cache_gb=0,  # what comes in is processed already
+                mm_processor_cache_gb=0,  # inputs are already processed
             )
         except TypeError as e:
             raise ConfigError(f"engine 'vllm': engine_args: {e}") from e
-        except Exception as e:  # vLLM lets errors of every library through
+        except Exception as e:  # vLLM passes on errors of any library
             raise EngineError(
                 f"engine 'vllm': {options.model} could not be loaded: {type(e).__name__}: {str(e)[-800:]}"
             ) from e
@@ -214,7 +230,7 @@ class Vllm(Generator):
             self._guardian.loaded()
         self._engine = self._llm.llm_engine
         special = getattr(self._llm.get_tokenizer(), "all_special_tokens", ())
-        self._thinks = any(map(is_mark_of_thinking, map(str, special)))  # then those marks have to stay in the text
+        self._thinks = any(map(is_mark_of_thinking, map(str, special)))  # then these marks must stay in the text
 
     def close(self) -> None:
         if self._llm is not None:

@@ -1,8 +1,6 @@
-"""How good a translated caption column is, in figures: against human captions, against its own source, and there and
-back.
+"""Measures a column of translated captions: against human captions, against its source, and by translating back.
 
-chrF is sacrebleu's (Popović 2015), over characters and so without a tokenizer that a language would need. Reads;
-changes nothing.
+chrF is sacrebleu's (Popović 2015). It compares characters, so no language needs a tokenizer. Changes nothing.
 """
 
 from __future__ import annotations
@@ -27,28 +25,33 @@ if TYPE_CHECKING:
 def quality(
     path: str | Path, column: str, *, human: str | None = None, source: str | None = None, back: str | None = None
 ) -> list[dict[str, Any]]:
-    """Figures of a caption column in each dataset of a folder that has it; all but `split` and the names may be None:
-    not measurable.
+    """Measure a caption column in each dataset of a folder that has it.
 
-    human: column to compare with; default `caption.<lang>`, where it is. source: what the captions were made from;
-    default: as the plan says. back: captions translated back into the source's language; default: where a column was
-    made from this one.
+    Args:
+        path: A dataset or a folder of datasets.
+        column: The column of translated captions.
+        human: Column of human captions to compare with; by default `caption.<lang>`, if it exists.
+        source: Column that the captions were made from; by default the one in the plan.
+        back: Column of captions translated back into the source's language; by default one that was made from `column`.
 
-    Each has `rows` (with captions), `captions` (that say something), `nulls` (rows without one), `unfinished` (rows in
-    shards that are not done), and
-    - `chrf` in 0 .. 100, over `chrf_captions`: against the human captions. Where a row has as many as there are
-      translations, the i-th against the i-th, else each translation against all of them (the best one counts). A blank
-      translation agrees with nothing; a blank human caption asks for none;
-    - `back_chrf`, over `back_captions`: the i-th caption there and back against the i-th of the source;
-    - `length_ratio`: characters per character of the source; `identical` and `empty`: shares of the source's captions
-      that came out as they went in, or as nothing; `long`, `repeated`: shares that are several times as long, or loop
-      where the source does not. Blank ones of the source are left out.
-    - `language`: share of a sample (`language_pieces`) that is in the column's language, and `language_seen`: which
-      languages it is in;
-    - `filtered`: what the job counted of dropped and cleaned answers; `warnings`: what a user should look at, in words.
+    Returns:
+        One object per dataset; all values but `split` and names may be None, if they cannot be measured:
+        - `rows` with captions, `captions` that are not blank, `nulls` (rows without captions), `unfinished` (rows in
+          shards that are not done);
+        - `chrf` in 0 .. 100, over `chrf_captions`: against the human captions. If a row has as many as translations,
+          the i-th is compared with the i-th, otherwise each translation with all of them (the best counts). A blank
+          translation scores 0; a blank human caption is left out;
+        - `back_chrf`, over `back_captions`: the i-th caption translated back against the i-th of the source;
+        - `length_ratio`: characters per character of the source. `identical`, `empty`, `long` and `repeated`: shares of
+          captions that equal their source, are blank, are several times as long, or are loops while their source is
+          not. Blank captions of the source are left out;
+        - `language`: share of a sample of `language_pieces` pieces that is in the column's language; `language_seen`:
+          shares of the languages found;
+        - `filtered`: the job's counts of dropped and cleaned answers; `warnings`: lines on what a user should look at.
 
-    ConfigError when sacrebleu is missing, a name has no language, or nothing has the column; DataError where columns do
-    not fit.
+    Raises:
+        ConfigError: sacrebleu is missing, a name has no language, or no dataset has the column.
+        DataError: Columns do not fit each other.
     """
     datasets = [dataset for dataset in open_all(path) if column in dataset.columns()]
     if not datasets:
@@ -70,9 +73,7 @@ _WARNED = {
 
 
 class _Chrf:
-    """Corpus chrF, caption by caption: sums statistics instead of keeping texts, whose n-grams would fill the
-    memory.
-    """
+    """Corpus chrF, updated caption by caption. Sums statistics, since n-grams of all texts would fill the memory."""
 
     def __init__(self) -> None:
         try:
@@ -84,7 +85,7 @@ class _Chrf:
         self.captions = 0
 
     def add(self, texts: list[str], references: list[list[str]]) -> None:
-        """references: those of each text, at least one."""
+        """Add texts, each with at least one reference."""
         # sacrebleu wants the first of all texts, the second of all, ...
         streams = [list(stream) for stream in zip_longest(*references)]
         for statistics in self._metric._extract_corpus_statistics(texts, streams):
@@ -171,7 +172,7 @@ def _measure(
 
 
 def _counted(column: Column, shard: int) -> Counter[str]:
-    """What the job that made a shard counted of its answers."""
+    """The counts of the job that made a shard, by name; empty if it has none."""
     try:
         counts = store.read_json(column.path(shard, "stats"))["counts"]
         return Counter({name: int(counts[name]) for name in COUNTED if counts.get(name)})
@@ -186,7 +187,7 @@ def _counted(column: Column, shard: int) -> Counter[str]:
 
 
 def _warnings(figures: dict[str, Any]) -> list[str]:
-    """In words, what of the figures a user should look at."""
+    """Lines on figures that a user should look at."""
     warnings, tag = [], language_of(figures["column"])
     if (share := figures["language"]) is not None and share < identify.SURE:
         seen = ", ".join(
@@ -205,14 +206,14 @@ def _warnings(figures: dict[str, Any]) -> list[str]:
 
 
 def _compare(chrf: _Chrf, texts: list[str], references: list[list[str]]) -> None:
-    """Adds the texts that have a reference; references: of each text, any number, blank ones among them."""
+    """Add the texts that have a reference. `references`: any number per text; blank ones are left out."""
     said = [list(filter(has_text, some)) for some in references]
     if any(said):
         chrf.add([text for text, some in zip(texts, said, strict=True) if some], [some for some in said if some])
 
 
 def _returned(dataset: Dataset, name: str, source: str | None) -> str | None:
-    """The first column in the language of `source` that was made from `name`."""
+    """The first column in the language of `source` that was translated from `name`."""
     if source is None or not source.startswith("caption."):
         return None
     same = [other for other in dataset.columns() if other.startswith(f"caption.{language_of(source)}.")]
@@ -220,7 +221,7 @@ def _returned(dataset: Dataset, name: str, source: str | None) -> str | None:
 
 
 class _Texts:
-    """The finished shards of a column of texts, or of views, whose texts they are."""
+    """The texts in the finished shards of a column of texts or views."""
 
     def __init__(self, column: Column) -> None:
         if column.kind not in ("texts", "views"):
@@ -231,7 +232,7 @@ class _Texts:
         return texts_of(self.column.value(shard, row)) or None if shard in self.done else None
 
     def aligned(self, mine: list[str], source: _Texts, before: list[str], shard: int, row: int) -> list[str]:
-        """`mine`. DataError unless there is one caption for each of the source."""
+        """`mine`, if it has one caption for each of the source; otherwise DataError."""
         if len(mine) != len(before):
             where = self.column.where(shard, row)
             raise DataError(
@@ -246,7 +247,11 @@ def _texts(dataset: Dataset, name: str | None) -> _Texts | None:
 
 
 def render(figures: list[dict[str, Any]]) -> Group:
-    """The figures for a terminal, a line a dataset."""
+    """Format figures for a terminal, one line per dataset.
+
+    Args:
+        figures: As `quality` returns them.
+    """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
