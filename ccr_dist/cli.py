@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from ccr_dist import __version__, commands, errors, terminal
 from ccr_dist.cluster.cli import pipelines_app
+from ccr_dist.declare import require_values
 from ccr_dist.serve.cli import serve_app
 
 
@@ -36,6 +37,7 @@ class Group(TyperGroup):
         code = errors.DONE
         with terminal.guarded(), errors.boundary():
             try:
+                require_values(ctx.args)
                 super().invoke(ctx)
             except typer.Exit as end:
                 code = end.exit_code

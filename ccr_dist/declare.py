@@ -16,6 +16,7 @@ import contextlib
 import difflib
 import inspect
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,16 @@ def declares(uses: Callable[..., Uses]) -> Callable[[C], C]:
     return mark
 
 
+def require_values(words: Sequence[str]) -> None:
+    """Raises ConfigError for an empty word and an option without its value, such as of an unset shell variable: an
+    empty path would be the current folder.
+    """
+    for word, before in zip(words, ["", *words], strict=False):
+        if not word or re.fullmatch("--[a-z-]+=", word):
+            given = f"{before} ''" if not word and before.startswith("-") else word or "''"
+            raise ConfigError(f"{given}: an empty value; give one, or leave it out (. is the current folder)")
+
+
 def commands(root: Any) -> dict[str, Any]:
     """All commands of a tree, by their words: `train`, `shards build`."""
     found: dict[str, Any] = {}
@@ -196,6 +207,7 @@ def parse(root: Any, words: Sequence[str], place: str) -> Uses:
         names.append(word)
     name = " ".join(names)
     try:
+        require_values(words)
         with contextlib.redirect_stdout(io.StringIO()):  # --help would print here, in the middle of the check
             given = current.make_context(f"ccr-dist {name}", list(words[len(names) :])).params
     except typer.Exit:

@@ -47,8 +47,8 @@ def _results_file(run: Path, split: str) -> Path:
     file = run / "results" / f"{split}.json"
     if not file.exists():
         raise DataError(
-            f"{run}: no results/{split}.json there; `ccr-dist evaluate CONFIG --split {split}` makes it (or `train"
-            " --test`)"
+            f"{file}: no such file: the run was not measured on {split} yet. `ccr-dist evaluate CONFIG --split"
+            f" {split}`{' (or `train CONFIG --test`)' if split == 'test' else ''} does that"
         )
     return file
 

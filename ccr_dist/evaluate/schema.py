@@ -137,8 +137,11 @@ def read_result(path: Path) -> RunResult:
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
     except ValidationError as error:
-        where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
-        raise DataError(f"{path}: not a results file of format 1 ({where}); `ccr-dist evaluate` writes one") from None
+        wrong = ", ".join(dict.fromkeys(".".join(map(str, e["loc"])) for e in error.errors()[:3]))
+        raise DataError(
+            f"{path}: not a results file of format 1 (missing or wrong: {wrong or 'everything'}); `ccr-dist evaluate"
+            " CONFIG` writes one"
+        ) from None
     except ValueError as error:
         raise DataError(
             f"{path}: damaged, it is not JSON ({error}); `ccr-dist evaluate … --again` measures again"

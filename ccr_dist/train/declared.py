@@ -43,6 +43,8 @@ def configs_of(path: Path, overrides: list[str] | None, seeds: str | None) -> li
 
 
 def _with_a_place(config: RunConfig) -> RunConfig:
+    if not config.out:
+        raise ConfigError("out: '': name the folder that the run folder is to lie in; out=. is the current folder")
     folder_to_make(config.folder)
     return config
 

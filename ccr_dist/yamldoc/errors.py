@@ -13,6 +13,31 @@ from pydantic import BaseModel
 from ccr_dist.yamldoc.document import Document
 from ccr_dist.yamldoc.nodes import KeyPath
 
+_WHOLE, _NUMBER, _CHOICE = "a whole number", "a number", "true or false"
+_LIST, _SECTION = "a list, such as [a, b]", "a section of `key: value` lines"
+_KINDS = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), _WHOLE),
+    **dict.fromkeys(("float_type", "float_parsing"), _NUMBER),
+    "finite_number": "a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), _CHOICE),
+    **dict.fromkeys(("string_type", "string_sub_type", "string_unicode"), "text"),
+    "path_type": "a path",
+    **dict.fromkeys(("list_type", "tuple_type", "set_type", "iterable_type"), _LIST),
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type", "model_attributes_type"), _SECTION),
+    "none_required": "null",
+}
+_LIMITS = {
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "multiple_of": "a multiple of {multiple_of}",
+    "literal_error": "{expected}",
+    "enum": "{expected}",
+    "union_tag_invalid": "{discriminator} to be one of {expected_tags}",
+    "union_tag_not_found": "a key {discriminator}",
+}
+
 
 def explain(schema: type[BaseModel], document: Document, at: KeyPath, problem: Mapping[str, Any]) -> str:
     path = _without_tags(problem["loc"], document, at)
@@ -33,11 +58,45 @@ def explain(schema: type[BaseModel], document: Document, at: KeyPath, problem: M
     elif quotes:
         given = problem.get("input")
         got = "" if isinstance(given, dict | BaseModel) else f" (got {shown(given)})"
-        message = problem["msg"].removeprefix("Value error, ")  # pydantic's prefix for ValueErrors of validators
+        message = expected(problem, _about(schema, path, document, at))
         said = ": ".join(part for part in (where, dotted, message) if part) + got
     else:
         said = f"{where}: a value that is not allowed here ({problem['type']})"
     return said + _because(document, at + path, where)
+
+
+def expected(problem: Mapping[str, Any], about: str = "") -> str:
+    """What pydantic says of a value, in our words.
+
+    Args:
+        problem: one of `ValidationError.errors()`.
+        about: the description of the field, for values that have to be of some form.
+    """
+    kind, facts = problem["type"], problem.get("ctx", {})
+    if kind in _KINDS:
+        return f"expected {_KINDS[kind]}"
+    if kind in _LIMITS:
+        return f"expected {_LIMITS[kind].format(**facts)}"
+    if kind in ("too_short", "string_too_short"):
+        what = "characters" if kind == "string_too_short" else "entries"
+        least = facts["min_length"]
+        return f"expected at least {least} {what}" if least > 1 else "expected something here; it is empty"
+    if kind in ("too_long", "string_too_long"):
+        what = "characters" if kind == "string_too_long" else "entries"
+        return f"expected at most {facts['max_length']} {what}"
+    if kind == "string_pattern_mismatch":
+        return f"expected text of the form {facts['pattern']}" + (f" ({about})" if about else "")
+    message: str = problem["msg"]
+    return message.removeprefix("Value error, ")  # pydantic's prefix for ValueErrors of validators
+
+
+def _about(schema: type[BaseModel], path: KeyPath, document: Document, at: KeyPath) -> str:
+    """The description of the field at `path`; empty where there is none."""
+    for model in _models_at(schema, path[:-1], document, at) if path else ():
+        field = model.model_fields.get(str(path[-1]))
+        if field is not None and field.description:
+            return field.description
+    return ""
 
 
 def _because(document: Document, path: KeyPath, where: str) -> str:
@@ -76,6 +135,11 @@ def valid_keys(schema: type[BaseModel], path: KeyPath, document: Document, at: K
     """Keys that are allowed at `path` inside `schema` (for a discriminated union: those of the member that the document
     chose).
     """
+    return sorted({name for model in _models_at(schema, path, document, at) for name in model.model_fields})
+
+
+def _models_at(schema: type[BaseModel], path: KeyPath, document: Document, at: KeyPath) -> list[type[BaseModel]]:
+    """The models that the section at `path` may be."""
     models: list[type[BaseModel]] = [schema]
     value: Any = document.data
     for key in at:
@@ -92,7 +156,7 @@ def valid_keys(schema: type[BaseModel], path: KeyPath, document: Document, at: K
             else:  # a key of a mapping or an index of a list: the element's model was collected with the field
                 found.append(model)
         models = [m for m in found if _tag_fits(m, value)] or found
-    return sorted({name for model in models for name in model.model_fields})
+    return models
 
 
 def _tag_fits(model: type[BaseModel], value: Any) -> bool:

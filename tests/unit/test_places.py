@@ -4,6 +4,7 @@ request.
 
 from __future__ import annotations
 
+import errno
 import shlex
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from ccr_dist import errors
 from ccr_dist.cli import app
 from ccr_dist.cluster.ledger import held
 from ccr_dist.commands import uses_of
-from ccr_dist.data.table.dataset import create_column, create_dataset
+from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.errors import ConfigError, StorageError
+from ccr_dist.generate.jobs.translate import Translate
+from ccr_dist.generate.runner import run
 from tests import jobs
 
 ROOT = Path(__file__).parents[2]
@@ -155,3 +158,49 @@ def test_a_malformed_column_name_is_a_mistake_in_the_request(folder: Path, line:
     done = do(line.format("captoin.en"))
     assert done.exit_code == ConfigError.exit_code, done.output
     assert "expected image, video, caption.<lang>" in done.output
+
+
+@pytest.mark.parametrize("line", ["shards export data --out=", "shards export data --out ''", "report runs/a --out="])
+def test_an_empty_value_is_not_the_current_folder(folder: Path, line: str) -> None:
+    done = do(line)
+    assert done.exit_code == ConfigError.exit_code and "--out" in done.output
+    assert "an empty value; give one, or leave it out (. is the current folder)" in done.output
+    with pytest.raises(ConfigError, match=r"^step a: .*an empty value"):
+        uses_of(shlex.split(line), "step a")
+    assert len(list(folder.iterdir())) == 5  # what was there before
+
+
+def test_an_empty_out_is_no_folder(folder: Path) -> None:
+    done = do("train DASD out=")
+    assert done.exit_code == ConfigError.exit_code and "out=. is the current folder" in done.output
+
+
+def test_a_run_without_results_says_what_makes_them(folder: Path) -> None:
+    assert (
+        "runs/a/results/val.json: no such file: the run was not measured on val yet."
+        in do("report runs/a --split val").output
+    )
+
+
+def test_a_column_of_another_kind_says_which_would_do(folder: Path) -> None:
+    with pytest.raises(errors.DataError, match=r"caption\.en: a column of kind texts; describe takes image, video\."):
+        Dataset("data").column("caption.en").require_kind(("image", "video"), "describe")
+    with pytest.raises(errors.DataError, match=r"Columns that fit: caption\.en$"):
+        made = create_column(Dataset("data"), "label.x", kind="label", extension="json", plan={}, provenance={})
+        made.require_kind(("texts", "views"), "translate")
+
+
+def test_a_job_looks_whether_its_column_can_be_written_before_it_loads_a_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Looked(Translate):
+        def check(self, dataset: Dataset) -> None:
+            raise AssertionError("the work began")
+
+    def refused(**options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "/data/tmpx")
+
+    monkeypatch.setattr(errors.tempfile, "TemporaryFile", refused)  # root may write everywhere
+    with pytest.raises(OSError, match=r"Read-only file system: 'data/caption\.xx\.shout'"):
+        run(Dataset("data"), Looked(jobs.Shout(), "caption.en"), "caption.xx.shout", progress=False)
+    assert not Path("data/caption.xx.shout").exists()

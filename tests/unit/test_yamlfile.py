@@ -117,3 +117,41 @@ def test_malformed_overrides(tmp_path: Path, override: str) -> None:
 def test_an_unknown_override_is_named_as_such(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"override 'inner\.rats=1': unknown key 'inner\.rats'; did you mean 'rate'"):
         load(write(tmp_path, "run.yaml", "title: x"), "inner.rats=1")
+
+
+class Strict(Frozen):
+    whole: int = Field(1, ge=1, le=5)
+    part: float = Field(0.5, gt=0, lt=1)
+    sure: bool = True
+    size: str = Field("8G", pattern=r"^\d+G$", description="memory, such as 8G")
+    words: tuple[str, ...] = Field(("a",), min_length=1)
+    which: Literal["fp32", "bf16"] = "fp32"
+    inner: Inner = Inner()
+    pet: Annotated[Cat | Dog, Field(discriminator="kind")] | None = None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("whole: x", "whole: expected a whole number (got 'x')"),
+        ("whole: 1.5", "whole: expected a whole number (got 1.5)"),
+        ("whole: 0", "whole: expected at least 1 (got 0)"),
+        ("whole: 6", "whole: expected at most 5 (got 6)"),
+        ("part: x", "part: expected a number (got 'x')"),
+        ("part: 0", "part: expected more than 0 (got 0)"),
+        ("part: 1", "part: expected less than 1 (got 1)"),
+        ("sure: perhaps", "sure: expected true or false (got 'perhaps')"),
+        ("size: [a]", "size: expected text (got ['a'])"),
+        ("size: much", r"size: expected text of the form ^\d+G$ (memory, such as 8G) (got 'much')"),
+        ("words: x", "words: expected a list, such as [a, b] (got 'x')"),
+        ("words: []", "words: expected something here; it is empty (got [])"),
+        ("which: fp64", "which: expected 'fp32' or 'bf16' (got 'fp64')"),
+        ("inner: x", "inner: expected a section of `key: value` lines (got 'x')"),
+        ("pet: {kind: cow}", "pet: expected 'kind' to be one of 'cat', 'dog'"),
+        ("pet: {whiskers: 1}", "pet: expected a key 'kind'"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_said_in_our_words(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        yamlfile.validate(Strict, yamlfile.load(write(tmp_path, "run.yaml", text)))
+    assert str(error.value) == f"{tmp_path}/run.yaml:1: {said}"

@@ -43,7 +43,7 @@ def check(kind: str, value: Any, what: object) -> None:
         good = isinstance(value, str)
     else:
         raise DataError(
-            f"{what}: the rows of a {kind!r} column have no bytes of their own; expected one of"
+            f"{what}: the rows of a column of kind {kind} have no bytes of their own; expected one of"
             f" {', '.join(k for k in KINDS if k != 'matrix')}"
         )
     if not good:

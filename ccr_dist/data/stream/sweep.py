@@ -248,7 +248,7 @@ class Gallery(_Blocks):
         self.description = self._complete(description) if description else None
         if self.visual.kind not in ("image", "matrix"):
             raise ConfigError(
-                f"{self.visual.folder}: a gallery needs pictures or vectors, this is a {self.visual.kind} column"
+                f"{self.visual.folder}: a column of kind {self.visual.kind}; a gallery needs pictures or vectors"
                 + ("; `ccr-dist featurise` makes vectors of videos" if self.visual.kind == "video" else "")
             )
         self.transform, self.many = transform, many

@@ -181,7 +181,7 @@ class Column(ReadableColumn):
             StorageError: the disk is full.
         """
         if self.kind != "matrix":
-            raise DataError(f"{self.folder}: commit() writes a {self.kind} column")
+            raise DataError(f"{self.folder}: of kind {self.kind}; commit() writes its values")
         payload, rows = self.own_payload(shard), self.dataset.shard_rows[shard]
         if self.whole(shard):
             return False

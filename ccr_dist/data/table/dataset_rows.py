@@ -64,8 +64,14 @@ class DatasetRows(ABC):
             made = "`ccr-dist shards build` or `shards index` makes one"
             hint = f"; it holds the datasets {', '.join(splits)}: name one of them" if splits else f"; {made}"
             raise DataError(f"{self.root}: not a dataset (no dataset.json){hint}")
-        meta = store.read_json(path)
-        check_meta(meta, str(path))
+        try:
+            meta = store.read_json(path)
+            check_meta(meta, str(path))
+        except DataError as error:
+            raise DataError(
+                f"{error}. Remove the file and run the command that made the dataset again (`ccr-dist shards build`,"
+                " `shards index` or `shards pull`): what is finished is kept"
+            ) from None
         self.remote = remote.behind(self.root)
         self.name: str = meta["name"]
         self.split: str = meta["split"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,21 @@ class Recorded:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r}, {self.kind})"
+
+    def require_kind(self, kinds: Sequence[str], reader: str) -> None:
+        """Raises DataError, with the columns that would do, where the values are of none of these kinds.
+
+        Args:
+            kinds: as in `decode.KINDS`.
+            reader: the command or option that takes only these.
+        """
+        if self.kind in kinds:
+            return
+        fitting = [name for name in self.dataset.columns() if self.dataset.column(name).kind in kinds]
+        raise DataError(
+            f"{self.folder}: a column of kind {self.kind}; {reader} takes {', '.join(kinds)}. Columns that fit:"
+            f" {', '.join(fitting) or 'none'}"
+        )
 
     @property
     def _seal(self) -> seal.Seal | None:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ccr_dist import yamlfile
 from ccr_dist.data.storage import store
 from ccr_dist.errors import ConfigError, DataError, EngineError, let_pass
+from ccr_dist.yamldoc.errors import expected, shown
 
 
 class EngineOptions(BaseModel):
@@ -164,8 +165,18 @@ def check_options(name: str, cls: type[Opts], options: dict[str, Any]) -> Opts:
         return yamlfile.build(cls, yamlfile.of_options(options))
     except ValidationError as e:
         valid = ", ".join(f"{key} ({info.description})" for key, info in cls.model_fields.items()) or "none"
-        faults = "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in e.errors())
+        faults = "; ".join(dict.fromkeys(_fault(cls, error) for error in e.errors()))
         raise ConfigError(f"engine {name!r}: {faults}. Its options: {valid}") from e
+
+
+def _fault(cls: type[Opts], error: Any) -> str:
+    option = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(option, cls.model_fields, 1)
+        return f"no option {option!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+    if error["type"] == "missing":
+        return f"{option} is missing"
+    return f"{option}: {expected(error)} (got {shown(error.get('input'))})"
 
 
 @contextmanager

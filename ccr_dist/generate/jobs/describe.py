@@ -89,12 +89,10 @@ class Describe(Generate):
 
     def check(self, dataset: Dataset) -> None:
         media = dataset.column(self.inputs[0])
-        if media.kind not in ("image", "video"):
-            raise DataError(f"{media.folder}: a {media.kind} column; describe takes image or video")
+        media.require_kind(("image", "video"), "describe")
         self._video = media.kind == "video"
         for name in self.inputs[1:]:
-            if (captions := dataset.column(name)).kind not in ("texts", "views"):
-                raise DataError(f"{captions.folder}: a {captions.kind} column; --captions takes texts")
+            dataset.column(name).require_kind(("texts", "views"), "--captions")
 
     def plan(self) -> dict[str, Any]:
         frames = {"frames": self._frames} if self._video else {}

@@ -15,7 +15,7 @@ from ccr_dist.data.media.decode import decode_image
 from ccr_dist.data.media.text import has_text, texts_of
 from ccr_dist.data.media.video import decode_video
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.errors import ConfigError, DataError, EngineError
+from ccr_dist.errors import ConfigError, EngineError
 from ccr_dist.generate.engines.base import torch_device
 from ccr_dist.generate.jobs.request_stream import spare_cores
 from ccr_dist.generate.processor import Processor, RowOutcome
@@ -120,10 +120,9 @@ class Featurise(Processor):
 
     def check(self, dataset: Dataset) -> None:
         column = dataset.column(self.inputs[0])
-        if column.kind not in ("image", "video", "texts", "views"):
-            raise DataError(f"{column.folder}: a {column.kind} column; featurise takes image, video, texts or views")
-        if self._tokens and column.kind != "image":
-            raise DataError(f"{column.folder}: a {column.kind} column; --tokens takes image")
+        column.require_kind(("image", "video", "texts", "views"), "featurise")
+        if self._tokens:
+            column.require_kind(("image",), "--tokens")
         self._kind = column.kind
         if column.kind == "video":
             self.batch = max(1, _PICTURES // self._frames)

@@ -73,9 +73,7 @@ class LlmTranslate(Generate):
         self._names = [*languages.titles(target), *filter(None, [languages.name(target)])]
 
     def check(self, dataset: Dataset) -> None:
-        column = dataset.column(self.inputs[0])
-        if column.kind not in ("texts", "views"):
-            raise DataError(f"{column.folder}: a {column.kind} column; translate takes texts or views")
+        dataset.column(self.inputs[0]).require_kind(("texts", "views"), "translate")
 
     def plan(self) -> dict[str, Any]:
         return {

@@ -224,8 +224,7 @@ class _Texts:
     """The texts in the finished shards of a column of texts or views."""
 
     def __init__(self, column: Column) -> None:
-        if column.kind not in ("texts", "views"):
-            raise DataError(f"{column.folder}: a {column.kind} column; quality compares texts")
+        column.require_kind(("texts", "views"), "quality")
         self.column, self.name, self.done = column, column.name, column.finished()
 
     def value(self, shard: int, row: int) -> list[str] | None:

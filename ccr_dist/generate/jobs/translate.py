@@ -83,9 +83,7 @@ class Translate(Processor):
         return dict(self.engine.versions())
 
     def check(self, dataset: Dataset) -> None:
-        column = dataset.column(self.inputs[0])
-        if column.kind not in ("texts", "views"):
-            raise DataError(f"{column.folder}: a {column.kind} column; translate takes texts or views")
+        dataset.column(self.inputs[0]).require_kind(("texts", "views"), "translate")
 
     def load(self) -> None:
         self.engine.load()

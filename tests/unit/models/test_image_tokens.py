@@ -337,5 +337,5 @@ def test_requests_for_tokens_that_make_no_sense(tmp_path):
         Featurise(lambda: None, "image", grid=4)
     made = create_dataset(tmp_path, name="toy", split="train", keys=[["a"]])
     create_column(made, "caption.en", kind="texts", extension="json", plan={}, provenance={})
-    with pytest.raises(DataError, match=r"caption\.en: a texts column; --tokens takes image"):
+    with pytest.raises(DataError, match=r"caption\.en: a column of kind texts; --tokens takes image\. .*: none"):
         Featurise(lambda: None, "caption.en", tokens=True).check(made)

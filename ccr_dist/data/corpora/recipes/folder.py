@@ -75,7 +75,8 @@ class Folder(Recipe):
 
     def material(self) -> Material:
         if not self.images.is_dir():
-            raise ConfigError(f"images: {self.images} is not a folder")
+            what = "a file, and a folder is expected" if self.images.exists() else "no such folder"
+            raise ConfigError(f"images: {self.images}: {what}; name the folder of your pictures: images=FOLDER")
         names: list[str] = []
         dead: list[str] = []
         for name in walk(self.images):

@@ -68,9 +68,11 @@ class OpenClipBackbone(Backbone):
         ) as error:
             let_pass(error, cfg.model)
             raise ConfigError(
-                f"backbone: open_clip cannot make model '{cfg.model}' with weights '{cfg.pretrained}'"
-                f" ({type(error).__name__}: {error}). `open_clip.list_pretrained()` lists what there is; weights that"
-                " are not in the local cache need network, or give a checkpoint file as `pretrained`."
+                f"backbone: open_clip cannot make model '{cfg.model}'"
+                + (f" with weights '{cfg.pretrained}'" if cfg.pretrained else "")
+                + f" ({type(error).__name__}: {str(error).partition(' Available: ')[0]})."
+                " `open_clip.list_models()` and `open_clip.list_pretrained()` list what there is; weights that are not"
+                " in the local cache need network, or give a checkpoint file as `pretrained`."
             ) from error
         use_self_attention(self.model)
         self.model_name = cfg.model

@@ -289,3 +289,25 @@ def test_recipe_mistakes_are_explained(tmp_path):
     (tmp_path / "r.yaml").write_text("name: x\nkind: emojy\n")
     with pytest.raises(ConfigError, match=r"r\.yaml:2: kind: expected one of"):
         load_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format": 1, "na', b"\x00\xff", b"[]", b'{"format": 1}'])
+def test_a_damaged_dataset_json_has_a_way_out_that_works(tmp_path, content):
+    recipe, out = folder_recipe(tmp_path / "in"), tmp_path / "out"
+    do(recipe, out, "split_by=none")
+    before, damaged = tree(out), out / "train/dataset.json"
+    damaged.write_bytes(content)
+    with pytest.raises(DataError, match=r"train/dataset\.json: .*Remove the file and run the command that made"):
+        Dataset(out / "train")
+    damaged.unlink()
+    assert do(recipe, out, "split_by=none").built == 0  # what is finished is kept
+    assert tree(out) == before
+
+
+@pytest.mark.parametrize(("there", "what"), [(True, "a file, and a folder is expected"), (False, "no such folder")])
+def test_a_folder_of_pictures_that_is_none(tmp_path, there, what):
+    if there:
+        (tmp_path / "x").write_text("")
+    recipe = load_recipe("folder", [f"images={tmp_path}/x", "captions=c.csv", "name=n"])
+    with pytest.raises(ConfigError, match=f"images: {tmp_path}/x: {what}; name the folder of your pictures"):
+        build(recipe, tmp_path / "out", progress=False)

@@ -86,5 +86,5 @@ def test_a_gallery_is_every_item_once_with_its_description(table, world):
 def test_a_gallery_refuses_what_it_cannot_show(table):
     with pytest.raises(DataError, match=r"s0r1.*2 vectors;"):
         Gallery(table, "feature.en")[0]
-    with pytest.raises(ConfigError, match="pictures or vectors, this is a texts column"):
+    with pytest.raises(ConfigError, match="a column of kind texts; a gallery needs pictures or vectors"):
         Gallery(table, "caption.en")

@@ -30,7 +30,7 @@ def test_generators_are_found_by_name() -> None:
     with pytest.raises(ConfigError, match=r"unknown generation engine 'vlm'; did you mean 'vllm'\?"):
         make_generator("vlm", {})
     with pytest.raises(
-        ConfigError, match=r"'openai': model: Field required; url: Extra inputs.*Its options: .*base_url \(e.g."
+        ConfigError, match=r"'openai': model is missing; no option 'url'.*\. Its options: .*base_url \(e.g."
     ):
         make_generator("openai", {"url": "x"})
 

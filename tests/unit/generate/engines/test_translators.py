@@ -22,8 +22,8 @@ def test_unknown_names_and_options_list_the_valid_ones() -> None:
     with pytest.raises(
         ConfigError,
         match=(
-            r"engine 'transformers': model: Field required; beam: Extra inputs.*Its options: .*beams \(beams; 1:"
-            r" greedy\)"
+            r"engine 'transformers': model is missing; no option 'beam' \(did you mean 'beams'\?\)\. Its options: "
+            r".*beams \(beams; 1: greedy\)"
         ),
     ):
         make_translator("transformers", "en", "de", {"beam": 3})

@@ -316,7 +316,7 @@ def test_captions_in_the_prompt(tmp_path: Path) -> None:
 
 def test_other_columns_are_refused(tmp_path: Path) -> None:
     dataset = pictures(tmp_path / "d")
-    with pytest.raises(DataError, match="a texts column; describe takes image or video"):
+    with pytest.raises(DataError, match=r"a column of kind texts; describe takes image, video\. Columns that fit: "):
         run(dataset, Describe(Parrot(), "detail", "caption.en"), "description.x", progress=False)
 
 

@@ -183,5 +183,7 @@ def test_views_of_descriptions_are_texts(tmp_path: Path) -> None:
 def test_other_kinds_are_refused(tmp_path: Path) -> None:
     made = dataset(tmp_path, "texts", [[["a"]]])
     run(made, Featurise(Mean, "caption.en"), "feature.x", progress=False)
-    with pytest.raises(DataError, match=r"feature\.x: a matrix column; featurise takes image, video, texts or views"):
+    with pytest.raises(
+        DataError, match=r"feature\.x: a column of kind matrix; featurise takes image, video, texts, views\."
+    ):
         run(made, Featurise(Mean, "feature.x"), "feature.y", progress=False)

@@ -43,7 +43,7 @@ def test_only_texts_are_translated(tmp_path: Path) -> None:
     column = create_column(dataset, "label.x", kind="label", extension="json", plan={}, provenance={})
     for shard, rows in enumerate(dataset.shard_rows):
         column.commit(shard, [column.encode("a")] * rows)
-    with pytest.raises(DataError, match=r"label\.x: a label column; translate takes texts"):
+    with pytest.raises(DataError, match=r"label\.x: a column of kind label; translate takes texts, views\."):
         run(dataset, Translate(Shout(), "label.x"), "caption.xx.shout", progress=False)
 
 
