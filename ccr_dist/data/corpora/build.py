@@ -1,8 +1,7 @@
-"""Building datasets from a recipe: OUT/train, OUT/val, OUT/test, every shard of every column committed once.
+"""Builds datasets from a recipe: OUT/train, OUT/val, OUT/test; every shard of every column is committed once.
 
-The recipe (`recipes/`) decides what the rows are, the table how a shard is made. This file goes over
-what is missing. Running it again continues or does nothing; a recipe with another plan is refused with the difference
-shown.
+The recipe (`recipes/`) decides which rows there are, the table how a shard is written; this file makes what is missing.
+Running a build again resumes it, or does nothing; a recipe with another plan is refused, and the difference shown.
 """
 
 from __future__ import annotations
@@ -26,31 +25,50 @@ from ccr_dist.data.table.dataset import Column, Dataset, create_column, create_d
 from ccr_dist.data.table.splits import SPLITS
 from ccr_dist.errors import DataBudgetError, DataError
 
-_TASKS_AHEAD = 8  # a worker process: bounds the pictures in memory
+_TASKS_AHEAD = 8  # per worker process; bounds the pictures in memory
 
 
 @dataclass
 class BuildSummary:
-    """What a build found and did."""
+    """Report of `build`.
+
+    Attributes:
+        out: Folder of the datasets.
+        rows: Number of rows by split.
+        columns: Number of columns.
+        built: Column shards that this call committed.
+        there: Column shards that already existed.
+        exports: JSONL files for `ccr-dist replay`.
+        bad: Why a picture is null, by key, in the shards that this call built.
+        notes: Lines for the user.
+        seconds: Wall time of this call.
+    """
 
     out: Path
     rows: dict[str, int] = field(default_factory=dict)
     columns: int = 0
-    built: int = 0  # shards committed by this call
-    there: int = 0  # shards that were there before
+    built: int = 0
+    there: int = 0
     exports: list[Path] = field(default_factory=list)
-    # key -> why its picture is null, of the shards built by this call
     bad: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
 
 
 def build(recipe: Recipe, out: str | Path, *, workers: int | None = None, progress: bool = True) -> BuildSummary:
-    """Builds what is missing. workers: processes that render (None: all cores; 0: this process).
+    """Build the missing shards. After an error or interruption, committed shards stay and the next call resumes.
 
-    Raises DataError where OUT holds another build (with the difference), DataBudgetError for more unusable pictures
-    than the recipe allows, StorageError on a full disk; everything committed stays and the next call resumes from
-    there.
+    Args:
+        recipe: The recipe.
+        out: Folder of the datasets.
+        workers: Processes that render pictures; None: one per core; 0: none.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ConfigError: The recipe's source is missing or wrong, or `out` is a URL.
+        DataError: `out` holds another build (the difference is shown), or the recipe gives no rows.
+        DataBudgetError: More pictures are unusable than the recipe allows.
+        StorageError: The disk is full or fails.
     """
     start = time.monotonic()
     require_local(out, "datasets are built")
@@ -105,12 +123,12 @@ def build(recipe: Recipe, out: str | Path, *, workers: int | None = None, progre
 
 
 def _spaced(rows: list[RecipeRow], limit: int | None) -> list[RecipeRow]:
-    """At most `limit` of the rows, from the beginning to the end."""
+    """At most `limit` rows, evenly spaced."""
     return rows if limit is None or limit >= len(rows) else [rows[i * len(rows) // limit] for i in range(limit)]
 
 
 def _claim(path: Path, plan: dict[str, Any], advice: Callable[[], str]) -> None:
-    """One build a folder: create-once, and equal from then on."""
+    """Reserve the folder for this build. Raises DataError, with the difference, if it holds another one."""
     if not store.create_once(path, store.pretty_json(plan)) and (
         lines := store.differences(store.read_json(path), plan)
     ):
@@ -120,7 +138,7 @@ def _claim(path: Path, plan: dict[str, Any], advice: Callable[[], str]) -> None:
 
 
 def _export(dataset: Dataset, material: Material, rows: list[RecipeRow]) -> list[Path]:
-    """Texts that go along as JSONL files for `ccr-dist replay`, one `{"key": ..., "value": ...}` a line."""
+    """Write the rows' exports as JSONL files for `ccr-dist replay`, one `{"key": ..., "value": ...}` per line."""
     paths = []
     for name in sorted({name for row in rows for name in row.exports}):
         lines = [
@@ -166,8 +184,9 @@ def _commit(
 
 
 def _in_order(values: Iterable[Any], pool: Executor | None) -> Iterator[Any]:
-    """The values, callables replaced by what they return, or by the DataError they raise; a bounded number of them
-    ahead in the pool.
+    """The values in order; in place of a callable its result, or the DataError that it raises.
+
+    A bounded number of callables runs ahead in the pool.
     """
     ahead: deque[Any] = deque()
     limit = 1 if pool is None else _TASKS_AHEAD * (os.cpu_count() or 1)

@@ -27,25 +27,32 @@ _SUFFIX = re.compile(r"\.[A-Za-z0-9]{2,4}$")
 
 @dataclass
 class Converted:
-    """What was converted: the files written, and the number of blank captions left out."""
+    """Report on a conversion.
+
+    Attributes:
+        files: The files and folders written.
+        blank: Number of blank captions left out.
+    """
 
     files: list[Path] = field(default_factory=list)
     blank: int = 0
 
 
 def to_nrccr(path: str | Path, out: str | Path, *, name: str | None = None, columns: Sequence[str] = ()) -> Converted:
-    """Writes TextData/NAME<split>_<tag>.caption.txt for every caption column, {img,video}_id/<split>_id.txt, and
-    descriptions.<source>/KEY.txt.
+    """Convert a dataset to the files of NRCCR and LECCR.
+
+    Writes TextData/NAME<split>_<tag>.caption.txt for every caption column, {img,video}_id/<split>_id.txt, and
+    description.<source>/KEY.txt.
 
     Args:
-        path: a dataset or a folder of them.
-        out: a new or empty folder.
-        name: of the collection, such as `multi30k`; None: that of the dataset.
-        columns: names; default: all.
+        path: A dataset or a folder of datasets.
+        out: A new or empty folder.
+        name: Name of the collection, such as `multi30k`; None: the dataset's.
+        columns: Names of columns; by default all.
 
     Raises:
-        ConfigError: OUT is not empty, or a column does not exist.
-        DataError: a column is incomplete.
+        ConfigError: `out` is not empty, or a column does not exist.
+        DataError: A column is incomplete.
     """
     datasets, done, out = _open(path, columns), Converted(), _empty(out)
     for dataset in datasets:
@@ -72,7 +79,7 @@ def to_nrccr(path: str | Path, out: str | Path, *, name: str | None = None, colu
 
 
 def nrccr_name(column: Column) -> tuple[str, str]:
-    """(middle of the file name, tag) of a caption column in NRCCR's naming.
+    """(middle of the file name, tag) of a caption column in NRCCR's files.
 
     caption.en: enc; caption.de: de; caption.de.google: google_enc2de; caption.en.back-de-google: google_enc2de2enc;
     caption.en.google, made from caption.de: google_de2enc.
@@ -95,20 +102,21 @@ def nrccr_name(column: Column) -> tuple[str, str]:
 
 
 def to_mla(path: str | Path, out: str | Path, *, media: str = "images", columns: Sequence[str] = ()) -> Converted:
-    """Writes annotation/<split>_<language>[.<engine>].json, public_split/<split>.npy and path.json, which MLA's loaders
-    read first.
+    """Convert a dataset to the files of MLA and DASD.
 
-    path.json names one file per language: in train the translations, if there are any, otherwise the human captions.
+    Writes annotation/<split>_<language>[.<engine>].json, public_split/<split>.npy, and path.json, which MLA's loaders
+    read first. It names one file per language: in train the translations, if there are any, otherwise the human
+    captions.
 
     Args:
-        path: a dataset or a folder of them.
-        out: a new or empty folder.
-        media: the folder of pictures that path.json names.
-        columns: names; default: all.
+        path: A dataset or a folder of datasets.
+        out: A new or empty folder.
+        media: The folder of pictures that path.json names.
+        columns: Names of columns; by default all.
 
     Raises:
-        ConfigError: OUT is not empty, a column does not exist, or train has translations by two engines.
-        DataError: a column is incomplete.
+        ConfigError: `out` is not empty, a column does not exist, or train has translations by two engines.
+        DataError: A column is incomplete.
     """
     datasets, done, out = _open(path, columns), Converted(), _empty(out)
     paths: dict[str, dict[str, list[str]]] = {}
@@ -136,18 +144,18 @@ def to_mla(path: str | Path, out: str | Path, *, media: str = "images", columns:
 
 
 def to_replay(source: str | Path, out: str | Path) -> Converted:
-    """Writes NRCCR's lines (.txt), MLA's JSON or a folder of ITEM.txt as lines of `{"key": ..., "value": ...}`.
+    """Convert NRCCR's lines (.txt), MLA's JSON or a folder of ITEM.txt to lines of `{"key": ..., "value": ...}`.
 
-    Texts keep the order of the file. Keys are made as recipes make them: without the suffix of a picture, with `_` for
+    Texts keep the order of the file. Keys are made as in recipes: without the suffix of a picture, and with `_` for
     everything but letters, digits, _ and -.
 
     Args:
-        source: the file or folder.
-        out: a new file.
+        source: The file or folder.
+        out: A new file.
 
     Raises:
-        ConfigError: the source is of another kind, or OUT exists.
-        DataError: the source cannot be read, has no text, or its captions are not numbered 0, 1, 2, ...
+        ConfigError: The source is of another kind, or `out` exists.
+        DataError: The source cannot be read, has no text, or its captions are not numbered 0, 1, 2, ...
     """
     source = Path(source)
     files, name = Files(source.parent), source.name
@@ -198,7 +206,7 @@ def _empty(out: str | Path) -> Path:
 
 
 def _open(path: str | Path, columns: Sequence[str]) -> list[Dataset]:
-    """The datasets. ConfigError for a column that none of them has."""
+    """The datasets at a path. Raises ConfigError for a column that none of them has."""
     datasets = open_all(path)
     there = {name for dataset in datasets for name in dataset.columns()}
     if unknown := [name for name in columns if name not in there]:
@@ -207,7 +215,7 @@ def _open(path: str | Path, columns: Sequence[str]) -> list[Dataset]:
 
 
 def _wanted(dataset: Dataset, columns: Sequence[str]) -> list[Column]:
-    """The columns of captions and descriptions to convert. DataError for one with missing shards."""
+    """The columns of captions and descriptions to convert. Raises DataError for an incomplete one."""
     named = [name for name in dataset.columns() if name.startswith(("caption.", "description."))]
     found = [dataset.column(name) for name in named if not columns or name in columns]
     for column in found:
@@ -216,7 +224,7 @@ def _wanted(dataset: Dataset, columns: Sequence[str]) -> list[Column]:
 
 
 def _texts(column: Column) -> Iterator[tuple[str, list[str]]]:
-    """(key, texts) of the rows that have some; of views: their texts in order."""
+    """(key, texts) of the rows that have texts; of views, their texts in order."""
     for shard in range(len(column.dataset.shards)):
         for row, key in enumerate(column.dataset.keys(shard)):
             if (value := column.value(shard, row)) is not None:
@@ -224,7 +232,7 @@ def _texts(column: Column) -> Iterator[tuple[str, list[str]]]:
 
 
 def _file_names(dataset: Dataset) -> dict[str, str]:
-    """{key: name of its picture or video file}; `.jpg` where the row has none."""
+    """Names of picture or video files by key; KEY.jpg for rows without one."""
     names = {key: f"{key}.jpg" for shard in range(len(dataset.shards)) for key in dataset.keys(shard)}
     media = next((name for name in ("image", "video") if name in dataset.columns()), None)
     for shard in range(len(dataset.shards)) if media else ():
@@ -237,7 +245,7 @@ def _file_names(dataset: Dataset) -> dict[str, str]:
 
 
 def _one_a_language(dataset: Dataset, columns: list[str]) -> dict[str, str]:
-    """{language: column} for path.json; English first."""
+    """The column of each language for path.json, English first."""
     chosen: dict[str, str] = {}
     for language in sorted({name.split(".")[1] for name in columns}, key=lambda language: (language != "en", language)):
         human = f"caption.{language}"

@@ -1,11 +1,11 @@
-"""A dataset as joint tars, KEY.jpg beside KEY.txt (and KEY.json), which open_clip's training script and other readers
-of WebDataset take.
+"""Exports a dataset as tars of KEY.jpg and KEY.txt (and KEY.json), for open_clip's training script and other readers of
+WebDataset.
 
     OUT/export.json     what the tars are made of; a second export into OUT must be the same
-    OUT/000000.tar      the samples of a shard, in its order; written at once or not at all
+    OUT/000000.tar      the samples of a shard, in its order; written atomically
     OUT/sizes.json      {tar: samples}, written last; open_clip reads it
 
-Nothing of this is read back as a dataset; `shards index` would do that.
+`shards index` can make a dataset of such tars again.
 """
 
 from __future__ import annotations
@@ -34,8 +34,14 @@ _PLAN = "export.json"
 
 @dataclass
 class Exported:
-    """The export of one dataset: tars written by this call and there before; samples in all; rows without a picture or
-    a caption.
+    """Report on the export of one dataset.
+
+    Attributes:
+        out: Folder of the tars.
+        tars: Names of all tars that hold samples.
+        written: Number of tars that this call wrote.
+        samples: Number of samples in all tars.
+        left_out: Rows without a picture or a caption.
     """
 
     out: Path
@@ -55,13 +61,28 @@ def export(
     each: bool = False,
     progress: bool = False,
 ) -> list[Exported]:
-    """Writes a dataset, or each of a folder of them to OUT/<its folder>.
+    """Write a dataset as tars, or each dataset of a folder to OUT/<its folder>. The same call resumes an interrupted
+    one.
 
-    caption: the column of the .txt; default: caption.en, or the only one. A row gives its first caption that says
-    something, or (each) one sample a caption, KEY_0, KEY_1, ..., with the picture in each. also: columns whose values
-    go into a .json, by column. Rows without a picture or a caption are left out. An interrupted export is continued by
-    the same call. ConfigError for columns that are not there or of the wrong kind, and where OUT holds another export;
-    DataError, StorageError.
+    Rows without a picture or a caption are left out.
+
+    Args:
+        path: A dataset or a folder of datasets.
+        out: Folder of the tars.
+        image: Column of pictures.
+        caption: Column of the .txt; by default caption.en, or the only column of captions.
+        also: Columns whose values go into the .json.
+        each: Whether each caption makes a sample, KEY_0, KEY_1, ..., with the same picture; otherwise only the first
+            caption that is not blank.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        One report per dataset.
+
+    Raises:
+        ConfigError: A column does not exist or is of the wrong kind, or `out` holds something else.
+        DataError: A column is incomplete or damaged, or two samples would have the same key.
+        StorageError: The disk is full or fails.
     """
     datasets, out = open_all(path), Path(out)
     alone = datasets[0].place == (as_url(path) or str(Path(path)))
@@ -73,7 +94,7 @@ def export(
 
 
 def _plan(dataset: Dataset, image: str, caption: str | None, also: Sequence[str], each: bool) -> dict[str, Any]:
-    """What decides the bytes of the tars. ConfigError, DataError."""
+    """What decides the bytes of the tars. Raises ConfigError or DataError for unsuitable columns."""
     if caption is None:
         there = [name for name in dataset.columns() if name.startswith("caption.")]
         if "caption.en" in there:
@@ -132,7 +153,7 @@ def _export(dataset: Dataset, out: Path, plan: dict[str, Any], progress: bool) -
 
 
 def _samples_in(tar: Path) -> int | None:
-    """Samples of a tar that was written before; None where there is none, or what is there was cut since."""
+    """Number of samples in an existing tar; None if there is none, or only a truncated one, which is removed."""
     if records.size_of(tar) is None:
         return None
     try:
@@ -143,13 +164,13 @@ def _samples_in(tar: Path) -> int | None:
 
 
 def _rows(dataset: Dataset, shard: int, plan: dict[str, Any]) -> Iterator[int]:
-    """The rows that have a picture and a caption."""
+    """The rows with a picture and a caption."""
     there = dataset.column(plan["image"]).present(shard) & dataset.column(plan["caption"]).present(shard)
     yield from there.nonzero()[0].tolist()
 
 
 def _write(dataset: Dataset, shard: int, tar: Path, plan: dict[str, Any]) -> int:
-    """Samples written."""
+    """Write the tar of a shard. Returns its number of samples."""
     pictures, captions = dataset.column(plan["image"]), dataset.column(plan["caption"])
     others = [dataset.column(name) for name in plan["also"]]
     number, stems = 0, set[str]()
@@ -182,7 +203,7 @@ def _write(dataset: Dataset, shard: int, tar: Path, plan: dict[str, Any]) -> int
 
 
 def _picture(column: Column, shard: int, row: int) -> tuple[str, bytes]:
-    """(extension, bytes) as stored; of a format that open_clip does not look for, as PNG."""
+    """(extension, bytes) of a picture as stored, or as PNG if open_clip does not look for its format."""
     data, where = column.value(shard, row), column.where(shard, row)
     extension = picture_extension(data, where)
     if extension in FORMATS:

@@ -1,7 +1,6 @@
-"""Tars made elsewhere, before they are a dataset: which files are meant, what is in them, which members become which
-columns.
+"""Foreign tars, which other programs wrote: which files are meant, what is in them, which members make which columns.
 
-Recording them is in `index.py`. Nothing is written here.
+`index.py` records them as a dataset. Nothing is written here.
 """
 
 from __future__ import annotations
@@ -30,8 +29,13 @@ _BRACE = re.compile(r"\{([^{}]*)\}")
 
 @dataclass(frozen=True)
 class Wanted:
-    """A column to be: the members `a;b;c` of which extensions hold its values, and for texts which field
-    (`decode.decode`).
+    """A column to be indexed.
+
+    Attributes:
+        column: Its name.
+        kind: Its kind.
+        extension: Extensions of the members that hold its values, as in `jpg;png`.
+        field: For texts, the field of a member that holds them (`decode.decode`).
     """
 
     column: str
@@ -44,8 +48,16 @@ class Wanted:
 
 
 def expand(urls: Iterable[str]) -> list[Path]:
-    """Absolute paths of tars from names with braces (`{0000..0012}`, `{a,b}`), globs and folders of them. ConfigError
-    for what is not there.
+    """Find tars.
+
+    Args:
+        urls: Paths of tars or of folders of tars, with braces (`{0000..0012}`, `{a,b}`) and globs.
+
+    Returns:
+        Absolute paths, in the order given; the tars of a folder by name.
+
+    Raises:
+        ConfigError: A tar does not exist, is no local file, or is named twice.
     """
     paths: list[Path] = []
     for url in urls:
@@ -69,14 +81,16 @@ def expand(urls: Iterable[str]) -> list[Path]:
 
 
 def needed(urls: Iterable[str]) -> list[str]:
-    """The files and folders that such names stand for; a glob that stands for nothing yet, as it is. ConfigError for
-    what is no local file.
+    """The files and folders that `urls` (as for `expand`) name; a glob without matches is returned as it is.
+
+    Raises:
+        ConfigError: A name is no local path.
     """
     return [path for url in urls for name, found in _named(url) for path in found or [name]]
 
 
 def _named(url: str) -> Iterator[tuple[str, list[str]]]:
-    """Names without braces, and what is there of each where it is a glob."""
+    """Each name with its braces expanded, and the paths that it matches."""
     if "://" in url or url.startswith("pipe:"):
         raise ConfigError(f"{url}: only tars on local (or mounted) file systems can be indexed")
     for name in [url] if Path(url).exists() else _braces(url):
@@ -84,7 +98,7 @@ def _named(url: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """The tars of a folder, by name. ConfigError that says what the folder holds instead."""
+    """The tars of a folder, by name. Without any, raises ConfigError that says what the folder holds instead."""
     if tars := sorted(folder.glob("*.tar")):
         return tars
     endings = Counter(path.name.lower().rpartition(".")[2] for path in folder.rglob("*") if path.is_file())
@@ -128,10 +142,10 @@ def _braces(text: str) -> list[str]:
 
 
 def stems(paths: Sequence[Path]) -> list[str]:
-    """A name for each tar that is part of a key: that of the file, with its folder's in front where two files have one
-    name; no dots.
+    """A prefix of keys for each tar: its file name without dots; preceded by its folder's if two tars share a name.
 
-    ConfigError where that is not enough.
+    Raises:
+        ConfigError: Two tars still share a prefix.
     """
     names = [_part(path.stem) for path in paths]
     if len(set(names)) < len(names):
@@ -149,7 +163,7 @@ def _part(name: str) -> str:
 
 
 def repeated(scans: Sequence[ShardIndex], paths: Sequence[Path]) -> tuple[str, Path, Path] | None:
-    """(key, tar, other tar) of a key that two tars have."""
+    """A key that is in two tars, and these tars; None if there is none."""
     owner: dict[str, Path] = {}
     for scan, path in zip(scans, paths, strict=True):
         for key in scan.keys:
@@ -163,7 +177,7 @@ def repeated(scans: Sequence[ShardIndex], paths: Sequence[Path]) -> tuple[str, P
 
 
 def extensions(scans: Iterable[ShardIndex]) -> Counter[str]:
-    """{extension: rows that have such a member}."""
+    """Number of rows with a member of each extension."""
     counts: Counter[str] = Counter()
     for scan in scans:
         for extension in scan.members:
@@ -172,7 +186,7 @@ def extensions(scans: Iterable[ShardIndex]) -> Counter[str]:
 
 
 def some(there: Mapping[str, int]) -> str:
-    """The extensions, for a message."""
+    """The extensions, for messages."""
     names = sorted(there)
     if len(names) <= _SHOWN:
         return ", ".join(names) or "none"
@@ -184,11 +198,20 @@ def some(there: Mapping[str, int]) -> str:
 def media(
     there: Mapping[str, int], image: str | None, video: str | None, known: Mapping[str, str]
 ) -> tuple[list[Wanted], list[str]]:
-    """The columns of pictures or videos, and notes. image, video: extensions `a;b`, `none`, or None: what is found
-    there.
+    """Decide which members make the columns of pictures and videos.
 
-    known: extensions of columns that the dataset has already. ConfigError where there is a choice to be made; DataError
-    for what is not there.
+    Args:
+        there: Number of rows with a member of each extension.
+        image: Extensions of pictures, as in `jpg;png`; `none`; or None: as found.
+        video: The same for videos.
+        known: Extensions of the columns that the dataset already has.
+
+    Returns:
+        The columns, and lines for the user.
+
+    Raises:
+        ConfigError: Several kinds of members could be meant.
+        DataError: There are no such members.
     """
     wanted: list[Wanted] = []
     notes: list[str] = []
@@ -211,7 +234,7 @@ def media(
 
 
 def _compound(column: str, usual: str, there: Mapping[str, int]) -> str | None:
-    """`input.jpg`, when it is the only kind of member whose name ends like a picture."""
+    """A compound extension such as `input.jpg`, if only one kind of member ends like a picture; otherwise None."""
     found = sorted(extension for extension in there if extension.rpartition(".")[2] in usual.split(";"))
     if len(found) > _SHOWN:
         raise DataError(
@@ -229,10 +252,19 @@ def _compound(column: str, usual: str, there: Mapping[str, int]) -> str | None:
 def texts(
     there: Mapping[str, int], asked: Mapping[str, str] | None, known: Mapping[str, str | None]
 ) -> tuple[list[Wanted], list[str]]:
-    """The columns of captions, and notes. asked: language -> `txt`, `txt:whole` or `json:FIELD`; None: `txt` where
-    there is one.
+    """Decide which members make the columns of captions.
 
-    known: fields of columns that the dataset has already. ConfigError, DataError.
+    Args:
+        there: Number of rows with a member of each extension.
+        asked: `txt`, `txt:whole` or `json:FIELD` by language; None: English from `txt`, if there are such members.
+        known: Fields of the columns that the dataset already has.
+
+    Returns:
+        The columns, and lines for the user.
+
+    Raises:
+        ConfigError: A choice is malformed.
+        DataError: There are no such members.
     """
     notes: list[str] = []
     if asked is None:
@@ -271,7 +303,7 @@ def texts(
 
 
 def fields_in(objects: Iterable[bytes]) -> list[str]:
-    """The fields, dotted where they are in objects of objects, of some JSON members."""
+    """The fields in some JSON members; those of nested objects as `a.b`."""
     found: dict[str, None] = {}
 
     def collect(value: Any, at: str, depth: int) -> None:

@@ -1,4 +1,4 @@
-"""A folder of text files that a user downloaded: finding them with or without `.gz`, reading and hashing them once."""
+"""A folder of downloaded text files: finds them with or without `.gz`, parses and hashes each once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ccr_dist.errors import ConfigError, DataError
 
 
 def not_utf8(path: Path) -> DataError:
-    """What is wrong with a file of text that is not UTF-8: the first such line, and how to convert it."""
+    """The error for a text file that is not UTF-8: names the first such line and how to convert the file."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -33,13 +33,14 @@ def not_utf8(path: Path) -> DataError:
 
 
 def walk(root: Path) -> Iterator[str]:
-    """The files below a folder, as paths relative to it, sorted; hidden ones left out. Links are followed, to each
-    folder once.
+    """The files below a folder, as sorted paths relative to it, without hidden ones.
+
+    Links are followed; each folder is visited once. Raises OSError for a folder that cannot be read.
     """
     seen: set[str] = set()
 
     def unreadable(error: OSError) -> None:
-        raise error  # else what is in such a folder would be missing without a word
+        raise error  # otherwise its files would be missing silently
 
     for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
@@ -54,8 +55,10 @@ def walk(root: Path) -> Iterator[str]:
 
 
 class Files:
-    """The files under `root`, by relative name; `NAME` finds `NAME.gz` and the other way round. Keeps what it
-    parsed.
+    """The files below a folder, by relative name. `NAME` finds `NAME.gz` and vice versa. Parsed files are kept.
+
+    Args:
+        root: The folder.
     """
 
     def __init__(self, root: str | Path = ".") -> None:
@@ -71,14 +74,14 @@ class Files:
         return None
 
     def path(self, name: str) -> Path:
-        """ConfigError when it is not there."""
+        """The path of a file or folder. Raises ConfigError if it does not exist."""
         path = self.find(name)
         if path is None:
             raise ConfigError(f"{self.root / name}: no such file")
         return path
 
     def digest(self, name: str) -> str:
-        """sha256 of a file; of a folder: of its files' names and sizes."""
+        """sha256 of a file, or of the names and sizes of a folder's files."""
         path = self.path(name)
         if path not in self._digests:
             listing = [[p.name, p.stat().st_size] for p in sorted(path.iterdir())] if path.is_dir() else None
@@ -86,7 +89,7 @@ class Files:
         return self._digests[path]
 
     def lines(self, name: str) -> Iterator[tuple[str, str]]:
-        """(`file:line`, line without its end). DataError for what is not UTF-8 or a damaged .gz."""
+        """(`file:line`, line without its end) of a file. Raises DataError if it is not UTF-8, or a damaged .gz."""
         path = self.path(name)
         number = 0
         try:
@@ -99,7 +102,7 @@ class Files:
             raise DataError(f"{path}: a damaged .gz, readable up to line {number} ({e}); get it again") from e
 
     def document(self, name: str) -> Any:
-        """The content of a .json file; of a .jsonl file: the list of its lines' values."""
+        """The value in a .json file, or the list of values in a .jsonl file. Raises DataError for invalid JSON."""
         path = self.path(name)
         if path not in self._documents:
             if path.name.removesuffix(".gz").endswith(".jsonl"):
@@ -110,7 +113,7 @@ class Files:
 
     @staticmethod
     def _open(path: Path) -> IO[str]:
-        # newline="\n": captions may hold a lone \r, which is no end of line
+        # newline="\n": a lone \r in a caption does not end the line
         if path.suffix == ".gz":
             return gzip.open(path, "rt", encoding="utf-8-sig", newline="\n")
         return path.open(encoding="utf-8-sig", newline="\n")

@@ -1,6 +1,4 @@
-"""Parquet files, by pyarrow (the extra `parquet`): rows of small columns as records, and large values one by one, when
-they are asked for.
-"""
+"""Reads Parquet files with pyarrow (the extra `parquet`): rows of small columns as records, large values one by one."""
 
 from __future__ import annotations
 
@@ -14,7 +12,13 @@ from ccr_dist.errors import ConfigError, DataError
 
 
 class Place(NamedTuple):
-    """Where a row is: row `row` of the row group `group` of a file."""
+    """The place of a row.
+
+    Attributes:
+        path: The file.
+        group: Number of the row group.
+        row: Number of the row in its group.
+    """
 
     path: str
     group: int
@@ -25,8 +29,11 @@ class Place(NamedTuple):
 
 
 def opened(path: str) -> Any:
-    """The `pyarrow.parquet.ParquetFile`. ConfigError without pyarrow or such a file, DataError for another kind of
-    file.
+    """Open a file as `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        ConfigError: pyarrow is not installed, or the file does not exist.
+        DataError: It is not a complete Parquet file.
     """
     try:
         import pyarrow
@@ -42,21 +49,34 @@ def opened(path: str) -> Any:
 
 
 def records(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """(place, row) of a file, one row group in memory at a time. columns: which are read; None: all."""
+    """Read the rows of a file, with one row group in memory at a time.
+
+    Args:
+        path: The file.
+        columns: The columns to read; None: all.
+
+    Yields:
+        The place and values of each row.
+
+    Raises:
+        ConfigError: pyarrow is not installed, or the file does not exist.
+        DataError: The file is damaged.
+    """
     for group in range(opened(str(path)).num_row_groups):
         rows = _read(str(path), group, columns).to_pylist()
         yield from ((Place(str(path), group, row), values) for row, values in enumerate(rows))
 
 
 def value(place: Place, column: str) -> Any:
-    """One value. Reading in order reads each row group once."""
+    """One value of a column. If rows are read in order, each row group is read once."""
     about = Path(place.path).stat()
     return _column(place.path, place.group, column, (about.st_size, about.st_mtime_ns))[place.row].as_py()
 
 
 def digest(path: str | Path) -> str:
-    """sha256 of a file's footer, which has the place, size and (as far as they were written) the bounds of all columns,
-    and of its size. The file itself may be hundreds of gigabytes.
+    """sha256 of a file's size and footer, since the file itself may have hundreds of gigabytes.
+
+    The footer holds position, size and (usually) bounds of all column chunks.
     """
     opened(str(path))
     with Path(path).open("rb") as file:
@@ -68,7 +88,7 @@ def digest(path: str | Path) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _column(path: str, group: int, column: str, of: tuple[int, int]) -> Any:
-    """of: size and time of the file that it is kept for."""
+    """A column of a row group, cached. `of`: size and mtime (ns) of the file, so that a changed file is read again."""
     return _read(path, group, [column]).column(column)
 
 

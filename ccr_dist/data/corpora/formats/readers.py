@@ -1,5 +1,5 @@
-"""The formats of caption files and id lists: small models whose YAML names file and fields, and that yield entries in
-file order.
+"""Readers of caption files and id lists: small models whose YAML names file and fields, and that yield entries in the
+order of the file.
 
     names     an item per line; a .npy array of strings; a JSON list  id lists of Multi30K, NRCCR, MLA
     lines     line i of `file` is a caption of line i of `ids`        Multi30K, DutchDescriptions, XTD10
@@ -8,8 +8,8 @@ file order.
     records   JSONL, or a JSON list somewhere in a document           Karpathy's splits, STAIR, VATEX, MSR-VTT, XM3600
     texts     a folder with a text file per item                      LECCR's descriptions
 
-Readers are strict: anything unexpected is a DataError that names file and line (or record). Datasets and splits are
-unknown here.
+Readers are strict: anything unexpected is a DataError that names file and line (or record). They know neither datasets
+nor splits.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Entry(NamedTuple):
     """One caption.
 
     Attributes:
-        place: for messages, `file:line` or the like.
-        item: whose caption it is.
-        text: the caption.
-        label: its number in the file, by which translations find their caption; None: the file has no numbers.
+        place: Its place in the file, such as `file:line`, for messages.
+        item: The item that it belongs to.
+        text: The caption.
+        label: Its number in the file, which translations share with their caption; None if the file has no numbers.
     """
 
     place: str
@@ -42,20 +42,20 @@ class Entry(NamedTuple):
 
 
 class Format(Frozen):
-    """What all formats have. The recipe fills in `{variables}` in all strings."""
+    """Base of all formats. The recipe fills in `{variables}` in all strings."""
 
     file: str
 
     def needs(self) -> list[str]:
-        """The files that are read, relative to the folder."""
+        """The files to be read, relative to the folder."""
         return [self.file]
 
     def entries(self, files: Files) -> Iterator[Entry]:
-        """The captions in order."""
+        """The captions in the order of the file. Raises DataError for anything unexpected."""
         raise TypeError(f"{type(self).__name__} has no captions")
 
     def items(self, files: Files) -> Iterator[tuple[str, str]]:
-        """(place, item) of the items in order; an item with several captions comes several times."""
+        """(place, item) in the order of the file; an item with several captions occurs several times."""
         return ((entry.place, entry.item) for entry in self.entries(files))
 
 
@@ -75,7 +75,7 @@ class Names(Format):
 
 
 class Lines(Format):
-    """Parallel files: captions, and the items that they belong to."""
+    """Two parallel files: captions, and the items that they belong to."""
 
     format: Literal["lines"]
     ids: str
@@ -94,7 +94,7 @@ class Lines(Format):
 
 
 class Keyed(Format):
-    """`ITEM#TAG#N caption`; the first blank or tab ends the key. tag: what the middle part must be."""
+    """Lines of `ITEM#TAG#N caption`; the first blank or tab ends the key. `tag`: the TAG that is required, if any."""
 
     format: Literal["keyed"]
     tag: str | None = None
@@ -115,7 +115,7 @@ class Keyed(Format):
 
 
 class Mapping(Format):
-    """A JSON object of items."""
+    """A JSON object of captions by item."""
 
     format: Literal["mapping"]
 
@@ -130,13 +130,13 @@ class Mapping(Format):
 
 
 class Records(Format):
-    """Objects in a list. A path `a.b` goes into objects, and through every element of a list on its way."""
+    """Objects in a list. A path `a.b` leads into nested objects, and through all elements of lists in between."""
 
     format: Literal["records"]
     at: str | None = Field(None, description="path to the list in the document; default: the document is the list")
     item: str = Field(description="path of the item in a record")
     text: str | None = Field(None, description="path of its captions: texts or lists of texts")
-    where: dict[str, tuple[str, ...]] = Field({}, description="field: the values that a record must have one of")
+    where: dict[str, tuple[str, ...]] = Field({}, description="field: allowed values; records with others are skipped")
 
     def _records(self, files: Files) -> Iterator[tuple[str, str, Any]]:
         path, found = files.path(self.file), files.document(self.file)

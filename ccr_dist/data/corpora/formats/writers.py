@@ -1,5 +1,5 @@
-"""Writing the files of NRCCR and LECCR (text lines) and of MLA and DASD (JSON). Which column goes into which file:
-`data/corpora/convert.py`.
+"""Writes the files of NRCCR and LECCR (lines of text) and of MLA and DASD (JSON). `data/corpora/convert.py` decides
+which column goes into which file.
 """
 
 from __future__ import annotations
@@ -17,9 +17,18 @@ from ccr_dist.errors import DataError
 
 
 def write_keyed(path: Path, tag: str, rows: Iterable[tuple[str, Sequence[str]]]) -> int:
-    """`ITEM#TAG#N caption` lines, N from 0. Blank captions are left out (their reader needs text); returns how many.
+    """Write lines of `ITEM#TAG#N caption`, N from 0. A line break inside a caption becomes a blank.
 
-    A line break inside a caption becomes a blank. DataError for an item that the format cannot hold.
+    Args:
+        path: A new file.
+        tag: The TAG.
+        rows: (item, captions) in order.
+
+    Returns:
+        Number of blank captions, which are left out, since readers of this format need text.
+
+    Raises:
+        DataError: An item has white space or #.
     """
     lines, blank = [], 0
     for item, texts in rows:
@@ -36,7 +45,7 @@ def write_keyed(path: Path, tag: str, rows: Iterable[tuple[str, Sequence[str]]])
 
 
 def write_names(path: Path, names: Sequence[str]) -> None:
-    """An id list: an item a line, or with the suffix .npy an array of strings, (N,) unicode."""
+    """Write an id list: one item per line, or for a .npy an array of strings, (N,)."""
     if path.suffix == ".npy":
         path.parent.mkdir(parents=True, exist_ok=True)
         with store.staged(path) as tmp:
@@ -48,11 +57,12 @@ def write_names(path: Path, names: Sequence[str]) -> None:
 
 
 def write_mapping(path: Path, rows: dict[str, Sequence[str]]) -> None:
-    """A JSON object {file name: [captions]}."""
+    """Write a JSON object of captions by file name."""
     _write(path, json.dumps(rows, ensure_ascii=False, indent=1).encode())
 
 
 def write_json(path: Path, value: object) -> None:
+    """Write a JSON file."""
     _write(path, store.pretty_json(value))
 
 

@@ -122,7 +122,7 @@ class Animoji(Recipe):
         return folder
 
     def _names(self) -> tuple[dict[str, dict[str, str]], dict[str, list[str]]]:
-        """{language: {emoji without U+FE0F: name}} and the English {emoji: keywords}."""
+        """Names by language and emoji, and English keywords by emoji; emoji without U+FE0F."""
         keywords: dict[str, list[str]] = {}
         found: dict[str, dict[str, str]] = {lang: {} for lang in self.languages}
         for package, part in _NAMES.items():
@@ -141,7 +141,7 @@ class Animoji(Recipe):
         return found, keywords
 
     def _clips(self) -> tuple[dict[str, Path], int]:
-        """({code points: file of an animation}, how many have no motion), without skin tones."""
+        """Animated files by code points, without skin tones; and how many files have no motion."""
         found, still = {}, 0
         for number in self.packages:
             folder = self._folder(CLIPS.format(number), CLIPS_VERSION) / "assets"
@@ -158,7 +158,7 @@ class Animoji(Recipe):
 
 
 def is_animated(path: Path) -> bool:
-    """Whether a WebP file is animated, by its header; the rest of the file is not read."""
+    """Whether a WebP file is animated, read from its header."""
     with path.open("rb") as file:
         head = file.read(21)
     return head[12:16] == b"VP8X" and bool(head[20] & 2)
@@ -175,11 +175,11 @@ def _require_encoder() -> None:
 
 
 def film(path: str, size: int) -> bytes:
-    """The animation as a square MP4 on white, each frame with the duration from the file.
+    """Turn an animation into a square MP4 on white; each frame keeps its duration.
 
     Args:
-        path: of an animated WebP.
-        size: side of the square, pixels.
+        path: An animated WebP.
+        size: Side of the square in pixels.
 
     Raises:
         DataError: the file is broken.

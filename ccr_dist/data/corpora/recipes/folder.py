@@ -1,15 +1,15 @@
-"""folder: your own pictures and captions. Pictures are copied byte for byte, never encoded again.
+"""folder: your own pictures and captions. Pictures are copied byte for byte, not encoded again.
 
 `captions` is a file of records (`captions.py`: JSONL, CSV, TSV, JSON, COCO's). A record has
 
-    file       path of the picture, relative to `images` (records of the same picture add up their captions); or
+    file       path of the picture, relative to `images` (a picture gets the captions of all its records); or
                Hugging Face's `file_name`, with the caption in `text`
     caption    one caption in the language `lang` of the record (default: the recipe's `language`), or
     captions   not in CSV: a list of captions, or {"en": ["..."], "de": "..."}
     id         optional key; default: the path without its extension
     split      optional train, val or test; default: drawn by `split_by`
 
-Names are compared in Unicode's normal form (NFC), since macOS and others write a name with other bytes. Where two
+Names are compared in Unicode's normal form NFC, since macOS and others encode the same name differently. If two
 pictures would have the same key (`IMG 1.jpg`, `IMG_1.jpg`), the second key ends with a digest of the name.
 """
 
@@ -127,8 +127,14 @@ class Folder(Recipe):
     # -- which pictures
 
     def _used(self, names: list[str], notes: list[str]) -> dict[str, PictureEntry]:
-        """{path relative to `images`: what is said of it} of the pictures that become rows, in the order of the
-        captions.
+        """Entries of the pictures that become rows, by path relative to `images`, in the order of the captions.
+
+        Args:
+            names: Paths of all files.
+            notes: Gets lines on what is left out.
+
+        Raises:
+            DataError: No picture remains, or the captions are not as expected.
         """
         pictures = [name for name in names if name.rpartition(".")[2].lower() in SUFFIXES["image"]]
         items = self._items(names, notes) if self.captions else {}
@@ -215,8 +221,8 @@ class Folder(Recipe):
         return items
 
     def _inside(self, name: str, place: str) -> str:
-        """The path relative to `images`, plain. DataError for one that leads out of it: a file of captions may come
-        from others.
+        """A path relative to `images`, normalised. Raises DataError if it leads out of it: captions may come from
+        others.
         """
         path = os.path.normpath(os.path.join(self.images.absolute(), name))  # noqa: PTH118 (os.path knows no links: they are the user's own)
         inside = os.path.relpath(path, os.path.normpath(self.images.absolute()))
@@ -249,7 +255,16 @@ class Folder(Recipe):
     # -- datasets that are there
 
     def _leave_out(self, used: dict[str, PictureEntry], keys: dict[str, str], notes: list[str]) -> None:
-        """Takes out of `used` what `beside` holds already, found by key and compared by its bytes."""
+        """Remove from `used` the pictures that a dataset in `beside` already has, found by key and compared by bytes.
+
+        Args:
+            used: Entries by path; changed here.
+            keys: Key by path; changed here for names whose key another picture has.
+            notes: Gets a line on what is left out.
+
+        Raises:
+            DataError: A dataset has other bytes under a picture's key.
+        """
         there: dict[str, tuple[Column, int, int]] = {}
         for dataset in (dataset for path in self.beside for dataset in open_all(path)):
             column = dataset.column("image")
@@ -287,7 +302,7 @@ class Folder(Recipe):
 
 
 def _same(there: tuple[Column, int, int], path: Path) -> bool:
-    """Whether the file is what a dataset has; of both an unusable one, too."""
+    """Whether a file has the bytes of a dataset's picture, or both are unusable."""
     column, shard, row = there
     data = store.retry_io(lambda: column.value(shard, row), what=column.where(shard, row))
     if data is not None:
@@ -300,7 +315,7 @@ def _same(there: tuple[Column, int, int], path: Path) -> bool:
 
 
 def read_picture(path: str) -> bytes:
-    """The bytes of a file. DataError when they do not begin like a picture."""
+    """The bytes of a picture file. Raises DataError if they do not begin like a picture."""
     data = store.retry_io(Path(path).read_bytes, what=path)
     picture_extension(data, path)
     return data

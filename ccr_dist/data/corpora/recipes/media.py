@@ -1,4 +1,4 @@
-"""Finding the pictures or videos of items by name, in folders or in tars that others made. Nothing is decoded here."""
+"""Finds the pictures or videos of items by name, in folders or foreign tars. Nothing is decoded here."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ EXTENSIONS = ("jpg", "png", "webp", "gif", "bmp", "tif")  # of pictures in our o
 
 @dataclass(frozen=True)
 class Medium:
-    """Where a picture or video lies: a file, or `size` bytes from `offset` in a tar. caption: (offset, size) of the
-    tar's own `.txt`.
+    """The place of a picture or video.
+
+    Attributes:
+        path: A file, or the tar that holds it.
+        size: Its bytes.
+        offset: Its first byte in the tar; None for a file.
+        caption: (offset, size) of the tar's own `.txt` for it, if any.
     """
 
     path: str
@@ -35,12 +40,13 @@ class Medium:
     caption: tuple[int, int] | None = None
 
     def read(self) -> bytes:
-        """The bytes. OSErrors are retried, then pass as StorageError."""
+        """The bytes. Raises StorageError if they cannot be read after several attempts."""
         if self.offset is None:
             return store.retry_io(Path(self.path).read_bytes, what=self.path)
         return store.retry_io(lambda: read_at(self.path, self.offset or 0, self.size), what=self.path)
 
     def read_caption(self) -> str | None:
+        """The tar's own caption, or None."""
         if self.caption is None:
             return None
         offset, size = self.caption
@@ -50,10 +56,20 @@ class Medium:
 def find_media(
     roots: Sequence[str], kind: str, wanted: Container[str], item_of: Callable[[str], str | None]
 ) -> dict[str, Medium]:
-    """{item: Medium} of the wanted items that are there. roots: folders, walked, and tars (braces and globs); item_of:
-    of a file's name.
+    """Find the media of items.
 
-    DataError where two files are of one item, ConfigError for tars that are not there.
+    Args:
+        roots: Folders, searched recursively, and tars (with braces and globs).
+        kind: "image" or "video".
+        wanted: The items.
+        item_of: The item of a file name, or None.
+
+    Returns:
+        Medium by item, for the items that were found.
+
+    Raises:
+        DataError: Two files belong to one item.
+        ConfigError: A tar does not exist.
     """
     found: dict[str, Medium] = {}
 
@@ -92,7 +108,7 @@ def find_media(
 
 
 def read_medium(medium: Medium, kind: str) -> bytes:
-    """The bytes of a medium. DataError for a file that does not begin like a picture, or a video."""
+    """The bytes of a medium. Raises DataError if they do not begin like a picture or video (`kind`)."""
     data = medium.read()
     file_extension(kind, data, medium.path)
     return data

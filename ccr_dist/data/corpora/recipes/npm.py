@@ -1,6 +1,4 @@
-"""Packages of the npm registry, fetched once with the user's own npm into the cache folder. What is in them is the
-recipes' affair.
-"""
+"""Packages of the npm registry, fetched once into the cache folder by the user's npm; recipes know what is in them."""
 
 from __future__ import annotations
 
@@ -18,8 +16,18 @@ from ccr_dist.errors import ConfigError, DataError
 
 
 def pack(package: str, folder: Path, *, instead: str) -> Path:
-    """The archive of `NAME@VERSION`, fetched into the empty `folder`. ConfigError, ending with what to do `instead`,
-    where npm cannot.
+    """Fetch the archive of a package.
+
+    Args:
+        package: `NAME@VERSION`.
+        folder: An empty folder.
+        instead: What else the user can do, to end messages with.
+
+    Returns:
+        The archive.
+
+    Raises:
+        ConfigError: npm is not installed or fails.
     """
     if shutil.which("npm") is None:
         raise ConfigError(f"npm is not installed, and {package} comes from its registry; install npm, {instead}")
@@ -38,8 +46,11 @@ def pack(package: str, folder: Path, *, instead: str) -> Path:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tarfile.TarFile]:
-    """An archive. DataError where it is damaged, lacks what the block asks for, or has members that lead out of the
-    folder.
+    """Context manager: an open archive.
+
+    Raises:
+        DataError: The archive is damaged, lacks a member that the block asks for, or has members that lead out of the
+            folder.
     """
     try:
         with tarfile.open(path) as archive:
@@ -51,7 +62,7 @@ def opened(path: Path) -> Iterator[tarfile.TarFile]:
 
 
 def unpacked(package: str, *, instead: str) -> Path:
-    """The folder of `NAME@VERSION`'s files. ConfigError as `pack`."""
+    """The folder with a package's files, fetched if needed. Arguments and errors as for `pack`."""
     cache = cache_folder("npm")
     target = cache / package.lstrip("@").replace("/", "-")
     if not target.exists():
@@ -61,6 +72,6 @@ def unpacked(package: str, *, instead: str) -> Path:
             try:
                 Path(folder, "all/package").rename(target)
             except OSError:
-                if not target.exists():  # else another build was quicker
+                if not target.exists():  # otherwise another build was faster
                     raise
     return target

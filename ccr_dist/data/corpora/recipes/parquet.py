@@ -1,9 +1,9 @@
-"""parquet: pictures and captions in Parquet files, as Hugging Face's datasets and img2dataset (`output_format=parquet`)
-have them. Pictures are copied byte for byte, never encoded again.
+"""parquet: pictures and captions in Parquet files, as of Hugging Face's datasets and img2dataset
+(`output_format=parquet`). Pictures are copied byte for byte, not encoded again.
 
 `files` are Parquet files or folders of them. `image` is a column of bytes, or of Hugging Face's records {bytes, path};
-`captions` names the column of each language: texts or lists of texts. A row's key is that of the column `key`, else the
-file's name and the number of the row in it.
+`captions` names a column of texts or lists of texts for each language. A row's key comes from the column `key`, or is
+made of the file's name and the row's number.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Parquet(Recipe):
 
 
 def read_picture(place: parquet.Place, column: str) -> bytes:
-    """The bytes of a picture. Raises DataError where there are none, or they are not those of a picture."""
+    """The bytes of a picture. Raises DataError if there are none, or they do not begin like a picture."""
     found = parquet.value(place, column)
     data = found.get("bytes") if isinstance(found, dict) else found
     if not isinstance(data, bytes) or not data:

@@ -1,5 +1,5 @@
-"""Rendering pictures for recipes: SVG or bitmap bytes to an RGB square of a fixed size, on white. Functions run in
-worker processes.
+"""Renders pictures for recipes: SVG or bitmap bytes to an RGB square of a fixed size, on white. Runs in worker
+processes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ccr_dist.errors import DataError
 
 
 class Picture(Frozen):
-    """How pictures are stored."""
+    """How pictures are rendered and stored."""
 
     size: int = Field(default=224, gt=0, description="side of the square, pixels")
     format: Literal["png", "jpg"] = "png"
@@ -26,12 +26,22 @@ class Picture(Frozen):
     margin: float = Field(default=0.1, ge=0, lt=0.5, description="of the side, around a cropped picture")
 
     def provenance(self) -> dict[str, Any]:
+        """Versions that belong into a column's provenance."""
         return {"pillow": metadata.version("pillow")}
 
 
 def render(path: str, picture: Picture) -> bytes:
-    """The file (.svg by resvg, anything else by Pillow) as stored bytes. DataError for a broken, empty or wholly
-    transparent picture.
+    """Render a file: .svg by resvg, anything else by Pillow.
+
+    Args:
+        path: The file.
+        picture: How to render it.
+
+    Returns:
+        Encoded bytes of a square picture.
+
+    Raises:
+        DataError: The picture is broken, empty or wholly transparent.
     """
     from PIL import Image
 
@@ -43,8 +53,8 @@ def render(path: str, picture: Picture) -> bytes:
 
         width = picture.size * (2 if picture.crop else 1)
         try:
-            # dpi: at its default of 0 resvg takes sizes in pt or mm for nothing and refuses the file. It keeps the
-            # shape, within width x height: of one that is too narrow, which is refused below, as much as that
+            # dpi: at the default of 0, resvg reads sizes in pt or mm as zero and refuses the file. Proportions are kept
+            # within width x height; the height suffices for every shape that is not refused below
             data = bytes(resvg_py.svg_to_bytes(svg_path=path, width=width, height=width * MAX_RATIO, dpi=96))
         except ValueError as e:
             raise DataError(f"{path}: cannot be rendered ({e})") from e

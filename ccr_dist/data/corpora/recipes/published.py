@@ -1,10 +1,9 @@
-"""published: datasets that others published as text files and a folder of media. One mechanism; each dataset is a YAML
-in `shards/`.
+"""published: datasets that others published as text files and a folder of media. Each dataset is a YAML in `shards/`.
 
-The YAML says which files there are, in which format (`data/corpora/formats/readers.py`), which lists make the splits
-and which files fill which column. Everything meets at the item: `item` is a regular expression whose group finds the
-item in an id, in a file name or in a tar's key alike. Downloading is the user's: `needs` says what must be there, and a
-build reports all that is missing at once.
+The YAML says which files there are, in which format (`data/corpora/formats/readers.py`), which lists make the splits,
+and which files fill which column. Files are matched by item: the group of the regular expression `item` finds the item
+in an id, a file name or a tar's key. Users download the files themselves: `needs` lists them, and a build reports all
+missing ones at once.
 """
 
 from __future__ import annotations
@@ -162,7 +161,7 @@ class Published(Recipe):
         return list(must), list(may)
 
     def _check_files(self, files: Files, notes: list[str]) -> list[CaptionSource]:
-        """The sources whose files are there. ConfigError with all that is missing and how to get it."""
+        """The sources whose files exist. Raises ConfigError that lists all missing files and how to get them."""
         sources = self._sources()
         must, may = self._files(sources)
         absent = [f"{self.folder / name}" for name in must if files.find(name) is None]
@@ -187,7 +186,7 @@ class Published(Recipe):
     # -- which rows there are
 
     def _split_items(self, files: Files, notes: list[str]) -> dict[str, str]:
-        """{item: split} in the order of the lists; train without what is held out anywhere."""
+        """Split by item, in the order of the lists. Items held out in any list are not in train."""
         lists = {split: self._items(files, one, notes) for split, one in self._lists().items()}
         test = set(lists.get("test", []))
         if both := [item for item in lists.get("val", []) if item in test]:
@@ -224,7 +223,7 @@ class Published(Recipe):
         return match[1] if match else None
 
     def _media(self, split_of: dict[str, str], notes: list[str]) -> dict[str, Medium]:
-        """{item: Medium}; takes the items without one out of `split_of`, or raises DataError naming them."""
+        """Medium by item. Removes items without one from `split_of`, or raises DataError that names them."""
         if self.media is None:
             return {}
         found = find_media(self.media, self.media_kind, split_of, self._item_of)

@@ -20,27 +20,27 @@ _SHOWN = 8
 
 
 class ItemList(Frozen):
-    """The items of a split, in their order."""
+    """A list of items, in order."""
 
     read: ItemFormat
     part: tuple[int, int] | None = Field(
         None, description="only items whose sha1 modulo 100 is at least the first and below the second"
     )
-    first: int | None = Field(None, gt=0, description="this many from the beginning of the list")
+    first: int | None = Field(None, gt=0, description="only this many, from the beginning of the list")
     first_with_media: int | None = Field(
-        None, gt=0, description="the same, counted over those whose media are there (missing=skip)"
+        None, gt=0, description="the same, counting only items whose media exist (missing=skip)"
     )
 
 
 class CaptionSource(Frozen):
-    """Files that fill a column. `{name}` in its strings stands for a variable, or goes over the values of `each`."""
+    """Files that fill a column. `{name}` in strings stands for a variable, or for each value of `each` in turn."""
 
     column: str = Field(
-        description="caption.<lang>, caption.<lang>.<engine>, or description.<source> (one text an item, view `detail`)"
+        description="caption.<lang>, caption.<lang>.<engine>, or description.<source> (a text per item, view `detail`)"
     )
     read: CaptionFormat
     each: dict[str, tuple[str | int, ...]] = Field(
-        {}, description="variable: its values; one source for each combination, in order"
+        {}, description="values of variables; makes one source for each combination, in order"
     )
     splits: tuple[Split, ...] = Field(("train", "val", "test"), description="rows that it fills")
     translates: str | None = Field(None, description="the column whose captions these translate one by one")

@@ -1,10 +1,10 @@
-"""stamps-56: the stamps of Tux Paint, mostly photographs cut out of their background, with human captions in 56
-languages and more.
+"""stamps56: the stamps of Tux Paint, mostly photographs cut out of their background, with human captions in more than
+56 languages.
 
 From the Debian package tuxpaint-stamps-default (GPL-2, pictures and texts): an installed one, a given folder or .deb,
-or one that the user's own apt-get fetches. Mirrored and flipped copies and alphabets are left out; where a stamp exists
-as PNG and as SVG the PNG is taken. `description.folders` is what the stamp is filed under ("apes, mammals, animals"):
-weak words about the picture, without its own name.
+or one fetched by the user's apt-get. Mirrored and flipped copies and alphabets are left out; of a stamp in both
+formats, the PNG is taken, not the SVG. `description.folders` names the folders that a stamp is in ("apes, mammals,
+animals"): a weak description without the stamp's own name.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Stamps56(Recipe):
 
     kind: Literal["stamps56"]
     languages: tuple[str, ...] = Field(
-        description="language tags as in the columns (pt-BR for Tux Paint's pt_BR); English is always there"
+        description="language tags as in the columns (pt-BR for Tux Paint's pt_BR); English is always included"
     )
     source: str | None = Field(
-        None, description="folder of stamps or the .deb; default: the installed package, else `apt-get download`"
+        None, description="folder of stamps, or the .deb; default: the installed package, otherwise `apt-get download`"
     )
     shard_rows: int = Field(64, gt=0)
     picture: Picture = Picture(format="jpg", crop=True)
@@ -101,7 +101,15 @@ class Stamps56(Recipe):
 
 
 def stamps(root: Path, notes: list[str]) -> list[tuple[Path, dict[str, str]]]:
-    """(picture, {language: caption}) of every stamp in use, sorted; what is passed over is counted in `notes`."""
+    """Find the stamps with an English caption.
+
+    Args:
+        root: Folder of stamps.
+        notes: Gets a line on pictures that are left out.
+
+    Returns:
+        Sorted list of (picture, caption by language).
+    """
     found, untold, without = [], 0, []
     for path in sorted([*root.rglob("*.png"), *root.rglob("*.svg")]):
         if "alphabets" in path.parts or path.stem.endswith(("_mirror", "_flip")):
@@ -124,8 +132,16 @@ def stamps(root: Path, notes: list[str]) -> list[tuple[Path, dict[str, str]]]:
 
 
 def read_captions(path: Path) -> dict[str, str]:
-    """{language: caption} of a stamp's text file: line 1 is English, then `locale.utf8=caption`; `pt_BR` becomes
-    `pt-BR`.
+    """Read a stamp's text file: line 1 is English, the others are `locale.utf8=caption`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Caption by language tag; `pt_BR` becomes `pt-BR`.
+
+    Raises:
+        DataError: The file is not UTF-8.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -139,7 +155,17 @@ def read_captions(path: Path) -> dict[str, str]:
 
 
 def find_stamps(source: str | None) -> tuple[Path, str]:
-    """(folder of the stamps, version of the package)."""
+    """Find the stamps, and fetch the package if needed.
+
+    Args:
+        source: A folder or .deb; None: the installed package, otherwise one fetched by apt-get.
+
+    Returns:
+        Folder of the stamps, and version of the package.
+
+    Raises:
+        ConfigError: There is no such source, or a program that is needed is missing or fails.
+    """
     if source is not None:
         path = Path(source)
         if path.is_dir():

@@ -1,8 +1,7 @@
-"""texts: English (or other) texts without pictures, for stages that learn from text alone. Repeated texts are taken
-once.
+"""texts: texts without pictures, for stages that learn from text alone. Repeated texts are taken once.
 
-`file` is JSONL (key `field`, a string or a list of strings), CSV (column `field`) or plain text, a text per line. Every
-record is a row with the column `caption.LANG`; its key is the record's `id`, else a digest of the text.
+`file` is JSONL (key `field`, a string or a list of strings), CSV (column `field`) or plain text, one text per line.
+Every record is a row with the column `caption.LANG`; its key is the record's `id`, or a digest of the text.
 """
 
 from __future__ import annotations
