@@ -3,31 +3,37 @@
 Belongs here: scoring in blocks, ranks of the correct answers, the sums over processes that merge them. Does not belong
 here: encoding (`evaluate.py`), metrics made from ranks (`protocols.py`).
 
-Queries are cut in blocks whose size depends on the number of candidates alone; rank r of a world takes blocks r, r +
-world, ... and every row is computed by exactly one rank, so a sum over ranks merges the results and any world size
-gives the same bits.
-
 Scores are computed from float64 features and rounded to float32: equal vectors then get equal scores wherever they
-stand in a block, so that ties are seen as ties, and neither TF32 nor the number of threads moves a rank. (MPS has no
-float64: float32 throughout.)
+stand in a block, so that ties are seen as ties, and neither TF32 nor the number of threads moves a rank.
+
+Plain cosines are ranked by `scoring.ranks` on the CPU: one product in float32 for all directions, and exact scores
+where it cannot decide. Other scores, and features on a GPU, take the general way: products in the features' precision,
+made float64 (float32 on MPS, which has no other). There queries are cut in blocks whose size depends on the number of
+candidates alone; rank r of a world takes blocks r, r + world, ... and every row is computed by exactly one rank, so a
+sum over ranks merges the results and any world size gives the same bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ccr_dist.errors import ConfigError, DataError, NonFiniteError
 from ccr_dist.losses.gather import world
+from ccr_dist.scoring import ranks as kernel
 
 Bank = Mapping[str, Tensor]  # parts of N encoded texts or items by name, each (N, ...)
 Score = Callable[[Bank, Bank], Mapping[str, Tensor]]
 BLOCK_SCORES = 1 << 24  # scores held at once: 64 MiB of float32
 LONGEST_BLOCK = 1024
+PLAIN_COSINE = "plain_cosine"
+_Scoring = TypeVar("_Scoring", bound=Callable[..., Mapping[str, Tensor]])
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,13 @@ class Ranks:
     visual_to_text_items: Tensor  # (Nv,) candidates are items, each with its best caption (MLA, DASD)
 
 
+def plain_cosine(score: _Scoring) -> _Scoring:
+    """Marks a score as that of `cosine`, also where a method gives it: its ranks come from the kernel of the search."""
+    setattr(score, PLAIN_COSINE, True)
+    return score
+
+
+@plain_cosine
 def cosine(text: Bank, visual: Bank) -> dict[str, Tensor]:
     """The one part "global": cosines (Nt, Nv) of `text["global"]` (Nt, D) and `visual["global"]` (Nv, D)."""
     x, y = (torch.nn.functional.normalize(bank["global"], dim=-1) for bank in (text, visual))
@@ -127,6 +140,8 @@ def ranks(
     fit, NonFiniteError (on every rank) for a score that is NaN.
     """
     texts, items = _check(text, visual, text_item, group)
+    if _is_plain(score, fusion) and text["global"].device.type != "cuda":
+        return _plain_ranks(text["global"], visual["global"], text_item, group, block)
     scored = _Scored(text, visual, score, fusion, block)
     text_item, group = text_item.to(scored.device, torch.int64), group.to(scored.device, torch.int64)
     text_group = group[text_item]
@@ -153,11 +168,39 @@ def ranks(
     ):
         if (values < 0).any():
             at = int((values < 0).nonzero()[0])
-            raise NonFiniteError(
-                f"the score of {query} {at} and {candidate} {-int(values[at]) - 1} is NaN: the features or the method"
-                " diverged"
-            )
+            raise _diverged(query, at, candidate, -int(values[at]) - 1)
     return found
+
+
+def _plain_ranks(text: Tensor, visual: Tensor, text_item: Tensor, group: Tensor, block: int | None) -> Ranks:
+    """The same ranks by the kernel of `scoring`: one product for all directions, in float32 where that decides."""
+    texts, items = (kernel.Rows(features.detach().cpu().numpy()) for features in (text, visual))
+    caption, item = texts.broken(), items.broken()
+    if caption == 0 or (item is None and caption is not None):
+        raise _diverged("caption", caption, "item", 0)
+    if item is not None:
+        raise _diverged("caption", 0, "item", item)
+    found = kernel.ranks(
+        texts,
+        items,
+        text_item.cpu().numpy().astype(np.int64),
+        group.cpu().numpy(),
+        share=world(),
+        merge=lambda values: merge(torch.from_numpy(values)).numpy(),
+        block=block or kernel.BLOCK,
+    )
+    return Ranks(*(torch.from_numpy(each) for each in (found.text_to_visual, found.visual_to_text, found.by_item)))
+
+
+def _is_plain(score: Score, fusion: Fusion) -> bool:
+    used = {name: weight for name, weight in fusion.weights.items() if weight}
+    return getattr(score, PLAIN_COSINE, False) and used == PLAIN.weights and not fusion.minmax
+
+
+def _diverged(query: str, at: int, candidate: str, other: int) -> NonFiniteError:
+    return NonFiniteError(
+        f"the score of {query} {at} and {candidate} {other} is NaN: the features or the method diverged"
+    )
 
 
 @torch.no_grad()

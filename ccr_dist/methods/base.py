@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ccr_dist.config import MethodOptions
 from ccr_dist.data.stream.loader import Batch
-from ccr_dist.evaluate.retrieval import PLAIN, Fusion, cosine
+from ccr_dist.evaluate.retrieval import PLAIN, Fusion, cosine, plain_cosine
 from ccr_dist.losses.context import Context
 from ccr_dist.methods.features import encode_english, encode_visual
 from ccr_dist.models.backbones.backbone import Backbone
@@ -147,6 +147,7 @@ class Method(ABC):
 
     # Scoring.
 
+    @plain_cosine
     def scores(self, text: Mapping[str, Tensor], visual: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parts of the score of every text with every item; no pair depends on the others.
 

@@ -23,7 +23,7 @@ def scores(left: NDArray, right: NDArray) -> NDArray[np.float32]:
     Returns:
         (n,) float32.
     """
-    wide = left.astype(np.float64)  # always a copy, in C order: the sum then runs along rows
+    wide = np.array(left, np.float64, order="C")  # a copy; the sum then runs along rows
     return np.multiply(wide, right, out=wide).sum(axis=1).astype(np.float32)
 
 
@@ -36,3 +36,10 @@ def product_error(width: int) -> float:
     """
     steps = (width + 4) * UNIT
     return steps / (1 - steps) + width * TINY
+
+
+def double_error(width: int) -> float:
+    """How far a float64 product of unit rows can be from the sum that is rounded to their score, in either direction:
+    both sums err.
+    """
+    return 2 * (width + 4) * 2.0**-53

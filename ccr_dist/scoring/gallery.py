@@ -155,7 +155,7 @@ class Gallery:
 
 def row_lengths(rows: NDArray) -> NDArray[np.float64]:
     """Euclidean lengths (n,) of rows (n, D), in float64."""
-    wide = rows.astype(np.float64)
+    wide = np.array(rows, np.float64, order="C")
     return np.sqrt(np.multiply(wide, wide, out=wide).sum(axis=1))
 
 

@@ -224,3 +224,44 @@ def test_ranges_found_on_one_split_score_another():
 def test_frozen_ranges_name_a_part_that_they_lack():
     with pytest.raises(ConfigError, match=r"part 'local' is not known; known are global"):
         Fusion({"local": 1.0}, minmax=True, ranges={"global": (0.0, 1.0)}).fused({"local": torch.zeros(1, 1)})
+
+
+@pytest.mark.parametrize("kind", ["random", "near", "collapsed"])
+@pytest.mark.parametrize("groups", [1, 9, 60])
+def test_the_fast_way_gives_the_ranks_of_the_general_one(kind, groups):
+    """A score that is not marked as plain cosine goes the way of all other scores."""
+    random = torch.Generator().manual_seed(groups)
+    visual = torch.randn(60, 24, generator=random)
+    text_item = torch.randint(0, 60, (150,), generator=random)
+    text = visual[text_item] + 2 * torch.randn(150, 24, generator=random)
+    if kind != "random":
+        text, visual = (1 + (1e-6 if kind == "near" else 0) * x for x in (text, visual))
+    group = torch.randint(0, groups, (60,), generator=random)
+    banks = {"global": text}, {"global": visual}
+    fast = ranks(*banks, text_item, group)
+    general = ranks(*banks, text_item, group, lambda t, v: cosine(t, v))
+    assert torch.equal(fast.text_to_visual, general.text_to_visual)
+    assert torch.equal(fast.visual_to_text, general.visual_to_text)
+    assert torch.equal(fast.visual_to_text_items, general.visual_to_text_items)
+
+
+@pytest.mark.parametrize(
+    ("caption", "item", "named"),
+    [([1], [], "caption 1 and item 0"), ([], [2], "caption 0 and item 2"), ([0, 1], [1], "caption 0 and item 0")],
+)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_features_that_are_not_finite_are_named_alike_on_both_ways(caption, item, named, bad):
+    text, visual = torch.ones(3, 2), torch.ones(3, 2)
+    text[caption, 1], visual[item, 0] = bad, bad
+    for score in (cosine, lambda t, v: cosine(t, v)):
+        with pytest.raises(NonFiniteError, match=f"the score of {named} is NaN"):
+            ranks({"global": text}, {"global": visual}, torch.arange(3), torch.arange(3), score)
+
+
+def test_methods_that_score_by_cosine_alone_go_the_fast_way():
+    from ccr_dist.methods.base import Method
+    from ccr_dist.methods.hybrid.method import Hybrid
+    from ccr_dist.methods.nrccr.method import Nrccr
+
+    marked = [getattr(kind.scores, "plain_cosine", False) for kind in (Method, Hybrid, Nrccr)]
+    assert marked == [True, False, False]

@@ -106,6 +106,7 @@ def test_scores_do_not_depend_on_where_a_pair_stands():
     assert all(scores(left[i : i + 1], right[i : i + 1])[0] == whole[i] for i in range(61))
     assert np.array_equal(scores(left[::-1], right[::-1])[::-1], whole)
     assert np.array_equal(scores(np.asfortranarray(left), right), whole)
+    assert np.array_equal(scores(np.broadcast_to(left[3], right.shape), right), scores(left[[3] * 61], right))
 
 
 def test_the_bound_holds_where_rounding_is_worst():
