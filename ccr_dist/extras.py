@@ -16,7 +16,7 @@ EXTRAS = {
     "quality": ("sacrebleu", "py3langid"),
     "serve": ("fastapi", "uvicorn", "starlette", "h11", "prometheus_client"),
     "export": ("sentence_transformers", "onnxscript", "onnxruntime"),
-    "mteb": ("mteb",),
+    "mteb": ("mteb", "datasets"),
     "heif": ("pillow_heif",),
     "remote": ("fsspec", "s3fs"),
     "parquet": ("pyarrow",),

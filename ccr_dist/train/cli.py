@@ -10,7 +10,7 @@ import typer
 from ccr_dist import terminal
 from ccr_dist.declare import File, Folder, Uses, declares
 from ccr_dist.errors import CheckpointError, ConfigError, file_to_make, folder_to_make, require_writable
-from ccr_dist.train.declared import configs_of, evaluating, training
+from ccr_dist.train.declared import check_evaluated, configs_of, evaluating, training
 
 train_app = typer.Typer()
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Look at checkpoints, check them, convert them.")
@@ -60,15 +60,30 @@ def evaluate(
         typer.Option("--again", help="measure again although a result exists (readings of a test set are counted)"),
     ] = False,
     world: Annotated[int | None, typer.Option(help="refuse to run on any other number of processes")] = None,
+    mteb: Annotated[
+        str | None, typer.Option(help="measure on these tasks of mteb instead: NAME,NAME=DATASET (docs/mteb.md)")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="with --mteb: folder of its results, else results/mteb of the run", callback=folder_to_make),
+    ] = None,
+    langs: Annotated[str | None, typer.Option(help="with --mteb: languages of its tasks, else all: de,pt")] = None,
 ) -> None:
     """Measure a run's selected checkpoint (or an untrained method) on a split; writes RUN/results/SPLIT.json.
 
     Instead of a config, the folder of a run or of a model can be named, wherever it lies; overrides then change `data`
     and `runtime` alone.
     """
-    if split not in ("val", "test"):
-        raise ConfigError(f"--split {split}: expected val or test")
+    check_evaluated(split, world, mteb, out, langs)
     configs = configs_of(config, overrides, seeds)
+    if mteb is not None:
+        from ccr_dist.standard import command
+
+        if config.is_dir() and overrides:
+            raise ConfigError(f"{config}: --mteb takes a run or model as it is, without {' '.join(overrides)}")
+        models = [command.model_at(config)] if config.is_dir() else [command.run_of(each) for each in configs]
+        command.evaluate(models, mteb, out=out, langs=langs, again=again)
+        return
     from ccr_dist.train import commands
 
     if config.is_dir():

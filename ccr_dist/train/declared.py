@@ -72,10 +72,27 @@ def training(
     )
 
 
-def evaluating(config: Path, overrides: list[str] | None, seeds: str | None, split: str, world: int | None) -> Uses:
-    """What `evaluate` reads and makes."""
+def check_evaluated(split: str, world: int | None, mteb: str | None, out: Path | None, langs: str | None) -> None:
+    """Raises ConfigError for options of `evaluate` that do not go together."""
     if split not in ("val", "test"):
         raise ConfigError(f"--split {split}: expected val or test")
+    if mteb is None:
+        if given := [name for name, value in (("--out", out), ("--langs", langs)) if value is not None]:
+            raise ConfigError(f"{' and '.join(given)}: only with --mteb")
+    elif split != "test":
+        raise ConfigError(f"--split {split}: the tasks of --mteb have their own splits")
+    elif world is not None:
+        raise ConfigError(f"--world {world}: --mteb runs in one process")
+
+
+def evaluating(
+    config: Path, overrides: list[str] | None, seeds: str | None, split: str, world: int | None,
+    mteb: str | None, out: Path | None, langs: str | None,
+) -> Uses:  # fmt: skip
+    """What `evaluate` reads and makes."""
+    check_evaluated(split, world, mteb, out, langs)
+    if mteb is not None:
+        return _evaluating_on_mteb(config, overrides, seeds, mteb, out)
     if config.is_dir():
         return _evaluating_folder(config, overrides, split)
     configs = _configs(config, overrides, seeds, world)
@@ -85,6 +102,24 @@ def evaluating(config: Path, overrides: list[str] | None, seeds: str | None, spl
         makes=tuple(result(each, split) for each in configs),
         runs=tuple(each.folder for each in configs),
         packages=("torch",),
+    )
+
+
+def _evaluating_on_mteb(
+    path: Path, overrides: list[str] | None, seeds: str | None, words: str, out: Path | None
+) -> Uses:
+    folders: list[Path] = [path]
+    items: list[Item] = [Folder(str(path))]
+    if not path.is_dir():
+        configs = configs_of(path, overrides, seeds)
+        folders = [config.folder for config in configs]
+        items = [_settings(path, overrides), *(Run(str(config.folder)) for config in configs if config.stages)]
+        items += [item for config in configs if not config.stages for item in reads(config)]
+    datasets = [word.partition("=")[2].strip() for word in words.split(",") if "=" in word]
+    return Uses(
+        reads=tuple(dict.fromkeys([*items, *map(Table, datasets)])),
+        makes=tuple(Folder(str(out or folder / "results" / "mteb")) for folder in folders),
+        packages=("torch", "mteb"),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests import toy
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("numpy", "torch", "transformers", "open_clip", "accelerate", "matplotlib", "tensorboard")
+HEAVY = ("numpy", "torch", "transformers", "open_clip", "accelerate", "matplotlib", "tensorboard", "mteb", "datasets")
 
 
 def ccr_dist(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
