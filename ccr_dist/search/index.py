@@ -404,7 +404,7 @@ def begin(path: Path, retriever: Retriever, *, dtype: Dtype | None = None, frame
             " the option out"
         )
     if not is_index(path):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not _is_free(path) and not is_index(path):
             raise ConfigError(f"{path}: not an index, and not empty; name a new folder with --out")
         path.mkdir(parents=True, exist_ok=True)
         model = {
@@ -428,6 +428,11 @@ def begin(path: Path, retriever: Retriever, *, dtype: Dtype | None = None, frame
                 " with another --out"
             )
     return index
+
+
+def _is_free(path: Path) -> bool:
+    """Whether an index may be made there: others may be making it right now."""
+    return path.is_dir() and all(entry.name.startswith(store.TEMPORARY) for entry in path.iterdir())
 
 
 def _settings(**given: Any) -> JobSettings:

@@ -7,6 +7,7 @@ segments/000000/search/values.npy, ...     the rows in float16 or int8, where th
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -141,26 +142,27 @@ class _Files:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._made: list[tuple[Path, np.memmap]] = []
+        self._made: list[tuple[Path, Path, np.memmap]] = []
+        self._staged = contextlib.ExitStack()
 
     def new(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
-        path = self._folder / f"{store.TEMPORARY}{name}.{os.getpid()}.npy"
-        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-        self._made.append((path, array))
+        path = self._folder / f"{name}.npy"
+        tmp = self._staged.enter_context(store.staged(path))
+        array = np.lib.format.open_memmap(tmp, mode="w+", dtype=dtype, shape=shape)
+        self._made.append((tmp, path, array))
         return array
 
     def __enter__(self) -> _Files:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        for path, array in self._made:
-            if kind is None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            for tmp, path, array in self._made:
                 array.flush()
-                with path.open("rb") as file:
+                with tmp.open("rb") as file:
                     os.fsync(file.fileno())
-                path.replace(self._folder / f"{path.name.removeprefix(store.TEMPORARY).split('.')[0]}.npy")
-            else:
-                path.unlink(missing_ok=True)
+                tmp.replace(path)
+        self._staged.__exit__(kind, error, trace)  # removes what is not whole
 
 
 def _reduced(root: Path, blocks: Sequence[Block], dtype: Dtype) -> list[gallery.Segment]:
