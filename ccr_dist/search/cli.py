@@ -22,7 +22,7 @@ from ccr_dist.generate.job_options import JobOptions, with_job_options
 from ccr_dist.search.declared import indexing, searching
 
 if TYPE_CHECKING:
-    Retriever = Any
+    from ccr_dist.retriever.retriever import Retriever
     from ccr_dist.search.index import Index
     from ccr_dist.search.searcher import Answer
     from ccr_dist.search.update import Update
@@ -90,7 +90,7 @@ def index_command(
     if add and instead:
         raise ConfigError("--add and --instead exclude each other")
     retriever = _load(model, device)
-    index = begin(out, retriever, dtype=dtype, frames=frames)
+    index = begin(out, retriever, dtype=dtype, frames=frames, model=model)
     settings = JobSettings(
         batch=job.batch,
         workers=job.workers,
@@ -208,7 +208,7 @@ def search_command(
 
 def _model_of(index: Index) -> str:
     path = index.model["path"]
-    if path is None or not Path(path).exists():
+    if path is None or not ("://" in path or Path(path).exists()):
         raise ConfigError(
             f"{index.path}: its model {index.model['name']} is not at {path} any more; name its folder with --model"
         )

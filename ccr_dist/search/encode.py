@@ -5,7 +5,7 @@ the rows of a dataset.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +27,7 @@ from ccr_dist.search.state import FILE, SHA256
 if TYPE_CHECKING:
     from PIL import Image
 
-    Retriever = Any
+    from ccr_dist.retriever.retriever import Retriever
 
 NOT_AS_LISTED = "not as it was listed: "  # begins the reason of files that the next update looks at again
 
@@ -174,22 +174,24 @@ class Vectors(Processor):
 
     def process(self, items: list[Prepared]) -> list[RowOutcome]:
         rows: list[Any] = [None] * len(items)
-        films = [at for at, item in enumerate(items) if isinstance(item.value, list)]
-        others = [at for at, item in enumerate(items) if not isinstance(item.value, list)]
+        others = []
         try:
-            for at in films:
-                rows[at] = self._retriever.encode_frames(items[at].value)[None]
+            for at, item in enumerate(items):
+                if isinstance(item.value, list):
+                    rows[at] = self._retriever.encode_frames(item.value)[None]
+                else:
+                    others.append(at)
             for at, row in zip(others, self._encoded([items[at] for at in others]), strict=True):
                 rows[at] = row[None]
         except NonFiniteError as error:  # each item by itself is asked then
             raise DataError(str(error)) from None
         return [RowOutcome(np.ascontiguousarray(row, np.float32)) for row in rows]
 
-    def _encoded(self, items: list[Prepared]) -> Sequence[np.ndarray]:
+    def _encoded(self, items: list[Prepared]) -> np.ndarray:
         if not items:
-            return ()
+            return np.zeros((0, self.width), np.float32)
         arrays = [np.asarray(item.value) for item in items]
-        said = [item.description for item in items] if self._retriever.reads_descriptions else ()
+        said = [item.description for item in items] if self._retriever.reads_descriptions else []
         if arrays[0].ndim == 3:
             return self._retriever.encode_pixels(np.stack(arrays), description=said)
         if not self._retriever.reads_tokens:

@@ -25,10 +25,9 @@ from ccr_dist.search.state import FORMAT, INDEX, Source, is_index, name_of, name
 from ccr_dist.search.vectors import Dtype, Vectors, reduce
 
 if TYPE_CHECKING:
+    from ccr_dist.retriever.retriever import Retriever
     from ccr_dist.search.plan import Others
     from ccr_dist.search.update import JobSettings, Update
-
-    Retriever = Any
 
 FOLDER = "folder"  # the label of files: the folder that they lie in
 _DATASETS_HELD = 64
@@ -383,13 +382,21 @@ class Index:
         return values
 
 
-def begin(path: Path, retriever: Retriever, *, dtype: Dtype | None = None, frames: int | None = None) -> Index:
+def begin(
+    path: Path,
+    retriever: Retriever,
+    *,
+    dtype: Dtype | None = None,
+    frames: int | None = None,
+    model: str | None = None,
+) -> Index:
     """Opens an index that is to be updated; makes an empty one where there is none.
 
     Args:
         path: its folder.
         retriever: that it is made with.
         dtype, frames: as for `Index.build`; None: those of the index, float32 and 8 for a new one.
+        model: what `ccr_dist.load` was given; None: the retriever's folder.
 
     Raises:
         ConfigError: the folder holds something else, or an index of another model, dtype or number of frames.
@@ -407,16 +414,16 @@ def begin(path: Path, retriever: Retriever, *, dtype: Dtype | None = None, frame
         if path.exists() and not _is_free(path) and not is_index(path):
             raise ConfigError(f"{path}: not an index, and not empty; name a new folder with --out")
         path.mkdir(parents=True, exist_ok=True)
-        model = {
+        about_model = {
             "name": retriever.name,
             "digest": retriever.digest,
-            "path": str(retriever.folder.resolve()) if retriever.folder else None,
+            "path": _place(model, retriever),
             "languages": list(retriever.languages),
             "cosine": retriever.cosine,
             "text_width": retriever.text_width,
             "visual_width": retriever.visual_width,
         }
-        about = {"format": FORMAT, "model": model, "dtype": dtype or "float32", "frames": frames or 8}
+        about = {"format": FORMAT, "model": about_model, "dtype": dtype or "float32", "frames": frames or 8}
         about["pictures"] = pictures.VERSION
         store.create_once(path / INDEX, store.pretty_json(store.with_digest(about)))
     index = Index(path)
@@ -428,6 +435,14 @@ def begin(path: Path, retriever: Retriever, *, dtype: Dtype | None = None, frame
                 " with another --out"
             )
     return index
+
+
+def _place(model: str | None, retriever: Retriever) -> str | None:
+    """Where the model is loaded from when the index is searched."""
+    if model is not None and "://" in model:
+        return model
+    place = retriever.folder or model
+    return None if place is None else str(Path(place).resolve())
 
 
 def _is_free(path: Path) -> bool:

@@ -14,7 +14,7 @@ from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.search.index import Index
 
 if TYPE_CHECKING:
-    Retriever = Any
+    from ccr_dist.retriever.retriever import Retriever
 
 ViaEnglish = Literal["only", "average"]
 Translate = Callable[[list[str], str], list[str]]  # (texts, their language) -> English texts
@@ -108,7 +108,7 @@ class Searcher:
         for at, text in enumerate(texts):
             if not has_text(text):
                 raise DataError(f"query {at + 1} is empty: {text!r}; write what you look for")
-        spoken = [(lang, True) if lang is not None else tuple(self.retriever.detect(text)) for text in texts]
+        spoken = [self._spoken(text, lang) for text in texts]
         answers: list[Answer | None] = [None] * len(texts)
         for each in dict.fromkeys(its for its, _ in spoken):
             places = [at for at, (its, _) in enumerate(spoken) if its == each]
@@ -121,6 +121,13 @@ class Searcher:
                 )
                 answers[at] = Answer(texts[at], each, sure, [*unsure, *notes], hits)
         return [answer for answer in answers if answer is not None]
+
+    def _spoken(self, text: str, lang: str | None) -> tuple[str, bool]:
+        """The language of a query, and whether that is sure."""
+        if lang is not None:
+            return lang, True
+        found, sure = self.retriever.detect(text)
+        return found, sure
 
     def _in_language(
         self,
@@ -153,7 +160,7 @@ class Searcher:
         retriever = self.retriever
 
         def encode(some: list[str], beside: list[str] | None) -> np.ndarray:
-            return retriever.encode_text(some, lang, **({"companion": beside} if beside else {}))
+            return retriever.encode_text(some, lang, companion=beside or ())
 
         before = retriever.truncated
         with warnings.catch_warnings(record=True) as caught:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ccr_dist.data.corpora.index import expand, index
 from ccr_dist.data.storage import store
@@ -21,7 +21,7 @@ from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.search.state import TARS, Source
 
 if TYPE_CHECKING:
-    Retriever = Any
+    from ccr_dist.retriever.retriever import Retriever
 
 _VISUAL = ("image", "video", "matrix")  # kinds of columns
 

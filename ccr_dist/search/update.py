@@ -47,7 +47,7 @@ from ccr_dist.search.state import (
 )
 
 if TYPE_CHECKING:
-    Retriever = Any
+    from ccr_dist.retriever.retriever import Retriever
 
 _SHARDS, _LEAST, _MOST = 32, 16, 4096  # of a segment of files: how many, and how many rows in one
 
@@ -258,7 +258,7 @@ class _Segments:
             processor,
             column,
             batch=settings.batch,
-            workers=settings.workers,
+            workers=0 if isinstance(processor, Digests) else settings.workers,  # hashing needs no processes
             threads=settings.threads,
             budget=Budget(fraction=1.0),  # a picture that cannot be read keeps nobody from finding the others
             lease_s=settings.lease_s,
