@@ -1,4 +1,4 @@
-"""The folder of what recipes and remote datasets fetched."""
+"""The cache folder of everything that recipes and remote datasets fetch."""
 
 from __future__ import annotations
 

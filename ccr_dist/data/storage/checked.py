@@ -1,9 +1,9 @@
-"""JSON files that carry their own digest: what decides how a run resumes is accepted only as it was written.
+"""JSON files that carry their own digest: files that decide how a run resumes are read only if they are unchanged.
 
-    {"step": 12, ..., "digest": "<sha256 of the canonical spelling of all the rest>"}
+    {"step": 12, ..., "digest": "<sha256 of the rest in canonical form>"}
 
-The digest covers values, not bytes: white space makes no difference. Files of earlier versions have no digest; they
-open, and the caller can see it.
+The digest covers values, not bytes, so white space does not matter. Files of earlier versions have no digest; they are
+accepted, and the caller is told.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DIGEST = "digest"
 
 
 def parse(data: bytes | str) -> Any:
-    """Parses a JSON value. Raises ValueError for anything else, also where the nesting is too deep to read."""
+    """Parses a JSON value. Raises ValueError for anything else, including values that are nested too deeply."""
     try:
         return json.loads(data)
     except RecursionError:
@@ -33,15 +33,15 @@ def checked(
     """Parses a JSON object and checks its digest.
 
     Args:
-        data: the content of a file.
-        where: how messages begin, usually the file.
-        error: what is raised.
+        data: The content of a file.
+        where: Beginning of messages, usually the file.
+        error: The class of errors to raise.
 
     Returns:
         The object without its digest, and whether it had one.
 
     Raises:
-        CcrError: of the class `error`, where `data` is not such an object or does not match its digest.
+        CcrError: Of the class `error`; `data` is no JSON object or does not match its digest.
     """
     try:
         values = parse(data)
@@ -52,7 +52,7 @@ def checked(
     digest = values.pop(DIGEST, None)
     try:
         sound = digest is None or digest == digest_json(values)
-    except (ValueError, RecursionError):  # NaN, half of a surrogate pair: nothing that was written here
+    except (ValueError, RecursionError):  # NaN, half of a surrogate pair: never written by ccr-dist
         sound = False
     if not sound:
         raise error(f"{where}: damaged, its content does not match its digest")
@@ -60,5 +60,5 @@ def checked(
 
 
 def read_checked(path: Path, *, error: type[CcrError] = CheckpointError) -> tuple[dict[str, Any], bool]:
-    """`checked` of a file. OSErrors pass, also FileNotFoundError."""
+    """`checked` for a file. Raises OSError, including FileNotFoundError, as well."""
     return checked(path.read_bytes(), path, error=error)

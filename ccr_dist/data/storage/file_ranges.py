@@ -1,4 +1,4 @@
-"""Reading ranges of bytes from files through cached open descriptors, and telling the kernel which come next."""
+"""Reads ranges of bytes from files through cached descriptors, and tells the kernel which ranges come next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ccr_dist.errors import DataError
 
-_REQUEST = 1 << 19  # bytes: of a larger request than a device reads at once, Linux drops the rest
+_REQUEST = 1 << 19  # bytes; of a request larger than one read of the device, Linux drops the rest
 
 
 class _Descriptor:
@@ -42,13 +42,13 @@ def forget_files() -> None:
 
 
 def will_read(path: str | Path, start: int, stop: int, content: str = "") -> None:
-    """Asks the kernel to read bytes into its cache, without waiting. Does nothing where the system has no such request.
+    """Asks the kernel to read bytes into its cache, without waiting. Does nothing on systems without posix_fadvise.
 
     Args:
-        path: the file.
-        start: the first byte.
-        stop: the byte after the last one.
-        content: as in `read_at`.
+        path: The file.
+        start: The first byte.
+        stop: The byte after the last one.
+        content: As in `read_at`.
     """
     if not hasattr(os, "posix_fadvise"):
         return
@@ -61,14 +61,15 @@ def read_at(path: str | Path, offset: int, size: int, content: str = "") -> byte
     """Reads a range of bytes. Safe in threads and after fork: positional reads share no file position.
 
     Args:
-        path: the file.
-        offset: the first byte.
-        size: how many bytes.
-        content: the digest that the file should have. A file that was removed and made again with other content is
-            then not read through the old descriptor.
+        path: The file.
+        offset: The first byte.
+        size: How many bytes.
+        content: Digest of the file. A file that was removed and made again with other content is then not read through
+            the old descriptor.
 
     Raises:
-        DataError: the file ends too early, or is not a plain file. OSErrors pass; `store.retry_io` retries them.
+        DataError: The file ends too early, or is not a plain file.
+        OSError: Storage fails; `store.retry_io` retries.
     """
     parts, end = [], offset + size
     try:

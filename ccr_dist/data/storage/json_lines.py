@@ -1,4 +1,4 @@
-"""Files of JSON lines to which a process appends while it runs: logs, starts, attempts. Each line carries a CRC-32."""
+"""Files of JSON lines that a running process appends to: logs, starts, attempts. Each line carries a CRC-32."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def line_of(values: Mapping[str, Any]) -> bytes:
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Appends `line_of(values)` to a file, on a line of its own even where a crash tore the line before.
+    """Appends `line_of(values)` to a file, on a line of its own even if a crash left the line before incomplete.
 
     Raises:
-        StorageError: the disk is full.
+        StorageError: The disk is full.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,8 +41,8 @@ class JsonLines(NamedTuple):
     """The content of a file of JSON lines.
 
     Attributes:
-        values: of the intact lines, without their CRC.
-        damaged: numbers of the damaged lines, counted from 1.
+        values: Values of the intact lines, without their CRC.
+        damaged: Numbers of the damaged lines, counted from 1.
     """
 
     values: list[dict[str, Any]]
@@ -52,11 +52,11 @@ class JsonLines(NamedTuple):
         """The values, for numbers that people will see.
 
         Args:
-            path: the file.
-            what: what to do about a damaged line.
+            path: The file.
+            what: What to do about a damaged line.
 
         Raises:
-            DataError: a line is damaged.
+            DataError: A line is damaged.
         """
         if self.damaged:
             which = ", ".join(map(str, self.damaged[:5]))
@@ -67,8 +67,8 @@ class JsonLines(NamedTuple):
 def read_lines(path: Path) -> JsonLines:
     """Reads the lines of `append_line`; a missing file has none.
 
-    A last line that a crash tore is left out and does not count as damaged. JsonLines of earlier versions carry no CRC;
-    they are accepted up to the first line that carries one.
+    A last line that a crash left incomplete is ignored and does not count as damaged. Lines of earlier versions carry
+    no CRC; they are accepted up to the first line that carries one.
     """
     found, sealed = JsonLines([], []), False
     texts = path.read_bytes().split(b"\n") if path.exists() else [b""]

@@ -9,9 +9,12 @@ T = TypeVar("T")
 
 
 class Recent(Generic[T]):
-    """Keeps the `size` ≥ 1 values that were made last.
+    """Keeps the values that were made last.
 
-    Safe in threads (two may make the same value) and after fork. Pickles and copies are empty.
+    Safe in threads (two may make the same value) and after a fork. Pickles and copies are empty.
+
+    Args:
+        size: Number of values kept, at least 1.
     """
 
     def __init__(self, size: int) -> None:
@@ -25,11 +28,11 @@ class Recent(Generic[T]):
         return len(self._values)
 
     def pop(self, key: Hashable) -> None:
-        """Forgets a value, if there is one."""
+        """Drops the value under a key, if there is one."""
         self._values.pop(key, None)
 
     def made(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value kept under `key`; without one, make() makes it, and the oldest value is dropped."""
+        """The value kept under `key`, or else the result of make(), for which the oldest value is dropped."""
         value = self._values.get(key)
         if value is None:
             value = self._values[key] = make()

@@ -29,17 +29,17 @@ from ccr_dist.data.storage.store import TEMPORARY, disk_errors
 from ccr_dist.errors import ConfigError
 
 DEFAULT_GB = 50.0
-# 1 January 2000: the mtime of a file whose digest was checked; writing to it afterwards gives it another one
+# 1 January 2000: mtime of a file whose digest was checked; any write changes it
 CHECKED = 946684800
 _TOUCH_S = 1.0  # uses closer together than this count as one
 _POLL_S = 0.1
 
 
 def limit() -> int:
-    """The bytes that the cache may hold: $CCR_DIST_CACHE_GB (of 1e9 bytes each), by default 50.
+    """Size limit of the cache in bytes: $CCR_DIST_CACHE_GB times 1e9, by default 50 GB.
 
     Raises:
-        ConfigError: the variable is not a positive number.
+        ConfigError: The variable is not a positive number.
     """
     text = os.environ.get("CCR_DIST_CACHE_GB", str(DEFAULT_GB))
     try:
@@ -57,17 +57,17 @@ def gb(size: int) -> str:
 
 
 def payload(name: str, size: int, sha256: str, fetch: Callable[[int], None], what: str) -> Path:
-    """The local file of a payload, fetched unless it is there, whole and unchanged.
+    """The local file of a payload, fetched unless it exists whole and unchanged.
 
     Args:
-        name: its name in the store; the suffix is kept.
-        size: in bytes.
-        sha256: its digest, in hex.
-        fetch: writes the payload's bytes to an open descriptor and checks their digest.
-        what: how messages name it.
+        name: Its name in the store; the suffix is kept.
+        size: Its size in bytes.
+        sha256: Its digest in hex.
+        fetch: Writes the payload's bytes to an open descriptor and checks their digest.
+        what: Its name in messages.
 
     Raises:
-        ConfigError: the payload is larger than the cache may be. Errors of `fetch` pass.
+        ConfigError: The payload is larger than the cache may be. Errors of `fetch` pass.
     """
     folder = _folder(os.environ.get("CCR_DIST_CACHE"))
     path = folder / (sha256 + Path(name).suffix)
@@ -83,7 +83,7 @@ def payload(name: str, size: int, sha256: str, fetch: Callable[[int], None], wha
             _reserve(folder, tmp, fd, size)
             fetch(fd)
             os.utime(fd, (time.time(), CHECKED))
-            os.fsync(fd)  # else a power cut could leave a file of zeros that looks checked
+            os.fsync(fd)  # otherwise a power cut could leave a file of zeros that looks checked
             tmp.replace(path)
             forget_files()
     return path
@@ -112,10 +112,10 @@ def _usable(path: Path, size: int) -> bool:
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[tuple[Path, int]]:
-    """Waits for the exclusive right, among all processes and threads, to make `path`.
+    """Context manager: waits for the exclusive right, among all processes and threads, to make `path`.
 
-    Its owner first checks whether another process made the file meanwhile. The kernel releases the claim of a
-    process that dies.
+    The owner first checks whether another process made the file meanwhile. The kernel releases the claim of a dead
+    process.
 
     Yields:
         A temporary file beside `path`, and its open descriptor.
@@ -144,7 +144,7 @@ def claimed(path: Path) -> Iterator[tuple[Path, int]]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds a lock that excludes all other processes and threads. The file `path` is made if needed, and is kept."""
+    """Context manager: holds a lock against all other processes and threads. The file `path` is created and kept."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -164,7 +164,7 @@ def _is(fd: int, path: Path) -> bool:
 def _reserve(folder: Path, tmp: Path, fd: int, size: int) -> None:
     """Frees space and reserves it by giving the temporary file its final length.
 
-    Waits while other processes fetch so much that both would not fit.
+    Waits while other processes fetch so much that both do not fit.
     """
     while True:
         with locked(folder / ".lock"):

@@ -16,8 +16,8 @@ def spawn_pool(workers: int, start: Callable[..., None] | None = None, *args: An
     """A pool of fresh (spawned) processes that ignore SIGINT and SIGTERM: the parent decides when to stop.
 
     Args:
-        workers: number of processes.
-        start: picklable; every process calls start(*args) first.
+        workers: Number of processes.
+        start: Picklable; every process calls start(*args) first.
     """
     return ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(start, args)
@@ -33,7 +33,7 @@ def _begin(start: Callable[..., None] | None, args: tuple[Any, ...]) -> None:
 
 
 def _die_with_parent() -> None:
-    """Processes of a pool do not notice that their parent was killed; without this they would stay for ever."""
+    """Ends this process when its parent dies: processes of a pool would not notice, and stay forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -10,13 +10,13 @@ from ccr_dist import terminal
 
 @contextlib.contextmanager
 def bar(show: bool, what: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
-    """Yields a function that advances the bar by one.
+    """Context manager: a function that advances the bar by one.
 
     Args:
-        show: False: there is no bar, and the function does nothing.
-        what: the description.
-        total: how many units; 0: no bar.
-        unit: their name.
+        show: Whether to show a bar; otherwise the function does nothing.
+        what: The description.
+        total: Number of units; with 0 there is no bar.
+        unit: Name of the units.
     """
     if not show or not total:
         yield lambda: None

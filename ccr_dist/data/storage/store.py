@@ -1,4 +1,4 @@
-"""How files are written: atomically, durably, and (where that matters) exactly once. Digests of files and of JSON.
+"""Writes files atomically, durably and, where that matters, exactly once; digests of files and of JSON.
 
 Everything that writes below a dataset or a run folder goes through here. Nothing here knows what a dataset is.
 """
@@ -25,21 +25,21 @@ T = TypeVar("T")
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-TEMPORARY = ".tmp-"  # prefix of files that are being written; whatever carries it after a crash is rubbish
+TEMPORARY = ".tmp-"  # prefix of files that are being written; after a crash, files with it can be removed
 
 
 def canonical_json(obj: Any) -> bytes:
-    """One spelling for one value: sorted keys, compact, UTF-8; NaN and infinities are refused (ValueError)."""
+    """Canonical JSON: sorted keys, compact, UTF-8. Raises ValueError for NaN and infinities."""
     return json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def pretty_json(obj: Any) -> bytes:
-    """The spelling of metadata files, for people. NaN and infinities are refused (ValueError)."""
+    """JSON as in metadata files, readable for people. Raises ValueError for NaN and infinities."""
     return (json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def digest_json(obj: Any) -> str:
-    """sha256 (hex) of the canonical spelling of a JSON value."""
+    """sha256 (hex) of a JSON value in canonical form."""
     return hashlib.sha256(canonical_json(obj)).hexdigest()
 
 
@@ -50,7 +50,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The content of a file; every OSError names it."""
+    """The content of a file. An OSError always names the file."""
     with disk_errors(path), open(path, "rb") as file:  # noqa: PTH123 (thousands of files)
         return file.read()
 
@@ -59,7 +59,8 @@ def read_json(path: str | Path) -> Any:
     """The JSON value in a file.
 
     Raises:
-        DataError: naming the file, where there is none or it is not JSON. Other OSErrors pass.
+        DataError: The file does not exist or is not JSON; names it.
+        OSError: Storage fails.
     """
     try:
         return json.loads(read_bytes(path))
@@ -70,7 +71,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def with_digest(obj: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON object with a last key `digest`, which covers all others. Raises ValueError where it has NaN."""
+    """The JSON object with a last key `digest`, which covers all others. Raises ValueError for NaN."""
     # As it will be when read back: lists instead of tuples, text instead of numbers as keys.
     obj = json.loads(json.dumps(dict(obj), allow_nan=False))
     return {**obj, "digest": digest_json(obj)}
@@ -82,16 +83,16 @@ def check_object(
     """Checks the fields, types and digest of a JSON object.
 
     Args:
-        obj: what was read.
-        fields: all fields with their types; numbers are whole and not negative.
-        place: how messages begin, usually the file.
-        optional: fields that may be missing. `digest` may be missing too: earlier versions wrote none.
+        obj: What was read.
+        fields: All fields with their types; integers must not be negative.
+        place: Beginning of messages, usually the file.
+        optional: Fields that may be missing. `digest` may be missing as well, since earlier versions wrote none.
 
     Returns:
-        `obj` itself.
+        `obj`.
 
     Raises:
-        DataError: it is anything else, or its digest does not match.
+        DataError: It is no such object, or its digest does not match.
     """
     if not isinstance(obj, dict):
         raise DataError(f"{place}: expected a JSON object, found {repr(obj)[:80]}: the file was edited or damaged")
@@ -117,7 +118,7 @@ def check_object(
 
 
 def differences(there: Any, asked: Any, at: str = "") -> list[str]:
-    """Where two JSON values differ, one line each: `plan.model: there 'a', asked 'b'`."""
+    """The differences of two JSON values, one line each: `plan.model: there 'a', asked 'b'`."""
     if isinstance(there, dict) and isinstance(asked, dict):
         lines = []
         for key in sorted({*there, *asked}, key=str):
@@ -150,7 +151,7 @@ def require_same(path: Path, there: Any, asked: Any, what: str) -> None:
 def disk_errors(path: str | Path) -> Iterator[None]:
     """Turns a full disk, quota or file-size limit inside the block into a StorageError.
 
-    Other OSErrors pass; where they name no path, or a temporary one, they get this one.
+    Other OSErrors pass; if they name no path or a temporary one, they name this one instead.
     """
     try:
         yield
@@ -203,7 +204,7 @@ def staged(path: str | Path) -> Iterator[Path]:
     The block (or `publish_once`) moves the file to its place. If the block fails, the temporary file is removed.
 
     Raises:
-        StorageError: the disk is full.
+        StorageError: The disk is full.
     """
     path = Path(path)
     tmp = path.with_name(f"{TEMPORARY}{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}")
@@ -256,7 +257,7 @@ def publish_once(tmp: Path, path: str | Path) -> bool:
         Whether this call created the file; also False if a faster process has removed `tmp`.
 
     Raises:
-        StorageError: the disk is full, or the file system has no hard links.
+        StorageError: The disk is full, or the file system has no hard links.
     """
     path = Path(path)
     try:
@@ -289,20 +290,20 @@ def publish_once(tmp: Path, path: str | Path) -> bool:
 
 
 def retry_io(fn: Callable[[], T], *, what: object, attempts: int = 3, delay_s: float = 0.5) -> T:
-    """Calls fn(), and again after an OSError.
+    """Calls fn(), again after an OSError.
 
     Args:
-        fn: what may fail.
-        what: how messages name it; turned into text only when needed.
-        attempts: calls in all.
-        delay_s: seconds before the second call; each further wait is twice as long.
+        fn: The call.
+        what: Its name in messages; turned into text only when needed.
+        attempts: Number of calls in all.
+        delay_s: Seconds before the second call; each further wait is twice as long.
 
     Returns:
-        What fn() returns.
+        The result of fn().
 
     Raises:
-        StorageError: naming `what`, where every attempt failed, or at once for what no second one mends (a full disk,
-            no permission). Errors other than OSError pass.
+        StorageError: Every attempt failed, or an error occurred that a retry cannot mend (a full disk, no permission);
+            names `what`. Errors other than OSError pass.
     """
     for attempt in range(1, attempts + 1):
         try:

@@ -1,4 +1,4 @@
-"""Tar shards: writing them so that equal content gives equal bytes, and indexing their members.
+"""Writes tar shards, equal content as equal bytes, and indexes their members.
 
 A shard is a plain WebDataset tar. Nothing here knows about columns, and nothing is extracted to disk. Members are read
 by position (`file_ranges.py`).
@@ -70,7 +70,7 @@ class TarWriter:
     """Writes members in the given order. The bytes depend only on names and contents, not on times, owners or modes.
 
     Args:
-        target: a path, or a binary file object, which stays open.
+        target: A path, or a binary file object, which stays open.
     """
 
     def __init__(self, target: str | Path | IO[bytes]) -> None:
@@ -79,12 +79,14 @@ class TarWriter:
         self._tar = tarfile.open(fileobj=fileobj, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8")  # noqa: SIM115
 
     def add(self, name: str, data: bytes) -> None:
+        """Append a member."""
         info = tarfile.TarInfo(name)
         info.size = len(data)
         info.mode = 0o644
         self._tar.addfile(info, io.BytesIO(data))
 
     def close(self) -> None:
+        """Write the end mark, and close a file that was opened here."""
         try:
             self._tar.close()
         finally:
@@ -99,19 +101,19 @@ class TarWriter:
     ) -> None:
         if kind is None:
             self.close()
-        elif self._own:  # a failed tar gets no end mark: nobody may take it for a complete one
+        elif self._own:  # a failed tar gets no end mark, so that it is not taken for a complete one
             self._own.close()
 
 
 class Members(Mapping[str, tuple[np.ndarray, np.ndarray]]):
-    """Maps an extension to (offsets, sizes), two int64 arrays (rows,); size -1: the row has no such member.
+    """Maps an extension to (offsets, sizes), two int64 arrays (rows,); the size is -1 if a row has no such member.
 
     Only members that exist are held. With names like `cam_1.1690.jpg` WebDataset's rule finds as many extensions as
     rows, and full arrays would need memory in the square of the rows.
 
     Args:
-        rows: how many rows there are.
-        found: extension -> (row numbers, offsets, sizes) of the members that exist.
+        rows: Number of rows.
+        found: (row numbers, offsets, sizes) of the members that exist, by extension.
     """
 
     def __init__(self, rows: int, found: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
@@ -142,13 +144,13 @@ class Members(Mapping[str, tuple[np.ndarray, np.ndarray]]):
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where every member of a tar is.
+    """The position of every member of a tar.
 
     Attributes:
-        keys: of the rows, in the order of the tar.
-        members: extension -> (offsets, sizes), int64 arrays in the order of `keys`; size -1: no such member.
-        ignored: how many members WebDataset ignores as well (see `split_name`).
-        odd: names of members that are left out because no dataset can have their key.
+        keys: Keys of the rows, in the order of the tar.
+        members: (offsets, sizes) by extension: int64 arrays in the order of `keys`; the size is -1 for no such member.
+        ignored: Number of members that WebDataset ignores as well (see `split_name`).
+        odd: Names of members that are left out because no dataset can have their key.
     """
 
     keys: tuple[str, ...]
@@ -161,13 +163,13 @@ class ShardIndex:
         """Reads the headers of a tar.
 
         Args:
-            path: of the tar.
-            prefix: put before every key.
-            usable: leave out members whose key a dataset cannot have, and name them in `odd`.
+            path: The tar.
+            prefix: Put before every key.
+            usable: Leave out members whose key a dataset cannot have, and name them in `odd`.
 
         Raises:
-            DataError: naming tar, offset and member: the file is truncated, damaged or compressed, holds more than one
-                archive, two members of one name, or members that are not plain files.
+            DataError: The file is truncated, damaged or compressed, holds more than one archive, two members of one
+                name, or members that are not plain files; names tar, offset and member.
         """
         rows: dict[str, int] = {}
         found: dict[str, dict[int, tuple[int, int]]] = {}
@@ -213,7 +215,7 @@ class ShardIndex:
                 raise DataError(
                     f"{path}: not a complete tar: {e} (at byte {tar.offset if tar else 0} of {size})"
                 ) from e
-            # tarfile takes a damaged header for the end of the archive; a real end is a block of zeros.
+            # tarfile takes a damaged header for the end of the archive; the real end is a block of zeros.
             file.seek(tar.offset)
             mark = file.read(_BLOCK)
             if mark != bytes(_BLOCK):
@@ -239,11 +241,13 @@ class ShardIndex:
         return int((self.members[extension][1] >= 0).sum()) if extension in self.members else 0
 
     def to_json(self) -> dict[str, Any]:
+        """The content of an index file."""
         members = {ext: {"offsets": o.tolist(), "sizes": s.tolist()} for ext, (o, s) in self.members.items()}
         return {"keys": list(self.keys), "members": members, "ignored": self.ignored}
 
     @staticmethod
     def from_json(obj: dict[str, Any]) -> ShardIndex:
+        """The index in the content of an index file."""
         members = {
             ext: (np.asarray(m["offsets"], np.int64), np.asarray(m["sizes"], np.int64))
             for ext, m in obj["members"].items()
@@ -259,7 +263,7 @@ def _other_kind(start: bytes) -> str | None:
 
 
 def _require_end(file: IO[bytes], path: str | Path, size: int) -> None:
-    """Raises DataError unless only zeros follow. WebDataset, like tar itself, stops here and never sees the rest."""
+    """Raises DataError unless only zeros follow. WebDataset, like tar itself, would stop here and ignore the rest."""
     while chunk := file.read(_CHUNK):
         if chunk.count(0) == len(chunk):
             continue

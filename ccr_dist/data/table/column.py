@@ -1,4 +1,4 @@
-"""A column of a dataset that can be committed to, shard by shard. Reading it is in `column_values.py`.
+"""A column of a dataset, to which shards are committed. `column_values.py` reads its values.
 
 `dataset.py` describes the layout on disk, `data/media/decode.py` the values and bytes of each kind.
 """
@@ -25,15 +25,15 @@ from ccr_dist.errors import DataError
 
 
 class Foreign(NamedTuple):
-    """What indexing found in a tar about one column.
+    """What indexing found about one column in a foreign tar.
 
     Attributes:
-        bytes: size of the tar.
-        sha256: of the tar.
-        mtime: modification time of the tar, ns.
+        bytes: Size of the tar.
+        sha256: sha256 of the tar.
+        mtime: Modification time of the tar in ns.
         crc: (rows,) uint32, CRC-32 of each row's member; 0 where it has none.
-        nulls: rows without a value that says anything.
-        bad: rows among `nulls` whose value cannot be used, with the reason.
+        nulls: Rows whose value is missing or blank.
+        bad: Reasons by row for those of `nulls` whose value cannot be used.
     """
 
     bytes: int
@@ -53,7 +53,7 @@ class Column(ReadableColumn):
         A damaged shard is set aside first. To be called only by the process that may make the shard now.
 
         Raises:
-            DataError: its record belongs to other rows or another plan.
+            DataError: Its record belongs to other rows or another plan.
         """
         if self._seal or self.path(shard, "record").exists():
             if self.whole(shard) or self._fault(shard, set(os.listdir(self.folder))) is None:  # noqa: PTH208 (a listing is fresh on NFS)
@@ -112,15 +112,15 @@ class Column(ReadableColumn):
         """Writes a shard.
 
         Args:
-            shard: its number.
-            values: the encoded values of its rows, in the order of the keys; None for a null row.
+            shard: Its number.
+            values: The encoded values of its rows, in the order of the keys; None for a null row.
 
         Returns:
             Whether this call committed it: of several committers, exactly one gets True.
 
         Raises:
-            DataError: the number of values is wrong, or one cannot be decoded. Nothing is left behind.
-            StorageError: the disk is full. Nothing is left behind.
+            DataError: The number of values is wrong, or one cannot be decoded. Nothing is left behind.
+            StorageError: The disk is full. Nothing is left behind.
         """
         if self.kind == "matrix":
             raise DataError(f"{self.folder}: commit_matrix() writes a matrix column")
@@ -168,17 +168,17 @@ class Column(ReadableColumn):
         payload is complete by itself.
 
         Args:
-            shard: its number.
+            shard: Its number.
             array: (N, D), cast to the column's `dtype`; N is the sum of the counts.
-            counts: vectors of each row; a row with 0 is null. None: one for every row that is not in `nulls`.
-            nulls: rows without vectors.
+            counts: Number of vectors of each row; a row with 0 is null. None: one per row that is not in `nulls`.
+            nulls: Rows without vectors.
 
         Returns:
             Whether this call committed it: of several committers, exactly one gets True.
 
         Raises:
-            DataError: array and counts do not fit the shard, or the dtype cannot hold a value.
-            StorageError: the disk is full.
+            DataError: Array and counts do not fit the shard, or the dtype cannot hold a value.
+            StorageError: The disk is full.
         """
         if self.kind != "matrix":
             raise DataError(f"{self.folder}: of kind {self.kind}; commit() writes its values")
@@ -217,14 +217,14 @@ class Column(ReadableColumn):
         return self.commit_payload(shard)
 
     def commit_foreign(self, shard: int, url: Path, index: ShardIndex, found: Foreign, prefix: str = "") -> bool:
-        """Records a shard whose payload is a tar made elsewhere.
+        """Records a shard whose payload is a foreign tar.
 
         Args:
-            shard: its number.
-            url: absolute path of the tar.
-            index: the result of `ShardIndex.scan`.
-            found: what else is known about the tar.
-            prefix: what the keys begin with and the names of the members do not.
+            shard: Its number.
+            url: Absolute path of the tar.
+            index: The result of `ShardIndex.scan`.
+            found: What else is known about the tar.
+            prefix: Beginning of the keys that names of members do not have.
 
         Returns:
             Whether this call committed it.
@@ -239,8 +239,7 @@ class Column(ReadableColumn):
         store.replace_atomic(self.path(shard, "stats"), store.pretty_json(stats))
 
     def commit_payload(self, shard: int) -> bool:
-        """Writes index and record for an existing payload, whether this process wrote it, another one, or a crash left
-        it without a record.
+        """Writes index and record for an existing payload, whichever process wrote it.
 
         Returns:
             Whether this call committed it.
@@ -253,12 +252,12 @@ class Column(ReadableColumn):
         """The content of the index file for a payload of this column.
 
         Args:
-            shard: its number.
-            path: of the payload.
-            sha256: of the payload.
+            shard: Its number.
+            path: The payload.
+            sha256: Its digest.
 
         Raises:
-            DataError: the payload belongs to another shard, or is damaged.
+            DataError: The payload belongs to another shard, or is damaged.
         """
         if self.kind == "matrix":
             _, counts = open_matrix(path, self.dtype)

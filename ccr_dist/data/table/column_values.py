@@ -1,6 +1,6 @@
-"""Reading the values of a column's rows.
+"""Reads the values of a column's rows.
 
-`recorded.py` knows which shards are there; `data/media/decode.py` has the values and bytes of each kind.
+`recorded.py` knows which shards exist; `data/media/decode.py` defines values and bytes of each kind.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PLACES_HELD = 1 << 23  # rows whose places a column keeps in memory, 16 bytes e
 
 
 class ValueName(NamedTuple):
-    """How messages name a value: column, shard and key. The text is made only when needed."""
+    """The name of a value in messages: column, shard and key. The text is made only when needed."""
 
     column: ReadableColumn
     shard: int
@@ -46,9 +46,9 @@ class OpenShard(NamedTuple):
     """A shard that is ready to be read.
 
     Attributes:
-        path: of the payload; None: backed by a store, looked up at every read.
-        sha256: of the payload.
-        places: where the rows are in it.
+        path: The payload; None if a store backs the dataset: it is then looked up at every read.
+        sha256: Digest of the payload.
+        places: Positions of the rows in it.
     """
 
     path: str | None
@@ -63,7 +63,7 @@ def _digest(path: str, mtime: int) -> str:
 
 
 class ReadableColumn(Recorded):
-    """A column and the values of its rows. Reading is safe in threads and after fork.
+    """A column and the values of its rows. Reading is safe in threads and after a fork.
 
     Wrong content is a DataError. OSErrors of reads pass; `store.retry_io` retries them.
     """
@@ -73,7 +73,7 @@ class ReadableColumn(Recorded):
         self._shards: Recent[OpenShard] = Recent(max(16, _PLACES_HELD // max(1, max(dataset.shard_rows, default=1))))
 
     def unsealed(self) -> Self:
-        """The same column, read from its records and indexes even where it is sealed."""
+        """The same column, read from its records and indexes even if it is sealed."""
         column = type(self)(self.dataset, self.name)
         column._set_seal(None)
         return column
@@ -98,9 +98,9 @@ class ReadableColumn(Recorded):
         )
 
     def _unchanged(self, shard: int, path: Path) -> Path:
-        """Returns the payload's path. Raises DataError where size and time show that it is not the recorded file.
+        """The payload's path. Raises DataError if size and time show that it is not the recorded file.
 
-        A tar made elsewhere whose time differs may have been copied or rewritten: it is hashed, once per process.
+        A foreign tar whose time differs may have been copied or rewritten: it is hashed, once per process.
         """
         record, found = self.record(shard), os.stat(path)  # noqa: PTH116 (often)
         if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait
@@ -120,23 +120,23 @@ class ReadableColumn(Recorded):
         return self._shards.made(shard, lambda: self._open(shard))
 
     def places(self, shard: int) -> Places:
-        """Where the rows are in the payload.
+        """Positions of the rows in the payload.
 
         Raises:
-            DataError: index or payload are damaged.
-            StorageError: the store behind the dataset keeps failing.
+            DataError: Index or payload are damaged.
+            StorageError: The store behind the dataset keeps failing.
         """
         return self._opened(shard).places
 
     def where(self, shard: int, row: int) -> ValueName:
-        """How messages name a value."""
+        """The name of a value in messages."""
         return ValueName(self, shard, row)
 
     def read(self, shard: int, row: int) -> bytes | None:
         """The stored bytes of a value; None where the row has no member or an empty one.
 
         Raises:
-            DataError: the column is a matrix, or the payload is damaged.
+            DataError: The column is a matrix, or the payload is damaged.
         """
         if self.kind == "matrix":
             raise DataError(f"{self.folder}: the rows of a matrix have no bytes of their own; use value() or matrix()")
@@ -153,11 +153,11 @@ class ReadableColumn(Recorded):
         """The value of a row.
 
         Returns:
-            bytes (image, video), list[str] (texts), {"views": {...}} (views), str (label), (n, D) of `dtype` (matrix),
+            Bytes (image, video), list[str] (texts), {"views": {...}} (views), str (label), (n, D) of `dtype` (matrix),
             or None for a null row.
 
         Raises:
-            DataError: naming the item, where the content is wrong.
+            DataError: The content is wrong; names the item.
         """
         data, width = self._bytes(shard, row)
         if data is None:

@@ -43,14 +43,14 @@ def create_dataset(root: str | Path, *, name: str, split: str, keys: Sequence[Se
     """Creates a dataset, or opens the equal one that already exists.
 
     Args:
-        root: its folder.
-        name: of the dataset.
+        root: Its folder.
+        name: Name of the dataset.
         split: train, val, test or another word.
-        keys: for each shard, the keys of its rows.
+        keys: For each shard, the keys of its rows.
 
     Raises:
-        ConfigError: a file is where ROOT should be.
-        DataError: keys are unusable or repeated, or ROOT holds another dataset (the difference is shown).
+        ConfigError: A file is where ROOT should be.
+        DataError: Keys are unusable or repeated, or ROOT holds another dataset (the difference is shown).
     """
     require_local(root, "datasets are made")
     root = Path(root)
@@ -87,20 +87,20 @@ class Dataset(DatasetRows):
 
     @staticmethod
     def open(root: str | Path) -> Dataset:
-        """Opens a dataset. Raises DataError where `root` is not a dataset or its dataset.json is damaged."""
+        """Open a dataset. Raises DataError if `root` is not a dataset or its dataset.json is damaged."""
         return Dataset(root)
 
     def column(self, name: str) -> Column:
-        """A column.
+        """A column by name.
 
         Raises:
-            ConfigError: no column can have this name.
-        DataError: there is none with this name; it lists the columns, and the command that makes such a column.
+            ConfigError: No column can have this name.
+            DataError: There is no such column; lists the columns and the command that makes one.
         """
         return self._columns.made(name, lambda: self._open_column(name))
 
     def forget(self, name: str) -> None:
-        """Makes the next `column(name)` open the column again."""
+        """Make the next `column(name)` open the column anew."""
         self._columns.pop(name)
 
     def _open_column(self, name: str) -> Column:
@@ -131,20 +131,20 @@ def create_column(
     """Creates a column, or opens the existing one if it has the same kind, extension and plan.
 
     Args:
-        dataset: whose rows it has.
-        name: of the column.
-        kind: of its values, see `decode.KINDS`.
-        extension: of the tar members, `npy` for a matrix; `jpg;png;webp` for files of several formats.
-        plan: what decides the bytes of the column.
+        dataset: The dataset that it belongs to.
+        name: Name of the column.
+        kind: Kind of its values, see `decode.KINDS`.
+        extension: Extension of its members; `npy` for a matrix; several as in `jpg;png;webp`.
+        plan: Everything that decides the bytes of the column.
         provenance: versions, licences, dates; kept from the first call and never compared.
-        view_of: the column whose tars also hold this one.
-        field: see `decode.decode`.
-        dtype: of the vectors of a matrix: float16 or float32.
+        view_of: The column whose tars also hold this one.
+        field: See `decode.decode`.
+        dtype: Type of the vectors of a matrix: float16 or float32.
 
     Raises:
-        DataError: an unsuitable kind or extension; or the column exists under another plan (the difference is
+        DataError: An unsuitable kind or extension; or the column exists under another plan (the difference is
             shown).
-        ConfigError: an unsuitable name, a file is where its folder should be, or the dataset was opened by URL.
+        ConfigError: An unsuitable name, a file is where its folder should be, or the dataset was opened by URL.
     """
     if dataset.remote and dataset.remote.mirror:
         url = dataset.place
@@ -178,7 +178,7 @@ def open_all(path: str | Path) -> list[Dataset]:
     """The datasets of a folder or URL: itself, or its subfolders train/, val/, test/, ...
 
     Raises:
-        DataError: there is none.
+        DataError: There is none.
     """
     if url := as_url(path):
         path, roots = url, remote.datasets(url)

@@ -39,16 +39,16 @@ class DatasetRows(ABC):
     """The rows of a dataset and their keys. Cheap to pickle; holds no open file.
 
     Attributes:
-        root: the folder; for a URL, its local mirror.
-        remote: the store behind the folder, if any.
-        place: how messages name the dataset.
-        name: of the dataset.
+        root: The folder; for a URL, its local mirror.
+        remote: The store behind the folder, if any.
+        place: How messages name the dataset.
+        name: Name of the dataset.
         split: train, val, test or another word.
-        digest: identifies the rows.
+        digest: Identifies the rows.
         shards: ids, which are the stems of file names.
-        shard_rows: number of rows in each shard.
-        shard_keys: digest of the keys of each shard.
-        rows: number of rows in all.
+        shard_rows: Number of rows in each shard.
+        shard_keys: Digest of the keys of each shard.
+        rows: Number of rows in all.
 
     Raises:
         DataError: `root` is not a dataset, or its dataset.json is damaged.

@@ -1,4 +1,4 @@
-"""What a dataset holds, for people: rows, columns, languages, provenance, a few rows. `verify.py` checks it."""
+"""Describes a dataset for people: rows, columns, languages, provenance, a few rows. `verify.py` checks it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def describe(path: str | Path, *, rows: int = 3) -> dict[str, Any]:
     """Describes a dataset, or each dataset in a folder, as JSON values.
 
     Args:
-        path: a dataset or a folder of them.
-        rows: how many rows to show of each.
+        path: A dataset or a folder of them.
+        rows: How many rows to show of each.
 
     Returns:
         {"path", "datasets": [{name, split, rows, columns: [...], ...}]}.
@@ -75,7 +75,7 @@ def _column(column: Column, done: list[int]) -> dict[str, Any]:
 
 
 def _languages(columns: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """{language: {"human" or the engine of the column's name: rows with a caption}}."""
+    """Rows with a caption, by language and by "human" or the engine in the column's name."""
     languages: dict[str, dict[str, int]] = {}
     for column in columns:
         if column["name"].startswith("caption."):
@@ -125,8 +125,8 @@ def render(description: dict[str, Any], *, languages: int = 4) -> Group:
     """Renders a description for a terminal.
 
     Args:
-        description: the result of `describe`.
-        languages: how many caption columns to show of a row.
+        description: The result of `describe`.
+        languages: How many caption columns to show of a row.
     """
     from rich.console import Group
     from rich.text import Text
@@ -163,7 +163,7 @@ def render(description: dict[str, Any], *, languages: int = 4) -> Group:
 
 
 def origin_of(plan: dict[str, Any], provenance: dict[str, Any]) -> str:
-    """Who or what made a column, and its licence, in a few words.
+    """Where a column comes from, and its licence, in a few words.
 
     Examples: `apertium; spa-eng` and `OpenMoji; CC-BY-SA-4.0`.
     """
@@ -179,7 +179,7 @@ def origin_of(plan: dict[str, Any], provenance: dict[str, Any]) -> str:
 
 
 def _table(dataset: dict[str, Any]) -> Table:
-    """One line for all columns of the same origin and state, so that fifty languages do not fill the screen."""
+    """A table with one line for all columns of the same origin and state, so that fifty languages fit a screen."""
     from rich.table import Table
     from rich.text import Text
 

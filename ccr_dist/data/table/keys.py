@@ -24,7 +24,7 @@ def keys_digest(keys: Sequence[str]) -> str:
 def _sound(data: bytes) -> bool:
     """Whether the keys, which tools turn into file names, stay inside a folder and are harmless in terminals.
 
-    Fast: looks at all bytes together.
+    Fast: checks all bytes at once.
     """
     if len(data.translate(None, _CONTROLS)) != len(data) or data.startswith(b"/") or b"\n/" in data:
         return False
@@ -41,11 +41,11 @@ class Keys:
     """The keys in a keys file, by row.
 
     Args:
-        path: the file.
+        path: The file.
         digest: sha256 of the keys, from dataset.json.
 
     Raises:
-        DataError: the file is missing or does not match the digest.
+        DataError: The file is missing or does not match the digest.
     """
 
     def __init__(self, path: Path, digest: str) -> None:

@@ -20,7 +20,7 @@ def check_column_name(name: str) -> str:
     """Returns the name.
 
     Raises:
-        ConfigError: it is not `image`, `video`, `caption.<lang>[.<engine>]`, `description.*`, `feature.*` or `label.*`.
+        ConfigError: It is not `image`, `video`, `caption.<lang>[.<engine>]`, `description.*`, `feature.*` or `label.*`.
     """
     if not is_column_name(name):
         raise ConfigError(
@@ -34,10 +34,10 @@ def column_names(given: Names) -> Names:
     """For options of commands that name columns: what was given, once it is known that columns may have such names.
 
     Args:
-        given: one name, several, or none.
+        given: One name, several, or none.
 
     Raises:
-        ConfigError: as for `check_column_name`.
+        ConfigError: As for `check_column_name`.
     """
     names: list[str] = [given] if isinstance(given, str) else given or []
     for name in names:

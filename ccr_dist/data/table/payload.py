@@ -1,4 +1,4 @@
-"""Where the rows of a payload are: from the index of a tar, or from a matrix shard itself. Nothing is cached here.
+"""Finds the rows of a payload: by the index of a tar, or in a matrix shard itself. Nothing is cached here.
 
 `column.py` commits payloads; `storage/file_ranges.py` reads bytes at a place.
 """
@@ -47,11 +47,11 @@ def index_bytes(path: Path, sha256: str | None) -> bytes:
     """An index file as it is stored.
 
     Args:
-        path: the file.
-        sha256: what the commit record says of it; None: the record says nothing.
+        path: The file.
+        sha256: Its digest in the commit record; None if the record has none.
 
     Raises:
-        DataError: it is missing or not the recorded one.
+        DataError: It is missing or not the recorded one.
     """
     try:
         data = store.read_bytes(path)
@@ -66,7 +66,7 @@ def read_index(path: Path, sha256: str | None) -> dict[str, Any]:
     """The content of an index file; arguments as for `index_bytes`.
 
     Raises:
-        DataError: it is missing, damaged or not the recorded one.
+        DataError: It is missing, damaged or not the recorded one.
     """
     data = index_bytes(path, sha256)
     try:
@@ -82,13 +82,13 @@ def tar_places(path: Path, sha256: str | None, extensions: str, rows: int) -> Pl
     """The places in a tar shard, from its index file. Rows with an unusable value have none.
 
     Args:
-        path: the index file.
-        sha256: as in `read_index`.
-        extensions: of the column, `a;b;c`.
-        rows: how many the shard has.
+        path: The index file.
+        sha256: As in `read_index`.
+        extensions: Extensions of the column, `a;b;c`.
+        rows: How many the shard has.
 
     Raises:
-        DataError: the index is damaged.
+        DataError: The index is damaged.
     """
     content = read_index(path, sha256)
     try:
@@ -121,7 +121,7 @@ def open_matrix(path: Path, dtype: str = "float16") -> tuple[np.memmap, np.ndarr
         (memory-mapped (N, D) of `dtype`, counts (rows,) whose sum is N).
 
     Raises:
-        DataError: the file is not a complete matrix shard.
+        DataError: The file is not a complete matrix shard.
     """
     try:
         with store.disk_errors(path):
@@ -149,7 +149,7 @@ def load_matrix(path: Path, rows: int, dtype: str = "float16") -> tuple[np.memma
         (memory-mapped (N, D) of `dtype`, offsets (rows + 1,)): row i has the vectors offsets[i]:offsets[i + 1].
 
     Raises:
-        DataError: the file is damaged or has another number of rows.
+        DataError: The file is damaged or has another number of rows.
     """
     array, counts = open_matrix(path, dtype)
     if len(counts) != rows:

@@ -30,17 +30,17 @@ class Recorded:
     """A column without its values.
 
     Attributes:
-        dataset: whose rows it has.
-        name: of the column.
-        folder: of the column.
-        kind: of its values, see `decode.KINDS`.
-        extension: of the members, `a;b;c`; npy for a matrix.
-        plan: what decides its bytes.
+        dataset: The dataset that it belongs to.
+        name: Its name.
+        folder: Its folder.
+        kind: Kind of its values, see `decode.KINDS`.
+        extension: Extensions of its members, `a;b;c`; npy for a matrix.
+        plan: Everything that decides its bytes.
         plan_digest: sha256 of the plan.
         provenance: versions, licences, dates, the command; never compared.
-        view_of: the column whose tars also hold this one, if any.
-        field: see `decode.decode`.
-        dtype: of the vectors of a matrix: float16 or float32.
+        view_of: The column whose tars also hold this one, if any.
+        field: See `decode.decode`.
+        dtype: Type of the vectors of a matrix: float16 or float32.
 
     Raises:
         DataError: column.json is missing or damaged.
@@ -77,11 +77,11 @@ class Recorded:
         return f"{type(self).__name__}({str(self.folder)!r}, {self.kind})"
 
     def require_kind(self, kinds: Sequence[str], reader: str) -> None:
-        """Raises DataError, with the columns that would do, where the values are of none of these kinds.
+        """Raises DataError, naming columns that fit, unless the values are of one of these kinds.
 
         Args:
-            kinds: as in `decode.KINDS`.
-            reader: the command or option that takes only these.
+            kinds: Allowed kinds, as in `decode.KINDS`.
+            reader: The command or option that takes only these.
         """
         if self.kind in kinds:
             return
@@ -101,7 +101,7 @@ class Recorded:
         self._seal_read, self._seal_known = read, True
 
     def _remove_seal(self) -> None:
-        """To be called before a shard is committed or set aside."""
+        """Remove the seal; to be called before a shard is committed or set aside."""
         seal.remove(self.folder)
         self._seal_read, self._seal_known = None, False
 
@@ -109,14 +109,14 @@ class Recorded:
         """The path of a shard's file.
 
         Args:
-            shard: its number.
-            what: payload, index, record or stats. The payload of an indexed shard is a tar made elsewhere.
-            fetch: if the dataset is backed by a store, fetch a payload or index that is not here.
+            shard: Its number.
+            what: payload, index, record or stats. The payload of an indexed shard is a foreign tar.
+            fetch: Whether to fetch a payload or index that only the store behind the dataset has.
 
         Raises:
-            DataError: the record is damaged.
-            StorageError: the file cannot be fetched.
-            ConfigError: the payload is larger than the cache may be.
+            DataError: The record is damaged.
+            StorageError: The file cannot be fetched.
+            ConfigError: The payload is larger than the cache may be.
         """
         name, behind = self.dataset.shards[shard], self.dataset.remote
         if what in ("record", "stats"):
@@ -135,7 +135,7 @@ class Recorded:
         return behind.payload(path, self.record(shard)) if behind and fetch else path
 
     def _place(self, shard: int, record: dict[str, Any]) -> Path:
-        """Where the payload is, by its record. Raises DataError for a tar elsewhere unless the column is indexed."""
+        """The payload's path, by its record. Raises DataError for a foreign tar unless the column is indexed."""
         url = record.get("url")
         if url is not None and url.startswith("/") and "indexed" not in self.plan:
             raise DataError(
@@ -148,11 +148,11 @@ class Recorded:
         return self.dataset.shards[shard] + (".npy" if self.kind == "matrix" else ".tar")
 
     def own_payload(self, shard: int) -> Path:
-        """Where a payload that is made here is written, whether it exists or not."""
+        """The path of the column's own payload, whether it exists or not."""
         return self.folder / self._own(shard)
 
     def recorded(self) -> set[int]:
-        """The shards that have a commit record, from a fresh look."""
+        """The shards with a commit record, from a fresh listing."""
         if self._seal:
             return set(range(len(self.dataset.shards)))
         names = set(os.listdir(self.folder))  # noqa: PTH208
@@ -161,15 +161,15 @@ class Recorded:
     def finished(self) -> set[int]:
         """The finished shards: with a commit record, an index, and a payload of the recorded size.
 
-        From a fresh look at names and sizes, of the store where one backs the dataset; nothing is read. OSErrors pass.
+        From a fresh listing of names and sizes, in the store if one backs the dataset; nothing is read. OSErrors pass.
 
         Raises:
-            StorageError: the store cannot be listed.
+            StorageError: The store cannot be listed.
         """
         return self.recorded() - self.lost().keys()
 
     def lost(self) -> dict[int, str]:
-        """Lost shards: there is a commit record, but it is damaged, or payload or index are missing or truncated.
+        """Lost shards: they have a commit record, but it is damaged, or payload or index are missing or truncated.
 
         Committing such a shard makes it again (`Column.settled`), unless its record is intact but belongs to other rows
         or another plan.
@@ -182,7 +182,7 @@ class Recorded:
         return {shard: why for shard, why in faults.items() if why is not None}
 
     def whole(self, shard: int) -> bool:
-        """Whether one shard is finished, from a fresh look."""
+        """Whether one shard is finished, from a fresh listing."""
         if not (self._seal or self.path(shard, "record").exists()):
             return False
         names = (self._own(shard), f"{self.dataset.shards[shard]}.index.json")
@@ -192,8 +192,8 @@ class Recorded:
         """What is wrong with a shard, or None. A record that another process replaced meanwhile is read again.
 
         Args:
-            shard: its number.
-            names: of the files in the column's folder.
+            shard: Its number.
+            names: Names of the files in the column's folder.
         """
         again = shard in self._records
         try:
@@ -242,7 +242,7 @@ class Recorded:
         """Requires all shards, made from the present content of other columns.
 
         Raises:
-            DataError: naming the missing shards and the command that makes them, or the column that has changed since
+            DataError: Shards are missing (names them and the command that makes them), or a column has changed since
                 this one was made from it.
         """
         self._require_shards()
@@ -287,7 +287,7 @@ class Recorded:
         """The commit record of a shard.
 
         Raises:
-            DataError: the shard is not finished, or its record is damaged or belongs to other rows or another plan.
+            DataError: The shard is not finished, or its record is damaged or belongs to other rows or another plan.
         """
         if shard not in self._records:
             self._records[shard] = self._seal.record(shard) if self._seal else self._read_record(shard)
@@ -323,14 +323,14 @@ class Recorded:
 
     @property
     def digest(self) -> str:
-        """Identifies the content: dataset, plan and every payload. Raises DataError while shards are missing."""
+        """Digest of the content: dataset, plan and every payload. Raises DataError while shards are missing."""
         self._require_shards()
         shas = [self.record(i)["sha256"] for i in range(len(self.dataset.shards))]
         how = {"kind": self.kind, "extension": self.extension, "plan": self.plan_digest, "field": self.field}
         return store.digest_json({"dataset": self.dataset.digest, **how, "shards": shas})
 
     def nulls(self) -> np.ndarray:
-        """(shards,) int64: null rows of each shard, from the commit records. Raises DataError where one is missing."""
+        """(shards,) int64: null rows of each shard, from the commit records. Raises DataError if one is missing."""
         return np.array([self.record(shard)["nulls"] for shard in range(len(self.dataset.shards))], np.int64)
 
     def present(self, shard: int) -> np.ndarray:
@@ -341,5 +341,5 @@ class Recorded:
         return present_rows(self.path(shard, "index"), record.get("index"), record["rows"])
 
     def index(self, shard: int) -> dict[str, Any]:
-        """The content of the index file of a finished shard. Raises DataError where it is damaged."""
+        """The content of the index file of a finished shard. Raises DataError if it is damaged."""
         return read_index(self.path(shard, "index"), self.record(shard).get("index"))

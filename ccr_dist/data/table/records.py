@@ -1,4 +1,4 @@
-"""What a commit record says about a shard, and whether the payload that it describes is there.
+"""Commit records of shards: their fields, and whether the payload that they describe exists.
 
     {"rows", "bytes", "sha256": of the payload, "plan", "keys": digests, "nulls", "index": sha256 of the index file
      [, "url": of a tar made elsewhere, "mtime": its modification time when it was indexed, ns], "digest": of the rest}
@@ -60,7 +60,7 @@ def _is_place(url: str) -> bool:
 
 
 def identity(record: dict[str, Any]) -> dict[str, Any]:
-    """The part that two records of a shard, or two column.json, must share, whatever version made them and where."""
+    """The part of a record or column.json that does not depend on the version and place that made it."""
     return {key: value for key, value in record.items() if key not in ("index", "digest", "mtime", "provenance")}
 
 
@@ -77,8 +77,8 @@ def fault(record: dict[str, Any], size: int | None) -> str | None:
     """What is wrong with a payload, as far as its size shows.
 
     Args:
-        record: its commit record.
-        size: in bytes; None: it is missing.
+        record: Its commit record.
+        size: In bytes; None: it is missing.
 
     Returns:
         A phrase for messages; None if the size is right.

@@ -1,5 +1,5 @@
-"""Repairs what `verify` found, as far as the dataset itself allows; otherwise turns a damaged shard into a missing one,
-which its command makes again.
+"""Repairs problems that `verify` found, as far as the dataset itself allows; otherwise turns a damaged shard into a
+missing one, which its command makes again.
 
     index       made again from its payload (whose digest is the recorded one)
     record      made again from its payload, if the payload's sha256 can be confirmed; otherwise the shard is set aside
@@ -28,13 +28,13 @@ def repair(problems: Iterable[Problem]) -> Iterator[str]:
     """Repairs each problem as far as possible.
 
     Args:
-        problems: what `verify` found.
+        problems: Problems found by `verify`.
 
     Yields:
         A sentence about each thing done.
 
     Raises:
-        ConfigError: the dataset was opened by URL. OSErrors pass.
+        ConfigError: The dataset was opened by URL. OSErrors pass.
     """
     done: set[tuple[str, int]] = set()
     for problem in sorted((p for p in problems if p.damage), key=lambda p: _ORDER.index(p.damage)):

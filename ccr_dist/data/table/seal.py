@@ -38,13 +38,13 @@ class Seal:
     """The seal of a column.
 
     Args:
-        dataset: whose rows they are.
-        folder: of the column.
-        plan_digest: of the column's plan.
-        meta: the content of sealed.json.
+        dataset: The dataset of the column.
+        folder: The column's folder.
+        plan_digest: Digest of the column's plan.
+        meta: The content of sealed.json.
 
     Raises:
-        DataError: it is damaged, or belongs to another dataset or plan.
+        DataError: It is damaged, or belongs to another dataset or plan.
     """
 
     def __init__(self, dataset: DatasetRows, folder: Path, plan_digest: str, meta: dict[str, Any]) -> None:

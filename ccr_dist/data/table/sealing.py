@@ -1,4 +1,4 @@
-"""Making the seals of columns, and comparing them with their records and indexes. `seal.py` says what a seal is."""
+"""Makes the seals of columns, and compares them with records and indexes. `seal.py` defines what a seal is."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def seal_columns(dataset: Dataset, *, progress: bool = False) -> tuple[list[str]
     """Seals the complete columns. Existing seals are kept unless they are damaged.
 
     Args:
-        dataset: with all its files in a folder.
-        progress: show a bar.
+        dataset: A dataset with all its files in a folder.
+        progress: Whether to show a progress bar.
 
     Returns:
         Names of (columns sealed now, columns left out because shards are missing).
 
     Raises:
-        ConfigError: the dataset is backed by a store.
-        DataError: a record or index is damaged.
+        ConfigError: The dataset is backed by a store.
+        DataError: A record or index is damaged.
     """
     if dataset.remote:
         raise ConfigError(
@@ -104,7 +104,7 @@ def differences(column: Column) -> Iterator[str]:
     """Compares the seal of a column, if there is one, with its records and indexes.
 
     Args:
-        column: opened without its seal.
+        column: Opened without its seal.
 
     Yields:
         A phrase about each shard that differs.

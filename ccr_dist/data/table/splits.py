@@ -1,4 +1,4 @@
-"""Which split an item belongs to: decided by its concept, alike in every corpus, so that no concept is in two splits.
+"""Draws the split of an item by its concept, the same in every corpus, so that no concept is in two splits.
 
 A concept is the English caption without case, closing punctuation and leading articles. Only pure functions of text.
 """
@@ -14,19 +14,20 @@ _ARTICLES = re.compile(r"^(?:(?:a|an|the)\s+)+")
 
 
 def concept(caption: str) -> str:
-    """`"A toucan."` and `"toucan"` -> `"toucan"`: lower case, stripped of ` .!` and of leading articles, single
-    spaces.
+    """The concept of a caption: lower case, single spaces, without leading articles and ` .!` around it.
+
+    Both "A toucan." and "toucan" are "toucan".
     """
     return _ARTICLES.sub("", " ".join(caption.lower().split()).strip(" .!"))
 
 
 def split_of(text: str, *, test: int = TEST_PERCENT, val: int = VAL_PERCENT) -> str:
-    """Draws a split for a text; corpora pass the concept.
+    """Draw a split that depends only on the text.
 
     Args:
-        text: what decides.
-        test: percent of the texts that go to test.
-        val: percent that go to val.
+        text: The text, usually a concept.
+        test: Percentage of texts that go to test.
+        val: Percentage that go to val.
 
     Returns:
         train, val or test.

@@ -28,14 +28,14 @@ class Problem:
     """Something that is not as recorded.
 
     Attributes:
-        where: the file or value.
-        what: what is wrong with it.
-        damage: the part that `repair` can work on: `record`, `payload`, `index` or `keys` of a shard, or the `seal` of
+        where: The file or value.
+        what: What is wrong with it.
+        damage: The part that `repair` can work on: `record`, `payload`, `index` or `keys` of a shard, or the `seal` of
             a column; empty for none.
-        dataset: whose part it is.
-        column: whose part it is, if any.
-        shard: its number; -1 for none.
-        unread: storage failed, so that nothing is known about the content.
+        dataset: The dataset concerned.
+        column: The column concerned, if any.
+        shard: Its number; -1 for none.
+        unread: Whether storage failed, so that nothing is known about the content.
     """
 
     where: str
@@ -58,17 +58,17 @@ def verify(path: str | Path, *, decode: bool = True, fast: bool = False, progres
     from; that columns were made from the present content of others; that nothing is unfinished.
 
     Args:
-        path: a dataset or a folder of them.
-        decode: also decode every picture, and a frame of every video.
-        fast: read no payload. Checked are records and keys, that payloads exist with the recorded size, and that the
-            indexes are the recorded ones.
-        progress: show a bar.
+        path: A dataset or a folder of them.
+        decode: Whether to decode every picture, and a frame of every video.
+        fast: Whether to read no payload. Then only records and keys are checked, that payloads exist with the recorded
+            size, and that the indexes are the recorded ones.
+        progress: Whether to show a progress bar.
 
     Returns:
         The problems; without any, the dataset is sound.
 
     Raises:
-        DataError: there is no dataset in `path`.
+        DataError: There is no dataset in `path`.
     """
     problems: list[Problem] = []
     remote.look_again()
