@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -82,6 +83,8 @@ def init(
 
     for path in project.lay_out(folder, configs or project.CONFIGS):
         print(terminal.visible(str(folder / path)))
+    go = "" if folder == Path() else f"cd {shlex.quote(str(folder))} && "
+    print(terminal.visible(f"next: {go}ccr-dist run configs/{project.PIPELINE} --dry-run"), file=sys.stderr)
 
 
 def main() -> None:

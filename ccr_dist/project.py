@@ -90,8 +90,10 @@ def lay_out(folder: Path, configs: Iterable[str] = CONFIGS) -> list[Path]:
     """
     found = files(configs)
     if taken := [place for path in found if (place := _taken(folder, path)) is not None]:
-        names = ", ".join(map(str, dict.fromkeys(taken)))
-        raise ConfigError(f"{folder}: already has {names}; nothing was written. Choose a new folder")
+        names = [str(place) for place in dict.fromkeys(taken)]
+        listed = names[0] if len(names) == 1 else f"{len(names)} of the files"
+        below = "" if len(names) == 1 else ":\n  " + "\n  ".join(names)
+        raise ConfigError(f"{folder}: already has {listed}; nothing was written. Choose a new folder{below}")
     written: list[Path] = []
     try:
         for path, content in found.items():

@@ -92,6 +92,7 @@ def check(plan: Plan, *, free_disk_gib: float) -> Checked:
                 " GPU (gpus: 0)"
             )
     wrong += _filled_twice(plan, uses)
+    wrong += _trained_twice(plan, uses)
     wrong += _room(plan, uses, free_disk_gib)
     if wrong:
         raise ConfigError("\n".join(dict.fromkeys(wrong)))
@@ -116,6 +117,19 @@ def _filled_twice(plan: Plan, uses: Mapping[str, Uses]) -> Iterator[str]:
                     f" {_named(made)}, too: give each its own --column, or leave one of them out"
                 )
         earlier[name] = made
+
+
+def _trained_twice(plan: Plan, uses: Mapping[str, Uses]) -> Iterator[str]:
+    """Run folders that two steps train by different commands: the second would be refused, or continue the first."""
+    earlier: dict[Path, str] = {}
+    for name, of_step in uses.items():
+        for folder in (made.path for made in of_step.makes if isinstance(made, Run)):
+            other = earlier.setdefault(Path(folder).resolve(), name)
+            if plan.jobs[other].command != plan.jobs[name].command:
+                yield (
+                    f"{plan.document.place(('steps', name, 'command'))}: step {name}: step {other} makes"
+                    f" {folder}, too: give each its own name=, seed= or out=, or leave one of them out"
+                )
 
 
 def _launch_problem(launch: str) -> str | None:

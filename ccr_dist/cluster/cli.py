@@ -20,6 +20,9 @@ ProfileName = Annotated[
         "--profile", help="site profile: a YAML file, or the name of one that comes with ccr-dist: default, example"
     ),
 ]
+DryRunHere = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything and say which steps would run, and why; run nothing.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything and write the scripts, but queue nothing")]
 
 
@@ -72,12 +75,12 @@ def status(run: Run, as_json: Annotated[bool, typer.Option("--json", help="print
 
 
 @pipelines_app.command()
-def run(pipeline: Pipeline, overrides: Overrides = None) -> None:
+def run(pipeline: Pipeline, overrides: Overrides = None, dry_run: DryRunHere = False) -> None:
     """Run a pipeline on this machine, without SLURM: the same steps and files. Repeat the command to resume."""
     from ccr_dist.cluster import local
     from ccr_dist.cluster.pipeline import load_plan
 
-    code = local.run(load_plan(pipeline, overrides or ()), _say)
+    code = local.run(load_plan(pipeline, overrides or ()), _say, dry_run=dry_run)
     if code:
         raise typer.Exit(code)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -51,8 +52,13 @@ class _Heard:
                 signal.signal(number, handler)
 
 
-def run(plan: Plan, say: Say) -> int:
+def run(plan: Plan, say: Say, *, dry_run: bool = False) -> int:
     """Run the steps that are not done.
+
+    Args:
+        plan: the pipeline.
+        say: prints a message for the user.
+        dry_run: run nothing and write nothing: check, and say which steps would run, and why.
 
     Returns:
         The exit code: DONE, STOPPED (the same command resumes it), or that of the step that failed.
@@ -60,14 +66,12 @@ def run(plan: Plan, say: Say) -> int:
     Raises:
         ConfigError: before anything runs, for what `checks.py` finds, and while SLURM still runs the same pipeline.
     """
+    if dry_run:
+        _tell(plan, say)
+        return errors.DONE
     heard = _Heard()
     with ledger.held(plan.run), heard.passed_on():
-        ledger.forbid_stopped(plan.run)
-        checked = checks.check(plan, free_disk_gib=FREE_DISK_GIB)
-        _forbid_lacking(plan, checked)
-        for note in checked.notes:
-            say(note)
-        ledger.forbid_queued(plan.run)
+        _check(plan, say)
         ledger.record(plan, None, None)
         for step in plan.jobs.values():
             waiting = Standing(plan).undone(step.name)  # asked for each step: files may have changed meanwhile
@@ -79,6 +83,43 @@ def run(plan: Plan, say: Say) -> int:
                     say(f"{step.name}: {_ending(plan, step, code)}")
                     return code
     return errors.DONE
+
+
+def _check(plan: Plan, say: Say) -> None:
+    """ConfigError for what prevents a run; notes are printed."""
+    ledger.forbid_stopped(plan.run)
+    checked = checks.check(plan, free_disk_gib=FREE_DISK_GIB)
+    _forbid_lacking(plan, checked)
+    for note in checked.notes:
+        say(note)
+    ledger.forbid_queued(plan.run)
+
+
+def _tell(plan: Plan, say: Say) -> None:
+    """Check the pipeline, and say of each step whether it would run, and why."""
+    errors.folder_to_make(plan.run)
+    _check(plan, say)
+    standing = Standing(plan)
+    for step in plan.jobs.values():
+        waiting = standing.undone(step.name)
+        if not waiting:
+            say(f"{step.name}: done already")
+            continue
+        say(
+            f"{step.name}: {len(waiting)} task(s), {_why(standing, step, waiting)}: ccr-dist {shlex.join(step.command)}"
+        )
+    say("nothing was run (--dry-run)")
+
+
+def _why(standing: Standing, step: Job, waiting: list[int]) -> str:
+    """Why a step would run."""
+    before = [name for name in step.after if standing.undone(name)]
+    if before:
+        return f"after {', '.join(before)}"
+    if any(standing.outdated(step.name, task) for task in waiting):
+        return "done before its command, a file that it names, or a step before it changed"
+    tried = [attempts.read(attempts.path_of(standing.plan.run, step.name, task)) for task in waiting]
+    return "begun and not finished" if any(tried) else "not done yet"
 
 
 def _ending(plan: Plan, step: Job, code: int) -> str:

@@ -19,6 +19,8 @@ PAUSES_S = (2, 5, 10, 20, 40, 80, 160)
 AWAY = re.compile(
     r"Unable to contact|Connection refused|Socket timed out|Transport endpoint|Zero Bytes|connection failure", re.I
 )
+# SLURM's commands are installed, and nothing tells them where the controller is.
+UNSET = re.compile(r"establish a? ?configuration source|Unable to establish config|could not load slurm.conf", re.I)
 
 
 ARRAY_LIMIT = 1000  # tasks in an array, if the site reports no limit
@@ -44,12 +46,24 @@ def call(*command: str) -> str:
         if pause is None or not AWAY.search(done.stderr):
             break
         time.sleep(pause)
+    if AWAY.search(done.stderr) or UNSET.search(done.stderr):
+        raise EngineError(
+            f"{command[0]}: {_no_answer(done.stderr)}; do this on a login node, where `scontrol ping` works"
+        )
     raise EngineError(f"{' '.join(command)}: {done.stderr.strip() or f'exit code {done.returncode}'}")
 
 
-def at_hand() -> bool:
-    """Whether this machine has SLURM's commands."""
-    return shutil.which("sbatch") is not None
+def _no_answer(said: str) -> str:
+    lines = [line for line in said.splitlines() if line.strip() and not line.startswith("*")]
+    return f"SLURM's controller does not answer on this machine ({lines[-1] if lines else 'no message'})"
+
+
+def not_at_hand() -> str | None:
+    """Why SLURM cannot be asked here; None where its controller answers. Asks once, without waiting for it."""
+    if shutil.which("sbatch") is None:
+        return "sbatch is not on the PATH"
+    done = subprocess.run(["scontrol", "ping"], capture_output=True, text=True)
+    return None if done.returncode == 0 and " UP" in done.stdout else _no_answer(done.stderr or done.stdout)
 
 
 def submit(script: Path, *options: str) -> str:

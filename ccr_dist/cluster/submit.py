@@ -28,7 +28,7 @@ def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
     Args:
         plan: the pipeline.
         profile: of the site.
-        dry_run: queue nothing. Without SLURM's commands on this machine, check what is possible without them.
+        dry_run: queue nothing. Where SLURM's controller does not answer, check what is possible without it.
         say: prints a message for the user.
 
     Raises:
@@ -37,12 +37,13 @@ def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
     with ledger.held(plan.run):
         ledger.forbid_stopped(plan.run)
         checked = checks.check(plan, free_disk_gib=profile.free_disk_gib)
-        at_hand = slurm.at_hand() or not dry_run
+        missing = slurm.not_at_hand() if dry_run else None
+        at_hand = missing is None
         standing = Standing(plan)
         software = _environment(checked, profile, standing, strict=at_hand)
         checks.grace(plan, checked, profile)
         known = Ledger.read(plan.run)
-        queued = slurm.queue() if known.submitted else []
+        queued = slurm.queue() if known.submitted and at_hand else []
         _adopt(known, queued)
         _forbid_changed(known, queued, standing)
         limit = profile.max_array or (slurm.array_limit() if at_hand else slurm.ARRAY_LIMIT)
@@ -64,7 +65,9 @@ def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
                 say(f"{name}: {len(parts[name][offset])} task(s): {script}")
             if not at_hand:
                 say(
-                    "sbatch is not on the PATH: SLURM was not asked whether it takes these scripts; ask on a login node"
+                    f"{missing}: SLURM was not asked whether it takes these scripts"
+                    + (", nor which jobs of this pipeline it has queued" if known.submitted else "")
+                    + "; ask on a login node"
                 )
             return
         ledger.record(plan, profile, software)

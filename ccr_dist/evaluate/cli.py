@@ -25,14 +25,18 @@ def _reporting(runs: list[Path], out: Path, split: str, pictures: Path | None) -
 @report_app.command()
 @declares(_reporting)
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="run folders (or result files)")],
-    out: Annotated[Path, typer.Option(help="folder of the report", callback=folder_to_make)] = Path("report"),
-    split: Annotated[str, typer.Option(help="which result of each run")] = "test",
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or result files.")],
+    out: Annotated[Path, typer.Option(help="Folder of the report.", callback=folder_to_make)] = Path("report"),
+    split: Annotated[str, typer.Option(help="Which result of each run: val or test.")] = "test",
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Cross-lingual retrieval",
-    note: Annotated[list[str] | None, typer.Option(help="a paragraph below the title, any number")] = None,
-    pictures: Annotated[Path | None, typer.Option(help="dataset whose pictures illustrate the examples")] = None,
+    note: Annotated[list[str] | None, typer.Option(help="A paragraph below the title, any number.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="The dataset whose pictures illustrate the examples.")] = None,
 ) -> None:
-    """Collect runs into one table: terminal, JSON, CSV and a self-contained HTML page."""
+    """Compare runs in one table and one page.
+
+    Prints the table and writes OUT/report.html (one file that opens anywhere), results.json and results.csv. Runs of
+    one method with different seeds become one row. Example: `ccr-dist report runs/dasd-s* runs/clip-s* --out report`.
+    """
     from ccr_dist.evaluate.command import report as write
 
     write(runs, out=out, split=split, title=title, notes=note or [], pictures=pictures)

@@ -15,11 +15,13 @@ from ccr_dist.train.declared import check_evaluated, configs_of, evaluating, tra
 train_app = typer.Typer()
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Look at checkpoints, check them, convert them.")
 train_app.add_typer(checkpoint_app, name="checkpoint")
-Config = Annotated[Path, typer.Argument(help="run config (YAML)")]
-Measured = Annotated[Path, typer.Argument(help="run config (YAML), or the folder of a run or a model")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, any number")]
-Seeds = Annotated[str | None, typer.Option(help="several runs, one after the other: 0,1,2")]
-Target = Annotated[Path, typer.Argument(help="run folder, or one checkpoint of it")]
+Config = Annotated[Path, typer.Argument(help="Run config (YAML).")]
+Measured = Annotated[Path, typer.Argument(help="Run config (YAML), or the folder of a run or a model.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings that replace those of the config: key.sub=value, any number.")
+]
+Seeds = Annotated[str | None, typer.Option(help="Several runs, one after the other, with these seeds: 0,1,2.")]
+Target = Annotated[Path, typer.Argument(help="Run folder, or one checkpoint of it.")]
 
 
 @train_app.command()
@@ -29,18 +31,23 @@ def train(
     overrides: Overrides = None,
     seeds: Seeds = None,
     test: Annotated[
-        bool, typer.Option("--test", help="measure the selected checkpoint on the test split at the end")
+        bool, typer.Option("--test", help="Then measure the selected checkpoint on the test split.")
     ] = False,
-    world: Annotated[int | None, typer.Option(help="refuse to run on any other number of processes")] = None,
+    world: Annotated[int | None, typer.Option(help="Refuse to run on any other number of processes.")] = None,
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="ddp, zero1, zero2, zero3 or fsdp2; refuses another launch profile. Default: the profile's, or ddp"
+            help="ddp, zero1, zero2, zero3 or fsdp2. Refuses another launch profile. Default: the profile's, or ddp."
         ),
     ] = None,
 ) -> None:
-    """Train a run, or resume an interrupted one. Start it with `accelerate launch … -m ccr_dist train` for
-    several processes.
+    """Train a run, or resume one.
+
+    Writes the run folder OUT/NAME-sSEED: checkpoints, the log, and the weights that validation selects. An interrupted
+    run resumes with the same command.
+
+    Example: `ccr-dist train configs/demo/dasd.yaml --test`. On several processes: `accelerate launch --config_file
+    launch/accelerate/ddp.yaml --num_processes 2 -m ccr_dist train configs/demo/dasd.yaml --test`.
     """
     configs = configs_of(config, overrides, seeds)
     from ccr_dist.train import commands
@@ -54,22 +61,30 @@ def evaluate(
     config: Measured,
     overrides: Overrides = None,
     seeds: Seeds = None,
-    split: Annotated[str, typer.Option(help="val or test")] = "test",
+    split: Annotated[str, typer.Option(help="The split that is measured: val or test.")] = "test",
     again: Annotated[
         bool,
-        typer.Option("--again", help="measure again although a result exists (readings of a test set are counted)"),
+        typer.Option("--again", help="Measure again although a result exists; readings of a test set are counted."),
     ] = False,
-    world: Annotated[int | None, typer.Option(help="refuse to run on any other number of processes")] = None,
+    world: Annotated[int | None, typer.Option(help="Refuse to run on any other number of processes.")] = None,
     mteb: Annotated[
-        str | None, typer.Option(help="measure on these tasks of mteb instead: NAME,NAME=DATASET (docs/mteb.md)")
+        str | None, typer.Option(help="Measure on these tasks of mteb instead: NAME,NAME=DATASET (docs/mteb.md).")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="with --mteb: folder of its results, else results/mteb of the run", callback=folder_to_make),
+        typer.Option(
+            help="With --mteb: folder of its results. Default: results/mteb of the run.", callback=folder_to_make
+        ),
     ] = None,
-    langs: Annotated[str | None, typer.Option(help="with --mteb: languages of its tasks, else all: de,pt")] = None,
+    langs: Annotated[
+        str | None, typer.Option(help="With --mteb: languages of its tasks, such as de,pt. Default: all.")
+    ] = None,
 ) -> None:
-    """Measure a run's selected checkpoint (or an untrained method) on a split; writes RUN/results/SPLIT.json.
+    """Measure a run on a split.
+
+    Takes the checkpoint that validation selected, or a method that is not trained, and writes RUN/results/SPLIT.json:
+    recalls in both directions for each language, with intervals. Example: `ccr-dist evaluate configs/demo/dasd.yaml
+    --split val`.
 
     Instead of a config, the folder of a run or of a model can be named, wherever it lies; overrides then change `data`
     and `runtime` alone.
@@ -96,12 +111,13 @@ def evaluate(
 @train_app.command()
 @declares(lambda: Uses())
 def doctor(
-    out: Annotated[Path, typer.Option(help="folder that run folders will lie in")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    out: Annotated[Path, typer.Option(help="The folder that run folders will lie in.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Look at this machine: software, devices, limits, disk; under a launcher also at what is between its processes.
+    """Check this machine before a training.
 
-    Ends with exit code 2 when there is something to do about it.
+    Looks at software, devices, limits and the disk; under a launcher also at the network between its processes. Says
+    what to do about each problem, and then ends with exit code 2. Example: `ccr-dist doctor --out runs`.
     """
     from ccr_dist.train.watch import doctor as machine
 
@@ -111,12 +127,16 @@ def doctor(
 @train_app.command()
 @declares(lambda runs: Uses(reads=tuple(Folder(str(run)) for run in runs)))
 def scale(
-    runs: Annotated[list[Path], typer.Argument(help="run folders of the same training, on different numbers of nodes")],
-    warmup: Annotated[int, typer.Option(min=0, help="steps at the beginning of each stage that are left out")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders of the same training, on different numbers of nodes.")
+    ],
+    warmup: Annotated[int, typer.Option(min=0, help="Steps at the beginning of each stage that are left out.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Samples a second on 1, 2, 4 ... nodes, efficiency, waiting for data, communication: from the logs of runs
-    (docs/start/scaling.md).
+    """Compare the speed of a training on several numbers of nodes.
+
+    Reads the logs of its runs: samples a second, efficiency, waiting for data, communication. Only logged steps count:
+    train with runtime.log_every=1. Example: `ccr-dist scale runs/scale-1-s0 runs/scale-2-s0` (docs/start/scaling.md).
     """
     import json
 
@@ -145,7 +165,7 @@ def _converting(path: Path, out: Path) -> Uses:
 def inspect_command(
     path: Target,
     every: Annotated[bool, typer.Option("--tensors", help="list every tensor")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What there is: of a run its checkpoints and why they are kept; of a checkpoint its progress, tensors by module,
     and sizes.

@@ -108,8 +108,9 @@ def _measured(run: Path, warmup: int) -> Iterator[tuple[str, _Measured]]:
         kept = [line for line in lines if line["step"] >= lines[0]["step"] + warmup and "speed" in line]
         if len(kept) < 2:
             raise ConfigError(
-                f"{run}: {len(kept)} measured step(s) of stage {stage} after the first {warmup}; train more, or see"
-                " --warmup"
+                f"{run}: {len(kept)} measured step(s) of stage {stage} after the first {warmup}, of {len(lines)} that"
+                " are in its log. Only logged steps are measured: set runtime.log_every=1 for such a run, train more"
+                " steps, or leave out fewer of them by --warmup"
             )
         yield (
             stage,

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from ccr_dist import project, yamlfile
+from ccr_dist.cli import app
 from ccr_dist.cluster.profile import load_profile
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.run_config import load_config
@@ -72,3 +74,11 @@ def test_unknown_configs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--configs clop: there are: cc300k, clip, demo"):
         project.lay_out(tmp_path, ["clop"])
     assert not list(tmp_path.iterdir())
+
+
+def test_files_are_listed_one_a_line_with_what_to_do_next(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["init", str(tmp_path / "a b")])
+    assert done.stdout.splitlines() == [f"{tmp_path}/a b/{path}" for path in project.files()]
+    assert done.stderr == f"next: cd '{tmp_path}/a b' && ccr-dist run configs/pipelines/emoji14.yaml --dry-run\n"
+    again = CliRunner().invoke(app, ["init", str(tmp_path / "a b")])
+    assert again.exit_code == 2 and again.stderr.splitlines()[1:] == [f"  {path}" for path in project.files()]

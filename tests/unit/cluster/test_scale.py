@@ -60,7 +60,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     one = run(tmp_path / "one", 1, 1.0)
     with pytest.raises(ConfigError, match=r"another training than .*seed: there 0, asked 1"):
         rows([one, run(tmp_path / "other", 2, 1.0, seed=1)], warmup=10)
-    with pytest.raises(ConfigError, match=r"1 measured step\(s\) of stage cla after the first 19"):
+    with pytest.raises(
+        ConfigError, match=r"1 measured step\(s\) of stage cla after the first 19, of 20.*runtime\.log_every=1"
+    ):
         rows([one], warmup=19)
     with pytest.raises(ConfigError, match=r"no run of a training"):
         rows([tmp_path], warmup=10)
