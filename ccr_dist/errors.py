@@ -1,8 +1,7 @@
-"""Errors that a user can act on, the exit code that each one ends a process with, and the one place where that happens
-(`boundary`).
+"""Errors that a user can act on, their exit codes, and the boundary where they end a process.
 
-Every message names the file, key or item, what was expected and what to do. The exit codes are a contract with programs
-that started the process (a shell, SLURM): they say whether trying again can help. Anything not listed here is a bug and
+Every message names the file, key or item, what was expected, and what to do. Exit codes are a contract with programs
+that start the process (a shell, SLURM): they say whether trying again can help. Anything not listed here is a bug, and
 ends with a traceback and code 1.
 """
 
@@ -33,7 +32,7 @@ UNREAD = 128 + signal.SIGPIPE  # the reader of the output has closed it, as `hea
 
 
 class CcrError(Exception):
-    """Base of all errors that are shown as a message, without a traceback."""
+    """Base of all errors that are shown as a message without a traceback."""
 
     exit_code = CRASH
 
@@ -57,19 +56,19 @@ class DataBudgetError(DataError):
 
 
 class StorageError(CcrError, OSError):
-    """Reading or writing kept failing after retries, or the disk is full; what was committed before is intact."""
+    """Reading or writing fails even after retries, or the disk is full; everything committed before is intact."""
 
     exit_code = 5
 
 
 class EngineError(CcrError, RuntimeError):
-    """A generation engine (MT system, MLLM) is missing, died or answers nonsense."""
+    """An engine (MT system, MLLM) is missing, died, or gives invalid answers."""
 
     exit_code = 6
 
 
 class NonFiniteError(CcrError, ArithmeticError):
-    """The loss or the gradient norm stopped being finite."""
+    """The loss or the gradient norm is no longer finite."""
 
     exit_code = 7
 
@@ -81,30 +80,36 @@ class CheckpointError(CcrError, ValueError):
 
 
 class HangError(CcrError, RuntimeError):
-    """The engine, or a rank in training, gave no sign of life for too long: perhaps a dead device; another node may do
-    better.
+    """An engine, or a rank in training, showed no sign of life for too long, perhaps because of a dead device; another
+    node may succeed.
     """
 
     exit_code = 9
 
 
 class SupersededError(CcrError, RuntimeError):
-    """A later attempt of the same job works on the same run; what this process would still write is not wanted."""
+    """A later attempt of the same job works on the same run, so this process must not write to it any more."""
 
     exit_code = 12
 
 
 class OutOfMemoryError(CcrError, MemoryError):
-    """The device's or the machine's memory does not hold a step; the same again will not fit either."""
+    """A step does not fit in the memory of the device or machine; trying again cannot help."""
 
     exit_code = 10
 
 
 def folder_to_make(path: Path | None) -> Path | None:
-    """The path, where a folder is or may be made; for options of commands, which say so before they work.
+    """Check an option that names a folder to be made, before a command begins its work.
+
+    Args:
+        path: The folder, which may exist; or None.
+
+    Returns:
+        `path`.
 
     Raises:
-        ConfigError: a file is there, or where a folder above it should be.
+        ConfigError: A file is at the path, or at one of its parents.
     """
     if path is None:
         return None
@@ -121,7 +126,7 @@ def folder_to_make(path: Path | None) -> Path | None:
 
 
 def file_to_make(path: Path) -> Path:
-    """As `folder_to_make`, for a file."""
+    """As `folder_to_make`, for a file to be made."""
     if path.is_dir():
         raise ConfigError(f"{path}: a folder is there, and a file is expected; name the file, such as {path / 'NAME'}")
     folder_to_make(path.parent)
@@ -129,9 +134,13 @@ def file_to_make(path: Path) -> Path:
 
 
 def require_writable(folder: Path) -> None:
-    """Raises the system's error, naming the folder, where no file could be made in `folder`, which may not exist yet.
+    """Check that files can be made in a folder, before work whose results are written at its end.
 
-    To be called before work whose results are written at its end. Nothing is left there.
+    Args:
+        folder: The folder; it need not exist yet. Nothing is left in it.
+
+    Raises:
+        OSError: The system's error, naming `folder`.
     """
     there = next(up for up in (folder.absolute(), *folder.absolute().parents) if up.exists())
     try:
@@ -142,9 +151,9 @@ def require_writable(folder: Path) -> None:
         raise
 
 
-WAIT_S = 3.0  # that a rank other than the first waits before it reports its error
+WAIT_S = 3.0  # for which ranks other than the first wait before they report their error
 
-# What to do about an error of the system, by its number.
+# What to do about a system error, by its number.
 _ROOM = "make room and run the same command again"
 _ALLOWED = (
     "see that you may read and write there (or name another place, or work on a copy), then run the same command again"
@@ -163,13 +172,13 @@ _ADVICE = {
     ),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), _DESCRIPTORS),
 }
-# What no second try mends.
+# Errors that trying again cannot mend.
 _LASTING = frozenset((
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
     errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV,
 ))  # fmt: skip
-# Storage that fails whatever it is asked for. What lies there is not known: neither damaged nor missing, and no mistake
-# in the request.
+# Storage fails whatever is requested. Nothing is known about its content: it is neither damaged nor missing, and the
+# request is not wrong.
 _FAILING = (
     errno.EIO, errno.ESTALE, errno.EBADMSG, errno.EUCLEAN, errno.ENOTCONN, errno.EREMOTEIO, errno.ENOLINK,
     errno.EMFILE, errno.ENFILE,
@@ -177,15 +186,14 @@ _FAILING = (
 
 
 def failing(error: BaseException, place: object) -> OSError | None:
-    """The error of failing storage that `error` is, came of, or only quotes (libraries do); None where it is about
-    something else.
+    """Find the error of failing storage behind an error: itself, a cause, or one that a library only quotes.
 
     Args:
-        error: what was caught.
-        place: the file or folder that was read, for errors that name none.
+        error: The error that was caught.
+        place: The file or folder that was read, for errors that name none.
 
     Returns:
-        An error that names the file.
+        An OSError that names the file, or None if `error` has another reason.
     """
     cause: BaseException | None = error
     number, file = None, None
@@ -198,30 +206,42 @@ def failing(error: BaseException, place: object) -> OSError | None:
 
 
 def let_pass(error: BaseException, place: object) -> None:
-    """Raises `failing(error, place)` where there is one: for handlers that blame what was asked for.
+    """Raise `failing(error, place)` if there is one; for handlers that would otherwise blame the request.
 
-    A model that could not be read is not a wrong name. Of a folder all files are looked at: libraries take one that
-    cannot be for missing.
+    A model that cannot be read is not a wrong name. All files of a folder are checked, since libraries treat an
+    unreadable one as missing.
+
+    Args:
+        error: The error that was caught.
+        place: The file or folder that was read.
+
+    Raises:
+        OSError: Storage fails.
     """
     failure = failing(error, place)
     try:
         folder = Path(str(place).removeprefix("local-dir:"))
         for path in folder.iterdir() if folder.is_dir() else ():
             path.stat()
-    except (OSError, ValueError) as wrong:  # a ValueError: no name that a folder can have
+    except (OSError, ValueError) as wrong:  # ValueError: no valid name of a folder
         failure = failure or failing(wrong, place)
     if failure:
         raise failure from error
 
 
 def lasting(error: OSError) -> bool:
-    """Whether the same again will fail in the same way: nobody need wait and try once more."""
-    kinds = PermissionError | NotADirectoryError | IsADirectoryError  # clients of stores give no number
+    """Whether a retry would fail in the same way, so that waiting is useless."""
+    kinds = PermissionError | NotADirectoryError | IsADirectoryError  # clients of stores set no errno
     return error.errno in _LASTING or isinstance(error, kinds)
 
 
 def storage(error: OSError, path: object = None) -> StorageError:
-    """What the system said, as a sentence. path: the place, where the system names none or a temporary one."""
+    """Turn a system error into a StorageError whose message says what happened and what to do.
+
+    Args:
+        error: The system error.
+        path: The file or folder, if the error names none or a temporary one.
+    """
     names = [
         os.fsdecode(name) if isinstance(name, bytes) else str(name)
         for name in (error.filename, error.filename2)
@@ -243,7 +263,7 @@ def storage(error: OSError, path: object = None) -> StorageError:
 
 
 def _final(name: str) -> str:
-    """The file that is being written under a temporary name (`data.store.staged`)."""
+    """The final name of a file that is written under a temporary one (`data.storage.store.staged`)."""
     path = Path(name)
     return (
         str(path.with_name(path.name[5:].rsplit(".", 3)[0]))
@@ -253,7 +273,7 @@ def _final(name: str) -> str:
 
 
 def _said(error: Exception) -> str:
-    """The message; one that crossed from a loader's process carries that process's traceback in front of it."""
+    """The message, without the traceback that a loader's process puts before it."""
     kind = type(error)
     text = str(error)
     for name in (f"{kind.__module__}.{kind.__name__}", kind.__name__):
@@ -262,8 +282,8 @@ def _said(error: Exception) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Where the error came up, for those that tell no path: the file that was open there, else the innermost line of
-    this package, or the current folder when it is gone.
+    """The place of an error that names no path: the file open where it was raised, or the innermost line of this
+    package, or the current folder if that is gone.
     """
     try:
         Path.cwd()
@@ -271,7 +291,7 @@ def _place(error: BaseException) -> str:
         return "the current folder"
     package, known = Path(__file__).parent, type(error).__name__
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        if len(names := _open_files(frame.f_locals.values())) == 1:  # reading and writing an open file tells no path
+        if len(names := _open_files(frame.f_locals.values())) == 1:  # errors of an open file name no path
             return names.pop()
         code = Path(frame.f_code.co_filename)
         if code.is_relative_to(package):
@@ -288,22 +308,24 @@ def _open_files(values: Iterable[object]) -> set[str]:
 
 @contextlib.contextmanager
 def boundary() -> Iterator[None]:
-    """What a command may end with, at the one place where it does: message and exit code (SystemExit) for the errors of
-    this file, for those of the system (as StorageError), for modules that an extra brings, for Ctrl-C, and for output
-    that nobody reads. All else is a bug, and passes.
+    """Context manager around a command: turns errors into a message on stderr and an exit code.
 
-    With CCR_TRACEBACK set the traceback is printed as well.
+    Handles the errors of this file, system errors (as StorageError), missing modules of an extra, Ctrl-C, and output
+    whose reader is gone. All others are bugs, and pass. With CCR_TRACEBACK set, the traceback is printed as well.
+
+    Raises:
+        SystemExit: With the exit code.
     """
     try:
         yield
-        sys.stdout.flush()  # else it fails when the interpreter is gone already, and with another code
+        sys.stdout.flush()  # otherwise it would fail at interpreter exit, with another code
     except CcrError as error:
         _end(error, _said(error), error.exit_code)
     except OSError as error:
-        if isinstance(error, io.UnsupportedOperation) or error.errno == errno.EBADF:  # a bug: nothing that a disk does
+        if isinstance(error, io.UnsupportedOperation) or error.errno == errno.EBADF:  # a bug, not a fault of a disk
             raise
         if isinstance(error, BrokenPipeError) and (unread := [fd for fd in (1, 2) if _unread(fd)]):
-            for fd in unread:  # the interpreter flushes them once more when it ends
+            for fd in unread:  # the interpreter flushes them again at its end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
             sys.exit(UNREAD)
         _end(error, str(storage(error)), StorageError.exit_code)
@@ -321,14 +343,15 @@ def _end(error: BaseException, text: str, code: int, word: str = "error: ") -> N
     if os.environ.get("CCR_TRACEBACK"):
         traceback.print_exception(error)
     _after_the_first(code)
-    with contextlib.suppress(OSError):  # there may be no room for the message, either
+    with contextlib.suppress(OSError):  # there may be no room for the message
         print(f"{word}{visible(without_secrets(text))}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
 def _after_the_first(code: int) -> None:
-    """Of the ranks of a launcher that end with one error the first tells it. The others wait for what it leads to: the
-    launcher ends them. Where nobody does, theirs is another error, or they are nobody's ranks.
+    """If ranks of a launcher end with the same error, only the first reports it.
+
+    Other ranks wait, and the launcher ends them. If it does not, their error is another one, or there is no launcher.
     """
     if os.environ.get("RANK", "0").strip() in ("", "0") or "MASTER_ADDR" not in os.environ:
         return
@@ -338,7 +361,7 @@ def _after_the_first(code: int) -> None:
 
 
 def _unread(fd: int) -> bool:
-    """Whether the other end of a pipe or socket is gone."""
+    """Whether the reader of a pipe or socket is gone."""
     poll = select.poll()
     poll.register(fd, 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -1,7 +1,7 @@
-"""`ccr-dist init`: a folder to work in, for people who installed ccr-dist and have no checkout of it.
+"""`ccr-dist init`: a project folder for people who installed ccr-dist and have no checkout.
 
-It gets copies of files that come with ccr-dist, at the same places as in a checkout, so that what documentation and
-messages say of `configs/...` and `launch/...` holds there, too.
+It gets copies of shipped files at the same paths as in a checkout, so that paths such as `configs/...` and `launch/...`
+in documentation and messages are valid there.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ What this environment lacks for training, if anything: `ccr-dist doctor`.
 
 
 def known() -> list[str]:
-    """The folders of configs that come with ccr-dist."""
+    """Names of the folders of configs that come with ccr-dist."""
     return sorted(path.name for path in resources.folder("configs").iterdir() if any(path.glob("*.yaml")))
 
 
 def files(configs: Iterable[str] = CONFIGS) -> dict[Path, bytes]:
-    """What a project consists of.
+    """The files of a project.
 
     Args:
-        configs: folders of configs, as `known` has them.
+        configs: Folders of configs, from `known`.
 
     Returns:
-        The content of each file, by its path in the project.
+        Content by path in the project.
 
     Raises:
-        ConfigError: no such folder of configs comes with ccr-dist.
+        ConfigError: There is no such folder of configs.
     """
     root = resources.folder("configs").resolve()
     there = known()
@@ -68,25 +68,25 @@ def files(configs: Iterable[str] = CONFIGS) -> dict[Path, bytes]:
 
 
 def _site() -> bytes:
-    """The default profile, with this environment as that of the nodes."""
+    """The default site profile, with this Python as the one that nodes use."""
     text = resources.PROFILES.find(resources.PROFILES.folder / "default.yaml").read_text(encoding="utf-8")
-    if not set('"\\') & set(sys.executable):  # no profile can name such a path
+    if not set('"\\') & set(sys.executable):  # such a path cannot be written in a profile
         text += f"python: {json.dumps(sys.executable, ensure_ascii=False)}  # this environment: nodes need to see it\n"
     return text.encode()
 
 
 def lay_out(folder: Path, configs: Iterable[str] = CONFIGS) -> list[Path]:
-    """Write a project. Nothing that exists is changed: either all files are written or none.
+    """Write a project: either all files or none. Existing files are never changed.
 
     Args:
-        folder: new, or one that has none of the files.
-        configs: folders of configs, as `known` has them.
+        folder: A new folder, or one without any of these files.
+        configs: Folders of configs, from `known`.
 
     Returns:
-        The files, by their paths in the project.
+        Paths of the files in the project.
 
     Raises:
-        ConfigError: one of the files exists already, or no such folder of configs comes with ccr-dist.
+        ConfigError: One of the files already exists, or there is no such folder of configs.
     """
     found = files(configs)
     if taken := [place for path in found if (place := _taken(folder, path)) is not None]:
@@ -109,7 +109,7 @@ def lay_out(folder: Path, configs: Iterable[str] = CONFIGS) -> list[Path]:
 
 
 def _taken(folder: Path, path: Path) -> Path | None:
-    """What stands in the way of a file of the project: the file itself, or a file where its folder should be."""
+    """What blocks a file of the project: an existing file, or a file in place of its folder; None if nothing does."""
     for up in (Path(), *reversed(path.parents[:-1])):
         if (folder / up).exists() and not (folder / up).is_dir():
             return up

@@ -1,12 +1,11 @@
-"""Files that come with ccr-dist: recipes, launch and site profiles, SLURM scripts, configs. The one place that knows
-where they lie.
+"""Finds the files that come with ccr-dist: recipes, launch and site profiles, SLURM scripts, configs.
 
 In a checkout and in an editable install they are the folders `shards/`, `slurm/`, `launch/` and `configs/` beside the
 package; a wheel carries them in `ccr_dist/shipped/` (see `pyproject.toml`).
 
-How a user names one, everywhere alike: what ends in .yaml, .yml or .json is the path of a file, and so is what begins
-with `/`, `./` or `../`. Anything else is the name of a file that comes with ccr-dist. Where another file of that name
-lies in the working folder, too, neither is taken: that is an error, which says how to write either.
+The same rule applies to every option that names such a file: a word that ends in .yaml, .yml or .json, or begins with
+`/`, `./` or `../`, is a path; any other word is the name of a shipped file. If the working folder has a different file
+of that name, that is an error, which says how to write either.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def package() -> Path:
-    """The folder of the package. ConfigError where it lies in an archive: SLURM and launchers need files."""
+    """The folder of the package. Raises ConfigError if it is in an archive, since SLURM and launchers need files."""
     place = importlib.resources.files("ccr_dist")
     if not isinstance(place, Path):
         raise ConfigError(f"ccr-dist runs from {place}, but needs to be installed as files: install it with pip")
@@ -31,12 +30,14 @@ def package() -> Path:
 
 
 def folder(name: str) -> Path:
-    """One of the folders that come with ccr-dist, such as `slurm` or `launch/accelerate`. ConfigError where the
-    installation lacks it.
+    """One of the folders that come with ccr-dist, such as `slurm` or `launch/accelerate`.
+
+    Raises:
+        ConfigError: The installation lacks it.
     """
     inside = package()
     above = inside.parent
-    # A wheel's files win: beside an installed package lie those of all others, and one may be called `launch`.
+    # A wheel's files win: other packages are installed beside this one, and one may be called `launch`.
     root = above if not (inside / "shipped").is_dir() and (above / "pyproject.toml").is_file() else inside / "shipped"
     if not (root / name).is_dir():
         raise ConfigError(
@@ -46,14 +47,12 @@ def folder(name: str) -> Path:
 
 
 def is_path(given: str | Path) -> bool:
-    """Whether a user's word for a file is a path, not a name."""
+    """Whether a user's word for a file is a path rather than a name."""
     return str(given).endswith(SUFFIXES) or str(given).startswith(("/", "./", "../"))
 
 
 def hint(missing: str | Path) -> str:
-    """What to say of a path that is not there, behind the words `no such file`: where ccr-dist ships a file of that
-    path.
-    """
+    """Text to append to `no such file`: where ccr-dist ships a file of this path; "" if it ships none."""
     parts = Path(missing).parts
     if len(parts) < 2 or parts[0] not in ("configs", "launch", "shards", "slurm"):
         return ""
@@ -69,21 +68,19 @@ def hint(missing: str | Path) -> str:
 
 
 def shown(path: str) -> str:
-    """A shipped file as a message names it: by the path that begins at the working folder where it lies there, else by
-    its own.
-    """
+    """A shipped file for messages: `path` as it is if that exists from the working folder, otherwise its full path."""
     return path if Path(path).exists() else str(folder(str(Path(path).parent)) / Path(path).name)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Files of one folder that a user may name without path and suffix.
+    """Shipped files of one folder, which a user may name without path and suffix.
 
-    Args:
-        what: what messages call one of them.
-        where: the folder, as `folder` takes it.
-        suffix: of all files of this kind.
-        inside: whether the folder is one of the package, in a checkout, too.
+    Attributes:
+        what: What messages call one of them.
+        where: The folder, as for `folder`.
+        suffix: Suffix of these files.
+        inside: Whether the folder is inside the package, even in a checkout.
     """
 
     what: str
@@ -93,23 +90,24 @@ class Kind:
 
     @property
     def folder(self) -> Path:
+        """The folder of these files."""
         return package() / self.where if self.inside else folder(self.where)
 
     def files(self) -> dict[str, Path]:
-        """All of them, by name, in order."""
+        """All files by name, sorted."""
         return {path.stem: path for path in sorted(self.folder.glob(f"*{self.suffix}"))}
 
     def find(self, given: str | Path) -> Path:
-        """The file that a user means by a path or a name.
+        """Find the file that a user names.
 
         Args:
-            given: the user's word.
+            given: A path or the name of a shipped file.
 
         Returns:
-            Its path; a path is returned as it is, whether there is such a file or not.
+            Its path. A path is returned unchanged, whether the file exists or not.
 
         Raises:
-            ConfigError: no file of that name comes with ccr-dist, or the working folder has another one.
+            ConfigError: No shipped file has this name, or the working folder has another file of this name.
         """
         if is_path(given):
             return Path(given)
@@ -133,14 +131,15 @@ class Kind:
         return files[name]
 
     def _here(self, name: str) -> list[Path]:
-        """Files in the working folder that a user may mean by the name."""
+        """Files in the working folder that the name could mean."""
         places = (Path(name), Path(name + self.suffix), Path(self.where) / (name + self.suffix))
         return [place for place in places if place.is_file() and not _is_always_a_path(place)]
 
 
 def _is_always_a_path(file: Path) -> bool:
-    """Whether a file is a pipeline, a study or a run config, by its top-level keys. These have no short names, so a
-    pipeline may be called like a recipe.
+    """Whether a file is a pipeline, a study or a run config, by its top-level keys.
+
+    These are always named by path, so that a pipeline may have the name of a recipe.
     """
     text = file.read_text(encoding="utf-8", errors="replace")
     return re.search(r"^(?:steps|rows|stages|method)\s*:", text, re.MULTILINE) is not None

@@ -1,8 +1,8 @@
-"""YAML files that remember where every value stands: `base:` inheritance, `key.sub=value` overrides, errors with file
-and line.
+"""Reads YAML files and remembers the place of every value: `base:` inheritance, `key.sub=value` overrides, errors with
+file and line.
 
-Used by run configs, recipes, prompts, pipelines, profiles and studies alike. Knows nothing about what a document means;
-the schema is a pydantic model. What one file may say is `yamldoc/nodes.py`.
+Used for run configs, recipes, prompts, pipelines, profiles and studies. Knows nothing about the meaning of a document;
+its schema is a pydantic model. `yamldoc/nodes.py` defines what a single file may contain.
 """
 
 from __future__ import annotations
@@ -27,45 +27,43 @@ _WANTS_TEXT = {"string_type", "string_sub_type", "path_type", "literal_error"}
 
 
 class Given(str):
-    """An option's value as it was typed on a command line: what it means depends on the option's type."""
+    """An option's value as typed on a command line; the option's type decides what it means."""
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Document:
     """Reads a file with its bases, then applies overrides.
 
-    `base:` is one path or a list, relative to the file that names it; later bases and then the file itself win.
-    Mappings merge, anything else replaces. `key: null` removes a mapping of the base, `key: !replace {...}` replaces
-    it.
+    `base:` is a path or a list of paths, relative to the file that names it. Later bases override earlier ones, and the
+    file itself overrides all. Mappings are merged, anything else is replaced. `key: null` removes a mapping of the
+    base, `key: !replace {...}` replaces it.
 
     Args:
-        path: of the file.
-        overrides: `key.sub=value`. A value is YAML; where the option is text it is taken literally.
+        path: The file.
+        overrides: `key.sub=value`. The value is YAML, or taken literally if the option is text.
 
     Raises:
-        ConfigError: with file and line, for bad YAML, a missing or circular base, a duplicate key or a malformed
-            override.
+        ConfigError: Invalid YAML, a missing or circular base, a duplicate key or a malformed override; names file and
+            line.
     """
     return overridden(_Reader(Path(path)).read(Path(path), ()), overrides)
 
 
 def overridden(document: Document, overrides: Iterable[str]) -> Document:
-    """The document, changed by overrides as `load` applies them. Raises ConfigError for a malformed one."""
+    """Apply overrides to a document, as `load` does. Raises ConfigError for a malformed one."""
     for text in overrides:
         _override(document, text, f"override {shown(text)}")
     return document
 
 
 def files(path: str | Path) -> list[Path]:
-    """The file and all its bases, with links resolved. Raises ConfigError as `load` does."""
+    """The file and all its bases, links resolved. Raises ConfigError as `load` does."""
     reader = _Reader(Path(path))
     reader.read(Path(path), ())
     return list(reader.known)
 
 
 def of_options(options: Mapping[str, Any]) -> Document:
-    """Options of a command line as a document: those that are `Given` are read by the type that the schema has for
-    them.
-    """
+    """Options of a command line as a document; values that are `Given` are parsed by their type in the schema."""
     document = Document("options")
     for key, value in options.items():
         if isinstance(value, Given):
@@ -76,15 +74,16 @@ def of_options(options: Mapping[str, Any]) -> Document:
 
 
 def validate(schema: type[Model], document: Document, *, at: KeyPath = ()) -> Model:
-    """Builds a model from a document.
+    """Build a model from a document.
 
     Args:
-        schema: class of the model.
-        document: what was read.
-        at: path of the section that the model describes.
+        schema: Class of the model.
+        document: The document.
+        at: Path of the section that the model describes.
 
     Raises:
-        ConfigError: it lists every problem with its place and, for an unknown key, the nearest valid one.
+        ConfigError: The document does not fit; lists every problem with its place and, for an unknown key, the nearest
+            valid one.
     """
     try:
         return build(schema, document, at=at)
@@ -95,10 +94,12 @@ def validate(schema: type[Model], document: Document, *, at: KeyPath = ()) -> Mo
 
 
 def build(schema: type[Model], document: Document, *, at: KeyPath = ()) -> Model:
-    """Build `schema` from the document. Where it wants text, and a number, a section or the like stands, what was
-    written is the text.
+    """Build a model from a document; where it expects text, a number or date counts as written.
 
-    Raises pydantic's ValidationError.
+    Arguments as for `validate`.
+
+    Raises:
+        ValidationError: Pydantic's error.
     """
     while True:
         value: Any = document.data
@@ -116,7 +117,7 @@ def build(schema: type[Model], document: Document, *, at: KeyPath = ()) -> Model
 
 
 def _written(document: Document, loc: KeyPath) -> KeyPath | None:
-    """The path that pydantic's `loc` stands for (without the tags of unions), if text was written there."""
+    """The path of pydantic's `loc`, without the tags of unions, if plain text was written there; otherwise None."""
     path: KeyPath = ()
     value: Any = document.data
     for key in loc:
@@ -143,7 +144,7 @@ class _Reader:
     def read(self, path: Path, above: tuple[Path, ...]) -> Document:
         try:
             real = path.resolve()
-        except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a character that no name has
+        except (OSError, RuntimeError, ValueError) as error:  # a link to itself, an invalid character
             let_pass(error, path)
             raise ConfigError(f"{str(path)!r}: cannot be read: {error}") from None
         if real in above:
@@ -213,7 +214,7 @@ def _merge(under: Document, over: Document) -> None:
 
 
 def _copy(value: Any) -> Any:
-    """Of lists and mappings: a base may be merged more than once."""
+    """A deep copy of lists and mappings, since a base may be merged more than once."""
     if isinstance(value, dict):
         return {key: _copy(each) for key, each in value.items()}
     return [_copy(each) for each in value] if isinstance(value, list) else value
@@ -260,9 +261,7 @@ def _override(document: Document, text: str, place: str) -> None:
 
 
 def _meant(document: Document, path: KeyPath, raw: str, place: str) -> Any:
-    """An override's value as YAML; beside it, for options that are text, the text itself. What is in quotation marks is
-    YAML's alone.
-    """
+    """An override's value as YAML, recording its text for options that are text. Quoted values are always YAML."""
     try:
         node = compose(raw)
     except Invalid:
@@ -273,7 +272,7 @@ def _meant(document: Document, path: KeyPath, raw: str, place: str) -> Any:
     texts: dict[KeyPath, str] = {}
     try:
         value = None if node is None else Values(None, place, True, places, texts).of(node, path)
-    except ConfigError:  # a tag, an anchor: text like any other, if text is wanted
+    except ConfigError:  # a tag or an anchor: plain text, if text is expected
         return raw
     document.places |= places
     document.texts |= texts

@@ -1,5 +1,5 @@
-"""The study's page: one HTML file in the look of `evaluate/report.html`, with the plots inside. Text from data is
-escaped.
+"""Makes the page of a study: one HTML file in the style of `evaluate/report.html`, with the plots inside. Text from
+data is escaped.
 """
 
 from __future__ import annotations
@@ -25,6 +25,13 @@ CAPTIONS = {
 
 
 def page(summary: StudySummary, rows: Sequence[ResultRow], figures: Mapping[str, bytes]) -> str:
+    """The HTML page of a study.
+
+    Args:
+        summary: The study's results.
+        rows: Results by row, for the table of recalls.
+        figures: PNG of each plot by name (`plots.draw`).
+    """
     study = summary.plan.study
     notes = list(study.notes)
     if summary.missing:

@@ -1,5 +1,5 @@
-"""The study's three plots as PNG: differences with intervals, SumR by row, SumR against trained parameters. White, for
-any page.
+"""Draws the three plots of a study as PNG: differences with intervals, SumR by row, SumR against trained parameters. On
+white, for any page.
 """
 
 from __future__ import annotations
@@ -31,13 +31,20 @@ _STYLE: dict[str, Any] = {
 
 
 def draw(summary: StudySummary) -> dict[str, bytes]:
-    """Name -> PNG. Comparisons are left out when there are none."""
+    """All plots as PNG by name, without `comparisons` if there are none.
+
+    Args:
+        summary: The study's results.
+
+    Raises:
+        DataError: No row trains anything.
+    """
     figures = {"rows": _png(lambda: rows(summary)), "parameters": _png(lambda: parameters(summary))}
     return ({"comparisons": _png(lambda: comparisons(summary))} if summary.judged else {}) | figures
 
 
 def comparisons(summary: StudySummary) -> Any:
-    """Forest plot, a panel a group with its own scale: squares are the mean over languages, ticks single languages."""
+    """Forest plot with one panel per group; squares are means over languages, thin ticks single languages."""
     panels: dict[str, list[Judged]] = {}
     for each in summary.judged:
         panels.setdefault(each.comparison.group, []).append(each)
@@ -72,7 +79,7 @@ def comparisons(summary: StudySummary) -> Any:
 
 
 def rows(summary: StudySummary) -> Any:
-    """SumR of every row: a panel for the mean over the target languages and one for each of them."""
+    """SumR of every row, with a panel for the mean over target languages and one for each of them."""
     shown = [ALL, *summary.targets] if len(summary.targets) > 1 else list(summary.targets)
     order, heads = _grouped(summary)
     height = 0.25 * (len(order) + len(heads)) + 0.9
@@ -108,8 +115,9 @@ def rows(summary: StudySummary) -> Any:
 
 
 def parameters(summary: StudySummary) -> Any:
-    """Mean SumR against trained parameters: numbered points, named beside the axes. Rows that train nothing are lines,
-    or named below.
+    """Mean SumR against trained parameters, as numbered points with a legend beside the axes.
+
+    Rows that train nothing are horizontal lines, or named below if they lie outside the axes.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -189,7 +197,7 @@ def parameters(summary: StudySummary) -> Any:
 
 
 def _apart(values: Sequence[float]) -> list[float]:
-    """Places on a log axis: those that would cover each other stand side by side, around where they belong."""
+    """Positions on a log axis; points that would overlap are placed side by side around their mean."""
     logs = np.log10(values)
     order, width = np.argsort(logs, kind="stable"), max(0.03 * float(np.ptp(logs)), 0.02)
     blocks: list[list[int]] = []
@@ -210,7 +218,7 @@ def _middle(logs: np.ndarray, block: Sequence[int]) -> float:
 
 
 def _grouped(summary: StudySummary) -> tuple[list[tuple[int, Line, str]], list[tuple[int, str]]]:
-    """(place, row, colour) from the top down, and (place, group) of the headings between them."""
+    """(position, row, colour) from the top down, and (position, group) of the headings between them."""
     order: list[tuple[int, Line, str]] = []
     heads: list[tuple[int, str]] = []
     groups, at = summary.groups, 0
@@ -229,7 +237,7 @@ def _colour(groups: Sequence[str], line: Line) -> str:
 
 
 def _stacked(counts: Sequence[int], *, width: float, extra: float) -> tuple[Any, list[Any]]:
-    """Panels below each other, as high as their rows need."""
+    """Panels below each other, each as high as its rows need."""
     heights = [0.3 * n + extra for n in counts]
     return _figure((width, sum(heights) + 0.3), len(counts), 1, gridspec_kw={"height_ratios": heights})
 

@@ -10,10 +10,15 @@ from ccr_dist.yamldoc.nodes import KeyPath
 
 @dataclass
 class Document:
-    """Merged values and, for each key path, the place (`file:line`, an override) that had the last word on it.
+    """Merged values, and where each of them was written.
 
-    texts: what was written where a value could be meant as text. overrides: their places, by the path that each sets.
-    outside: files above the document's own folder; errors tell their lines, and quote nothing of what they hold.
+    Attributes:
+        name: Name of the document, for messages.
+        data: The values.
+        places: The place (`file:line`, or an override) that set each key path last.
+        texts: What was written, for values that could also be meant as text.
+        overrides: Place of each override, by the key path that it sets.
+        outside: Files outside the document's own folder; errors name their lines, but quote nothing from them.
     """
 
     name: str
@@ -24,18 +29,18 @@ class Document:
     outside: set[str] = field(default_factory=set)
 
     def place(self, path: KeyPath) -> str:
-        """Where the value at `path`, or its nearest parent, was written."""
+        """The place of the value at `path`, or of its nearest parent."""
         for end in range(len(path), 0, -1):
             if path[:end] in self.places:
                 return self.places[path[:end]]
         return self.name
 
     def replaced(self, data: dict[str, Any]) -> Document:
-        """The same places with other values."""
+        """A document with the same places and other values."""
         return Document(self.name, data, self.places, self.texts, self.overrides, self.outside)
 
     def forget(self, path: KeyPath) -> None:
-        """Places and texts at `path` and below: something else stands there now."""
+        """Drop places and texts at `path` and below, since the value is replaced."""
         for known in (self.places, self.texts):
             for old in [key for key in known if key[: len(path)] == path]:
                 del known[old]

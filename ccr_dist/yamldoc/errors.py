@@ -1,5 +1,5 @@
-"""What pydantic finds wrong with a document, as sentences: the place, the key, the nearest valid one, the overrides
-that play a part.
+"""Turns pydantic's errors about a document into sentences: the place, the key, the nearest valid key, the overrides
+involved.
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ _LIMITS = {
 
 
 def explain(schema: type[BaseModel], document: Document, at: KeyPath, problem: Mapping[str, Any]) -> str:
+    """One error as a sentence.
+
+    Args:
+        schema: Class of the model.
+        document: The document.
+        at: Path of the section that the model describes.
+        problem: One of `ValidationError.errors()`.
+    """
     path = _without_tags(problem["loc"], document, at)
     dotted = ".".join(map(str, at + path))
     where = document.place(at + path)
@@ -66,11 +74,11 @@ def explain(schema: type[BaseModel], document: Document, at: KeyPath, problem: M
 
 
 def expected(problem: Mapping[str, Any], about: str = "") -> str:
-    """What pydantic says of a value, in our words.
+    """What is wrong with a value, without place and key.
 
     Args:
-        problem: one of `ValidationError.errors()`.
-        about: the description of the field, for values that have to be of some form.
+        problem: One of `ValidationError.errors()`.
+        about: Description of the field, for values that must match a pattern.
     """
     kind, facts = problem["type"], problem.get("ctx", {})
     if kind in _KINDS:
@@ -91,7 +99,7 @@ def expected(problem: Mapping[str, Any], about: str = "") -> str:
 
 
 def _about(schema: type[BaseModel], path: KeyPath, document: Document, at: KeyPath) -> str:
-    """The description of the field at `path`; empty where there is none."""
+    """The description of the field at `path`, or ""."""
     for model in _models_at(schema, path[:-1], document, at) if path else ():
         field = model.model_fields.get(str(path[-1]))
         if field is not None and field.description:
@@ -100,7 +108,7 @@ def _about(schema: type[BaseModel], path: KeyPath, document: Document, at: KeyPa
 
 
 def _because(document: Document, path: KeyPath, where: str) -> str:
-    """The overrides of the same section, where the place does not name one: what a file says was right without them."""
+    """The overrides of the same section, unless the place is one: the file may be right without them."""
     if where in document.overrides.values():
         return ""
     section = path[:-1] if len(path) > 1 else path
@@ -109,6 +117,7 @@ def _because(document: Document, path: KeyPath, where: str) -> str:
 
 
 def shown(value: Any) -> str:
+    """A value for messages, shortened."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
@@ -132,8 +141,14 @@ def _without_tags(loc: tuple[str | int, ...], document: Document, at: KeyPath) -
 
 
 def valid_keys(schema: type[BaseModel], path: KeyPath, document: Document, at: KeyPath = ()) -> list[str]:
-    """Keys that are allowed at `path` inside `schema` (for a discriminated union: those of the member that the document
-    chose).
+    """Keys that are allowed in the section at `path`; of a discriminated union, those of the member that the document
+    chose.
+
+    Args:
+        schema: Class of the model.
+        path: Path of the section in the model.
+        document: The document.
+        at: Path of the section that the model describes.
     """
     return sorted({name for model in _models_at(schema, path, document, at) for name in model.model_fields})
 

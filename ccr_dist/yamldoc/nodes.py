@@ -1,7 +1,7 @@
-"""From YAML text to plain values, with the place and the text of each: strict, bounded, and without surprises of YAML
+"""Turns YAML text into plain values with their places and texts: strict, bounded, and without the surprises of YAML
 1.1.
 
-Whatever a file says ends in values (mappings with text as keys, lists, text, numbers, true, false, null) or in a
+The result consists of mappings with text as keys, lists, text, numbers, true, false and null; everything else is a
 ConfigError with its line.
 """
 
@@ -19,20 +19,25 @@ import yaml
 from ccr_dist.errors import ConfigError, let_pass
 
 KeyPath = tuple[str | int, ...]
-LARGEST = 2**20  # bytes of a file: more is no config, and takes seconds to read
-MOST = 100_000  # values of a document, aliases written out
-DEEPEST = 50  # sections in sections
+LARGEST = 2**20  # most bytes of a file; a larger one is no config and would take seconds to read
+MOST = 100_000  # most values of a document, aliases expanded
+DEEPEST = 50  # deepest nesting of sections
 _TAG = "tag:yaml.org,2002:"
 _TEXT = {f"{_TAG}{name}" for name in ("str", "timestamp", "value", "merge")}
 _PLAIN = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float")}
 
 
 class Replacement(dict[str, Any]):
-    """A mapping tagged `!replace`: it takes the place of the base's, instead of being merged with it."""
+    """A mapping tagged `!replace`: it replaces the mapping of the base instead of being merged with it."""
 
 
 class Invalid(Exception):
-    """Text that is no YAML. `line`: counted from 1, None where it is unknown."""
+    """Text that is not YAML.
+
+    Args:
+        problem: What is wrong.
+        line: Its line, counted from 1, or None.
+    """
 
     def __init__(self, problem: str, line: int | None) -> None:
         super().__init__(problem)
@@ -40,8 +45,12 @@ class Invalid(Exception):
 
 
 def read_text(path: Path) -> str:
-    """The text of a regular file. FileNotFoundError; ConfigError for whatever else is no text, without waiting for
-    pipes and devices.
+    """The text of a regular file; does not wait for pipes and devices.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ConfigError: It is no regular file, too large, unreadable, or not UTF-8.
+        OSError: Storage fails.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -72,7 +81,7 @@ def read_text(path: Path) -> str:
 
 
 def compose(text: str) -> yaml.Node | None:
-    """The tree of a document, None of an empty one. Raises Invalid."""
+    """The tree of a document, or None if it is empty. Raises Invalid for text that is not YAML."""
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.reader.ReaderError as error:
@@ -90,19 +99,34 @@ def compose(text: str) -> yaml.Node | None:
 
 @dataclass
 class Values:
-    """Values of a tree. `place`: of the document, before the line. places: where each was written; texts: of values
-    that were written as plain text and are none (numbers, dates, `null`) what was written.
+    """Turns a tree into values.
+
+    Attributes:
+        file: The file, or None for an override.
+        place: Place of an override, for messages.
+        quotes: Whether errors may quote the document.
+        places: Where each value was written, by key path.
+        texts: What was written, for plain values that are no text (numbers, dates, `null`).
     """
 
     file: str | None
     place: str
-    quotes: bool = True  # errors may quote what the document says
+    quotes: bool = True
     places: dict[KeyPath, str] = field(default_factory=dict)
     texts: dict[KeyPath, str] = field(default_factory=dict)
     _count: int = 0
 
     def of(self, node: yaml.Node, path: KeyPath = (), above: tuple[int, ...] = ()) -> Any:
-        """Raises ConfigError with the place of what is not allowed."""
+        """The value of a node.
+
+        Args:
+            node: The node.
+            path: Its key path.
+            above: Ids of the nodes that contain it.
+
+        Raises:
+            ConfigError: Something in it is not allowed; names the place.
+        """
         self._count += 1
         if self._count > MOST:
             raise ConfigError(f"{self._at(node)}: more than {MOST:,} values, anchors written out: no config")
@@ -133,7 +157,7 @@ class Values:
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise ConfigError(f"{self._at(key_node)}: a key is a word, not a list or a section")
-            key = key_node.value  # as it was typed: `no:` is Norwegian and not a boolean, `2026:` no number
+            key = key_node.value  # as typed: `no:` is Norwegian, not a boolean, and `2026:` is no number
             said = f" {key!r}" if self.quotes else ""
             if key_node.tag == f"{_TAG}merge":
                 raise ConfigError(
@@ -154,7 +178,7 @@ class Values:
                 raise self._tagged(node)
             value: Any = text
             if node.style is None and text[:1] in ("+", "-", ".", *"0123456789") and node.tag == f"{_TAG}str":
-                value = _number(text)  # YAML 1.1 reads 1e-3 as text; every author means the number
+                value = _number(text)  # YAML 1.1 reads 1e-3 as text, but authors mean the number
         else:
             value = _constructed(node)
         if value is not text and not isinstance(value, str):
@@ -172,9 +196,7 @@ class Values:
 
 
 def _constructed(node: yaml.Node) -> Any:
-    """Of a number, a boolean, null. Text where YAML 1.1 takes times (1:30) for numbers and words (no, on) for
-    booleans.
-    """
+    """The value of a number, boolean or null; times (1:30) and words (no, on) stay text, unlike in YAML 1.1."""
     text: str = node.value
     if node.tag == f"{_TAG}bool" and text.lower() not in ("true", "false"):
         return text  # a language, the name of a choice
