@@ -1,4 +1,4 @@
-"""How far a run is: with weights and optimiser state it is all that a resume needs."""
+"""Progress of a run: with weights and optimiser state, everything that a resume needs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 @dataclass
 class RunProgress:
-    """What a run has done so far; saved as `progress` in a checkpoint's state.json.
+    """Progress of a run; saved as `progress` in a checkpoint's state.json.
 
     Attributes:
-        step: steps of the whole run that were done, skipped ones included.
-        stage: name of the current stage; "" before the first one.
-        stage_step: steps of that stage that were done.
-        substituted: broken samples that others stood in for.
-        skipped: steps without an update, because loss or gradient were not finite.
+        step: Completed steps of the whole run, skipped ones included.
+        stage: Name of the current stage; "" before the first.
+        stage_step: Completed steps of that stage.
+        substituted: Broken samples that were replaced by others.
+        skipped: Steps without an update, because loss or gradient were not finite.
         best: {"step", "stage", "metric", "value"} of the selected checkpoint; None before the first validation.
-        unvalidated: a stop request came before this step's validation was complete.
+        unvalidated: Whether the run was stopped before this step's validation was complete.
     """
 
     step: int = 0

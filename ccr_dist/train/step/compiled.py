@@ -1,9 +1,9 @@
-"""Compiling what is frozen: the blocks of the backbone's transformers, one after the other, for any number of rows and
-any length of texts.
+"""Compiles the frozen transformer blocks of the backbone, each on its own, for any number of rows and any length of
+texts.
 
-What is trained (front ends, adapters between the blocks), the losses and the wrappers stay as they are, so every
-strategy's hooks see what they always see. Results differ from those of uncompiled blocks by rounding; a block is
-compiled once for training and once for validation.
+Trained parts (front ends, adapters between the blocks), losses and wrappers are not compiled, so every strategy's hooks
+work as before. Results differ from those of uncompiled blocks by rounding. A block is compiled once for training and
+once for validation.
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ from ccr_dist.errors import ConfigError
 
 
 def compile_blocks(step: nn.Module, strategy: str) -> None:
-    """Compile the forward of every frozen block in `step.backbone` that is not. Before the engine wraps them.
+    """Compile the forward of every frozen block in `step.backbone`, before the engine wraps them.
 
-    Raises ConfigError where there are none, and under ZeRO-3, whose hooks fetch parameters inside of blocks.
+    Args:
+        step: The step; blocks that are already compiled stay as they are.
+        strategy: Name of the strategy.
+
+    Raises:
+        ConfigError: There are no frozen blocks, or the strategy is ZeRO-3, whose hooks fetch parameters inside of
+            blocks.
     """
     from ccr_dist.train.strategies.fsdp2 import blocks
 

@@ -1,10 +1,10 @@
-"""An exponential moving average of the trained weights: what is validated, selected and published, where a stage asks
-for it.
+"""An exponential moving average of the trained weights, which is validated, selected and published if a stage has
+`ema`.
 
     after step k of the stage (0, 1, …), unless it was skipped:  a <- d a + (1 - d) w,  d = min(ema, (1 + k) / (10 + k))
 
-The bound on d lets the average forget where training began. A stage's average starts as its weights; every rank keeps
-the part of it that it holds of the weights, in fp32 as they are.
+The bound on d lets the average forget the beginning of training. A stage's average starts as its weights. Every rank
+keeps the same part of it as of the weights, in fp32 as well.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from ccr_dist.errors import CheckpointError
 from ccr_dist.train.state.checkpoint import State
 from ccr_dist.train.strategies.base import Engine, local
 
-PREFIX = "ema/"  # of its tensors in a checkpoint's auxiliary ones
+PREFIX = "ema/"  # of its tensors among the auxiliary ones of a checkpoint
 
 
 class Ema:
-    """Over the trained parameters of an engine whose weights are available between steps (not ZeRO's). Networks with an
-    optimiser of their own (`aux.`) are left out.
+    """The average of an engine's trained parameters, without those of auxiliary networks (`aux.`).
+
+    Args:
+        engine: An engine whose weights are available between steps (not ZeRO's).
+        decay: The decay d, without its bound.
     """
 
     def __init__(self, engine: Engine, decay: float) -> None:
@@ -34,14 +37,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self, k: int) -> None:
-        """Step k of the stage was made. Not collective."""
+        """Update the average after step `k` of the stage. Not collective."""
         decay = min(self._decay, (1 + k) / (10 + k))
         for average, weight in self._pairs():
             average.lerp_(weight, 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the weights are the average."""
+        """Context manager: exchanges the weights for the average."""
         self._swap()
         try:
             yield
@@ -64,7 +67,7 @@ class Ema:
         return self._engine.kept((PREFIX + name, average) for name, average in self._averages.items())
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over `state`. CheckpointError when it is of other parameters."""
+        """Load `state`. Raises CheckpointError if it belongs to other parameters."""
         kept = _averages(tensors)
         if kept.keys() != self._averages.keys():
             odd = sorted(kept.keys() ^ self._averages.keys())
@@ -74,7 +77,7 @@ class Ema:
 
 
 def selected(state: State) -> dict[str, Tensor]:
-    """The weights of a checkpoint as they were validated: averaged, where there is an average of them."""
+    """The weights of a checkpoint as they were validated: averaged, if it has an average of them."""
     return {**state.weights, **_averages(state.auxiliary)}
 
 

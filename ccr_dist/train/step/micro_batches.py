@@ -1,9 +1,9 @@
-"""Gradient caching: a batch too large for memory, exactly, for losses in which every row meets every other (Gao et al.,
-2021, GradCache).
+"""Gradient caching (GradCache, Gao et al., 2021): trains on a batch too large for memory, exactly, even with losses in
+which all rows interact.
 
-Parts of the batch go through the model without gradient; the loss is taken on all their outputs and its gradients with
-respect to them are kept; then each part goes through again and receives its own. Every output is cached, so loss and
-gradients are those of the whole batch (what is left is rounding: parts are summed in another order). Each part draws
+Parts of the batch go through the model without gradient. The loss is computed on all their outputs, and its gradients
+with respect to the outputs are kept. Then each part goes through the model again and back-propagates its own. Since
+every output is cached, loss and gradients are those of the whole batch, up to the order of summation. Each part draws
 the same random numbers in both passes.
 """
 
@@ -21,13 +21,18 @@ from ccr_dist.train.strategies.base import Engine
 
 
 class CachedOutputs:
-    """Outputs of a batch, made part by part.
+    """Outputs of a batch, computed part by part.
 
     Args:
-        forward: (part, its number) -> outputs, in whatever context and random state that part has; called twice a part.
-        size: most rows of a part.
-        rounds: parts on the rank that has most of them (all ranks make as many calls).
-        shared: outputs that do not have a row for each of the batch's, such as a temperature.
+        engine: The engine of the stage.
+        forward: (part, its number) -> outputs, with the part's random state; called twice per part.
+        batch: This rank's part of the batch.
+        size: Most rows of a part.
+        rounds: Number of parts on the rank that has most; all ranks make as many calls.
+        shared: Names of outputs that have no row per row of the batch, such as a temperature.
+
+    Attributes:
+        outputs: Outputs of the whole batch by name, in the order of its rows.
     """
 
     def __init__(
@@ -55,26 +60,31 @@ class CachedOutputs:
         self.outputs = {key: value.detach().requires_grad_(value.is_floating_point()) for key, value in whole.items()}
 
     def backward(self, loss: Tensor) -> None:
-        """To the outputs, then part by part to the parameters. The engine reduces gradients with the last part."""
+        """Back-propagate to the outputs, then part by part to the parameters; the last part reduces gradients."""
         loss.backward()
         for number, (rows, part) in enumerate(self._parts):
             with self._engine.accumulate(last=number == len(self._parts) - 1), token_counts.again():
                 self._engine.backward(self._surrogate(self._forward(part, number), rows, first=number == 0))
 
     def _surrogate(self, made: dict[str, Tensor], rows: Tensor, *, first: bool) -> Tensor:
-        """A scalar whose gradients are the cached ones: the sum of outputs times what the loss said of them."""
+        """A scalar with the cached gradients: the sum of outputs times the loss's gradients with respect to them."""
         terms: list[Tensor] = []
         for key, value in made.items():
             cached = self.outputs[key].grad
             if not value.requires_grad or (key in self._shared and not first):
                 continue
             if cached is None:
-                terms.append(value.sum() * 0)  # the wrapper expects every output that has a graph
+                terms.append(value.sum() * 0)  # the wrapper expects a gradient of every output with a graph
             else:
                 terms.append((value * (cached if key in self._shared else cached[rows.to(cached.device)])).sum())
         return torch.stack(terms).sum()
 
 
 def rounds(counts: Sequence[int], size: int) -> int:
-    """Parts on the rank that has most rows."""
+    """Number of parts on the rank with most rows.
+
+    Args:
+        counts: Rows of each rank.
+        size: Most rows of a part.
+    """
     return max(1, math.ceil(max(counts) / size))

@@ -1,3 +1,3 @@
-"""Ways to spread a training step over processes: one file each, behind the contract of `base.py`. `choose.py` says
-which one runs.
+"""Ways to distribute a training step over processes: one file each, behind the contract in `base.py`. `choose.py`
+decides which one runs.
 """

@@ -1,8 +1,8 @@
-"""What a strategy saves and costs with this model and this config, said before the first step where it is not what one
-would expect.
+"""Reports settings that work but are probably unintended, before the first step: what a strategy saves and costs with
+this model and config.
 
-What cannot work is refused where it is built; here is what works and is probably unintended. Sizes are bytes of fp32,
-which weights, gradients and moments are under every strategy; two moments as Adam has them.
+Settings that cannot work are refused where they are used. Sizes are bytes in fp32, the type of weights, gradients and
+moments under every strategy, with two moments as in Adam.
 """
 
 from __future__ import annotations
@@ -11,12 +11,21 @@ import math
 
 from ccr_dist.config import RuntimeConfig
 
-HARDLY = 0.1  # of what a rank holds under ddp: a strategy that saves less is not worth its communication
+LITTLE = 0.1  # of what a rank holds under ddp; a strategy that saves less is not worth its communication
 
 
 def held(strategy: str, trained: float, frozen: float, world: int) -> dict[str, float]:
-    """What a rank keeps of a model whose trained and frozen parameters take these bytes: from step to step, and
-    "gradients" from the backward to the update. Buffers for communication come on top.
+    """Bytes that a rank holds of a model, without buffers for communication.
+
+    Args:
+        strategy: Name of the strategy.
+        trained: Bytes of trained parameters.
+        frozen: Bytes of frozen parameters.
+        world: Number of processes.
+
+    Returns:
+        Bytes of "parameters", "copies" and "optimizer", held from step to step, and of "gradients", held from the
+        backward to the update.
     """
     whole, part = trained + frozen, 1 / world
     if strategy in ("single", "ddp"):
@@ -30,7 +39,7 @@ def held(strategy: str, trained: float, frozen: float, world: int) -> dict[str, 
         return {"parameters": whole * part, "copies": 0, "optimizer": 2 * trained * part, "gradients": trained * part}
     return {
         "parameters": whole * part if strategy == "zero3" else whole,
-        "copies": trained * part,  # DeepSpeed's optimiser works on a flat copy of its partition
+        "copies": trained * part,  # DeepSpeed's optimiser updates a flat copy of its partition
         "optimizer": 2 * trained * part,
         "gradients": trained if strategy == "zero1" else trained * part,
     }
@@ -48,13 +57,18 @@ def advice(
     gpu: bool,
     recomputes: bool,
 ) -> list[str]:
-    """What there is to tell.
+    """Lines on settings that have no effect, or cost more than they save.
 
     Args:
-        trained, frozen: bytes of parameters.
-        rows: most rows of the global batch that a rank has.
-        offload: parameters or optimiser state lie in the memory of the CPU.
-        recomputes: the method has parts that gradient checkpointing computes again.
+        strategy: Name of the strategy.
+        world: Number of processes.
+        trained: Bytes of trained parameters.
+        frozen: Bytes of frozen parameters.
+        rows: Most rows of the global batch on a rank.
+        runtime: The run config's `runtime`.
+        offload: Whether parameters or optimiser state are kept in the CPU's memory.
+        gpu: Whether the device is a GPU.
+        recomputes: Whether the method has parts that gradient checkpointing recomputes.
     """
     told: list[str] = []
     sharded = strategy not in ("single", "ddp")
@@ -62,7 +76,7 @@ def advice(
         told.append(f"{strategy} shards nothing on one process: start several, or leave the strategy out")
     elif sharded:
         ours, plain = (sum(held(name, trained, frozen, world).values()) for name in (strategy, "ddp"))
-        if plain - ours < HARDLY * plain:
+        if plain - ours < LITTLE * plain:
             told.append(
                 f"{strategy} saves each rank {_mb(plain - ours)} of the {_mb(plain)} that ddp would keep: it shards"
                 f" what belongs to {_mb(trained)} of trained parameters, and {_mb(frozen)} are frozen; ddp is simpler,"

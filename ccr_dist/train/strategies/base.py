@@ -1,9 +1,8 @@
-"""What a strategy makes of a stage: an engine that runs the step, reduces gradients, updates, and gives state out by
-parameter name.
+"""The engine of a stage: runs the step, reduces gradients, updates weights, and exports state by parameter name.
 
-Gradients mean the same everywhere: that of the global batch's loss, and zero for a parameter that the batch does not
-use (flat partitions know no "none", so nobody does: moments fade alike under every strategy). An update whose gradient
-norm is not finite is not made: weights and moments of all ranks stay as they are, bit for bit.
+Gradients mean the same under every strategy: that of the global batch's loss, and zero for a parameter that the batch
+does not use. (Flat partitions have no "none", so no strategy uses it, and moments decay alike everywhere.) If a
+gradient norm is not finite, the update is skipped: weights and moments of all ranks stay bit-identical.
 """
 
 from __future__ import annotations
@@ -30,15 +29,25 @@ class Engine(ABC):
     """A stage's step on this rank. All methods are collective unless they say otherwise.
 
     Args:
-        step: the module that is called; on the device, its trained parameters need gradients and no others do.
-        trained: those parameters by name; weights of a resumed run are in them already.
-        make_optimizer: the stage's optimiser over named parameters.
-        settings: of the stage.
-        scaler: the loss scaler of fp16, where the strategy can have one.
+        processes: The processes of the run.
+        step: The module to call, on the device; only its trained parameters require gradients.
+        trained: These parameters by name; they already have the weights of a resumed run.
+        make_optimizer: Makes the stage's optimiser for named parameters.
+        settings: Settings of the stage.
+        scaler: The loss scaler of fp16, if any.
+        options: The DeepSpeed config of the launch profile, if any.
+
+    Attributes:
+        name: Name of the strategy.
+        replicated: Whether every rank holds all weights, so that the next stage can wrap the same step again.
+        trained: The trained parameters by name, as the engine has them now.
+        wrapped: What is called: `step`, or a wrapper around it.
+        optimizer: The optimiser.
+        refused: Gradient norms by parameter of the last update, if it was skipped, as `norms` returns them.
     """
 
-    name: ClassVar[str]  # of the strategy
-    replicated: ClassVar[bool] = False  # every rank holds all weights: the step may be wrapped again for the next stage
+    name: ClassVar[str]
+    replicated: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -63,42 +72,49 @@ class Engine(ABC):
 
     @abstractmethod
     def build(self, make_optimizer: MakeOptimizer, options: Mapping[str, Any]) -> None:
-        """Wrap `step` and make `optimizer`. ConfigError for a stage that the strategy cannot train."""
+        """Set `wrapped` and `optimizer`. Raises ConfigError for a stage that the strategy cannot train."""
 
-    wrapped: Any  # what is called: `step`, or a wrapper around it
+    wrapped: Any
     optimizer: Any
-    # where copies for checkpoints are made, again and again (new memory is slow); None: in new memory
+    # buffers for copies of checkpoints, reused since new memory is slow; None: new memory each time
     _copies: dict[str, Tensor] | None = None
-    # gradient norms by parameter of the last update, where it was not made, as `norms` gives them
     refused: Mapping[str, float] = {}
 
     def __call__(self, part: str, *inputs: Any) -> Any:
         return self.wrapped(part, *inputs)
 
     def train(self, mode: bool = True) -> None:
-        """Not collective."""
+        """Switch to training mode. Not collective."""
         self.wrapped.train(mode)
 
     def eval(self) -> None:
-        """Not collective."""
+        """Switch to evaluation mode. Not collective."""
         self.train(False)
 
     def accumulate(self, last: bool) -> AbstractContextManager[Any]:
-        """Around the forward and backward of one of several parts of a batch: gradients are reduced with the last,
-        where that can be.
+        """Context manager around forward and backward of one part of a batch that is processed in parts.
+
+        Args:
+            last: Whether this is the last part, with which gradients are reduced (if the strategy can wait).
         """
         return nullcontext()
 
     def backward(self, share: Tensor) -> None:
-        """Back-propagate a share of the global loss. Wrappers average over ranks and shares add up, therefore the
-        factor.
+        """Back-propagate this rank's share of the global loss.
+
+        Shares add up, but wrappers average over ranks; therefore the share is multiplied by the world size.
         """
         share = share * self.processes.world
         (share if self.scaler is None else self.scaler.scale(share)).backward()
 
     def update(self, rate: float) -> float:
-        """Clip, step, forget the gradients. Returns the whole gradient's norm before clipping; not finite: nothing was
-        changed.
+        """Clip gradients, step, and clear gradients.
+
+        Args:
+            rate: The learning rate.
+
+        Returns:
+            Norm of the whole gradient before clipping. If it is not finite, no weight was changed.
         """
         settings = self.settings
         set_rate(self.optimizer, rate)
@@ -126,14 +142,18 @@ class Engine(ABC):
 
     @torch.no_grad()
     def bound(self, limits: Mapping[str, tuple[float, float]]) -> None:
-        """Put trained parameters back between their limits, wherever copies of them lie. Not collective."""
+        """Clamp trained parameters and all copies of them. Not collective.
+
+        Args:
+            limits: Lowest and highest value by parameter name.
+        """
         for name, (low, high) in limits.items():
             local(self.trained[name]).clamp_(low, high)
         if limits:
             self.rewritten()
 
     def fill(self) -> None:
-        """Zero gradients in place of none, and those of lazy tables from all ranks, once a step."""
+        """Once per step: replace missing gradients by zeros, and collect those of lazy tables from all ranks."""
         if self._filled:
             return
         self._filled = True
@@ -144,8 +164,13 @@ class Engine(ABC):
                 parameter.grad = whole_rows(parameter.grad, self.processes.world)
 
     def norms(self, groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
-        """Norm of the gradient of each group of parameters, before `update`; nothing where gradients are not held by
-        parameter.
+        """Gradient norms before `update`.
+
+        Args:
+            groups: Names of parameters by group.
+
+        Returns:
+            Norm by group; empty if gradients are not held by parameter.
         """
         self.fill()
         scale = 1.0 if self.scaler is None else self.scaler.get_scale()
@@ -168,17 +193,17 @@ class Engine(ABC):
     # State, by parameter name: what a checkpoint holds.
 
     def gradients(self) -> dict[str, Tensor]:
-        """Of the global batch, before `update`, whole, on every rank."""
+        """Whole gradients of the global batch before `update`, on every rank."""
         self.fill()
         scale = 1.0 if self.scaler is None else self.scaler.get_scale()
         return {name: full(p.grad) / scale for name, p in self.trained.items() if p.grad is not None}
 
     def weights(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Of any parameters of the step, for a checkpoint (`kept`)."""
+        """Copies of any parameters of the step, for a checkpoint (`kept`)."""
         return self.kept(self.actual(parameters).items())
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """`<parameter>/<state>`, for a checkpoint (`kept`)."""
+        """Copies of the optimiser's state by `<parameter>/<state>`, for a checkpoint (`kept`)."""
         return self.kept(
             (f"{name}/{key}", value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64))
             for name, parameter in self.trained.items()
@@ -186,21 +211,28 @@ class Engine(ABC):
         )
 
     def reuse_copies(self) -> None:
-        """From now on, copies for a checkpoint overwrite those of the one before (new memory is slow).
+        """From now on, copies for a checkpoint overwrite those for the one before, since new memory is slow.
 
-        The caller has each checkpoint on disk before it asks for the next. Not collective.
+        The caller must have each checkpoint on disk before it asks for the next. Not collective.
         """
         self._copies = {}
 
     def kept(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """Copies on the CPU of tensors that lie as parameters or their states do: whole on rank 0, elsewhere nothing;
-        or, where a checkpoint is written in shards, every rank's part.
+        """Copy tensors to the CPU for a checkpoint.
+
+        Args:
+            tensors: (name, tensor), distributed as parameters or their states are.
+
+        Returns:
+            Whole tensors on rank 0 and nothing elsewhere; for a sharded checkpoint, each rank's part.
         """
         return self._on_main((name, full(tensor)) for name, tensor in tensors)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over `optimizer_state` of any strategy and world size. CheckpointError on states of parameters that are
-        not trained.
+        """Load `optimizer_state`, saved under any strategy and world size.
+
+        Raises:
+            CheckpointError: It has states of parameters that are not trained.
         """
         for name, states in by_parameter(tensors, self.trained).items():
             parameter = self.trained[name]
@@ -208,8 +240,8 @@ class Engine(ABC):
                 key: self._placed(key, value, parameter) for key, value in states.items()
             }
 
-    def rewritten(self) -> None:  # noqa: B027 (where parameters are what is computed with, there is nothing to do)
-        """To be called after anything but `update` has written into the parameters."""
+    def rewritten(self) -> None:  # noqa: B027 (nothing to do if parameters are computed with directly)
+        """Call this after anything but `update` has written to the parameters."""
 
     def _placed(self, key: str, value: Tensor, parameter: nn.Parameter) -> Tensor:
         if key == "step":  # AdamW keeps it on the CPU unless fused; the fused one wants it beside the parameter
@@ -217,15 +249,16 @@ class Engine(ABC):
         return self.placed(value, parameter)
 
     def placed(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
-        """A copy of a whole tensor of the parameter's shape, as the parameter lies. Not collective: every rank has the
-        whole.
+        """A copy of a whole tensor, distributed like a parameter. Not collective: every rank has the whole tensor.
+
+        Args:
+            value: The whole tensor.
+            parameter: A parameter of the same shape.
         """
         return value.to(parameter.device, copy=True)
 
     def actual(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, nn.Parameter]:
-        """The parameters of these names as the engine has them now (wrapping may have replaced them). Not
-        collective.
-        """
+        """The parameters of the same names as the engine has them now: wrapping may replace them. Not collective."""
         return parameters
 
     def held(self) -> dict[str, int]:
@@ -236,7 +269,7 @@ class Engine(ABC):
         return {"parameters": sum(map(local_bytes, self.step.parameters())), "optimizer": sum(map(local_bytes, states))}
 
     def _on_main(self, whole: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """One tensor after the other, so that no rank holds more than one whole tensor beside what it keeps."""
+        """Copies on rank 0, made one by one, so that no rank holds more than one whole tensor besides them."""
         kept: dict[str, Tensor] = {}
         for name, value in whole:
             if self.processes.main:
@@ -250,7 +283,7 @@ class Engine(ABC):
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be sharded (collective then) or sparse."""
+    """The whole tensor of a sharded (then collective) or sparse one."""
     from torch.distributed.tensor import DTensor
 
     if tensor.is_sparse:
@@ -259,7 +292,7 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def local(tensor: Any) -> Tensor:
-    """This rank's part of a tensor that may be sharded, or what a sparse one holds; the same memory."""
+    """This rank's part of a sharded tensor, or the values of a sparse one; shares its memory."""
     from torch.distributed.tensor import DTensor
 
     if tensor.is_sparse:
@@ -268,13 +301,23 @@ def local(tensor: Any) -> Tensor:
 
 
 def local_bytes(tensor: Tensor) -> int:
+    """Bytes of this rank's part of a tensor."""
     mine = local(tensor)
     return mine.numel() * mine.element_size()
 
 
 def by_parameter(tensors: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter]) -> dict[str, dict[str, Tensor]]:
-    """`<parameter>/<state>` as {parameter: {state: tensor}}. Raises CheckpointError on states of parameters that are
-    not there.
+    """Group states by parameter.
+
+    Args:
+        tensors: Tensors by `<parameter>/<state>`.
+        trained: The trained parameters by name.
+
+    Returns:
+        Tensors by parameter and state.
+
+    Raises:
+        CheckpointError: There are states of parameters that are not trained.
     """
     states: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():

@@ -1,7 +1,7 @@
-"""Which strategy runs: the launch profile says it by what `accelerate launch` puts into the environment, `--strategy`
-by name.
+"""Chooses the strategy: by the launch profile, through the environment that `accelerate launch` sets, or by
+`--strategy`.
 
-Both must agree. Nothing else of a profile is read: where it says what has no effect here, that is an error.
+Both must agree. Nothing else in a profile is used: settings that have no effect here are errors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ccr_dist.train.strategies.base import Engine
 from ccr_dist.train.strategies.zero import OURS
 
 NAMES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
-# keys of zero_optimization; the others change numbers (quantisation) or layouts that checkpoints must know
+# allowed keys of zero_optimization; others change numbers (quantisation) or layouts that checkpoints must know
 ZERO = frozenset(
     {
         "stage", "reduce_bucket_size", "allgather_bucket_size", "reduce_scatter", "overlap_comm",
@@ -30,8 +30,8 @@ ZERO = frozenset(
     }
 )  # fmt: skip
 BESIDE = frozenset({"zero_optimization", "steps_per_print", "wall_clock_breakdown", "comms_logger", "flops_profiler"})
-NEUTRAL = frozenset({"", "none", "auto"})  # values that ask for nothing
-# What a launch profile may not ask for, the value that it has anyway ("": none), and who says it here.
+NEUTRAL = frozenset({"", "none", "auto"})  # values without effect
+# What a launch profile must not set, the value that is allowed ("": none), and what decides it here.
 PLAIN = {
     "ACCELERATE_MIXED_PRECISION": ("no", "runtime.precision of the run config says it"),
     "ACCELERATE_DYNAMO_BACKEND": ("no", "nothing is compiled"),
@@ -50,7 +50,7 @@ DEEPSPEED = {
 }
 WRAPPED = "ccr_dist/train/strategies/fsdp2.py decides it"
 FSDP = {
-    # transformers reads it: the weights of all ranks but 0 would be left as they happen to be, for accelerate to fill
+    # transformers reads it, and would leave the weights of all ranks but 0 uninitialised for accelerate to fill
     "FSDP_CPU_RAM_EFFICIENT_LOADING": (
         "false",
         "it is `true` unless a profile says fsdp_cpu_ram_efficient_loading: false",
@@ -66,8 +66,16 @@ FSDP = {
 
 
 def requested(name: str | None) -> tuple[str | None, dict[str, Any]]:
-    """The strategy's name, None for the plain one, and the DeepSpeed config of the profile. ConfigError where the two
-    differ.
+    """The strategy that `--strategy` and the launch profile ask for.
+
+    Args:
+        name: The value of `--strategy`, or None.
+
+    Returns:
+        Name of the strategy, None if neither names one; and the profile's DeepSpeed config.
+
+    Raises:
+        ConfigError: The two differ, or the profile has settings without effect.
     """
     profile, options = _profile()
     if name is not None and name not in NAMES:
@@ -108,9 +116,7 @@ def _on(variable: str) -> bool:
 
 
 def _without_effect(table: Mapping[str, tuple[str, str]]) -> list[str]:
-    """One line about all variables of a launch profile that ask for what is not done here; none where there are
-    none.
-    """
+    """One line on all variables of a launch profile that have no effect here, or none."""
     found = [
         f"{variable}={os.environ[variable]} ({why})"
         for variable, (expected, why) in table.items()
@@ -125,10 +131,16 @@ def _without_effect(table: Mapping[str, tuple[str, str]]) -> list[str]:
 
 
 def deepspeed_config(path: str | None) -> dict[str, Any]:
-    """A DeepSpeed config that leaves to the run config what is the run config's, without what asks for nothing ("auto",
-    "none").
+    """Read the profile's DeepSpeed config, which must not set anything that the run config decides.
 
-    ConfigError naming the file and all keys that cannot be used.
+    Args:
+        path: The file, or the name of a shipped one.
+
+    Returns:
+        The config without values that have no effect ("auto", "none").
+
+    Raises:
+        ConfigError: The file is missing or wrong; names it and all keys that cannot be used.
     """
     if path in (None, "", "none"):
         example = resources.shown("launch/accelerate/zero2.yaml")
@@ -170,13 +182,14 @@ def deepspeed_config(path: str | None) -> dict[str, Any]:
 
 
 def _neutral(value: Any) -> bool:
-    """A value, or an object with a device or a switch, that asks for nothing."""
+    """Whether a value, or an object with a device or a switch, has no effect."""
     if isinstance(value, dict):
         return any(key in value and (value[key] is False or _neutral(value[key])) for key in ("device", "enabled"))
     return value is None or (isinstance(value, str) and value.lower() in NEUTRAL)
 
 
 def engine_of(name: str) -> type[Engine]:
+    """The engine class of a strategy ("single" for one process)."""
     if name == "fsdp2":
         from ccr_dist.train.strategies.fsdp2 import Fsdp2
 

@@ -1,9 +1,9 @@
-"""FSDP2: parameters, gradients and optimiser state in shards by PyTorch's `fully_shard`; every tensor is cut along its
-first axis.
+"""FSDP2: parameters, gradients and optimiser state sharded by PyTorch's `fully_shard`, every tensor along its first
+axis.
 
-Frozen blocks are gathered when they run and freed again; everything else is one group that stays whole from the first
-forward to the end of the backward. Autocast decides the precision of products, as under the other strategies; shards
-and reductions are fp32.
+Frozen blocks are gathered when they run and freed afterwards; everything else is one group that stays gathered from the
+first forward to the end of the backward. Autocast decides the precision of matrix products, as under the other
+strategies; shards and reductions are fp32.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from ccr_dist.train.strategies.base import Engine, MakeOptimizer
 
 
 class Fsdp2(Engine):
+    """Shards everything over all ranks."""
+
     name = "fsdp2"
 
     def build(self, make_optimizer: MakeOptimizer, options: Mapping[str, Any]) -> None:
@@ -71,7 +73,7 @@ class Fsdp2(Engine):
         super().restore(tensors)
 
     def _like(self, tensors: Shards, key: str) -> Tensor:
-        """Room for a state: sharded as its parameter is, where it has its shape."""
+        """An empty tensor for a state: sharded like its parameter if it has the same shape, otherwise whole."""
         parameter = self.trained.get(key.rpartition("/")[0])
         shape, dtype = tensors.like(key)
         if not isinstance(parameter, DTensor) or parameter.shape != shape:
@@ -81,7 +83,7 @@ class Fsdp2(Engine):
     def rewritten(self) -> None:
         for module in self.step.modules():
             if isinstance(module, FSDPModule):
-                # what was gathered for a forward without gradient is kept, and would be used once more
+                # weights gathered for a forward without gradient are kept, and would be used again
                 module.reshard()
 
     def placed(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
@@ -93,9 +95,7 @@ class Fsdp2(Engine):
 
 
 def blocks(step: nn.Module) -> list[nn.Module]:
-    """The frozen blocks of transformers: members of module lists in the backbone, called as modules one after the
-    other.
-    """
+    """The frozen transformer blocks: members of module lists in the backbone, called as modules one after the other."""
     found: list[nn.Module] = []
     for module in step.get_submodule("backbone").modules():
         if isinstance(module, nn.ModuleList):

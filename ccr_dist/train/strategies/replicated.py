@@ -1,4 +1,4 @@
-"""One process alone, and DDP: every rank holds everything, gradients are averaged."""
+"""A single process, and DDP: every rank holds all parameters, and gradients are averaged."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ccr_dist.train.strategies.base import Engine, MakeOptimizer
 
 
 class Single(Engine):
+    """One process; nothing is reduced."""
+
     name = "single"
     replicated = True
 
@@ -22,21 +24,22 @@ class Single(Engine):
 
 
 class Ddp(Engine):
+    """PyTorch's DistributedDataParallel."""
+
     name = "ddp"
     replicated = True
 
     def build(self, make_optimizer: MakeOptimizer, options: Mapping[str, Any]) -> None:
         self.optimizer = make_optimizer(self.trained)
-        # Unused parameters are looked for because DDP then keeps its first bucket layout. Otherwise it rebuilds the
-        # buckets after the first backward, and a resumed process would reduce its first step in another layout than the
-        # process that was never interrupted: other bits from three ranks on. It also lets a rank without rows take
-        # part.
+        # With find_unused_parameters, DDP keeps its first bucket layout. Otherwise it would rebuild the buckets after
+        # the first backward, and a resumed process would reduce its first step in another layout than one that was
+        # never interrupted: different bits from three ranks on. It also lets a rank without rows take part.
         device = self.processes.device
-        # Frozen tables are buffers: nothing to synchronise in every forward. (torch 2.13 renamed the option.)
+        # Buffers are frozen tables, so they need no synchronisation. (torch 2.13 renamed the option.)
         renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
         still: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         ids = [device.index] if device.type == "cuda" else None
-        # Rows of lazy tables are exchanged before the update; DDP would reduce the whole table.
+        # Rows of lazy tables are exchanged before the update; DDP would reduce whole tables.
         tables = [
             name for name, parameter in self.step.named_parameters() if self.settings.lazy_tables and is_table(name)
         ]

@@ -1,7 +1,7 @@
-"""How a run is spread over processes: the processes, the precision, and an engine for every stage (`strategies/`).
+"""How a run is distributed: its processes, precision, and an engine for every stage.
 
-Loop and methods know neither rank arithmetic nor wrappers: they call an engine, hand it their loss share, and ask it
-for state by name.
+Loop and methods know neither ranks nor wrappers: they call an engine, give it their share of the loss, and ask it for
+state by name.
 """
 
 from __future__ import annotations
@@ -25,19 +25,26 @@ if TYPE_CHECKING:
 
 
 class Step(nn.Module):
-    """What is wrapped for distribution: backbone and method networks behind one `forward`, since wrappers hook nothing
-    else.
+    """The module that is wrapped for distribution: backbone and method networks behind one `forward`, the only call
+    that wrappers hook.
+
+    Args:
+        method: The method, built.
     """
 
     def __init__(self, method: Method) -> None:
         super().__init__()
         self.backbone = method.backbone
         self.net = method.net
-        self.method = method  # no module: its networks are the two above
+        self.method = method  # not a module; its networks are the two above
 
     def forward(self, part: str, *inputs: Any) -> Any:
-        """`part` is a function of the method: outputs(stage, batch), encode_visual(visual, mask, description) or
-        encode_text(texts, lang, companion).
+        """Call a function of the method.
+
+        Args:
+            part: Its name: outputs(stage, batch), encode_visual(visual, mask, description) or encode_text(texts, lang,
+                companion).
+            inputs: Its arguments.
         """
         if part == "outputs":
             return self.method.outputs(*inputs)
@@ -52,12 +59,19 @@ class Strategy(Processes):
     """Processes, precision and strategy of a run.
 
     Args:
-        runtime: precision, threads, timeout.
-        world: refuse to run on any other number of processes; None: take what the launcher started.
-        name: of the strategy; None: the launch profile's, or ddp (with one process: none).
+        runtime: The run config's `runtime`.
+        world: Number of processes that is required; None accepts what the launcher started.
+        name: Name of the strategy; None: the launch profile's, otherwise ddp, or "single" on one process.
+
+    Attributes:
+        name: Name of the strategy.
+        precision: fp32, bf16 or fp16.
+        scaler: The loss scaler of fp16, or None.
+        in_shards: Whether checkpoints are written in shards.
+        facts: What really runs, for records; the same on every rank.
 
     Raises:
-        ConfigError: the launcher started something else than what was asked for, or the device cannot do the precision.
+        ConfigError: The launcher started something else, or the device or strategy does not support the precision.
     """
 
     def __init__(self, runtime: RuntimeConfig, *, world: int | None = None, name: str | None = None) -> None:
@@ -80,13 +94,18 @@ class Strategy(Processes):
                 )
         self.scaler = torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
         self.in_shards = runtime.checkpoint == "sharded"
-        # Of what really runs; the same on every rank.
         self.facts = {"strategy": self.name, "precision": self.precision, **self.describe()}
         if self._options:
             self.facts["deepspeed"] = self._options
 
     def engine(self, step: nn.Module, trained: Mapping[str, nn.Parameter], settings: StageConfig) -> Engine:
-        """The step as a stage trains it. Whatever the strategy replaces in `step` stays replaced."""
+        """Make the engine of a stage. Changes `step` for good, where a strategy replaces its parameters. Collective.
+
+        Args:
+            step: The step.
+            trained: Its trained parameters by name.
+            settings: Settings of the stage.
+        """
         self.same({**dict(step.named_parameters()), **dict(step.named_buffers())})
         kind = engine_of(self.name if any(p.requires_grad for p in step.parameters()) else "single")
         return kind(
@@ -101,20 +120,23 @@ class Strategy(Processes):
 
     @property
     def offload(self) -> bool:
-        """The profile puts parameters or optimiser state into the memory of the CPU."""
+        """Whether the profile keeps parameters or optimiser state in the CPU's memory."""
         return any(key.startswith("offload") for key in self._options.get("zero_optimization", {}))
 
     @property
     def replicated(self) -> bool:
-        """Every rank holds all weights."""
+        """Whether every rank holds all weights."""
         return engine_of(self.name).replicated
 
     @property
     def shards_weights(self) -> bool:
-        """Each rank holds a part of the weights: a forward pass gathers them, so that all ranks make the same ones."""
+        """Whether ranks hold parts of the weights, so that a forward gathers them and all ranks must make the same
+        ones.
+        """
         return self.name in ("zero3", "fsdp2")
 
     def autocast(self) -> Any:
+        """Context manager: autocast to the run's precision."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision])

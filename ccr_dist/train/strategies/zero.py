@@ -1,8 +1,7 @@
 """ZeRO-1, 2 and 3 by DeepSpeed: optimiser state, then gradients, then parameters in partitions.
 
-The engine gets the stage's own optimiser and clipping; precision is autocast's, as under the other strategies, so
-DeepSpeed itself runs in fp32. What only DeepSpeed's internals offer (state in and out of flat partitions) is in
-`zero_state.py`.
+DeepSpeed gets the stage's own optimiser and clipping. Precision is autocast's, as under the other strategies, so
+DeepSpeed itself runs in fp32. `zero_state.py` uses DeepSpeed's internals to move state in and out of flat partitions.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from ccr_dist.train.optimizers.optimizer import set_rate
 from ccr_dist.train.strategies import zero_state
 from ccr_dist.train.strategies.base import Engine, MakeOptimizer
 
-OURS = {  # key of a DeepSpeed config: what says it here
+OURS = {  # key of a DeepSpeed config: what decides it here
     "train_batch_size": "stages.*.batch", "train_micro_batch_size_per_gpu": "runtime.micro_batch",
     "gradient_accumulation_steps":
     "runtime.micro_batch", "gradient_clipping": "stages.*.clip_norm", "optimizer": "stages.*.optimizer",
@@ -46,7 +45,7 @@ class _Zero(Engine):
             )
         config = {
             **options,
-            "train_micro_batch_size_per_gpu": 1,  # means nothing here: the order deals out the batches
+            "train_micro_batch_size_per_gpu": 1,  # no effect: the order divides batches
             "gradient_accumulation_steps": 1,
             "gradient_clipping": settings.clip_norm or 0.0,
             "zero_allow_untested_optimizer": True,
@@ -61,7 +60,7 @@ class _Zero(Engine):
             raise ConfigError(
                 f"{self.name} was asked for, but DeepSpeed runs ZeRO stage {actual}: look at {sorted(options)}"
             )
-        self.inner: torch.optim.Optimizer = self.optimizer.optimizer  # over flat partitions
+        self.inner: torch.optim.Optimizer = self.optimizer.optimizer  # of flat partitions
 
     def accumulate(self, last: bool) -> AbstractContextManager[Any]:
         @contextmanager
@@ -84,7 +83,7 @@ class _Zero(Engine):
             zero_state.bound(self.trained[name], low, high, stage=self.stage)
 
     def norms(self, groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
-        return {}  # flat partitions: a parameter's norm would take a reduction of its whole gradient
+        return {}  # flat partitions: the norm of one parameter would need its whole gradient
 
     def gradients(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_grad
@@ -109,14 +108,20 @@ class _Zero(Engine):
 
 
 class Zero1(_Zero):
+    """Optimiser state in partitions."""
+
     name, stage = "zero1", 1
 
 
 class Zero2(_Zero):
+    """Optimiser state and gradients in partitions."""
+
     name, stage = "zero2", 2
 
 
 class Zero3(_Zero):
+    """Optimiser state, gradients and parameters in partitions."""
+
     name, stage = "zero3", 3
 
     def build(self, make_optimizer: MakeOptimizer, options: Mapping[str, Any]) -> None:
@@ -127,8 +132,10 @@ class Zero3(_Zero):
 
     @contextmanager
     def _its_linear(self) -> Iterator[None]:
-        """DeepSpeed's `linear`, which lets go of gathered weights and rounds otherwise in bf16, in place of PyTorch's;
-        DeepSpeed leaves it there for all that this process does later.
+        """Context manager: DeepSpeed's `linear` in place of PyTorch's, only while its step runs.
+
+        It frees gathered weights and rounds differently in bf16. DeepSpeed itself would replace PyTorch's for
+        everything that this process does later.
         """
         own, functional.linear = functional.linear, self._linear
         try:
@@ -137,7 +144,7 @@ class Zero3(_Zero):
             functional.linear = own
 
     def backward(self, share: Tensor) -> None:
-        with self._its_linear():  # forwards are made again under gradient checkpointing
+        with self._its_linear():  # gradient checkpointing repeats forwards
             super().backward(share)
 
     def __call__(self, part: str, *inputs: Any) -> Any:
@@ -156,8 +163,8 @@ class Zero3(_Zero):
 
 
 def imported() -> Any:
-    """DeepSpeed, ready for this device. ConfigError where it is not installed."""
-    # it insists on a launcher's variables, which a process alone need not have
+    """The module `deepspeed`, configured for this device. Raises ConfigError if it is not installed."""
+    # it requires a launcher's variables, which a single process may lack
     os.environ.setdefault("LOCAL_RANK", "0")
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -168,12 +175,12 @@ def imported() -> Any:
         raise ConfigError(
             f"ZeRO needs DeepSpeed (pip install 'ccr-dist[deepspeed]'), which cannot be imported: {error}"
         ) from None
-    # DeepSpeed calls functions that have new names
+    # DeepSpeed calls functions that were renamed
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
-    # it warns of optimisers that it does not know, and of steps that were not made
+    # it warns about unknown optimisers and skipped steps
     deepspeed.utils.logger.setLevel(logging.ERROR)
     if not torch.cuda.is_available():
-        # Gloo reduces; otherwise a C++ extension for reductions in shared memory is compiled at the first start (a
-        # minute).
+        # Gloo reduces; otherwise a C++ extension for reductions in shared memory would be compiled for a minute at the
+        # first start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

@@ -1,8 +1,8 @@
-"""State into and out of DeepSpeed's flat partitions, by parameter name. The one file that uses private names of
+"""Moves state into and out of DeepSpeed's flat partitions, by parameter name. The only file that uses private names of
 DeepSpeed (0.19).
 
-A partition is a flat tensor of which a parameter, or a part of it, is a slice. DeepSpeed's own getters return whole
-tensors but work after a first step alone; its setters fail where sizes do not divide, and its checkpoints want the same
+A partition is a flat tensor; a parameter, or part of it, is a slice of it. DeepSpeed's own getters return whole
+tensors, but only after a first step; its setters fail if sizes do not divide, and its checkpoints require the same
 world size.
 """
 
@@ -30,15 +30,24 @@ def whole(parameter: nn.Parameter) -> Tensor:
 
 
 def local_bytes(parameter: Any) -> int:
-    """Under ZeRO-3 the rank's part, and the whole of what is gathered now: small tensors always are, unless the profile
-    says otherwise.
+    """Bytes that this rank holds of a parameter: under ZeRO-3 its part, and the whole if it is gathered now (small ones
+    always are, by default).
     """
     mine = [parameter, parameter.ds_tensor] if hasattr(parameter, "ds_id") else [parameter]
     return sum(tensor.numel() * tensor.element_size() for tensor in mine)
 
 
 def states(optimizer: Any, trained: Mapping[str, nn.Parameter], *, stage: int) -> Iterator[tuple[str, Tensor]]:
-    """`<parameter>/<state>` and its whole tensor. Collective; nothing before the first update."""
+    """Whole optimiser states. Collective; there are none before the first update.
+
+    Args:
+        optimizer: DeepSpeed's optimiser.
+        trained: The trained parameters by name.
+        stage: The ZeRO stage.
+
+    Yields:
+        `<parameter>/<state>` and its whole tensor.
+    """
     from deepspeed.utils import safe_get_full_optimizer_state
 
     inner: torch.optim.Optimizer = optimizer.optimizer
@@ -55,8 +64,16 @@ def states(optimizer: Any, trained: Mapping[str, nn.Parameter], *, stage: int) -
 
 
 def restore(optimizer: Any, trained: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], *, stage: int) -> None:
-    """Make the state of every partition out of whole tensors. CheckpointError where counters differ between
-    parameters.
+    """Set the state of every partition from whole tensors.
+
+    Args:
+        optimizer: DeepSpeed's optimiser.
+        trained: The trained parameters by name.
+        tensors: Whole tensors by `<parameter>/<state>`.
+        stage: The ZeRO stage.
+
+    Raises:
+        CheckpointError: Counters differ between parameters, but ZeRO keeps one for all.
     """
     found = by_parameter(tensors, trained)
     if not found:
@@ -87,8 +104,8 @@ def restore(optimizer: Any, trained: Mapping[str, nn.Parameter], tensors: Mappin
 
 
 def _link(optimizer: Any) -> None:
-    """Tell parameters where their state is. ZeRO-1 and 2 do so when the first group has made its first step; others
-    have no state then.
+    """Link parameters to their state again. ZeRO-1 and 2 do so once, when the first group has made its first step,
+    while other groups still have no state.
     """
     optimizer._hp_optimizer_states_linked = False
     optimizer._lazy_init_hp_params_optimizer_state()
@@ -107,10 +124,15 @@ def _put(parameter: Any, key: str, value: Tensor, stage: int) -> None:
 
 @torch.no_grad()
 def bound(parameter: Any, low: float, high: float, *, stage: int) -> None:
-    """Clamp a parameter and this rank's part of the copy that the optimiser works on, from which the next step would
-    bring it back.
+    """Clamp a parameter, and this rank's part of the optimiser's copy, which would overwrite it in the next step.
+
+    Args:
+        parameter: The parameter.
+        low: Lowest value.
+        high: Highest value.
+        stage: The ZeRO stage.
     """
-    copies = [parameter.data]  # under ZeRO-3 empty, or whole for a small one
+    copies = [parameter.data]  # under ZeRO-3 empty, or whole for a small parameter
     if stage == 3:
         from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
 
@@ -123,17 +145,18 @@ def bound(parameter: Any, low: float, high: float, *, stage: int) -> None:
 
 
 def strays(step: nn.Module) -> int:
-    """Parameters that ZeRO-3 has seen used outside the module that owns them; it gathers them for the module that was
-    running.
+    """Number of parameters that ZeRO-3 has seen used outside of their own module; it gathers them for the module that
+    used them.
     """
     found: Any = (module._external_params for module in step.modules())
     return sum(map(len, found))
 
 
 def forget_order(optimizer: Any) -> None:
-    """Fetch parameters when they are needed, until ZeRO-3 has learnt their order again. An order that was
-    learnt before a stray was seen (a parameter of another language) does not have it, and would be an error in the next
-    step.
+    """Make ZeRO-3 fetch parameters on demand until it has learnt their order again.
+
+    An order that it learnt before it saw a stray (a parameter of another language) lacks that one, and would be an
+    error in the next step.
     """
     coordinator = optimizer.parameter_offload.get_param_coordinator()
     if not coordinator.is_invalid_trace():
@@ -141,8 +164,8 @@ def forget_order(optimizer: Any) -> None:
 
 
 def forget_gradients(optimizer: Any) -> None:
-    """ZeRO-3 writes gradients over those of the step before; a parameter that a batch does not use would be moved by
-    its last one again.
+    """Clear gradients: ZeRO-3 only overwrites those of the step before, so that a parameter which a batch does not use
+    would be moved by its last gradient again.
     """
     optimizer.grad_partitions_flat_buffer.zero_()
     if optimizer.offload_optimizer:
