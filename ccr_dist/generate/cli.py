@@ -25,6 +25,7 @@ from ccr_dist.generate.declared import (
     importing,
     options_of,
     pair,
+    require_engine_alone,
     translating,
 )
 from ccr_dist.generate.job_options import JobOptions, parse_share, with_job_options
@@ -168,6 +169,11 @@ def featurise(
         str | None,
         typer.Option("--backbone", metavar="KIND", help="Instead of --config: open_clip, dual, sentence, ..."),
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", help="Instead of a backbone: vllm, an embedding model for texts."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Of the engine; short for model=...")] = None,
     options: Options = None,
     source: Annotated[
         str,
@@ -196,7 +202,20 @@ def featurise(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     job: JobOptions,
 ) -> None:
-    """Run a frozen backbone over pictures, videos or texts and keep its vectors."""
+    """Run a frozen backbone over pictures, videos or texts, or an embedding model over texts, and keep its vectors."""
+    if engine is not None:
+        given = {"--frames": frames != 8, "--pool": pool != "mean", "--tokens": tokens, "--grid": grid is not None}
+        given |= {"--precision": precision != "fp32", "--device": device != "auto"}
+        require_engine_alone(config, backbone, given)
+
+        from ccr_dist.generate.engines.embedder import make_embedder
+        from ccr_dist.generate.jobs.embed import Embed
+
+        embed = Embed(make_embedder(engine, options_of(both(overrides, options), model)), source)
+        _run_each(dataset, embed, column or embed.default_column(), job)
+        return
+    if model is not None:
+        raise ConfigError("--model is the model of an --engine; a backbone is chosen by --config or --backbone")
     settings = backbone_of(config, backbone, both(overrides, options))
 
     from ccr_dist.generate.jobs.featurise import Featurise

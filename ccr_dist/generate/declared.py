@@ -51,11 +51,17 @@ def translating(
 
 
 def featurising(
-    dataset: Path, overrides: list[str] | None, config: Path | None, backbone: str | None, options: list[str] | None,
-    source: str, column: str | None, device: str, share: str,
+    dataset: Path, overrides: list[str] | None, config: Path | None, backbone: str | None, engine: str | None,
+    model: str | None, options: list[str] | None, source: str, column: str | None, device: str, share: str,
 ) -> Uses:  # fmt: skip
     """What `featurise` reads and makes."""
     given = both(overrides, options)
+    if engine is not None:
+        from ccr_dist.generate.engines.embedder import embedders
+
+        require_engine_alone(config, backbone, {})
+        asked = _engine(engine, {name: embedders.get(name) for name in embedders.names()}, given, model)
+        return _job(dataset, column, share, [source], asked.reads, asked.packages, asked.tools)
     settings = backbone_of(config, backbone, given)
     changes = tuple(f"backbone.{option}" for option in given)
     items: list[Item] = [] if config is None else [Settings(str(config), overrides=changes)]
@@ -76,10 +82,23 @@ def importing(dataset: Path, file: Path, column: str, share: str) -> Uses:
     return _job(dataset, column, share, [None], [File(str(file))], (), ())
 
 
+def require_engine_alone(config: Path | None, backbone: str | None, given: dict[str, bool]) -> None:
+    """ConfigError where `featurise --engine` is given what belongs to a backbone. given: option -> it was set."""
+    also = {"--config": config is not None, "--backbone": backbone is not None, **given}
+    if wrong := [option for option, is_set in also.items() if is_set]:
+        raise ConfigError(
+            f"--engine and {', '.join(wrong)} do not go together: these are of backbones; an engine's options are"
+            " KEY=VALUE"
+        )
+
+
 def backbone_of(config: Path | None, kind: str | None, options: list[str] | None) -> BackboneConfig:
     """The settings of the backbone that `featurise` runs. ConfigError."""
     if (config is None) == (kind is None):
-        raise ConfigError("featurise needs either --config RUN.yaml or --backbone KIND (with options as KEY=VALUE)")
+        raise ConfigError(
+            "featurise needs either --config RUN.yaml or --backbone KIND (with options as KEY=VALUE); or, for texts,"
+            " --engine and --model"
+        )
     if config is not None:
         return load_config(config, [f"backbone.{option}" for option in options or []]).backbone
     assert kind is not None
@@ -139,7 +158,7 @@ def _prompt(name: str, fields: tuple[str, ...]) -> list[Item]:
 
 
 def _job(
-    dataset: Path, column: str | None, share: str, sources: Sequence[str | None], items: list[Item],
+    dataset: Path, column: str | None, share: str, sources: Sequence[str | None], items: Sequence[Item],
     packages: tuple[str, ...], tools: tuple[str, ...], device: str | None = None,
 ) -> Uses:  # fmt: skip
     if column is None:

@@ -123,7 +123,8 @@ def measured_on(config: RunConfig, dataset: Dataset) -> tuple[dict[str, str], di
         if key == "visual" and column.kind == "image":
             rules["pictures"] = VERSION
         elif key == "visual" and column.plan.get("processor") == "featurise":
-            rule = {"image": "pictures", "text": "texts"}.get(column.plan.get("backbone", {}).get("side"))
+            side = "text" if "engine" in column.plan else column.plan.get("backbone", {}).get("side")
+            rule = {"image": "pictures", "text": "texts"}.get(side)
             rules |= {rule: column.plan.get(rule, 0)} if rule else {}
     return columns, rules
 
@@ -193,7 +194,7 @@ def _require_alike(made: dict[str, tuple[str, dict[str, Any]]], dataset: Dataset
     """
     plan = dataset.column(column).plan
     if plan.get("processor") == "featurise":
-        how = {key: plan.get(key) for key in ("backbone", "pictures", "tokens", "frames", "pool")}
+        how = {key: plan.get(key) for key in ("backbone", "engine", "pictures", "tokens", "frames", "pool")}
         other, theirs = made.setdefault(column, (dataset.place, how))
         if lines := differences(theirs, how):
             shown = (

