@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import mteb
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.types import PromptType
 
 from ccr_dist.errors import ConfigError
@@ -19,6 +20,10 @@ from ccr_dist.standard.subsets import language_of
 
 if TYPE_CHECKING:
     from ccr_dist.retriever.retriever import Retriever
+
+# Types of tasks that compare all queries with all documents. Others (reranking, questions with a choice of answers) cut
+# rows to pieces, of which it is no longer known what they are rows of.
+SEARCHES = ("Any2AnyRetrieval", "Any2AnyMultilingualRetrieval", "DocumentUnderstanding")
 
 
 def chosen(words: str, langs: str | None = None) -> list[AbsTask]:
@@ -35,7 +40,7 @@ def chosen(words: str, langs: str | None = None) -> list[AbsTask]:
     names = list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
     if not names:
         raise ConfigError("--mteb: expected names of tasks, such as XM3600T2IRetrieval,WITT2IRetrieval")
-    tasks = [_task(name) for name in names]
+    tasks = [task for name in names for task in _tasks(name)]
     if langs is not None:
         wanted = [word.strip() for word in langs.split(",") if word.strip()]
         for task in tasks:
@@ -53,6 +58,12 @@ def require_usable(retriever: Retriever, tasks: Sequence[AbsTask]) -> None:
         _require_pairs(retriever, task)
         if "text" in task.metadata.modalities:
             _require_languages(retriever, task)
+
+
+def _tasks(word: str) -> list[AbsTask]:
+    """A task; or those that a task of mteb stands for."""
+    task = _task(word)
+    return list(task.metadata.tasks) if isinstance(task, AbsTaskAggregate) else [task]
 
 
 def _task(word: str) -> AbsTask:
@@ -102,12 +113,12 @@ def _require_pairs(retriever: Retriever, task: AbsTask) -> None:
     about = task.metadata
     if foreign := [each for each in about.modalities if each not in MODALITIES]:
         raise ConfigError(f"{about.name}: it needs {' and '.join(foreign)}, which a retriever does not encode")
+    if not retriever.cosine and about.type not in SEARCHES:
+        raise ConfigError(
+            f"{about.name} ({about.type}): the method of {retriever.name} scores by several parts; it can only be"
+            " measured on retrieval between texts and pictures or videos"
+        )
     if not isinstance(task, AbsTaskRetrieval):
-        if not retriever.cosine:
-            raise ConfigError(
-                f"{about.name} ({about.type}): the method of {retriever.name} scores by several parts; it can only be"
-                " measured on retrieval between texts and pictures or videos"
-            )
         return
     asked, found = (about.get_modalities(side) for side in (PromptType.query, PromptType.document))
     if len(asked) != 1 or len(found) != 1:

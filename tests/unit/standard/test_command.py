@@ -18,6 +18,8 @@ from ccr_dist.standard.encoder import RetrieverEncoder
 from ccr_dist.standard.own_tasks import own_task
 from tests import retrievers, toy
 
+pytestmark = pytest.mark.long  # mteb and its libraries take seconds to import
+
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Retriever:

@@ -25,6 +25,8 @@ from tests import generation, retrievers, toy
 
 XM3600 = mteb.get_task("XM3600T2IRetrieval").metadata
 
+pytestmark = pytest.mark.long  # mteb and its libraries take seconds to import
+
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Retriever:

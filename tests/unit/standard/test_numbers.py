@@ -20,6 +20,8 @@ from tests import retrievers, toy
 
 LANGS = ("en", "es")
 
+pytestmark = pytest.mark.long  # mteb and its libraries take seconds to import
+
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Retriever:

@@ -12,6 +12,7 @@ pytest.importorskip("mteb")
 import mteb
 from datasets import Dataset, Features, Image, Value
 from datasets import Sequence as ListOf
+from mteb.abstasks.zeroshot_classification import AbsTaskZeroShotClassification
 from mteb.tasks import XM3600I2TRetrieval, XM3600T2IRetrieval
 
 from ccr_dist.errors import ConfigError, DataError, StorageError
@@ -23,6 +24,8 @@ from ccr_dist.standard.own_tasks import CORPORA, own_task, task_names
 from tests import generation, retrievers, toy
 
 ZH = ["一个红点", "一个蓝点", "一个绿点"]
+
+pytestmark = pytest.mark.long  # mteb and its libraries take seconds to import
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,11 @@ def test_unknown_names_are_refused_with_near_ones(words: str, said: str, tmp_pat
         chosen(words)
 
 
+def test_a_name_that_stands_for_several_tasks_means_them() -> None:
+    names = [task.metadata.name for task in chosen("VisualSTS17Multilingual")]
+    assert names == ["STS17MultilingualVisualSTS"]
+
+
 def test_languages_are_a_choice_of_subsets() -> None:
     [task, other] = chosen("XM3600T2IRetrieval,WITT2IRetrieval", "nb,pt-BR,en")
     assert (task.hf_subsets, other.hf_subsets) == (["en", "no", "pt"], ["en"])
@@ -97,7 +105,11 @@ def test_tasks_beyond_a_retriever_are_refused_before_anything_is_loaded(clip: Re
     ):
         with pytest.raises(ConfigError, match=said):
             require_usable(clip, chosen(words))
-    for words, said in (("CIFAR10", "scores by several parts"), ("NIGHTSI2IRetrieval", "finds image by image")):
+    for words, said in (
+        ("CIFAR10", "ImageClassification.: the method of hybrid-s0 scores by several parts"),
+        ("XModBenchT2IReranking", "scores by several parts"),
+        ("NIGHTSI2IRetrieval", "finds image by image"),
+    ):
         with pytest.raises(ConfigError, match=said):
             require_usable(hybrid, chosen(words))
 
@@ -212,6 +224,37 @@ def test_a_task_of_mteb_measures_as_one_over_the_same_dataset(
         rows = theirs.scores["test"][lang], ours.scores["test"][lang]
         assert rows[0]["hf_subset"] == rows[1]["hf_subset"]
         assert [rows[0][name] for name in names] == [rows[1][name] for name in names]
+
+
+def test_other_kinds_of_tasks(clip: Retriever, tmp_path: Path) -> None:
+    """Zero-shot classification: mteb finds the label that has the best score here, of each picture."""
+    pictures = [toy.picture(number) for number in range(30)]
+    paths = [tmp_path / f"{number}.png" for number in range(30)]
+    for path, picture in zip(paths, pictures, strict=True):
+        path.write_bytes(picture)
+    scores = clip.similarity(clip.encode_text(toy.ENGLISH, "en"), clip.encode_images(paths))
+    split = [
+        (abs(int((one > other).sum()) - 15), i, j) for i, one in enumerate(scores) for j, other in enumerate(scores)
+    ]
+    _, *both = min(split)
+    best = scores[both].argmax(axis=0)
+    assert 5 < best.sum() < 25
+    content = [{"bytes": data, "path": None} for data in pictures]
+    features = Features({"image": Image(), "label": Value("int64")})
+    data = Dataset.from_dict({"image": content, "label": best.tolist()}, features=features)
+
+    class Spots(AbsTaskZeroShotClassification):
+        metadata = mteb.get_task("CIFAR10ZeroShot").metadata.model_copy(update={"name": "Spots"})
+
+        def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
+            self.dataset, self.data_loaded = {"test": data}, True
+
+        def get_candidate_labels(self) -> list[str]:
+            return [toy.ENGLISH[label] for label in both]
+
+    require_usable(clip, [Spots()])
+    result, _ = measure(RetrieverEncoder(clip), Spots(), tmp_path / "out")
+    assert result.scores["test"][0]["accuracy"] == 1.0
 
 
 def test_data_that_only_the_hub_has_is_a_sentence(clip: Retriever, tmp_path: Path) -> None:
