@@ -1,0 +1,169 @@
+"""What a retriever gives: rows, scores as evaluation has them, languages, and errors that name the input."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ccr_dist
+from ccr_dist.data.media.decode import decode_image
+from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.errors import ConfigError, DataError, NonFiniteError
+from ccr_dist.methods.run_config import load_config
+from ccr_dist.retriever.language import detect
+from ccr_dist.train import commands
+from tests import generation, retrievers, tiny, toy
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory):
+    return retrievers.clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory):
+    return retrievers.hybrid(tmp_path_factory.mktemp("hybrid"))
+
+
+def trained(path: Path):
+    config = load_config(path)
+    assert commands.train([config], test=True, world=None) == 0
+    return config
+
+
+def leccr(folder: Path) -> Path:
+    """A run whose score has two parts, min-max normalised, and whose weights validation chooses."""
+    encoder = tiny.tiny_frontend_folder(folder / "encoder", toy.ALL_TEXTS)
+    method = {"name": "leccr", "text_encoder": encoder, "dim": 8, "heads": 2, "alpha": "validation", "minmax": True}
+    stage = {"train": {"steps": 2, "batch": 10, "lr": 1e-3}}
+    data = {"description": "caption.en.toy", "group": None}
+    return toy.config(folder, method, stage, data=data)
+
+
+@pytest.mark.parametrize("make", [toy.dasd, leccr])
+def test_scores_rank_as_evaluation_does(make, tmp_path: Path) -> None:
+    config = trained(make(tmp_path))
+    retriever = ccr_dist.load(config.folder)
+    test = Dataset.open(config.data.test)
+    places = [(shard, row) for shard, count in enumerate(test.shard_rows) for row in range(count)]
+
+    def column(name: str) -> list:
+        return [test.column(name).value(*place) for place in places]
+
+    pixels = torch.stack([retriever.image_transform()(decode_image(data)) for data in column("image")])
+    visual = retriever.encode_pixels(pixels, description=[texts[0] for texts in column("caption.en.toy")])
+    scores = retriever.similarity(retriever.encode_text([texts[0] for texts in column("caption.es")], "es"), visual)
+    kept = np.load(config.folder / "results/test.ranks.npz")
+    label = np.array(column("label.concept") if config.data.group else range(len(places)))
+    right = label[:, None] == label
+    best = np.where(right, scores, -np.inf).max(1, keepdims=True)
+    found = 1 + ((scores >= best) & ~right).sum(1)
+    # min-max by the ranges of validation is another scale than by those of the test: nearly the same order
+    same = (found == kept["es/t2v"]).mean()
+    assert same == 1.0 if make is toy.dasd else same > 0.6
+    assert retriever.cosine == (make is toy.dasd)
+    if make is leccr:
+        assert set(retriever.fusion.ranges) == {name for name, weight in retriever.fusion.weights.items() if weight}
+
+
+def test_a_score_does_not_depend_on_the_others(hybrid) -> None:
+    text = hybrid.encode_text(toy.ENGLISH[:3], "en")
+    visual = hybrid.encode_images([Image.new("RGB", (40, 30), colour) for colour in ("red", "blue", "green")])
+    whole = hybrid.similarity(text, visual)
+    alone = [[hybrid.similarity(text[i : i + 1], visual[j : j + 1])[0, 0] for j in range(3)] for i in range(3)]
+    assert np.allclose(whole, alone, rtol=0, atol=1e-6)
+    assert hybrid.similarity(text[:0], visual).shape == (0, 3)
+
+
+def test_cosine_rows_have_unit_length_and_scores_are_dot_products(clip) -> None:
+    text = clip.encode_text(toy.ENGLISH[:3], "en")
+    visual = clip.encode_images([Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")])
+    assert text.dtype == visual.dtype == np.float32
+    assert np.allclose(np.linalg.norm(text, axis=1), 1, atol=1e-6)
+    assert np.allclose(clip.similarity(text, visual), text @ visual.T, atol=1e-6)
+    assert np.allclose(np.diag(clip.visual_similarity(visual, visual)), 1, atol=1e-6)
+
+
+def test_a_picture_gives_the_same_row_as_path_object_and_array(clip, tmp_path: Path) -> None:
+    path = tmp_path / "a b.png"
+    path.write_bytes(toy.picture(3))
+    with Image.open(path) as image:
+        rows = clip.encode_images([path, str(path), image, np.asarray(image.convert("RGB"))])
+    assert all(np.array_equal(rows[0], row) for row in rows)
+    assert clip.encode_images([]).shape == (0, clip.visual_width)
+    clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
+    assert np.array_equal(*clip.encode_images([clear, Image.new("RGB", (32, 32), "white")]))
+
+
+def test_the_batch_changes_nothing_but_the_last_bits(clip) -> None:
+    texts = [*toy.ENGLISH[:7]]
+    assert np.allclose(clip.encode_text(texts, "en"), clip.encode_text(texts, "en", batch=2), atol=1e-6)
+
+
+def test_videos_are_the_mean_of_their_frames_or_all_of_them(clip, hybrid, tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    path.write_bytes(generation.video())
+    assert clip.encode_videos([path], frames=3).shape == (1, clip.visual_width)
+    one = Image.new("RGB", (64, 48), "gray")
+    assert np.allclose(clip.encode_frames([one, one, one]), clip.encode_images([one])[0], atol=1e-6)
+    assert hybrid.encode_videos([path], frames=3).shape == (1, hybrid.visual_width)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture"])
+def test_a_broken_picture_or_video_is_named(content: bytes, clip, tmp_path: Path) -> None:
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(content)
+    for encode in (clip.encode_images, clip.encode_videos):
+        with pytest.raises(DataError, match=r"broken\.jpg"):
+            encode([path])
+        with pytest.raises(DataError, match=r"nothing\.jpg.*cannot be read"):
+            encode([tmp_path / "nothing.jpg"])
+    with pytest.raises(DataError, match="uint8"):
+        clip.encode_images([np.zeros((4, 4))])
+
+
+def test_languages(hybrid) -> None:
+    assert hybrid.languages == ("en", "es")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = hybrid.encode_text(toy.SPANISH[:2], "es-MX")
+    assert np.array_equal(rows, hybrid.encode_text(toy.SPANISH[:2], "es"))
+    with pytest.warns(UserWarning, match="not trained for language 'de'"), pytest.raises(ConfigError, match="'de'"):
+        hybrid.encode_text(["ein roter Fleck"], "de")
+
+
+def test_a_language_that_the_method_can_encode_is_a_warning(clip) -> None:
+    with pytest.warns(UserWarning, match="not trained for language 'pt'"):
+        assert clip.encode_text(["um barco pequeno"], "pt").shape == (1, clip.text_width)
+
+
+def test_languages_are_detected_for_each_text(hybrid) -> None:
+    texts = ["el perro juega con la pelota en el jardín", "the dog plays with a ball in the garden of the house"]
+    assert [hybrid.detect(text) for text in texts] == [("es", True), ("en", True)]
+    rows = hybrid.encode_text(texts)
+    assert np.allclose(rows[:1], hybrid.encode_text(texts[:1], "es"), atol=1e-6)
+    assert np.allclose(rows[1:], hybrid.encode_text(texts[1:], "en"), atol=1e-6)
+    assert not hybrid.detect("x").sure
+
+
+def test_detection_knows_regions_and_unknown_languages() -> None:
+    assert detect("um limão amarelo na mesa da cozinha", ("en", "pt-BR")).lang == "pt-BR"
+    assert detect("anything", ("to",)) == ("to", True)
+    assert detect("anything", ("to", "en")) == ("to", False), "one of them is not known to the identifier"
+
+
+def test_bad_input(clip) -> None:
+    for blank in ("", "  ", "\u200b"):
+        with pytest.raises(DataError, match="text 1 is blank"):
+            clip.encode_text(["a dog", blank], "en")
+    with pytest.raises(TypeError, match="list of texts"):
+        clip.encode_text("a dog", "en")
+    with pytest.raises(DataError, match="rows of shape"):
+        clip.similarity(np.zeros((1, 3), np.float32), np.zeros((1, clip.visual_width), np.float32))
+    with pytest.raises(NonFiniteError, match="item 0 is not finite"):
+        clip.encode_pixels(np.full((1, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE), np.nan, np.float32))
