@@ -1,4 +1,4 @@
-"""The records of a step's attempts: RUN/steps/STEP/attempts/TASK.jsonl, one line when an attempt starts and one when it
+"""Records of a step's attempts in RUN/steps/STEP/attempts/TASK.jsonl: one line when an attempt starts and one when it
 ends.
 
 Only the attempt itself writes, so lines of two writers never mix. An attempt without an end was killed, with its node
@@ -19,14 +19,21 @@ from ccr_dist.data.storage.json_lines import append_line, read_lines
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt of a task. `end` is None while it runs, and stays None if it was killed."""
+    """One attempt of a task.
 
-    name: str  # JOB.RESTART
+    Attributes:
+        name: JOB.RESTART.
+        start: The line written at its start.
+        end: The line written at its end; None while it runs, and if it was killed.
+    """
+
+    name: str
     start: Mapping[str, Any]
     end: Mapping[str, Any] | None
 
     @property
     def job(self) -> str:
+        """The id of its job."""
         return self.name.partition(".")[0]
 
     @property
@@ -36,23 +43,27 @@ class Attempt:
 
     @property
     def done(self) -> bool:
+        """Whether it succeeded."""
         return self.end is not None and self.end["decision"] == "done"
 
 
 def step_folder(run: Path, step: str) -> Path:
+    """The folder of a step in a run folder."""
     return run / "steps" / step
 
 
 def path_of(run: Path, step: str, task: int) -> Path:
+    """The file of a task's attempts."""
     return step_folder(run, step) / "attempts" / f"{task}.jsonl"
 
 
 def write(path: Path, line: Mapping[str, Any]) -> None:
+    """Append a line, with the time."""
     append_line(path, {**line, "time": round(time.time(), 3)})
 
 
 def read(path: Path) -> list[Attempt]:
-    """Read the attempts in order. Torn or damaged lines are skipped: an attempt without an end counts as killed."""
+    """Read the attempts in order. Incomplete and damaged lines are skipped; without an end, an attempt was killed."""
     starts: dict[str, Mapping[str, Any]] = {}
     ends: dict[str, Mapping[str, Any]] = {}
     for values in read_lines(path).values:
@@ -64,8 +75,8 @@ def strikes(attempts: Sequence[Attempt], now: Progress) -> int:
     """Count the most recent consecutive attempts that made no progress and are counted as failures.
 
     Args:
-        attempts: in order. One that was killed is counted.
-        now: the current progress.
+        attempts: Attempts in order; killed ones are counted.
+        now: The current progress.
     """
     count, after = 0, now
     for attempt in reversed(attempts):

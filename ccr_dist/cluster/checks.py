@@ -1,5 +1,5 @@
-"""Checks before queueing: everything that a step reads exists or is made by an earlier step; enough disk space is free;
-the environment is complete; the site's warning leaves time to save. `submit.py` asks SLURM whether it accepts the
+"""Checks before anything is queued: every input of a step exists or an earlier step makes it; enough disk space is
+free; the environment is complete; the site's warning leaves time to save. `submit.py` asks SLURM whether it accepts the
 scripts.
 """
 
@@ -34,8 +34,8 @@ class Checked:
     """The result of the checks.
 
     Attributes:
-        uses: what each step reads and makes, by step.
-        notes: messages for the user; none of them prevents a start.
+        uses: What each step reads and makes, by step.
+        notes: Messages for the user; none of them prevents a start.
     """
 
     uses: dict[str, Uses]
@@ -46,14 +46,14 @@ def check(plan: Plan, *, free_disk_gib: float) -> Checked:
     """Check all steps of a pipeline.
 
     Args:
-        plan: the pipeline.
+        plan: The pipeline.
         free_disk_gib: GiB that must be free wherever a step writes.
 
     Returns:
         What the steps use, and notes for the user.
 
     Raises:
-        ConfigError: with all problems, one a line, each with its place in the pipeline.
+        ConfigError: Something is wrong; lists all problems, one per line, each with its place in the pipeline.
     """
     wrong: list[str] = []
     uses: dict[str, Uses] = {}
@@ -100,8 +100,8 @@ def check(plan: Plan, *, free_disk_gib: float) -> Checked:
 
 
 def _filled_twice(plan: Plan, uses: Mapping[str, Uses]) -> Iterator[str]:
-    """Columns that two steps make by different commands: the second would be refused, or mix its rows with the
-    first one's.
+    """Problems of columns that two steps make by different commands: the second would be refused, or mix its rows with
+    those of the first.
     """
     earlier: dict[str, Table] = {}
     for name, of_step in uses.items():
@@ -120,7 +120,9 @@ def _filled_twice(plan: Plan, uses: Mapping[str, Uses]) -> Iterator[str]:
 
 
 def _trained_twice(plan: Plan, uses: Mapping[str, Uses]) -> Iterator[str]:
-    """Run folders that two steps train by different commands: the second would be refused, or continue the first."""
+    """Problems of run folders that two steps train by different commands: the second would be refused, or resume the
+    first.
+    """
     earlier: dict[Path, str] = {}
     for name, of_step in uses.items():
         for folder in (made.path for made in of_step.makes if isinstance(made, Run)):
@@ -133,7 +135,7 @@ def _trained_twice(plan: Plan, uses: Mapping[str, Uses]) -> Iterator[str]:
 
 
 def _launch_problem(launch: str) -> str | None:
-    """What is wrong with a step's launch profile, if anything."""
+    """What is wrong with a step's launch profile, or None."""
     try:
         file = LAUNCH.find(launch)
     except ConfigError as error:
@@ -151,7 +153,7 @@ def _named(read: Item) -> str:
 
 
 def _missing(read: Item, before: Mapping[str, Uses]) -> Iterator[str]:
-    """Yield the problems of one input: it must exist, or one of the steps `before` must make it."""
+    """Problems of one input: it must exist, or one of the steps `before` must make it."""
     if any(makers(before, read)) or is_url(read.path):
         return
     if isinstance(read, Table):
@@ -187,7 +189,7 @@ def _unwritable(made: Item) -> Iterator[str]:
 
 
 def _missing_table(read: Table, before: Mapping[str, Uses]) -> Iterator[str]:
-    """A dataset, or each of a folder of them: there, or made before, with its column."""
+    """Problems of a dataset, or of each dataset in a folder: it and its column must exist, or be made before."""
     makes = [
         made
         for of_step in before.values()
@@ -230,15 +232,15 @@ def environment(profile: Profile, uses: Mapping[str, Uses]) -> tuple[dict[str, s
     """Ask the profile's interpreter, on this machine, for its versions and for missing packages.
 
     Args:
-        profile: of the site.
-        uses: of the steps that still have to run.
+        profile: The site profile.
+        uses: What the steps that still have to run use.
 
     Returns:
-        The versions that the nodes must have (None if it is in a container and was not asked); the packages that it
-        lacks and the programs that this machine lacks, of those that the steps need.
+        The versions that the nodes must have, None if the interpreter is in a container and was not asked; and those of
+        the steps' packages and programs that are missing.
 
     Raises:
-        ConfigError: the interpreter is missing or damaged.
+        ConfigError: The interpreter is missing or damaged.
     """
     if profile.prefix:
         return None, []
@@ -260,18 +262,25 @@ def environment(profile: Profile, uses: Mapping[str, Uses]) -> tuple[dict[str, s
 
 
 def absent_here(uses: Mapping[str, Uses]) -> list[str]:
-    """The packages that this Python lacks and the programs that this machine lacks, of those that steps need."""
+    """Those of the steps' packages and programs that are missing here."""
     return lacking(*_wanted(uses))
 
 
 def _wanted(uses: Mapping[str, Uses]) -> tuple[list[str], list[str]]:
-    """Modules and programs."""
+    """The packages and programs that steps need."""
     modules = {module for each in uses.values() for module in each.packages}
     return sorted(modules), sorted({tool for each in uses.values() for tool in each.tools})
 
 
 def lines_of(plan: Plan, uses: Mapping[str, Uses], absent: Sequence[str], python: str) -> tuple[list[str], list[str]]:
-    """Messages about missing packages, and about missing programs."""
+    """Messages about missing packages, and about missing programs.
+
+    Args:
+        plan: The pipeline.
+        uses: What its steps use.
+        absent: Names of the missing packages and programs.
+        python: What messages call the interpreter.
+    """
     packages, tools = list[str](), list[str]()
     for name, of_step in uses.items():
         place = f"{plan.document.place(('steps', name, 'command'))}: step {name}"
@@ -285,8 +294,8 @@ def lines_of(plan: Plan, uses: Mapping[str, Uses], absent: Sequence[str], python
 
 
 def grace(plan: Plan, checked: Checked, profile: Profile) -> None:
-    """Add a note where the site's warning is shorter than the longest step and save so far, or where these were not
-    measured.
+    """Add notes on steps for which the site's warning is shorter than the longest step and save so far, or for which
+    these were not measured.
     """
     for name, uses in checked.uses.items():
         if not uses.steps:

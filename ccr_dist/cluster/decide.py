@@ -1,6 +1,6 @@
-"""What happens to a job whose command has ended: one table for clusters and single machines. Pure functions.
+"""Decides what happens to a job whose command has ended: one table for clusters and single machines. Pure functions.
 
-The first row that fits decides. "Strikes" are consecutive counted attempts without progress; after more than `retries`
+The first matching rule decides. "Strikes" are consecutive counted attempts without progress; after more than `retries`
 of them the job is given up.
 """
 
@@ -22,17 +22,17 @@ class Ended:
     """How an attempt ended.
 
     Attributes:
-        code: the most specific exit code of all processes.
-        taken: SLURM has already taken the job away (cancelled, requeued, node lost) and handles it itself.
-        preempted: SLURM is about to take it away.
-        warned: the batch script received a signal.
-        held: a person asked to stop (RUN/stop).
-        progressed: more is committed than when the attempt began.
-        strikes: of the attempts before this one.
-        retries: strikes that are allowed.
-        blamed: nodes to avoid if the code says that a node is at fault.
-        all_blamed: every one of several nodes is blamed.
-        nonfinite_before: an earlier attempt ended with values that are not finite.
+        code: The most specific exit code of all processes.
+        taken: Whether SLURM has already taken the job away (cancelled, requeued, node lost) and handles it itself.
+        preempted: Whether SLURM is about to take it away.
+        warned: Whether the batch script received a signal.
+        held: Whether a person asked to stop (RUN/stop).
+        progressed: Whether more is committed than when the attempt began.
+        strikes: Strikes of the attempts before this one.
+        retries: Strikes that are allowed.
+        blamed: Nodes to avoid if the code says that a node is at fault.
+        all_blamed: Whether every one of several nodes is blamed.
+        nonfinite_before: Whether an earlier attempt ended with values that are not finite.
     """
 
     code: int
@@ -58,11 +58,11 @@ class Decision:
     """What to do with the job.
 
     Attributes:
-        action: done, run again, fail, or leave it to SLURM.
-        why: the row of the table.
-        counted: it is a strike if there was no progress.
-        back: resume from the checkpoint before the newest.
-        exclude: nodes to avoid.
+        action: "done", "again", "fail", or "leave" it to SLURM.
+        why: Name of the rule.
+        counted: Whether it is a strike if there was no progress.
+        back: Whether to resume from the checkpoint before the newest.
+        exclude: Nodes to avoid.
     """
 
     action: Action
@@ -73,7 +73,13 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Row:
+class Rule:
+    """A rule of TABLE: which ends it matches, and what follows (as in `Decision`).
+
+    Attributes:
+        exclude: Whether to avoid the blamed nodes.
+    """
+
     name: str
     fits: Callable[[Ended], bool]
     action: Action
@@ -88,31 +94,32 @@ def _code(*kinds: type[errors.CcrError]) -> Callable[[Ended], bool]:
 
 
 TABLE = (
-    Row("done", lambda e: e.code == errors.DONE, "done"),
-    Row("wrong config, wrong or too much bad data, damaged checkpoint, out of memory", _code(*NEVER), "fail"),
-    Row("cancelled, requeued, or its node lost: SLURM goes on with it", lambda e: e.taken, "leave"),
-    Row("a person asked to stop", lambda e: e.held and e.code == errors.STOPPED, "fail"),
-    Row("preempted", lambda e: e.preempted, "again"),
-    Row("not a number, again", lambda e: e.code == errors.NonFiniteError.exit_code and e.nonfinite_before, "fail"),
-    Row(
+    Rule("done", lambda e: e.code == errors.DONE, "done"),
+    Rule("wrong config, wrong or too much bad data, damaged checkpoint, out of memory", _code(*NEVER), "fail"),
+    Rule("cancelled, requeued, or its node lost: SLURM goes on with it", lambda e: e.taken, "leave"),
+    Rule("a person asked to stop", lambda e: e.held and e.code == errors.STOPPED, "fail"),
+    Rule("preempted", lambda e: e.preempted, "again"),
+    Rule("not a number, again", lambda e: e.code == errors.NonFiniteError.exit_code and e.nonfinite_before, "fail"),
+    Rule(
         "not a number: once more, from the checkpoint before",
         _code(errors.NonFiniteError),
         "again",
         counted=True,
         back=True,
     ),
-    Row("no node is fit", lambda e: e.code == NODE and e.all_blamed, "fail"),
-    Row("too often without progress", lambda e: e.spent, "fail", counted=True),
-    Row("a node is not fit", lambda e: e.code == NODE, "again", counted=True, exclude=True),
-    Row("hang, or a dead device", _code(errors.HangError), "again", counted=True, exclude=True),
-    Row("time limit", lambda e: e.warned, "again", counted=True),
-    Row("stopped, or others still work on it", lambda e: e.code == errors.STOPPED, "again", counted=True),
-    Row("storage or engine failed", _code(errors.StorageError, errors.EngineError), "again", counted=True),
-    Row("crash", lambda e: True, "again", counted=True),
+    Rule("no node is fit", lambda e: e.code == NODE and e.all_blamed, "fail"),
+    Rule("too often without progress", lambda e: e.spent, "fail", counted=True),
+    Rule("a node is not fit", lambda e: e.code == NODE, "again", counted=True, exclude=True),
+    Rule("hang, or a dead device", _code(errors.HangError), "again", counted=True, exclude=True),
+    Rule("time limit", lambda e: e.warned, "again", counted=True),
+    Rule("stopped, or others still work on it", lambda e: e.code == errors.STOPPED, "again", counted=True),
+    Rule("storage or engine failed", _code(errors.StorageError, errors.EngineError), "again", counted=True),
+    Rule("crash", lambda e: True, "again", counted=True),
 )
 
 
 def decide(ended: Ended) -> Decision:
-    row = next(row for row in TABLE if row.fits(ended))
-    exclude = ended.blamed if row.exclude and not ended.all_blamed else frozenset[str]()
-    return Decision(row.action, row.name, counted=row.counted, back=row.back, exclude=exclude)
+    """Apply the first matching rule of TABLE."""
+    rule = next(rule for rule in TABLE if rule.fits(ended))
+    exclude = ended.blamed if rule.exclude and not ended.all_blamed else frozenset[str]()
+    return Decision(rule.action, rule.name, counted=rule.counted, back=rule.back, exclude=exclude)

@@ -1,7 +1,7 @@
-"""When a step is done: its last attempt succeeded, with the digest (`step_digest.py`) that the step has now.
+"""Decides whether a step is done: its last attempt succeeded, with the digest (`step_digest.py`) that the step has now.
 
-An attempt records the digest with which it starts. An edited command or file therefore makes a step run again, and
-also all steps after it.
+An attempt records the digest with which it starts. An edited command or file therefore makes a step run again, and all
+steps after it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ class Standing:
     """Which tasks of a plan's steps are done, for the current plan and files.
 
     Attributes:
-        planned: a digest of what each step is asked to do, which does not change while the pipeline runs.
+        plan: The pipeline.
+        uses: What each step reads and makes.
+        planned: A digest of each step's task, which does not change while the pipeline runs.
 
     Raises:
-        ConfigError: a command is wrong.
+        ConfigError: A command is wrong.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -47,19 +49,20 @@ class Standing:
             self._undone[name] = [task for task in range(job.step.tasks) if not self._ended_well(job, task)]
 
     def is_planned(self, step: str, known: str) -> bool:
-        """Whether a submission with this digest asked for the same as the step does now."""
+        """Whether a submission with this digest asked for the same as the step now."""
         return known in (self.planned[step], self._earlier.planned[step])
 
     def undone(self, step: str) -> list[int]:
+        """The tasks of a step that are not done, ascending."""
         return self._undone[step]
 
     def outdated(self, step: str, task: int) -> bool:
-        """Whether it was done, but not as the step is defined now."""
+        """Whether a task was done, but not as the step is defined now."""
         tried = attempts.read(attempts.path_of(self.plan.run, step, task))
         return task in self._undone[step] and any(attempt.done for attempt in tried)
 
     def _ended_well(self, job: Job, task: int) -> bool:
-        """Whether it was done as defined now, nothing else was tried since, and its outputs still exist."""
+        """Whether a task was done as defined now, nothing else was tried since, and its outputs still exist."""
         for attempt in reversed(attempts.read(attempts.path_of(self.plan.run, job.name, task))):
             if not self._same(job, attempt):
                 return False

@@ -1,8 +1,8 @@
-"""Called by the batch script of a step before and after its work (slurm/job.sh): python -m ccr_dist.cluster.job
+"""Called by the batch script of a step before and after its command (slurm/job.sh): python -m ccr_dist.cluster.job
 begin|end ... -- COMMAND.
 
-`begin` records that an attempt starts. `end` collects how it ended (exit codes of all processes, progress since the
-start, what SLURM reports of the job, which node is at fault), asks `decide.py`, and carries out the decision.
+`begin` records the start of an attempt. `end` collects how it ended (exit codes of all processes, progress since the
+start, SLURM's report on the job, the node at fault), asks `decide.py`, and carries out the decision.
 """
 
 from __future__ import annotations
@@ -33,7 +33,17 @@ HANG = re.compile(r"rank \d+ \(pid \d+ on (?P<host>[^)\s]+)\): step \d+, (?P<pha
 
 @dataclass(frozen=True)
 class Here:
-    """This attempt, from the environment that slurm/job.sh or `local.py` makes."""
+    """This attempt.
+
+    Attributes:
+        run: The pipeline's run folder.
+        step: Name of the step.
+        task: Number of the task.
+        tasks: Tasks of the step in all.
+        name: JOB.RESTART.
+        retries: Strikes that are allowed.
+        notes: Folder in which its processes leave notes.
+    """
 
     run: Path
     step: str
@@ -45,6 +55,7 @@ class Here:
 
     @classmethod
     def from_environment(cls) -> Here:
+        """The attempt in the environment that slurm/job.sh makes."""
         get = os.environ.__getitem__
         run, step = Path(get("CCR_RUN")), get("CCR_STEP")
         tasks = int(os.environ.get("CCR_TASKS", "1"))
@@ -54,16 +65,20 @@ class Here:
 
     @property
     def restart(self) -> int:
+        """How often the job was restarted."""
         return int(self.name.partition(".")[2])
 
     @property
     def path(self) -> Path:
+        """The file of the task's attempts."""
         return attempts.path_of(self.run, self.step, self.task)
 
     def uses(self, command: Sequence[str]) -> Uses:
+        """What the command reads and makes."""
         return uses_of(command, f"step {self.step}")
 
     def progress(self, uses: Uses) -> Progress:
+        """The progress of this task's share."""
         return progress(uses, (self.task, self.tasks))
 
     def earlier(self) -> list[attempts.Attempt]:
@@ -75,9 +90,15 @@ class Here:
 def begin(here: Here, command: Sequence[str], *, nodes: Sequence[str], job: str | None) -> Decision | None:
     """Record the start of an attempt.
 
+    Args:
+        here: The attempt.
+        command: Words of its command.
+        nodes: Its nodes.
+        job: Id of its SLURM job; None without SLURM.
+
     Returns:
-        None if the work may start; else the decision, because too many attempts were killed or the attempt is on a node
-        that it must avoid.
+        None if the command may start; otherwise the decision, because too many attempts were killed or the attempt is
+        on a node that it must avoid.
     """
     uses = here.uses(command)
     now, earlier = here.progress(uses), here.earlier()
@@ -97,7 +118,15 @@ def begin(here: Here, command: Sequence[str], *, nodes: Sequence[str], job: str 
 
 
 def end(here: Here, command: Sequence[str], *, code: int, heard: str, job: str | None) -> Decision:
-    """Record the end of an attempt, decide what happens to the job, and do it."""
+    """Record the end of an attempt, decide what happens to the job, and carry it out.
+
+    Args:
+        here: The attempt.
+        command: Words of its command.
+        code: Exit code of the launcher.
+        heard: Name of the signal that the batch script received, or "".
+        job: Id of its SLURM job; None without SLURM.
+    """
     uses = here.uses(command)
     earlier = here.earlier()
     [this] = [attempt for attempt in attempts.read(here.path) if attempt.name == here.name]
@@ -166,19 +195,23 @@ def _close(
 
 
 def outcome(decision: Decision) -> str:
+    """A decision in words."""
     what = {"done": "done", "again": "runs again", "fail": "given up", "leave": "left to SLURM"}[decision.action]
     return what + (f", without {', '.join(sorted(decision.exclude))}" if decision.exclude else "")
 
 
 def combined(code: int, notes: Path) -> int:
-    """The most specific exit code. A launcher's own code says only success or failure; those of its ranks are in the
-    notes.
+    """The most specific exit code: a launcher's own says only success or failure, those of its ranks are in the notes.
+
+    Args:
+        code: The launcher's exit code.
+        notes: The attempt's folder of notes.
     """
     codes = {read_json(path)["code"] for path in notes.glob("rank-*.json")}
     if code == errors.DONE:
         return errors.STOPPED if errors.STOPPED in codes else code  # see rank.py
     special = codes - {errors.DONE, errors.CRASH, errors.STOPPED}
-    # no rank began; the first node that finds a problem has srun kill the others, whose code is the higher one
+    # no rank started; when the first node finds a problem, srun kills the others, whose code is higher
     if not codes:
         return NODE if any(read_json(path)["problems"] for path in notes.glob("node-*.json")) else code
     if code == NODE:
@@ -189,16 +222,21 @@ def combined(code: int, notes: Path) -> int:
 
 
 def stuck(runs: Sequence[Path], since: float) -> dict[str, str]:
-    """For ranks that the watchdog has ended since then: host -> the phase of the step in which it hung."""
+    """Phase of the step in which ranks hung, by host, for ranks that the watchdog ended since the unix time `since`."""
     found = {}
     for path in (path for run in runs for path in (run / "hang").glob("rank-*.txt")):
         if path.stat().st_mtime >= since and (match := HANG.search(path.read_text(encoding="utf-8", errors="replace"))):
-            found[match["host"].partition(".")[0]] = match["phase"]  # SLURM's names of nodes are without a domain
+            found[match["host"].partition(".")[0]] = match["phase"]  # SLURM names nodes without their domain
     return found
 
 
 def blame(hangs: dict[str, str], nodes: frozenset[str]) -> frozenset[str]:
-    """The node that reported no phase, or the one whose phase differs from all others; else none."""
+    """The node that reported no phase, or the one whose phase differs from all others; otherwise none.
+
+    Args:
+        hangs: As `stuck` returns them.
+        nodes: Nodes of the attempt.
+    """
     if len(nodes) == 1:
         return nodes
     silent = nodes - hangs.keys()
@@ -216,8 +254,11 @@ def bad_nodes(notes: Path, nodes: frozenset[str]) -> frozenset[str]:
 
 
 def step_back(runs: Sequence[Path]) -> list[Path]:
-    """Set the newest checkpoint of each run aside, so that the next start resumes from the one before it. A selected
-    checkpoint stays.
+    """Set the newest checkpoint of each run aside, unless it is selected, so that the next start resumes from the one
+    before it.
+
+    Returns:
+        Where they were moved.
     """
     moved = []
     for run in runs:
@@ -225,7 +266,7 @@ def step_back(runs: Sequence[Path]) -> list[Path]:
         best = run / "best.json"
         try:
             selected = read_checked(best)[0]["step"] if best.exists() else None
-        except errors.CheckpointError:  # it may be the newest one that is selected
+        except errors.CheckpointError:  # the newest may be the selected one
             continue
         if len(there) < 2 or int(there[-1].name[5:]) == selected:
             continue
@@ -237,7 +278,7 @@ def step_back(runs: Sequence[Path]) -> list[Path]:
 
 
 def saved(notes: Path, runs: Sequence[Path]) -> dict[str, float]:
-    """The time from the signal to the last checkpoint after it, in seconds."""
+    """When the signal came (`heard_at`, unix time), and seconds until the last checkpoint after it (`saved_s`)."""
     heard = notes / "heard"
     if not heard.exists():
         return {}
@@ -248,6 +289,7 @@ def saved(notes: Path, runs: Sequence[Path]) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Run `begin` or `end`. Returns the exit code for the batch script."""
     parser = argparse.ArgumentParser(prog="python -m ccr_dist.cluster.job")
     parser.add_argument("what", choices=("begin", "end"))
     parser.add_argument("--code", type=int, default=0)

@@ -1,11 +1,11 @@
 """The run folder of a pipeline: what was requested, what was queued, what is done.
 
-RUN/pipeline.yaml, profile.yaml     as they were submitted, values put in
+RUN/pipeline.yaml, profile.yaml     as submitted, with overrides applied
 RUN/record.json                     by whom, when, from which commit, with which software
 RUN/jobs.jsonl                      a line before each sbatch and one after it: a submission that dies in between is
                                     found by its token
 RUN/steps/STEP/                     script.sbatch, logs/, attempts/TASK.jsonl (`attempts.py`)
-RUN/stop                            made by a person: running work saves and stops, and is not restarted automatically
+RUN/stop                            made by a person: running commands save and stop, and are not restarted
 """
 
 from __future__ import annotations
@@ -51,27 +51,37 @@ OVER = frozenset(
 
 @dataclass
 class Submitted:
-    """A job of a step, or an array of jobs. `job` is None if it is not known whether it was queued."""
+    """A job of a step, or an array of jobs.
+
+    Attributes:
+        token: Its comment in SLURM, by which it is found after a crash.
+        step: Name of the step.
+        tasks: Tasks of the step.
+        offset: Task number of the array's index 0.
+        job: Its id; None if it is not known whether it was queued.
+        fresh: Whether this process queued it.
+        asked: Digests of what was requested (`submit.py`); None for submissions of earlier versions.
+    """
 
     token: str
     step: str
     tasks: list[int]
     offset: int
     job: str | None = None
-    fresh: bool = False  # of this submission
-    # digests of what was requested (`submit.py`); None for submissions of earlier versions
+    fresh: bool = False
     asked: Mapping[str, Any] | None = None
 
 
 @dataclass
 class Ledger:
-    """The submissions of the run folder `run`."""
+    """The submissions of a run folder, from its jobs.jsonl."""
 
     run: Path
     submitted: list[Submitted] = field(default_factory=list)
 
     @classmethod
     def read(cls, run: Path) -> Ledger:
+        """Read jobs.jsonl. Raises DataError if a submission's first line is damaged."""
         found: dict[str, Submitted] = {}
         lines = read_lines(run / "jobs.jsonl")
         for values in lines.values:
@@ -89,17 +99,23 @@ class Ledger:
         return cls(run, list(found.values()))
 
     def write(self, **line: Any) -> None:
+        """Append a line, with the time."""
         append_line(
             self.run / "jobs.jsonl", {**line, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
         )
 
     def jobs(self) -> list[str]:
+        """The known ids of jobs."""
         return [each.job for each in self.submitted if each.job is not None]
 
 
 @contextlib.contextmanager
 def held(run: Path) -> Iterator[None]:
-    """Lock the run folder: one process at a time submits, resumes or runs a pipeline. ConfigError for a second one."""
+    """Context manager: locks the run folder, so that only one process submits, resumes or runs the pipeline.
+
+    Raises:
+        ConfigError: Another process holds the lock.
+    """
     folder_to_make(run)
     run.mkdir(parents=True, exist_ok=True)
     with (run / "lock").open("a") as file:
@@ -111,7 +127,13 @@ def held(run: Path) -> Iterator[None]:
 
 
 def record(plan: Plan, profile: Profile | None, software: Mapping[str, str] | None) -> None:
-    """Record what is requested, and from where."""
+    """Record what is requested, and from where.
+
+    Args:
+        plan: The pipeline.
+        profile: The site profile; None without SLURM.
+        software: Versions that the nodes must have, if known.
+    """
     run = plan.run
     run.mkdir(parents=True, exist_ok=True)
     replace_atomic(run / "pipeline.yaml", _yaml(plan.pipeline.model_dump(mode="json", exclude_defaults=True)))
@@ -134,13 +156,14 @@ def _yaml(values: Mapping[str, Any]) -> bytes:
 
 
 def forbid_stopped(run: Path) -> None:
+    """Raise ConfigError while RUN/stop exists."""
     if (run / "stop").exists():
         raise ConfigError(f"{run / 'stop'} is there, which keeps everything from running: remove it first")
 
 
 def forbid_queued(run: Path) -> None:
-    """Raises ConfigError while SLURM has jobs of a run: two would work on the same step. Not checked where SLURM is
-    not available.
+    """Raise ConfigError while SLURM has jobs of a run, since two would work on the same step. Without SLURM's commands,
+    nothing is checked.
     """
     known = Ledger.read(run)
     if known.jobs() and shutil.which("squeue"):
@@ -153,7 +176,18 @@ def forbid_queued(run: Path) -> None:
 
 
 def recorded(run: Path, overrides: Iterable[str] = ()) -> tuple[Plan, Profile | None]:
-    """The plan and profile of a run folder. The profile is None if it was run without SLURM."""
+    """The plan and profile of a run folder.
+
+    Args:
+        run: The run folder.
+        overrides: Overrides of the pipeline.
+
+    Returns:
+        The plan, and the profile; None if it was run without SLURM.
+
+    Raises:
+        ConfigError: It is no run folder, or an override is wrong.
+    """
     if not (run / "pipeline.yaml").exists():
         raise ConfigError(
             f"{run}: no run of a pipeline (no pipeline.yaml); `ccr-dist submit` and `ccr-dist run` make one, in"

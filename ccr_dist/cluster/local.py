@@ -1,7 +1,7 @@
-"""`ccr-dist run`: a pipeline on this machine, without SLURM. The same steps in the same order, with the same files and
-decisions.
+"""`ccr-dist run`: runs a pipeline on this machine, without SLURM: the same steps in the same order, with the same files
+and decisions.
 
-Tasks of an array run one after another, and a step for several nodes runs on this one: the order of batches depends on
+Tasks of an array run one after another, and a step for several nodes runs on this one; the order of batches depends on
 neither.
 """
 
@@ -56,15 +56,15 @@ def run(plan: Plan, say: Say, *, dry_run: bool = False) -> int:
     """Run the steps that are not done.
 
     Args:
-        plan: the pipeline.
-        say: prints a message for the user.
-        dry_run: run nothing and write nothing: check, and say which steps would run, and why.
+        plan: The pipeline.
+        say: Prints a message for the user.
+        dry_run: Whether to run and write nothing, and only check and say which steps would run, and why.
 
     Returns:
         The exit code: DONE, STOPPED (the same command resumes it), or that of the step that failed.
 
     Raises:
-        ConfigError: before anything runs, for what `checks.py` finds, and while SLURM still runs the same pipeline.
+        ConfigError: Before anything runs: `checks.py` found problems, or SLURM still runs the same pipeline.
     """
     if dry_run:
         _tell(plan, say)
@@ -86,7 +86,7 @@ def run(plan: Plan, say: Say, *, dry_run: bool = False) -> int:
 
 
 def _check(plan: Plan, say: Say) -> None:
-    """ConfigError for what prevents a run; notes are printed."""
+    """Raise ConfigError if something prevents a run; print notes."""
     ledger.forbid_stopped(plan.run)
     checked = checks.check(plan, free_disk_gib=FREE_DISK_GIB)
     _forbid_lacking(plan, checked)
@@ -96,7 +96,7 @@ def _check(plan: Plan, say: Say) -> None:
 
 
 def _tell(plan: Plan, say: Say) -> None:
-    """Check the pipeline, and say of each step whether it would run, and why."""
+    """Check the pipeline, and say for each step whether it would run, and why."""
     errors.folder_to_make(plan.run)
     _check(plan, say)
     standing = Standing(plan)
@@ -123,7 +123,7 @@ def _why(standing: Standing, step: Job, waiting: list[int]) -> str:
 
 
 def _ending(plan: Plan, step: Job, code: int) -> str:
-    """Why the step is not done, for the terminal: with the error that the log of its last attempt ends with."""
+    """Why a step is not done, with the error at the end of its last attempt's log."""
     if code == errors.STOPPED:
         return "stopped; the same command resumes it"
     reasons = [
@@ -136,7 +136,7 @@ def _ending(plan: Plan, step: Job, code: int) -> str:
 
 
 def _forbid_lacking(plan: Plan, checked: checks.Checked) -> None:
-    """ConfigError for packages and programs that unfinished steps need and that are missing here."""
+    """Raise ConfigError if packages or programs that unfinished steps need are missing here."""
     standing = Standing(plan)
     uses = {name: of_step for name, of_step in checked.uses.items() if standing.undone(name)}
     packages, tools = checks.lines_of(plan, uses, checks.absent_here(uses), sys.executable)

@@ -1,4 +1,4 @@
-"""Which step of a pipeline makes what another step reads: from the declarations of their commands, before anything
+"""Finds which step of a pipeline makes what another step reads, by the declarations of their commands, before anything
 exists.
 """
 
@@ -18,7 +18,7 @@ DATASET = ("dataset.json", "recipe.json", "keys")  # what a dataset's folder hol
 
 
 def uses_by_step(plan: Plan) -> dict[str, Uses]:
-    """What each step reads and makes. Raises ConfigError, with the place in the pipeline, where a command is wrong."""
+    """What each step reads and makes. Raises ConfigError, with the place in the pipeline, if a command is wrong."""
     return {name: uses_of(job.command, f"{plan.place(name)}: step {name}") for name, job in plan.jobs.items()}
 
 
@@ -35,14 +35,14 @@ def ancestors(plan: Plan, step: str) -> list[str]:
 
 
 def makers(uses: Mapping[str, Uses], read: Item) -> Iterator[str]:
-    """The steps that make it, or a part of it."""
+    """The steps that make an input, or a part of it."""
     for name, of_step in uses.items():
         if any(provides(made, read) for made in of_step.makes):
             yield name
 
 
 def provides(made: Item, read: Item) -> bool:
-    """Whether what one command makes is, or holds, what another reads."""
+    """Whether an output of one command is, or contains, an input of another."""
     if not isinstance(read, Table):
         return holds(made, read.path)
     if not isinstance(made, Table) or not inside(read.path, made.path):
@@ -51,7 +51,7 @@ def provides(made: Item, read: Item) -> bool:
 
 
 def holds(made: Item, path: str) -> bool:
-    """Whether a file or folder is one that a command makes."""
+    """Whether an output of a command is, or contains, a file or folder."""
     if not inside(path, made.path) or is_url(made.path):
         return False
     parts = Path(path).resolve().relative_to(Path(made.path).resolve()).parts
@@ -61,17 +61,17 @@ def holds(made: Item, path: str) -> bool:
         if made.column is None:
             return True
         parts = parts[1:]
-    # The folder may hold other things: the pictures that it is built of, the configs of a whole project.
+    # The folder may hold other files: the pictures that it is built from, the configs of a whole project.
     if made.column is None:
         return not parts or parts[0] in DATASET or is_column_name(parts[0])
     return parts[:1] == (made.column,)
 
 
 def inside(path: str, folder: str) -> bool:
-    """Whether a path is a folder or lies in it, links resolved."""
+    """Whether a path is a folder or lies inside it, links resolved."""
     return Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
 def is_url(path: str) -> bool:
-    """Whether it is the address of a store."""
+    """Whether a path is the URL of an object store."""
     return as_url(path) is not None

@@ -28,7 +28,7 @@ RANKS = ("train", "evaluate")  # kinds that a launcher starts, on one or more no
 
 
 class Step(Frozen):
-    """A command and its resources. In an array, nodes, GPUs, CPUs and memory are those of one task."""
+    """A command and its resources. For an array, nodes, GPUs, CPUs and memory are per task."""
 
     command: str = Field(
         min_length=1, description="a ccr-dist command, without the word ccr-dist; $name is an entry of `values`"
@@ -59,11 +59,12 @@ class Step(Frozen):
 
     @property
     def least_nodes(self) -> int:
+        """The lowest number of nodes that is acceptable."""
         return int(self.nodes.partition("-")[0])
 
 
 class Pipeline(Frozen):
-    """An experiment."""
+    """An experiment: its steps, and where its state is kept."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, dots, dashes")
     folder: Line = Field("runs/pipelines", description="state lies in FOLDER/NAME")
@@ -95,7 +96,15 @@ class Pipeline(Frozen):
 
 @dataclass(frozen=True)
 class Job:
-    """A step, ready to run: the words of its command, and the steps that it waits for."""
+    """A step that is ready to run.
+
+    Attributes:
+        name: Name of the step.
+        command: Words of its command.
+        kind: Its script.
+        after: Steps that must finish before it.
+        step: Its settings.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -106,7 +115,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked pipeline with all values filled in. `document` knows the line of each key."""
+    """A checked pipeline with all values filled in.
+
+    Attributes:
+        pipeline: The pipeline as written.
+        jobs: Its steps by name, in order.
+        document: The YAML document, which knows the line of each key.
+    """
 
     pipeline: Pipeline
     jobs: dict[str, Job]
@@ -114,9 +129,11 @@ class Plan:
 
     @property
     def run(self) -> Path:
+        """The run folder."""
         return Path(self.pipeline.folder) / self.pipeline.name
 
     def place(self, step: str) -> str:
+        """Where a step is written, for messages."""
         return self.document.place(("steps", step))
 
 
@@ -126,6 +143,7 @@ def load_plan(path: str | Path, overrides: Iterable[str] = ()) -> Plan:
 
 
 def plan_of(document: yamlfile.Document) -> Plan:
+    """Check a pipeline. Raises ConfigError naming file, line and key."""
     pipeline = yamlfile.validate(Pipeline, document)
     jobs: dict[str, Job] = {}
     above: tuple[str, ...] = ()
@@ -149,7 +167,7 @@ def plan_of(document: yamlfile.Document) -> Plan:
 
 
 def _words(command: str, values: Mapping[str, object], place: str) -> tuple[str, ...]:
-    """Split as a shell would, then fill in `$name`: a value with spaces stays one word."""
+    """Split a command as a shell would, then fill in `$name`; a value with spaces stays one word."""
     try:
         words = tuple(one_line(Template(word).substitute(values)) for word in shlex.split(command))
     except KeyError as error:

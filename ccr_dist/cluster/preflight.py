@@ -1,11 +1,11 @@
-"""Checks that every node of a job can train. Run by srun on each node (slurm/ranks.sh); prints how many ranks start
-here, and in total.
+"""Checks that every node of a job can train. Run by srun on each node (slurm/ranks.sh); prints the number of ranks to
+start here, and in total.
 
     NOTES/node-NAME.json    what a node reports: ranks, versions, problems
 
-A node checks itself (devices, memory, disk, environment), waits for the reports of the others, and compares. Then, if
-the profile asks for it, all measure a short all-reduce. After any problem all end with the exit code NODE; `job.py`
-reports the node, and the job continues without it.
+A node checks itself (devices, memory, disk, environment), waits for the reports of the others, and compares them. Then,
+if the profile asks for it, all measure a short all-reduce. After any problem all end with the exit code NODE; `job.py`
+reports the node at fault, and the job is run again without it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GIB = 2**30
 
 
 def software() -> dict[str, str]:
-    """What must be the same everywhere: versions, and the source of this package."""
+    """Versions, and a digest of this package's source, which must be equal on all nodes."""
     found = {"python": platform.python_version()}
     for package in (*PACKAGES, "deepspeed"):
         try:
@@ -46,8 +46,11 @@ def software() -> dict[str, str]:
 
 
 def lacking(modules: Sequence[str], tools: Sequence[str]) -> list[str]:
-    """The names of those that this Python cannot import, and of programs that this machine lacks. Nothing is
-    imported.
+    """Names of missing packages and programs. Nothing is imported.
+
+    Args:
+        modules: Packages that this Python must have.
+        tools: Programs that this machine must have.
     """
     absent = [module for module in modules if importlib.util.find_spec(module) is None]
     return absent + [tool for tool in tools if shutil.which(tool) is None]
@@ -61,7 +64,11 @@ def _source() -> str:
 
 
 def alone(wants: Preflight | None) -> dict[str, Any]:
-    """The report of this node. If `wants` is None, only its number of ranks."""
+    """The report of this node.
+
+    Args:
+        wants: Requirements; None: report only the number of ranks.
+    """
     node = os.environ["SLURMD_NODENAME"]
     gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0) if os.environ.get("CUDA_VISIBLE_DEVICES") else 0
     ranks = int(os.environ.get("CCR_RANKS") or 0) or gpus or 1
@@ -97,7 +104,13 @@ def gpus_here() -> int:
 
 
 def gather(notes: Path, nodes: int, wait_s: float) -> list[dict[str, Any]]:
-    """The records of all nodes, or of those that reported in time."""
+    """The reports of all nodes, or of those that reported in time.
+
+    Args:
+        notes: The attempt's folder of notes.
+        nodes: Number of nodes.
+        wait_s: Seconds to wait.
+    """
     until = time.monotonic() + wait_s
     while True:
         found = list(notes.glob("node-*.json"))
@@ -107,8 +120,14 @@ def gather(notes: Path, nodes: int, wait_s: float) -> list[dict[str, Any]]:
 
 
 def compare(records: Sequence[dict[str, Any]], recorded: dict[str, str] | None) -> list[tuple[str, str]]:
-    """(node, problem) pairs: what each node reports, and software that differs from the submission's, else from that of
-    most nodes.
+    """Problems of nodes: those that they report, and software that differs.
+
+    Args:
+        records: Reports of the nodes.
+        recorded: Software at submission; None: that of most nodes counts.
+
+    Returns:
+        (node, problem) pairs.
     """
     found = [(record["node"], problem) for record in records for problem in record["problems"]]
     sound = [record["software"] for record in records if "software" in record]
@@ -123,7 +142,15 @@ def compare(records: Sequence[dict[str, Any]], recorded: dict[str, str] | None) 
 
 
 def together(nodes: int, least_gbs: float | None) -> tuple[str, list[tuple[str, str]]]:
-    """A line of what an all-reduce between one process a node takes, and (node, problem) of links below the least."""
+    """Measure an all-reduce between one process per node.
+
+    Args:
+        nodes: Number of nodes.
+        least_gbs: GB/s that are required; None: none.
+
+    Returns:
+        A line with the result, and (node, problem) of the slowest node if it is too slow.
+    """
     os.environ |= {
         "RANK": os.environ["SLURM_NODEID"], "WORLD_SIZE": str(nodes), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
         "MASTER_ADDR": os.environ["CCR_HEAD"], "MASTER_PORT": str(int(os.environ["CCR_PORT"]) + 1),
@@ -154,6 +181,7 @@ def together(nodes: int, least_gbs: float | None) -> tuple[str, list[tuple[str, 
 
 
 def main() -> int:
+    """Check this node together with the others. Returns the exit code."""
     wants = None if os.environ["CCR_PREFLIGHT"] == "off" else Preflight.model_validate_json(_wanted())
     notes, nodes, node = Path(os.environ["CCR_NOTES"]), int(os.environ["SLURM_NNODES"]), os.environ["SLURMD_NODENAME"]
     replace_atomic(notes / f"node-{node}.json", json.dumps(alone(wants)).encode())
@@ -172,7 +200,7 @@ def main() -> int:
             print(f"preflight: {line}", file=sys.stderr)
     for bad in dict(problems):
         found = [problem for name, problem in problems if name == bad]
-        # Read by `job.py`. All nodes write the same: when the first one ends, srun ends the others.
+        # For `job.py`. All nodes write the same, since srun ends the others when the first one ends.
         replace_atomic(notes / f"node-{bad}.json", json.dumps({"node": bad, "ranks": 0, "problems": found}).encode())
     if problems:
         return NODE

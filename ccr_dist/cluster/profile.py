@@ -1,5 +1,5 @@
-"""Site profiles: what a cluster calls its partitions and GPUs, how its environment is set up, how much warning it
-gives. Typed YAML.
+"""Site profiles: names of a cluster's partitions and GPUs, how its environment is set up, how early it warns jobs.
+Typed YAML.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ccr_dist.resources import PROFILES
 
 
 def one_line(text: str) -> str:
-    """Return the text unchanged. ValueError if it has a line break or another control character, which would start a
+    """Return the text unchanged. Raises ValueError for line breaks and other control characters, which could start a
     new line in a script.
     """
     if any(ord(c) < 32 or ord(c) in (127, 0x85, 0x2028, 0x2029) for c in text):
@@ -118,7 +118,12 @@ class Profile(Frozen):
 
 
 def load_profile(name: str | Path) -> Profile:
-    """A file's path, or the name of a profile that comes with ccr-dist. Raises ConfigError with file, line and the
-    nearest valid key.
+    """Load a site profile.
+
+    Args:
+        name: A file's path, or the name of a shipped profile.
+
+    Raises:
+        ConfigError: The file is missing or wrong; names file, line and the nearest valid key.
     """
     return yamlfile.validate(Profile, yamlfile.load(PROFILES.find(name)))

@@ -1,5 +1,5 @@
-"""The progress of a step's command, by what it has committed: checkpoints of runs, shards of columns. From files
-only; no torch.
+"""The progress of a step's command, by what it has committed: checkpoints of runs, shards of columns. Read from files,
+without torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from ccr_dist.errors import DataError
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units; `partial`: rows kept of unfinished units. Without a unit: unknown."""
+    """Progress in units.
+
+    Attributes:
+        unit: "steps" or "shards"; "" if progress is unknown.
+        done: Units that are committed.
+        total: Units in all.
+        partial: Rows kept of units that are not committed.
+    """
 
     unit: str = ""
     done: int = 0
@@ -25,18 +32,26 @@ class Progress:
     partial: int = 0
 
     def beyond(self, before: Progress) -> bool:
+        """Whether there is more than before."""
         return (self.done, self.partial) > (before.done, before.partial)
 
     def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
+        """From a JSON object."""
         return cls(**values)
 
 
 def progress(uses: Uses, share: tuple[int, int] = (0, 1)) -> Progress:
-    """The progress of a command; with the share (i, n) only of the shards i, i + n, ..."""
+    """The progress of a command.
+
+    Args:
+        uses: What it reads and makes.
+        share: (i, n): count only the shards i, i + n, ...
+    """
     if uses.steps:
         return Progress("steps", sum(map(_saved, uses.runs)), uses.steps)
     return Progress() if uses.fills is None else _column(uses.fills, share)
@@ -70,7 +85,7 @@ def _column(table: Table, share: tuple[int, int]) -> Progress:
 
 
 def _rows(folder: Path, names: Iterable[str], shards: set[str]) -> int:
-    """In the journals of shards: of each the longest one, since a new one begins with what older ones have."""
+    """Rows in the journals of shards. Of a shard the longest journal counts, since a new one repeats the older ones."""
     rows: dict[str, int] = {}
     for name in names:
         shard, _, rest = name.partition(".")

@@ -1,8 +1,8 @@
 """A process of a step, as `srun` and launchers start it: python -m ccr_dist.cluster.rank COMMAND ...
 
-It binds to its part of the node's CPUs, runs `ccr-dist COMMAND`, and leaves its exit code in CCR_NOTES, because
-launchers report every failure as 1. Launchers see a requested stop as success: otherwise they would fill the log.
-A signal that comes before training listens (imports take seconds) becomes the stop file, which is read later.
+It binds to its part of the node's CPUs, runs `ccr-dist COMMAND`, and writes its exit code to CCR_NOTES, because
+launchers report every failure as 1. A requested stop is a success to launchers, which would otherwise fill the log. A
+signal that arrives before training handles signals (imports take seconds) creates the stop file, which is read later.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ccr_dist import errors, stopfile
 
 
 def main() -> None:
+    """Run the command of this process's arguments, and exit with its code."""
     stop = os.environ.get(stopfile.VARIABLE)
 
     def hear(number: int, frame: FrameType | None) -> None:
@@ -45,8 +46,11 @@ def main() -> None:
 
 
 def bind(local_rank: int, ranks: int) -> None:
-    """Bind to this rank's part of the CPUs available to the node's processes: neighbours, so that a rank stays on one
-    socket.
+    """Bind to this rank's part of the node's CPUs: neighbouring ones, so that a rank stays on one socket.
+
+    Args:
+        local_rank: Number of this rank on the node.
+        ranks: Number of ranks on the node.
     """
     cpus = sorted(os.sched_getaffinity(0))
     if ranks > 1 and len(cpus) >= ranks:
@@ -56,7 +60,7 @@ def bind(local_rank: int, ranks: int) -> None:
 
 
 def _leave(code: int) -> bool:
-    """Record the exit code; return whether that worked."""
+    """Record the exit code. Returns whether that worked."""
     notes = os.environ.get("CCR_NOTES")
     if notes is None:
         return False

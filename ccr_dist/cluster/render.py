@@ -1,5 +1,5 @@
-"""A step's script: a copy of slurm/KIND.sbatch with the block between `>>> settings` and `<<< settings` filled in, and
-nothing else.
+"""Makes a step's script: a copy of slurm/KIND.sbatch in which only the block between `>>> settings` and `<<< settings`
+is filled in.
 """
 
 from __future__ import annotations
@@ -19,7 +19,19 @@ BEGIN, END = "# >>> settings", "# <<< settings"
 
 
 def render(plan: Plan, job: Job, profile: Profile, *, root: Path, tasks: Sequence[int], offset: int) -> str:
-    """root: where relative paths begin. tasks: of the step's array, those from `offset` on that this script is for."""
+    """The script of a step.
+
+    Args:
+        plan: The pipeline.
+        job: The step.
+        profile: The site profile.
+        root: Folder that relative paths start from.
+        tasks: Tasks of the step that this script runs.
+        offset: Task number of the array's index 0.
+
+    Raises:
+        ConfigError: A path cannot be used in a script, or the template is damaged.
+    """
     scripts = resources.folder("slurm")
     if any(set(str(each)) & set("\\\n\r") for each in (root, scripts)):
         raise ConfigError(
@@ -39,7 +51,7 @@ def render(plan: Plan, job: Job, profile: Profile, *, root: Path, tasks: Sequenc
 
 def _directives(plan: Plan, job: Job, profile: Profile, root: Path, indices: Sequence[int]) -> Iterator[str]:
     step, array = job.step, job.step.tasks > 1
-    # sbatch fills in %x and the like in names of logs alone; what the folder has of them is itself
+    # sbatch replaces %x and the like in names of logs; those in the folder's own name are literal
     logs = str(root / step_folder(plan.run, job.name) / "logs").replace("%", "%%")
     options = {
         "job-name": f"{plan.pipeline.name}.{job.name}",
@@ -65,7 +77,7 @@ def _directives(plan: Plan, job: Job, profile: Profile, root: Path, indices: Seq
 
 
 def _for_sbatch(word: str) -> str:
-    """A word as sbatch reads it: in double quotes where it must be, a backslash before quotes and backslashes."""
+    """A word as sbatch reads it: in double quotes if needed, with a backslash before quotes and backslashes."""
     if re.fullmatch(r"[A-Za-z0-9_@%+=:,./|&\[\]*()!-]+", word):
         return word
     escaped = word.replace("\\", "\\\\").replace('"', '\\"')

@@ -1,6 +1,4 @@
-"""SLURM's commands, called as rarely as possible: one call per question, and never in a loop that waits for a
-job.
-"""
+"""Calls SLURM's commands, as rarely as possible: one call per question, and never in a loop that waits for a job."""
 
 from __future__ import annotations
 
@@ -14,12 +12,12 @@ from pathlib import Path
 
 from ccr_dist.errors import ConfigError, EngineError
 
-# between tries while slurmctld does not answer; each try may take SLURM's own timeout on top
+# seconds between attempts while slurmctld does not answer; each may take SLURM's own timeout as well
 PAUSES_S = (2, 5, 10, 20, 40, 80, 160)
 AWAY = re.compile(
     r"Unable to contact|Connection refused|Socket timed out|Transport endpoint|Zero Bytes|connection failure", re.I
 )
-# SLURM's commands are installed, and nothing tells them where the controller is.
+# SLURM's commands are installed, but not configured to find the controller.
 UNSET = re.compile(r"establish a? ?configuration source|Unable to establish config|could not load slurm.conf", re.I)
 
 
@@ -27,12 +25,21 @@ ARRAY_LIMIT = 1000  # tasks in an array, if the site reports no limit
 
 
 class Refused(ConfigError):
-    """sbatch rejects a script: no such partition, more than a node has."""
+    """sbatch rejects a script: no such partition, more than a node has, ..."""
 
 
 def call(*command: str) -> str:
-    """Return what a command of SLURM prints. Retries for some minutes while slurmctld does not answer. Raises
-    EngineError, ConfigError.
+    """Run a command of SLURM; retries for some minutes while slurmctld does not answer.
+
+    Args:
+        command: Its words.
+
+    Returns:
+        What it prints.
+
+    Raises:
+        ConfigError: The command is not on the PATH.
+        EngineError: The command fails, or slurmctld does not answer.
     """
     for pause in (*PAUSES_S, None):
         try:
@@ -59,7 +66,7 @@ def _no_answer(said: str) -> str:
 
 
 def not_at_hand() -> str | None:
-    """Why SLURM cannot be asked here; None where its controller answers. Asks once, without waiting for it."""
+    """Why SLURM cannot be used here, or None if its controller answers. Asks once, without retries."""
     if shutil.which("sbatch") is None:
         return "sbatch is not on the PATH"
     done = subprocess.run(["scontrol", "ping"], capture_output=True, text=True)
@@ -67,7 +74,7 @@ def not_at_hand() -> str | None:
 
 
 def submit(script: Path, *options: str) -> str:
-    """The job's id. Raises Refused with SLURM's reason."""
+    """Submit a script. Returns the job's id; raises Refused with SLURM's reason."""
     try:
         return call("sbatch", "--parsable", *options, str(script)).strip().partition(";")[0]
     except EngineError as error:
@@ -75,7 +82,7 @@ def submit(script: Path, *options: str) -> str:
 
 
 def try_out(script: Path) -> None:
-    """`sbatch --test-only`. Raises Refused with SLURM's reason."""
+    """Ask SLURM whether it accepts a script (`sbatch --test-only`). Raises Refused with its reason."""
     try:
         call("sbatch", "--test-only", str(script))
     except EngineError as error:
@@ -84,8 +91,14 @@ def try_out(script: Path) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """state: as scontrol says it (RUNNING, COMPLETING, PENDING ...). restarts: how often it was requeued so far.
-    preempted: SLURM wants its nodes back. excluded: nodes, as a list.
+    """A job in SLURM.
+
+    Attributes:
+        state: As scontrol reports it: RUNNING, COMPLETING, PENDING, ...
+        restarts: How often it was requeued so far.
+        preempted: Whether SLURM takes its nodes back.
+        timed_out: Whether it reached its time limit.
+        excluded: Excluded nodes in SLURM's notation, or None.
     """
 
     state: str
@@ -96,6 +109,7 @@ class Job:
 
 
 def job(number: str) -> Job:
+    """The job of an id."""
     text = call("scontrol", "show", "job", "-o", number)
     # The first of repeated keys counts: paths, which may contain anything, come after the keys that are read here.
     fields = dict(part.partition("=")[::2] for part in reversed(text.split()) if "=" in part)
@@ -110,8 +124,13 @@ def job(number: str) -> Job:
 
 
 def requeue(number: str, exclude: Sequence[str], excluded: str | None) -> None:
-    """Run the job again, without these nodes. SLURM accepts the exclusion only for waiting jobs; this process has
-    KillWait seconds for it.
+    """Requeue a job, then exclude nodes: SLURM accepts that only for waiting jobs, and this process has KillWait
+    seconds.
+
+    Args:
+        number: Id of the job.
+        exclude: Nodes to exclude in addition.
+        excluded: Nodes already excluded, in SLURM's notation.
     """
     call("scontrol", "requeue", number)
     if exclude:
@@ -124,14 +143,14 @@ def requeue(number: str, exclude: Sequence[str], excluded: str | None) -> None:
 
 
 def array_limit() -> int:
-    """Tasks that one array of this site may have."""
+    """Most tasks of an array at this site."""
     match = re.search(r"MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"))
     return max(1, int(match[1]) - 1) if match else ARRAY_LIMIT
 
 
 @dataclass(frozen=True)
 class Queued:
-    """A line of squeue: an array task has its own."""
+    """A line of squeue; each array task has its own."""
 
     job: str
     task: int | None
@@ -142,12 +161,12 @@ class Queued:
 
 
 def queue(jobs: Sequence[str] = ()) -> list[Queued]:
-    """These jobs, or all of this user, including ended ones that SLURM still remembers. One call."""
+    """The given jobs, or all of this user, including ended ones that SLURM still remembers. One call."""
     which = ["--jobs=" + ",".join(jobs)] if jobs else ["--me"]
     try:
         text = call("squeue", "--noheader", "--array", "--states=all", "--format=%F|%K|%T|%r|%N|%k", *which)
     except EngineError as error:
-        if "Invalid job id" in str(error):  # all of them are forgotten
+        if "Invalid job id" in str(error):  # SLURM remembers none of them
             return []
         raise
     lines = [line.split("|", 5) for line in text.splitlines()]

@@ -1,5 +1,5 @@
-"""The progress of a pipeline: from its run folder, what its steps have committed, and one call to SLURM. Changes
-nothing.
+"""The progress of a pipeline, from its run folder, from what its steps have committed, and from one call to SLURM.
+Changes nothing.
 """
 
 from __future__ import annotations
@@ -17,19 +17,26 @@ from ccr_dist.cluster.pipeline import Job
 from ccr_dist.cluster.progress import Progress, progress
 from ccr_dist.errors import DONE, STOPPED
 
-LOG_TAIL = 2**20  # bytes of a log that are looked at
+LOG_TAIL = 2**20  # bytes at the end of a log that are read
 RANK = re.compile(r"^\[rank\d+\]:\s*")
 RAISED = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)\b")
 
 
 def status(run: Path) -> dict[str, Any]:
-    """{"run", "stop", "steps": [{"step", "states", "attempts", "done", "total", "unit", "rate", "eta_s", "jobs",
-    "nodes", "why", "logs"}]}
+    """Describe the progress of a pipeline.
 
-    rate: units per second since the running attempts began. states: tasks by state: done, running, queued, held
-    (SLURM or a person keeps it from running; `resume` releases it), waiting (for other steps), failed, cancelled,
-    interrupted (without SLURM), or SLURM's state of a job that has ended; outdated (done, but the step has
-    changed since); none: not queued. Raises ConfigError if `run` is no run of a pipeline.
+    Args:
+        run: The run folder.
+
+    Returns:
+        {"run", "stop", "steps": [{"step", "states", "attempts", "done", "total", "unit", "rate", "eta_s", "jobs",
+        "nodes", "why", "logs"}]}. `rate` is in units per second since the running attempts began. `states` counts
+        tasks by state: done, running, queued, held (SLURM or a person keeps it from running; `resume` releases it),
+        waiting (for other steps), failed, cancelled, interrupted (without SLURM), SLURM's state of a job that has
+        ended, outdated (done, but the step has changed since), or none (not queued).
+
+    Raises:
+        ConfigError: It is no run of a pipeline.
     """
     plan, profile = recorded(run)
     known = Ledger.read(run)
@@ -117,8 +124,14 @@ def _failed(tried: list[attempts.Attempt]) -> bool:
 
 
 def errors_in(logs: Path, step: str) -> dict[str, str]:
-    """The error of each attempt, from its log: the last message of `ccr-dist`, else the last line of a traceback, else
-    the last line.
+    """Find the errors of attempts in a step's logs.
+
+    Args:
+        logs: Folder of the logs.
+        step: Name of the step.
+
+    Returns:
+        By name of the attempt: the last message of `ccr-dist`, or the last line of a traceback, or the last line.
     """
     found = {}
     for path in logs.glob("*.log"):
@@ -141,7 +154,7 @@ def errors_in(logs: Path, step: str) -> dict[str, str]:
 
 
 def text(found: dict[str, Any]) -> str:
-    """For a terminal: one line per step, then the reasons."""
+    """Format a description for a terminal: one line per step, then the reasons."""
     rows = [("step", "state", "attempts", "progress", "rate", "left", "jobs", "nodes")]
     for step in found["steps"]:
         states = step["states"]

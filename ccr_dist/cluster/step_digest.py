@@ -1,7 +1,7 @@
-"""The digest of a step: its command, what is in the files that it reads, and what came before it.
+"""The digest of a step: of its command, the contents of the files that it reads, and the steps before it.
 
-What a command reads and makes is what it declares (`declare.py`). What another step makes is no file of the pipeline's:
-it changes as the pipeline runs, and is identified by the step that makes it.
+Commands declare what they read and make (`declare.py`). Outputs of other steps change as the pipeline runs, so they are
+identified by the step that makes them, not by their contents.
 """
 
 from __future__ import annotations
@@ -17,14 +17,21 @@ from ccr_dist.data.storage.store import digest_json, sha256_file
 from ccr_dist.declare import Item, Run, Settings, Table, Uses
 from ccr_dist.errors import ConfigError
 
-RULE = 2  # version of the digest's rule; digests without one are of the rule before (`Earlier`)
-WHOLE = 64 * 2**20  # bytes up to which a file is read; larger ones (weights) are identified by size and time
+RULE = 2  # version of this digest; digests without one follow the earlier rule (`Earlier`)
+WHOLE = 64 * 2**20  # larger files (weights) are not read, but identified by size and time
 OUTPUTS = ("--out", "-o", "out")
-# whose outputs were known
+# commands whose outputs the earlier rule knew
 KNOWN = ("train", "describe", "translate", "featurise", "replay", "shards build", "shards index")
 
 
 def digest(job: Job, files: Mapping[str, str], before: Mapping[str, Any]) -> str:
+    """The digest of a step.
+
+    Args:
+        job: The step.
+        files: Digests of its files (`contents`).
+        before: What identifies each step before it.
+    """
     return digest_json({"rule": RULE, "command": job.command, "files": files, "after": before})
 
 
@@ -42,8 +49,8 @@ def contents(plan: Plan, uses: Mapping[str, Uses], step: str) -> dict[str, str]:
 
 
 def _files(item: Item) -> Iterator[Path]:
-    """Those by which it is known: a file itself, those that a YAML file names, the weights of a run, the plans of a
-    dataset.
+    """The files that identify an input: the file itself, those that a YAML file names, the weights of a run, the plans
+    of a dataset.
     """
     path = Path(item.path)
     if is_file(item.path):
@@ -58,7 +65,7 @@ def _files(item: Item) -> Iterator[Path]:
 
 
 def named(path: Path, overrides: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Files that the values of a YAML file name, from the working folder or from its own."""
+    """Files that values of a YAML file name, relative to the working folder or to its own."""
     for text in texts(merged(path, overrides)):
         for place in {Path(), path.parent}:
             if is_file(str(place / text)):
@@ -66,6 +73,7 @@ def named(path: Path, overrides: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def is_file(text: str) -> bool:
+    """Whether a text is the path of a file."""
     try:
         return bool(text) and Path(text).is_file()
     except (OSError, ValueError):  # no name that a file can have
@@ -73,6 +81,7 @@ def is_file(text: str) -> bool:
 
 
 def texts(value: Any) -> Iterator[str]:
+    """All strings in a value, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -81,7 +90,7 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def merged(path: Path, overrides: tuple[str, ...] = ()) -> Any:
-    """What a YAML file says with its bases; None for a file of another kind."""
+    """The values of a YAML file with its bases; None if it is no such file."""
     try:
         return yamlfile.load(path, overrides).data
     except ConfigError:
@@ -89,7 +98,7 @@ def merged(path: Path, overrides: tuple[str, ...] = ()) -> Any:
 
 
 def content(path: Path) -> str:
-    """The digest of a file; for YAML of its values, bases included, independent of layout."""
+    """The digest of a file; for YAML, of its values and bases, independent of layout."""
     said = merged(path) if path.suffix in (".yaml", ".yml") else None
     if said is not None:
         return digest_json(said) if _is_json(said) else repr(said)
@@ -106,14 +115,17 @@ def _is_json(value: Any) -> bool:
 
 
 class Earlier:
-    """The rule before commands declared what they read: for attempts and submissions of that time alone.
+    """The rule before commands declared what they read; only for attempts and submissions of that time.
 
-    A file counted where a word of the command named it (the option `--out` aside) or a YAML file did, unless it lay in
-    a folder that some step makes. So a step that was done then stays done, for as long as what it was held against then
-    has not changed.
+    A file counted if a word of the command (except `--out`) or a YAML file named it, unless it was in a folder that
+    some step makes. So a step that was done then stays done, as long as these files have not changed.
+
+    Args:
+        plan: The pipeline.
+        uses: What each step reads and makes.
 
     Attributes:
-        planned: of each step a digest of what is asked for.
+        planned: A digest of each step's task.
     """
 
     def __init__(self, plan: Plan, uses: Mapping[str, Uses]) -> None:
@@ -128,7 +140,12 @@ class Earlier:
             self.planned[name] = self.digest(name, {before: self.planned[before] for before in job.after})
 
     def digest(self, step: str, before: Mapping[str, Any]) -> str:
-        """Of a step after these ones."""
+        """The digest of a step.
+
+        Args:
+            step: Name of the step.
+            before: What identifies each step before it.
+        """
         return digest_json({"command": self._jobs[step].command, "files": self._files[step], "after": before})
 
 

@@ -1,5 +1,5 @@
-"""`ccr-dist submit`, `resume` and `cancel`: a pipeline becomes a chain of SLURM jobs. Steps that are done or
-queued are not queued again.
+"""`ccr-dist submit`, `resume` and `cancel`: turns a pipeline into a chain of SLURM jobs. Steps that are done or queued
+are not queued again.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
     """Check everything, write the scripts, try them out, queue them.
 
     Args:
-        plan: the pipeline.
-        profile: of the site.
-        dry_run: queue nothing. Where SLURM's controller does not answer, check what is possible without it.
-        say: prints a message for the user.
+        plan: The pipeline.
+        profile: The site profile.
+        dry_run: Whether to queue nothing. If SLURM's controller does not answer, what is possible without it is
+            checked.
+        say: Prints a message for the user.
 
     Raises:
-        ConfigError: (also `slurm.Refused`, with the step) before anything is queued, wherever it can be known then.
+        ConfigError: Something is wrong, or SLURM refuses a script; if possible, before anything is queued.
     """
     with ledger.held(plan.run):
         ledger.forbid_stopped(plan.run)
@@ -86,8 +87,10 @@ def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
 def _environment(
     checked: checks.Checked, profile: Profile, standing: Standing, *, strict: bool
 ) -> dict[str, str] | None:
-    """Versions on the nodes, if known. ConfigError (a note if not strict) if they lack a package that a step still
-    needs. A program that is missing here is only noted: the nodes may have it.
+    """Versions on the nodes, if known.
+
+    Raises ConfigError (if not `strict`, adds a note) if they lack a package that a step still needs. A program that is
+    missing here is only noted, since the nodes may have it.
     """
     plan = standing.plan
     uses = {name: of_step for name, of_step in checked.uses.items() if standing.undone(name)}
@@ -100,15 +103,15 @@ def _environment(
 
 
 def _asked(standing: Standing, step: str) -> dict[str, str]:
-    """Digests that are kept with a queued job, for comparison by later submissions."""
+    """Digests that are recorded with a queued job, for comparison by later submissions."""
     values = standing.plan.jobs[step].step.model_dump(mode="json")
-    if not is_path(values["launch"]):  # earlier versions name `ddp` by this path
+    if not is_path(values["launch"]):  # earlier versions named `ddp` by this path
         values["launch"] = f"{LAUNCH.where}/{values['launch']}{LAUNCH.suffix}"
     return {"step": digest_json(values), "planned": standing.planned[step]}
 
 
 def _forbid_changed(known: Ledger, queued: list[slurm.Queued], standing: Standing) -> None:
-    """ConfigError if a queued or running step has changed since: the old version would run, and count as done."""
+    """Raise ConfigError if a queued or running step has changed: the old version would run, and count as done."""
     changed = []
     for each in known.submitted:
         if each.asked is None or not ledger.alive(queued, each):
@@ -197,8 +200,14 @@ def _release(known: Ledger, queued: list[slurm.Queued], say: Say) -> None:
 
 
 def cancel(run: Path, say: Say) -> None:
-    """End all queued and running jobs of a run. Running jobs receive SIGTERM, and save. Raises ConfigError if there is
-    no run.
+    """End all queued and running jobs of a run. Running jobs receive SIGTERM, and save.
+
+    Args:
+        run: The run folder.
+        say: Prints a message for the user.
+
+    Raises:
+        ConfigError: It is no run of a pipeline.
     """
     ledger.recorded(run)
     known = Ledger.read(run)
