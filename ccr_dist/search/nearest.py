@@ -62,6 +62,6 @@ def _allowed(vectors: Vectors, allowed: np.ndarray) -> Iterator[Block]:
 
 
 def _joined(blocks: list[Block]) -> Block:
-    if len(blocks) == 1:
+    if len(blocks) == 1 and blocks[0].rows.flags.writeable:  # PyTorch takes no read-only memory map
         return blocks[0]
     return Block(np.concatenate([block.rows for block in blocks]), np.concatenate([block.numbers for block in blocks]))

@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 import ccr_dist
 from ccr_dist.cli import app
-from tests import toy
+from ccr_dist.data.media.decode import decode_image
+from ccr_dist.errors import ConfigError
+from tests import retrievers, toy
 from tests.searching import COLOURS, encoded, half, picture, put
 
 
@@ -50,3 +52,27 @@ def test_processes_that_read_pictures_change_nothing(model: Path, tmp_path: Path
     index = ccr_dist.Index.build(tmp_path / "i", retriever, model.parent / "p", workers=1, progress=False)
     paths = [index.item(int(number)).path for number in index.numbers()]
     assert np.allclose(index.rows(index.numbers()), retriever.encode_images(paths), atol=2e-6)
+
+
+@pytest.mark.filterwarnings("error:The given NumPy array")
+def test_a_score_of_two_parts_is_searched_exactly(tmp_path: Path) -> None:
+    retriever = retrievers.hybrid(tmp_path)
+    pictures = [toy.picture(number) for number in range(9)]
+    said = [[f"{toy.ENGLISH[number % len(toy.ENGLISH)]}"] for number in range(9)]
+    said[4] = None  # an item without a description has an empty one
+    dataset = retrievers.dataset(tmp_path / "d", {"image": pictures, "caption.en.toy": said})
+    index = ccr_dist.Index.build(tmp_path / "i", retriever, dataset.root, progress=False)
+    with pytest.raises(ConfigError, match=r"dtype int8: scores of .* have several parts"):
+        ccr_dist.Index.build(tmp_path / "j", retriever, dataset.root, dtype="int8", progress=False)
+    transform = retriever.image_transform()
+    pixels = np.stack([transform(decode_image(data)).numpy() for data in pictures])
+    rows = retriever.encode_pixels(pixels, description=[" ".join(each or []) for each in said])
+    assert not index.cosine and np.allclose(index.rows(index.numbers()), rows, atol=1e-5)
+    (answer,) = ccr_dist.Searcher(index, retriever).texts([toy.SPANISH[1]], "es", k=9)
+    expected = retriever.similarity(retriever.encode_text([toy.SPANISH[1]], "es"), index.rows(index.numbers()))[0]
+    order = np.lexsort((index.numbers(), -expected))
+    assert [hit.number for hit in answer.hits] == order.tolist()
+    assert np.allclose([hit.score for hit in answer.hits], expected[order], atol=1e-6)
+    similar = ccr_dist.Searcher(index, retriever).similar(3, k=8)
+    cosines = retriever.visual_similarity(rows[[3]], rows)[0]
+    assert similar.hits[0].number == int(np.argsort(-cosines)[1])
