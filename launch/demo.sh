@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From pictures to a multilingual retriever on real data: bash launch/demo.sh
 # Builds emoji14, translates its English captions, trains an English retriever and three adapters on 2 processes (3 seeds each), and ends with a
-# table of recalls on human captions and an HTML report. Safe to interrupt and repeat: what is complete is reused, with a note.
+# table of recalls on human captions, an HTML report, and an index of the test pictures that answers queries. Safe to interrupt and repeat: what is complete is reused, with a note.
 #   bash launch/demo.sh --smoke      one method, seed and language, few steps, into runs/smoke: what continuous integration runs
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -69,4 +69,12 @@ done
 say "report"
 ccr report "${runs[@]}" --out "$out/report" --title "emoji14: recall on human captions" --pictures "$data/test" \
     --note "Queries are human captions; training saw English captions and their machine translations only."
-say "done"
+say "searching: an index of the test pictures, and a query in each language"
+model=$out/${methods[-1]}-s${seeds%%,*} index=$out/index
+ccr index "$model" "$data/test" --out "$index"
+declare -A ask=([en]="a yellow fruit" [es]="una fruta amarilla" [pt]="uma fruta amarela")
+for lang in en "${languages[@]}"; do ccr search "$index" "${ask[$lang]}" --lang "$lang" -k 5; done
+
+say "done. Search on, or open the page:
+    $bin/ccr-dist search $index \"${ask[${languages[0]}]}\"
+    $bin/ccr-dist serve $index"
