@@ -1,4 +1,4 @@
-"""How many bad items a run tolerates, and the end of a job that gives nothing."""
+"""Limits bad items, and ends jobs that make nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ccr_dist.errors import DataBudgetError
 from ccr_dist.generate.shard_work import Work
 from ccr_dist.generate.summary import JobSummary
 
-FRUITLESS = 100  # rows without any value from the start after which a job is ended
+FRUITLESS = 100  # a job is ended if its first rows, this many, have no value
 _SHOWN = 5  # errors in a message
 
 
@@ -34,32 +34,32 @@ class Budget:
 
 
 class BadItems:
-    """The bad items of a run, held against its budget.
+    """The bad items of a run, checked against its budget.
 
     Args:
         target: The column that is made.
         rows: Rows of the share.
-        budget: What is tolerated.
-        summary: Its `bad` is kept up to date.
+        budget: The budget.
+        summary: Its `bad` is updated.
     """
 
     def __init__(self, target: Column, rows: int, budget: Budget, summary: JobSummary) -> None:
         self._target, self._rows, self._limit, self._summary = target, rows, budget.limit(rows), summary
         self._errors: dict[str, str] = {}
-        # Rows by what became of them, of shards that are finished or about to be committed here.
+        # Rows by result, of shards that are finished or about to be committed here.
         self._became: Counter[str] = Counter()
 
     def add(self, errors: Mapping[str, str]) -> None:
-        """Counts bad items: key -> error."""
+        """Count bad items, given as errors by key."""
         self._errors.update(errors)
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Drops the bad items of a shard that another worker has taken over."""
+        """Drop the bad items of a shard that another worker has taken over."""
         for key in keys:
             self._errors.pop(key, None)
 
     def require_within_budget(self) -> None:
-        """Raises DataBudgetError, with the first errors, when there are more bad items than the budget allows."""
+        """Raise DataBudgetError, with the first errors, if there are more bad items than the budget allows."""
         self._summary.bad = len(self._errors)
         if len(self._errors) > self._limit:
             raise DataBudgetError(
@@ -69,15 +69,15 @@ class BadItems:
             )
 
     def reused(self, rows: int, nulls: int) -> None:
-        """Counts a shard that was finished before: its rows, and how many of them are null."""
+        """Count a shard that was finished before, by its rows and null rows."""
         self._became += Counter(made=rows - nulls, absent=nulls)
 
     def require_values(self, became: Counter[str], open_shards: Iterable[Work]) -> None:
-        """Ends a job that gives nothing, before a shard becomes final.
+        """End a job that makes nothing, before a shard becomes final.
 
         Args:
-            became: Rows of a shard that is about to be committed, by what became of them (`Work.became`).
-            open_shards: The shards in work, for the counts in the message.
+            became: Rows by result of a shard that is about to be committed (`Work.became`).
+            open_shards: The open shards, for counts in the message.
 
         Raises:
             DataBudgetError: The first rows, or all rows of a small job, have no value.

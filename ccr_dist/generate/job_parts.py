@@ -1,4 +1,4 @@
-"""What the queue of rows, the results and the engine's loop share while a job runs."""
+"""Objects that the queue of rows, the results and the engine loop share while a job runs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class JobParts:
     Attributes:
         target: The column that is made.
         bench: Takes and commits its shards.
-        open_shards: The shards in work here.
-        bad_items: What failed, and the budget for it.
+        open_shards: The shards that this worker holds.
+        bad_items: Rows that failed, and their budget.
         report: Figures, events, progress.
         stop: Whether the run was asked to stop.
         engine_wait: How long the engine has waited for prepared rows.

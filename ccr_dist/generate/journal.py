@@ -1,12 +1,12 @@
-"""The results of a shard that is not finished yet: one append-only file a generation of its lease.
+"""Journals: the results of an unfinished shard, in one append-only file per generation of its lease.
 
     {"journal": 2, "column": "caption.es.apertium", "shard": "000003", "keys": sha256, "plan": sha256, "inputs": {...},
      "merged": 1}
     {"row": 0, "value": ["Un limón."], "counts": {"captions": 1}}
     {"row": 1, "error": "..."}
 
-The first `merged` rows were made by older generations. A batch is one write and one fsync, so that a killed job loses
-at most the batch in flight. Leases decide who may write; `shard_work.py` turns a journal into a shard.
+The first `merged` rows come from older generations. A batch is one write and one fsync, so a killed job loses at most
+the batch in flight. Leases decide which worker may write; `shard_work.py` turns a journal into a shard.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _STORED = {16: "<f2", 32: "<f4"}  # vectors, by the bits of a value
 
 
 def pack(kind: str, value: Any) -> Any:
-    """A value as JSON: vectors and media become base64, everything else is JSON already."""
+    """A value as JSON: vectors and media in base64, everything else unchanged."""
     if value is None:
         return None
     if kind == "matrix":
@@ -41,7 +41,7 @@ def pack(kind: str, value: Any) -> Any:
 
 
 def unpack(kind: str, packed: Any) -> Any:
-    """The value that `pack` was given."""
+    """The value from its packed form."""
     if packed is None:
         return None
     if kind == "matrix":
@@ -52,12 +52,12 @@ def unpack(kind: str, packed: Any) -> Any:
 
 @dataclass
 class Past:
-    """What journals hold.
+    """The contents of a shard's journals.
 
     Attributes:
-        outcomes: Results, by row.
-        fresh: Rows that only the last generation read has made.
-        dropped: Torn lines.
+        outcomes: Results by row.
+        fresh: Number of rows that only the newest journal has.
+        dropped: Number of incomplete lines.
     """
 
     outcomes: dict[int, RowOutcome] = field(default_factory=dict)
@@ -65,14 +65,21 @@ class Past:
     dropped: int = 0
 
     def add(self, row: int, outcome: RowOutcome) -> None:
-        """A value is never changed by an error; else the later one counts."""
+        """Add a result; an error never replaces a value, otherwise the later one counts."""
         if outcome.error is None or self.outcomes.get(row, outcome).error is not None:
             self.outcomes[row] = outcome
 
 
 def read(paths: Iterable[Path], kind: str, header: dict[str, Any]) -> Past:
-    """All rows of the journals of a shard, given in the order of their generations. DataError when one belongs to other
-    work.
+    """Read the journals of a shard.
+
+    Args:
+        paths: Journals in the order of their generations; missing ones are skipped.
+        kind: Kind of the column.
+        header: The header that each must have.
+
+    Raises:
+        DataError: A journal belongs to other work; shows the difference.
     """
     past = Past()
     for path in paths:
@@ -81,7 +88,7 @@ def read(paths: Iterable[Path], kind: str, header: dict[str, Any]) -> Past:
         except FileNotFoundError:
             continue
         past.fresh = 0
-        lines = data.split(b"\n")[:-1]  # what follows the last newline is torn
+        lines = data.split(b"\n")[:-1]  # what follows the last newline is incomplete
         merged = good = 0
         for number, line in enumerate(lines):
             try:
@@ -122,7 +129,7 @@ def _check(path: Path, there: dict[str, Any], header: dict[str, Any]) -> None:
 
 
 class Journal:
-    """An open journal; made once, with all that older generations knew, and appended to until its shard is
+    """An open journal. It is created once, with all rows of older generations, and appended to until its shard is
     committed.
     """
 
@@ -131,8 +138,19 @@ class Journal:
 
     @staticmethod
     def create(path: Path, kind: str, header: dict[str, Any], merged: dict[int, RowOutcome]) -> Journal | None:
-        """A new journal with these rows in it; whole or not at all. None when there is one already. StorageError on a
-        full disk.
+        """Create a journal atomically.
+
+        Args:
+            path: The file.
+            kind: Kind of the column.
+            header: Its header.
+            merged: Results of older generations by row.
+
+        Returns:
+            The journal, or None if it already exists.
+
+        Raises:
+            StorageError: The disk is full.
         """
         entries = [_entry(kind, row, outcome) for row, outcome in sorted(merged.items())]
         if not store.create_once(path, _lines([{"journal": FORMAT, **header, "merged": len(entries)}, *entries])):
@@ -140,8 +158,13 @@ class Journal:
         return Journal(path, kind, os.open(path, os.O_WRONLY | os.O_APPEND))
 
     def append(self, outcomes: Iterable[tuple[int, RowOutcome]]) -> None:
-        """Keeps the outcomes of some rows, durably. StorageError on a full disk; what was kept before stays
-        readable.
+        """Append results durably. Earlier results stay readable, whatever happens.
+
+        Args:
+            outcomes: (row, result).
+
+        Raises:
+            StorageError: The disk is full.
         """
         data = memoryview(_lines([_entry(self.kind, row, outcome) for row, outcome in outcomes]))
         with store.disk_errors(self.path):
@@ -150,7 +173,7 @@ class Journal:
             os.fsync(self._fd)
 
     def close(self) -> None:
-        """The file stays for the next generation."""
+        """Close the file, which stays for the next generation."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -1,16 +1,16 @@
-"""Who works on which shard: leases, which are files beside the shards. This module does not know what is made under a
-lease.
+"""Leases: files beside the shards that say which worker works on which shard. This module does not know what is made
+under a lease.
 
     COLUMN/000003.lease.2     line 1: {"worker": "host:pid:nonce", "host", "pid", "boot", "since", "stuck"}, never
-                              changed; with "suspect": {"row", "deaths"} where owners died over one row alone
+                              changed; and "suspect": {"row", "deaths"} if owners died while working on only one row
                               line 2: {"beat", "rows", "of", "tokens", "begun"}, overwritten in place at every
-                              heartbeat; with "at": the only row in work
+                              heartbeat; and "at", if only one row is in work
     COLUMN/000003.journal.2   what the holder of generation 2 has made (`journal.py`)
 
-A generation is taken by creating its file, which only one racer can. The highest one holds the shard. It is dead when
-its process is gone (same boot of the same machine, and the lock on the file is free), or when its second line has
-stayed the same for `lease_s` of the observer's own monotonic clock: clocks of different machines are never compared.
-The worker that finds it dead takes the next generation.
+A worker takes a generation by creating its file, which only one can do. The highest generation holds the shard. It is
+dead if its process is gone (same boot of the same machine, and the lock on the file is free), or if its second line has
+not changed for `lease_s` on the observer's own monotonic clock; clocks of different machines are never compared. A
+worker that finds it dead takes the next generation.
 """
 
 from __future__ import annotations
@@ -39,8 +39,12 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS})
 
 @dataclass
 class Traces:
-    """What work on a shard has left in the column's folder: generations of leases and of journals, names of temporary
-    files.
+    """Files of unfinished work on a shard in the column's folder.
+
+    Attributes:
+        leases: Generations of leases.
+        journals: Generations of journals.
+        rubbish: Names of temporary files.
     """
 
     leases: list[int] = field(default_factory=list)
@@ -49,8 +53,14 @@ class Traces:
 
 
 def look(folder: Path, shard: str | None = None) -> dict[str, Traces]:
-    """The traces in a column's folder, by shard (or of one shard), from one listing. Shards without any are left
-    out.
+    """List the traces in a column's folder.
+
+    Args:
+        folder: The folder.
+        shard: Only this shard; None: all.
+
+    Returns:
+        Traces by shard; shards without traces are left out.
     """
     found: dict[str, Traces] = {}
     for name in os.listdir(folder):  # noqa: PTH208 (a hundred thousand names)
@@ -64,15 +74,17 @@ def look(folder: Path, shard: str | None = None) -> dict[str, Traces]:
 
 
 def lease_path(folder: Path, shard: str, generation: int) -> Path:
+    """The file of a lease."""
     return folder / f"{shard}.lease.{generation}"
 
 
 def journal_path(folder: Path, shard: str, generation: int) -> Path:
+    """The file of a journal."""
     return folder / f"{shard}.journal.{generation}"
 
 
 def read_lease(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Both lines of a lease; empty where a crash of the machine left no JSON. None: it is gone."""
+    """Both lines of a lease, empty if a crash of the machine left no JSON; None if the file is gone."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -84,7 +96,7 @@ def read_lease(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
 
 
 def boot_id() -> str:
-    """Names the machine since it was started; empty where the system does not tell."""
+    """Identifies this boot of this machine; "" if the system does not tell."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -92,13 +104,13 @@ def boot_id() -> str:
 
 
 def lock_is_free(path: Path) -> bool:
-    """Nobody on this machine holds the lock of a lease. Only to be asked for leases whose boot id is this machine's."""
+    """Whether no process of this machine holds a lease's lock. Only meaningful if its boot id is this machine's."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return True
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two observers do not take each other for the owner
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: observers must not look like owners
         return True
     except OSError:
         return False
@@ -108,11 +120,11 @@ def lock_is_free(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Deaths:
-    """What became of a shard's earlier owners.
+    """How earlier owners of a shard died.
 
     Attributes:
-        stuck: How many died, one after the other, without a new row.
-        suspect: A row, and how many of the last owners died while it alone was in work.
+        stuck: Number of owners in a row that died without a new row.
+        suspect: A row, and how many of the last owners died while only this row was in work.
     """
 
     stuck: int = 0
@@ -120,19 +132,27 @@ class Deaths:
 
 
 class Lease:
-    """A shard that this process holds. Its lock belongs to the open file and ends with the process, however that ends.
+    """A shard that this process holds. The lock belongs to the open file and ends with the process, however it ends.
 
-    Safe in threads: one beats while another one works.
+    Thread-safe: one thread sends heartbeats while another one works.
     """
 
     def __init__(self, path: Path, generation: int, past: Deaths, of: int, fd: int, offset: int) -> None:
         self.path, self.generation, self.past, self.of = path, generation, past, of
         self.begun = False
-        self.at: int | None = None  # the only row in work, where it has to be found out which one kills its workers
+        self.at: int | None = None  # the only row in work, when the row that kills workers must be found
         self._fd, self._offset, self._beats, self._guard = fd, offset, 0, threading.Lock()
 
     def beat(self, rows: int, tokens: int) -> None:
-        """Says that the owner is alive, and how far it is. OSErrors pass."""
+        """Write a heartbeat.
+
+        Args:
+            rows: Rows done.
+            tokens: Tokens generated.
+
+        Raises:
+            OSError: It cannot be written.
+        """
         with self._guard:
             if self._fd >= 0:
                 self._beats += 1
@@ -143,17 +163,17 @@ class Lease:
                     os.fsync(self._fd)
 
     def begin(self, rows: int) -> None:
-        """Says, before the first row is touched, that from now on the rows may be what kills the owner."""
+        """Record, before the first row is started, that from now on a row may kill the owner."""
         self.begun = True
         self.beat(rows, 0)
 
     def alone_with(self, row: int | None, rows: int) -> None:
-        """Says which row alone is touched from now on; None: several again."""
+        """Record that only this row is in work from now on; None: several again."""
         self.at = row
         self.beat(rows, 0)
 
     def valid(self) -> bool:
-        """Still the owner: the file is the one that this process made, and there is no higher generation."""
+        """Whether this process is still the owner: its file exists, and there is no higher generation."""
         with self._guard:
             if not self._is_mine():
                 return False
@@ -168,7 +188,7 @@ class Lease:
             return False
 
     def release(self) -> None:
-        """Gives the shard up; removes the file unless it is somebody else's by now."""
+        """Give the shard up; removes the file if it is still this process's own."""
         with self._guard:
             if self._fd >= 0:
                 if self._is_mine():
@@ -178,21 +198,27 @@ class Lease:
 
 
 class Leases:
-    """The leases of a column as one worker sees them. Not safe in threads."""
+    """The leases of a column, as one worker sees them. Not thread-safe.
+
+    Args:
+        folder: The column's folder.
+        lease_s: Seconds without a heartbeat after which a worker counts as dead.
+        clock: Monotonic clock in seconds.
+    """
 
     def __init__(self, folder: Path, lease_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.folder, self.lease_s, self._clock = folder, lease_s, clock
         self.host, self.boot = socket.gethostname(), boot_id()
         self.worker = f"{self.host}:{os.getpid()}:{secrets.token_hex(4)}"
-        # of the leases of others: content, and since when it has been that
+        # leases of others: content, and the time since when it has been unchanged
         self._seen: dict[Path, tuple[bytes, float]] = {}
 
     def held(self, shard: str, traces: Traces) -> bool:
-        """Somebody alive (as far as one can know by now) holds the shard."""
+        """Whether a worker that is alive, as far as is known by now, holds a shard."""
         if not traces.leases:
             return False
         path = lease_path(self.folder, shard, max(traces.leases))
-        # before reading: a process that sleeps in between must not take an old look for a long silence
+        # before reading: if this process sleeps in between, that must not look like a long silence
         now = self._clock()
         try:
             content = path.read_bytes()
@@ -213,8 +239,19 @@ class Leases:
         return bool(self.boot) and about.get("boot") == self.boot and lock_is_free(path)
 
     def take(self, shard: str, traces: Traces, *, of: int, past: Deaths | None = None) -> Lease | None:
-        """The next generation of a shard that nobody alive holds; None when another one was quicker. Raises
-        StorageError.
+        """Take the next generation of a shard that no living worker holds.
+
+        Args:
+            shard: Its name.
+            traces: Its traces; they may be old.
+            of: Number of its rows.
+            past: How earlier owners died.
+
+        Returns:
+            The lease, or None if another worker was faster.
+
+        Raises:
+            StorageError: The disk is full or fails.
         """
         past = past or Deaths()
         generation = max([*traces.leases, *traces.journals], default=0) + 1
@@ -224,7 +261,7 @@ class Leases:
         with store.staged(path) as tmp:
             fd = os.open(tmp, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             try:
-                # before others can see it; without locks the heartbeat alone has to do
+                # before others can see it; without locks, only heartbeats count
                 boot = self.boot if _locked(fd) else ""
                 about: dict[str, Any] = {
                     "worker": self.worker,
@@ -241,7 +278,7 @@ class Leases:
                 lease = Lease(path, generation, past, of, fd, len(first))
                 lease.beat(0, 0)
                 created = store.publish_once(tmp, path)
-            except FileNotFoundError:  # another one took the shard and tidied up
+            except FileNotFoundError:  # another worker took the shard and cleaned up
                 created = False
             except BaseException:
                 os.close(fd)

@@ -1,5 +1,5 @@
-"""One first load per node: of the processes that are about to load the same model, one loads it alone, and the others
-find its downloads and caches.
+"""One first load per node: of several processes that load the same model, one loads it first, and the others find its
+downloads and caches.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-WAIT_S = 900.0  # for one that loads; then it is not waited for any longer: it may hang
+WAIT_S = 900.0  # longest wait for a loading process, since it may hang
 _POLL_S = 0.2
-_SAID_S = (5.0, 30.0)  # until the first message, and between two
+_SAID_S = (5.0, 30.0)  # seconds until the first message, and between messages
 
 
 def private_folder() -> Path:
-    """A folder on this machine for files that this user's processes share: below XDG_RUNTIME_DIR, else below TMPDIR or
+    """A folder on this machine for files shared by this user's processes, below XDG_RUNTIME_DIR, or else TMPDIR or
     /tmp.
 
-    Its name can be foreseen, so PermissionError unless it is a real folder that belongs to this user; nobody else can
-    enter it. OSError.
+    Only this user can enter it.
+
+    Raises:
+        PermissionError: It is no real folder of this user; its name is predictable, so another user may have made it.
+        OSError: It cannot be made.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and os.access(runtime, os.W_OK) and Path(runtime).stat().st_uid == os.getuid():
@@ -48,14 +51,14 @@ def private_folder() -> Path:
 def first_load(
     key: str | None, stopped: Callable[[], bool] = lambda: False, wait_s: float | None = None
 ) -> Iterator[None]:
-    """Lets one process of this user on this node load a model at a time, until one of them has succeeded.
+    """Context manager: only one process of this user on this node loads a model at a time, until one has succeeded.
 
-    A model's first load downloads, compiles and fills caches; later processes find all that. The lock only saves work:
-    a process that has waited for `wait_s`, or cannot have the lock at all, says so and continues without it.
+    A first load downloads, compiles and fills caches for later ones. The lock only saves work: a process that has
+    waited for `wait_s`, or cannot get the lock at all, reports that and continues without it.
 
     Args:
-        key: Names the model; None: no lock.
-        stopped: Is asked while the process waits; True ends the waiting.
+        key: Identifies the model; None: no lock.
+        stopped: Called while waiting; True ends the wait.
         wait_s: Longest wait in seconds; None: WAIT_S.
     """
     if key is None:
@@ -84,7 +87,7 @@ def first_load(
 
 
 def _locked(fd: int, lock: Path, done: Path, stopped: Callable[[], bool], wait_s: float) -> bool:
-    """Waits until the lock is this process's (True), or there is no need for it, or no use in waiting."""
+    """Wait until this process has the lock (True), does not need it any more, or must not wait any longer (False)."""
     began = time.monotonic()
     say_at = began + _SAID_S[0]
     while True:
@@ -97,9 +100,9 @@ def _locked(fd: int, lock: Path, done: Path, stopped: Callable[[], bool], wait_s
             return False
         else:
             if done.exists():
-                fcntl.flock(fd, fcntl.LOCK_UN)  # all who wait may come at once
+                fcntl.flock(fd, fcntl.LOCK_UN)  # all waiting processes may continue at once
                 return False
-            with contextlib.suppress(OSError):  # a note for those who wait
+            with contextlib.suppress(OSError):  # a note for waiting processes
                 os.truncate(fd, 0)
                 os.pwrite(fd, f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
             return True

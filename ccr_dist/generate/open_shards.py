@@ -1,4 +1,4 @@
-"""The shards that this worker holds: their heartbeats, and what is done when another worker has taken one over."""
+"""The shards that this worker holds: their heartbeats, and what happens when another worker takes one over."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ccr_dist.generate.summary import JobReport
 
 
 class OpenShards:
-    """The shards in work, by number.
+    """The open shards by number.
 
     Args:
-        bad_items: Forgets the bad items of shards that are lost.
-        report: Is called with shards that are lost.
+        bad_items: Told to forget the bad items of lost shards.
+        report: Told about lost shards.
     """
 
     def __init__(self, bad_items: BadItems, report: JobReport) -> None:
@@ -33,35 +33,35 @@ class OpenShards:
         return iter(list(self._works.values()))
 
     def get(self, shard: int) -> Work | None:
-        """The work on a shard; None when it is not, or no longer, in work here."""
+        """The work on a shard, or None if it is not open here."""
         return self._works.get(shard)
 
     def add(self, work: Work) -> None:
-        """A shard was taken."""
+        """Add a shard that was taken."""
         self._works[work.shard] = work
 
     def remove(self, work: Work) -> None:
-        """A shard was committed."""
+        """Remove a shard that was committed."""
         del self._works[work.shard]
 
     @property
     def lost_count(self) -> int:
-        """How many shards were lost of which it is not yet known whether others finish them."""
+        """Number of lost shards of which it is not known yet whether others finish them."""
         return len(self._lost)
 
     def take_lost(self) -> list[int]:
-        """These shards; from now on the caller looks after them."""
+        """Hand over the lost shards to the caller."""
         lost, self._lost = self._lost, []
         return lost
 
     def begin(self, shard: int) -> None:
-        """Records in the lease, before the first row of a shard is touched, that its rows may kill this worker."""
+        """Record in the lease, before the first row of a shard is started, that its rows may kill this worker."""
         work = self._works.get(shard)
         if work is not None and not work.lease.begun:
             work.lease.begin(len(work.outcomes))
 
     def beat(self) -> None:
-        """Renews all leases; called in the watch's thread."""
+        """Renew all leases; called in the watch's thread."""
         for work in self:
             try:
                 work.beat()
@@ -72,13 +72,13 @@ class OpenShards:
                 )
 
     def drop_lost(self) -> None:
-        """Gives up the shards that others were found to have taken over."""
+        """Give up the shards that other workers have taken over."""
         for work in self:
             if work.lost:
                 self.lose(work)
 
     def lose(self, work: Work) -> None:
-        """Gives up one shard: nothing of it is kept here, and the queue looks whether others finish it."""
+        """Give up one shard: its results here are dropped, and the queue checks whether others finish it."""
         self._report.summary.lost += 1
         self.remove(work)
         work.close()
@@ -88,6 +88,6 @@ class OpenShards:
         self._report.event("lost", {"shard": work.name})
 
     def close(self) -> None:
-        """Gives up all shards; their journals stay for the next worker."""
+        """Give up all shards; their journals stay for the next worker."""
         for work in self:
             work.close()

@@ -1,5 +1,5 @@
-"""Work ahead of the engine: reads a row's inputs and runs the processor's preparer on them, in threads or in
-processes.
+"""Prepares rows ahead of the engine, in threads or processes: reads a row's inputs and runs the processor's
+preparer.
 """
 
 from __future__ import annotations
@@ -21,17 +21,13 @@ Preparer = Callable[[str, dict[str, Any]], Any]
 
 
 class Preparation:
-    """A pool that prepares rows; use it as a context manager.
-
-    The future of `submit` gives the engine's item for a row, or its RowOutcome when it needs no engine. It raises
-    StorageError when an input cannot be read, DataError when the shard of an input is damaged, and BrokenExecutor when
-    a process died; `alone` then finds out whether the row is at fault.
+    """A pool that prepares rows; a context manager.
 
     Args:
-        preparer: What prepares a row.
+        preparer: Prepares a row.
         inputs: The columns that it reads, by name.
-        workers: Processes; 0: threads.
-        threads: Threads, with workers 0.
+        workers: Number of processes; 0: threads.
+        threads: Number of threads, if `workers` is 0.
 
     Raises:
         ConfigError: The preparer cannot be sent to processes.
@@ -56,22 +52,29 @@ class Preparation:
         return spawn_pool(workers, _start, self._preparer, self._inputs)
 
     def begin(self) -> None:
-        """Starts the processes; each loads what the preparer needs (its method `load`, if it has one)."""
+        """Start the processes; each loads what the preparer needs (its method `load`, if it has one)."""
         if not self._here:
             self._pool.submit(_nothing)
 
     def submit(self, ticket: Ticket) -> Future[Any]:
+        """Prepare a row.
+
+        Returns:
+            A future of the engine's item, or of a RowOutcome if the row needs no engine. It raises StorageError if an
+            input cannot be read, DataError if the shard of an input is damaged, and BrokenExecutor if a process died;
+            `alone` then finds out whether the row is to blame.
+        """
         if self._here:
             return self._pool.submit(prepare, self._preparer, self._inputs, ticket)
         try:
             return self._pool.submit(_prepare_here, ticket)
-        except BrokenExecutor:  # what it had is lost; others are prepared by fresh processes
+        except BrokenExecutor:  # its rows are lost; fresh processes prepare further ones
             self._pool.shutdown(cancel_futures=True)
             self._pool = self._spawned(self._workers)
             return self._pool.submit(_prepare_here, ticket)
 
     def alone(self, ticket: Ticket) -> Any:
-        """Prepares a row in a process of its own; the row is a bad item when that dies as well."""
+        """Prepare a row in a process of its own; the row is a bad item if that one dies as well."""
         with self._spawned(1) as pool:
             try:
                 return pool.submit(_prepare_here, ticket).result()
@@ -88,12 +91,24 @@ class Preparation:
 
 
 def prepare(preparer: Preparer, inputs: dict[str, Column], ticket: Ticket) -> Any:
+    """Prepare a row: the engine's item, or a RowOutcome if the row needs no engine.
+
+    Args:
+        preparer: Prepares a row.
+        inputs: The columns that it reads, by name.
+        ticket: The row.
+
+    Raises:
+        DataError: The shard of an input is damaged.
+        StorageError: An input cannot be read.
+    """
+
     def read(source: Column) -> Any:
         return store.retry_io(
             lambda: source.value(ticket.shard, ticket.row), what=source.where(ticket.shard, ticket.row)
         )
 
-    for source in inputs.values():  # a shard that cannot be opened is no fault of its rows
+    for source in inputs.values():  # an error here is of the shard, not of a row
         store.retry_io(partial(source.places, ticket.shard), what=source.folder)
     try:
         item = preparer(ticket.key, {name: read(source) for name, source in inputs.items()})
@@ -101,9 +116,7 @@ def prepare(preparer: Preparer, inputs: dict[str, Column], ticket: Ticket) -> An
         return RowOutcome(error=str(e))
     except (CcrError, OSError, ImportError):
         raise
-    except (
-        Exception
-    ) as e:  # whatever a decoder, a template or a tokenizer makes of one row: no other row has to do with it
+    except Exception as e:  # any error of a decoder, template or tokenizer concerns only this row
         return RowOutcome(error=f"{ticket.key}: cannot be prepared ({type(e).__name__}: {str(e)[:300]})")
     return RowOutcome() if item is None else item
 
@@ -114,7 +127,7 @@ _mine: tuple[Preparer, dict[str, Column]]  # of a worker process
 def _start(preparer: Preparer, inputs: dict[str, Column]) -> None:
     global _mine
     _mine = (preparer, inputs)
-    with contextlib.suppress(Exception):  # the first row runs into the same error, and can tell it
+    with contextlib.suppress(Exception):  # the first row meets the same error, and reports it
         getattr(preparer, "load", _nothing)()
 
 

@@ -1,7 +1,7 @@
-"""What a job does to its rows: the contract between the runner and a processor (translate, featurise, replay, ...).
+"""The contract between the runner and a processor (translate, featurise, replay, ...), which makes one value per row.
 
-A processor is a function from the values of some columns to one value a row. It knows no shards, no files of the output
-and no other processes: the runner does. Running is `runner.py`; the systems that processors use are in `engines/`.
+A processor is a function from the values of some columns to one value. It knows neither shards nor output files nor
+other workers; `runner.py` does. The systems that processors use are in `engines/`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ccr_dist.data.storage import store
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import CcrError, DataError, EngineError
 
-RULES = {  # keys of plans: numbers of rules that come with a version of this package, and not from the command
+RULES = {  # keys of plans with numbers of rules, which belong to a version of this package, not to the command
     "pictures": (
         "pictures were read by rule {}, they are now read by rule {} (turned by EXIF, 16-bit grey, ...:"
         " ccr_dist/data/media/pictures.py)"
@@ -33,7 +33,7 @@ RULES = {  # keys of plans: numbers of rules that come with a version of this pa
         " filters.py)"
     ),
 }
-MOST_DEATHS = 16  # of processes that prepare, for which no row is at fault
+MOST_DEATHS = 16  # of preparing processes, for which no row is to blame
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class RowOutcome:
     """The result of one row.
 
     Attributes:
-        value: Its value; None: a null row.
-        error: Why there is no value.
-        counts: What to add to the shard's counters.
-        lacks: Why a part of the value is missing. Such a row is kept, and is a bad item like one without a value.
-        final: Whether the error is not to be tried again.
+        value: Its value; None makes a null row.
+        error: Why there is no value, or None.
+        counts: Added to the shard's counters.
+        lacks: Why a part of the value is missing, or None. Such a row is kept, but is a bad item.
+        final: Whether the error must not be retried.
     """
 
     value: Any = None
@@ -57,7 +57,13 @@ class RowOutcome:
 
 @dataclass(frozen=True)
 class Ticket:
-    """One row to be made."""
+    """One row to be made.
+
+    Attributes:
+        shard: Number of its shard.
+        row: Number of the row in the shard.
+        key: Its key.
+    """
 
     shard: int
     row: int
@@ -65,8 +71,15 @@ class Ticket:
 
 
 def require_rules(place: str, there: dict[str, Any], asked: dict[str, Any]) -> None:
-    """DataError where the plan of a column that is there differs from the one asked for in nothing but rules of an
-    earlier version.
+    """Refuse to continue a column whose plan differs only in rules of an earlier version.
+
+    Args:
+        place: The column, for messages.
+        there: Its plan.
+        asked: The plan of this job.
+
+    Raises:
+        DataError: Only rules differ. (Other differences are refused elsewhere.)
     """
     asked = json.loads(store.canonical_json(asked))
     changed = [name for name in RULES if name in asked and there.get(name, 0) != asked[name]]
@@ -81,18 +94,31 @@ def require_rules(place: str, there: dict[str, Any], asked: dict[str, Any]) -> N
 
 @dataclass
 class EngineWait:
-    """Seconds for which an engine with nothing to do has waited for prepared rows."""
+    """Time that an idle engine has waited for prepared rows.
+
+    Attributes:
+        seconds: Seconds in all.
+    """
 
     seconds: float = 0.0
 
 
 class Feed:
-    """Prepared rows, in order: a bounded number of them is prepared ahead while the engine works.
+    """Prepared rows in order; a bounded number is prepared ahead while the engine works.
 
-    tickets: the rows to be made; None stands for "nothing now" (other workers have the rest). submit: starts the
-    preparation of a row. Not safe in threads: `take` belongs to the thread that drives the engine. `in_flight`: rows
-    that were taken and have not come back. `waited_s`: seconds that thread waited for preparation, with an engine that
-    had nothing to do.
+    Not thread-safe: only the thread that drives the engine may use it.
+
+    Args:
+        tickets: The rows to be made; None stands for "nothing now" (other workers have the rest).
+        submit: Starts the preparation of a row.
+        ahead: Number of rows prepared ahead.
+        alone: Prepares a row in a process of its own, after processes died.
+        engine_wait: Gets the time that an idle engine waits.
+
+    Attributes:
+        settled: Rows that need no engine: null, or impossible to prepare.
+        in_flight: Rows that were taken and have not come back.
+        waits_for: The row whose preparation the engine waits for, or None.
     """
 
     POLL_S = 0.05
@@ -106,12 +132,12 @@ class Feed:
         engine_wait: EngineWait | None = None,
     ) -> None:
         self._tickets, self._submit, self._ahead, self._alone = tickets, submit, ahead, alone
-        self._deaths = 0  # of processes that prepare
+        self._deaths = 0  # of preparing processes
         self._window: deque[tuple[Ticket, Future[Any]]] = deque()
         self._ended = False
-        self.settled: list[tuple[Ticket, RowOutcome]] = []  # rows that need no engine: null, or impossible to prepare
+        self.settled: list[tuple[Ticket, RowOutcome]] = []
         self.in_flight: dict[Ticket, None] = {}
-        self.waits_for: Ticket | None = None  # the row whose preparation holds the engine up
+        self.waits_for: Ticket | None = None
         self._engine_wait = engine_wait or EngineWait()
 
     def _fill(self, size: int) -> None:
@@ -126,13 +152,21 @@ class Feed:
             self._window.append((ticket, self._submit(ticket)))
 
     def take(self, count: int, wait: bool = True) -> list[tuple[Ticket, Any]] | None:
-        """At most `count` next items, across shards; fewer, even none, where rows settle without an engine. None: there
-        will be no more.
+        """Take the next items, across shards.
 
-        wait=False, for an engine that has something to do: what lies prepared at the head of the window, maybe nothing;
-        never blocks. wait=True blocks until there is something, except while rows taken before have not been yielded
-        yet and other workers have all the rest: then it gives [] too, so that a processor that keeps finished rows back
-        can yield them.
+        Args:
+            count: At most this many.
+            wait: Whether to block until there is an item. It does not block while rows taken before have not come back
+                and other workers have all the rest, so that a processor can yield finished rows. False, for an engine
+                that is busy: return only what is already prepared.
+
+        Returns:
+            (row, item), possibly fewer than `count` or none, since some rows need no engine; None at the end.
+
+        Raises:
+            EngineError: Preparing processes died too often.
+            DataError: The shard of an input is damaged.
+            StorageError: An input cannot be read.
         """
         self._fill(max(count, self._ahead))
         while not self._window:
@@ -171,10 +205,9 @@ class Feed:
         return ticket, item
 
     def _after_death(self, ticket: Ticket, error: BrokenExecutor) -> Any:
-        """Processes that prepare rows are gone, with all they had: the next row is prepared alone, those behind it
-        anew.
+        """Continue after preparing processes died: prepare the next row alone, and those after it again.
 
-        EngineError when it happens again and again without a row that is at fault.
+        Raises EngineError if that happens too often without a row that is to blame.
         """
         self._deaths += 1
         if self._alone is None or self._deaths > MOST_DEATHS:
@@ -189,12 +222,12 @@ class Feed:
         return item
 
     def back(self, tickets: Iterable[Ticket]) -> None:
-        """These rows have come back from the engine."""
+        """Report rows that have come back from the engine."""
         for ticket in tickets:
             self.in_flight.pop(ticket, None)
 
     def cancel(self) -> None:
-        """Drops what is waiting to be prepared."""
+        """Cancel preparation that has not started."""
         for _, future in self._window:
             future.cancel()
 
@@ -204,76 +237,103 @@ def _broken(future: Future[Any]) -> bool:
 
 
 class Processor(ABC):
-    """Base of all processors. The plan is the identity of the work: equal plans over equal inputs must mean equal
-    columns.
+    """Base of all processors. Equal plans over equal inputs must make equal columns.
+
+    Attributes:
+        kind: Kind of the output column.
+        extension: Extension of its members.
+        inputs: Names of the input columns.
+        batch: Items per engine call by default.
+        dtype: Type of a matrix' vectors: float16 or float32.
+        width: Width of a matrix' vectors; needed only for a shard without any.
+        bounded: Whether the engine ends every request by itself, so that long silence does not mean a hang.
+        workers: Preparing processes by default; 0: threads, for cheap preparation.
     """
 
-    kind: str  # of the output column
+    kind: str
     extension: str = "json"
     inputs: tuple[str, ...] = ()
-    batch: int = 64  # items an engine call, unless the user says otherwise
-    dtype: str = "float16"  # of a matrix: float16 or float32
-    width: int = 0  # of a matrix' vectors; needed only for a shard without any
-    bounded: bool = False  # whether what drives the engine always gives something back in time, by itself
-    # processes that prepare, unless the user says otherwise; 0: threads, for preparation that is cheap
+    batch: int = 64
+    dtype: str = "float16"
+    width: int = 0
+    bounded: bool = False
     workers: int = 0
 
     @abstractmethod
     def plan(self) -> dict[str, Any]:
-        """Everything that determines the values, input columns aside (the runner adds their digests). JSON, no host
-        names, no paths.
+        """Everything that determines the values except the input columns, whose digests the runner adds. JSON, without
+        host names and paths.
         """
 
     def provenance(self) -> dict[str, Any]:
-        """What a reader of the column wants to know but what is no part of its identity: versions, licences,
-        sources.
-        """
+        """What a reader of the column should know, but is not part of its identity: versions, licences, sources."""
         return {}
 
     def check(self, dataset: Dataset) -> None:  # noqa: B027 (most have nothing to check)
-        """Called first. Raises DataError when the job makes no sense on this dataset (an input of the wrong kind,
-        ...).
+        """Called first. Raises DataError if the job is impossible on this dataset, such as an input of the wrong
+        kind.
         """
 
     def load(self) -> None:  # noqa: B027 (most have nothing to load)
-        """Called once, before the first item, and only when there is something to do: the place to load models."""
+        """Load models. Called once before the first item, and only if there is something to do."""
 
     def close(self) -> None:  # noqa: B027 (most have nothing to end)
-        """Called by the maker of the processor after its last run; ends what `load` started."""
+        """End what `load` started. Called by the processor's owner after its last run."""
 
     def prepare(self, key: str, values: dict[str, Any]) -> Any:
-        """One item for the engine from a row's input values; None: null row; an RowOutcome settles it. DataError: a bad
-        item.
+        """Turn a row's input values into an item for the engine.
+
+        Args:
+            key: The row's key.
+            values: Its values by input column.
+
+        Returns:
+            The item; None makes a null row; a RowOutcome settles the row without the engine.
+
+        Raises:
+            DataError: The row is a bad item.
         """
         return values[self.inputs[0]]
 
     def preparer(self) -> Callable[[str, dict[str, Any]], Any]:
-        """What does the work of `prepare`, ahead of the engine, in threads or in processes. Asked for once, before
-        `load`.
+        """The function that does the work of `prepare` ahead of the engine, in threads or processes.
 
-        For processes it has to be picklable, and small: override it where the processor holds a model. Items come back
-        by pickle, too: NumPy arrays, pictures, strings; no torch tensors.
+        It is requested once, before `load`. For processes it must be picklable and small, so processors that hold a
+        model override it. Items are pickled as well: NumPy arrays, pictures and strings, but no torch tensors.
         """
         return self.prepare
 
     def load_key(self) -> str | None:
-        """Names what `load` loads (and compiles): of the processes of a node, one at a time does so for the first time.
-        None: no matter.
-        """
+        """Identifies what `load` loads and compiles, so that only one process per node does it first; None: no lock."""
         return None
 
     @abstractmethod
     def process(self, items: list[Any]) -> list[RowOutcome]:
-        """One outcome an item, in order. EngineError when the engine is gone or answers nonsense; a bad item is an
-        `RowOutcome(error=...)`.
+        """Run the engine on items.
+
+        Args:
+            items: Prepared items.
+
+        Returns:
+            One result per item, in order; `RowOutcome(error=...)` for a bad item.
+
+        Raises:
+            EngineError: The engine failed.
         """
 
     def stream(self, feed: Feed, batch: int) -> Iterator[list[tuple[Ticket, RowOutcome]]]:
-        """Drives the engine: takes from the feed, yields what is done, in any order and grouping; each yield is
-        journalled at once.
+        """Drive the engine. By default this calls `process` on batches; engines with continuous batching override it.
 
-        Rows in `feed.settled` are journalled with the next yield, an empty one too. An engine with its own continuous
-        batching overrides this one; for all others it is `process` on batches.
+        Args:
+            feed: Prepared rows.
+            batch: Items per engine call.
+
+        Yields:
+            Finished rows and their results, in any order and grouping. Each yield is journalled at once, together with
+            `feed.settled`; it may be empty.
+
+        Raises:
+            EngineError: The engine failed.
         """
         worked = False
         while (taken := feed.take(batch)) is not None:
@@ -287,8 +347,10 @@ class Processor(ABC):
             yield [(ticket, outcome) for (ticket, _), outcome in zip(taken, outcomes, strict=True)]
 
     def _processed(self, items: list[Any], *, worked: bool) -> list[RowOutcome]:
-        """`process`; what it fails on is found by taking the items one by one. When it fails on all of several the
-        error is its own, and of a single item unless it has `worked` on others.
+        """`process`; after an error, items are processed one by one to find the bad ones.
+
+        If all of several items fail, the engine is to blame. A single item is to blame only if the engine has `worked`
+        on others, or for a DataError.
         """
         error: Exception
         try:

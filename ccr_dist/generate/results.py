@@ -1,4 +1,4 @@
-"""What the engine made: journal, then budget, then commit."""
+"""Keeps the results of an engine: journal, then budget, then commit."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Results:
         self.counts: Counter[str] = Counter()  # of the shards committed here
 
     def keep(self, results: list[tuple[Ticket, RowOutcome]]) -> None:
-        """Journals results, then holds them against the budget, then commits the shards that are complete.
+        """Journal results, check the budget, and commit complete shards.
 
         Raises:
-            DataBudgetError: Too many bad items, or a job that gives nothing. The results are in the journals.
+            DataBudgetError: There are too many bad items, or the job makes nothing. The results are in the journals.
             StorageError: A journal or a shard cannot be written.
         """
         parts, report = self._parts, self._parts.report
         by_shard: dict[int, list[tuple[int, RowOutcome]]] = {}
         for ticket, outcome in results:
             work = parts.open_shards.get(ticket.shard)
-            if work is not None and ticket.row not in work.outcomes:  # otherwise another worker has the shard by now
+            if work is not None and ticket.row not in work.outcomes:  # otherwise another worker now has the shard
                 by_shard.setdefault(ticket.shard, []).append((ticket.row, self._checked(ticket, outcome)))
         kept = sum(self._journal(shard, rows) for shard, rows in by_shard.items())
         report.summary.rows += kept
@@ -49,10 +49,10 @@ class Results:
                 self.commit(work)
 
     def _journal(self, shard: int, rows: list[tuple[int, RowOutcome]]) -> int:
-        """Journals rows of one shard.
+        """Journal rows of one shard.
 
         Returns:
-            How many were kept: none when another worker has the shard.
+            Number of rows kept; 0 if another worker has the shard.
         """
         work = self._parts.open_shards.get(shard)
         assert work is not None
@@ -66,7 +66,7 @@ class Results:
         return len(rows)
 
     def _checked(self, ticket: Ticket, outcome: RowOutcome) -> RowOutcome:
-        """The outcome; a bad item when its value cannot be committed, and so must not reach a journal."""
+        """The result, or a bad item if its value cannot be committed, so that it does not reach a journal."""
         target, value = self._parts.target, outcome.value
         if outcome.error is not None or value is None:
             return outcome
@@ -88,15 +88,15 @@ class Results:
         return outcome
 
     def commit(self, work: Work) -> None:
-        """Commits a shard whose rows are all there; gives it up when another worker has it.
+        """Commit a complete shard, or give it up if another worker has it.
 
         Raises:
-            DataBudgetError: The job gives nothing; the shard is not committed.
+            DataBudgetError: The job makes nothing; the shard is not committed.
             StorageError: The shard cannot be written.
         """
         parts, summary = self._parts, self._parts.report.summary
         waited_s = parts.engine_wait.seconds - work.waited_s
-        # Of a settled shard the payload is final, whatever it holds.
+        # The payload of a settled shard is final, whatever it holds.
         became = Counter(made=1) if work.settled else work.became(parts.target.kind)
         parts.bad_items.require_values(became, parts.open_shards)
         try:
@@ -112,6 +112,6 @@ class Results:
             self.counts.update(work.counts())
         else:
             summary.skipped += 1
-            if not work.settled:  # a stale worker woke and was quicker
+            if not work.settled:  # a stale worker woke up and was faster
                 summary.lost += 1
         parts.report.event("committed", {"shard": work.name, "mine": mine})

@@ -3,9 +3,8 @@
     column.json (plan) -> take a shard -> prepare its rows ahead -> engine -> journal -> all rows there: commit -> ...
     nothing left to take: wait for the shards of others, and take over those whose worker dies
 
-Whatever dies is simply started again. `processor.py` says what is done to a row; `lease.py`, `journal.py` and
-`shard_work.py` say what a lease, a journal and a commit are. `shard_queue.py` chooses the rows, `results.py` keeps what
-comes back.
+Whatever dies is simply started again. `processor.py` defines what is done to a row; `lease.py`, `journal.py` and
+`shard_work.py` define leases, journals and commits. `shard_queue.py` chooses the rows, `results.py` keeps the results.
 """
 
 from __future__ import annotations
@@ -60,37 +59,37 @@ def run(
     summarise: bool = True,
     on_event: Event | None = None,
 ) -> JobSummary:
-    """Makes a column, together with all other workers that run the same job.
+    """Make a column, together with all other workers that run the same job.
 
     SIGTERM, SIGINT, SIGUSR1 and a stop file (`stopfile.py`) end it after the batch in flight, with `stopped` set.
     Finished shards and journals survive every error.
 
     Args:
         dataset: The dataset that gets the column.
-        processor: What makes a row's value.
-        column: The name of the column.
-        share: (i, n): the shards i, i + n, ... only.
-        batch: Items per engine call; None: what suits the processor.
-        workers: Processes that prepare rows; None: what suits the processor; 0: `threads` threads instead.
-        threads: Threads that prepare rows, with workers 0.
+        processor: Makes a row's value.
+        column: Name of the column.
+        share: (i, n): only the shards i, i + n, ...
+        batch: Items per engine call; None: the processor's default.
+        workers: Preparing processes; None: the processor's default; 0: `threads` threads instead.
+        threads: Preparing threads, if `workers` is 0.
         budget: How many bad items are tolerated.
         lease_s: Seconds without a heartbeat after which a worker counts as dead; the same for all workers.
-        wait: Whether to stay until the shards that others hold are finished, and take over those whose owner dies;
+        wait: Whether to stay until other workers' shards are finished, and to take over those whose worker dies;
             otherwise these shards are reported as busy.
         silence_s: Seconds without any result after which the process ends with HangError's exit code.
         progress: Whether to show a progress bar and print the summary.
-        summarise: False: no summary is printed; the caller reports what was done.
-        on_event: Is called with the name of an event (taken, kept, committed, lost, busy) and its details.
+        summarise: Whether a summary may be printed at all.
+        on_event: Called with the name of an event (taken, kept, committed, lost, busy) and its details.
 
     Returns:
-        What was done.
+        The summary.
 
     Raises:
-        ConfigError: A setting that cannot be.
+        ConfigError: A setting is impossible.
         DataError: Inputs are missing, or the column has another plan.
-        DataBudgetError: Too many bad items, a job that gives nothing, or shards that kill their workers.
+        DataBudgetError: There are too many bad items, the job makes nothing, or shards kill their workers.
         EngineError: The engine failed.
-        StorageError: The disk failed.
+        StorageError: The disk is full or fails.
     """
     if not 0 <= share[0] < share[1]:
         raise DataError(f"share {share[0]}/{share[1]}: expected i/n with 0 <= i < n")
@@ -139,7 +138,7 @@ def run(
 
 
 def _target(dataset: Dataset, processor: Processor, column: str, inputs: dict[str, Column]) -> Column:
-    """The column that is to be made, new or begun. DataError when it has another plan."""
+    """The column to be made, new or begun. Raises DataError if it has another plan."""
     plan = {**processor.plan(), "inputs": {name: source.digest for name, source in inputs.items()}}
     provenance = {
         "ccr_dist": ccr_dist.__version__,
@@ -182,7 +181,7 @@ def _summed_up(parts: JobParts, results: Results, *, wait: bool, seconds: float)
     if not wait:
         summary.busy += parts.open_shards.lost_count
     if summary.complete:
-        # Left by a process that was killed while it began the column.
+        # left by a process that was killed while it created the column
         for rubbish in parts.target.folder.glob(f"{store.TEMPORARY}column.json.*"):
             rubbish.unlink(missing_ok=True)
     return summary
@@ -193,11 +192,11 @@ class _EngineLoop:
 
     Args:
         parts: The run's shared parts.
-        processor: Holds the engine.
+        processor: The processor.
         inputs: The columns that it reads, by name.
         batch: Items per engine call.
-        workers: Processes that prepare rows; 0: threads.
-        threads: How many, with workers 0.
+        workers: Preparing processes; 0: threads.
+        threads: Preparing threads, if `workers` is 0.
     """
 
     def __init__(
@@ -217,7 +216,7 @@ class _EngineLoop:
         self.results = Results(parts, lambda: processor.width)
 
     def run(self, tickets: Iterator[Ticket | None], watch: Watch) -> None:
-        """Makes the rows that are named by `tickets`, until there are no more, or the run is asked to stop."""
+        """Make the rows of `tickets`, until there are no more or the run is asked to stop."""
         parts, processor = self._parts, self._processor
         first = _first(tickets)
         if first is None:  # models are loaded only when there is work
@@ -225,7 +224,7 @@ class _EngineLoop:
         with Preparation(
             processor.preparer(), self._inputs, workers=self._workers, threads=self._threads
         ) as preparation:
-            preparation.begin()  # its processes need about as long as the model to get ready
+            preparation.begin()  # its processes need about as long to start as the model
             with (
                 first_load(processor.load_key(), lambda: parts.stop.asked),
                 watch.loading(f"{parts.target.folder}: the model is being loaded"),
@@ -262,7 +261,7 @@ class _EngineLoop:
 
 
 def _first(tickets: Iterator[Ticket | None]) -> Ticket | None:
-    """Waits for the first ticket; None when there will be none."""
+    """Wait for the first ticket; None if there is none."""
     for ticket in tickets:
         if ticket is not None:
             return ticket
@@ -271,7 +270,7 @@ def _first(tickets: Iterator[Ticket | None]) -> Ticket | None:
 
 
 def _at_work(target: Column, feed: Feed) -> str | None:
-    """What the engine, or the preparation that it waits for, is at; called in the watch's thread."""
+    """What the engine works on or waits for, for messages; called in the watch's thread."""
     if tickets := list(feed.in_flight):
         named = ", ".join(f"{target.dataset.shards[ticket.shard]}: {ticket.key!r}" for ticket in tickets[:_NAMED])
         more = ", ..." if len(tickets) > _NAMED else ""

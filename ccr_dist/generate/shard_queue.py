@@ -1,4 +1,4 @@
-"""Which rows are to be made: takes shards by leases, and names their rows to the feed."""
+"""Chooses the rows to be made: takes shards by leases, and gives their rows to the feed."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ from ccr_dist.generate.shard_work import STUCK, Work
 
 
 class ShardQueue:
-    """The rows of a share that nobody else makes. It runs ahead of the engine by the feed's window.
+    """The rows of a share that no other worker makes. It runs ahead of the engine by the feed's window.
 
     Args:
         parts: The run's shared parts.
-        results: Commits the shards of which nothing is missing.
+        results: Commits shards without missing rows.
         shards: The share.
-        wait: Whether to wait for the shards that others hold, and take over those whose worker dies.
-        window: Rows that may be in work at once.
+        wait: Whether to wait for the shards of other workers, and to take over those whose worker dies.
+        window: Most rows in work at once.
+
+    Attributes:
+        refused: Why each shard that kills its workers was left out.
     """
 
     def __init__(self, parts: JobParts, results: Results, shards: range, *, wait: bool, window: int) -> None:
         self._parts, self._results, self._shards = parts, results, shards
         self._wait, self._window = wait, window
         self._pause_s = min(parts.bench.leases.lease_s / 8, 2.0)
-        self.refused: list[str] = []  # shards that kill their workers: why each was left out
+        self.refused: list[str] = []
 
     def tickets(self) -> Iterator[Ticket | None]:
-        """Takes shards and names their missing rows; None stands for "nothing now"."""
+        """Take shards and yield their missing rows; None stands for "nothing now"."""
         parts = self._parts
         pending: Sequence[int] = self._shards
         while True:
@@ -50,10 +53,10 @@ class ShardQueue:
             pending = held + parts.open_shards.take_lost()
 
     def _take_each(self, pending: Sequence[int], held: list[int]) -> Generator[Ticket | None, None, bool]:
-        """The rows of each pending shard that can be taken; the shards that others hold are added to `held`.
+        """The rows of each pending shard that can be taken; shards that other workers hold are added to `held`.
 
         Returns:
-            False when the run was asked to stop before all were looked at.
+            Whether all shards were considered; False if the run was asked to stop.
         """
         parts, target = self._parts, self._parts.target
         finished, traces = target.finished(), look(target.folder)
@@ -78,17 +81,17 @@ class ShardQueue:
         return True
 
     def _rows(self, work: Work) -> Iterator[Ticket | None]:
-        """The rows of a shard that are missing.
+        """The missing rows of a shard.
 
-        A shard over which a worker died is worked on alone until it gives a row, so that no other shard is blamed for
-        it.
+        A shard on which a worker died is the only one in work until one of its rows is done, so that no other shard is
+        blamed.
         """
         self._open(work)
         missing, deaths = work.missing, work.lease.past
-        wary = bool(deaths.stuck or deaths.suspect)
+        deadly = bool(deaths.stuck or deaths.suspect)
         if not missing:
             self._results.commit(work)
-        while wary and len(self._parts.open_shards) > 1 and not self._ended(work):
+        while deadly and len(self._parts.open_shards) > 1 and not self._ended(work):
             yield None
         suspects = missing[: self._window] if deaths.suspect is not None or deaths.stuck >= STUCK - 1 else []
         if not (yield from self._one_by_one(work, suspects)):
@@ -97,11 +100,11 @@ class ShardQueue:
             if work.lost:
                 return
             yield self._ticket(work, row)
-        while wary and self._is_open(work) and len(work.outcomes) == work.resumed and not self._ended(work):
+        while deadly and self._is_open(work) and len(work.outcomes) == work.resumed and not self._ended(work):
             yield None
 
     def _open(self, work: Work) -> None:
-        """Counts what older journals hold of a shard."""
+        """Count the rows of a shard in older journals."""
         parts, report = self._parts, self._parts.report
         parts.open_shards.add(work)
         work.waited_s = parts.engine_wait.seconds
@@ -119,10 +122,10 @@ class ShardQueue:
             parts.bad_items.require_within_budget()
 
     def _one_by_one(self, work: Work, suspects: list[int]) -> Generator[Ticket | None, None, bool]:
-        """Rows of which one may kill its worker: each alone, so that the lease tells the next owner which one it was.
+        """Rows of which one may kill its worker, each alone, so that the lease tells the next owner which one it was.
 
         Returns:
-            False when the rest of the shard is not to be made here.
+            Whether to continue with the rest of the shard.
         """
         for row in suspects:
             work.lease.alone_with(row, len(work.outcomes))
@@ -146,14 +149,14 @@ class ShardQueue:
         return self._parts.stop.asked or work.lost
 
     def _reuse(self, shard: int) -> None:
-        """Counts a shard that is finished."""
+        """Count a shard that is finished."""
         rows = self._parts.target.dataset.shard_rows[shard]
         self._parts.bad_items.reused(rows, int(self._parts.target.record(shard)["nulls"]))
         self._parts.report.summary.skipped += 1
         self._parts.report.advance(rows)
 
     def _report_held(self, shards: list[int]) -> None:
-        """Reports the shards that others hold, which are not waited for."""
+        """Report the shards of other workers as busy."""
         for shard in shards:
             if self._parts.target.whole(shard):
                 self._reuse(shard)

@@ -1,4 +1,4 @@
-"""A shard from taking it to giving it up: lease, journal, outcomes, commit. The queue (`shard_queue.py`) decides which
+"""Work on a shard, from taking it to giving it up: lease, journal, results, commit. `shard_queue.py` decides which
 shards, and when.
 
     take:    lease g -> rows of all older journals, merged into journal g -> older journals and leases removed
@@ -28,24 +28,30 @@ from ccr_dist.generate.journal import Journal, Past
 from ccr_dist.generate.lease import Deaths, Lease, Leases, Traces, journal_path, lease_path, look, read_lease
 from ccr_dist.generate.processor import RowOutcome
 
-STUCK = 3  # owners that die over a shard, one after the other, without one more row
+STUCK = 3  # owners in a row that die on a shard without a new row
 _OVERTAKEN = "made null by a worker that lost the shard while it committed it; why is not known"
 
 
 class Lost(Exception):
-    """Another worker has the shard by now: what is made here does not count. Never leaves the runner."""
+    """Another worker now has the shard, so results made here do not count. Never leaves the runner."""
 
 
 class Work:
-    """A shard in work.
+    """A shard that this worker holds.
 
     Attributes:
-        outcomes: Finished rows, by row.
-        past: What older journals held.
-        settled: Whether its payload already exists, so that nothing is to be made.
-        resumed: How many rows were finished when the shard was taken.
-        waited_s: How long the engine had waited, in seconds, when the shard was taken.
-        lost: Whether another worker was found to have the shard.
+        shard: Its number.
+        name: Its name.
+        rows: Number of its rows.
+        lease: Its lease.
+        journal: Its journal; None if it is settled.
+        outcomes: Results of finished rows by row.
+        past: Contents of older journals.
+        settled: Whether its payload already exists, so that nothing must be made.
+        resumed: Number of rows that were finished when the shard was taken.
+        tokens: Tokens generated.
+        waited_s: Seconds that the engine had waited when the shard was taken.
+        lost: Whether another worker has taken it over.
     """
 
     def __init__(
@@ -54,11 +60,11 @@ class Work:
         self._dataset, self.shard, self.lease, self.journal, self.past = dataset, shard, lease, journal, past
         self.name, self.rows = dataset.shards[shard], dataset.shard_rows[shard]
         self.outcomes = {row: o for row, o in past.outcomes.items() if settled or o.error is None or o.final}
-        self.settled = settled  # its payload is there: nothing is to be made
+        self.settled = settled
         self.resumed = len(self.outcomes)
         self.tokens = sum(outcome.counts.get("tokens", 0) for outcome in self.outcomes.values())
         self.began, self.started = time.time(), time.perf_counter()
-        self.waited_s = 0.0  # how long the engine had waited when the shard was taken
+        self.waited_s = 0.0
         self.lost = False
 
     @property
@@ -68,11 +74,14 @@ class Work:
 
     @property
     def missing(self) -> list[int]:
+        """Rows that still must be made, ascending."""
         return [] if self.settled else [row for row in range(self.rows) if row not in self.outcomes]
 
     def became(self, kind: str) -> Counter[str]:
-        """Rows by what became of them: `made`, `bad`, `fruitless` (something was asked, nothing usable came back),
-        `absent`.
+        """Number of rows by result: `made`, `bad`, `fruitless` (requests, but no usable answer), `absent`.
+
+        Args:
+            kind: Kind of the column.
         """
         found: Counter[str] = Counter()
         for outcome in self.outcomes.values():
@@ -85,15 +94,24 @@ class Work:
         return found
 
     def counts(self) -> Counter[str]:
+        """Sums of the rows' counters."""
         return sum((Counter(outcome.counts) for outcome in self.outcomes.values()), Counter())
 
     def beat(self) -> None:
-        """Renews the lease, and looks whether it is still valid; called in the watch's thread."""
+        """Renew the lease, and check whether it is still valid; called in the watch's thread."""
         self.lease.beat(len(self.outcomes), self.tokens)
         self.lost = self.lost or not self.lease.valid()
 
     def keep(self, rows: list[tuple[int, RowOutcome]]) -> None:
-        """Journals rows. Raises Lost, StorageError."""
+        """Journal rows.
+
+        Args:
+            rows: (row, result).
+
+        Raises:
+            Lost: Another worker has the shard.
+            StorageError: The disk is full.
+        """
         assert self.journal is not None
         try:
             self.journal.append(rows)
@@ -104,23 +122,30 @@ class Work:
         self.tokens += sum(outcome.counts.get("tokens", 0) for _, outcome in rows)
 
     def raise_lost(self, cause: OSError | None = None) -> None:
+        """Raise Lost if another worker has the shard."""
         if self.lost or not self.lease.valid():
             raise Lost from cause
 
     def close(self) -> None:
-        """Gives the shard up; the journal stays for the next worker."""
+        """Give the shard up; its journal stays for the next worker."""
         if self.journal is not None:
             self.journal.close()
         self.lease.release()
 
 
 class Bench:
-    """Where the shards of a column are worked on by one worker."""
+    """Takes and commits the shards of a column for one worker.
+
+    Args:
+        target: The column.
+        leases: Its leases.
+    """
 
     def __init__(self, target: Column, leases: Leases) -> None:
         self.target, self.leases = target, leases
 
     def name(self, shard: int) -> str:
+        """The name of a shard."""
         return self.target.dataset.shards[shard]
 
     def _header(self, shard: int) -> dict[str, Any]:
@@ -135,15 +160,15 @@ class Bench:
         return journals.read(paths, self.target.kind, self._header(shard))
 
     def take(self, shard: int) -> Work | None:
-        """Takes a shard that no living worker holds, with all rows that were made of it.
+        """Take a shard that no living worker holds, with all rows in its journals.
 
         Returns:
-            None when another worker holds it, or was quicker.
+            The work, or None if another worker holds the shard or was faster.
 
         Raises:
             DataBudgetError: The shard seems to kill its workers.
             DataError: A journal belongs to other work.
-            StorageError: The disk failed.
+            StorageError: The disk is full or fails.
         """
         name, folder = self.name(shard), self.target.folder
         traces = look(folder, name).get(name, Traces())
@@ -156,7 +181,7 @@ class Bench:
         work = None
         try:
             work = self._begin(shard, lease, deadly)
-        except OSError:  # it may be overtaken already, and its temporary file tidied away
+        except OSError:  # another worker may have taken over and removed the temporary file
             if lease.valid():
                 raise
         finally:
@@ -165,7 +190,7 @@ class Bench:
         return work
 
     def _deaths(self, shard: int, traces: Traces) -> tuple[Deaths, int | None]:
-        """(what became of the owners up to now, the row that is to be left out because of that)."""
+        """How owners have died up to now, and the row that must be left out because of that, if any."""
         if not traces.leases:
             return Deaths(), None
         last = max(traces.leases)
@@ -175,8 +200,8 @@ class Bench:
         stuck = 0 if last in traces.journals and past.fresh else int(about.get("stuck", 0)) + bool(beat.get("begun"))
         at = beat.get("at") if beat.get("begun") else None
         if at is not None and at not in past.outcomes:
-            # One death may be anything, such as a node that is taken away; that of several, who did nothing else, is
-            # the row's doing.
+            # One death may have any reason, such as a lost node; if several owners with only this row in work die, the
+            # row is to blame.
             before = about.get("suspect", {})
             deaths = 1 + (before["deaths"] if before.get("row") == at else 0)
             return (Deaths(), at) if deaths >= STUCK else (Deaths(stuck, (at, deaths)), None)
@@ -225,17 +250,19 @@ class Bench:
             path.unlink(missing_ok=True)
 
     def commit(self, work: Work, width: Callable[[], int], stats: dict[str, Any]) -> bool:
-        """Makes a shard of a complete or settled work and removes all traces of the work; True when the record is this
-        process' own.
+        """Commit complete or settled work, and remove its traces.
 
         Args:
-            work: The shard.
+            work: The work.
             width: Gives the width of a matrix without vectors.
             stats: Further telemetry for the shard's stats.
 
+        Returns:
+            Whether this process wrote the record.
+
         Raises:
             Lost: Another worker has the shard.
-            StorageError: The disk failed.
+            StorageError: The disk is full or fails.
         """
         shard, name = work.shard, self.name(work.shard)
         work.raise_lost()
@@ -243,7 +270,7 @@ class Bench:
             mine = self._write(work, width)
             if work.journal is not None or work.past.outcomes:
                 self._explain(work, mine, stats)
-        except OSError as e:  # an overtaken worker may even find that its temporary file was tidied away
+        except OSError as e:  # another worker may have taken over and removed the temporary file
             work.raise_lost(e)
             raise
         if work.journal is not None:
@@ -268,7 +295,7 @@ class Bench:
         )
 
     def _explain(self, work: Work, mine: bool, stats: dict[str, Any]) -> None:
-        """errors.jsonl and stats of the payload that is there."""
+        """Write errors.jsonl and stats of the existing payload."""
         absent = set(self.target.index(work.shard)["nulls"])
         bad = []
         for row, key in enumerate(self.target.dataset.keys(work.shard)):

@@ -13,12 +13,13 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Whether this process was asked to stop. As a context manager it listens to SIGTERM, SIGINT, SIGUSR1 and the stop
-    files.
+    """Whether this process was asked to stop. As a context manager it handles SIGTERM, SIGINT, SIGUSR1 and stop files.
 
-    The first signal only sets `asked`: the batch in flight is finished. SIGTERM or SIGINT that arrives a second time
-    raises KeyboardInterrupt at once, which is safe for the journals. Outside the main thread no signal can be handled,
-    so none is.
+    The first signal only sets `asked`, and the batch in flight is finished. A second SIGTERM or SIGINT raises
+    KeyboardInterrupt at once, which is safe for journals. Outside of the main thread, signals are not handled.
+
+    Attributes:
+        asked: Whether a stop was requested.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a run of a job did, in figures and in a sentence, and how it is reported meanwhile."""
+"""The figures of a job's run, and its reports while it runs."""
 
 from __future__ import annotations
 
@@ -11,27 +11,25 @@ Event = Callable[[str, dict[str, Any]], None]
 
 @dataclass
 class JobSummary:
-    """What a run did to its share of the shards.
+    """Figures of a run, over its share of the shards.
 
     Attributes:
         column: The column that is made.
         shards: Shards in the share.
-        skipped: Shards that were finished before.
+        skipped: Shards that were already finished.
         done: Shards committed by this run.
         busy: Shards that another process works on.
-        lost: Shards taken over by another process while this one was silent; its rows made here do not count.
+        lost: Shards that another process took over while this one was silent; rows made here do not count.
         rows: Rows made by this run.
-        resumed_rows: Rows taken over from journals.
+        resumed_rows: Rows resumed from journals.
         bad: Null rows with an error, and rows that lack a part of their value.
-        absent: Null rows whose inputs are null or blank, or have no value to import; of the shards committed by this
-            run.
-        fruitless: Rows of which the filters left nothing, or for which the engine gave nothing; of the shards committed
-            by this run.
-        dropped_lines: Torn journal lines; their rows are made again.
-        counts: The processor's counters, of the shards committed by this run.
-        seconds: How long the run took.
-        waited_s: Seconds for which the engine waited for prepared rows.
-        stopped: The run was asked to stop, and the rest waits for the next start.
+        absent: Null rows whose inputs are null or blank, or have no value to import, in shards committed by this run.
+        fruitless: Rows for which filters or engine left nothing, in shards committed by this run.
+        dropped_lines: Incomplete journal lines; their rows are made again.
+        counts: The processor's counters, over shards committed by this run.
+        seconds: Wall time of the run.
+        waited_s: Seconds that the engine waited for prepared rows.
+        stopped: Whether the run was asked to stop before its share was complete.
     """
 
     column: str
@@ -53,7 +51,7 @@ class JobSummary:
 
     @property
     def complete(self) -> bool:
-        """The whole share is finished."""
+        """Whether the whole share is finished."""
         return self.skipped + self.done == self.shards
 
     def __str__(self) -> str:
@@ -76,11 +74,11 @@ class JobSummary:
 
 @dataclass(frozen=True)
 class JobReport:
-    """Where a run reports what it does.
+    """The outputs of a run while it runs.
 
     Attributes:
-        summary: The figures, kept up to date.
-        event: Is called with an event's name and its details.
+        summary: The figures, always up to date.
+        event: Called with an event's name and its details.
         advance: Moves the progress bar by a number of rows.
     """
 

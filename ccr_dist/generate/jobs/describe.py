@@ -1,4 +1,4 @@
-"""Pictures or videos -> what a multimodal model says about them, in one or several views."""
+"""Describes pictures or videos with a multimodal language model, in one or several views."""
 
 from __future__ import annotations
 
@@ -24,14 +24,22 @@ FIELDS = ("media", "captions")
 
 
 def default_column(model: str) -> str:
-    """description.<the model's own name>: Qwen/Qwen2.5-VL-7B-Instruct -> description.qwen2.5-vl-7b-instruct."""
+    """The column for a model: `description.qwen2.5-vl-7b-instruct` for Qwen/Qwen2.5-VL-7B-Instruct."""
     name = model.rstrip("/").rsplit("/", 1)[-1].lower()
     return f"description.{re.sub('[^a-z0-9._-]+', '-', name).strip('.-_')}"
 
 
 @dataclass(frozen=True)
 class Look:
-    """The questions about a row; a null row where there is no picture, or no caption and the prompt needs one."""
+    """Makes the requests of a row; None for a row without picture, or without caption if the prompt needs one.
+
+    Attributes:
+        prompt: The prompt.
+        column: Column of pictures or videos.
+        video: Whether it has videos.
+        frames: Frames of a video.
+        captions: Column of texts for the prompt's {captions}, or None.
+    """
 
     prompt: Prompt
     column: str
@@ -62,12 +70,21 @@ class Look:
 
 
 class Describe(Generate):
-    """(picture or video) -> {"views": {name: text}, "tokens": {name: n}, "finish": {name: how it ended}}.
+    """Turns a picture or video into {"views": {name: text}, "tokens": {name: n}, "finish": {name: why it ended}}.
 
-    An answer that a filter drops is left out of "views" and "finish" says why, by a key of `filters.DROPPED`; these are
-    counted, and `cut`: answers that were cut back to a whole sentence, and what was removed around answers, by the keys
-    of `answer.REMOVED`. prompt: name or path. frames: of a video. captions: a column of texts for the prompt's
-    {captions}.
+    An answer that a filter drops is not in "views"; "finish" has the reason, a key of `filters.DROPPED`. Counters: the
+    reasons of dropped answers, `cut` (answers truncated to whole sentences), and what was removed around answers (keys
+    of `answer.REMOVED`).
+
+    Args:
+        engine: A generation engine.
+        prompt: Name of a shipped prompt, or path of a file.
+        column: Column of pictures or videos.
+        frames: Frames of a video.
+        captions: Column of texts for the prompt's {captions}, or None.
+
+    Raises:
+        ConfigError: The prompt is wrong, or does not fit `captions`.
     """
 
     kind = "views"

@@ -1,6 +1,4 @@
-"""Pictures, videos or texts -> the vectors that a frozen backbone makes of them, so that the frozen part never runs
-again in training.
-"""
+"""Encodes pictures, videos or texts with a frozen backbone, so that training need not run it."""
 
 from __future__ import annotations
 
@@ -27,12 +25,12 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Pool = Literal["mean", "none"]
-_PICTURES = 64  # a forward batch of frames
+_PICTURES = 64  # frames in a forward batch
 
 
 @dataclass(frozen=True)
 class RowTexts:
-    """(key, values) -> the row's texts; a null row where none of them says anything."""
+    """The texts of a row; None (a null row) if all are blank."""
 
     column: str
 
@@ -43,11 +41,17 @@ class RowTexts:
 
 @dataclass(frozen=True)
 class Pixels:
-    """(key, values) -> (n, 3, H, W) float32: a picture, or `frames` moments of a video."""
+    """The pixels of a row, (n, 3, H, W) float32: a picture, or frames of a video.
+
+    Attributes:
+        column: Column of pictures or videos.
+        transform: The backbone's transform of a picture.
+        frames: Frames of a video; 0 for pictures.
+    """
 
     column: str
     transform: Callable[[Any], Any]
-    frames: int  # 0: pictures
+    frames: int
 
     def __call__(self, key: str, values: dict[str, Any]) -> np.ndarray | None:
         data = values[self.column]
@@ -58,17 +62,23 @@ class Pixels:
 
 
 class Featurise(Processor):
-    """A picture gives one vector (1, F) or its tokens (T, F), a video (1, F) or (frames, F), n texts give (n, F).
+    """Makes vectors: (1, F) or tokens (T, F) of a picture, (1, F) or (frames, F) of a video, (n, F) of n texts.
 
-    A row of which no text says anything is a null row; beside others blank texts are included, so that vector i belongs
-    to text i.
+    A row whose texts are all blank is a null row; in other rows blank texts are encoded, so that vector i belongs to
+    text i. Vectors are stored as float16; a row with a vector that float16 cannot hold is a bad item.
 
-    `backbone` builds the model; that happens once, when the plan asks for its identity. precision: of the forward pass
-    (autocast); vectors are stored as float16, and one that float16 cannot hold is a bad item. device: auto, cpu, cuda,
-    ... frames: of a video, fewer where it has fewer; pool: their mean, or all of them. tokens: of pictures,
-    `Backbone.image_tokens`; grid: their patches averaged over the cells of a grid x grid, so that T = 1 + grid².
+    Args:
+        backbone: Builds the model; called once, when the plan needs its identity.
+        column: Column of pictures, videos or texts.
+        precision: Precision of the forward pass (autocast).
+        device: auto, cpu, cuda, ...
+        frames: Frames of a video; fewer if it has fewer.
+        pool: "mean" of a video's frames, or "none".
+        tokens: Whether to store a picture's tokens (`Backbone.image_tokens`) instead of its global vector.
+        grid: Average the patches over the cells of a grid x grid, so that T = 1 + grid²; None: all patches.
 
-    ConfigError, besides what building the model raises: settings that do not go together.
+    Raises:
+        ConfigError: Settings do not fit each other.
     """
 
     kind = "matrix"
@@ -99,6 +109,7 @@ class Featurise(Processor):
 
     @property
     def backbone(self) -> Backbone:
+        """The model, built on first use."""
         if self._backbone is None:
             self._backbone = self._build()
         return self._backbone
@@ -109,12 +120,11 @@ class Featurise(Processor):
 
     @property
     def workers(self) -> int:  # type: ignore[override]
-        """Processes feed an accelerator. On the CPU the model itself takes the cores, and processes would only cost
-        their start.
-        """
+        """Preparing processes: only for an accelerator, since on the CPU the model itself uses all cores."""
         return 0 if self._side == "text" or torch_device(self._device) == "cpu" else spare_cores()
 
     def default_column(self) -> str:
+        """The name of the column by default."""
         tokens = (f".tokens-{self._grid}" if self._grid else ".tokens") if self._tokens else ""
         return f"feature.{self.backbone.name}.{self.inputs[0]}{tokens}"
 
@@ -144,7 +154,7 @@ class Featurise(Processor):
 
     @property
     def width(self) -> int:  # type: ignore[override]
-        """F, by asking the model: only a shard of null rows alone needs it."""
+        """F, found by running the model; needed only for a shard of null rows."""
         if self._side == "text":
             return self._features([[""]]).shape[-1]
         from PIL import Image
@@ -173,7 +183,7 @@ class Featurise(Processor):
             return [RowOutcome(row.astype(np.float16)) for row in rows]
 
     def _features(self, items: list[Any]) -> np.ndarray:
-        """(the sum of the items' lengths, F) float32; tokens: (pictures, T, F)."""
+        """(sum of the items' lengths, F) float32; with tokens (pictures, T, F)."""
         import torch
 
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self._precision]

@@ -1,6 +1,4 @@
-"""Texts in one language -> the same in another one by a language model that is asked to. Dedicated systems:
-`translate.py`.
-"""
+"""Translates texts with a language model that is asked to. Dedicated translation systems are in `translate.py`."""
 
 from __future__ import annotations
 
@@ -21,12 +19,18 @@ from ccr_dist.generate.text import languages
 from ccr_dist.generate.text.filters import VERSION, is_long, kept_of, tally
 
 FIELDS = ("text", "source_language", "target_language")
-LONGEST = 8000  # characters of a caption
+LONGEST = 8000  # most characters of a caption
 
 
 @dataclass(frozen=True)
 class AskTranslations:
-    """One request a caption that is not blank."""
+    """Makes one request per caption that is not blank; None for a null row.
+
+    Attributes:
+        prompt: The prompt.
+        column: Column of captions.
+        fields: Values of the prompt's fields, without {text}.
+    """
 
     prompt: Prompt
     column: str
@@ -45,10 +49,20 @@ class AskTranslations:
 
 
 class LlmTranslate(Generate):
-    """(n captions) -> (n translations), aligned; blank captions stay "" and are not sent, null rows stay null.
+    """Turns n captions into n aligned translations. Blank captions stay "" and are not sent; null rows stay null.
 
-    A translation that a filter drops is "". Counters: `captions`, `empty`, `unchanged`, `long`, as `Translate`; why
-    answers were dropped, `cut`, and what was removed around them, as `Describe`.
+    A translation that a filter drops is "". Counters: `captions`, `empty`, `unchanged` and `long`, as for `Translate`;
+    reasons of dropped answers, `cut`, and what was removed around answers, as for `Describe`.
+
+    Args:
+        engine: A generation engine.
+        source: Source language.
+        target: Target language.
+        column: Column of captions.
+        prompt: Name of a shipped prompt, or path of a file.
+
+    Raises:
+        ConfigError: The prompt does not fit, or a language is wrong or has no known name that the prompt needs.
     """
 
     kind = "texts"
@@ -117,11 +131,20 @@ class LlmTranslate(Generate):
 def make_translation(
     engine: str, source: str, target: str, options: dict[str, Any], column: str, *, prompt: str | None = None
 ) -> Processor:
-    """The job that translates `column` with a translation engine, or with a generation engine that is asked by
-    `prompt`.
+    """The job that translates a column with a translation engine, or with a generation engine and a prompt.
 
-    `transformers` is a dedicated translation model, `transformers-llm` a language model. ConfigError for an unknown
-    engine or option.
+    Args:
+        engine: Name of the engine; `transformers` is a dedicated translation model, `transformers-llm` a language
+            model.
+        source: Source language.
+        target: Target language.
+        options: The engine's options.
+        column: Column of captions.
+        prompt: Prompt for a language model; None: `translate`.
+
+    Raises:
+        ConfigError: The engine or an option is unknown or wrong.
+        EngineError: The engine is missing, or has no such direction.
     """
     llms = {f"{name}-llm" if name in translators.names() else name: name for name in generators.names()}
     if engine in llms:

@@ -1,4 +1,4 @@
-"""What is asked of a generation engine: prompt files, by name (`prompts/`) or path, and the fields in their texts.
+"""Prompt files for generation engines, by name (`prompts/`) or path, and the fields in their texts.
 
     system: You are a careful annotator.
     views:
@@ -6,7 +6,7 @@
       objects: {text: "List the objects in this {media}.", max_tokens: 96, list: true}
     filters: {min_words: 2}
 
-The jobs (`describe.py`, `llm_translate.py`) decide which row gets which values.
+The jobs (`describe.py`, `llm_translate.py`) decide which values the fields get for a row.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class _Strict(BaseModel):
 
 
 class View(_Strict):
-    """One question, and how its answer is treated."""
+    """One question, and how its answer is processed."""
 
-    text: str = Field(min_length=1, description="the question, with fields in braces; braces of its own are doubled")
-    max_tokens: int = Field(256, gt=0, description="longest answer, in tokens")
+    text: str = Field(min_length=1, description="the question, with fields in braces; other braces are doubled")
+    max_tokens: int = Field(256, gt=0, description="most tokens of the answer")
     max_words: int | None = Field(
-        None, gt=0, description="longer answers are cut back to a whole sentence within so many words"
+        None, gt=0, description="at most this many words; a longer answer is truncated after a whole sentence"
     )
     list: bool = Field(False, description="the answer is a JSON array of strings (structured output), kept as one text")
 
@@ -45,28 +45,34 @@ class View(_Strict):
 class Prompt(_Strict):
     """A prompt file: its views by name, in order."""
 
-    system: str | None = Field(None, description="what comes before every question")
+    system: str | None = Field(None, description="the system message of every question")
     views: dict[str, View] = Field(min_length=1)
     filters: Filters = Filters()
 
     def fill(self, view: str, values: dict[str, str]) -> tuple[str | None, str]:
-        """(system, question) of a view."""
+        """System message and question of a view, with fields filled in."""
         system = None if self.system is None else self.system.format(**values)
         return system, self.views[view].text.format(**values)
 
     def uses(self, field: str) -> bool:
+        """Whether a field occurs in the prompt."""
         return any(field in _fields(text) for text in [self.system or "", *(view.text for view in self.views.values())])
 
 
 def shipped() -> list[str]:
-    """The names of the prompts that come with the package."""
+    """Names of the shipped prompts."""
     return list(PROMPTS.files())
 
 
 def load_prompt(name: str, allowed: Sequence[str]) -> Prompt:
-    """A shipped prompt by its name, or a file by its path (`resources`). `allowed`: the fields that the job knows.
+    """Load a prompt.
 
-    ConfigError, with file, line and the nearest valid one, for an unknown key or field.
+    Args:
+        name: Name of a shipped prompt, or path of a file (`resources`).
+        allowed: Fields that the job fills in.
+
+    Raises:
+        ConfigError: The file is missing, or a key or field is unknown; names file, line and the nearest valid one.
     """
     document = yamlfile.load(PROMPTS.find(name))
     prompt = yamlfile.validate(Prompt, document)
@@ -101,5 +107,5 @@ def _check_fields(text: str, allowed: Sequence[str], place: str) -> None:
 
 
 def plan_of(prompt: Prompt) -> dict[str, Any]:
-    """The prompt as a plan tells it: every text and threshold, no file name."""
+    """The prompt for a plan: every text and threshold, but no file name."""
     return prompt.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""A JSONL file of texts made elsewhere -> a column, with its provenance.
+"""Imports a JSONL file of texts that were made elsewhere, with their provenance.
 
 {"key": "1F34B", "value": "a lemon"}        or ["a lemon", ...]      -> texts
 {"key": "1F34B", "value": {"views": {"detail": "..."}}}              -> views
@@ -19,9 +19,18 @@ from ccr_dist.generate.processor import Processor, RowOutcome
 
 
 class Replay(Processor):
-    """Rows whose key is not in the file become null rows (counter `missing`), at most `max_missing` of a dataset.
+    """Gives each row its value in a file. Rows whose key is not in it become null rows (counter `missing`).
 
-    `source`, `licence`, `note` say where the texts come from; they are part of the plan, as the file's sha256 is.
+    Args:
+        file: The JSONL file.
+        source: Where the texts come from; part of the plan, like the file's sha256.
+        licence: Their licence; part of the plan.
+        note: A remark; part of the plan.
+        max_missing: How many rows of a dataset may be missing in the file.
+        label: Whether the values are labels.
+
+    Raises:
+        DataError: The file cannot be read, or a line is malformed.
     """
 
     batch = 1024
@@ -82,10 +91,18 @@ def _value(kind: str, value: Any) -> Any:
 
 
 def _scan(path: Path, label: bool) -> tuple[str, dict[str, tuple[int, int]], dict[str, str]]:
-    """(kind of the values, key -> (offset, bytes) of its line, key -> what is wrong with its value).
+    """Scan a file.
 
-    The kind is that of the first good value. DataError, naming the line, for one whose key cannot be read or is there
-    twice, and for texts beside views.
+    Args:
+        path: The file.
+        label: Whether the values are labels.
+
+    Returns:
+        Kind of the values (of the first good one); (offset, bytes) of each line by key; what is wrong with bad values
+        by key.
+
+    Raises:
+        DataError: A line is malformed, a key occurs twice, or texts and views are mixed; names the line.
     """
     places: dict[str, tuple[int, int]] = {}
     bad: dict[str, str] = {}
@@ -109,7 +126,7 @@ def _scan(path: Path, label: bool) -> tuple[str, dict[str, tuple[int, int]], dic
                         decode.check(kinds[0], _value(kinds[0], value), f"{what}: key {key!r}")
                         (kind,) = kinds
                     except DataError as e:
-                        # no slip of one row: two files in one
+                        # not one bad row, but two files in one
                         if kind and isinstance(value, dict) != (kind == "views"):
                             raise
                         bad[key] = str(e)

@@ -1,6 +1,6 @@
-"""Rows -> several requests each -> a generation engine that never drains -> one value a row.
+"""Streams the requests of rows, several per row, through a generation engine that never runs empty; one value per row.
 
-`describe.py` and `llm_translate.py` decide what is asked of a row and what becomes of the answers.
+`describe.py` and `llm_translate.py` decide what to ask about a row, and what its answers mean.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from ccr_dist.errors import CcrError, DataError, EngineError
 from ccr_dist.generate.engines.generator import Answer, Generation, Generator, Renderer
 from ccr_dist.generate.processor import Feed, Processor, RowOutcome, Ticket
 
-YIELD_S = 1.0  # at most so long finished rows wait for the journal, so that an fsync serves many of them
+YIELD_S = 1.0  # longest wait of finished rows for the journal, so that one fsync serves many
 
 Asker = Callable[[str, dict[str, Any]], "Asked | None"]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked about a row: requests, and whatever else the outcome depends on. Rendered: an engine's items in
-    their place.
+    """The requests of a row.
+
+    Attributes:
+        requests: The requests, or the engine's rendered items.
+        about: Whatever else the result depends on.
     """
 
     requests: tuple[Any, ...]
@@ -36,12 +39,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Ask:
-    """The preparer: picklable when asker and renderer are."""
+    """The preparer: makes and renders a row's requests. Picklable if `asker` and `renderer` are."""
 
     asker: Asker
     renderer: Renderer
 
     def load(self) -> None:
+        """Load what the renderer needs."""
         getattr(self.renderer, "load", lambda: None)()
 
     def __call__(self, key: str, values: dict[str, Any]) -> Asked | None:
@@ -57,7 +61,12 @@ class _Row:
 
 
 class Generate(Processor):
-    """Base of the jobs that ask. Counters: `requests`, `tokens`, `prompt_tokens`, and what `outcome` adds."""
+    """Base of jobs with a generation engine. Counters: `requests`, `tokens`, `prompt_tokens`, and those of `outcome`.
+
+    Args:
+        engine: The engine.
+        requests_a_row: Number of requests per row.
+    """
 
     def __init__(self, engine: Generator, requests_a_row: int = 1) -> None:
         self.engine = engine
@@ -68,14 +77,18 @@ class Generate(Processor):
 
     @abstractmethod
     def asker(self) -> Asker:
-        """A picklable function (key, input values) -> what to ask, None for a null row. It runs ahead of the engine, in
-        other processes.
+        """A picklable function from key and input values to the row's requests; None for a null row. It runs ahead of
+        the engine, in other processes.
         """
 
     @abstractmethod
     def outcome(self, about: Any, answers: list[Answer]) -> RowOutcome:
-        """The row's value from its answers, in the order of its requests; a DataError in the place of one that failed,
-        but not of all.
+        """The result of a row.
+
+        Args:
+            about: `Asked.about`.
+            answers: Answers in the order of the requests; a DataError for a request that failed. At least one
+                succeeded, if there were any.
         """
 
     def provenance(self) -> dict[str, Any]:
@@ -85,7 +98,7 @@ class Generate(Processor):
         return json.dumps(self.engine.identity(), sort_keys=True)
 
     def load(self) -> None:
-        """Once, however many datasets follow each other."""
+        """Load the engine, once for all datasets."""
         if not self._loaded:
             self.engine.load()
             self._loaded = True
@@ -104,8 +117,8 @@ class Generate(Processor):
         raise TypeError("requests are streamed: use stream()")
 
     def stream(self, feed: Feed, batch: int) -> Iterator[list[tuple[Ticket, RowOutcome]]]:
-        """Keeps `in_flight` requests in the engine, across rows and shards; yields when `batch` rows are done, or a
-        moment has passed.
+        """Keep `in_flight` requests in the engine, across rows and shards; yields when `batch` rows are done, or after
+        YIELD_S seconds.
         """
         flying: dict[int, tuple[_Row, int]] = {}
         done: list[tuple[Ticket, RowOutcome]] = []
@@ -131,10 +144,10 @@ class Generate(Processor):
             if done:
                 yield done
         except EngineError:
-            yield done  # these are paid for
+            yield done  # these answers may have cost money
             raise
         finally:
-            if flying:  # asked to stop: the engine must not bring these to the next dataset's rows
+            if flying:  # stopped: these answers must not reach rows of the next dataset
                 self.close()
 
     def _start(
@@ -165,7 +178,7 @@ class Generate(Processor):
             return RowOutcome(error=str(e))
         except (CcrError, OSError):
             raise
-        except Exception as e:  # whatever a model can say that nobody thought of: it concerns this row alone
+        except Exception as e:  # an answer that was not foreseen concerns only this row
             return RowOutcome(
                 error=f"{row.ticket.key}: its answers cannot be used ({type(e).__name__}: {str(e)[:300]})"
             )
@@ -177,6 +190,6 @@ class Generate(Processor):
 
 
 def spare_cores(most: int = 8) -> int:
-    """Processes that may prepare rows beside the one that drives the engine."""
+    """Number of preparing processes beside the one that drives the engine, at most `most`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(most, cores - 1))

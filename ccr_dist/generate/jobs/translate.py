@@ -1,4 +1,4 @@
-"""Texts in one language -> the same texts in another one, caption by caption."""
+"""Translates texts with a dedicated translation system, caption by caption."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from ccr_dist.generate.text import languages
 from ccr_dist.generate.text.chat_marks import without_specials
 from ccr_dist.generate.text.filters import VERSION, Filters, is_long, judge, tally
 
-FILTERS = Filters(refusals=(), min_words=1)  # of dedicated systems, which refuse nothing
+FILTERS = Filters(refusals=(), min_words=1)  # for dedicated systems, which never refuse
 
 
 def language_of(column: str) -> str:
-    """The language in the name of a caption column: caption.en.apertium -> en. ConfigError for other columns."""
+    """The language in the name of a caption column, such as en in caption.en.apertium. Raises ConfigError for
+    others.
+    """
     parts = column.split(".")
     if parts[0] != "caption" or len(parts) < 2:
         raise ConfigError(
@@ -28,7 +30,7 @@ def language_of(column: str) -> str:
 
 
 def check_direction(source: str, target: str) -> None:
-    """ConfigError for what is no language tag, and for a language into itself."""
+    """Raise ConfigError if a language is not a tag, or both are the same."""
     if languages.normal(source) == languages.normal(target):
         raise ConfigError(
             f"from {source!r} into {target!r}: the same language; is --to, or --source-language, another one?"
@@ -36,8 +38,18 @@ def check_direction(source: str, target: str) -> None:
 
 
 def captions_of(key: str, value: Any, longest: int) -> list[str] | None:
-    """The captions of a row, a line each, "" for one that says nothing; None of a null row. DataError for one of more
-    characters than `longest`.
+    """The captions of a row, each on one line.
+
+    Args:
+        key: The row's key, for messages.
+        value: Its value.
+        longest: Most characters of a caption.
+
+    Returns:
+        The captions, "" for blank ones; None for a null row.
+
+    Raises:
+        DataError: A caption is too long.
     """
     if value is None:
         return None
@@ -52,21 +64,26 @@ def captions_of(key: str, value: Any, longest: int) -> list[str] | None:
 
 
 def default_column(target: str, engine: str) -> str:
+    """The name of the column by default."""
     return f"caption.{target}.{engine}"
 
 
 def back_column(column: str, source: str) -> str:
-    """The column of the way back: ("caption.de.opus", "en") -> "caption.en.back-de-opus"."""
+    """The column of a back-translation: "caption.en.back-de-opus" for "caption.de.opus" back into "en"."""
     _, _, made = column.partition(".")
     return f"caption.{source}.back-{made.replace('.', '-', 1)}"
 
 
 class Translate(Processor):
-    """(n captions) -> (n translations). Blank captions stay "" and are not sent; null rows stay null.
+    """Turns n captions into n translations. Blank captions stay "" and are not sent; null rows stay null.
 
-    Counters: `captions`, `empty` (nothing is left), `unchanged` (the translation is the caption itself), `long`
-    (several times as long as the caption); `special` (special tokens were in it); dropped, so that "" is left:
-    `repeated` (a loop), `short` (cut at the engine's limit before a sentence ended); `cut` (back to a whole sentence).
+    Counters: `captions`; `empty` (the translation is ""); `unchanged` (it equals the caption); `long` (it is several
+    times as long); `special` (it had special tokens); `cut` (it was truncated to whole sentences); and of dropped
+    translations, which become "": `repeated` (a loop), `short` (cut off before the end of a sentence).
+
+    Args:
+        engine: A translation engine.
+        column: Column of captions.
     """
 
     kind = "texts"
@@ -110,6 +127,7 @@ class Translate(Processor):
         return outcomes
 
     def translate(self, texts: list[str]) -> list[str | DataError]:
+        """As `Translator.translate`; raises EngineError if the number of translations differs."""
         answers = self.engine.translate(texts) if texts else []
         if len(answers) != len(texts):
             raise EngineError(
@@ -120,7 +138,7 @@ class Translate(Processor):
 
 
 def _kept(caption: str, answer: str | DataError, counts: Counter[str]) -> str:
-    """What is kept of a translation; adds to the counts."""
+    """The part of a translation to keep; updates `counts`."""
     text, special = without_specials(str(answer), caption)
     finish, kept = "length" if isinstance(answer, Cut) else "stop", text or None
     if kept is not None:
