@@ -1,5 +1,6 @@
-"""Bytes to values and back, one rule per column kind. Does not read or write files. Pictures are decoded in
-`pictures.py`, videos in `video.py`. Needs no torch.
+"""Converts bytes to values and back, by one rule per kind of column. Reads and writes no files; needs no torch.
+
+`pictures.py` decodes pictures, `video.py` videos.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ KINDS = {
     "texts": "JSON list of strings, or null",
     "views": 'JSON {"views": {name: text}}, with or without "tokens": {name: int} and "finish": {name: str}, or null',
     "label": "JSON string, or null",
-    "matrix": "float16 (or float32) vectors, (n, D) a row",
+    "matrix": "float16 (or float32) vectors, (n, D) per row",
 }
 DTYPES = ("float16", "float32")  # of the vectors of a matrix
-LINES = "lines"  # the `field` of plain text in which each line is a caption
-BINARY = ("image", "video")  # values are the bytes themselves; null is no bytes at all
+LINES = "lines"  # `field` of plain text with one caption per line
+BINARY = ("image", "video")  # kinds whose values are bytes; null has no bytes
 _VIEWS = {"views": str, "tokens": int, "finish": str}
 
 
@@ -60,12 +61,12 @@ def encode(kind: str, value: Any, what: object = "value") -> bytes:
     """The stored bytes of a value.
 
     Args:
-        kind: of the column, see `KINDS`.
-        value: None is stored as JSON `null`; for a picture or video, as no bytes at all.
-        what: how messages name the value.
+        kind: Kind of the column, see `KINDS`.
+        value: The value; None is stored as JSON `null`, or for a picture or video as no bytes.
+        what: Name of the value in messages.
 
     Raises:
-        DataError: the value does not fit the kind, or is not valid Unicode.
+        DataError: The value does not fit the kind, or is not valid Unicode.
     """
     if value is not None:
         check(kind, value, what)
@@ -81,19 +82,19 @@ def decode(kind: str, data: bytes, what: object = "value", *, extension: str = "
     """The value in stored bytes.
 
     Args:
-        kind: of the column, see `KINDS`.
-        data: what is stored.
-        what: how messages name the value.
-        extension: of the member. Unless its last part is `json`, the bytes are plain text.
-        field: of plain text, `lines` makes each line that says something a text; None makes the whole one text. Of
-            JSON, the key of an object (`a.b`: of an object inside it) whose value is a string or a list of strings,
-            as in img2dataset's `.json` members.
+        kind: Kind of the column, see `KINDS`.
+        data: The stored bytes.
+        what: Name of the value in messages.
+        extension: Extension of the member; unless its last part is `json`, the bytes are plain text.
+        field: For plain text, `lines` makes each line that is not blank a text, None the whole one text. For JSON, the
+            key of an object (`a.b`: of a nested one) whose value is a string or a list of strings, as in img2dataset's
+            `.json` members.
 
     Returns:
         Encoded bytes (image, video), list[str] (texts), {"views": {...}} (views), str (label), or None for null.
 
     Raises:
-        DataError: naming `what`, for anything else.
+        DataError: The bytes are anything else.
     """
     if kind in BINARY:
         return data or None
@@ -126,7 +127,7 @@ def is_plain(extension: str) -> bool:
 
 
 def field_of(value: Any, field: str) -> Any:
-    """The value of a key of a JSON object, or for `a.b` the value of `b` in the object under `a`; None without one."""
+    """The value of a key of a JSON object (`a.b`: of `b` in the object under `a`), or None."""
     if not isinstance(value, dict):
         return None
     if field in value:
@@ -136,14 +137,14 @@ def field_of(value: Any, field: str) -> Any:
 
 
 def is_present(kind: str, value: Any) -> bool:
-    """Whether a decoded value says anything: it is not null, and `text.has_text` holds for one of its texts."""
+    """Whether a decoded value is neither null nor blank (`text.has_text`)."""
     if value is None or kind in BINARY:
         return bool(value)
     return any(map(has_text, texts_of(value)))
 
 
 def file_extension(kind: str, data: bytes, what: object = "value") -> str:
-    """The extension of a picture or video by its first bytes. Raises DataError for unknown ones."""
+    """The extension of a picture or video by its first bytes. Raises DataError for unknown formats."""
     return picture_extension(data, what) if kind == "image" else video_extension(data, what)
 
 

@@ -1,8 +1,8 @@
-"""Files in which people keep pictures and videos: which ones are, by content and by suffix, and how they are opened.
+"""People's own files of pictures and videos: recognises them by content and suffix, and opens them.
 
-Columns hold six formats (`pictures.FORMATS`). A folder of a person's pictures may hold all that Pillow decodes by
-itself, and HEIC where pillow-heif is installed (the extra `heif`). Formats that Pillow knows without a signature are
-tried only where the suffix names them, so that a broken JPEG is not read as one of those.
+Columns hold six formats (`pictures.FORMATS`). A person's folder may hold all formats that Pillow decodes by itself, and
+HEIC if pillow-heif is installed (the extra `heif`). Formats without a signature are tried only if the suffix names
+them, so that a broken JPEG is not read as one of these.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _STILL = (*_HEIF, b"avi")  # and AVIF, whose brands begin with `avi`
 
 @functools.cache
 def heif() -> str | None:
-    """The version of pillow-heif, whose formats Pillow opens from now on; None where it is not installed."""
+    """Let Pillow open HEIC. Returns the version of pillow-heif, or None if it is not installed."""
     try:
         import pillow_heif
     except ImportError:
@@ -43,7 +43,7 @@ def heif() -> str | None:
 
 
 def readers() -> str:
-    """What decides which files can be read: a file that could not be may be tried again where this differs."""
+    """Versions that decide which files can be read; if they change, unreadable files can be tried again."""
     import PIL
 
     with contextlib.suppress(ImportError):
@@ -55,7 +55,7 @@ def readers() -> str:
 
 @functools.cache
 def _formats() -> tuple[tuple[str, ...], dict[str, str]]:
-    """(Formats that have a signature, suffix -> format), of those that are read."""
+    """Formats with a signature, and format by suffix, of those that are read."""
     from PIL import Image
 
     heif()
@@ -67,7 +67,7 @@ def _formats() -> tuple[tuple[str, ...], dict[str, str]]:
 
 
 def named_kind(suffix: str) -> Kind | None:
-    """What a file with this suffix (`.JPG`) is by its name; HEIC counts as a picture without a decoder, too."""
+    """The kind of a file by its suffix (`.JPG`), or None. HEIC counts as a picture even without a decoder."""
     suffix = suffix.lower()
     if suffix in _VIDEOS:
         return "video"
@@ -75,7 +75,9 @@ def named_kind(suffix: str) -> Kind | None:
 
 
 def kind_of(head: bytes, suffix: str) -> Kind | None:
-    """What a file is, by its first `HEAD` bytes, else by its suffix; None: neither a picture nor a video."""
+    """The kind of a file by its first `HEAD` bytes, otherwise by its suffix; None if it is neither picture nor
+    video.
+    """
     if head[4:8] == b"ftyp":
         return "image" if head[8:11] in _STILL else "video"
     with contextlib.suppress(DataError):
@@ -93,12 +95,12 @@ def open_file(data: bytes, suffix: str, what: object) -> Image.Image:
     """The picture in a file as people see it: RGB, upright, on white.
 
     Args:
-        data: of the file.
-        suffix: of its name, such as `.tga`.
-        what: how messages name it.
+        data: The file's bytes.
+        suffix: Suffix of its name, such as `.tga`.
+        what: Its name in messages.
 
     Raises:
-        DataError: naming `what`, where the file is broken, of no format that is read here, or of an unusable size.
+        DataError: The file is broken, of an unknown format, or of an unusable size.
     """
     if data[4:8] == b"ftyp" and data[8:11] in _HEIF and heif() is None:
         raise DataError(f"{what}: HEIC pictures need pillow-heif; install it with: pip install 'ccr-dist[heif]'")

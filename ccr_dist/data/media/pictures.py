@@ -1,7 +1,6 @@
-"""Bytes to pixels: the one place where pictures are opened, so that all commands see them as people do. What columns
-hold: `decode.py`.
+"""Opens pictures: the only place that does, so that all commands see them as people do.
 
-The rule, whose number is `VERSION` (a part of the plans of columns that are made from pictures or videos):
+The rule, numbered by `VERSION` (part of the plans of columns that are made from pictures or videos):
 
     rotation    by the EXIF orientation (or XMP's, without one); an unreadable orientation counts as upright
     frames      the first one, of an animated picture and of a file with several pictures
@@ -72,7 +71,7 @@ def picture_extension(data: bytes, what: object = "picture") -> str:
     """The format of a picture by its first bytes: jpg, png, gif, bmp, tif or webp.
 
     Raises:
-        DataError: naming `what`, for anything else; it says how to convert formats that are known.
+        DataError: It is another format; says how to convert known ones.
     """
     for magic, extension in _MAGIC.items():
         if data.startswith(magic):
@@ -88,7 +87,7 @@ def picture_extension(data: bytes, what: object = "picture") -> str:
 
 
 def check_size(width: int, height: int, what: object) -> None:
-    """Raises DataError, naming `what`, for a picture or frame that is too large or too narrow to be processed."""
+    """Raises DataError for a picture or frame that is too large or too narrow to be processed."""
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
         raise DataError(f"{what}: {width} x {height} pixels; expected at most {MAX_PIXELS:,} in all: make it smaller")
     if max(width, height) > MAX_RATIO * min(width, height):
@@ -101,8 +100,8 @@ def open_picture(data: bytes | None, what: object = "picture", *, formats: tuple
     """The picture upright.
 
     Args:
-        data: the encoded picture; None stands for a null row.
-        what: how messages name it.
+        data: The encoded picture; None stands for a null row.
+        what: How messages name it.
         formats: Pillow's names of those that are tried; columns hold the six of `FORMATS`, folders of people more
             (`media_files.py`).
 
@@ -110,7 +109,7 @@ def open_picture(data: bytes | None, what: object = "picture", *, formats: tuple
         An RGB picture, or RGBA where some of it may be transparent.
 
     Raises:
-        DataError: naming `what`, where the bytes are not a whole picture, or one of an unusable size.
+        DataError: The bytes are not a whole picture, or its size is unusable.
     """
     from PIL import Image, UnidentifiedImageError
 

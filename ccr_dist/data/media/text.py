@@ -1,7 +1,7 @@
-"""What counts as text: the one definition for reading, counting, sampling, querying, checking and measuring texts.
+"""Defines what counts as text, for reading, counting, sampling, querying, checking and measuring texts.
 
-Belongs here: whether a text says anything, and which texts of a value do. Does not belong here: bytes (`decode.py`),
-cleaning for a tokenizer (methods do that).
+Belongs here: whether a text is blank, and which texts of a value are not. Does not belong here: bytes (`decode.py`),
+and cleaning for a tokenizer (which methods do).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def is_unicode(text: str) -> bool:
 
 
 def has_text(text: Any) -> bool:
-    """Whether a value is a text that says something: a valid Unicode string with at least one visible character."""
+    """Whether a value is a text that is not blank: a valid Unicode string with at least one visible character."""
     return isinstance(text, str) and _INK.search(text) is not None and is_unicode(text)
 
 
@@ -51,10 +51,10 @@ def texts_of(value: Sequence[str] | Mapping[str, Any] | str | None) -> list[str]
 
 
 def with_text(*aligned: Iterable[str]) -> list[int]:
-    """The ascending positions at which all of the aligned lists have a text that says something.
+    """The ascending positions at which all of the aligned lists have a text that is not blank.
 
     Args:
-        aligned: lists of equal length.
+        aligned: Lists of equal length.
 
     Returns:
         Positions counted from 0: [0, 2] for ["a", "", "b"].

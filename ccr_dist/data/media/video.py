@@ -1,7 +1,7 @@
-"""Videos to frames, with PyAV (the extra `video`). What a video column stores, and its formats, is in `decode.py`.
+"""Decodes videos to frames with PyAV (the extra `video`). `decode.py` defines what a video column stores.
 
-Frames are as a player shows them: rotated and mirrored by the file's display matrix, with square pixels, on white
-where the codec has transparency. This is part of the rule that `pictures.VERSION` numbers. A video beyond MAX_FRAMES or
+Frames are as a player shows them: rotated and mirrored by the file's display matrix, with square pixels, and on white
+if the codec has transparency. This is part of the rule that `pictures.VERSION` numbers. A video beyond MAX_FRAMES or
 MAX_DECODED is a DataError before any frame is decoded.
 """
 
@@ -52,16 +52,16 @@ def decode_video(data: bytes | None, what: object = "video", *, frames: int = 8)
     Everything up to the last moment is decoded: clips are short, and seeking is not exact in all formats.
 
     Args:
-        data: the encoded video; None stands for a null row.
-        what: how messages name it.
-        frames: how many moments.
+        data: The encoded video; None stands for a null row.
+        what: Its name in messages.
+        frames: Number of moments.
 
     Returns:
         RGB pictures in order. A frame that is shown at several of these moments is returned once, so a video with
         fewer frames gives fewer pictures.
 
     Raises:
-        DataError: naming `what`, where there is no frame, the file is broken or the video too large.
+        DataError: There is no frame, the file is broken, or the video is too large.
         ConfigError: PyAV is not installed.
     """
     if frames < 1:

@@ -35,7 +35,7 @@ def test_shipped_ones_fit_their_jobs():
             r"my\.yaml:4: unknown key 'views\.a\.max_token'; did you mean 'max_tokens'\?",
         ),
         ("view:\n  a: {text: hm}\n", r"my\.yaml:1: unknown key 'view'; did you mean 'views'\?"),
-        ("views:\n  a:\n    text: hm\n    max_tokens: 0\n", r"my\.yaml:4: views\.a\.max_tokens: .*greater than 0"),
+        ("views:\n  a:\n    text: hm\n    max_tokens: 0\n", r"my\.yaml:4: views\.a\.max_tokens: expected more than 0"),
         (
             "views:\n  a:\n    text: What is in {medium}?\n",
             r"my\.yaml:3: \{medium\} is no field; did you mean \{media\}\?",
@@ -47,7 +47,7 @@ def test_shipped_ones_fit_their_jobs():
         ("system: Mind {x}.\nviews:\n  a: {text: hm}\n", r"my\.yaml:1: \{x\} is no field"),
         ('views:\n  a:\n    text: "As {json"\n', r"my\.yaml:3: .*other braces are doubled"),
         ("views:\n  a/b: {text: hm}\n", r"my\.yaml:2: view 'a/b': expected letters"),
-        ("views: {}\n", r"views: .*at least 1"),
+        ("views: {}\n", r"views: expected something here; it is empty"),
         (
             "views:\n  a: {text: hm}\nfilters: {min_word: 3}\n",
             r"my\.yaml:3: unknown key 'filters\.min_word'; did you mean 'min_words'\?",
