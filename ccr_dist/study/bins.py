@@ -36,12 +36,12 @@ class Binned:
     """The recalls of one language.
 
     Attributes:
-        lang: the language.
-        by: what the bins are made from.
-        bins: their names.
-        queries: number of queries in each bin.
-        recalls: row label -> (bins, len(RECALLS)), percent.
-        differences: claim -> (bins, 2), points of the last recall and 1.96 standard errors.
+        lang: The language.
+        by: The values that bins are made of.
+        bins: Their names.
+        queries: Number of queries in each bin.
+        recalls: Row label -> (bins, len(RECALLS)), percent.
+        differences: Claim -> (bins, 2), points of the last recall and 1.96 standard errors.
     """
 
     lang: str
@@ -56,14 +56,14 @@ def binned(plan: StudyPlan, by: str, count: int = 4) -> list[Binned]:
     """Recalls of all complete runs by quantiles of a property of the queries, for each language.
 
     Args:
-        plan: the study.
+        plan: The study.
         by: "words" of the query; or "chrf:A:B", chrF of the query's text in column A against that in column B, such as
             translations into English by two systems. `{lang}` in a column name stands for the language.
-        count: number of bins.
+        count: Number of bins.
 
     Raises:
         ConfigError: `by` is something else, or sacrebleu is not installed.
-        DataError: no run is complete, or columns are not aligned with the queries.
+        DataError: No run is complete, or columns are not aligned with the queries.
     """
     measure = _measure(by)
     complete = [run for run in plan.runs if state(run) == "complete"]

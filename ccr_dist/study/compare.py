@@ -35,8 +35,8 @@ class MeasuredRun:
     """One run with its hits.
 
     Attributes:
-        result: of the run.
-        tables: by language, (rows of the test split, 8), see `protocols.hits`.
+        result: The result of the run.
+        tables: By language, (rows of the test split, 8), see `protocols.hits`.
     """
 
     result: RunResult
@@ -57,7 +57,7 @@ class Sampled:
     """SumR of a row in one language.
 
     Attributes:
-        mean: measured, over seeds.
+        mean: Measured, over seeds.
         draws: (replicates,), the mean in each replicate.
     """
 
@@ -78,9 +78,9 @@ class Judged:
     """A comparison and its outcome.
 
     Attributes:
-        comparison: as declared in the study.
-        by_language: differences; `ALL` has the mean over the shared languages, which decides the verdict.
-        seeds: number of runs of both rows.
+        comparison: The comparison that the study declares.
+        by_language: Differences; `ALL` has the mean over the shared languages, which decides the verdict.
+        seeds: Number of runs of both rows.
     """
 
     comparison: Comparison
@@ -103,11 +103,11 @@ def load_outcome(path: Path, label: str) -> MeasuredRun:
     """Reads a results file with its ranks.
 
     Args:
-        path: of the results file.
-        label: name of the row in reports.
+        path: The results file.
+        label: Name of the row in reports.
 
     Raises:
-        DataError: either file is missing, or they do not belong together.
+        DataError: Either file is missing, or they do not belong together.
     """
     result = read_result(path).model_copy(update={"label": label})
     file = path.with_name(f"{path.stem}.ranks.npz")
@@ -141,15 +141,15 @@ def sample(
     """Draws the bootstrap replicates of all rows, with the same draws for all.
 
     Args:
-        rows: the runs of each row.
-        replicates: how many.
-        seed: of the draws.
+        rows: The runs of each row.
+        replicates: How many.
+        seed: Seed of the draws.
 
     Returns:
         Row -> language -> SumR in every replicate.
 
     Raises:
-        DataError: the runs were measured with different queries or on different content.
+        DataError: The runs were measured with different queries or on different content.
     """
     outcomes = [outcome for runs in rows.values() for outcome in runs]
     require_comparable(outcome.result for outcome in outcomes)
@@ -192,7 +192,7 @@ def judge(
     """Estimates the difference a - b in each target language that both rows have, and in the mean over these.
 
     Raises:
-        DataError: there is no such language.
+        DataError: There is no such language.
     """
     a, b = rows[comparison.a], rows[comparison.b]
     shared = [lang for lang in targets if lang in a and lang in b]

@@ -99,11 +99,11 @@ class StudyPlan:
         """The part of a study with some rows and seeds.
 
         Args:
-            only: names of rows; default: all.
+            only: Names of rows; default: all.
             seeds: None: all.
 
         Raises:
-            ConfigError: there is no such row, or no run is left.
+            ConfigError: There is no such row, or no run is left.
         """
         known = [row.name for row in self.study.rows]
         for name in only:
@@ -124,7 +124,7 @@ def load_plan(path: str | Path) -> StudyPlan:
     """Reads a study and checks the config of every run.
 
     Raises:
-        ConfigError: with file and line, for the first fault; a file is where its `out` should be.
+        ConfigError: The file is wrong (names file and line of the first fault), or its `out` is a file.
     """
     path = Path(path)
     document = load(path)
@@ -173,7 +173,7 @@ def state(run: Run) -> Literal["complete", "interrupted", "new"]:
     """How far a run is.
 
     Raises:
-        ConfigError: its folder holds the result of another config; the message shows the differences.
+        ConfigError: Its folder holds the result of another config; the message shows the differences.
     """
     if not run.result.exists():
         return "interrupted" if (run.config.folder / "checkpoints").exists() else "new"

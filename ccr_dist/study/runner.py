@@ -118,18 +118,18 @@ def run_study(
     """Carries out what is left of a study.
 
     Args:
-        plan: the study.
-        jobs: runs at a time, each in its own process.
+        plan: The study.
+        jobs: Runs at a time, each in its own process.
         threads: CPU threads of each run.
-        dry_run: only say what would be done.
-        say: prints a line.
+        dry_run: Only say what would be done.
+        say: Prints a line.
 
     Returns:
         The exit code.
 
     Raises:
-        ConfigError: a run folder holds another run, or an argument is out of range. Nothing has run then.
-        DataError: a column is missing. Nothing has run then.
+        ConfigError: A run folder holds another run, or an argument is out of range. Nothing has run then.
+        DataError: A column is missing. Nothing has run then.
     """
     if jobs < 1 or threads < 1:
         raise ConfigError(f"--jobs {jobs}, --threads {threads}: expected at least 1")

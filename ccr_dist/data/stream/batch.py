@@ -19,19 +19,19 @@ class Batch:
     """One rank's n rows of global batch k; n may be 0. What the stage does not read is None or an empty list.
 
     Attributes:
-        k: number of the global batch.
-        lang: its language.
+        k: Number of the global batch.
+        lang: Its language.
         slots: (n,) int64, places in the global batch.
-        items: keys of the rows.
+        items: Keys of the rows.
         group: (n,) int64, equal for rows that show the same thing.
         visual: (n, ...) float32; with several vectors per row (n, T, F).
-        source_text: a caption of each row.
-        target_text: the same caption in `lang`.
+        source_text: A caption of each row.
+        target_text: The same caption in `lang`.
         source_feature: (n, F) float32, features of the same caption.
-        description: all views of a row, joined.
-        substituted: one record for each broken row, with the item that replaces it.
+        description: All views of a row, joined.
+        substituted: One record for each broken row, with the item that replaces it.
         visual_mask: (n, T) bool, True for real vectors; only with several vectors per row.
-        back_text: the back-translation of `target_text`.
+        back_text: The back-translation of `target_text`.
         back_feature: (n, F) float32, features of `back_text`.
     """
 
@@ -77,7 +77,7 @@ class Batch:
         position where that is equal. `torch.cat(outputs)[torch.cat(indices).argsort()]` restores the order of outputs.
 
         Args:
-            size: most rows of a micro-batch, at least 1.
+            size: Most rows of a micro-batch, at least 1.
 
         Returns:
             [(indices (m,) int64 on the CPU, micro-batch), ...]. The first one carries `substituted`; a batch without

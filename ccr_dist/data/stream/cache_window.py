@@ -1,4 +1,4 @@
-"""Whether the cache can hold the remote payloads that a run needs at one time. Reads only records."""
+"""Checks that the cache can hold the remote payloads that a run needs at one time. Reads only records."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def require_room(order: Order, columns: Opened, slots: Sequence[int]) -> None:
     """Requires that the payload cache holds all that the ranks of this machine shuffle at one time.
 
     Each lane reads a window of `window_rows` rows from every stream (language, dataset). A machine has LOCAL_WORLD_SIZE
-    ranks (torchrun and Accelerate set it). The bound is never more than all payloads together; datasets in local
-    folders count nothing.
+    ranks (torchrun and Accelerate set it). The bound is at most the size of all payloads; datasets in local folders do
+    not count.
 
     Args:
-        order: which rows are read.
-        columns: that are read.
-        slots: of this rank.
+        order: The order of rows.
+        columns: The columns that are read.
+        slots: Slots of this rank.
 
     Raises:
-        ConfigError: the cache is too small; the message has the numbers.
+        ConfigError: The cache is too small; the message has the numbers.
     """
     lanes = len({slot % order.lanes for slot in slots})
     everything: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Arithmetic instead of random generators: a seed and a position decide the same, now and in ten years, on any machine.
+"""Arithmetic instead of random generators: a seed and a position give the same result on any machine, at any time.
 
 Permutations are stable argsorts of hashes computed here, so that no version of a library can change them.
 """
@@ -71,12 +71,12 @@ class WeightedCycle:
     gets quotas by largest remainder.
 
     Args:
-        weights: finite and above 0.
-        seed: decides the order within the cycle.
-        names: of the choices, for messages.
+        weights: Finite and above 0.
+        seed: Decides the order within the cycle.
+        names: Names of the choices, for messages.
 
     Raises:
-        ConfigError: a weight cannot be used.
+        ConfigError: A weight cannot be used.
     """
 
     def __init__(self, weights: Sequence[float], seed: int, names: Sequence[str]) -> None:

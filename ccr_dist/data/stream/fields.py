@@ -1,4 +1,4 @@
-"""Which columns a stage reads, and which rows have all of them. No payload is read here; `rows.py` does that."""
+"""The columns that a stage reads, and the rows that have all of them. Reads no payloads; `rows.py` does."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ccr_dist.errors import ConfigError
 class Fields:
     """The columns that a stage reads. A row is eligible in a language if it has a value in all of them.
 
-    Of a row's captions, only those are drawn that say something in every column of captions.
+    Only captions that are not blank in any column of captions are drawn.
 
     Attributes:
-        visual: pictures, or a matrix with one vector per row.
+        visual: Pictures, or a matrix with one vector per row.
         many: `visual` may have any number of vectors per row (tokens of a picture, frames of a video).
         source: English captions, or descriptions, whose views in the order of their names count as captions.
-        targets: captions by language, aligned with `source` caption by caption.
-        source_feature: matrix with one vector for each source caption.
-        backs: back-translations into English by language, aligned likewise.
-        back_features: by language, matrices with one vector for each back-translation.
-        description: views or texts.
-        group: labels; rows with the same label count as the same thing. None: each row is its own group.
+        targets: Captions by language, aligned with `source` caption by caption.
+        source_feature: Matrix with one vector for each source caption.
+        backs: Back-translations into English by language, aligned likewise.
+        back_features: Matrices with one vector for each back-translation, by language.
+        description: Views or texts.
+        group: Labels; rows with the same label count as the same thing. None: each row is its own group.
     """
 
     visual: str | None = None
@@ -47,10 +47,10 @@ class Fields:
         """The columns that a batch in `lang` reads.
 
         Returns:
-            role -> (column name, allowed kinds).
+            Role -> (column name, allowed kinds).
 
         Raises:
-            ConfigError: a column of this language is not named, or none is read at all.
+            ConfigError: A column of this language is not named, or none is read at all.
         """
         for what, columns in (
             ("target", self.targets),
@@ -84,11 +84,11 @@ class Fields:
         """Opens the columns of a dataset.
 
         Returns:
-            role -> column. Empty for a dataset of a mixture without the target column of this language.
+            Role -> column. Empty for a dataset of a mixture without the target column of this language.
 
         Raises:
-            DataError: a column is missing or incomplete.
-            ConfigError: a column is of the wrong kind.
+            DataError: A column is missing or incomplete.
+            ConfigError: A column is of the wrong kind.
         """
         opened: dict[str, Column] = {}
         if lang in self.targets and self.targets[lang] not in dataset.columns():
@@ -112,15 +112,15 @@ def sources(
     null rows.
 
     Args:
-        datasets: of the mixture.
-        weights: of each dataset.
-        fields: the columns that are read.
-        languages: of the run.
+        datasets: The datasets of the mixture.
+        weights: The weight of each dataset.
+        fields: The columns that are read.
+        languages: Languages of the run.
 
     Raises:
-        ConfigError: a language has no eligible row in any dataset.
-        DataError: a column is missing, incomplete or damaged.
-        StorageError: reading keeps failing.
+        ConfigError: A language has no eligible row in any dataset.
+        DataError: A column is missing, incomplete or damaged.
+        StorageError: Reading keeps failing.
     """
     languages, made = list(languages), []
     for lang in languages:
@@ -160,7 +160,7 @@ def _filled(columns: Iterable[Column]) -> str:
 
 
 def content_digests(datasets: Sequence[Dataset], fields: Fields, languages: Iterable[str]) -> dict[str, str]:
-    """{"name/split/column": digest of the content} of all columns that are read.
+    """Digests of the content of all columns that are read, by "name/split/column".
 
     A resumed run must find the same, in addition to the order's digest.
     """

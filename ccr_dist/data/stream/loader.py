@@ -1,9 +1,9 @@
-"""From an order to batches: one rank's part of each global batch in turn, read by worker processes.
+"""Turns an order into batches: one rank's part of each global batch in turn, read by worker processes.
 
-Belongs here: processes, and which batches they make. Does not belong here: which rows make up a batch (`order.py`),
+Belongs here: processes, and the batches that they make. Does not belong here: which rows make up a batch (`order.py`),
 which columns a stage reads (`fields.py`), reading and substitution (`rows.py`), tokenising (methods do that), the
 budget of broken samples (the training loop sums `Batch.substituted` over the ranks). A batch is a function of its
-number and the rank: it makes no difference which process reads it, or when.
+number and the rank, whichever process reads it, and whenever.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ def make_loader(
 ) -> DataLoader:
     """A loader of one `Batch` for each global batch k in [first, last), in order.
 
-    Does not touch torch's global random state. Iterating raises DataError where no row can replace a broken one, and
-    StorageError where reading keeps failing.
+    Does not touch torch's global random state. Iterating raises DataError if no row can replace a broken one, and
+    StorageError if reading keeps failing.
 
     Args:
-        order: which rows make up a batch.
-        datasets: in the order of `order.sources`.
-        fields: the columns that are read.
-        world: number of ranks.
-        rank: whose rows are read.
-        first: the first batch.
-        last: the batch after the last one.
-        workers: processes that read; 0: this process.
+        order: The order of rows.
+        datasets: The datasets, in the order of `order.sources`.
+        fields: The columns that are read.
+        world: Number of ranks.
+        rank: The rank whose rows are read.
+        first: The first batch.
+        last: The batch after the last one.
+        workers: Processes that read; 0: this process.
         transform: RGB picture -> float tensor, see `TableRows`.
-        pin_memory: pin the tensors, for CUDA.
+        pin_memory: Pin the tensors, for CUDA.
 
     Raises:
-        ConfigError: the datasets are not those of the order, or the cache of remote payloads is too small for the
+        ConfigError: The datasets are not those of the order, or the cache of remote payloads is too small for the
             order's windows.
     """
     if [dataset.digest for dataset in datasets] != [source.digest for source in order.sources]:

@@ -1,5 +1,4 @@
-"""Which rows make up global batch k: arithmetic on (seed, dataset digests, eligible rows, weights), without iterator
-state.
+"""Computes the rows of global batch k from (seed, dataset digests, eligible rows, weights), without iterator state.
 
 Belongs here: the order, the lanes that let a rank read few shards, deterministic substitutes. Does not belong here:
 reading rows (`loader.py`), torch, random generators (every random choice of a run is derived from `chance.mix`). Caches
@@ -34,7 +33,7 @@ def rank_slots(batch: int, lanes: int, world: int, rank: int) -> tuple[int, ...]
     so that a rank reads few lanes.
 
     Raises:
-        ConfigError: there is no such rank.
+        ConfigError: There is no such rank.
     """
     if not 0 <= rank < world:
         raise ConfigError(f"rank {rank} does not exist in a world of {world}; ranks are 0 to {world - 1}")
@@ -47,12 +46,12 @@ class Slot(NamedTuple):
     """A place in a global batch and the row in it.
 
     Attributes:
-        slot: the place.
-        source: number of the dataset in the mixture.
-        shard: number of the row's shard.
-        row: number of the row in its shard.
-        draw: a 64-bit number for choices about this slot (caption, augmentation).
-        position: of the row in its lane's stream of (source, language).
+        slot: The place.
+        source: Number of the dataset in the mixture.
+        shard: Number of the row's shard.
+        row: Number of the row in its shard.
+        draw: A 64-bit number for choices about this slot (caption, augmentation).
+        position: Position of the row in its lane's stream of (source, language).
     """
 
     slot: int
@@ -75,21 +74,21 @@ class Order:
     """The sequence of global batches of a run. It does not depend on world size, workers or the starting batch.
 
     Args:
-        sources: the mixture.
-        batch: rows of a global batch.
-        seed: any integer.
-        languages: weight of each language.
-        lanes: a divisor of the batch. None: the largest power of two that divides it and is at most the number of
+        sources: The mixture.
+        batch: Rows of a global batch.
+        seed: Any integer.
+        languages: Weight of each language.
+        lanes: A divisor of the batch. None: the largest power of two that divides it and is at most the number of
             shards of the smallest source (and of rows of the smallest stream).
-        window_rows: rows of a lane that are shuffled together.
-        drop_last: each pass leaves out the rows that do not fill a global batch, instead of continuing with the next
+        window_rows: Rows of a lane that are shuffled together.
+        drop_last: Each pass leaves out the rows that do not fill a global batch, instead of continuing with the next
             pass.
 
     Attributes:
-        digest: covers all arguments.
+        digest: Covers all arguments.
 
     Raises:
-        ConfigError: the arguments do not fit together, or a language has no rows.
+        ConfigError: The arguments do not fit together, or a language has no rows.
     """
 
     def __init__(
@@ -188,7 +187,7 @@ class Order:
     @property
     def epoch_batches(self) -> int:
         """Global batches until every eligible row of every source and language was drawn at least once, at the average
-        rate that the weights give.
+        rates that follow from the weights.
         """
         passes = []
         for choice, (lang, streams) in enumerate(self._streams.items()):
@@ -200,7 +199,7 @@ class Order:
         return max(passes)
 
     def window_shards(self, lang: str) -> dict[int, int]:
-        """Source -> the most shards that a window of a lane can touch, in any order of the shards."""
+        """Most shards that a window of a lane can touch, in any order of the shards, by source."""
         found = {}
         for source, stream in self._streams[lang]:
             counts = np.sort(stream.eligible.counts[stream.eligible.counts > 0])
@@ -242,12 +241,12 @@ class Order:
         Depends only on the slot, not on the process that reads it.
 
         Args:
-            k: number of the batch.
-            slot: with the broken row.
+            k: Number of the batch.
+            slot: The slot with the broken row.
             attempt: 1, 2, ...; each one gives another row.
 
         Raises:
-            DataError: the shard has no further eligible row.
+            DataError: The shard has no further eligible row.
         """
         lang = list(self.languages)[self._cycle.at(k)[0]]
         eligible = self.sources[slot.source].eligible(lang)

@@ -30,10 +30,10 @@ class ReadAhead:
     """To be called with each batch before its rows are read.
 
     Args:
-        order: which rows make up a batch.
-        columns: language -> for each dataset: role -> column.
-        slots: of this rank.
-        last: the batch after the run's last one.
+        order: The order of rows.
+        columns: Language -> for each dataset: role -> column.
+        slots: Slots of this rank.
+        last: The batch after the run's last one.
     """
 
     def __init__(

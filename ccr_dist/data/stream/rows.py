@@ -39,8 +39,8 @@ def read_value(column: Column, shard: int, row: int) -> Any:
     """Like `Column.value`, with retries, and matrices as finite float32 (n, D).
 
     Raises:
-        DataError: the content is wrong.
-        StorageError: reading keeps failing.
+        DataError: The content is wrong.
+        StorageError: Reading keeps failing.
     """
     value = retry_io(partial(column.value, shard, row), what=column.where(shard, row))
     if column.kind != "matrix" or value is None:
@@ -67,16 +67,16 @@ class TableRows(TorchDataset[Batch]):
     """`rows[k]` is a `Batch` with the given slots of global batch k. Picklable.
 
     Args:
-        order: which rows make up a batch.
-        datasets: in the order of `order.sources`.
-        fields: the columns that are read.
-        slots: of this rank.
-        last: the batch after the run's last one; nothing is read ahead beyond it.
+        order: The order of rows.
+        datasets: The datasets, in the order of `order.sources`.
+        fields: The columns that are read.
+        slots: Slots of this rank.
+        last: The batch after the run's last one; nothing is read ahead beyond it.
         transform: RGB picture -> float tensor. With the attribute `random = True` it is called with a 64-bit seed as
             second argument.
 
     Raises:
-        ConfigError: the visual column has pictures and there is no transform.
+        ConfigError: The visual column has pictures and there is no transform.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class TableRows(TorchDataset[Batch]):
         """Reads the slots of a batch.
 
         Raises:
-            DataError: no row can replace a broken one.
-            StorageError: reading keeps failing.
+            DataError: No row can replace a broken one.
+            StorageError: Reading keeps failing.
         """
         substituted: list[dict[str, Any]] = []
         rows = [self._row_or_stand_in(batch.k, batch.lang, slot, substituted) for slot in batch.slots]
@@ -205,7 +205,7 @@ class TableRows(TorchDataset[Batch]):
                         f"{columns[role].where(slot.shard, slot.row)}: {len(values[role])} values, but "
                         f"{columns[captions[0]].name} has {number}; they must be aligned one by one"
                     )
-            # Only captions that say something in all columns are drawn: a dropped translation is "".
+            # Only captions that are blank in no column are drawn: a dropped translation is "".
             texts = {role: values[role] for role in captions if columns[role].kind != "matrix"}
             there = with_text(*texts.values()) if texts else range(number)
             if not there:

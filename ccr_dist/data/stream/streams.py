@@ -22,11 +22,11 @@ class Eligible:
     """The rows of a source that may be drawn: a count per shard, and packed bits for shards with ineligible rows.
 
     Args:
-        shard_rows: rows of each shard.
-        present: for each shard a bool array (rows,), or None where all rows are eligible; None: all rows of all shards.
+        shard_rows: Rows of each shard.
+        present: For each shard a bool array (rows,), or None where all rows are eligible; None: all rows of all shards.
 
     Raises:
-        DataError: the number or length of the arrays does not fit.
+        DataError: The number or length of the arrays does not fit.
     """
 
     def __init__(self, shard_rows: Sequence[int], present: Iterable[np.ndarray | None] | None) -> None:
@@ -64,12 +64,12 @@ class Source:
     """One dataset in the mixture.
 
     Args:
-        digest: identifies the dataset.
-        shard_rows: rows of each shard.
-        weight: share of the samples, relative to other sources.
-        present: eligible rows by language, each as for `Eligible`; iterables are consumed shard by shard and kept as
+        digest: Identifies the dataset.
+        shard_rows: Rows of each shard.
+        weight: Share of the samples, relative to other sources.
+        present: Eligible rows by language, each as for `Eligible`; iterables are consumed shard by shard and kept as
             packed bits. A language that is missing has no rows here. None: every row in every language.
-        name: for messages.
+        name: For messages.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class Stream:
     """The eligible rows of one source in one language, pass after pass, divided into lanes.
 
     Args:
-        eligible: the rows.
-        seed: decides all shuffling.
-        batch: rows of a global batch.
-        lanes: how many.
-        window_rows: rows of a lane that are shuffled together.
-        drop_last: every pass leaves out the rows that do not fill a global batch.
+        eligible: The rows.
+        seed: Decides all shuffling.
+        batch: Rows of a global batch.
+        lanes: How many.
+        window_rows: Rows of a lane that are shuffled together.
+        drop_last: Every pass leaves out the rows that do not fill a global batch.
     """
 
     def __init__(

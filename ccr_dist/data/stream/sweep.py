@@ -36,11 +36,11 @@ class Block:
     Attributes:
         rows: (n,) int64, row numbers in the dataset.
         parts: (n,) int64, which caption, vector or view of the row it is (views ordered by name).
-        values: list[str] for texts, views and labels; (n, D) float32 for a matrix; (n, ...) for pictures with a
+        values: List[str] for texts, views and labels; (n, D) float32 for a matrix; (n, ...) for pictures with a
             transform, otherwise bytes.
-        beside: the aligned texts of a second column.
-        blank: number of texts left out because they, or those beside them, say nothing.
-        without: rows that are left with no text although the index has a value for them.
+        beside: The aligned texts of a second column.
+        blank: Number of texts left out because they, or those beside them, are blank.
+        without: Rows that are left with no text although the index has a value for them.
     """
 
     rows: torch.Tensor
@@ -56,9 +56,9 @@ class Items(NamedTuple):
 
     Attributes:
         rows: (n,) int64, row numbers in the dataset.
-        visual: as `Batch.visual`.
-        mask: as `Batch.visual_mask`.
-        description: as `Batch.description`; "" for an item without one.
+        visual: As `Batch.visual`.
+        mask: As `Batch.visual_mask`.
+        description: As `Batch.description`; "" for an item without one.
     """
 
     rows: torch.Tensor
@@ -85,7 +85,7 @@ class _Blocks(TorchDataset[Any]):
         return self._last - self._first
 
     def _complete(self, name: str) -> Column:
-        """A column that has every row. Raises DataError where it is missing or incomplete."""
+        """A complete column. Raises DataError if it is missing or incomplete."""
         column = self.dataset.column(name)
         column.require_complete()
         return column
@@ -123,16 +123,16 @@ class Sweep(_Blocks):
     """The values of a column, one `Block` at a time.
 
     Args:
-        dataset: whose rows are read.
-        column: of any kind.
-        beside: a second column of texts, one for each text of `column`, read with them.
+        dataset: The dataset.
+        column: A column of any kind.
+        beside: A second column of texts, one for each text of `column`, read with them.
         transform: RGB picture -> float tensor; None: pictures are bytes.
-        world: number of ranks.
-        rank: which share is read.
-        block_rows: rows of a block.
+        world: Number of ranks.
+        rank: The rank whose share is read.
+        block_rows: Rows of a block.
 
     Raises:
-        DataError: a column is missing or incomplete.
+        DataError: A column is missing or incomplete.
     """
 
     def __init__(
@@ -217,18 +217,18 @@ class Gallery(_Blocks):
     """The items of a dataset, one block of `Items` at a time. Rows without a value in the visual column are left out.
 
     Args:
-        dataset: whose rows are read.
-        visual: column of pictures or vectors.
-        many: the visual column may have any number of vectors per row; otherwise exactly one.
-        description: column of descriptions, if any.
+        dataset: The dataset.
+        visual: Column of pictures or vectors.
+        many: The visual column may have any number of vectors per row; otherwise exactly one.
+        description: Column of descriptions, if any.
         transform: RGB picture -> float tensor.
-        world: number of ranks.
-        rank: which share is read.
-        block_rows: rows of a block.
+        world: Number of ranks.
+        rank: The rank whose share is read.
+        block_rows: Rows of a block.
 
     Raises:
-        ConfigError: the visual column has neither pictures nor vectors.
-        DataError: a column is missing or incomplete; while iterating, several vectors where one is expected.
+        ConfigError: The visual column has neither pictures nor vectors.
+        DataError: A column is missing or incomplete; while iterating, several vectors where one is expected.
     """
 
     def __init__(

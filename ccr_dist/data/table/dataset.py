@@ -136,7 +136,7 @@ def create_column(
         kind: Kind of its values, see `decode.KINDS`.
         extension: Extension of its members; `npy` for a matrix; several as in `jpg;png;webp`.
         plan: Everything that decides the bytes of the column.
-        provenance: versions, licences, dates; kept from the first call and never compared.
+        provenance: Versions, licences, dates; kept from the first call and never compared.
         view_of: The column whose tars also hold this one.
         field: See `decode.decode`.
         dtype: Type of the vectors of a matrix: float16 or float32.

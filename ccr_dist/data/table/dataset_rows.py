@@ -45,7 +45,7 @@ class DatasetRows(ABC):
         name: Name of the dataset.
         split: train, val, test or another word.
         digest: Identifies the rows.
-        shards: ids, which are the stems of file names.
+        shards: Ids, which are the stems of file names.
         shard_rows: Number of rows in each shard.
         shard_keys: Digest of the keys of each shard.
         rows: Number of rows in all.

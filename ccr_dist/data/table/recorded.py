@@ -37,7 +37,7 @@ class Recorded:
         extension: Extensions of its members, `a;b;c`; npy for a matrix.
         plan: Everything that decides its bytes.
         plan_digest: sha256 of the plan.
-        provenance: versions, licences, dates, the command; never compared.
+        provenance: Versions, licences, dates, the command; never compared.
         view_of: The column whose tars also hold this one, if any.
         field: See `decode.decode`.
         dtype: Type of the vectors of a matrix: float16 or float32.

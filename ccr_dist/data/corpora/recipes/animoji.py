@@ -182,7 +182,7 @@ def film(path: str, size: int) -> bytes:
         size: Side of the square in pixels.
 
     Raises:
-        DataError: the file is broken.
+        DataError: The file is broken.
     """
     import av
     from PIL import Image, ImageOps
