@@ -37,7 +37,6 @@ from ccr_dist.data.storage.store import disk_errors, sha256_file, staged, sync_f
 from ccr_dist.errors import CheckpointError
 from ccr_dist.models import tensorfile
 from ccr_dist.train.processes import Ranks
-from ccr_dist.train.state import sharded_tensors
 from ccr_dist.train.state.checkpoint_state import FORMAT, PARTS, folder_of, state_of
 
 
@@ -98,6 +97,8 @@ def save(root: Path, state: State, ranks: Ranks | None = None, may_commit: Calla
             if alone:
                 tensorfile.write(tmp / f"{name}.safetensors", getattr(state, name))
             else:
+                from ccr_dist.train.state import sharded_tensors  # slow to import, and rarely needed
+
                 sharded_tensors.write(tmp / name, getattr(state, name), ranks)
         files = sorted(path for path in tmp.rglob("*") if path.is_file())
         mine.update({str(path.relative_to(tmp)): sha256_file(path) for path in files[ranks.rank :: ranks.world]})
@@ -185,11 +186,11 @@ def load(folder: Path, ranks: Ranks | None = None) -> State:
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    return (
-        sharded_tensors.Shards(path)
-        if path.is_dir()
-        else tensorfile.read(path.with_name(f"{path.name}.safetensors"))[0]
-    )
+    if not path.is_dir():
+        return tensorfile.read(path.with_name(f"{path.name}.safetensors"))[0]
+    from ccr_dist.train.state import sharded_tensors
+
+    return sharded_tensors.Shards(path)
 
 
 def newest(root: Path, run: str | None = None) -> tuple[Path | None, list[str]]:
