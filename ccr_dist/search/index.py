@@ -26,6 +26,7 @@ from ccr_dist.search.vectors import Dtype, Vectors, reduce
 
 if TYPE_CHECKING:
     from ccr_dist.retriever.retriever import Retriever
+    from ccr_dist.search.approximate import Approximate, Lists
     from ccr_dist.search.plan import Others
     from ccr_dist.search.update import JobSettings, Update
 
@@ -109,6 +110,7 @@ class Index:
         dtype: Dtype | None = None,
         frames: int | None = None,
         workers: int | None = None,
+        ann: bool = False,
         progress: bool = True,
     ) -> Index:
         """Makes an index, or brings one up to date.
@@ -121,6 +123,7 @@ class Index:
                 again with the float32 rows. None: that of the index; float32 for a new one.
             frames: of a video; None: as the index has it; 8 for a new one.
             workers: processes that read pictures; None: what suits the device.
+            ann: make approximate search, too; see `search`.
             progress: whether to show a bar.
 
         Raises:
@@ -128,7 +131,7 @@ class Index:
             DataError: nothing can be found in `pictures`.
         """
         index = begin(Path(path), retriever, dtype=dtype, frames=frames)
-        index.update(retriever, _words(pictures), settings=_settings(workers=workers, progress=progress))
+        index.update(retriever, _words(pictures), ann=ann, settings=_settings(workers=workers, progress=progress))
         return index
 
     def add(
@@ -150,9 +153,11 @@ class Index:
         column: str | None = None,
         others: Others = "refuse",
         check: bool = False,
+        ann: bool = False,
         settings: JobSettings | None = None,
     ) -> Update:
-        """Makes the index hold what the places `words` hold now; see `update.update`.
+        """Makes the index hold what the places `words` hold now; see `update.update`. ann: with approximate search;
+        where there is some, it is made anew in any case.
 
         Raises:
             ConfigError: another model, or other places, and `others` is refuse.
@@ -183,6 +188,8 @@ class Index:
         self.reload()
         if not done.stopped and not self.items:
             raise DataError(_nothing(words, done))
+        if not done.stopped and (ann or self.has_ann):
+            done.ann = self.make_ann()._asdict()
         return done
 
     def require(self, retriever: Retriever) -> None:
@@ -206,6 +213,7 @@ class Index:
                     raise
         self._state = state
         self._opened: Vectors | None = None
+        self._lists: Approximate | None = None
         self._datasets: Recent[Dataset] = Recent(_DATASETS_HELD)
         self._labels: dict[str, np.ndarray] = {}
 
@@ -313,6 +321,7 @@ class Index:
         *,
         where: Mapping[str, str] | None = None,
         score: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+        ann: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best items for some queries, exactly: every row is scored.
 
@@ -321,12 +330,15 @@ class Index:
             k: how many; fewer where there are fewer.
             where: label -> value: only items that have all of them.
             score: gives the scores (q, m) of the queries with m rows. None: their dot products.
+            ann: look at some rows only, by lists that `make_ann` has made: items may be missing, scores are exact.
+                Not with `where` or `score`.
 
         Returns:
             Numbers (q, k) int64 and scores (q, k) float32, best first; of equal scores the smaller number first.
 
         Raises:
             DataError: rows of another width, a label that no item has, or rows whose dot product is no score.
+            ConfigError: `ann` without lists for this state, or with `where` or `score`.
         """
         if score is None and not self.cosine:
             raise DataError(
@@ -335,6 +347,10 @@ class Index:
             )
         if rows.ndim != 2 or rows.shape[1] not in (self.text_width, self.visual_width):
             raise DataError(f"queries of shape {rows.shape}; expected (q, {self.text_width})")
+        if ann:
+            if where or score is not None:
+                raise ConfigError("approximate search knows no labels, and no scores of several parts: leave out --ann")
+            return self._approximate().search(rows, k)
         allowed = self._live & self._where(where) if where else self._live
         if score is not None:
             own = score
@@ -343,6 +359,39 @@ class Index:
             return np.zeros((len(rows), 0), np.int64), np.zeros((len(rows), 0), np.float32)
         at, scores = top_k(rows, self._vectors.gallery, k, allowed=allowed[self._vectors.numbers])
         return self._vectors.numbers[at], scores
+
+    def _approximate(self) -> Approximate:
+        from ccr_dist.search.approximate import Approximate
+
+        if self._lists is None:
+            self._lists = Approximate(self.path, self.generation, self._vectors)
+        return self._lists
+
+    @property
+    def has_ann(self) -> bool:
+        """Whether approximate search was ever made for this index."""
+        from ccr_dist.search.approximate import is_made
+
+        return is_made(self.path)
+
+    def make_ann(self) -> Lists:
+        """Makes approximate search for the state that is open, unless it is there.
+
+        Returns:
+            How it was made, and its recall.
+
+        Raises:
+            ConfigError: scores have several parts.
+            ModuleNotFoundError: faiss is not installed.
+        """
+        from ccr_dist.search.approximate import make
+
+        if not self.cosine:
+            raise ConfigError(
+                f"{self.path}: scores of {self.model['name']} have several parts, which faiss cannot search: leave out"
+                " --ann"
+            )
+        return make(self.path, self.generation, self._vectors, self._live)
 
     def _where(self, where: Mapping[str, str]) -> np.ndarray:
         """(total,) bool: the numbers that have all of these labels."""

@@ -72,14 +72,17 @@ class Searcher:
         index: that is searched.
         retriever: encodes the queries.
         translate: makes English of a query, for `via_english`.
+        ann: search by faiss' lists, where the index has them; see `Index.search`.
 
     Raises:
         ConfigError: the index is one of another model.
     """
 
-    def __init__(self, index: Index, retriever: Retriever, *, translate: Translate | None = None) -> None:
+    def __init__(
+        self, index: Index, retriever: Retriever, *, translate: Translate | None = None, ann: bool = False
+    ) -> None:
         index.require(retriever)
-        self.index, self.retriever, self._translate = index, retriever, translate
+        self.index, self.retriever, self._translate, self._ann = index, retriever, translate, ann
 
     def texts(
         self,
@@ -181,13 +184,13 @@ class Searcher:
     def _best(self, rows: list[np.ndarray], k: int, where: Mapping[str, str] | None) -> tuple[np.ndarray, np.ndarray]:
         """Of queries that were encoded in one or several ways, whose scores are averaged."""
         if self.index.cosine:
-            return self.index.search(sum(rows[1:], rows[0]) / len(rows), k, where=where)
+            return self.index.search(sum(rows[1:], rows[0]) / len(rows), k, where=where, ann=self._ann)
         similarity = self.retriever.similarity
 
         def score(_: np.ndarray, block: np.ndarray) -> np.ndarray:
             return sum((similarity(some, block) for some in rows[1:]), similarity(rows[0], block)) / len(rows)
 
-        return self.index.search(rows[0], k, where=where, score=score)
+        return self.index.search(rows[0], k, where=where, score=score, ann=self._ann)
 
     def pictures(self, images: Sequence[Any], k: int = 10, where: Mapping[str, str] | None = None) -> list[Answer]:
         """Answers pictures with pictures that look alike.
@@ -226,7 +229,7 @@ class Searcher:
 
     def _alike(self, rows: np.ndarray, k: int, where: Mapping[str, str] | None) -> list[list[Hit]]:
         score = None if self.index.cosine else self.retriever.visual_similarity
-        numbers, scores = self.index.search(rows, k, where=where, score=score)
+        numbers, scores = self.index.search(rows, k, where=where, score=score, ann=self._ann)
         return [self._hits(*found) for found in zip(numbers, scores, strict=True)]
 
     def _hits(self, numbers: np.ndarray, scores: np.ndarray) -> list[Hit]:

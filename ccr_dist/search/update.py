@@ -77,6 +77,7 @@ class Update:
         passed: files that are neither pictures nor videos, and links that are not followed, with the reason.
         closed: folders that could not be listed, with the reason.
         stopped: it was asked to stop; the same call goes on.
+        ann: how approximate search was made, and its recall (`approximate.Lists`), where it is.
     """
 
     new: int = 0
@@ -89,6 +90,7 @@ class Update:
     passed: dict[str, str] = field(default_factory=dict)
     closed: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
+    ann: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
