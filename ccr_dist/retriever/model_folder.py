@@ -110,12 +110,21 @@ def keep_result(folder: Path, file: Path) -> None:
     replace_atomic(target, file.read_bytes())
 
 
+def clear(path: Path) -> None:
+    """Removes what a killed process left of writing the model folder `path`."""
+    for left in _beside(path):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    return path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+
+
 @contextmanager
 def _assembled(path: Path) -> Iterator[Path]:
     """A new folder beside `path`, which replaces it when the block ends."""
-    new, old = (path.with_name(f".{path.name}.{kind}") for kind in ("new", "old"))
-    for left in (new, old):
-        shutil.rmtree(left, ignore_errors=True)
+    clear(path)
+    new, old = _beside(path)
     try:
         with disk_errors(path):
             new.mkdir()

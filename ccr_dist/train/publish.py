@@ -48,7 +48,12 @@ def publish_model(config: RunConfig, strategy: Strategy, run: Path | None = None
     folder = RunFolder(run or config.folder)
     path = folder.path / IN_RUN
     found: list[bool] = []
-    strategy.together(lambda: found.append(_is_current(path, config, folder)) if strategy.main else None)
+
+    def look() -> None:
+        model_folder.clear(path)
+        found.append(_is_current(path, config, folder))
+
+    strategy.together(look if strategy.main else lambda: None)
     if strategy.agree(found[0] if found else None):
         return path
     built: list[Method] = []

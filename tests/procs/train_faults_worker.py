@@ -20,7 +20,7 @@ from ccr_dist import cli
 from tests import toy
 from tests.procs import faults, forked
 
-LEFT = (".tmp-*", ".step-*", "*.tmp", ".tmp*")
+LEFT = (".tmp-*", ".step-*", "*.tmp", ".tmp*", ".model.*")
 
 
 def prepare(folder: Path) -> None:

@@ -126,6 +126,15 @@ def test_training_again_makes_a_missing_model_folder_and_leaves_a_sound_one(run)
     assert {**made, "facts": None, "digest": None} == {**json.loads(before[1]), "facts": None, "digest": None}
 
 
+def test_what_a_killed_process_left_is_removed(run) -> None:
+    config, _ = run
+    for kind in ("new", "old"):
+        (config.folder / f".model.{kind}").mkdir()
+        (config.folder / f".model.{kind}/file").write_text("")
+    commands.train([config], test=False, world=None)
+    assert not list(config.folder.glob(".model.*")) and model_folder.is_model(config.folder / "model")
+
+
 def test_a_run_starts_from_a_model_folder(run, tmp_path: Path) -> None:
     config, folder = run
     digests = []
