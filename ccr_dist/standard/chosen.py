@@ -11,6 +11,7 @@ import mteb
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.types import PromptType
+from PIL import Image
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.generate.text import languages
@@ -56,6 +57,7 @@ def require_usable(retriever: Retriever, tasks: Sequence[AbsTask]) -> None:
     """
     for task in tasks:
         _require_pairs(retriever, task)
+        _require_pictures(retriever, task)
         if "text" in task.metadata.modalities:
             _require_languages(retriever, task)
 
@@ -131,6 +133,20 @@ def _require_pairs(retriever: Retriever, task: AbsTask) -> None:
             f"{about.name}: it finds {found[0]} by {asked[0]}; the method of {retriever.name} scores by several parts,"
             " which are only defined between a text and a picture or video"
         )
+
+
+def _require_pictures(retriever: Retriever, task: AbsTask) -> None:
+    """A blank picture, or video of two frames, is encoded: some models read cached features alone."""
+    blank, modalities = Image.new("RGB", (64, 64)), task.metadata.modalities
+    try:
+        if "image" in modalities:
+            retriever.encode_images([blank])
+        if "video" in modalities:
+            retriever.encode_frames([blank, blank])
+    except ConfigError as error:
+        raise ConfigError(
+            f"{task.metadata.name}: {retriever.name} cannot encode its pictures or videos: {error}"
+        ) from error
 
 
 def _require_languages(retriever: Retriever, task: AbsTask) -> None:

@@ -7,9 +7,9 @@ once, which all subsets share; any model that mteb can load can be measured on i
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,102 +25,16 @@ from ccr_dist.data.stream.sweep import Sweep
 from ccr_dist.data.table.dataset import Dataset, open_all
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.generate.text import languages
+from ccr_dist.standard.published import CORPORA, Corpus
 from ccr_dist.standard.subsets import written
 
-DIRECTIONS = {"T2V": "from texts", "V2T": "to texts"}
+DIRECTIONS = ("T2V", "V2T")
 SUFFIX = "Retrieval"
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """A published corpus, for which a recipe makes the dataset.
-
-    Attributes:
-        recipe: that makes it; the name of the dataset.
-        visual: image or video.
-        languages: of its test split, which papers report.
-        about: one sentence.
-        reference: where it is described.
-        year: of publication.
-        bibtex: "" where mteb's authors ask for none, too.
-        licence: as mteb writes it.
-    """
-
-    recipe: str
-    visual: str
-    languages: tuple[str, ...]
-    about: str
-    reference: str
-    year: int
-    bibtex: str = ""
-    licence: str = "not specified"
-
-
-_MULTI30K = r"""
-@inproceedings{elliott2016multi30k,
-  address = {Berlin, Germany},
-  author = {Elliott, Desmond and Frank, Stella and Sima'an, Khalil and Specia, Lucia},
-  booktitle = {Proceedings of the 5th Workshop on Vision and Language},
-  pages = {70--74},
-  publisher = {Association for Computational Linguistics},
-  title = {Multi30K: Multilingual English-German Image Descriptions},
-  year = {2016},
-}
-"""
-_VATEX = r"""
-@inproceedings{wang2019vatex,
-  author = {Wang, Xin and Wu, Jiawei and Chen, Junkun and Li, Lei and Wang, Yuan-Fang and Wang, William Yang},
-  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)},
-  title = {VATEX: A Large-Scale, High-Quality Multilingual Dataset for Video-and-Language Research},
-  year = {2019},
-}
-"""
-# What mteb has not. Its own Multi30k tasks have one caption a picture in each language; its VATEX and MSR-VTT are
-# English.
-CORPORA = {
-    "Multi30kTask2": Corpus(
-        "multi30k-task2",
-        "image",
-        ("en", "de", "fr", "cs"),
-        "Multi30K's test set of 2016: 1,000 Flickr30K pictures with five English and five German captions, written"
-        " independently, and one French and one Czech translation.",
-        "https://aclanthology.org/W16-3210/",
-        2016,
-        _MULTI30K,
-    ),
-    "XTD10": Corpus(
-        "xtd10",
-        "image",
-        ("en", "de", "fr", "es", "it", "ja", "ko", "pl", "ru", "tr", "zh"),
-        "1,000 MSCOCO pictures with one caption in each of eleven languages.",
-        "https://github.com/adobe-research/Cross-lingual-Test-Dataset-XTD10",
-        2020,
-    ),
-    "VATEXZh": Corpus(
-        "vatex",
-        "video",
-        ("zh",),
-        "One half of VATEX's validation set, as papers on cross-lingual retrieval use it: 1,500 clips with ten Chinese"
-        " captions each.",
-        "https://arxiv.org/abs/1904.03493",
-        2019,
-        _VATEX,
-        "cc-by-4.0",
-    ),
-    "MSRVTTCN": Corpus(
-        "msrvtt-cn",
-        "video",
-        ("zh",),
-        "MSR-VTT's test videos with Chinese captions (MSR-VTT-CN), as NRCCR publishes them.",
-        "https://github.com/LiJiaBei-7/nrccr",
-        2022,
-    ),
-}
 
 
 def task_names() -> list[str]:
     """The tasks that read a dataset of one's own: NAME=FOLDER."""
-    return [_name(corpus, direction, CORPORA[corpus].visual) for corpus in CORPORA for direction in DIRECTIONS]
+    return list(_named())
 
 
 def dataset_task(dataset: Dataset, title: str, direction: str, corpus: Corpus) -> DatasetRetrieval:
@@ -152,14 +66,15 @@ def own_task(name: str, folder: str | Path) -> DatasetRetrieval:
         ConfigError: no such name, or a dataset that another recipe made.
         DataError: no dataset, or one that lacks a column.
     """
-    dataset = _test_split(folder)
-    known = {_name(corpus, way, CORPORA[corpus].visual): (corpus, way) for corpus in CORPORA for way in DIRECTIONS}
-    if name in DIRECTIONS:
-        return dataset_task(dataset, dataset.name, name, _any_corpus(dataset))
-    if name not in known:
+    known = _named()
+    if name not in (*DIRECTIONS, *known):
         raise ConfigError(
             f"--mteb {name}={folder}: expected one of {', '.join([*DIRECTIONS, *known])} before a dataset"
         )
+    dataset = _test_split(folder)
+    if name in DIRECTIONS:
+        title = re.sub(r"[^\w.-]", "_", dataset.name)  # a part of the name of mteb's result file
+        return dataset_task(dataset, title, name, _any_corpus(dataset))
     title, direction = known[name]
     corpus = CORPORA[title]
     if dataset.name != corpus.recipe or dataset.split != "test":
@@ -206,9 +121,9 @@ class DatasetRetrieval(AbsTaskRetrieval):
 
     def _subset(self, lang: str, numbers: dict[int, int], items: Arrow) -> RetrievalSplitData:
         """One language. numbers: row of the dataset -> row of `items`."""
-        ids = items["id"]
+        ids = items["id"][:]
         texts, item_of = {}, {}
-        for row, part, text in _captions(self.source, f"caption.{lang}"):
+        for row, part, text in _values(self.source, f"caption.{lang}"):
             if row in numbers:
                 item = ids[numbers[row]]
                 texts[f"{item}#{part}"], item_of[f"{item}#{part}"] = text, item
@@ -223,6 +138,11 @@ class DatasetRetrieval(AbsTaskRetrieval):
             right.setdefault(item, {})[text] = 1
         asked = items.select([at for at, item in enumerate(ids) if item in right])
         return RetrievalSplitData(corpus=captions, queries=asked, relevant_docs=right, top_ranked=None)
+
+
+def _named() -> dict[str, tuple[str, str]]:
+    """Name of a task -> key of its corpus, direction."""
+    return {_name(title, way, corpus.visual): (title, way) for title, corpus in CORPORA.items() for way in DIRECTIONS}
 
 
 def _name(title: str, direction: str, visual: str) -> str:
@@ -244,7 +164,9 @@ def _any_corpus(dataset: Dataset) -> Corpus:
     there = dataset.columns()
     visual = next((name for name in ("image", "video") if name in there), None)
     named = (name.split(".") for name in there)
-    spoken = tuple(parts[1] for parts in named if len(parts) == 2 and parts[0] == "caption" and _is_language(parts[1]))
+    spoken = tuple(
+        parts[1] for parts in named if len(parts) == 2 and parts[0] == "caption" and languages.known(parts[1])
+    )
     if visual is None or not spoken:
         raise DataError(
             f"{dataset.place}: expected a column image or video, and columns of captions such as caption.de; it has"
@@ -252,10 +174,6 @@ def _any_corpus(dataset: Dataset) -> Corpus:
         )
     about = f"The split {dataset.split} of the dataset {dataset.name}: {dataset.rows} items."
     return Corpus(dataset.name, visual, spoken, about, "", 0)
-
-
-def _is_language(tag: str) -> bool:
-    return languages.known(tag)
 
 
 def _metadata(dataset: Dataset, title: str, direction: str, corpus: Corpus) -> TaskMetadata:
@@ -299,12 +217,8 @@ def _items(dataset: Dataset, visual: str, path: Path) -> tuple[dict[int, int], A
     return numbers, Arrow.from_file(str(path))
 
 
-def _captions(dataset: Dataset, column: str) -> Iterator[tuple[int, int, str]]:
-    """Row, number of the caption in it, caption; blank ones are left out."""
-    return _values(dataset, column)
-
-
 def _values(dataset: Dataset, column: str) -> Iterator[tuple[int, int, Any]]:
+    """Row, number of the value in it, value: bytes, or a text; null rows and blank texts are left out."""
     source = Sweep(dataset, column)
     for block in (source[i] for i in range(len(source))):
         yield from zip(block.rows.tolist(), block.parts.tolist(), block.values, strict=True)

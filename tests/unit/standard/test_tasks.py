@@ -20,8 +20,9 @@ from ccr_dist.retriever.retriever import Retriever
 from ccr_dist.standard.chosen import chosen, require_usable
 from ccr_dist.standard.command import measure
 from ccr_dist.standard.encoder import RetrieverEncoder
-from ccr_dist.standard.own_tasks import CORPORA, own_task, task_names
-from tests import generation, retrievers, toy
+from ccr_dist.standard.own_tasks import own_task, task_names
+from ccr_dist.standard.published import CORPORA
+from tests import encoders, generation, retrievers, toy
 
 ZH = ["一个红点", "一个蓝点", "一个绿点"]
 
@@ -75,9 +76,7 @@ def test_names_are_those_of_mteb_and_ours() -> None:
         ("WITT2IRetrieval=data", "expected one of T2V, V2T, Multi30kTask2T2IRetrieval"),
     ],
 )
-def test_unknown_names_are_refused_with_near_ones(words: str, said: str, tmp_path: Path) -> None:
-    if "=" in words:
-        words = f"{words.partition('=')[0]}={xtd10(tmp_path / 'data')}"
+def test_unknown_names_are_refused_with_near_ones(words: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         chosen(words)
 
@@ -114,6 +113,13 @@ def test_tasks_beyond_a_retriever_are_refused_before_anything_is_loaded(clip: Re
             require_usable(hybrid, chosen(words))
 
 
+def test_pictures_beyond_a_retriever_are_refused(tmp_path: Path) -> None:
+    folder = encoders.family_folder(tmp_path / "bert", "bert")
+    config = toy.config(tmp_path, {"name": "clip"}, {}, backbone={"kind": "sentence", "text": folder})
+    with pytest.raises(ConfigError, match=r"CIFAR10: clip-s0 cannot encode its pictures .* a sentence encoder sees no"):
+        require_usable(retrievers.retriever(config), chosen("CIFAR10"))
+
+
 def test_languages_beyond_a_retriever_are_refused_with_those_it_has(hybrid: Retriever) -> None:
     with pytest.raises(ConfigError, match=r"cannot encode ar, bn, .*--langs en,es measures the others"):
         require_usable(hybrid, chosen("XM3600T2IRetrieval"))
@@ -135,6 +141,8 @@ def test_a_published_corpus_is_the_test_split_that_its_recipe_makes(tmp_path: Pa
     with pytest.raises(ConfigError, match="'test' of 'xtd10'; expected the test split that `ccr-dist shards build vat"):
         own_task("VATEXZhT2VRetrieval", folder)
     assert own_task("T2V", folder).metadata.name == "xtd10T2IRetrieval"
+    retrievers.dataset(tmp_path / "odd", {"image": [toy.picture(0)], "caption.de": [["a"]]}, name="my/own pictures")
+    assert own_task("V2T", tmp_path / "odd").metadata.name == "my_own_picturesI2TRetrieval"
 
 
 def test_data_in_the_form_of_mteb(tmp_path: Path) -> None:
