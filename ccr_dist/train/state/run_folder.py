@@ -17,6 +17,7 @@ RUNS/NAME-sSEED/
     checkpoints/, best.json
     model.safetensors  the selected weights, once the run is complete, with the step that it is complete at
                        (`published`)
+    model/             the model folder (`retriever/model_folder.py`): all of it that it takes to use the run elsewhere
     results/<split>.json
     stop               create this file to make the run save and stop
     lock               of the process that trains the run, and which one that is; there is a new one at every start
