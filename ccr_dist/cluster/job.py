@@ -168,7 +168,7 @@ def _close(
     *,
     job: str | None,
     extra: dict[str, Any],
-    state: slurm.Job | None = None,
+    state: slurm.SlurmJob | None = None,
     uses: Uses | None = None,
 ) -> Decision:
     decision = decide(ended)

@@ -24,7 +24,7 @@ UNSET = re.compile(r"establish a? ?configuration source|Unable to establish conf
 ARRAY_LIMIT = 1000  # tasks in an array, if the site reports no limit
 
 
-class Refused(ConfigError):
+class ScriptRefused(ConfigError):
     """sbatch rejects a script: no such partition, more than a node has, ..."""
 
 
@@ -74,23 +74,23 @@ def not_at_hand() -> str | None:
 
 
 def submit(script: Path, *options: str) -> str:
-    """Submit a script. Returns the job's id; raises Refused with SLURM's reason."""
+    """Submit a script. Returns the job's id; raises ScriptRefused with SLURM's reason."""
     try:
         return call("sbatch", "--parsable", *options, str(script)).strip().partition(";")[0]
     except EngineError as error:
-        raise Refused(str(error)) from None
+        raise ScriptRefused(str(error)) from None
 
 
 def try_out(script: Path) -> None:
-    """Ask SLURM whether it accepts a script (`sbatch --test-only`). Raises Refused with its reason."""
+    """Ask SLURM whether it accepts a script (`sbatch --test-only`). Raises ScriptRefused with its reason."""
     try:
         call("sbatch", "--test-only", str(script))
     except EngineError as error:
-        raise Refused(re.sub(r"^.*?--test-only \S+: (sbatch: error: )?", "", str(error))) from None
+        raise ScriptRefused(re.sub(r"^.*?--test-only \S+: (sbatch: error: )?", "", str(error))) from None
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """A job in SLURM.
 
     Attributes:
@@ -108,13 +108,13 @@ class Job:
     excluded: str | None
 
 
-def job(number: str) -> Job:
+def job(number: str) -> SlurmJob:
     """The job of an id."""
     text = call("scontrol", "show", "job", "-o", number)
     # The first of repeated keys counts: paths, which may contain anything, come after the keys that are read here.
     fields = dict(part.partition("=")[::2] for part in reversed(text.split()) if "=" in part)
     excluded = fields.get("ExcNodeList", "(null)")
-    return Job(
+    return SlurmJob(
         state=fields.get("JobState", "?"),
         restarts=int(fields.get("Restarts", "0")),
         preempted=fields.get("PreemptTime", "None") not in ("None", "Unknown", "N/A"),

@@ -57,8 +57,8 @@ def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
         for (name, _), script in scripts.items() if at_hand else ():
             try:
                 slurm.try_out(script)
-            except slurm.Refused as error:
-                raise slurm.Refused(f"{plan.place(name)}: step {name}: SLURM refuses {script}: {error}") from None
+            except slurm.ScriptRefused as error:
+                raise slurm.ScriptRefused(f"{plan.place(name)}: step {name}: SLURM refuses {script}: {error}") from None
         for note in checked.notes:
             say(note)
         if dry_run:

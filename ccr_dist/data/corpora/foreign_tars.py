@@ -116,7 +116,7 @@ def _in_folder(folder: Path) -> list[Path]:
         raise ConfigError(f"{what}, but {endings['parquet']} Parquet files; {PARQUET}")
     if packed := [ending for ending in ("gz", "tgz", "zst", "xz", "bz2", "zip") if endings[ending]]:
         raise ConfigError(
-            f"{what}, but .{packed[0]} files: unpack them first; values are read from plain tars at their places"
+            f"{what}, but .{packed[0]} files: unpack them first; values are read by their position in plain tars"
         )
     found = ", ".join(f"{n} .{ending}" for ending, n in endings.most_common(5)) or "nothing"
     raise ConfigError(f"{what}; it holds {found}")
@@ -152,8 +152,8 @@ def stems(paths: Sequence[Path]) -> list[str]:
         names = [f"{_part(path.parent.name)}/{name}" for path, name in zip(paths, names, strict=True)]
     if twice := [name for name, n in Counter(names).items() if n > 1]:
         raise ConfigError(
-            f"tars in folders of one name: {twice[0]!r} would begin the keys of two; rename a folder, or index them"
-            " apart"
+            f"tars in folders with the same name: keys of two tars would begin with {twice[0]!r}; rename a folder, or"
+            " index them separately"
         )
     return names
 
@@ -227,7 +227,7 @@ def media(
             wanted.append(Wanted(column, column, asked.lower()))
     left = [extension for extension in VIDEOS.split(";") if extension in there]
     if left and not any(one.column == "video" for one in wanted) and video != "none":
-        notes.append(f"members .{', .'.join(left)} are not indexed; --video '{';'.join(left)}' does")
+        notes.append(f"members .{', .'.join(left)} are not indexed; --video '{';'.join(left)}' indexes them")
     if not wanted and (image, video) != ("none", "none"):
         notes.append("no pictures or videos: a dataset of texts")
     return wanted, notes
@@ -238,12 +238,12 @@ def _compound(column: str, usual: str, there: Mapping[str, int]) -> str | None:
     found = sorted(extension for extension in there if extension.rpartition(".")[2] in usual.split(";"))
     if len(found) > _SHOWN:
         raise DataError(
-            f"{column}: members of {some(dict.fromkeys(found, 1))}; rename the members, or say one with --{column}"
+            f"{column}: members of {some(dict.fromkeys(found, 1))}; rename the members, or choose one with --{column}"
         )
     if len(found) > 1:
         option = f"--{column} {found[0]}"
         raise ConfigError(
-            f"{column}: members of several names end like one: {some(dict.fromkeys(found, 1))}. Say which, e.g."
+            f"{column}: several kinds of members could be meant: {some(dict.fromkeys(found, 1))}. Choose one, e.g."
             f" {option}"
         )
     return found[0] if found else None
@@ -280,16 +280,16 @@ def texts(
         column = check_column_name(f"caption.{lang}")
         if not decode.is_plain(extension):
             if not field:
-                raise ConfigError(f"caption {lang}: say which field of the .json members it is: {lang}=json:caption")
+                raise ConfigError(f"caption {lang}: name the field of the .json members: {lang}=json:caption")
         elif field not in ("", "whole", decode.LINES):
             raise ConfigError(
-                f"caption {lang}: .{extension} is plain text: expected {lang}={extension}, a caption a line, or"
+                f"caption {lang}: .{extension} is plain text: expected {lang}={extension}, one caption per line, or"
                 f" {extension}:whole"
             )
         elif not field and column in known and known[column] is None:
             notes.append(
-                f"{column}: was indexed as one caption a member, line breaks and all, and stays so; in a new --out each"
-                " line is one"
+                f"{column}: was indexed with one caption per member, line breaks included, and stays so; in a new --out"
+                " each line is a caption"
             )
             field = "whole"
         else:

@@ -150,9 +150,7 @@ def index(
     summary = IndexSummary(None, notes=[*notes, *more], ignored=sum(scan.ignored for scan in scans))  # type: ignore[arg-type]
     names = {column.name: column for column in known}
     if odd:
-        summary.notes.append(
-            f"{len(odd)} members are passed over, since no key can be made of their names: {some(odd)}"
-        )
+        summary.notes.append(f"{len(odd)} members are ignored, since no key can be made of their names: {some(odd)}")
     looked: dict[tuple[int, int], Foreign] = {}
     with bar(progress, "reading", len(paths), "tars") as advance:
         for shard, (path, scan) in enumerate(zip(paths, scans, strict=True)):
@@ -161,7 +159,7 @@ def index(
             for one in todo:
                 looked[wanted.index(one), shard] = _look(one, path, scan, (before.st_size, before.st_mtime_ns), sha256)
             if todo and (path.stat().st_size, path.stat().st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-                raise DataError(f"{path}: is being written; index it when it is whole")
+                raise DataError(f"{path}: is being written; index it when it is complete")
             advance()
     for number, one in enumerate(wanted):
         bad = {scans[s].keys[r]: why for (n, s), found in looked.items() if n == number for r, why in found.bad.items()}
@@ -249,7 +247,7 @@ def _require_few_bad(bad: Mapping[str, Mapping[str, str]], limit: int) -> None:
         shown = "\n  ".join(reasons[:5])
         raise DataBudgetError(
             f"{len(reasons)} captions or names cannot be read, {limit} are tolerated. The first ones:\n  {shown}\nmend"
-            " the tars, or allow more with --bad-items: such rows have no caption then, or are left out. Nothing was"
+            " the tars, or allow more with --bad-items: such rows then have no caption, or are left out. Nothing was"
             " written"
         )
 

@@ -75,7 +75,7 @@ def require_same_rows(out: Path, scans: Sequence[ShardIndex], paths: Sequence[Pa
         if len(scans) < len(dataset.shards):
             raise DataError(f"{what}; to leave some out, index into another --out")
         raise DataError(
-            f"{what}. A dataset does not grow, since what was made of it would no longer fit: index the new tars into"
+            f"{what}. A dataset does not grow, since columns made from it would no longer fit: index the new tars into"
             " an --out of their own, and name both datasets in the run's `data.train`"
         )
     for shard, (scan, path) in enumerate(zip(scans, paths, strict=True)):
@@ -89,8 +89,8 @@ def require_same_rows(out: Path, scans: Sequence[ShardIndex], paths: Sequence[Pa
             parts.append(f"{len(new)} are new ({some(new)})")
         raise DataError(
             f"{path}: its rows differ from those of shard {dataset.shards[shard]} of {out}:"
-            f" {'; '.join(parts) or 'they are in another order'}. What was made from the old rows does not fit the new"
-            " ones: put the former tar back, or index into another --out"
+            f" {'; '.join(parts) or 'they are in another order'}. Columns made from the old rows do not fit the new"
+            " ones: restore the former tar, or index into another --out"
         )
 
 
@@ -121,7 +121,7 @@ def stale_columns(dataset: Dataset, columns: Sequence[Column], paths: Sequence[P
     for column in indexed_columns(dataset.root):
         if column.name not in asked and any(not is_recorded(column, shard, path) for shard, path in enumerate(paths)):
             notes.append(
-                f"{column.name}: is of the tars as they were before, and cannot be read any more; index it again, too"
+                f"{column.name}: was made from the former tars, and can no longer be read; index it again as well"
             )
     return notes
 

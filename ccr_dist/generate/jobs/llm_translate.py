@@ -75,7 +75,7 @@ class LlmTranslate(Generate):
         if len(self.prompt.views) != 1 or not self.prompt.uses("text"):
             raise ConfigError(f"prompt {prompt!r}: to translate it needs one view, with the field {{text}}")
         if any(view.list for view in self.prompt.views.values()):
-            raise ConfigError(f"prompt {prompt!r}: a translation is no list; leave out list: true")
+            raise ConfigError(f"prompt {prompt!r}: a translation is not a list; leave out list: true")
         check_direction(source, target)
         self.inputs = (column,)
         self._fields = {

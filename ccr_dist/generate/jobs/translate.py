@@ -24,7 +24,7 @@ def language_of(column: str) -> str:
     parts = column.split(".")
     if parts[0] != "caption" or len(parts) < 2:
         raise ConfigError(
-            f"column {column!r}: its name does not tell the language (caption.<lang>...); say it with --source-language"
+            f"column {column!r}: its name does not say the language (caption.<lang>...); give it with --source-language"
         )
     return parts[1]
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ccr_dist.errors import ConfigError, DataError
 
 
-class Place(NamedTuple):
+class RowPlace(NamedTuple):
     """The place of a row.
 
     Attributes:
@@ -45,10 +45,10 @@ def opened(path: str) -> Any:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except pyarrow.ArrowInvalid as e:
-        raise DataError(f"{path}: not a Parquet file, or a part of one ({e}); get it again") from None
+        raise DataError(f"{path}: not a complete Parquet file ({e}); get it again") from None
 
 
-def records(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[tuple[Place, dict[str, Any]]]:
+def records(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[tuple[RowPlace, dict[str, Any]]]:
     """Read the rows of a file, with one row group in memory at a time.
 
     Args:
@@ -64,10 +64,10 @@ def records(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[
     """
     for group in range(opened(str(path)).num_row_groups):
         rows = _read(str(path), group, columns).to_pylist()
-        yield from ((Place(str(path), group, row), values) for row, values in enumerate(rows))
+        yield from ((RowPlace(str(path), group, row), values) for row, values in enumerate(rows))
 
 
-def value(place: Place, column: str) -> Any:
+def value(place: RowPlace, column: str) -> Any:
     """One value of a column. If rows are read in order, each row group is read once."""
     about = Path(place.path).stat()
     return _column(place.path, place.group, column, (about.st_size, about.st_mtime_ns))[place.row].as_py()

@@ -157,7 +157,7 @@ class Records(Format):
 
     def entries(self, files: Files) -> Iterator[Entry]:
         if self.text is None:
-            raise DataError(f"{self.file}: `text` says which field the captions are in")
+            raise DataError(f"{self.file}: set `text` to the field with the captions")
         for place, item, record in self._records(files):
             for text in _texts(list(_values(record, self.text.split("."))), place):
                 yield Entry(place, item, text)

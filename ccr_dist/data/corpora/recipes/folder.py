@@ -83,7 +83,7 @@ class Folder(Recipe):
             (names if (self.images / name).is_file() else dead).append(name)
         notes = []
         if dead:
-            notes.append(f"{len(dead)} are left out, broken links or not plain files: {some(dead)}")
+            notes.append(f"{len(dead)} files are left out: broken links, or not plain files: {some(dead)}")
         used = self._used(names, notes)
         keys = keys_of(used, notes)
         if self.beside:
@@ -242,7 +242,7 @@ class Folder(Recipe):
         if not isinstance(value, dict):
             value = {record.get("lang") or self.language: value}
         if odd := [lang for lang in value if not is_column_name(f"caption.{lang}")]:
-            raise DataError(f"{place}: {odd[0]!r} is no language tag; expected letters, digits and - as in pt-BR")
+            raise DataError(f"{place}: {odd[0]!r} is not a language tag; expected letters, digits and - as in pt-BR")
         return {str(lang): texts_of(texts, place) for lang, texts in value.items()}
 
     def _split(self, key: str, item: PictureEntry) -> str:

@@ -102,7 +102,7 @@ def keys_of(items: Mapping[str, PictureEntry], notes: list[str]) -> dict[str, st
             keys[name] = key = base_key(name, item)
             if key in owner:
                 raise DataError(
-                    f"{item.place}: the id {key!r} of {name} is that of {owner[key]} already; give them different `id`s"
+                    f"{item.place}: the id {key!r} of {name} already belongs to {owner[key]}; give them different `id`s"
                 )
             owner[key] = name
     alike: list[str] = []
@@ -117,14 +117,14 @@ def keys_of(items: Mapping[str, PictureEntry], notes: list[str]) -> dict[str, st
             alike.append(f"{plain(name)} is {key}")
         if key in owner:
             raise DataError(
-                f"{items[name].place}: the key {key!r} of {name} is that of {owner[key]} already; give them different"
+                f"{items[name].place}: the key {key!r} of {name} already belongs to {owner[key]}; give them different"
                 " `id`s"
             )
         keys[name], owner[key] = key, name
     if alike:
         more = ", ..." if len(alike) > SHOWN else ""
         notes.append(
-            f"{len(alike)} names give no key of their own, a digest is added: {', '.join(alike[:SHOWN])}{more}"
+            f"{len(alike)} names do not make a unique key; a digest is added: {', '.join(alike[:SHOWN])}{more}"
         )
     return keys
 

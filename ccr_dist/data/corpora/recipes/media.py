@@ -80,7 +80,7 @@ def find_media(
         new = medium()
         if item in found:
             raise DataError(
-                f"two files are of the item {item!r}: {found[item].path} and {new.path} ({name}); keep one of them"
+                f"two files belong to the item {item!r}: {found[item].path} and {new.path} ({name}); keep one of them"
             )
         found[item] = new
 

@@ -44,7 +44,7 @@ class Parquet(Recipe):
 
     def material(self) -> Material:
         if odd := [lang for lang in self.captions if not is_column_name(f"caption.{lang}")]:
-            raise ConfigError(f"captions: {odd[0]!r} is no language tag; expected letters, digits and - as in pt-BR")
+            raise ConfigError(f"captions: {odd[0]!r} is not a language tag; expected letters, digits and - as in pt-BR")
         paths = self._paths()
         wanted = [*self.captions.values(), *([self.key] if self.key else [])]
         rows: dict[str, RecipeRow] = {}
@@ -97,7 +97,7 @@ class Parquet(Recipe):
         return split_of(concept(text), test=self.test_percent, val=self.val_percent)
 
 
-def read_picture(place: parquet.Place, column: str) -> bytes:
+def read_picture(place: parquet.RowPlace, column: str) -> bytes:
     """The bytes of a picture. Raises DataError if there are none, or they do not begin like a picture."""
     found = parquet.value(place, column)
     data = found.get("bytes") if isinstance(found, dict) else found

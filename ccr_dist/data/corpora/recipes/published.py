@@ -170,7 +170,7 @@ class Published(Recipe):
         ]
         if absent:
             lines = [
-                f"{self.name}: {len(absent)} of the files and folders it needs are not there:",
+                f"{self.name}: {len(absent)} of the files and folders that it needs do not exist:",
                 *(f"  {name}" for name in absent),
             ]
             lines += [
@@ -235,7 +235,7 @@ class Published(Recipe):
             if self.missing == "error":
                 raise DataError(
                     f"{self.name}: {text}\nexpected file names are like {absent[0]}.{SUFFIXES[self.media_kind][0]},"
-                    " anywhere below; to leave these items out say missing=skip"
+                    " anywhere below; to leave these items out, set missing=skip"
                 )
             notes.append(f"left out: {text}")
         for item in absent:

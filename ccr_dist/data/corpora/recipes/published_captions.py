@@ -81,7 +81,7 @@ class CaptionReader:
                 captions[label] = entry.text.strip()
         if outside:
             notes.append(
-                f"{source.column}: {source.read.file} tells of {len(outside)} items that are in no split built here"
+                f"{source.column}: {source.read.file} has {len(outside)} items that are in no split built here"
             )
 
     def _values(self, column: str, texts: dict[str, Labelled], base: dict[str, Labelled] | None) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _coverage(
         if 0 < (count := sum(item in values for item in items)) < len(items):
             yield f"{column}: {count} of {len(items)} {split} rows have it"
     if blank := sum(not text for captions in texts.values() for text in captions.values()):
-        yield f"{column}: {blank} blank captions passed over"
+        yield f"{column}: {blank} blank captions are left out"
 
 
 def _letters(text: str) -> str:

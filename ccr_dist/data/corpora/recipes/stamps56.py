@@ -181,7 +181,7 @@ def find_stamps(source: str | None) -> tuple[Path, str]:
         if shutil.which("apt-get") is None:
             raise ConfigError(
                 f"source: {PACKAGE} is not installed and there is no apt-get here to fetch it; get the Debian package"
-                " elsewhere and say source=FILE.deb, or source=FOLDER of an unpacked one"
+                " elsewhere and set source=FILE.deb, or source=FOLDER of an unpacked one"
             )
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             _output(["apt-get", "download", PACKAGE], Path(folder))

@@ -91,7 +91,7 @@ def captions_file(tmp_path, text, name="captions.jsonl"):
         ),
         (
             '{"file": "000.png", "caption": "x", "id": "k"}\n{"file": "001.png", "caption": "y", "id": "k"}',
-            r":2: the id 'k' of 001\.png is that of 000",
+            r":2: the id 'k' of 001\.png already belongs to 000",
         ),
         (
             (
@@ -109,7 +109,7 @@ def captions_file(tmp_path, text, name="captions.jsonl"):
             r"no pictures with captions; 1 blank captions are left out; 2 pictures have no caption",
         ),
         ('{"file": "000.png", "caption": "a \\ud800"}', r":1: expected a caption"),
-        ('{"file": "000.png", "caption": "x", "lang": "../x"}', r":1: '\.\./x' is no language tag"),
+        ('{"file": "000.png", "caption": "x", "lang": "../x"}', r":1: '\.\./x' is not a language tag"),
         ('{"file": "../secret.png", "caption": "x"}', r":1: '\.\./secret\.png' is not below images="),
         ('{"file": "/etc/secret.png", "caption": "x"}', r":1: '/etc/secret\.png' is not below images="),
         ("[]", "expected a JSON object"),

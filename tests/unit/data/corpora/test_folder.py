@@ -97,8 +97,8 @@ def test_names_that_would_be_one_key_are_all_there(tmp_path):
     }
     # who needs no change keeps its name
     assert captions["IMG_1"] == ["of IMG_1.jpg"] and captions["a_b"] == ["of a_b.png"]
-    assert any("5 names give no key of their own" in note and "IMG 1.png is IMG_1-" in note for note in done.notes)
-    with pytest.raises(DataError, match=r"the id 'x' of IMG_1\.png is that of IMG 1\.png already"):
+    assert any("5 names do not make a unique key" in note and "IMG 1.png is IMG_1-" in note for note in done.notes)
+    with pytest.raises(DataError, match=r"the id 'x' of IMG_1\.png already belongs to IMG 1\.png"):
         do(tmp_path, [{"file": name, "caption": "x", "id": "x"} for name in names[:2]], out="ids")
 
 
@@ -233,7 +233,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path):
     os.mkfifo(tmp_path / "pictures/pipe.png")
     done = do(tmp_path)
     assert set(values(tmp_path / "out")) == {"a", "sub_b", "there_x", "c"}
-    assert done.notes == ("2 are left out, broken links or not plain files: gone.png, pipe.png",)
+    assert done.notes == ("2 files are left out: broken links, or not plain files: gone.png, pipe.png",)
 
 
 def test_new_pictures_go_into_a_dataset_beside(tmp_path):

@@ -122,7 +122,7 @@ def test_a_folder_of_texts_and_a_mapping(tmp_path: Path) -> None:
             {"r.json": [{"f": "a", "t": [1]}]},
             r"record 0: expected a caption",
         ),
-        (Records(format="records", file="r.json", item="f"), {"r.json": [{"f": "a"}]}, r"`text` says which field"),
+        (Records(format="records", file="r.json", item="f"), {"r.json": [{"f": "a"}]}, r"set `text` to the field"),
         (Records(format="records", file="r.jsonl", item="f", text="t"), {"r.jsonl": []}, None),
         (TextFolder(format="texts", file="t"), {"t": "a"}, r"t: expected a folder of text files"),
         (Names(file="n.json"), {"n.json": {"a": 1}}, r"n\.json: expected a list of names"),

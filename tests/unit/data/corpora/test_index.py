@@ -111,7 +111,7 @@ def test_a_truncated_tar_is_named(tars, tmp_path):
 def test_wrong_members_are_explained(tars, tmp_path):
     with pytest.raises(DataError, match=r"no member \.cap for caption\.en; there are: jpg, json, txt"):
         do(tars, tmp_path / "out", captions={"en": "cap"})
-    with pytest.raises(ConfigError, match="which field"):
+    with pytest.raises(ConfigError, match="name the field"):
         do(tars, tmp_path / "out3", captions={"en": "json"})
 
 

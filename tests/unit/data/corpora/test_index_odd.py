@@ -92,7 +92,7 @@ def test_a_tar_that_was_only_touched_is_read_and_indexed_anew_without_a_change(i
 def test_a_tar_with_other_rows_is_refused_with_their_keys(indexed):
     tar, out = indexed
     write(tar, pairs(x="a dog", z="a cat"))
-    with pytest.raises(DataError, match=r"1 are gone \(y\); 1 are new \(z\).*put the former tar back"):
+    with pytest.raises(DataError, match=r"1 are gone \(y\); 1 are new \(z\).*restore the former tar"):
         do(tar, out=out)
 
 
@@ -102,7 +102,7 @@ def test_columns_that_were_indexed_apart_are_told_of_the_change(tmp_path):
     do(tar, out=tmp_path / "d", captions={"de": "json:de"})
     write(tar, {"x.jpg": JPG, "x.txt": b"a", "x.json": b'{"de": "longer"}'})
     assert any(
-        note.startswith("caption.de: is of the tars as they were before") for note in do(tar, out=tmp_path / "d").notes
+        note.startswith("caption.de: was made from the former tars") for note in do(tar, out=tmp_path / "d").notes
     )
     with pytest.raises(DataError, match="changed after it was indexed"):
         values(tmp_path / "d", "caption.de")
@@ -112,7 +112,8 @@ def test_one_tar_more_is_refused_with_what_to_do(indexed, tmp_path):
     tar, out = indexed
     more = write(tmp_path / "b.tar", pairs(z="a cow"))
     with pytest.raises(
-        DataError, match=r"a dataset of 1 tars, and 2 are given\. A dataset does not grow.*name both datasets"
+        DataError,
+        match=r"a dataset of 1 tars, and 2 are given\. A dataset does not grow.*name both datasets",
     ):
         do(tar, more, out=out)
 
@@ -211,7 +212,7 @@ def test_members_under_other_names(tmp_path):
         and values(tmp_path / "d", "image") == [JPG]
     )
     write(tar, {"s.left.jpg": JPG, "s.right.jpg": JPG})
-    with pytest.raises(ConfigError, match=r"left\.jpg, right\.jpg\. Say which, e\.g\. --image left\.jpg"):
+    with pytest.raises(ConfigError, match=r"left\.jpg, right\.jpg\. Choose one, e\.g\. --image left\.jpg"):
         do(tar, out=tmp_path / "e")
     do(tar, out=tmp_path / "e", image="right.jpg")
     assert verify(tmp_path / "e") == []
@@ -337,7 +338,7 @@ def test_members_whose_names_make_no_key_are_passed_over_and_named(tmp_path):
     done = do(tmp_path / "a.tar", out=tmp_path / "d")
     assert done.dataset.keys(0) == ("./ok",) and verify(tmp_path / "d") == []
     assert (
-        r"4 members are passed over, since no key can be made of their names: '/etc/x.jpg' in a.tar" in done.notes[-1]
+        r"4 members are ignored, since no key can be made of their names: '/etc/x.jpg' in a.tar" in done.notes[-1]
         and r"caf\udce9" in done.notes[-1]
     )
 

