@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.errors import ConfigError, DataError
 
 COLOURS = {
@@ -19,6 +20,7 @@ COLOURS = {
     "white": (250, 250, 250), "black": (8, 8, 8), "cyan": (20, 210, 220), "magenta": (220, 20, 210),
 }  # fmt: skip
 WORDS = {"vermelho": "red", "verde": "green", "azul": "blue", "amarelo": "yellow"}  # Portuguese
+NAMES = list(COLOURS)
 SIDE = 4
 
 
@@ -78,8 +80,8 @@ class Colours:
     def encode_images(self, images: Sequence[Any]) -> np.ndarray:
         return self.encode_pixels(np.stack([see(Image.open(image)).array for image in images]), counted=False)
 
-    def encode_frames(self, frames: Sequence[Image.Image]) -> np.ndarray:
-        return self.encode_pixels(np.stack([see(frame).array for frame in frames]).mean(0, keepdims=True))[0]
+    def encode_film(self, pixels: np.ndarray, *, description: str = "") -> np.ndarray:
+        return self.encode_pixels(pixels.mean(0, keepdims=True), description=[description])[0]
 
     def image_transform(self) -> Any:
         return see
@@ -114,3 +116,17 @@ def put(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
+
+
+def dataset(root: Path, colours: list[str] = NAMES) -> Dataset:
+    """Shards of 3; the last picture is null."""
+    keys = [colours[at : at + 3] for at in range(0, len(colours), 3)]
+    made = create_dataset(root, name="d", split="test", keys=keys)
+    image = create_column(made, "image", kind="image", extension="png", plan={}, provenance={})
+    said = create_column(made, "caption.pt", kind="texts", extension="json", plan={}, provenance={})
+    tone = create_column(made, "label.tone", kind="label", extension="json", plan={}, provenance={})
+    for shard, some in enumerate(keys):
+        image.commit(shard, [None if key == colours[-1] else encoded(picture(key)) for key in some])
+        said.commit(shard, [said.encode([f"cor {key}"]) for key in some])
+        tone.commit(shard, [tone.encode("dark" if key in ("black", "blue") else "bright") for key in some])
+    return made

@@ -205,13 +205,30 @@ class Retriever:
 
     def encode_frames(self, frames: Sequence[Image.Image], *, batch: int = 64) -> np.ndarray:
         """The row (visual_width,) of one video, of its frames in order."""
-        transform, features = self.image_transform(), []
-        for start in range(0, len(frames), batch):
-            pixels = torch.stack([transform(frame) for frame in frames[start : start + batch]]).to(self.device)
+        transform = self.image_transform()
+        return self.encode_film(torch.stack([transform(frame) for frame in frames]), batch=batch)
+
+    def encode_film(self, pixels: Tensor | np.ndarray, *, description: str = "", batch: int = 64) -> np.ndarray:
+        """Encodes one video whose frames are decoded already.
+
+        Args:
+            pixels: (frames, 3, H, W), each frame as `image_transform` makes it, in order.
+            description: of the video, for models that read descriptions.
+            batch: frames at a time.
+
+        Returns:
+            (visual_width,) float32.
+
+        Raises:
+            NonFiniteError: the row is not finite.
+        """
+        features = []
+        for some in torch.as_tensor(pixels).split(batch):
             with self._inference():
-                features.append(self.method.backbone.image_features(pixels).float())
+                features.append(self.method.backbone.image_features(some.to(self.device)).float())
         vectors = torch.cat(features)
-        return self.encode_pixels(vectors[None] if self.reads_tokens else vectors.mean(0, keepdim=True))[0]
+        item = vectors[None] if self.reads_tokens else vectors.mean(0, keepdim=True)
+        return self.encode_pixels(item, description=[description])[0]
 
     def encode_pixels(
         self, visual: Tensor | np.ndarray, mask: Tensor | np.ndarray | None = None, description: Sequence[str] = ()

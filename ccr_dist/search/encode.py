@@ -25,22 +25,20 @@ from ccr_dist.generate.processor import Processor, RowOutcome
 from ccr_dist.search.state import FILE, SHA256
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from ccr_dist.retriever.retriever import Retriever
 
 NOT_AS_LISTED = "not as it was listed: "  # begins the reason of files that the next update looks at again
 
 
 class Prepared(NamedTuple):
-    """What the retriever encodes of one item: a picture (3, H, W), vectors (n, F), or the frames of a video.
+    """What the retriever encodes of one item.
 
     Attributes:
-        value: the array, or the frames as pictures.
+        value: a picture (3, H, W), the frames of a video (n, 3, H, W), or vectors (n, F).
         description: of the item; "" without one.
     """
 
-    value: np.ndarray | list[Image.Image]
+    value: np.ndarray
     description: str = ""
 
 
@@ -107,9 +105,14 @@ def _visual(
     if kind != "video":
         return Prepared(transform(open_file(data, suffix, what)).numpy())
     try:
-        return Prepared(decode_video(data, what, frames=frames))
+        return Prepared(_film(data, what, transform, frames))
     except ConfigError as error:  # the decoder is not installed: one of the files that cannot be read here
         raise DataError(str(error)) from None
+
+
+def _film(data: bytes, what: str, transform: Callable[[Any], Any], frames: int) -> np.ndarray:
+    """The frames of a video, small: as they are decoded a few films fill the memory."""
+    return np.stack([transform(frame).numpy() for frame in decode_video(data, what, frames=frames)])
 
 
 @dataclass(frozen=True)
@@ -129,9 +132,9 @@ class RowItems:
         said = " ".join(filter(has_text, texts_of(values[self.description]))) if self.description else ""
         if self.kind == "matrix":
             return Prepared(value.astype(np.float32), said)
-        if self.kind == "video":
-            return Prepared(decode_video(value, key, frames=self.frames), said)
         assert self.transform is not None
+        if self.kind == "video":
+            return Prepared(_film(value, key, self.transform, self.frames), said)
         return Prepared(self.transform(decode_image(value, key)).numpy(), said)
 
 
@@ -177,8 +180,8 @@ class Vectors(Processor):
         others = []
         try:
             for at, item in enumerate(items):
-                if isinstance(item.value, list):
-                    rows[at] = self._retriever.encode_frames(item.value)[None]
+                if item.value.ndim == 4:
+                    rows[at] = self._retriever.encode_film(item.value, description=item.description)[None]
                 else:
                     others.append(at)
             for at, row in zip(others, self._encoded([items[at] for at in others]), strict=True):
@@ -190,7 +193,7 @@ class Vectors(Processor):
     def _encoded(self, items: list[Prepared]) -> np.ndarray:
         if not items:
             return np.zeros((0, self.width), np.float32)
-        arrays = [np.asarray(item.value) for item in items]
+        arrays = [item.value for item in items]
         said = [item.description for item in items] if self._retriever.reads_descriptions else []
         if arrays[0].ndim == 3:
             return self._retriever.encode_pixels(np.stack(arrays), description=said)

@@ -13,7 +13,7 @@ from typing import Literal
 from ccr_dist.data.media.media_files import Kind, readers
 from ccr_dist.data.storage.progress_bar import bar
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.errors import ConfigError, failing
+from ccr_dist.errors import ConfigError, DataError, failing
 from ccr_dist.search.listing import Found, Listing, listed
 from ccr_dist.search.names import AGAIN, Line, identity
 from ccr_dist.search.sources import same_place
@@ -69,7 +69,7 @@ def make_plan(
 
     Raises:
         ConfigError: the index has other sources, and `others` is refuse.
-        DataError: a folder is gone.
+        DataError: a folder is gone, or nothing is left in it and `others` is not drop.
         OSError: a folder cannot be listed.
     """
     merged = _merged(place, state, sources, others)
@@ -94,6 +94,11 @@ def make_plan(
             kept += own.values()
         elif source["kind"] == "folder":
             same, new = _folder(at, source, own, seen, now, check=check, progress=progress)
+            if own and not (same or new) and others != "drop":
+                raise DataError(
+                    f"{source['path']}: no pictures or videos any more; the index {place} knows {len(own)} there. Is a"
+                    " disk not mounted? If they are gone for good, --instead says so"
+                )
             kept += same
             files += new
         elif any(old == source for old in state.sources):

@@ -29,6 +29,7 @@ from ccr_dist.search.plan import Others, Seen, make_plan
 from ccr_dist.search.state import (
     FILE,
     NAMES,
+    PLANS,
     ROWS,
     SEGMENTS,
     SHA256,
@@ -154,7 +155,13 @@ def update(
                 continue  # others were quicker; a plan for a state that is past is tidied away
             plan = pending(root, state.generation) or plan
         made = _Segments(root, state, names, plan, retriever, frames, settings)
-        if not made.complete():
+        try:
+            whole = made.complete()
+        except DataError as error:
+            if own:
+                raise
+            raise DataError(f"{error}\n{_begun(root, plan)}") from error
+        if not whole:
             done.stopped = True
             return done
         done.encoded += _finish(root, state, plan, made, finish)
@@ -165,6 +172,13 @@ def update(
             break
     _describe(done, root, read_state(root), seen)
     return done
+
+
+def _begun(root: Path, plan: Plan) -> str:
+    """What to do about a plan of others that cannot be finished."""
+    folders = [root / SEGMENTS / segment.id for segment in plan.made]
+    paths = " ".join(map(str, [numbered(root / PLANS, plan.generation, ".jsonl"), *folders]))
+    return f"This belongs to an update that was begun before. If it cannot be finished, drop it: rm -r {paths}"
 
 
 def _describe(done: Update, root: Path, state: State, seen: Seen | None) -> None:

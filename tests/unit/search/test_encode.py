@@ -29,7 +29,7 @@ class Reads(Colours):
     def encode_pixels(self, pixels, mask=None, description=(), *, counted=True):
         self.given.append((np.array(pixels), mask, list(description)))
         rows = np.zeros((len(pixels), self.visual_width), np.float32)
-        rows[:, 0], rows[:, 1] = pixels[:, 0, 0], 1
+        rows[:, 0], rows[:, 1] = pixels.reshape(len(pixels), -1)[:, 0], 1
         return rows
 
 
@@ -104,3 +104,19 @@ def test_failing_storage_ends_the_job_and_a_missing_file_does_not(
     monkeypatch.setattr(Path, "read_bytes", fail)
     with pytest.raises(OSError, match="Input/output error"):
         read_file(str(tmp_path / "a.png"))
+
+
+def test_a_film_is_prepared_small_and_keeps_its_description(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    from tests.generation import video
+
+    data = create_dataset(tmp_path / "d", name="d", split="test", keys=[["a"]])
+    create_column(data, "video", kind="video", extension="mp4", plan={}, provenance={}).commit(0, [video(12)])
+    said = create_column(data, "description.m", kind="texts", extension="json", plan={}, provenance={})
+    said.commit(0, [said.encode(["a grey film"])])
+    processor = RowVectors(retriever := Reads(), 4, "video", "description.m")
+    processor.check(data)
+    item = processor.preparer()("a", {name: data.column(name).value(0, 0) for name in processor.inputs})
+    assert item.value.shape == (4, 3, 4, 4) and item.description == "a grey film"
+    processor.process([item])
+    assert retriever.given[0][2] == ["a grey film"]

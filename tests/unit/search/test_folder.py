@@ -15,7 +15,7 @@ from ccr_dist.data.media import media_files
 from ccr_dist.errors import DataError
 from ccr_dist.search.index import Index, begin
 from ccr_dist.search.update import JobSettings, Update
-from tests.searching import COLOURS, Colours, encoded, half, picture, put
+from tests.searching import COLOURS, Colours, dataset, encoded, half, picture, put
 
 QUIET = JobSettings(progress=False)
 EXIF_ORIENTATION, RIGHT_TOP = 0x0112, 6  # shown turned by 90 degrees clockwise
@@ -220,3 +220,38 @@ def test_a_folder_that_cannot_be_listed_keeps_what_was_known(tmp_path: Path) -> 
         done = index.update(retriever, [str(folder)], settings=QUIET)
     assert list(done.closed) == [f"{folder}/far"] and done.removed == 0 and index.items == 2
     assert index.update(retriever, [str(folder)], settings=QUIET).removed == 1 and index.items == 1
+
+
+def test_a_folder_in_which_nothing_is_left_is_not_believed(tmp_path: Path) -> None:
+    folder, retriever = tmp_path / "p", Colours()
+    put(folder / "a.png", encoded(picture("red")))
+    put(tmp_path / "q" / "b.png", encoded(picture("blue")))
+    words = [str(folder), str(tmp_path / "q")]
+    index = Index.build(tmp_path / "i", retriever, words, progress=False)
+    (folder / "a.png").unlink()
+    with pytest.raises(
+        DataError, match=r"/p: no pictures or videos any more; .* knows 1 there\. Is a disk not mounted"
+    ):
+        index.update(retriever, words, settings=QUIET)
+    assert Index.open(tmp_path / "i").items == 2
+    assert index.update(retriever, words, others="drop", settings=QUIET).removed == 1 and index.items == 1
+
+
+def test_an_update_of_others_that_cannot_be_finished_can_be_dropped(tmp_path: Path) -> None:
+    folder, retriever = tmp_path / "p", Colours()
+    put(folder / "a.png", encoded(picture("red")))
+    index = Index.build(tmp_path / "i", retriever, folder, progress=False)
+    dataset(tmp_path / "d")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ccr_dist.search.update.run", lambda *a, **b: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            index.add(tmp_path / "d", retriever, progress=False)
+    (tmp_path / "d").rename(tmp_path / "e")
+    with pytest.raises(
+        DataError, match=r"not a dataset(.|\n)*begun before\. If it cannot be finished, drop it: rm -r "
+    ) as said:
+        index.update(retriever, [str(folder)], settings=QUIET)
+    for path in str(said.value).rpartition("rm -r ")[2].split():
+        assert Path(path).exists()
+        (shutil.rmtree if Path(path).is_dir() else os.unlink)(path)
+    assert index.update(retriever, [str(folder)], settings=QUIET).encoded == 0 and index.items == 1

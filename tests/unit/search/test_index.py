@@ -11,29 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.search.index import Index, begin
 from ccr_dist.search.update import JobSettings
 from tests.generation import video
-from tests.searching import COLOURS, Colours, encoded, half, picture, put
+from tests.searching import NAMES, Colours, dataset, encoded, half, picture, put
 
 QUIET = JobSettings(progress=False)
-NAMES = list(COLOURS)
-
-
-def dataset(root: Path, colours: list[str] = NAMES) -> Dataset:
-    """Shards of 3; the last picture is null."""
-    keys = [colours[at : at + 3] for at in range(0, len(colours), 3)]
-    made = create_dataset(root, name="d", split="test", keys=keys)
-    image = create_column(made, "image", kind="image", extension="png", plan={}, provenance={})
-    said = create_column(made, "caption.pt", kind="texts", extension="json", plan={}, provenance={})
-    tone = create_column(made, "label.tone", kind="label", extension="json", plan={}, provenance={})
-    for shard, some in enumerate(keys):
-        image.commit(shard, [None if key == colours[-1] else encoded(picture(key)) for key in some])
-        said.commit(shard, [said.encode([f"cor {key}"]) for key in some])
-        tone.commit(shard, [tone.encode("dark" if key in ("black", "blue") else "bright") for key in some])
-    return made
 
 
 def ask(index: Index, retriever: Colours, query: str, k: int = 1, **more) -> list[str]:
