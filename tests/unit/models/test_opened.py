@@ -92,6 +92,17 @@ def test_eager_attention_gives_the_same(backbone):
 
 
 @torch.no_grad()
+def test_half_precision(backbone):
+    tower, whole = backbone.tower, backbone.encode_text(TEXTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        x, mask, end = tower.embed_native(TEXTS)
+        alone = tower.run(x, mask, end)
+        packed = tower.run(x, mask, end, rows=Packing((end + 1).tolist(), tower.context_length))
+    for half in (alone, packed):
+        assert torch.nn.functional.cosine_similarity(half.float(), whole).min() > 0.99
+
+
+@torch.no_grad()
 def test_what_stands_around_a_text(backbone, family):
     tower, rows = backbone.tower, backbone.tower.token_table()
     pieces = backbone.tokenizer.convert_tokens_to_ids

@@ -129,6 +129,21 @@ def test_blocks_in_a_row_equal_the_library(backbone, kind):
 
 
 @torch.no_grad()
+def test_half_precision(backbone):
+    tower, whole = backbone.tower, backbone.encode_text(TEXTS)
+    pixels = torch.stack([backbone.image_transform()(picture) for picture in pictures()])
+    with torch.autocast("cpu", torch.bfloat16):
+        pairs = [
+            (tower.run(*tower.embed_native(TEXTS)), whole),
+            (backbone.encode_text(TEXTS), whole),
+            (backbone.encode_image(pixels), None),
+        ]
+    for half, full in pairs:
+        full = backbone.encode_image(pixels) if full is None else full
+        assert torch.nn.functional.cosine_similarity(half.float(), full).min() > 0.99
+
+
+@torch.no_grad()
 def test_low_rank_matrices_find_its_projections(backbone):
     sizes = {"rank": 2, "alpha": 4, "dropout": 0.0}
     bank = LoraBank(backbone.tower, ["es"], **sizes, targets="qkvo", name=backbone.name)
