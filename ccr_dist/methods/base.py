@@ -36,6 +36,8 @@ class Method(ABC):
         recomputes: the method has parts that gradient checkpointing computes again.
         entangled: networks of `aux` that the main optimiser updates as well, by the gradients that `losses` leaves.
         shared_outputs: names in `outputs` that do not hold one value a row.
+        borrows_tensors: modules outside of backbone and net compute with tensors of these, which ZeRO-3 then has only
+            in parts.
         keeps_statistics: `outputs` writes into parameters that are not trained (running means), so these parameters
             must not be sharded.
         rows_interact: `outputs` compares rows of a batch, so a batch cannot be divided before it.
@@ -50,6 +52,7 @@ class Method(ABC):
     entangled: tuple[str, ...] = ()
     shared_outputs: tuple[str, ...] = ("scale",)
     keeps_statistics: bool = False
+    borrows_tensors: bool = False
     rows_interact: bool = False
     text_parts: tuple[str, ...] = ("global",)
     visual_parts: tuple[str, ...] = ("global",)

@@ -44,11 +44,13 @@ def nothing_like(visual: Tensor) -> Tensor:
     return visual.new_zeros(1, 1, visual.shape[-1])
 
 
-def encode_visual(backbone: Backbone, visual: Tensor) -> Tensor:
-    """Pixels (n, 3, H, W) or cached features (n, F) to (n, D), n ≥ 0, not normalised."""
+def encode_visual(backbone: Backbone, visual: Tensor, *, heads: Backbone | None = None) -> Tensor:
+    """Pixels (n, 3, H, W) or cached features (n, F) to (n, D), n ≥ 0, not normalised. heads: the backbone whose
+    projection is taken; by default its own.
+    """
     rows = one_row(visual)
     features = _in_slices(backbone, backbone.image_features, rows) if rows.ndim == 4 else rows
-    return backbone.project_image(features)[: len(visual)]
+    return (heads or backbone).project_image(features)[: len(visual)]
 
 
 def image_tokens(backbone: Backbone, pixels: Tensor, *, recompute: bool = False) -> Tensor:

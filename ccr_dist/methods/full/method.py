@@ -11,7 +11,7 @@ from torch import Tensor
 from ccr_dist.data.stream.loader import Batch
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.crosslingual.method import CrossLingual
-from ccr_dist.methods.features import encode_visual
+from ccr_dist.methods.features import encode_visual, frozen
 from ccr_dist.methods.full.options import FullOptions
 from ccr_dist.methods.registry import register_method
 from ccr_dist.models.frontend import Tokens
@@ -45,8 +45,8 @@ class Full(CrossLingual):
         return super().outputs(stage, batch)
 
     def picture(self, visual: Tensor) -> Tensor:
-        if self.options.train == "text":
-            return super().picture(visual)
+        if self.options.train == "text":  # the teacher shares this side's tensors, of which ZeRO-3 keeps parts
+            return frozen(lambda: encode_visual(self.backbone, visual, heads=self.teacher))
         if visual.ndim == 2:
             raise ConfigError(
                 "data.visual is a column of features, but `train: all` trains the image encoder: name the column of"

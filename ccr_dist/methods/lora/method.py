@@ -17,6 +17,7 @@ from ccr_dist.models.frontend import Tokens
 @register_method("lora")
 class Lora(CrossLingual):
     Options = LoraOptions
+    borrows_tensors = True
 
     def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
         """ConfigError, besides the base's, for a tower whose attention LoRA does not know."""

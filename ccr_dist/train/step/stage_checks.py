@@ -44,6 +44,11 @@ def check_stage(config: RunConfig, name: str, method: Any, strategy: Strategy) -
             f" which are written in a forward, and {strategy.name} throws away a forward's parameters: use"
             " ddp, zero1 or zero2, or normalise by layer"
         )
+    if method.borrows_tensors and strategy.name == "zero3":
+        raise ConfigError(
+            f"{config.name}: {config.method.name} computes with variants of the backbone's blocks that share its"
+            " tensors, of which zero3 keeps parts only; use ddp, zero1, zero2 or fsdp2"
+        )
     if config.runtime.micro_batch and settings.negatives == "local":
         raise ConfigError(
             f"{config.name}: runtime.micro_batch needs stages.{name}.negatives: global; leave one of them out"

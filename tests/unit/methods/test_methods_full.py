@@ -102,6 +102,15 @@ def test_the_teacher_takes_cached_features_and_heads_of_before(originals, fronte
     close(again, expected)
 
 
+@torch.no_grad()
+def test_pictures_go_through_the_backbone_that_strategies_wrap(clip, frontend, monkeypatch):
+    built = method("full", clip, frontend)
+    data = batch()
+    expected = built.teacher.encode_image(data.visual)
+    monkeypatch.setattr(built.teacher, "image_features", lambda pixels: pytest.fail("these modules have no hooks"))
+    close(built.picture(data.visual), expected)
+
+
 def test_the_target_path_is_the_front_end_and_the_backbones_own_tower(clip, frontend):
     built = method("full", clip, frontend)
     tokens = built.front_end.tokenize(SPANISH)

@@ -34,6 +34,14 @@ def test_running_statistics_under_strategies_that_throw_a_forwards_parameters_aw
         train(path, strategy=strategy)
 
 
+def test_blocks_that_share_tensors_under_a_strategy_that_keeps_parts(tmp_path: Path) -> None:
+    stage = {"steps": 1, "batch": 10, "lr": 1e-4}
+    frontend = {"embeddings": tiny.tiny_frontend_folder(tmp_path / "mbert", toy.ALL_TEXTS)}
+    path = toy.config(tmp_path, {"name": "lora", "frontend": frontend, "stages": ["cla"]}, {"cla": stage})
+    with pytest.raises(ConfigError, match=r"lora computes with variants.*zero3 keeps parts only.*fsdp2"):
+        train(path, strategy="zero3")
+
+
 def test_shards_of_a_strategy_that_has_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"runtime\.checkpoint: sharded is written by fsdp2 only, and this is single"):
         train(toy.dasd(tmp_path), "runtime.checkpoint=sharded")
