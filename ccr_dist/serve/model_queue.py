@@ -37,7 +37,8 @@ class ModelQueue:
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self._limits, self._metrics = limits, metrics
-        self._jobs: deque[_Job] = deque()
+        self._jobs: deque[_Job] = deque()  # that wait
+        self._asked: list[_Job] = []  # of the call that runs
         self._more = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._task: asyncio.Task[None] | None = None
@@ -47,11 +48,12 @@ class ModelQueue:
         self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def stop(self) -> None:
-        """Refuses what still waits, and waits for the call that runs."""
+        """Refuses whoever still waits, and waits for the call that runs."""
         if self._task:
             self._task.cancel()
-        while self._jobs:
-            _refuse(self._jobs.popleft().answer, "the server stops")
+        for job in [*self._asked, *self._jobs]:
+            _refuse(job.answer, "the server stops")
+        self._jobs.clear()
         await asyncio.to_thread(self._thread.shutdown)
 
     @property
@@ -89,7 +91,7 @@ class ModelQueue:
             while not self._jobs:
                 self._more.clear()
                 await self._more.wait()
-            batch = self._next()
+            self._asked = batch = self._next()
             self._metrics.waiting.set(len(self._jobs))
             if not batch:
                 continue

@@ -91,6 +91,9 @@ def test_a_wheel_is_small_and_the_same_from_a_checkout_and_from_an_sdist(install
     names = zipfile.ZipFile(installed.wheels[0]).namelist()
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"ccr_dist"}
     assert {Path(name).suffix for name in names if name.startswith("ccr_dist/shipped")} == SHIPPED
+    page = [path for path in (ROOT / "ccr_dist/serve/page").iterdir() if path.is_file()]
+    assert {".html", ".css", ".js"} <= {path.suffix for path in page}
+    assert {f"ccr_dist/serve/page/{path.name}" for path in page} <= set(names)
     for folder in ("shards", "slurm", "slurm/profiles", "launch/accelerate", "launch/deepspeed", "configs/multi30k"):
         files = [path for path in (ROOT / folder).iterdir() if path.suffix in SHIPPED]
         assert files and {f"ccr_dist/shipped/{folder}/{path.name}" for path in files} <= set(names)
