@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ccr_dist.errors import ConfigError, storage
 from ccr_dist.serve.access import Access
@@ -159,8 +159,7 @@ def opened_galleries(paths: Sequence[Path], models: Sequence[Path] = (), device:
         raise ConfigError(f"--model: {len(models)} given for {len(paths)} indexes; give one for each, in their order")
     indexes = [Index.open(path) for path in paths]
     folders = [Path(model) for model in models] or [_recorded(index) for index in indexes]
-    load: Any = ccr_dist.load  # type: ignore[attr-defined]
-    retrievers = {folder: load(folder, device=device) for folder in dict.fromkeys(folders)}
+    retrievers = {folder: ccr_dist.load(folder, device=device) for folder in dict.fromkeys(folders)}
     found = zip(names_of(paths), indexes, folders, strict=True)
     return [
         Gallery(place, name, index, Searcher(index, retrievers[folder]))

@@ -18,8 +18,8 @@ export class Detail {
     find("next").addEventListener("click", () => moved(1));
     this.dialog.addEventListener("cancel", (event) => { event.preventDefault(); closed(); });
     this.dialog.addEventListener("click", (event) => { if (event.target === this.dialog) closed(); });
-    this.dialog.addEventListener("keydown", (event) => {
-      if (event.target.closest(".grid") || event.altKey || event.ctrlKey || event.metaKey) return;
+    document.addEventListener("keydown", (event) => {
+      if (!this.dialog.open || event.target.closest(".grid") || event.altKey || event.ctrlKey || event.metaKey) return;
       const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (step) { event.preventDefault(); moved(step); }
     });
@@ -49,15 +49,17 @@ export class Detail {
   async show(index, number, place) {
     this.request?.abort();
     const { signal } = (this.request = new AbortController());
+    this.place(place);
     if (!this.dialog.open) this.dialog.showModal();
     this.dialog.scrollTop = 0;
-    this.place(place);
     find("detail-name").textContent = "…";
     find("detail-facts").textContent = "";
     find("captions").replaceChildren();
     find("original").href = api.original(index, number);
     this.large("").src = api.picture(index, number, "large");
     wait(find("similar"), SIMILAR);
+    const focused = document.activeElement; // it may be gone, or have nothing to do any more
+    if (!this.dialog.contains(focused) || focused.disabled) this.dialog.focus();
     await Promise.all([this.facts(index, number, signal), this.others(index, number, signal)]);
   }
 
