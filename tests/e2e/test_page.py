@@ -266,12 +266,13 @@ def test_two_models_side_by_side(browser: Browser, indexes: tuple[Path, Path], k
             assert "item=1." in page.url
 
 
-def test_a_picture_of_the_page(browser: Browser, address: str, known: list[Known], tmp_path: Path) -> None:
+def test_a_picture_of_the_page(request: pytest.FixtureRequest, browser: Browser, tmp_path: Path) -> None:
     given = os.environ.get("CCR_PAGE_INDEX")
-    query = os.environ.get("CCR_PAGE_QUERY") or known[3].es
+    query = os.environ.get("CCR_PAGE_QUERY") or request.getfixturevalue("known")[3].es
     target = Path(os.environ.get("CCR_PAGE_PICTURE") or tmp_path / "page.png")
-    with served(Path(given)) if given else contextlib.nullcontext(address) as place:
+    with served(Path(given)) if given else contextlib.nullcontext(request.getfixturevalue("address")) as place:
         for page in opened(browser, place, WIDE):
+            ask(page, "a")  # the first answer of a server takes longest
             ask(page, query)
             page.wait_for_function("() => [...document.images].slice(0, 20).every(image => image.complete)")
             page.screenshot(path=str(target))
