@@ -23,6 +23,12 @@ def names_hub(name: str) -> bool:
     return name.startswith(SCHEME)
 
 
+def name_in(path: Path) -> str | None:
+    """The id that a path was made of (paths keep only one of two slashes); None: it is a path."""
+    scheme, rest = SCHEME.replace("//", "/"), str(path)
+    return SCHEME + rest.removeprefix(scheme) if rest.startswith(scheme) else None
+
+
 def fetch_model(name: str) -> Path:
     """A model of a hub as a local folder, in huggingface_hub's cache.
 

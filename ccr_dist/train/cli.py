@@ -10,7 +10,7 @@ import typer
 from ccr_dist import terminal
 from ccr_dist.declare import File, Folder, Uses, declares
 from ccr_dist.errors import CheckpointError, ConfigError, file_to_make, folder_to_make, require_writable
-from ccr_dist.train.declared import check_evaluated, configs_of, evaluating, training
+from ccr_dist.train.declared import check_evaluated, configs_of, evaluated_place, evaluating, training
 
 train_app = typer.Typer()
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Look at checkpoints, check them, convert them.")
@@ -90,15 +90,17 @@ def evaluate(
     and `runtime` alone.
     """
     check_evaluated(split, world, mteb, out, langs)
-    configs = configs_of(config, overrides, seeds)
     if mteb is not None:
         from ccr_dist.standard import command
 
-        if config.is_dir() and overrides:
-            raise ConfigError(f"{config}: --mteb takes a run or model as it is, without {' '.join(overrides)}")
-        models = [command.model_at(config)] if config.is_dir() else [command.run_of(each) for each in configs]
+        place = evaluated_place(config, overrides, seeds)
+        if place is None:
+            models = [command.run_of(each) for each in configs_of(config, overrides, seeds)]
+        else:
+            models = [command.model_at(place)]
         command.evaluate(models, mteb, out=out, langs=langs, again=again)
         return
+    configs = configs_of(config, overrides, seeds)
     from ccr_dist.train import commands
 
     if config.is_dir():

@@ -11,6 +11,7 @@ from ccr_dist.config import RunConfig
 from ccr_dist.config.base_files import reads
 from ccr_dist.declare import File, Folder, Item, Run, Settings, Table, Uses
 from ccr_dist.errors import ConfigError, folder_to_make
+from ccr_dist.hub import name_in, names_hub
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.retriever.kept_config import config_of_folder
 
@@ -85,6 +86,18 @@ def check_evaluated(split: str, world: int | None, mteb: str | None, out: Path |
         raise ConfigError(f"--world {world}: --mteb runs in one process")
 
 
+def evaluated_place(path: Path, overrides: list[str] | None, seeds: str | None) -> str | None:
+    """The folder of a run or model, or the id of a hub, that --mteb measures; None: a run config is named.
+
+    Raises:
+        ConfigError: overrides or seeds with it.
+    """
+    place = name_in(path) or (str(path) if path.is_dir() else None)
+    if place is not None and (given := [*(overrides or ()), *([f"--seeds {seeds}"] if seeds is not None else ())]):
+        raise ConfigError(f"{place}: --mteb takes a run or model as it is, without {' '.join(given)}")
+    return place
+
+
 def evaluating(
     config: Path, overrides: list[str] | None, seeds: str | None, split: str, world: int | None,
     mteb: str | None, out: Path | None, langs: str | None,
@@ -108,17 +121,21 @@ def evaluating(
 def _evaluating_on_mteb(
     path: Path, overrides: list[str] | None, seeds: str | None, words: str, out: Path | None
 ) -> Uses:
-    folders: list[Path] = [path]
-    items: list[Item] = [Folder(str(path))]
-    if not path.is_dir():
+    place = evaluated_place(path, overrides, seeds)
+    folders, items = [path], list[Item]()
+    if place is None:
         configs = configs_of(path, overrides, seeds)
         folders = [config.folder for config in configs]
         items = [_settings(path, overrides), *(Run(str(config.folder)) for config in configs if config.stages)]
         items += [item for config in configs if not config.stages for item in reads(config)]
+    elif not names_hub(place):
+        items = [Folder(place)]
+    elif out is None:
+        raise ConfigError(f"{place}: not a folder, so --out FOLDER has to say where the results go")
     datasets = [word.partition("=")[2].strip() for word in words.split(",") if "=" in word]
     return Uses(
         reads=tuple(dict.fromkeys([*items, *map(Table, datasets)])),
-        makes=tuple(Folder(str(out or folder / "results" / "mteb")) for folder in folders),
+        makes=tuple(dict.fromkeys(Folder(str(out or folder / "results" / "mteb")) for folder in folders)),
         packages=("torch", "mteb"),
     )
 

@@ -11,7 +11,7 @@ pytest.importorskip("mteb")
 
 from ccr_dist.commands import tree, uses_of
 from ccr_dist.declare import Folder, Run, Table
-from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.errors import ConfigError, DataError, StorageError
 from ccr_dist.retriever.retriever import Retriever
 from ccr_dist.standard.command import evaluate, measure, model_at
 from ccr_dist.standard.encoder import RetrieverEncoder
@@ -95,6 +95,16 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         evaluate([model_at(tmp_path)], "XM3600T2IRetrieval", out=tmp_path)
 
 
+def test_a_model_of_a_hub(tmp_path: Path) -> None:
+    """Its id is a path to the command line. Here there is no hub."""
+    with pytest.raises(StorageError, match="hf://org/name@main"):
+        run("evaluate", "hf://org/name@main", "--mteb", "WITT2IRetrieval", "--out", tmp_path)
+    with pytest.raises(
+        ConfigError, match="hf://org/name: --mteb takes a run or model as it is, without seed=1 --seeds 0"
+    ):
+        run("evaluate", "hf://org/name", "seed=1", "--seeds", "0", "--mteb", "WITT2IRetrieval", "--out", tmp_path)
+
+
 def test_a_step_of_a_pipeline_says_what_it_reads_and_makes(tmp_path: Path) -> None:
     config = toy.dasd(tmp_path)
     uses = uses_of(["evaluate", str(config), "--mteb", f"XM3600T2IRetrieval,T2V={tmp_path}", "--seeds", "0,1"], "step")
@@ -105,6 +115,8 @@ def test_a_step_of_a_pipeline_says_what_it_reads_and_makes(tmp_path: Path) -> No
     model.mkdir()
     uses = uses_of(["evaluate", str(model), "--mteb", "WITT2IRetrieval", "--out", "there"], "step")
     assert (uses.reads, uses.makes) == ((Folder(str(model)),), (Folder("there"),))
+    uses = uses_of(["evaluate", "hf://org/name", "--mteb", "WITT2IRetrieval", "--out", "there"], "step")
+    assert (uses.reads, uses.makes) == ((), (Folder("there"),))
 
 
 @pytest.mark.parametrize(
