@@ -4,6 +4,7 @@ their blocks.
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import shutil
@@ -216,8 +217,6 @@ def test_the_real_tokenisers_of_siglip(tmp_path):
     """SentencePiece for the first one, whose capitals and punctuation go; Gemma's for the second, which pads on the
     left by itself.
     """
-    import io
-
     import sentencepiece
     from transformers import Siglip2Tokenizer, SiglipTokenizer
 
@@ -240,6 +239,30 @@ def test_the_real_tokenisers_of_siglip(tmp_path):
     ids, mask = second._encode(["a lemon"])
     assert ids.shape == (1, CONTEXT) and mask[0, 0] == 1 and ids[0, -1] == 0
     close(second.tower.run(*second.tower.embed_native(TEXTS)), second.text_features(TEXTS))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["clip", "siglip2"])
+def test_features_of_pictures_become_a_column(backbone, kind, folders, tmp_path):
+    from ccr_dist.data.table.dataset import create_column, create_dataset
+    from ccr_dist.generate.jobs.featurise import Featurise
+    from ccr_dist.generate.runner import run
+
+    made = create_dataset(tmp_path / "data", name="toy", split="train", keys=[["a", "b", "c"]])
+    column = create_column(made, "image", kind="image", extension="png", plan={}, provenance={})
+    files = []
+    for picture in pictures():
+        picture.save(file := io.BytesIO(), "PNG")
+        files.append(file.getvalue())
+    column.commit(0, files)
+    processor = Featurise(lambda: load(folders[kind]), "image", device="cpu")
+    run(made, processor, name := processor.default_column(), progress=False)
+    assert name == f"feature.tiny-{kind}.image"
+    features = made.column(name)
+    pixels = torch.stack([backbone.image_transform()(picture) for picture in pictures()])
+    found = torch.tensor([features.value(0, row)[0].tolist() for row in range(3)])
+    assert torch.allclose(found, backbone.image_features(pixels), rtol=2e-3, atol=2e-3)  # stored as float16
+    assert features.plan["backbone"] == {**backbone.feature_identity("image")}
 
 
 def test_fewer_tokens_on_request(folders):
