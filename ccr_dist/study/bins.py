@@ -1,4 +1,5 @@
-"""Recall by the length of the query, or by the agreement of two of its translations: for which queries is a row good?
+"""Recall by the length of queries, or by the agreement of two of their translations: shows for which queries a row is
+good.
 
 Computed from the ranks beside the results and the texts of the test set; no model runs. Bins are quantiles of the
 queries, so that they hold about as many each; a cell is the mean over seeds.

@@ -1,8 +1,8 @@
-"""Carries a study out: every run in its own process, some at a time; complete runs are left alone.
+"""Runs a study: every run in its own process, several at a time; complete runs are not repeated.
 
-A run that fails does not stop the others; all failures are reported at the end with the last lines of their logs.
-Interrupted runs resume where they were, since `ccr-dist train` does. The exit code of the whole is DONE, STOPPED (asked
-to stop: start it again), the failures' common code, or CRASH.
+A failed run does not stop the others; all failures are reported at the end, with the last lines of their logs.
+Interrupted runs resume, as `ccr-dist train` does. The exit code is DONE, STOPPED (the same command resumes), the
+failures' common code, or CRASH.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Failure:
 
 @dataclass
 class _Crew:
-    """Runs processes, `jobs` at a time."""
+    """Runs processes, at most `jobs` at a time."""
 
     plan: StudyPlan
     jobs: int
@@ -51,7 +51,7 @@ class _Crew:
     failures: list[Failure] = field(default_factory=list)
 
     def carry_out(self, runs: Sequence[Run]) -> None:
-        """Returns when all have ended, or after a stop request when those under way have ended."""
+        """Run processes until all have ended, or after a stop request, until the running ones have ended."""
         waiting, under_way = list(runs), dict[str, tuple[Run, BaseProcess, float]]()
         told = False
         while under_way or (waiting and not self.stopping):
@@ -100,8 +100,8 @@ class _Crew:
 
 
 def command_of(run: Run, threads: int) -> list[str]:
-    """Arguments of `ccr-dist`. The number of threads comes before the study's own overrides; it decides none of a run's
-    numbers.
+    """Arguments of `ccr-dist` for a run. The number of threads, which does not affect results, comes before the study's
+    own overrides.
     """
     what, config, *rest = run.arguments
     return [what, config, f"runtime.threads={threads}", *rest]
@@ -115,7 +115,7 @@ def run_study(
     dry_run: bool = False,
     say: Say = lambda text: print(text, flush=True),
 ) -> int:
-    """Carries out what is left of a study.
+    """Run the runs of a study that are not complete.
 
     Args:
         plan: The study.
@@ -167,7 +167,7 @@ def run_study(
 
 
 def _check_data(runs: Sequence[Run]) -> None:
-    """Every column that any run reads is there. Once a row: seeds read the same."""
+    """Check that every column that a run reads exists; once per row, since all seeds read the same."""
     from ccr_dist.train.assemble import check_columns
 
     for run in {run.row.name: run for run in runs}.values():
@@ -185,7 +185,7 @@ def _tell(failures: Sequence[Failure], say: Say) -> None:
 
 @contextmanager
 def _stop_requests(crew: _Crew) -> Iterator[None]:
-    """SIGINT and SIGTERM are noted; a second one is not waited for."""
+    """Context manager: the first SIGINT or SIGTERM requests a stop, the second one interrupts at once."""
 
     def heard(number: int, frame: FrameType | None) -> None:
         if crew.stopping:

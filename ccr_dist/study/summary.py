@@ -1,4 +1,4 @@
-"""What a study shows: its rows over seeds, and the comparisons that were declared, judged."""
+"""Summarises a study: its rows over seeds, and a verdict on each declared comparison."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ JUDGED = (
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the study: SumR by language (`stats` over seeds, `estimates` with intervals; `ALL`: mean over target
-    languages).
+    """The results of one row.
+
+    Attributes:
+        row: The row of the plan.
+        runs: Its complete runs.
+        stats: SumR over seeds by language; `ALL` has the mean over target languages.
+        estimates: The same with bootstrap intervals.
     """
 
     row: RowPlan
@@ -40,14 +45,25 @@ class Line:
 
     @property
     def parameters(self) -> int:
-        """Trained parameters without the multilingual embedding table, whose size depends on the vocabulary alone."""
+        """Number of trained parameters, without the multilingual embedding table, whose size depends only on the
+        vocabulary.
+        """
         counted = self.runs[0].meta["parameters"]
         return int(counted["trainable"] - counted.get("table", 0)) if counted["trainable"] else 0
 
 
 @dataclass(frozen=True)
 class StudySummary:
-    """All that a report shows. `missing`: names of runs without a result."""
+    """Everything that a report shows.
+
+    Attributes:
+        plan: The study.
+        lines: Results of its rows.
+        judged: Verdicts on its comparisons.
+        targets: Target languages.
+        source: Source language.
+        missing: Names of runs without a result.
+    """
 
     plan: StudyPlan
     lines: tuple[Line, ...]
@@ -74,8 +90,15 @@ class StudySummary:
 
 
 def summarise(plan: StudyPlan, *, replicates: int = REPLICATES) -> StudySummary:
-    """Reads the results of all complete runs. DataError when there are none, or when runs were asked different queries;
-    ConfigError for a result of another config.
+    """Summarise the results of all complete runs.
+
+    Args:
+        plan: The study.
+        replicates: Number of bootstrap replicates.
+
+    Raises:
+        DataError: There are no results, or runs were evaluated on different queries.
+        ConfigError: A result belongs to another config.
     """
     complete: dict[str, list[Run]] = {}
     missing = []
@@ -115,7 +138,12 @@ def summarise(plan: StudyPlan, *, replicates: int = REPLICATES) -> StudySummary:
 
 
 def sentence(judged: Judged, label: Callable[[str], str]) -> str:
-    """The verdict in plain words."""
+    """A verdict in plain words.
+
+    Args:
+        judged: The comparison and its outcome.
+        label: Label of a row by name.
+    """
     a, b, found = label(judged.comparison.a), label(judged.comparison.b), judged.difference
     if judged.verdict == "not shown":
         return f"Not shown: {a} and {b} cannot be distinguished ({LEVEL:.0f} % interval {interval(found)})"
@@ -132,7 +160,7 @@ def interval(found: Estimate, *, signed: bool = True) -> str:
 
 
 def languages_shown(summary: StudySummary) -> list[str]:
-    """Targets, and the source as the ceiling where it was asked too."""
+    """Target languages, and the source as the ceiling if it was evaluated as well."""
     known = [*summary.targets, summary.source]
     return [lang for lang in dict.fromkeys(known) if any(lang in line.stats for line in summary.lines)]
 

@@ -1,7 +1,8 @@
-"""Processes of `ccr-dist` that start with torch and transformers imported: forks of one process that only imports them.
+"""Starts `ccr-dist` in processes with torch and transformers already imported: forks of one process that only imports
+them.
 
-Starting Python with both takes about eight seconds, a fifth of a short run. Everything else is as if the command had
-been typed: its own process, its exit code, its output in a file.
+Starting Python with both takes about eight seconds, a fifth of a short run. Everything else is as if the command were
+typed: its own process, its exit code, its output in a file.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ PRELOADED = [
 
 
 class Warm:
-    """Starts commands. `threads`: CPU threads of each, as far as libraries ask the environment.
+    """Starts commands.
 
-    Libraries read those variables when they are imported, so they hold for all commands of this Python process, from
-    the first `Warm` on.
+    Args:
+        threads: CPU threads of each command, set by environment variables. Libraries read these when they are imported,
+            so the first `Warm` of this process decides for all.
     """
 
     def __init__(self, threads: int) -> None:
@@ -52,7 +54,7 @@ class Warm:
                     os.environ[name] = value
 
     def start(self, arguments: Sequence[str], log: Path) -> BaseProcess:
-        """`ccr-dist ARGUMENTS`, its output appended to `log`."""
+        """Start `ccr-dist ARGUMENTS`; its output is appended to `log`."""
         process = self._context.Process(target=_command, args=(list(arguments), str(log)))
         process.start()
         return process

@@ -164,7 +164,7 @@ def wrong_in(folder: Path, command: str, *before: str) -> str:
     ("command", "message"),
     [
         ("describe DATA --engine vlm --model x --column description.x", "did you mean 'vllm'"),
-        ("describe DATA --engine vllm --column description.x", "model: Field required"),
+        ("describe DATA --engine vllm --column description.x", "model is missing"),
         ("describe DATA --engine vllm --model x --set temprature=1 --column description.x", "temprature"),
         ("describe DATA --engine vllm --model x --prompt veiws --column description.x", "did you mean 'views'"),
         (
