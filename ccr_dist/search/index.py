@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import stat
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ccr_dist.data.media import pictures
-from ccr_dist.data.storage import store
-from ccr_dist.data.storage.lru import Recent
-from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.scoring.topk import top_k
 from ccr_dist.search import nearest
-from ccr_dist.search.listing import is_below
-from ccr_dist.search.names import Line
-from ccr_dist.search.state import FORMAT, INDEX, Source, is_index, name_of, names_of, read_identity, read_state
+from ccr_dist.search.begin import make_empty
+from ccr_dist.search.items import Item, Items
+from ccr_dist.search.state import INDEX, Source, names_of, read_identity, read_state
 from ccr_dist.search.vectors import Dtype, Vectors, reduce
 
 if TYPE_CHECKING:
@@ -29,34 +22,6 @@ if TYPE_CHECKING:
     from ccr_dist.search.approximate import Approximate, Lists
     from ccr_dist.search.plan import Others
     from ccr_dist.search.update import JobSettings, Update
-
-FOLDER = "folder"  # the label of files: the folder that they lie in
-_DATASETS_HELD = 64
-
-
-@dataclass(frozen=True)
-class Item:
-    """A picture or video of an index.
-
-    Attributes:
-        number: names it in this index, also after updates.
-        key: its path in its folder, or its key in its dataset.
-        kind: image or video.
-        name: for people: the same as the key.
-        path: the file, or the dataset that holds it.
-        names: all its names; files of the same content are one item.
-        captions: by language (and engine): `en`, `es.apertium`.
-        labels: by name; files have the label `folder`.
-    """
-
-    number: int
-    key: str
-    kind: str
-    name: str
-    path: str
-    names: tuple[str, ...] = ()
-    captions: dict[str, list[str]] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
 
 
 class Index:
@@ -206,7 +171,7 @@ class Index:
         while True:
             state = read_state(self.path)
             try:
-                self._names = names_of(self.path, state)
+                names = names_of(self.path, state)
                 break
             except DataError:
                 if read_state(self.path).generation == state.generation:
@@ -214,8 +179,7 @@ class Index:
         self._state = state
         self._opened: Vectors | None = None
         self._lists: Approximate | None = None
-        self._datasets: Recent[Dataset] = Recent(_DATASETS_HELD)
-        self._labels: dict[str, np.ndarray] = {}
+        self._items = Items(self.path, state, names)
 
     @property
     def _vectors(self) -> Vectors:
@@ -243,16 +207,7 @@ class Index:
 
     def numbers(self) -> np.ndarray:
         """(items,) int64: the numbers of all items, ascending."""
-        return np.flatnonzero(self._live)
-
-    @property
-    def _live(self) -> np.ndarray:
-        return self._names.live if self._names else np.zeros(0, np.bool_)
-
-    def _lines(self, number: int) -> list[Line]:
-        if self._names is None:
-            raise DataError(f"{self.path}: no item has the number {number}: the index is empty")
-        return self._names.of(number)
+        return np.flatnonzero(self._items.live)
 
     def named(self, number: int) -> Item:
         """An item as the index itself knows it: without the captions and labels of its dataset.
@@ -260,22 +215,11 @@ class Index:
         Raises:
             DataError: no item has this number.
         """
-        lines = self._lines(number)
-        line, source = lines[0], self._state.sources[lines[0]["source"]]
-        names = tuple(name_of(each, self._state.sources) for each in lines)
-        if "path" not in line:
-            return Item(number, line["key"], line["kind"], line["key"], source["path"], names)
-        path = line["path"]
-        return Item(number, path, line["kind"], path, names[0], names, labels={FOLDER: _folder(path)})
+        return self._items.named(number)
 
     def item(self, number: int) -> Item:
         """An item with its captions and labels. Raises DataError where no item has this number."""
-        item, line = self.named(number), self._lines(number)[0]
-        if "key" not in line:
-            return item
-        dataset = self._dataset(self._state.sources[line["source"]])
-        captions, labels = _described(dataset, line["shard"], line["row"])
-        return replace(item, captions=captions, labels=labels)
+        return self._items.item(number)
 
     def picture(self, number: int) -> bytes:
         """The bytes of a picture or video, as it was indexed.
@@ -283,34 +227,11 @@ class Index:
         Raises:
             DataError: it is gone, or has changed since, or no item has this number.
         """
-        why = ""
-        for line in self._lines(number):
-            source = self._state.sources[line["source"]]
-            if "key" in line:
-                return self._media(source, line)
-            try:
-                return _unchanged(Path(source["path"]), line)
-            except DataError as error:
-                why = str(error)
-        raise DataError(why)
-
-    def _media(self, source: Source, line: Line) -> bytes:
-        dataset = self._dataset(source)
-        names = [source["visual"], *(name for name in ("image", "video") if name in dataset.columns())]
-        for name in names:
-            column = dataset.column(name)
-            if column.kind in ("image", "video"):
-                data: bytes | None = column.value(line["shard"], line["row"])
-                if data:
-                    return data
-        raise DataError(f"{source['path']}: item {line['key']!r} has no picture or video there, only features")
+        return self._items.picture(number)
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, visual_width) float32, the rows of n ≥ 1 numbers."""
         return self._vectors.rows(numbers)
-
-    def _dataset(self, source: Source) -> Dataset:
-        return self._datasets.made(source["path"], lambda: Dataset(source["path"]))
 
     # Searching.
 
@@ -351,7 +272,7 @@ class Index:
             if where or score is not None:
                 raise ConfigError("approximate search knows no labels, and no scores of several parts: leave out --ann")
             return self._approximate().search(rows, k)
-        allowed = self._live & self._where(where) if where else self._live
+        allowed = self._items.where(where) if where else self._items.live
         if score is not None:
             own = score
             return nearest.best(self._vectors, allowed, lambda block: own(rows, block), len(rows), k)
@@ -391,44 +312,7 @@ class Index:
                 f"{self.path}: scores of {self.model['name']} have several parts, which faiss cannot search: leave out"
                 " --ann"
             )
-        return make(self.path, self.generation, self._vectors, self._live)
-
-    def _where(self, where: Mapping[str, str]) -> np.ndarray:
-        """(total,) bool: the numbers that have all of these labels."""
-        mask = np.ones(self._state.total, np.bool_)
-        for name, value in where.items():
-            values = self._label(name)
-            mask &= values == value
-            if not (values[self._live] == value).any():
-                there = sorted({each for each in values[self._live] if each is not None})
-                some = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "")
-                raise DataError(f"{self.path}: no item has {name}={value!r}; there are: {some or 'no values'}")
-        return mask
-
-    def _label(self, name: str) -> np.ndarray:
-        if name not in self._labels:
-            self._labels[name] = self._read_label(name)
-        return self._labels[name]
-
-    def _read_label(self, name: str) -> np.ndarray:
-        """(total,) of str or None."""
-        values = np.full(self._state.total, None, object)
-        known = False
-        columns: dict[int, Any] = {}
-        for at, source in enumerate(self._state.sources):
-            if source["kind"] == "dataset" and f"label.{name}" in self._dataset(source).columns():
-                columns[at] = self._dataset(source).column(f"label.{name}")
-                known = True
-        for line in self._names.all() if self._names else ():
-            if "path" in line and name == FOLDER:
-                values[line["number"]], known = _folder(line["path"]), True
-            elif "key" in line and line["source"] in columns:
-                values[line["number"]] = columns[line["source"]].value(line["shard"], line["row"])
-        if not known:
-            raise DataError(
-                f"{self.path}: no label {name!r}; files have the label {FOLDER}, datasets those of their columns"
-            )
-        return values
+        return make(self.path, self.generation, self._vectors, self._items.live)
 
 
 def begin(
@@ -450,31 +334,7 @@ def begin(
     Raises:
         ConfigError: the folder holds something else, or an index of another model, dtype or number of frames.
     """
-    if dtype not in (None, "float32", "float16", "int8"):
-        raise ConfigError(f"dtype {dtype!r}: expected float32, float16 or int8")
-    if frames is not None and frames < 1:
-        raise ConfigError(f"{frames} frames of a video: expected at least 1")
-    if dtype not in (None, "float32") and not retriever.cosine:
-        raise ConfigError(
-            f"dtype {dtype}: scores of {retriever.name} have several parts, which are computed from float32 rows: leave"
-            " the option out"
-        )
-    if not is_index(path):
-        if path.exists() and not _is_free(path) and not is_index(path):
-            raise ConfigError(f"{path}: not an index, and not empty; name a new folder with --out")
-        path.mkdir(parents=True, exist_ok=True)
-        about_model = {
-            "name": retriever.name,
-            "digest": retriever.digest,
-            "path": _place(model, retriever),
-            "languages": list(retriever.languages),
-            "cosine": retriever.cosine,
-            "text_width": retriever.text_width,
-            "visual_width": retriever.visual_width,
-        }
-        about = {"format": FORMAT, "model": about_model, "dtype": dtype or "float32", "frames": frames or 8}
-        about["pictures"] = pictures.VERSION
-        store.create_once(path / INDEX, store.pretty_json(store.with_digest(about)))
+    make_empty(path, retriever, dtype, frames, model)
     index = Index(path)
     index.require(retriever)
     for name, there, asked in (("dtype", index.dtype, dtype), ("frames", index.frames, frames)):
@@ -484,19 +344,6 @@ def begin(
                 " with another --out"
             )
     return index
-
-
-def _place(model: str | None, retriever: Retriever) -> str | None:
-    """Where the model is loaded from when the index is searched."""
-    if model is not None and "://" in model:
-        return model
-    place = retriever.folder or model
-    return None if place is None else str(Path(place).resolve())
-
-
-def _is_free(path: Path) -> bool:
-    """Whether an index may be made there: others may be making it right now."""
-    return path.is_dir() and all(entry.name.startswith(store.TEMPORARY) for entry in path.iterdir())
 
 
 def _settings(**given: Any) -> JobSettings:
@@ -522,39 +369,3 @@ def _nothing(words: Sequence[str], done: Update) -> str:
         else ""
     )
     return f"{place}: no pictures or videos{tars}{beside}"
-
-
-def _folder(path: str) -> str:
-    """The folder of a path with /, wherever this runs; "" at the top."""
-    return path.rpartition("/")[0]
-
-
-def _described(dataset: Dataset, shard: int, row: int) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Captions and labels of a row."""
-    captions: dict[str, list[str]] = {}
-    labels: dict[str, str] = {}
-    for name in dataset.columns():
-        kind, _, rest = name.partition(".")
-        if kind in ("caption", "label") and not dataset.column(name).missing():
-            value = dataset.column(name).value(shard, row)
-            if value is not None and kind == "caption":
-                captions[rest] = value
-            elif value is not None:
-                labels[rest] = value
-    return captions, labels
-
-
-def _unchanged(root: Path, line: Line) -> bytes:
-    path = root / line["path"]
-    try:
-        if not is_below(os.path.realpath(path), os.path.realpath(root)):
-            raise DataError(f"{path}: leads out of the folder {root}")
-        about = path.stat()  # of a pipe, reading would never end; a file that has grown may not fit into memory
-        if not stat.S_ISREG(about.st_mode) or about.st_size != line["bytes"]:
-            raise DataError(f"{path}: changed since it was indexed; run `ccr-dist index` again")
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); run `ccr-dist index` again") from None
-    if hashlib.sha256(data).hexdigest() != line["sha256"]:
-        raise DataError(f"{path}: changed since it was indexed; run `ccr-dist index` again")
-    return data

@@ -12,7 +12,8 @@ from ccr_dist.data.media.media_files import open_file
 from ccr_dist.data.media.pictures import picture_extension
 from ccr_dist.data.media.video import decode_video
 from ccr_dist.errors import DataError
-from ccr_dist.search.index import Index, Item
+from ccr_dist.search.index import Index
+from ccr_dist.search.items import Item
 from ccr_dist.search.searcher import Answer, Searcher
 from ccr_dist.serve.limits import Refused
 from ccr_dist.serve.public_text import shown

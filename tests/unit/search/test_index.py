@@ -47,7 +47,7 @@ def test_a_dataset_is_searched_with_its_keys_captions_and_labels(built: tuple[Pa
 def test_where_keeps_items_with_a_label(built: tuple[Path, Index, Colours]) -> None:
     _, index, retriever = built
     assert set(ask(index, retriever, "red", 9, where={"tone": "dark"})) == {"black", "blue"}
-    with pytest.raises(DataError, match=r"no item has tone='loud'; there are: bright, dark"):
+    with pytest.raises(DataError, match=r"no item has tone='loud'; there are: 'bright', 'dark'"):
         ask(index, retriever, "red", where={"tone": "loud"})
     with pytest.raises(DataError, match="no label 'mood'; files have the label folder"):
         ask(index, retriever, "red", where={"mood": "dark"})

@@ -113,6 +113,16 @@ def test_only_items_of_a_folder(searcher: Searcher) -> None:
     assert len(answer.hits) == len(COLOURS) and all(name.startswith("half/") for name in names(answer))
 
 
+def test_a_picture_in_two_folders_is_found_in_both(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        put(tmp_path / "p" / folder / "red.png", encoded(picture("red")))
+    index = Index.build(tmp_path / "i", Colours(), tmp_path / "p", progress=False)
+    assert index.items == 1
+    for folder in ("a", "b"):
+        (answer,) = Searcher(index, Colours()).texts(["red"], "en", where={"folder": folder})
+        assert len(answer.hits) == 1
+
+
 class Parts(Colours):
     """Its rows have two parts, and its score is no dot product of rows."""
 
