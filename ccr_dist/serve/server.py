@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from ccr_dist.errors import ConfigError, storage
+from ccr_dist.errors import CcrError, ConfigError, storage
 from ccr_dist.serve.access import Access
 
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ def serve(
         ConfigError: the port is taken, an index is of another model, an extra is missing.
         DataError: an index is damaged.
     """
-    with listening(host, port) as listener:  # before models are read, which takes longer
+    import fastapi  # noqa: F401 (what is not installed is said before models are read)
+    import uvicorn  # noqa: F401
+
+    with listening(host, port) as listener:  # before models are read, too
         galleries = opened_galleries(paths, models, device)
         for gallery in galleries:
             print(f"{gallery.name}: {gallery.index.items:,} items, model {gallery.searcher.retriever.name}")
@@ -114,28 +117,28 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     except OSError as error:
         raise ConfigError(f"--host {host}: {error.strerror or error}; expected an address of this machine") from None
     family, kind, protocol, _, address = found[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(HEARD)
-        listener.setblocking(False)
+    with socket.socket(family, kind, protocol) as listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(HEARD)
+            listener.setblocking(False)
+        except OSError as error:
+            raise _cannot_listen(error, host, port) from None
         yield listener
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                f"port {port} of {host} is in use, perhaps by another `ccr-dist serve`: end it, or choose another port"
-                " (--port; 0 takes a free one)"
-            ) from None
-        if error.errno == errno.EACCES:
-            raise ConfigError(
-                f"port {port}: this user may not listen on it; choose one from 1024 on (--port)"
-            ) from None
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise ConfigError(f"--host {host}: this machine has no such address; 0.0.0.0 means all it has") from None
-        raise storage(error, f"{host}:{port}") from error
-    finally:
-        listener.close()
+
+
+def _cannot_listen(error: OSError, host: str, port: int) -> CcrError:
+    if error.errno == errno.EADDRINUSE:
+        return ConfigError(
+            f"port {port} of {host} is in use, perhaps by another `ccr-dist serve`: end it, or choose another port"
+            " (--port; 0 takes a free one)"
+        )
+    if error.errno == errno.EACCES:
+        return ConfigError(f"port {port}: not for this user; choose one from 1024 on (--port)")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return ConfigError(f"--host {host}: this machine has no such address; 0.0.0.0 means all it has")
+    return storage(error, f"{host}:{port}")
 
 
 def opened_galleries(paths: Sequence[Path], models: Sequence[Path] = (), device: str = "auto") -> list[Gallery]:

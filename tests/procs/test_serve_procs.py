@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -299,14 +300,20 @@ def test_the_log_holds_no_controls_and_no_queries(served: Served) -> None:
     assert b"\\u000d\\nGET /forged 200\\u001b[2J 404" in lines and b"\nGET /forged" not in lines
 
 
-def test_the_token_is_in_no_log(tmp_path: Path) -> None:
+def test_the_token_is_in_no_log_and_connections_are_few(tmp_path: Path) -> None:
     folder = serving.fill(tmp_path)
-    served = serving.process(folder, tmp_path / "log", token=serving.TOKEN)
+    served = serving.process(folder, tmp_path / "log", token=serving.TOKEN, connections=10)
     with served as (port, _), httpx.Client(base_url=f"http://127.0.0.1:{port}", verify=False) as web:
         assert web.get("/api/info").status_code == 401
         assert web.post("/api/session", json={"token": serving.TOKEN}).status_code == 204
         assert web.get(f"/api/info?token={serving.TOKEN}").status_code == 200  # by the cookie
         assert web.get(f"/{serving.TOKEN}").status_code == 404
+        with contextlib.ExitStack() as stack:  # more connections than it holds are closed at once
+            clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(30)]
+            ended = select.poll()
+            for client in clients:
+                ended.register(client, select.POLLIN)
+            assert len(ended.poll(20_000)) > 0 and web.get("/api/info").status_code == 200
     log = (tmp_path / "log").read_text()
     assert "/api/session 204" in log and serving.TOKEN not in log
 
