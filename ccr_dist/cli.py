@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from ccr_dist import __version__, commands, errors, terminal
 from ccr_dist.cluster.cli import pipelines_app
 from ccr_dist.declare import require_values
+from ccr_dist.export.cli import push_app
 from ccr_dist.serve.cli import serve_app
 
 
@@ -48,7 +49,7 @@ class Group(TyperGroup):
 app = typer.Typer(
     cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-for _each in (commands.app, serve_app, pipelines_app):
+for _each in (commands.app, serve_app, push_app, pipelines_app):
     app.registered_commands += _each.registered_commands
     app.registered_groups += _each.registered_groups
 

@@ -99,6 +99,12 @@ class OutOfMemoryError(CcrError, MemoryError):
     exit_code = 10
 
 
+class MismatchError(CcrError, ArithmeticError):
+    """What was made of a model does not compute what the model computes; it was not kept."""
+
+    exit_code = 13
+
+
 def folder_to_make(path: Path | None) -> Path | None:
     """Check an option that names a folder to be made, before a command begins its work.
 

@@ -50,6 +50,8 @@ def fetch_model(name: str) -> Path:
 
     with _errors(name):
         folder = Path(HfApi().snapshot_download(found["repo"], revision=found["revision"]))
+    if not folder.is_dir():
+        raise ConfigError(f"{name}: the repository holds no files")
     inside = folder / "model"
     return inside if (inside / "model.json").is_file() and not (folder / "model.json").is_file() else folder
 

@@ -56,6 +56,15 @@ class Hub:
         return revision
 
 
+def card_errors(content: str) -> list[dict[str, str]]:
+    """What the hub would say of the metadata of a README.md: they are an object, of the types that it knows."""
+    import yaml
+
+    head = yaml.safe_load(content.split("---\n")[1])
+    wrong = not isinstance(head, dict) or not isinstance(head.get("language", []), list | str)
+    return [{"message": "metadata are not an object with a list of languages"}] if wrong else []
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
@@ -89,6 +98,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(401 if not self.token() else 403, {"error": "no right to write"})
         elif path == "api/repos/create":
             self.create(json.loads(body))
+        elif path == "api/validate-yaml":
+            self.answer(200, {"errors": card_errors(json.loads(body)["content"]), "warnings": []})
         elif parts[0] == "upload":
             self.hub.large[parts[1]] = body
             self.answer(200, {})

@@ -32,7 +32,7 @@ def encode_english(backbone: Backbone, texts: Sequence[str]) -> Tensor:
 
 def one_row(rows: Tensor) -> Tensor:
     """The rows, or one row of zeros if there are none; the caller truncates the result."""
-    return rows if len(rows) else rows.new_zeros((1, *rows.shape[1:]))
+    return rows if rows.shape[0] else rows.new_zeros((1, *rows.shape[1:]))
 
 
 def nothing_like(visual: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def encode_visual(backbone: Backbone, visual: Tensor, *, heads: Backbone | None 
     """
     rows = one_row(visual)
     features = _in_slices(backbone, backbone.image_features, rows) if rows.ndim == 4 else rows
-    return (heads or backbone).project_image(features)[: len(visual)]
+    return (heads or backbone).project_image(features)[: visual.shape[0]]
 
 
 def image_tokens(backbone: Backbone, pixels: Tensor, *, recompute: bool = False) -> Tensor:

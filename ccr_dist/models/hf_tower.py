@@ -72,11 +72,11 @@ class HuggingFaceTower(TextTower):
         return self.parts.blocks
 
     def seen(self, h: Tensor, mask: Tensor) -> Any:
-        return self.parts.seen(h, mask) if len(h) else None
+        return self.parts.seen(h, mask) if h.shape[0] else None
 
     def through(self, block: nn.Module, h: Tensor, seen: Any) -> Tensor:
         # a rank without samples: the encoder's reshapes refuse to guess
-        return self.parts.through(block, h, seen) if len(h) else h
+        return self.parts.through(block, h, seen) if h.shape[0] else h
 
     def sentence(self, h: Tensor, mask: Tensor, end: Tensor) -> Tensor:
         return h[:, 0] if self.parts.first else masked_mean(h, mask).to(h.dtype)

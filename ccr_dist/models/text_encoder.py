@@ -100,14 +100,14 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tokens, checkpoint: bool = False) -> Tensor:
         """States (n, L, width), n ≥ 0. `checkpoint`: blocks are computed again for gradients."""
         ids, rows = tokens.ids, tokens.rows
-        if not len(ids):  # transformers refuses empty batches: one row of padding, removed again
+        if not ids.shape[0]:  # transformers refuses empty batches: one row of padding, removed again
             ids, rows = ids.new_full((1, ids.shape[1]), self.pieces.pad), Rows(tokens.mask.new_ones((1, ids.shape[1])))
         h = rows.lay(self.embeddings(input_ids=ids))
         seen = attended(self.config, h, rows.mask)
         for block in self.encoder.layer:
             again = checkpoint and torch.is_grad_enabled()
             h = recompute(block, h, seen, use_reentrant=False) if again else block(h, seen)
-        return rows.texts(h)[: len(tokens.ids)]
+        return rows.texts(h)[: tokens.ids.shape[0]]
 
     def pool(self, states: Tensor, mask: Tensor, head: Literal["cls", "mean"] = "cls") -> Tensor:
         """(n, width) of states (n, L, width): the first token's, or the mean over the tokens of mask (n, L)."""

@@ -39,6 +39,7 @@ LINES = {
     "replay": "d f.jsonl --column caption.de",
     "jobs status": "d",
     "index": "m p --out i",
+    "export": "m --to onnx --out o --check d",
     "search": "i query --model m --file q.txt --picture a.png",
     "shards build": "folder --out o images=i captions=c.csv name=n",
     "shards recipes": "folder",

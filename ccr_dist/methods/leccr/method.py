@@ -129,7 +129,7 @@ class Leccr(Method):
         self, visual: Tensor, mask: Tensor | None, description: Sequence[str]
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """What `EnrichedVisual` finds, and the mask of its tokens."""
-        n = len(visual)
+        n = visual.shape[0]
         if not n:
             visual, mask = nothing_like(visual), None
         tokens = self._tokens(visual)

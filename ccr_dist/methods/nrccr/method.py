@@ -22,6 +22,7 @@ from ccr_dist.methods.nrccr.network import CommonSpace, SequenceEncoder, Statist
 from ccr_dist.methods.nrccr.options import NrccrOptions
 from ccr_dist.methods.registry import register_method
 from ccr_dist.models.hf_tower import masked_mean
+from ccr_dist.models.subwords import Tokens
 from ccr_dist.models.text_encoder import build_text_encoder
 
 
@@ -118,14 +119,19 @@ class Nrccr(Method):
 
     def _read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Pooled state (n, text_width), embedded tokens and encoder states (n, L, …), and mask (n, L); n ≥ 1."""
-        tokens = self._tokenize(texts)
+        return self._read_tokens(self._tokenize(texts))
+
+    def encode_tokens(self, tokens: Tokens) -> Tensor:
+        """(n, D) of tokenised texts, n ≥ 1, padded to `max_tokens` where padding is pooled."""
+        return self._common(self._read_tokens(tokens)[0], tokens.ids.shape[0])
+
+    def _read_tokens(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         states = self.encoder(tokens, checkpoint=self.gradient_checkpointing)
         embedded = self.text.embed(states)
         read = self.text.read(embedded, embedded, tokens.mask, residual=True, asking=self._asking(tokens.mask))
         return self._pool(read, tokens.mask), embedded, states, tokens.mask
 
-    def _tokenize(self, texts: Sequence[str]) -> Any:
-
+    def _tokenize(self, texts: Sequence[str]) -> Tokens:
         tokens = self.encoder.tokenize(at_least_one(texts), self.max_tokens)
         if self.options.pooling == "tokens":
             return tokens
