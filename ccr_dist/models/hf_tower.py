@@ -61,7 +61,7 @@ class HuggingFaceTower(TextTower):
     @cached_property
     def _around(self) -> dict[str, int | None]:
         """Ids of what the tokeniser puts before and behind a text ([CLS], a language, ...); None: nothing."""
-        ids, special = self.tokenizer("?")["input_ids"], set(self.tokenizer.all_special_ids)
+        ids, special = self.tokenizer("a")["input_ids"], set(self.tokenizer.all_special_ids)
         return {key: row if row in special else None for key, row in (("start", ids[0]), ("end", ids[-1]))}
 
     def start(self, x: Tensor, mask: Tensor) -> Tensor:

@@ -109,7 +109,8 @@ class ModernBert(Opened):
         whole = attended(self.config, h, mask)
         window = attended(self.config, h, (mask if mask.ndim == 3 else mask[:, None, :]) & near)
         masks = {"full_attention": whole, "sliding_attention": window}
-        return {kind: (masks[kind], self.model.rotary_emb(h, place[None], kind)) for kind in self.config.layer_types}
+        kinds = set(self.config.layer_types)
+        return {kind: (masks[kind], self.model.rotary_emb(h, place[None], kind)) for kind in kinds}
 
     def through(self, block: nn.Module, h: Tensor, seen: Any) -> Tensor:
         mask, positions = seen[block.attention_type]

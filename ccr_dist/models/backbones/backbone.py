@@ -34,6 +34,8 @@ class Backbone(nn.Module):
     name: str  # slug for column names
     dim: int  # D
     heads: nn.Module | None  # the trainable projections into the shared space, where the architecture has them apart
+    # buffers that are computed when the model is made, and whose last bits may depend on the machine
+    computed: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +134,11 @@ class Backbone(nn.Module):
         if part not in self._digests:
             tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
             self._digests[part] = digest_tensors(
-                {name: tensor for name, tensor in tensors.items() if self.part_of(name) == part}
+                {
+                    name: tensor
+                    for name, tensor in tensors.items()
+                    if self.part_of(name) == part and name not in self.computed
+                }
             )
         return self._digests[part]
 

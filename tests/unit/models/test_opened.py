@@ -117,6 +117,16 @@ def test_what_stands_around_a_text(backbone, family):
     assert torch.equal(x[torch.arange(len(TEXTS)), place], special["end"].expand(len(TEXTS), -1))
 
 
+def test_sines_of_another_machine_are_no_other_model(folders):
+    backbone, other = load_sentence(folders["m2m_100"]), load_sentence(folders["m2m_100"])
+    other.text.embed_positions.weights.add_(1e-7)
+    assert backbone.computed <= dict(backbone.named_buffers()).keys()
+    assert other.identity() == backbone.identity()
+    other.text.layer_norm.weight.data.add_(1)
+    other._digests.clear()
+    assert other.identity() != backbone.identity()
+
+
 def test_gradients_survive_checkpointing(backbone):
     backbone.trainable_parameters("all")
     tower = backbone.tower

@@ -33,6 +33,8 @@ class SentenceEncoder(Backbone):
     `text_head`.
     """
 
+    computed = frozenset({"text.embed_positions.weights"})  # M2M100's sines
+
     def load_text(self, source: str) -> None:
         """Sets text, text_head, tokenizer, recipe and context_length. ConfigError when the encoder cannot be loaded.
 
