@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ccr_dist import errors
 from ccr_dist.cluster.progress import Progress
-from ccr_dist.data.storage.json_lines import append_line, read_lines
+from ccr_dist.data.storage.json_lines import append_line, has_types, read_lines
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,36 @@ def read(path: Path) -> list[Attempt]:
     """Read the attempts in order. Incomplete and damaged lines are skipped; without an end, an attempt was killed."""
     starts: dict[str, Mapping[str, Any]] = {}
     ends: dict[str, Mapping[str, Any]] = {}
-    for values in read_lines(path).values:
-        (starts if values["event"] == "start" else ends)[values["attempt"]] = values
+    for values in read_lines(path, _sound).values:
+        if values["event"] == "start":
+            starts[values["attempt"]] = {"progress": {}, "nodes": [], "command": [], "time": 0.0, **values}
+        else:
+            ends[values["attempt"]] = {**_KILLED, **values}
     return [Attempt(name, start, ends.get(name)) for name, start in starts.items()]
+
+
+# What the end of an attempt says that does not say how it ended.
+_KILLED = {"code": errors.CRASH, "decision": "again", "why": "not recorded", "counted": True, "exclude": []}
+_TYPES: dict[str, Any] = {
+    "attempt": str, "time": int | float, "progress": dict, "nodes": list, "command": list, "code": int, "decision": str,
+    "why": str, "exclude": list, "counted": bool, "saved_s": int | float,
+}  # fmt: skip
+
+
+def _sound(values: dict[str, Any]) -> bool:
+    progress = values.get("progress")
+    return (
+        values.get("event") in ("start", "end")
+        and "attempt" in values
+        and has_types(values, _TYPES)
+        and all(isinstance(name, str) for key in ("nodes", "command", "exclude") for name in values.get(key, ()))
+        and (progress is None or Progress.fits(progress))
+    )
+
+
+def damaged(path: Path) -> list[int]:
+    """The numbers of the lines that `read` skips."""
+    return read_lines(path, _sound).damaged
 
 
 def strikes(attempts: Sequence[Attempt], now: Progress) -> int:

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ccr_dist.cluster import attempts
 from ccr_dist.cluster.made import ancestors, inside, is_url, makers, provides
@@ -19,7 +20,7 @@ from ccr_dist.cluster.pipeline import RANKS, Plan
 from ccr_dist.cluster.preflight import lacking
 from ccr_dist.cluster.profile import Profile
 from ccr_dist.commands import uses_of
-from ccr_dist.data.storage.json_lines import read_lines
+from ccr_dist.data.storage.json_lines import has_types, read_lines
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.declare import File, Folder, Item, Place, Run, Table, Uses
 from ccr_dist.errors import ConfigError, DataError
@@ -317,6 +318,9 @@ def grace(plan: Plan, checked: Checked, profile: Profile) -> None:
                 )
 
 
+_SECONDS: dict[str, Any] = {"step_s": int | float, "stall_s": int | float}
+
+
 def _measured(plan: Plan, step: str, uses: Uses) -> float | None:
     """Seconds from a signal to the saved checkpoint in earlier attempts, or the slowest step and stall in the runs'
     logs.
@@ -325,7 +329,7 @@ def _measured(plan: Plan, step: str, uses: Uses) -> float | None:
         a.end["saved_s"] for a in attempts.read(attempts.path_of(plan.run, step, 0)) if a.end and a.end.get("saved_s")
     ]
     for run in uses.runs:
-        lines = read_lines(run / "log.jsonl").values[-200:]
+        lines = read_lines(run / "log.jsonl", lambda line: has_types(line, _SECONDS)).values[-200:]
         steps = [line["step_s"] for line in lines if "step_s" in line]
         times += (
             [max(steps) + max((line["stall_s"] for line in lines if "stall_s" in line), default=0.0)] if steps else []

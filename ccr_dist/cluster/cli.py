@@ -90,10 +90,22 @@ def _from_home(run: Path) -> Path:
     paths start there.
     """
     from ccr_dist.data.storage.store import read_json
+    from ccr_dist.errors import DataError
 
     run = run.absolute()
-    if (run / "record.json").exists():
-        os.chdir(read_json(run / "record.json")["folder"])
+    path = run / "record.json"
+    if path.exists():
+        try:
+            record = read_json(path)
+        except DataError:
+            record = None
+        folder = record.get("folder") if isinstance(record, dict) else None
+        if not isinstance(folder, str):
+            raise DataError(
+                f"{path}: damaged, it does not say where the pipeline was submitted; remove it, and start the command"
+                " in that folder"
+            )
+        os.chdir(folder)
     return run
 
 

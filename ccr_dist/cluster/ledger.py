@@ -27,10 +27,10 @@ from ccr_dist.cluster import slurm
 from ccr_dist.cluster.pipeline import Plan, load_plan
 from ccr_dist.cluster.profile import Profile, load_profile
 from ccr_dist.cluster.slurm import Queued
-from ccr_dist.data.storage.json_lines import append_line, read_lines
+from ccr_dist.data.storage.json_lines import append_line, has_types, read_lines
 from ccr_dist.data.storage.store import pretty_json, replace_atomic
 from ccr_dist.environment import commit
-from ccr_dist.errors import ConfigError, folder_to_make
+from ccr_dist.errors import ConfigError, DataError, folder_to_make
 from ccr_dist.redact import command_line
 
 OVER = frozenset(
@@ -81,20 +81,28 @@ class Ledger:
 
     @classmethod
     def read(cls, run: Path) -> Ledger:
-        """Read jobs.jsonl. Raises DataError if a submission's first line is damaged."""
+        """Read jobs.jsonl.
+
+        Raises:
+            DataError: A line is damaged, or not what `write` wrote. Without it a job might be queued twice.
+        """
         found: dict[str, Submitted] = {}
-        lines = read_lines(run / "jobs.jsonl")
+        path = run / "jobs.jsonl"
+        lines = read_lines(path, _sound)
+        begun = {values["token"] for values in lines.values if values["event"] == "submitting"}
+        lost = [each["job"] for each in lines.values if each["event"] == "submitted" and each["token"] not in begun]
+        what = "which jobs of this pipeline there are, then take the line out"
+        if lost:
+            what = f"what job {lost[0]} is, then take its lines out"
+        lines.require(path, f"see in the site's queue {what}", "so that a job may be unknown")
+        if lost:
+            raise DataError(f"{path}: the line before that of job {lost[0]} is gone; see in the site's queue {what}")
         for values in lines.values:
             if values["event"] == "submitting":
                 found[values["token"]] = Submitted(
                     values["token"], values["step"], values["tasks"], values["offset"], asked=values.get("asked")
                 )
             elif values["event"] == "submitted":
-                if values["token"] not in found:  # its first line is damaged
-                    lines.require(
-                        run / "jobs.jsonl",
-                        f"see in the site's queue what job {values['job']} is, then take its lines out",
-                    )
                 found[values["token"]].job = values["job"]
         return cls(run, list(found.values()))
 
@@ -107,6 +115,15 @@ class Ledger:
     def jobs(self) -> list[str]:
         """The known ids of jobs."""
         return [each.job for each in self.submitted if each.job is not None]
+
+
+_TYPES: dict[str, Any] = {"token": str, "step": str, "tasks": list, "offset": int, "job": str, "asked": dict}
+_NEEDED = {"submitting": ("token", "step", "tasks", "offset"), "submitted": ("token", "job"), "cancelled": ()}
+
+
+def _sound(values: dict[str, Any]) -> bool:
+    needed = _NEEDED.get(str(values.get("event")))
+    return needed is not None and all(key in values for key in needed) and has_types(values, _TYPES)
 
 
 @contextlib.contextmanager
@@ -193,9 +210,16 @@ def recorded(run: Path, overrides: Iterable[str] = ()) -> tuple[Plan, Profile | 
             f"{run}: no run of a pipeline (no pipeline.yaml); `ccr-dist submit` and `ccr-dist run` make one, in"
             " FOLDER/NAME"
         )
-    plan = load_plan(run / "pipeline.yaml", [*overrides, f"folder={run.parent}"])
     profile = run / "profile.yaml"
-    return plan, load_profile(profile) if profile.exists() else None
+    try:
+        load_plan(run / "pipeline.yaml", [f"folder={run.parent}"])
+        known = load_profile(profile) if profile.exists() else None
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}\nThis is a copy of what was submitted: start your own file once more with `ccr-dist submit` or"
+            " `ccr-dist run`, and it is written again"
+        ) from None
+    return load_plan(run / "pipeline.yaml", [*overrides, f"folder={run.parent}"]), known
 
 
 def alive(queued: list[Queued], submitted: Submitted) -> list[int]:

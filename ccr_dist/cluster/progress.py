@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from ccr_dist.data.storage.json_lines import has_types
 from ccr_dist.data.table.dataset import open_all
 from ccr_dist.declare import Table, Uses
 from ccr_dist.errors import DataError
@@ -38,6 +39,12 @@ class Progress:
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return asdict(self)
+
+    @classmethod
+    def fits(cls, values: dict[str, Any]) -> bool:
+        """Whether `from_json` takes the values."""
+        types = {field.name: type(field.default) for field in fields(cls)}
+        return values.keys() <= types.keys() and has_types(values, types)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:

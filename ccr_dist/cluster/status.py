@@ -64,6 +64,11 @@ def _step(standing: Standing, job: Job, lines: dict[int, slurm.Queued]) -> dict[
     errors = (
         errors_in(attempts.step_folder(run, job.name) / "logs", job.name) if any(map(_failed, tried.values())) else {}
     )
+    for task in tried:
+        path = attempts.path_of(run, job.name, task)
+        if lines_lost := attempts.damaged(path):
+            which = ", ".join(map(str, lines_lost[:5]))
+            why.append(f"{path}: damaged in line {which}, which is left out: what was done may be done once more")
     for task, of_task in tried.items():
         state, reason = _state(standing, job, task, of_task, lines.get(task))
         if state != "done" and _failed(of_task) and (said := errors.get(of_task[-1].name)):

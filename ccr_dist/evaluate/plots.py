@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.data.storage.json_lines import read_lines
+from ccr_dist.data.storage.json_lines import has_types, read_lines
 from ccr_dist.errors import DataError, let_pass
 from ccr_dist.evaluate.summaries import ResultRow
 
@@ -136,8 +136,9 @@ def training(logs: Mapping[str, Sequence[str | Path]], colour: Mapping[str, int]
 def _read(path: Path, metric: str | None) -> list[tuple[float, float]]:
     points: list[tuple[float, float]] = []
     stage = None
+    numbers: dict[str, Any] = dict.fromkeys(("step", "loss", metric or "loss"), int | float)
     try:
-        found = read_lines(path)
+        found = read_lines(path, lambda line: has_types(line, numbers))
     except OSError as error:
         let_pass(error, path)
         raise DataError(

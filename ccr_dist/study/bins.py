@@ -22,6 +22,7 @@ from ccr_dist.data.table.names import check_column_name
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.evaluate.schema import read_result, require_comparable
 from ccr_dist.evaluate.tables import cell
+from ccr_dist.study.compare import opened_ranks
 from ccr_dist.study.plan import StudyPlan, state
 
 RECALLS = (1, 10)
@@ -82,9 +83,7 @@ def binned(plan: StudyPlan, by: str, count: int = 4) -> list[Binned]:
         places: np.ndarray | None = None
         for run in complete:
             file = run.result.with_name(f"{run.result.stem}.ranks.npz")
-            if not file.exists():
-                raise DataError(f"{file}: no ranks beside {run.result.name}; `ccr-dist evaluate … --again` writes them")
-            with np.load(file) as kept:
+            with opened_ranks(file) as kept:
                 if f"{lang}/t2v" not in kept:
                     continue
                 ranks, rows = kept[f"{lang}/t2v"], kept[f"{lang}/rows"][kept[f"{lang}/item"]]
@@ -159,6 +158,8 @@ def _queries(dataset: Dataset, column: str, asked: np.ndarray) -> list[str]:
     texts, ends = [], np.cumsum(dataset.shard_rows)
     source = dataset.column(column)
     for row, part in asked.tolist():
+        if row >= dataset.rows:
+            raise DataError(f"{dataset.place}: {dataset.rows} rows, and row {row} was measured: it is another dataset")
         shard = int(np.searchsorted(ends, row, side="right"))
         found = texts_of(source.value(shard, int(row - ends[shard] + dataset.shard_rows[shard])))
         if part >= len(found):

@@ -9,7 +9,10 @@ as free of randomness. Computed from ranks (`results/<split>.ranks.npz`) with Nu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -99,6 +102,30 @@ class Judged:
         return "contradicted" if self.difference.high < 0 else "not shown"
 
 
+@contextlib.contextmanager
+def opened_ranks(file: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """The arrays of a file of ranks, read when they are asked for.
+
+    Raises:
+        DataError: The file is missing or damaged; also from inside the block.
+    """
+    try:
+        with file.open("rb") as opened:
+            kept = np.load(opened, allow_pickle=False)
+            if not isinstance(kept, np.lib.npyio.NpzFile):
+                raise ValueError("one array, not several")
+            yield kept
+    except FileNotFoundError:
+        raise DataError(
+            f"{file}: no ranks beside the result, so runs cannot be compared item by item; `ccr-dist evaluate …"
+            " --again` writes them"
+        ) from None
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # what NumPy raises over damaged archives
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file}: damaged ({error}); `ccr-dist evaluate … --again` measures again") from None
+
+
 def load_outcome(path: Path, label: str) -> MeasuredRun:
     """Reads a results file with its ranks.
 
@@ -121,7 +148,7 @@ def load_outcome(path: Path, label: str) -> MeasuredRun:
             f"{file}: damaged, or not of the same measurement as {path}; `ccr-dist evaluate … --again` measures again"
         )
     tables = {}
-    with np.load(file) as kept:
+    with opened_ranks(file) as kept:
         for lang, found in result.languages.items():
             try:
                 rows, item, t2v, v2t = (kept[f"{lang}/{name}"] for name in ("rows", "item", "t2v", "v2t"))

@@ -6,8 +6,9 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any, NamedTuple
 
 from ccr_dist.data.storage.store import disk_errors
@@ -48,24 +49,40 @@ class JsonLines(NamedTuple):
     values: list[dict[str, Any]]
     damaged: list[int]
 
-    def require(self, path: Path, what: str) -> list[dict[str, Any]]:
-        """The values, for numbers that people will see.
+    def require(
+        self, path: Path, what: str, because: str = "so numbers computed from it would be wrong"
+    ) -> list[dict[str, Any]]:
+        """The values, for what must be whole.
 
         Args:
             path: The file.
             what: What to do about a damaged line.
+            because: Why it is not left out.
 
         Raises:
             DataError: A line is damaged.
         """
         if self.damaged:
             which = ", ".join(map(str, self.damaged[:5]))
-            raise DataError(f"{path}: damaged in line {which}, so numbers computed from it would be wrong; {what}")
+            raise DataError(f"{path}: damaged in line {which}, {because}; {what}")
         return self.values
 
 
-def read_lines(path: Path) -> JsonLines:
+def has_types(values: Mapping[str, Any], types: Mapping[str, type | UnionType]) -> bool:
+    """Whether the values that are there are of these types. True and false are no numbers."""
+    return all(
+        isinstance(value := values[key], kind) and not (isinstance(value, bool) and kind is not bool)
+        for key, kind in types.items()
+        if key in values
+    )
+
+
+def read_lines(path: Path, sound: Callable[[dict[str, Any]], bool] = lambda values: True) -> JsonLines:
     """Reads the lines of `append_line`; a missing file has none.
+
+    Args:
+        path: The file.
+        sound: Whether the values of a line are what its writer writes; a line of others counts as damaged.
 
     A last line that a crash left incomplete is ignored and does not count as damaged. Lines of earlier versions carry
     no CRC; they are accepted up to the first line that carries one.
@@ -76,7 +93,7 @@ def read_lines(path: Path) -> JsonLines:
         if not text.strip():
             continue
         values, carries = _line(text)
-        if values is not None and (carries or not sealed):
+        if values is not None and (carries or not sealed) and sound(values):
             found.values.append(values)
             sealed = sealed or carries
         elif number < len(texts) or carries:

@@ -264,7 +264,7 @@ def test_to_have_begun_is_no_progress(tmp_path: Path) -> None:
 
 def test_a_job_whose_first_line_is_damaged_is_not_overlooked(tmp_path: Path) -> None:
     ledger = Ledger.read(tmp_path)
-    ledger.write(event="submitting", token="t", step="a", tasks=1, offset=0)
+    ledger.write(event="submitting", token="t", step="a", tasks=[0], offset=0)
     ledger.write(event="submitted", token="t", job="7")
     assert Ledger.read(tmp_path).jobs() == ["7"]
     path = tmp_path / "jobs.jsonl"

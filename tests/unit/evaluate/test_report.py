@@ -313,3 +313,12 @@ def test_results_of_other_content_or_another_rule_are_not_set_beside_each_other(
     assert "Not recorded in results of an earlier version" in (tmp_path / "report/report.html").read_text(
         encoding="utf-8"
     )
+
+
+@pytest.mark.parametrize("line", ['{"step": [1], "loss": 1}', '{"step": 1, "loss": "x"}', '{"step": 1, "loss": null}'])
+def test_a_line_of_a_log_that_is_none_is_named(files, tmp_path, line):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1, "loss": 2.0}\n' + line + "\n")
+    results = collect([files[-1]])
+    with pytest.raises(DataError, match=r"log\.jsonl: damaged in line 2, .*take the line out"):
+        write_report(results, tmp_path / "r", title="t", curves={results.runs[0].label: [log]})

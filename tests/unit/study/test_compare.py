@@ -11,7 +11,7 @@ import pytest
 
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate.protocols import hits, metrics, recalls
-from ccr_dist.study.compare import ALL, Estimate, Judged, _seed_weights, judge, load_outcome, sample
+from ccr_dist.study.compare import ALL, Estimate, Judged, _seed_weights, judge, load_outcome, opened_ranks, sample
 from ccr_dist.study.plan import Comparison
 from tests.studies import ITEMS, ranks, result_of, study
 
@@ -151,3 +151,19 @@ def test_ranks_that_are_missing_or_of_another_measurement_are_refused(configs: P
     run.result.with_name("test.ranks.npz").unlink()
     with pytest.raises(DataError, match=r"no ranks beside test\.json"):
         load_outcome(run.result, "x")
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "one array"])
+def test_a_damaged_file_of_ranks_is_named(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "test.ranks.npz"
+    np.savez_compressed(file, a=np.arange(1000))
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+    file.write_bytes({"empty": b"", "text": b"[]", "cut": whole[:middle], "flipped": flipped}.get(damage, b""))
+    if damage == "one array":
+        with file.open("wb") as opened:
+            np.save(opened, np.arange(3))
+    said = r"test\.ranks\.npz: damaged \(.*--again` measures again"
+    with pytest.raises(DataError, match=said), opened_ranks(file) as kept:
+        kept["a"]

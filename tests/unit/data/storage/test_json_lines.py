@@ -46,3 +46,14 @@ def test_lines_of_earlier_versions_are_read_and_do_not_excuse_later_ones(tmp_pat
     assert json_lines.read_lines(path) == ([{"n": 1}, {"n": 2}, {"n": 3}, {"n": 5}], [4, 5])
     with pytest.raises(DataError, match=r"log\.jsonl: damaged in line 4, 5, so numbers computed from it .*; do this"):
         json_lines.read_lines(path).require(path, "do this")
+
+
+def test_a_line_of_other_values_than_its_writer_writes_is_damaged(tmp_path):
+    def sound(values):
+        return json_lines.has_types(values, {"step": int, "loss": int | float})
+
+    path = tmp_path / "log.jsonl"
+    path.write_text(
+        '{"step": 1, "loss": 2}\n{"step": 1.5}\n{"loss": null}\n{"step": true}\n{"other": "x"}\n{"step": "2"}'
+    )
+    assert json_lines.read_lines(path, sound) == ([{"step": 1, "loss": 2}, {"other": "x"}], [2, 3, 4])
