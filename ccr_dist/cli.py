@@ -12,6 +12,7 @@ import re
 import shlex
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,10 +89,19 @@ def init(
     print(terminal.visible(f"next: {go}ccr-dist run configs/{project.PIPELINE} --dry-run"), file=sys.stderr)
 
 
+def _formatted(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+    """A notice as one line; other warnings as Python shows them."""
+    return f"note: {message}\n" if issubclass(category, errors.Notice) else _usual(message, category, *place, **more)
+
+
+_usual = warnings.formatwarning
+
+
 def main() -> None:
     # DDP looks for unused parameters on purpose (`train/strategies/strategy.py`) and would advise against it in every
     # run. Set before torch is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    warnings.formatwarning = _formatted
     if len(sys.argv) > 1 and re.fullmatch(r"--local[_-]rank=\d+", sys.argv[1]):
         del sys.argv[1]  # DeepSpeed's launcher puts it in front of the command, and into the environment as well
     try:

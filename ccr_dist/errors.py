@@ -31,6 +31,10 @@ INTERRUPTED = 128 + signal.SIGINT
 UNREAD = 128 + signal.SIGPIPE  # the reader of the output has closed it, as `head` does
 
 
+class Notice(UserWarning):
+    """A warning for the person who runs a command, such as a language that was not trained; shown as one line."""
+
+
 class CcrError(Exception):
     """Base of all errors that are shown as a message without a traceback."""
 

@@ -20,7 +20,7 @@ from ccr_dist.data.media.decode import decode_image
 from ccr_dist.data.media.text import has_text
 from ccr_dist.data.media.video import decode_video
 from ccr_dist.data.storage.store import digest_json
-from ccr_dist.errors import ConfigError, DataError, NonFiniteError
+from ccr_dist.errors import ConfigError, DataError, NonFiniteError, Notice
 from ccr_dist.evaluate.retrieval import Fusion
 from ccr_dist.generate.text import languages as tags
 from ccr_dist.methods.base import Method
@@ -295,7 +295,7 @@ class Retriever:
         if near := next((own for own in self.languages if tags.parse(own).language == base), None):
             return near
         known = ", ".join(self.languages)
-        warnings.warn(f"{self.name} was not trained for language {tag!r} but for {known}", stacklevel=2)
+        warnings.warn(f"{self.name} was not trained for language {tag!r} but for {known}", Notice, stacklevel=2)
         return tag
 
     def detect(self, text: str) -> Detected:

@@ -73,3 +73,15 @@ cli.main()
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
+
+
+def test_a_notice_is_one_line_and_other_warnings_keep_their_place() -> None:
+    code = """
+import warnings
+from ccr_dist import cli, errors
+cli.app = lambda: (warnings.warn("not trained for 'de'", errors.Notice), warnings.warn("other"))
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    first, second = done.stderr.splitlines()[:2]
+    assert done.returncode == 0 and first == "note: not trained for 'de'" and second.endswith("UserWarning: other")
