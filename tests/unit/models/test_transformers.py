@@ -265,6 +265,32 @@ def test_features_of_pictures_become_a_column(backbone, kind, folders, tmp_path)
     assert features.plan["backbone"] == {**backbone.feature_identity("image")}
 
 
+def test_a_model_folder_with_it_loads_where_it_is_copied(folders, tmp_path):
+    from ccr_dist.methods.build import build_method
+    from ccr_dist.methods.run_config import from_dict
+    from ccr_dist.retriever.load import load_model, save_model
+
+    shutil.copytree(folders["siglip2"], tmp_path / "base")
+    values = {
+        "name": "zero",
+        "backbone": {"kind": "transformers", "model": str(tmp_path / "base")},
+        "method": {"name": "clip"},
+        "data": {"train": [{"path": "train"}], "val": "val", "queries": {"en": "caption.en"}},
+    }
+    config = from_dict(values, name="zero.yaml")
+    fusion = {"weights": {"global": 1.0}, "minmax": False, "ranges": {}}
+    save_model(tmp_path / "model", config, build_method(config), trained=(), given=(), fusion=fusion, facts={})
+
+    def rows(folder):
+        found = load_model(folder, device="cpu")
+        return found.digest, found.encode_text(list(TEXTS), "en").tolist(), found.encode_images(pictures()).tolist()
+
+    before = rows(tmp_path / "model")
+    (tmp_path / "model").rename(tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "base")
+    assert rows(tmp_path / "elsewhere") == before
+
+
 def test_fewer_tokens_on_request(folders):
     short = load(folders["chinese_clip"], max_tokens=5)
     with torch.no_grad():
