@@ -65,12 +65,26 @@ class Segment:
     def __len__(self) -> int:
         return len(self.values)
 
+    def unscaled(self, rows: slice | Numbers, room: Floats | None = None) -> Floats:
+        """Values as they are stored, in float32: (m, D).
+
+        Args:
+            rows: which.
+            room: at least m * D float32 to write them to, for speed; not used where they are float32 already.
+        """
+        values = self.values[rows]
+        if values.dtype == np.float32:
+            return values
+        wide = (room if room is not None else np.empty(values.size, np.float32))[: values.size].reshape(values.shape)
+        if values.dtype == np.float16:
+            return _widened(values, wide)
+        np.copyto(wide, values)
+        return wide
+
     def reduced(self, rows: slice | Numbers) -> Floats:
         """Rows as they are stored, in float32: (m, D); a view where they are stored so."""
-        values = self.values[rows]
-        if self.scales is None:
-            return values.astype(np.float32, copy=False)
-        return np.multiply(values, self.scales[rows, None], dtype=np.float32)
+        values = self.unscaled(rows)
+        return values if self.scales is None else np.multiply(values, self.scales[rows, None], out=values)
 
     def rows(self, rows: slice | Numbers) -> Floats:
         """The rows that scores are of, in float32: (m, D)."""
@@ -145,12 +159,28 @@ class Gallery:
         if longest is None:
             longest = 0.0
             for start in range(0, len(segment), READ_ROWS):
-                lengths = row_lengths(segment.reduced(slice(start, start + READ_ROWS)))
-                if not np.isfinite(lengths).all():
-                    at = self.starts[number] + start + int(np.flatnonzero(~np.isfinite(lengths))[0])
+                rows = slice(start, start + READ_ROWS)
+                lengths = row_lengths(segment.reduced(rows))
+                finite = np.isfinite(lengths) & np.isfinite(segment.values[rows]).all(axis=1)
+                if not finite.all():
+                    at = self.starts[number] + start + int(np.flatnonzero(~finite)[0])
                     raise NonFiniteError(f"row {at} of the gallery is not finite: the features or the method diverged")
                 longest = max(longest, float(lengths.max()))
         return longest if segment.errors is None else longest + float(segment.errors.max(initial=0))
+
+
+def _widened(values: NDArray, wide: Floats) -> Floats:
+    """float16 to float32, several times as fast as NumPy's conversion: the bits move to their places, and the exponent
+    is mended by a product. Of finite values alone: others become 65536 and more.
+    """
+    if not float(np.multiply(np.float32(2.0**-140), np.float32(2.0**112))):  # this thread flushes denormal numbers
+        np.copyto(wide, values)
+        return wide
+    bits = wide.view(np.int32)
+    np.copyto(bits, values.view(np.int16))  # the sign fills the upper half
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, np.int32(~0x70001FFF), out=bits)
+    return np.multiply(wide, np.float32(2.0**112), out=wide)
 
 
 def row_lengths(rows: NDArray) -> NDArray[np.float64]:

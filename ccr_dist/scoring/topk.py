@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 
 from ccr_dist.errors import DataError, NonFiniteError
 from ccr_dist.scoring.bounds import product_error, scores
-from ccr_dist.scoring.gallery import Floats, Gallery, Numbers, row_lengths
+from ccr_dist.scoring.gallery import Floats, Gallery, Numbers, Segment, row_lengths
 
 BLOCK_QUERIES = 1024
-BLOCK_SCORES = 1 << 21  # 8 MiB: read again while they are in the cache
+BLOCK_SCORES = 1 << 22  # 16 MiB
 MOST_CANDIDATES = 1 << 20
 PAIRS_AT_ONCE = 1 << 13  # exact scores at a time
+BLOCK_ROWS = 1 << 14
 READ_VALUES = 1 << 21  # values at a time that are made float32: 8 MiB
+FEW_QUERIES = 4  # row by row is faster than a matrix product of so few
 CROWDED = 16  # of one score in so many a candidate, it is cheaper to ask the block itself for its best
 
 
@@ -92,6 +94,9 @@ class _Search:
         self.lengths = row_lengths(queries)
         self.least = np.full(len(queries), -np.inf)  # a row that scores less is not among the best k
         empty = np.zeros(0, np.int64)
+        scores = max(BLOCK_SCORES, len(queries))
+        self.found, self.near = np.empty(scores, np.float32), np.empty(scores, np.bool_)
+        self.room = np.empty(max(READ_VALUES, gallery.width), np.float32)
         self.pools = [_Pool(empty, empty, empty.astype(np.float64), empty.astype(np.float64))]
         self.fresh = 0  # candidates since `least` was last raised
 
@@ -111,42 +116,64 @@ class _Search:
         picked = order[starts[:, None] + np.arange(self.k)]
         return pool.number[picked], pool.low[picked].astype(np.float32)
 
-    def _blocks(self) -> Iterator[tuple[int, slice | Numbers, int]]:
-        """(segment, rows of it, how many): those that may be found."""
-        most = BLOCK_SCORES // len(self.queries)
+    def _blocks(self) -> Iterator[tuple[int, slice | Numbers, NDArray[np.bool_] | None]]:
+        """(segment, rows of it, which of these may be found): None: all of them."""
+        most = min(BLOCK_ROWS, BLOCK_SCORES // len(self.queries))
         for at, segment in enumerate(self.gallery.segments):
             size = max(1, most if segment.values.dtype == np.float32 else min(most, READ_VALUES // self.gallery.width))
+            first = int(self.gallery.starts[at])
             for start in range(0, len(segment), size):
                 stop = min(start + size, len(segment))
                 if self.allowed is None:
-                    yield at, slice(start, stop), stop - start
+                    yield at, slice(start, stop), None
                     continue
-                first = int(self.gallery.starts[at])
-                rows = start + np.flatnonzero(self.allowed[first + start : first + stop])
-                if len(rows) == stop - start:
-                    yield at, slice(start, stop), stop - start
-                elif len(rows):
-                    yield at, rows, len(rows)
+                allowed = self.allowed[first + start : first + stop]
+                count = np.count_nonzero(allowed)
+                if count > len(allowed) // 2:
+                    yield at, slice(start, stop), None if count == len(allowed) else allowed
+                elif count:
+                    yield at, start + np.flatnonzero(allowed), None
 
-    def _score(self, at: int, rows: slice | Numbers, count: int) -> None:
+    def _score(self, at: int, rows: slice | Numbers, allowed: NDArray[np.bool_] | None) -> None:
         segment = self.gallery.segments[at]
         rounding = self.lengths * self.gallery.longest(at) * product_error(self.gallery.width)
         errors = None if segment.errors is None else segment.errors[rows].astype(np.float64)
         margin = rounding if errors is None else rounding + self.lengths * errors.max()
         if self.fresh > len(self.queries) * self.k:
             self._raise_least()
-        found = self.queries @ segment.reduced(rows).T
-        near = found >= _below(self.least - margin)[:, None]
+        found = self._product(segment, rows)
+        if allowed is not None:
+            found[:, ~allowed] = -np.inf
+        near = self._near(found, margin)
+        count = found.shape[1]
         if count >= self.k and np.count_nonzero(near) > near.size // CROWDED:
             here = np.partition(found, count - self.k, axis=1)[:, count - self.k] - margin
             self.least = np.maximum(self.least, here)
-            near = found >= _below(self.least - margin)[:, None]
-        query, column = np.divmod(np.flatnonzero(near), count)
+            near = self._near(found, margin)
+        if allowed is not None:
+            near &= allowed
+        query, column = np.divmod(_places(near), count)
         score = found[query, column].astype(np.float64)
         off = rounding[query] if errors is None else rounding[query] + self.lengths[query] * errors[column]
         number = int(self.gallery.starts[at]) + (rows.start + column if isinstance(rows, slice) else rows[column])
         self.pools.append(_Pool(query, number, score - off, score + off))
         self.fresh += len(query)
+
+    def _product(self, segment: Segment, rows: slice | Numbers) -> Floats:
+        """(q, m) products in float32. Memory is used again: fresh pages cost as much as a part of the product."""
+        values = segment.unscaled(rows, self.room)
+        found = self.found[: len(self.queries) * len(values)].reshape(len(self.queries), len(values))
+        if len(self.queries) <= FEW_QUERIES:
+            for query, into in zip(self.queries, found, strict=True):
+                np.vecdot(values, query, out=into)
+        else:
+            np.matmul(self.queries, values.T, out=found)
+        return found if segment.scales is None else np.multiply(found, segment.scales[rows], out=found)
+
+    def _near(self, found: Floats, margin: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """What may be among the best."""
+        least = np.nextafter((self.least - margin).astype(np.float32), np.float32(-np.inf))
+        return np.greater_equal(found, least[:, None], out=self.near[: found.size].reshape(found.shape))
 
     def _raise_least(self) -> None:
         """Raises `least` to the k-th best low of each query, and drops what cannot reach it."""
@@ -179,6 +206,10 @@ class _Search:
         return _Pool(pool.query[kept], pool.number[kept], values, values)
 
 
-def _below(values: NDArray[np.float64]) -> Floats:
-    """float32 values that are less."""
-    return np.nextafter(values.astype(np.float32), np.float32(-np.inf))
+def _places(mask: NDArray[np.bool_]) -> Numbers:
+    """As `numpy.flatnonzero`, and faster where few are True: eight of them at once are seen to be False."""
+    flat = mask.reshape(-1)
+    whole = flat.size // 8 * 8
+    words = np.flatnonzero(flat[:whole].view(np.uint64))
+    word, byte = np.nonzero(flat[:whole].reshape(-1, 8)[words])
+    return np.concatenate([8 * words[word] + byte, whole + np.flatnonzero(flat[whole:])])

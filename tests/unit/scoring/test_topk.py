@@ -144,6 +144,8 @@ def test_bad_input_is_refused():
         broken[2, 1] = bad
         with pytest.raises(NonFiniteError, match="row 6 of the gallery"):
             top_k(rows, Gallery.of(rows, broken), 1)
+        with pytest.raises(NonFiniteError, match="row 2 of the gallery"):
+            top_k(rows, Gallery.of(broken.astype(np.float16)), 1)
     with pytest.raises(DataError, match="too long"):
         top_k(rows * np.float32(1e30), Gallery.of(rows * np.float32(1e30)), 1)
     with pytest.raises(DataError, match="one width"):
@@ -175,3 +177,17 @@ def test_memory_maps_are_read_as_they_lie(tmp_path):
     values, scales, errors = reduce(rows, "int8")
     for gallery in (Gallery.of(mapped), Gallery([Segment(values, scales, mapped, errors)])):
         same(top_k(rows[:9], gallery, 4), naive(rows[:9], rows, 4))
+
+
+def test_every_finite_float16_is_widened_to_its_value():
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(-1, 64)
+    finite = every[np.isfinite(every).all(axis=1)]
+    wide = Segment(finite).unscaled(slice(None))
+    assert len(finite) > 900 and np.array_equal(wide.view(np.int32), finite.astype(np.float32).view(np.int32))
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 64, 1001])
+def test_places_of_a_mask(n):
+    for share in (0, 0.01, 0.5, 1):
+        mask = np.random.default_rng(n).random(n) < share
+        assert topk._places(mask).tolist() == np.flatnonzero(mask).tolist()
