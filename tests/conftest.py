@@ -19,6 +19,7 @@ LONGEST = [
     "slurm/test_survival.py",
     "slurm/test_chain.py",
     "e2e/test_demo.py",
+    "e2e/test_page.py",
     "slurm/test_submission.py",
     "procs/test_resume_matrix.py",
 ]
