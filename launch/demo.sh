@@ -72,7 +72,7 @@ ccr report "${runs[@]}" --out "$out/report" --title "emoji14: recall on human ca
 say "searching: an index of the test pictures, and a query in each language"
 model=$out/${methods[-1]}-s${seeds%%,*} index=$out/index
 ccr index "$model" "$data/test" --out "$index"
-declare -A ask=([en]="a yellow fruit" [es]="una fruta amarilla" [pt]="uma fruta amarela")
+declare -A ask=([en]="a red heart" [es]="corazón rojo" [pt]="coração vermelho")
 for lang in en "${languages[@]}"; do ccr search "$index" "${ask[$lang]}" --lang "$lang" -k 5; done
 
 say "done. Search on, or open the page:

@@ -31,7 +31,7 @@ def config_of_folder(folder: Path, overrides: Sequence[str]) -> RunConfig:
         file = model / "model.json"
         if file.is_file():
             record, _ = read_checked(file)
-            copies = {key: model.resolve() / "base" / key for key in record.get("copied") or ()}
+            copies = {key: model.resolve() / place for key, place in (record.get("copied") or {}).items()}
             values = with_base_files(record.get("config") or {}, copies)
             return from_dict(values, name=str(file), overrides=overrides)
     file = folder / "config.yaml"

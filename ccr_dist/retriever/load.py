@@ -138,8 +138,10 @@ def save_model(
     tensors = own_tensors(config, method, trained, given)
     record = record_of(config, method, tensors=tensors.keys(), fusion=fusion, facts=facts)
     # named by where they lie in the folder: the paths of this machine say nothing elsewhere
-    named = with_base_files(record.config, {key: f"{model_folder.BASE}/{key}" for key in files})
-    return model_folder.write(folder, replace(record, config=named, copied=sorted(files)), tensors, files)
+    copied = {key: f"{model_folder.BASE}/{key}/{path.resolve().name}" for key, path in files.items()}
+    named = with_base_files(record.config, copied)
+    sources = {copied[key]: path for key, path in files.items()}
+    return model_folder.write(folder, replace(record, config=named, copied=copied), tensors, sources)
 
 
 def record_of(
@@ -162,7 +164,7 @@ def record_of(
         languages=query_languages(config, learnt_languages(config)),
         fusion=dict(fusion),
         base=base_digest(method, tensors),
-        copied=[],
+        copied={},
         files={},
         facts={**facts, "base": method.backbone.description()},
     )

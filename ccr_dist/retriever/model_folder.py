@@ -3,7 +3,7 @@
     MODEL/
         model.json           what the model is (`Record`), with its own digest and the sha256 of every other file
         model.safetensors    weights by parameter name: net.*, and of the backbone what no public model holds
-        base/<key>/...       base models that are not public: a user's folder or checkpoint, by the key that names it
+        base/<key>/<name>    base models that are not public: a user's folder or checkpoint, by the key that names it
         results/<split>.json optional: measured afterwards, each with its own digest
 
 Base models that are public (a package, an open_clip tag, a hub id) are named in the config and not copied. The digest
@@ -53,7 +53,7 @@ class Record:
         languages: of queries, English first where the method reads it.
         fusion: weights of the score's parts, `minmax`, and the `ranges` that min-max uses, as validation had them.
         base: digest of the backbone's weights that are not in model.safetensors.
-        copied: keys of the config that name copies in base/.
+        copied: keys of the config that name copies in base/, and where these lie in the folder.
         files: sha256 of every other file, by its name relative to the folder.
         facts: for people and model cards: data with licences, the selected step, versions.
     """
@@ -64,7 +64,7 @@ class Record:
     languages: list[str]
     fusion: dict[str, Any]
     base: str
-    copied: list[str]
+    copied: dict[str, str]
     files: dict[str, str]
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -81,7 +81,7 @@ def write(path: Path, record: Record, tensors: Mapping[str, Tensor], base: Mappi
         path: of the folder. What else lies there is removed if it is a model folder.
         record: without `files`.
         tensors: for model.safetensors.
-        base: key -> the file or folder that is copied to base/<key>.
+        base: place in the folder -> the file or folder that is copied there.
 
     Returns:
         The record with `files`.
@@ -95,8 +95,8 @@ def write(path: Path, record: Record, tensors: Mapping[str, Tensor], base: Mappi
     path.parent.mkdir(parents=True, exist_ok=True)
     with _assembled(path) as folder:
         tensorfile.write(folder / WEIGHTS, tensors, {})
-        for key, source in base.items():
-            _copy(source, folder / BASE / key)
+        for place, source in base.items():
+            _copy(source, folder / place)
         names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
         whole = Record(**{**asdict(record), "files": {name: sha256_file(folder / name) for name in names}})
         write_synced(folder / RECORD, pretty_json(with_digest({"format": FORMAT, **asdict(whole)})))
@@ -142,8 +142,8 @@ def _assembled(path: Path) -> Iterator[Path]:
 
 def _copy(source: Path, target: Path) -> None:
     """A file, or a folder without what starts with a dot; links are followed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         _sync(target)
         return

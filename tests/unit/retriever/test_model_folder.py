@@ -12,6 +12,7 @@ from PIL import Image
 import ccr_dist
 from ccr_dist.errors import CheckpointError, ConfigError
 from ccr_dist.methods.run_config import load_config
+from ccr_dist.models.backbones.build import build_backbone
 from ccr_dist.retriever import model_folder
 from ccr_dist.train import commands
 from tests import toy
@@ -183,3 +184,18 @@ def test_an_untrained_method_loads_from_its_config(tmp_path: Path) -> None:
     retriever = ccr_dist.load(toy.config(tmp_path, {"name": "clip"}, {}))
     image = Image.new("RGB", (40, 30), "red")
     assert retriever.encode_images([image]).shape == (1, retriever.visual_width) == (1, 16)
+
+
+def test_copies_of_base_models_keep_their_names(run) -> None:
+    """Columns of features are found by the name of the backbone that made them."""
+    config, folder = run
+    retriever = ccr_dist.load(config.folder)
+    copied = retriever.record.copied
+    assert copied == {
+        "backbone.model": "base/backbone.model/clip",
+        "method.frontend.embeddings": "base/method.frontend.embeddings/mbert",
+    }
+    own = build_backbone(config.backbone)
+    assert retriever.method.backbone.feature_identity("image") == own.feature_identity("image")
+    decisive = [retriever.record.config[section] for section in ("backbone", "method")]
+    assert str(folder) not in json.dumps(decisive), "paths of this machine say nothing elsewhere"
