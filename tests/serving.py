@@ -21,6 +21,8 @@ import httpx
 import numpy as np
 from starlette.testclient import TestClient
 
+from ccr_dist.data.media.decode import encode
+from ccr_dist.data.table.dataset import create_column, create_dataset
 from ccr_dist.search.index import Index
 from ccr_dist.search.searcher import Searcher
 from ccr_dist.serve.access import Access
@@ -58,6 +60,18 @@ def fill(folder: Path) -> Path:
         put(folder / "pictures" / name, encoded(picture(colour, (48, 40))))
     put(folder / "pictures" / "half.png", encoded(half("red", (640, 480))))
     Index.build(folder / "index", Seeing(), folder / "pictures", progress=False)
+    return folder
+
+
+def with_captions(folder: Path, captions: dict[str, list[str]]) -> Path:
+    """FOLDER/index of one picture, red, with these captions, by language."""
+    dataset = create_dataset(folder / "data", name="one", split="test", keys=[["one"]])
+    values: dict[str, tuple[str, str, Any]] = {"image": ("image", "png", encoded(picture("red")))}
+    values |= {f"caption.{lang}": ("texts", "json", texts) for lang, texts in captions.items()}
+    for name, (kind, extension, value) in values.items():
+        column = create_column(dataset, name, kind=kind, extension=extension, plan={"by": "tests"}, provenance={})
+        column.commit(0, [encode(kind, value)])
+    Index.build(folder / "index", Seeing(), folder / "data", progress=False)
     return folder
 
 

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from ccr_dist.cli import app
 from ccr_dist.data.table.dataset import Dataset
+from tests import serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -279,6 +280,23 @@ def test_a_picture_of_the_page(request: pytest.FixtureRequest, browser: Browser,
     with Image.open(target) as image:  # flat colours: a palette holds them in a third of the bytes
         image.convert("RGB").quantize(256).save(target, optimize=True)
     assert 10_000 < target.stat().st_size < LARGEST
+
+
+def test_markup_in_captions_and_names_is_text(browser: Browser, tmp_path: Path) -> None:
+    evil = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+    lines = [evil, "\u202egnp.exe", "two\nlines \x1b[31m"]
+    one = serving.with_captions(tmp_path / "one", {"en": lines, "ar": ["<b>\u0642\u0644\u0628</b>"]})
+    two = serving.fill(tmp_path / "two")
+    for folder, query, name in ((one, "red", "one"), (two, "cyan", serving.MARKUP)):
+        with serving.process(folder, folder / "log") as (port, _):
+            for page in opened(browser, f"http://127.0.0.1:{port}/", WIDE):
+                page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
+                assert ask(page, query)[0] == name
+                page.click("#columns button.tile >> nth=0")
+                page.wait_for_function("text => document.getElementById('detail-name').innerText === text", arg=name)
+                if folder == one:
+                    assert page.locator("#captions dd").all_text_contents() == ["<b>\u0642\u0644\u0628</b>", *lines]
+                assert page.locator("#columns b, #detail b, script:not([src]), img[src='x']").count() == 0
 
 
 def test_without_its_files_a_server_says_what_to_do(indexes: tuple[Path, Path], tmp_path: Path) -> None:
