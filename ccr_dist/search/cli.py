@@ -215,7 +215,7 @@ def search_command(
         if as_json:
             print(json.dumps(answer.to_json(), ensure_ascii=False))
         else:
-            _show(answer)
+            _show(answer, opened_index)
     if opened:
         _open(opened_index, answers)
 
@@ -245,7 +245,8 @@ def _label(word: str) -> tuple[str, str]:
     return name.removeprefix("label."), value
 
 
-def _show(answer: Answer) -> None:
+def _show(answer: Answer, index: Index) -> None:
+    """Rank, score, name, and of an item of a dataset a caption, in the language of the query where there is one."""
     from rich.table import Table
 
     show = terminal.console()
@@ -257,9 +258,18 @@ def _show(answer: Answer) -> None:
     table.add_column(justify="right", style="dim")
     table.add_column(justify="right")
     table.add_column(overflow="fold")
+    table.add_column(overflow="ellipsis", no_wrap=True, style="dim")
     for hit in answer.hits:
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", hit.name)
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", hit.name, _caption(index, hit.number, answer.lang))
     show.print(table)
+
+
+def _caption(index: Index, number: int, lang: str | None) -> str:
+    try:
+        captions = index.item(number).captions
+    except DataError:  # its dataset is gone or damaged; what was found stands
+        return ""
+    return next(iter(captions.get(lang or "") or next(iter(captions.values()), [])), "")
 
 
 def _open(index: Index, answers: list[Answer]) -> None:

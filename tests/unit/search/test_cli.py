@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from ccr_dist.cli import app
 from ccr_dist.search import cli
+from tests import retrievers
 from tests.searching import COLOURS, Colours, encoded, picture, put
 
 
@@ -51,6 +53,17 @@ def test_json_is_a_line_a_query(run) -> None:
     answers = [json.loads(line) for line in lines]
     assert [answer["hits"][0]["name"] for answer in answers] == ["green.png", "yellow.png", "red.png"]
     assert [answer["lang"] for answer in answers] == ["pt", "pt", None]
+
+
+def test_items_of_a_dataset_come_with_a_caption_in_the_language_of_the_query(run) -> None:
+    columns = {"image": [encoded(picture(colour)) for colour in ("red", "blue")]}
+    columns |= {"caption.en": [["a red one"], ["a blue one"]], "caption.pt": [["um vermelho"], None]}
+    retrievers.dataset(Path("d"), columns)
+    run("index", "model", "d", "--out", "i", "--quiet")
+    assert "item-0  um vermelho" in run("search", "i", "vermelho", "-k", "1").stdout
+    assert "item-1  a blue one" in run("search", "i", "azul", "-k", "1").stdout, "it has no Portuguese caption"
+    shutil.rmtree("d")
+    assert run("search", "i", "azul", "-k", "1").stdout.split()[-1] == "item-1"
 
 
 def test_files_that_cannot_be_read_are_listed_and_too_many_of_them_end_with_a_code(run) -> None:
