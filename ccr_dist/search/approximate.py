@@ -28,7 +28,7 @@ K = 10  # of the recall
 _QUERIES = 200
 _ROWS = 1 << 16  # added at a time
 _TRAINING = 64  # rows a list, from which the lists are found
-_LEAST = 39  # rows a list: faiss warns below
+_LEAST = 39  # rows a list
 _MORE = 4  # candidates for each item that is asked for
 
 
@@ -83,6 +83,7 @@ def make(root: Path, generation: int, vectors: Vectors, live: np.ndarray) -> Lis
     half, product = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     index = faiss.IndexIVFScalarQuantizer(coarse, width, count, half, product)
     index.cp.seed = 1
+    index.cp.min_points_per_centroid = 1  # faiss would print a warning about a small index
     some = np.sort(dice.choice(places, min(len(places), _TRAINING * count), replace=False))
     index.train(vectors.gallery.take(some))
     for start in range(0, len(places), _ROWS):

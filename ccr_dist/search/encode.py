@@ -167,7 +167,7 @@ class Vectors(Processor):
     def plan(self) -> dict[str, Any]:
         return {
             "processor": "index",
-            "model": self._retriever.digest,
+            "retriever": self._retriever.digest,
             "frames": self._frames,
             "pictures": pictures.VERSION,
         }

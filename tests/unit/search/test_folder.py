@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import unicodedata
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +117,22 @@ def test_a_link_inside_the_folder_is_another_name(filled: tuple[Path, dict[str, 
     names = [index.named(int(n)).names for n in index.numbers()]
     root = folder / "my pictures"
     assert (str(root / "art.tga"), str(root / "link.png")) in names
+
+
+def test_pictures_that_would_fill_the_memory_are_listed_and_not_decoded(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    put(folder / "red.png", encoded(picture("red")))
+    small = bytearray(encoded(picture("red")))
+    head = struct.pack(">4sII", b"IHDR", 60_000, 60_000) + small[24:29]
+    small[12:33] = head + struct.pack(">I", zlib.crc32(head))
+    put(folder / "bomb.png", bytes(small))
+    put(folder / "bomb.tga", struct.pack("<3B2HB4H2B", 0, 0, 2, 0, 0, 0, 0, 0, 60_000, 60_000, 24, 0))
+    index = begin(tmp_path / "i", Colours())
+    done = index.update(Colours(), [str(folder)], settings=QUIET)
+    assert index.items == 1 and {Path(path).name for path in done.bad} == {"bomb.png", "bomb.tga"}
+    assert all("60000 x 60000 pixels; expected at most" in why or "pixels" in why for why in done.bad.values()), (
+        done.bad
+    )
 
 
 def test_adding_changing_renaming_and_deleting(tmp_path: Path) -> None:
