@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ccr_dist.errors import DataError, NonFiniteError
 from ccr_dist.scoring.bounds import product_error, scores
-from ccr_dist.scoring.gallery import Floats, Gallery, Numbers, Segment, row_lengths
+from ccr_dist.scoring.gallery import Floats, Gallery, Numbers, row_lengths
 
 BLOCK_QUERIES = 1024
 BLOCK_SCORES = 1 << 22  # 16 MiB
@@ -88,6 +89,26 @@ class _Pool:
         return len(self.query)
 
 
+class _Piece(NamedTuple):
+    """Rows of a segment.
+
+    Attributes:
+        segment: which.
+        at: its rows.
+        numbers: theirs in the gallery.
+        allowed: which of them may be found; None: all.
+    """
+
+    segment: int
+    at: slice | Numbers
+    numbers: Numbers
+    allowed: NDArray[np.bool_] | None
+
+    @property
+    def rows(self) -> int:
+        return len(self.numbers)
+
+
 class _Search:
     def __init__(self, queries: Floats, gallery: Gallery, k: int, allowed: NDArray[np.bool_] | None) -> None:
         self.queries, self.gallery, self.k, self.allowed = queries, gallery, k, allowed
@@ -108,7 +129,7 @@ class _Search:
                 f"{self.lengths.max():.3g} among the queries"
             )
         for block in self._blocks():
-            self._score(*block)
+            self._score(block)
         self._raise_least()
         pool = self._settled(self.pools[0])
         order = np.lexsort((pool.number, -pool.low, pool.query))
@@ -116,59 +137,86 @@ class _Search:
         picked = order[starts[:, None] + np.arange(self.k)]
         return pool.number[picked], pool.low[picked].astype(np.float32)
 
-    def _blocks(self) -> Iterator[tuple[int, slice | Numbers, NDArray[np.bool_] | None]]:
-        """(segment, rows of it, which of these may be found): None: all of them."""
-        most = min(BLOCK_ROWS, BLOCK_SCORES // len(self.queries))
+    def _blocks(self) -> Iterator[list[_Piece]]:
+        """Pieces of segments that are looked at together: many small segments cost no more than a few large ones."""
+        most = max(1, min(BLOCK_ROWS, BLOCK_SCORES // len(self.queries)))
+        pieces: list[_Piece] = []
+        left = most
         for at, segment in enumerate(self.gallery.segments):
-            size = max(1, most if segment.values.dtype == np.float32 else min(most, READ_VALUES // self.gallery.width))
-            first = int(self.gallery.starts[at])
-            for start in range(0, len(segment), size):
+            widened = segment.values.dtype != np.float32
+            start = 0
+            while start < len(segment):
+                size = min(left, max(1, READ_VALUES // self.gallery.width)) if widened else left
                 stop = min(start + size, len(segment))
-                if self.allowed is None:
-                    yield at, slice(start, stop), None
-                    continue
-                allowed = self.allowed[first + start : first + stop]
-                count = np.count_nonzero(allowed)
-                if count > len(allowed) // 2:
-                    yield at, slice(start, stop), None if count == len(allowed) else allowed
-                elif count:
-                    yield at, start + np.flatnonzero(allowed), None
+                if piece := self._piece(at, start, stop):
+                    pieces.append(piece)
+                    left -= piece.rows
+                if not left:
+                    yield pieces
+                    pieces, left = [], most
+                start = stop
+        if pieces:
+            yield pieces
 
-    def _score(self, at: int, rows: slice | Numbers, allowed: NDArray[np.bool_] | None) -> None:
-        segment = self.gallery.segments[at]
-        rounding = self.lengths * self.gallery.longest(at) * product_error(self.gallery.width)
-        errors = None if segment.errors is None else segment.errors[rows].astype(np.float64)
-        margin = rounding if errors is None else rounding + self.lengths * errors.max()
+    def _piece(self, at: int, start: int, stop: int) -> _Piece | None:
+        """Of a segment; None where nothing in it may be found."""
+        first, whole = int(self.gallery.starts[at]), slice(start, stop)
+        numbers = np.arange(first + start, first + stop)
+        if self.allowed is None:
+            return _Piece(at, whole, numbers, None)
+        allowed = self.allowed[first + start : first + stop]
+        count = np.count_nonzero(allowed)
+        if count > len(allowed) // 2:
+            return _Piece(at, whole, numbers, None if count == len(allowed) else allowed)
+        return _Piece(at, start + np.flatnonzero(allowed), numbers[allowed], None) if count else None
+
+    def _score(self, pieces: list[_Piece]) -> None:
+        longest = max(self.gallery.longest(piece.segment) for piece in pieces)
+        rounding = self.lengths * longest * product_error(self.gallery.width)
+        errors = np.concatenate([self._errors(piece) for piece in pieces])
+        margin = rounding + self.lengths * errors.max()
         if self.fresh > len(self.queries) * self.k:
             self._raise_least()
-        found = self._product(segment, rows)
-        if allowed is not None:
-            found[:, ~allowed] = -np.inf
+        count = len(errors)
+        found = self.found[: len(self.queries) * count].reshape(len(self.queries), count)
+        barred = []
+        end = 0
+        for piece in pieces:
+            start, end = end, end + piece.rows
+            self._multiply(piece, found[:, start:end])
+            if piece.allowed is not None:
+                barred.append(start + np.flatnonzero(~piece.allowed))
+        if barred:
+            found[:, np.concatenate(barred)] = -np.inf
         near = self._near(found, margin)
-        count = found.shape[1]
         if count >= self.k and np.count_nonzero(near) > near.size // CROWDED:
             here = np.partition(found, count - self.k, axis=1)[:, count - self.k] - margin
             self.least = np.maximum(self.least, here)
             near = self._near(found, margin)
-        if allowed is not None:
-            near &= allowed
+        if barred:
+            near[:, np.concatenate(barred)] = False
         query, column = np.divmod(_places(near), count)
         score = found[query, column].astype(np.float64)
-        off = rounding[query] if errors is None else rounding[query] + self.lengths[query] * errors[column]
-        number = int(self.gallery.starts[at]) + (rows.start + column if isinstance(rows, slice) else rows[column])
+        off = rounding[query] + self.lengths[query] * errors[column]
+        number = np.concatenate([piece.numbers for piece in pieces])[column]
         self.pools.append(_Pool(query, number, score - off, score + off))
         self.fresh += len(query)
 
-    def _product(self, segment: Segment, rows: slice | Numbers) -> Floats:
+    def _errors(self, piece: _Piece) -> NDArray[np.float64]:
+        errors = self.gallery.segments[piece.segment].errors
+        return np.zeros(piece.rows) if errors is None else errors[piece.at].astype(np.float64)
+
+    def _multiply(self, piece: _Piece, into: Floats) -> None:
         """(q, m) products in float32. Memory is used again: fresh pages cost as much as a part of the product."""
-        values = segment.unscaled(rows, self.room)
-        found = self.found[: len(self.queries) * len(values)].reshape(len(self.queries), len(values))
+        segment = self.gallery.segments[piece.segment]
+        values = segment.unscaled(piece.at, self.room)
         if len(self.queries) <= FEW_QUERIES:
-            for query, into in zip(self.queries, found, strict=True):
-                np.vecdot(values, query, out=into)
+            for query, row in zip(self.queries, into, strict=True):
+                np.vecdot(values, query, out=row)
         else:
-            np.matmul(self.queries, values.T, out=found)
-        return found if segment.scales is None else np.multiply(found, segment.scales[rows], out=found)
+            np.matmul(self.queries, values.T, out=into)
+        if segment.scales is not None:
+            np.multiply(into, segment.scales[piece.at], out=into)
 
     def _near(self, found: Floats, margin: NDArray[np.float64]) -> NDArray[np.bool_]:
         """What may be among the best."""

@@ -31,10 +31,10 @@ def unit(rows):
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def stored(rows, dtype, *, exact=True, cut=None):
-    """A gallery of two segments in a dtype."""
+def stored(rows, dtype, *, exact=True):
+    """A gallery of segments of several sizes in a dtype; one is empty."""
     segments = []
-    for part in np.split(rows, [len(rows) // 3 if cut is None else cut]):
+    for part in np.split(rows, [len(rows) // 4, len(rows) // 4, len(rows) // 3, len(rows) // 2]):
         if dtype == "float32":
             segments.append(Segment(part))
             continue
