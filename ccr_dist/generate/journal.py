@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from ccr_dist.data.media import decode
 from ccr_dist.data.storage import store
 from ccr_dist.errors import DataError
 from ccr_dist.generate.processor import RowOutcome
@@ -70,13 +71,15 @@ class Past:
             self.outcomes[row] = outcome
 
 
-def read(paths: Iterable[Path], kind: str, header: dict[str, Any]) -> Past:
+def read(paths: Iterable[Path], kind: str, header: dict[str, Any], rows: int | None = None) -> Past:
     """Read the journals of a shard.
 
     Args:
         paths: Journals in the order of their generations; missing ones are skipped.
         kind: Kind of the column.
         header: The header that each must have.
+        rows: Number of rows of the shard; None if unknown. What follows a line that no row of it has is not read: a
+            damaged line ends a journal, and the rows after it are made again.
 
     Raises:
         DataError: A journal belongs to other work; shows the difference.
@@ -94,14 +97,9 @@ def read(paths: Iterable[Path], kind: str, header: dict[str, Any]) -> Past:
             try:
                 entry = json.loads(line)
                 if not number:
-                    merged = entry.pop("merged")
-                elif "error" in entry:
-                    row, outcome = entry["row"], RowOutcome(error=entry["error"], final=entry.get("final", False))
+                    merged = _whole(entry.pop("merged"))
                 else:
-                    row, outcome = (
-                        entry["row"],
-                        RowOutcome(unpack(kind, entry["value"]), None, entry.get("counts", {}), entry.get("lacks")),
-                    )
+                    row, outcome = _outcome(kind, rows, entry)
             except (
                 ValueError,
                 KeyError,
@@ -120,6 +118,33 @@ def read(paths: Iterable[Path], kind: str, header: dict[str, Any]) -> Past:
         if good < len(data) and not data.endswith(b"\n"):  # a last line without its end
             past.dropped += 1
     return past
+
+
+def _whole(value: Any) -> int:
+    """The value. Raises ValueError unless it is a whole number from 0 on."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r}: no whole number")
+    return value
+
+
+def _outcome(kind: str, rows: int | None, entry: dict[str, Any]) -> tuple[int, RowOutcome]:
+    """(row, result) of a line. Raises ValueError, KeyError, TypeError or AttributeError unless it is what `_entry`
+    makes, of a row of the shard: a value of another type would be committed, or end every job that reads it.
+    """
+    row, lacks = _whole(entry["row"]), entry.get("lacks")
+    if rows is not None and row >= rows:
+        raise ValueError(f"row {row} of {rows}")
+    if "error" in entry:
+        error, final = entry["error"], entry.get("final", False)
+        if not isinstance(error, str) or not isinstance(final, bool):
+            raise TypeError("error")
+        return row, RowOutcome(error=error, final=final)
+    value, counts = unpack(kind, entry["value"]), entry.get("counts", {})
+    if not all(isinstance(count, int) for count in counts.values()) or not isinstance(lacks, str | None):
+        raise TypeError("counts")
+    if value is not None and kind != "matrix":
+        decode.check(kind, value, "value")
+    return row, RowOutcome(value, None, counts, lacks)
 
 
 def _check(path: Path, there: dict[str, Any], header: dict[str, Any]) -> None:

@@ -157,7 +157,8 @@ class Bench:
         paths = [
             journal_path(self.target.folder, self.name(shard), generation) for generation in sorted(traces.journals)
         ]
-        return journals.read(paths, self.target.kind, self._header(shard))
+        rows = self.target.dataset.shard_rows[shard]
+        return journals.read(paths, self.target.kind, self._header(shard), rows)
 
     def take(self, shard: int) -> Work | None:
         """Take a shard that no living worker holds, with all rows in its journals.

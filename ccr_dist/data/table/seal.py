@@ -123,7 +123,13 @@ def check_of(bits: bytes, places: bytes) -> str:
 def load(dataset: DatasetRows, folder: Path, plan_digest: str) -> Seal | None:
     """The seal of the column in `folder`, or None. Raises DataError where it is damaged."""
     path = folder / META
-    return Seal(dataset, folder, plan_digest, store.read_json(path)) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        meta = store.read_json(path)
+    except DataError as e:
+        raise DataError(f"{path}: damaged seal ({e}); {_AGAIN}") from e
+    return Seal(dataset, folder, plan_digest, meta)
 
 
 def remove(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,3 +125,31 @@ def test_vectors_and_pictures_keep_their_bits() -> None:
         assert np.array_equal(back, value)
     assert unpack("video", json.loads(json.dumps(pack("video", b"\xff\x00")))) == b"\xff\x00"
     assert unpack("image", json.loads(json.dumps(pack("image", b"\xff\x00")))) == b"\xff\x00"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"row": None, "value": ["a"]}, {"row": [0], "value": ["a"]}, {"row": "0", "value": ["a"]},
+        {"row": True, "value": ["a"]}, {"row": -1, "value": ["a"]}, {"row": 1.0, "value": ["a"]},
+        {"row": 3, "value": ["a"]}, {"row": 0, "value": "a"}, {"row": 0, "value": [1]}, {"row": 0, "value": {"a": 1}},
+        {"row": 0, "value": 1}, {"row": 0, "value": True}, {"row": 0, "value": ["a"], "counts": None},
+        {"row": 0, "value": ["a"], "counts": [1]}, {"row": 0, "value": ["a"], "counts": {"a": "x"}},
+        {"row": 0, "value": ["a"], "lacks": 3}, {"row": 0, "error": None}, {"row": 0, "error": "e", "final": "x"},
+        {"value": ["a"]}, {"row": 0}, [0], 3, None,
+    ],
+)  # fmt: skip
+def test_a_line_that_no_row_has_is_damaged_and_its_row_is_made_again(tmp_path: Path, line: Any) -> None:
+    path = tmp_path / "0.journal.1"
+    journal = created(path)
+    journal.append([(1, RowOutcome(["good"]))])
+    journal.close()
+    with path.open("ab") as file:
+        file.write(json.dumps(line).encode() + b"\n" + json.dumps({"row": 2, "value": ["after"]}).encode() + b"\n")
+    assert read([path], "texts", HEADER, rows=3) == Past({1: RowOutcome(["good"])}, fresh=1, dropped=2)
+
+
+def test_a_header_that_counts_nothing_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "0.journal.1"
+    path.write_text(json.dumps({"journal": 2, **HEADER, "merged": "x"}) + '\n{"row": 0, "value": ["a"]}\n')
+    assert past(path) == Past(dropped=2)

@@ -213,3 +213,14 @@ def test_the_command(dataset, tmp_path):
     (dataset.root / "remote.json").write_text('{"url": "memory://x", "mirror": false}')
     with pytest.raises(ConfigError, match="shards pull"):
         seal_columns(Dataset(dataset.root))
+
+
+@pytest.mark.parametrize("name", ["sealed.json", "sealed.npy"])
+@pytest.mark.parametrize("content", [b"", b"\x00\xff", b"[]", b"3", b"{}", b'{"format": 1'])
+def test_a_seal_of_anything_else_says_how_it_is_made_again(dataset, name, content):
+    seal_columns(dataset)
+    (dataset.root / "caption.en" / name).write_bytes(content)
+    with pytest.raises(DataError, match=r"sealed\.json: .*remove it, or make it again with `ccr-dist shards seal`"):
+        Dataset(dataset.root).column("caption.en").value(0, 0)
+    assert "caption.en" in seal_columns(Dataset(dataset.root))[0]
+    assert Dataset(dataset.root).column("caption.en").value(0, 0) == ["en s0r0"]
