@@ -78,3 +78,11 @@ def test_killed_and_shared_it_is_the_same_index(tmp_path: Path) -> None:
     assert len(made) == PICTURES and twice <= 3 * 4, "more was encoded again than the batches in flight at each kill"
     assert max(Counter(line for log in logs for line in lines(log)).values()) == 1, "two encoded the same picture"
     assert not list((tmp_path / "i" / "plans").glob("[0-9]*")) and len(list((tmp_path / "i" / "states").iterdir())) == 1
+
+
+@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_touches_of_the_disk(tmp_path: Path, step: int) -> None:
+    words = [sys.executable, str(WORKER), "crashes", str(tmp_path), str(step)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 60
