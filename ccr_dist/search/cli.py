@@ -141,6 +141,8 @@ def _report(out: Path, done: Update) -> None:
                 show.print(f"  {path}: {why}", style="yellow")
             if len(some) > _SHOWN:
                 show.print(f"  ... and {len(some) - _SHOWN} more; --json lists all", style="yellow")
+    for note in done.notes:
+        show.print(f"note: {note}")
     if done.ann:
         show.print(
             "approximate search (--ann) finds {recall:.1%} of the 10 best, measured with {queries} of the pictures; it"

@@ -153,6 +153,10 @@ class Index:
         self.reload()
         if not done.stopped and not self.items:
             raise DataError(_nothing(words, done))
+        if retriever.reads_descriptions and any(not source.get("description") for source in sources):
+            done.notes.append(
+                f"{retriever.name} reads a description of each picture; files have none, so they are encoded without"
+            )
         if not done.stopped and (ann or self.has_ann):
             done.ann = self.make_ann()._asdict()
         return done

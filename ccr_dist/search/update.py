@@ -79,6 +79,7 @@ class Update:
         closed: folders that could not be listed, with the reason.
         stopped: it was asked to stop; the same call goes on.
         ann: how approximate search was made, and its recall (`approximate.Lists`), where it is.
+        notes: what people have to know of the items.
     """
 
     new: int = 0
@@ -92,6 +93,7 @@ class Update:
     closed: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
     ann: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""

@@ -10,8 +10,9 @@ import pytest
 from ccr_dist.data.table.dataset import create_column, create_dataset
 from ccr_dist.errors import DataError, NonFiniteError
 from ccr_dist.search.encode import Prepared, RowVectors, Vectors, read_file
-from ccr_dist.search.index import Index
-from tests.searching import Colours, encoded, picture
+from ccr_dist.search.index import Index, begin
+from ccr_dist.search.update import JobSettings
+from tests.searching import Colours, encoded, picture, put
 
 TOKENS = "feature.x.image.tokens"
 
@@ -49,6 +50,14 @@ def test_tokens_are_padded_and_descriptions_joined(tmp_path: Path) -> None:
     assert [index.named(int(n)).key for n in index.numbers()] == ["a", "c"]
     with pytest.raises(DataError, match="has no picture or video there, only features"):
         index.picture(0)
+
+
+def test_it_is_said_that_files_have_no_descriptions(tmp_path: Path) -> None:
+    put(tmp_path / "p" / "a.png", encoded(picture("red")))
+    index, retriever = begin(tmp_path / "i", Reads()), Reads()
+    done = index.update(retriever, [str(tmp_path / "p")], settings=JobSettings(progress=False))
+    assert done.notes == ["reads reads a description of each picture; files have none, so they are encoded without"]
+    assert retriever.given[-1][2] == [""]
 
 
 def test_features_of_another_column_are_refused(tmp_path: Path) -> None:
