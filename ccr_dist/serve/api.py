@@ -25,6 +25,8 @@ from ccr_dist.serve.thumbnails import Thumbnails
 
 _CHUNK = 262_144  # bytes of a file that are sent at a time
 _SANDBOX = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
+# A browser plays a video in a document of its own, which a sandbox would not let read it.
+_FILM = {"content-security-policy": "default-src 'none'; media-src 'self'; style-src 'unsafe-inline'"}
 
 _PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
 _BODY = {"requestBody": {"required": True, "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}}
@@ -127,7 +129,7 @@ class FileAnswer(Response):
             "content-length": str(len(original.data)),
             "content-disposition": disposition(original.name, attached=original.attached),
             "cache-control": "private, max-age=3600",
-            **_SANDBOX,
+            **(_FILM if original.type.startswith("video/") else _SANDBOX),
         }
         super().__init__(media_type=original.type, headers=headers)
         self._data, self._done = memoryview(original.data), done

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from ccr_dist.data.media.decode import video_extension
+from ccr_dist.data.media.decode import file_extension
 from ccr_dist.data.media.media_files import open_file
-from ccr_dist.data.media.pictures import picture_extension
 from ccr_dist.data.media.video import decode_video
 from ccr_dist.errors import DataError
 from ccr_dist.search.index import Index
@@ -93,7 +92,7 @@ class Gallery:
             raise Refused(
                 410, "this file is gone, or not the one that was indexed; `ccr-dist index` brings the index up to date"
             ) from None
-        return Original(data, item.name, _TYPES.get(_extension(data), "application/octet-stream"))
+        return Original(data, item.name, _TYPES.get(_extension(data, item.kind), "application/octet-stream"))
 
     def thumbnail(self, number: int, size: str) -> bytes:
         """A JPEG of a picture, or of the middle of a video.
@@ -110,7 +109,8 @@ class Gallery:
         side = SIZES[size]
         try:
             if item.kind == "video":
-                image = decode_video(data, "video", frames=3)[1]
+                frames = decode_video(data, "video", frames=3)
+                image = frames[len(frames) // 2]
             else:
                 image = open_file(data, PurePosixPath(item.name).suffix, "picture")
         except DataError:
@@ -121,10 +121,8 @@ class Gallery:
         return file.getvalue()
 
 
-def _extension(data: bytes) -> str:
-    for known in (picture_extension, video_extension):
-        try:
-            return known(data)
-        except DataError:
-            continue
-    return ""
+def _extension(data: bytes, kind: str) -> str:
+    try:
+        return file_extension(kind, data)
+    except DataError:  # of the formats that only folders of files may have
+        return ""

@@ -24,17 +24,29 @@ export class Detail {
       if (step) { event.preventDefault(); moved(step); }
     });
     navigate(find("similar"));
-    find("large").addEventListener("error", () => find("large").replaceWith(this.large("No picture can be shown of this file.")));
+    find("large").addEventListener("error", () => this.large("No picture can be shown of this file."));
   }
 
   large(alt) {
     return Object.assign(find("large"), { alt });
   }
 
+  // item: a video that can be played, or null.
+  film(item) {
+    const film = find("film");
+    find("large").hidden = Boolean(item);
+    film.hidden = !item;
+    if (!item) { film.pause(); film.removeAttribute("src"); return; }
+    film.poster = api.picture(item.index, item.number, "large");
+    film.src = api.original(item.index, item.number);
+    film.setAttribute("aria-label", item.name);
+  }
+
   get open() { return this.dialog.open; }
 
   close() {
     this.request?.abort();
+    this.film(null);
     if (this.dialog.open) this.dialog.close();
   }
 
@@ -50,13 +62,17 @@ export class Detail {
     this.request?.abort();
     const { signal } = (this.request = new AbortController());
     this.place(place);
-    if (!this.dialog.open) this.dialog.showModal();
+    if (!this.dialog.open) {
+      this.dialog.showModal();
+      this.dialog.focus();
+    }
     this.dialog.scrollTop = 0;
     find("detail-name").textContent = "…";
     find("detail-facts").textContent = "";
     find("captions").replaceChildren();
     find("original").href = api.original(index, number);
     this.large("").src = api.picture(index, number, "large");
+    this.film(null);
     wait(find("similar"), SIMILAR);
     const focused = document.activeElement; // it may be gone, or have nothing to do any more
     if (!this.dialog.contains(focused) || focused.disabled) this.dialog.focus();
@@ -69,6 +85,7 @@ export class Detail {
       find("detail-name").textContent = item.name.split("/").pop();
       const folder = item.name.includes("/") ? item.name.slice(0, item.name.lastIndexOf("/")) : "";
       find("detail-facts").textContent = [folder, item.kind === "video" ? "video" : ""].filter(Boolean).join(" · ");
+      if (item.kind === "video") this.film(item);
       const first = Object.values(item.captions)[0]?.[0];
       this.large(first ? `${item.name}: ${first}` : item.name);
       const captions = Object.entries(item.captions).map(([tag, texts]) => [languageName(tag), texts, languageCode(tag)]);

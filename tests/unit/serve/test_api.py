@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from tests import serving
-from tests.searching import encoded, half, picture
+from ccr_dist.serve.limits import Limits
+from ccr_dist.serve.metrics import Metrics
+from ccr_dist.serve.thumbnails import Thumbnails
+from tests import generation, serving
+from tests.searching import encoded, half, picture, put
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +132,44 @@ def test_the_file_itself(client: TestClient) -> None:
     assert found.content == encoded(picture("yellow", (48, 40))) and found.headers["content-type"] == "image/png"
     assert found.headers["content-disposition"] == "inline; filename*=UTF-8''yellow%20%C3%A9.png"
     assert found.headers["x-content-type-options"] == "nosniff"
+
+
+def test_videos_and_files_that_browsers_do_not_show(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    put(tmp_path / "pictures/clip.mp4", generation.video())
+    put(tmp_path / "pictures/scan.tiff", encoded(picture("green"), "TIFF"))
+    put(tmp_path / "pictures/photo.avif", encoded(picture("blue", (64, 64)), "AVIF"))
+    serving.fill(tmp_path)
+    kinds = {"clip.mp4": "video/mp4", "scan.tiff": "image/tiff", "photo.avif": "application/octet-stream"}
+    with serving.client(serving.gallery(tmp_path)) as client:
+        for name, kind in kinds.items():
+            place = f"/api/items/{number(client, name)}"
+            assert client.get(place).json()["kind"] == ("video" if name == "clip.mp4" else "image")
+            assert client.get(f"{place}/picture").headers["content-type"] == "image/jpeg"
+            file = client.get(f"{place}/picture", params={"full": 1})
+            assert file.content == (tmp_path / "pictures" / name).read_bytes()
+            assert file.headers["content-type"] == kind
+            assert file.headers["content-disposition"].startswith("inline" if name == "clip.mp4" else "attachment")
+
+
+def test_thumbnails_take_a_bounded_part_of_the_memory() -> None:
+    made = []
+
+    class Pictures:
+        place = 0
+
+        def thumbnail(self, number: int, size: str) -> bytes:
+            made.append(number)
+            return bytes(4000)
+
+    async def work() -> None:
+        thumbnails = Thumbnails(Limits(cache=10_000), Metrics())
+        for number in (1, 2, 1, 3, 1, 2):  # 3 takes the place of 2, which was asked for longest ago
+            assert await thumbnails.get(Pictures(), number, "small") == bytes(4000)
+        assert await asyncio.gather(*(thumbnails.get(Pictures(), 9, "small") for _ in range(5))) == [bytes(4000)] * 5
+
+    asyncio.run(work())
+    assert made[:4] == [1, 2, 3, 2] and len(made) <= 4 + Limits().decoding
 
 
 @pytest.mark.parametrize("place", ["/api/items/999", "/api/items/999/picture", "/api/items/999/similar"])
