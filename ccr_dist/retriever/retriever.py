@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,23 +15,23 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ccr_dist.config import ENGLISH, RunConfig
-from ccr_dist.data.media.decode import decode_image
 from ccr_dist.data.media.text import has_text
 from ccr_dist.data.media.video import decode_video
 from ccr_dist.data.storage.store import digest_json
-from ccr_dist.errors import ConfigError, DataError, NonFiniteError, Notice
+from ccr_dist.errors import ConfigError, DataError, Notice
 from ccr_dist.evaluate.retrieval import Fusion
 from ccr_dist.generate.text import languages as tags
 from ccr_dist.methods.base import Method
+from ccr_dist.retriever.inputs import file_bytes, opened
 from ccr_dist.retriever.language import Detected, detect
 from ccr_dist.retriever.model_folder import Record
+from ccr_dist.retriever.rows import Layout, finite, layout_of, to_bank, to_rows, width
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    Picture = str | Path | Image.Image | np.ndarray
+    from ccr_dist.retriever.inputs import Picture
 
-Layout = Mapping[str, tuple[int, ...]]  # part of a bank -> shape of one text or item
 GLOBAL = "global"
 
 
@@ -87,24 +86,24 @@ class Retriever:
         """Part -> shape of one text. Encodes a short text the first time."""
         lang = self.languages[0]
         companion = ["a"] if self.config.method.companions(self.config.data).get(lang) else []
-        return self._layout(self._text_bank(["a"], lang, companion), self.method.text_parts)
+        return layout_of(self._text_bank(["a"], lang, companion), self.method.text_parts)
 
     @cached_property
     def visual_layout(self) -> Layout:
         """Part -> shape of one item. Encodes a blank picture the first time, or a blank vector where the model reads
         vectors alone.
         """
-        return self._layout(self._visual_bank(self._blank_item(), None, [""]), self.method.visual_parts)
+        return layout_of(self._visual_bank(self._blank_item(), None, [""]), self.method.visual_parts)
 
     @property
     def text_width(self) -> int:
         """Numbers in a row of a text."""
-        return _width(self.text_layout)
+        return width(self.text_layout)
 
     @property
     def visual_width(self) -> int:
         """Numbers in a row of a picture or video."""
-        return _width(self.visual_layout)
+        return width(self.visual_layout)
 
     @property
     def reads_descriptions(self) -> bool:
@@ -155,8 +154,10 @@ class Retriever:
             for start in range(0, len(places), batch):
                 some = places[start : start + batch]
                 beside = [companion[at] for at in some] if companion else []
-                rows[some] = self._rows(self._text_bank([texts[at] for at in some], each, beside), self.text_layout)
-        return _finite(rows, "text")
+                rows[some] = to_rows(
+                    self._text_bank([texts[at] for at in some], each, beside), self.text_layout, unit=self.cosine
+                )
+        return finite(rows, "text")
 
     def encode_images(self, images: Sequence[Picture], *, batch: int = 32) -> np.ndarray:
         """Encodes pictures, as evaluation sees them: upright by their EXIF orientation, on white where they are
@@ -177,7 +178,7 @@ class Retriever:
         transform = self.image_transform()
         rows = np.zeros((len(images), self.visual_width), np.float32)
         for start in range(0, len(images), batch):
-            pixels = torch.stack([transform(_picture(image)) for image in images[start : start + batch]])
+            pixels = torch.stack([transform(opened(image)) for image in images[start : start + batch]])
             rows[start : start + batch] = self.encode_pixels(pixels)
         return rows
 
@@ -200,7 +201,7 @@ class Retriever:
         """
         rows = np.zeros((len(paths), self.visual_width), np.float32)
         for at, path in enumerate(paths):
-            rows[at] = self.encode_frames(decode_video(_bytes(path), path, frames=frames), batch=batch)
+            rows[at] = self.encode_frames(decode_video(file_bytes(path), path, frames=frames), batch=batch)
         return rows
 
     def encode_frames(self, frames: Sequence[Image.Image], *, batch: int = 64) -> np.ndarray:
@@ -250,7 +251,7 @@ class Retriever:
         tensor = torch.as_tensor(visual).to(self.device).float()
         there = None if mask is None else torch.as_tensor(mask).to(self.device)
         texts = list(description) or [""] * len(tensor)
-        return _finite(self._rows(self._visual_bank(tensor, there, texts), self.visual_layout), "item")
+        return finite(to_rows(self._visual_bank(tensor, there, texts), self.visual_layout, unit=self.cosine), "item")
 
     def image_transform(self) -> Callable[[Image.Image], Tensor]:
         """PIL picture to (3, H, W) float32, for `encode_pixels`. It can be pickled.
@@ -274,13 +275,19 @@ class Retriever:
         Returns:
             (n, m) float32.
         """
-        parts = self.method.scores(self._bank(text, self.text_layout), self._bank(visual, self.visual_layout))
+        parts = self.method.scores(
+            to_bank(text, self.text_layout, self.device, self.name),
+            to_bank(visual, self.visual_layout, self.device, self.name),
+        )
         return self.fusion.fused(parts).cpu().numpy()
 
     @torch.inference_mode()
     def visual_similarity(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Cosines (n, m) float32 of items (n, visual_width) and (m, visual_width), by their part "global"."""
-        x, y = (normalize(self._bank(rows, self.visual_layout)[GLOBAL], dim=-1) for rows in (one, other))
+        x, y = (
+            normalize(to_bank(rows, self.visual_layout, self.device, self.name)[GLOBAL], dim=-1)
+            for rows in (one, other)
+        )
         return (x @ y.T).float().cpu().numpy()
 
     # Languages.
@@ -307,10 +314,6 @@ class Retriever:
         return detect(text, self.languages)
 
     # Inside.
-
-    @property
-    def _exact(self) -> torch.dtype:
-        return torch.float32 if self.device.type == "mps" else torch.float64
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
@@ -340,22 +343,6 @@ class Retriever:
             width = getattr(self.method.options, "frame_width", None) or self.method.backbone.dim
             return torch.zeros((1, 1, width) if self.reads_tokens else (1, width), device=self.device)
 
-    def _layout(self, bank: Mapping[str, Tensor], parts: Sequence[str]) -> Layout:
-        return {name: tuple(bank[name].shape[1:]) for name in parts}
-
-    def _rows(self, bank: Mapping[str, Tensor], layout: Layout) -> np.ndarray:
-        parts = [bank[name].reshape(len(bank[name]), -1) for name in layout]
-        rows = normalize(parts[0], dim=-1) if self.cosine else torch.cat(parts, dim=1)
-        return rows.cpu().numpy()
-
-    def _bank(self, rows: np.ndarray, layout: Layout) -> dict[str, Tensor]:
-        width = _width(layout)
-        if rows.ndim != 2 or rows.shape[1] != width:
-            raise DataError(f"rows of shape {rows.shape}; {self.name} makes rows of {width} numbers")
-        sizes = [math.prod(shape) for shape in layout.values()]
-        parts = torch.as_tensor(rows).to(self.device, self._exact).split(sizes, dim=1)
-        return {name: part.reshape(-1, *layout[name]) for name, part in zip(layout, parts, strict=True)}
-
     def _require_companion(self, lang: str, companion: Sequence[str], texts: int) -> None:
         if companion and len(companion) != texts:
             raise DataError(f"{len(companion)} companion texts for {texts} texts; expected one for each")
@@ -374,35 +361,3 @@ def query_languages(config: RunConfig, learnt: Sequence[str]) -> list[str]:
         learnt: the languages that it trains on.
     """
     return [ENGLISH, *(lang for lang in learnt if lang != ENGLISH)]
-
-
-def _width(layout: Layout) -> int:
-    return sum(math.prod(shape) for shape in layout.values())
-
-
-def _finite(rows: np.ndarray, what: str) -> np.ndarray:
-    if not np.isfinite(rows).all():
-        at = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
-        raise NonFiniteError(f"the row of {what} {at} is not finite: the weights or this input are out of range")
-    return rows
-
-
-def _bytes(path: str | Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-def _picture(image: Picture) -> Image.Image:
-    from PIL import Image
-
-    from ccr_dist.data.media.pictures import on_white
-
-    if isinstance(image, str | Path):
-        return decode_image(_bytes(image), image)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise DataError(f"an array of {image.dtype} {image.shape}; expected uint8 (height, width, 3), RGB")
-        return Image.fromarray(image)
-    return on_white(image.convert("RGBA")) if image.has_transparency_data else image.convert("RGB")

@@ -14,9 +14,10 @@ from ccr_dist.config import RunConfig
 from ccr_dist.retriever import model_folder
 from ccr_dist.retriever.kept_config import config_of_folder
 from ccr_dist.train.loop import train_run
-from ccr_dist.train.measure import MeasuredModel, MeasuredRun, Subject, measure
+from ccr_dist.train.measure import measure
 from ccr_dist.train.publish import model_of, publish_model
 from ccr_dist.train.strategies.strategy import Strategy
+from ccr_dist.train.subjects import MeasuredModel, MeasuredRun, Subject
 from ccr_dist.train.watch.signals import Stopped
 
 

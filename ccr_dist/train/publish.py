@@ -24,9 +24,9 @@ from ccr_dist.retriever.load import device_of, record_of, save_model
 from ccr_dist.retriever.model_folder import IN_RUN
 from ccr_dist.retriever.retriever import Retriever
 from ccr_dist.train.inputs import wanted
-from ccr_dist.train.measure import trained_method
 from ccr_dist.train.state.run_folder import RunFolder
 from ccr_dist.train.strategies.strategy import Step, Strategy
+from ccr_dist.train.subjects import trained_method
 from ccr_dist.train.validation import chosen_fusion, encoded_validation
 
 

@@ -25,7 +25,7 @@ from ccr_dist.config import RunConfig
 from ccr_dist.data.stream.batch import Batch
 from ccr_dist.errors import CcrError, DataError, StorageError
 from ccr_dist.methods.run_config import load_config
-from ccr_dist.train import loop, measure
+from ccr_dist.train import loop, measure, subjects
 from ccr_dist.train.record.telemetry import Telemetry
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.state.progress import RunProgress
@@ -55,7 +55,7 @@ def leccr(folder: Path, spreads: tuple[str, ...], found: dict[str, Any]) -> None
         settings = load_config(folder / "leccr.yaml", [f"name=leccr-{spread}"])
         strategy = strategy_of(spread, settings)
         loop.train_run(settings, strategy)
-        path = measure.measure(measure.MeasuredRun(settings), strategy, split="test", again=False)
+        path = measure.measure(subjects.MeasuredRun(settings), strategy, split="test", again=False)
         if strategy.main:
             languages = json.loads(path.read_text())["languages"]
             found[f"leccr {spread}"] = {

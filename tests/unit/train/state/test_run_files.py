@@ -31,9 +31,9 @@ from ccr_dist.models import tensorfile
 from ccr_dist.study.compare import load_outcome
 from ccr_dist.train import commands, loop
 from ccr_dist.train.inputs import measured_on
-from ccr_dist.train.measure import trained_method
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.state.run_folder import RunFolder
+from ccr_dist.train.subjects import trained_method
 from ccr_dist.train.watch.signals import Stopped
 from tests import toy
 

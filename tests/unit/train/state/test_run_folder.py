@@ -18,7 +18,7 @@ from ccr_dist.errors import CcrError, ConfigError, DataBudgetError, DataError, N
 from ccr_dist.evaluate import evaluate
 from ccr_dist.evaluate.retrieval import Fusion, cosine
 from ccr_dist.methods.run_config import load_config
-from ccr_dist.train import commands, loop, measure, validation
+from ccr_dist.train import commands, loop, subjects, validation
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.state.run_folder import RunFolder, identity
 from ccr_dist.train.strategies.strategy import Strategy
@@ -113,7 +113,7 @@ def test_validation_chooses_the_fusion(folder: Path, monkeypatch: pytest.MonkeyP
     """Among three that measure differently, in any order; one alone is not measured."""
     config = load_config(toy.config(folder, {"name": "clip"}, {}))
     strategy = Strategy(config.runtime)
-    method, step = measure.trained_method(config, RunFolder(config.folder))
+    method, step = subjects.trained_method(config, RunFolder(config.folder))
     monkeypatch.setattr(
         method,
         "scores",
