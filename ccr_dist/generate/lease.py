@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from ccr_dist.data.storage import store
+from ccr_dist.data.storage.json_lines import has_types
 
 _TRACE = re.compile(r"^(\d{6,})\.(lease|journal)\.(\d+)$")
 _RUBBISH = re.compile(rf"^{re.escape(store.TEMPORARY)}(\d{{6,}})\.")
@@ -84,15 +85,32 @@ def journal_path(folder: Path, shard: str, generation: int) -> Path:
 
 
 def read_lease(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Both lines of a lease, empty if a crash of the machine left no JSON; None if the file is gone."""
+    """Both lines of a lease, each empty if it is not what a lease says, as after a crash of the machine; None if the
+    file is gone.
+    """
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return None
-    try:
-        return json.loads(lines[0]), json.loads(lines[1])
-    except (ValueError, IndexError):
+    owner, beat = (_said(line, types) for line, types in zip((*lines, b"", b""), (_OWNER, _BEAT), strict=False))
+    suspect = owner.get("suspect", {"row": 0, "deaths": 0})
+    if suspect.keys() != {"row", "deaths"} or not has_types(suspect, {"row": int, "deaths": int}):
         return {}, {}
+    return owner, beat
+
+
+_OWNER: dict[str, Any] = {
+    "worker": str, "host": str, "pid": int, "boot": str, "since": int | float, "stuck": int, "suspect": dict,
+}  # fmt: skip
+_BEAT: dict[str, Any] = {"beat": int, "rows": int, "of": int, "tokens": int, "begun": bool, "at": int}
+
+
+def _said(line: bytes, types: dict[str, Any]) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) and has_types(values, types) else {}
 
 
 def boot_id() -> str:

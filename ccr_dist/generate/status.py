@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ccr_dist.data.storage import store
+from ccr_dist.data.storage.json_lines import has_types
 from ccr_dist.data.table.dataset import Column, open_all
 from ccr_dist.data.table.inspect import origin_of
 from ccr_dist.errors import DataError
@@ -236,9 +237,14 @@ def _counts(paths: list[Path]) -> Counter[str]:
     return counts
 
 
+_MEASURED: dict[str, Any] = {"worker": str, "began": int | float, "ended": int | float, "rows": int, "resumed": int}
+
+
 def _span(path: Path) -> _Span | None:
     try:
         stats = store.read_json(path)
+        if not has_types(stats, _MEASURED) or not has_types(stats["counts"], {"tokens": int}):
+            return None
         return _Span(
             stats["worker"],
             stats["began"],
@@ -246,7 +252,7 @@ def _span(path: Path) -> _Span | None:
             stats["rows"] - stats["resumed"],
             stats["counts"].get("tokens", 0),
         )
-    except (DataError, KeyError):  # gone, or written by an earlier version
+    except (DataError, KeyError, TypeError, AttributeError):  # gone, damaged, or written by an earlier version
         return None
 
 

@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from ccr_dist.cli import app
 from ccr_dist.data.table.dataset import Column, Dataset, create_column
 from ccr_dist.errors import DataError
-from ccr_dist.generate.lease import boot_id
+from ccr_dist.generate.lease import boot_id, read_lease
 from ccr_dist.generate.status import status
+from ccr_dist.generate.status_table import render
 from tests.jobs import captions
 
 NAME = "caption.xx.slow"
@@ -231,3 +232,30 @@ def test_shards_that_were_done_and_are_lost_are_not_complete(dataset: Dataset, h
         "shards 000004 were done and are lost: " in done.stdout and "ccr-dist translate d --engine slow" in done.stdout
     )
     assert status(dataset.root)["columns"][0]["shards"]["lost"] == 1
+
+
+VALUES: tuple[Any, ...] = (None, [1], {"a": 1}, "x", 1.5, -1)
+
+
+def test_a_lease_of_anything_else_says_nothing(dataset: Dataset, lease: Leaser) -> None:
+    path = Path(lease(3, suspect={"row": 1, "deaths": 1}).name)
+    lines = [json.loads(line) for line in path.read_bytes().split(b"\n")[:2]]
+    wrong = [b"", b"\x00\xff\n\x00", b"[]\n[]\n", b"3\n3\n", b"{}\n{}\n", b"{}"]
+    for number, line in enumerate(lines):
+        for other in ({**line, key: value} for key in (*line, "suspect", "at", "begun") for value in VALUES):
+            both = [json.dumps(other if number == n else each) for n, each in enumerate(lines)]
+            wrong.append("\n".join((*both, "")).encode())
+    for content in wrong:
+        path.write_bytes(content)
+        assert only(dataset)["shards"]["leased"] == 1
+        assert read_lease(path) is not None
+        render(status(dataset.root, pause_s=0))
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("key", ["worker", "began", "ended", "rows", "resumed", "counts"])
+def test_figures_of_anything_else_are_left_out(dataset: Dataset, lease: Leaser, key: str, value: Any) -> None:
+    lease(3, rows=1)
+    stats = {"worker": "n1:7:ab", "began": 1.0, "ended": 2.0, "rows": 2, "resumed": 0, "counts": {"tokens": 1}}
+    dataset.column(NAME).write_stats(0, {**stats, key: value})
+    render(status(dataset.root, pause_s=0))
