@@ -10,7 +10,7 @@ import typer
 
 from ccr_dist import hub, terminal
 from ccr_dist.declare import declares
-from ccr_dist.errors import ConfigError, folder_to_make
+from ccr_dist.errors import ConfigError, folder_to_make, require_writable
 from ccr_dist.export.declared import exporting
 
 export_app = typer.Typer()  # may be a step of a pipeline
@@ -50,6 +50,7 @@ def export_command(
     from ccr_dist.api import load
     from ccr_dist.export.folder import export
 
+    require_writable(out)
     retriever = load(model, device="cpu")
     asked = {"auto": None, "yes": True, "no": False}[pictures]
     record = export(retriever, to, out, languages=lang or (), pictures=asked, check=check)

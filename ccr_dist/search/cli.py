@@ -16,7 +16,7 @@ import typer
 
 from ccr_dist import terminal
 from ccr_dist.declare import declares
-from ccr_dist.errors import STOPPED, ConfigError, DataBudgetError, DataError, folder_to_make
+from ccr_dist.errors import STOPPED, ConfigError, DataBudgetError, DataError, folder_to_make, require_writable
 from ccr_dist.generate.declared import both, options_of
 from ccr_dist.generate.job_options import JobOptions, with_job_options
 from ccr_dist.search.declared import indexing, searching
@@ -95,6 +95,7 @@ def index_command(
 
     if add and instead:
         raise ConfigError("--add and --instead exclude each other")
+    require_writable(out)
     retriever = _load(model, device)
     index = begin(out, retriever, dtype=dtype, frames=frames, model=model)
     settings = JobSettings(

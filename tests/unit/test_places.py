@@ -47,6 +47,8 @@ LINES = [
     "study bins good.yaml --out FILE",
     "checkpoint convert runs/a/checkpoints/step-00000001 FILE",
     "checkpoint convert runs/a/checkpoints/step-00000001 FILE/x.safetensors",
+    "export runs/a --to onnx --out FILE",
+    "index runs/a pictures --out FILE",
     "submit pipeline.yaml --dry-run",
     "run pipeline.yaml",
 ]
@@ -110,6 +112,8 @@ def test_folders_of_a_dataset_that_are_files(folder: Path) -> None:
         f"study bins good.yaml --out {NOWHERE}",
         f"evaluate CLIP out={NOWHERE} data.val=nowhere",
         f"checkpoint convert nowhere {NOWHERE}/w.safetensors",
+        f"export nowhere --to onnx --out {NOWHERE}",
+        f"index nowhere pictures --out {NOWHERE}",
     ],
 )
 def test_a_place_where_nothing_can_be_written_is_reported_before_the_work(folder: Path, line: str) -> None:
