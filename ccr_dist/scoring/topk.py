@@ -25,7 +25,8 @@ BLOCK_QUERIES = 1024
 BLOCK_SCORES = 1 << 22  # 16 MiB
 MOST_CANDIDATES = 1 << 20
 PAIRS_AT_ONCE = 1 << 13  # exact scores at a time
-BLOCK_ROWS = 1 << 14
+BLOCK_ROWS = 1 << 16
+FEW_ROWS = 1 << 12  # of them for one query after another, while they are in the cache
 READ_VALUES = 1 << 21  # values at a time that are made float32: 8 MiB
 FEW_QUERIES = 4  # row by row is faster than a matrix product of so few
 CROWDED = 16  # of one score in so many a candidate, it is cheaper to ask the block itself for its best
@@ -173,11 +174,11 @@ class _Search:
     def _score(self, pieces: list[_Piece]) -> None:
         longest = max(self.gallery.longest(piece.segment) for piece in pieces)
         rounding = self.lengths * longest * product_error(self.gallery.width)
-        errors = np.concatenate([self._errors(piece) for piece in pieces])
-        margin = rounding + self.lengths * errors.max()
+        errors = self._errors(pieces)
+        margin = rounding if errors is None else rounding + self.lengths * errors.max()
         if self.fresh > len(self.queries) * self.k:
             self._raise_least()
-        count = len(errors)
+        count = sum(piece.rows for piece in pieces)
         found = self.found[: len(self.queries) * count].reshape(len(self.queries), count)
         barred = []
         end = 0
@@ -197,22 +198,31 @@ class _Search:
             near[:, np.concatenate(barred)] = False
         query, column = np.divmod(_places(near), count)
         score = found[query, column].astype(np.float64)
-        off = rounding[query] + self.lengths[query] * errors[column]
+        off = rounding[query] if errors is None else rounding[query] + self.lengths[query] * errors[column]
         number = np.concatenate([piece.numbers for piece in pieces])[column]
         self.pools.append(_Pool(query, number, score - off, score + off))
         self.fresh += len(query)
 
-    def _errors(self, piece: _Piece) -> NDArray[np.float64]:
-        errors = self.gallery.segments[piece.segment].errors
-        return np.zeros(piece.rows) if errors is None else errors[piece.at].astype(np.float64)
+    def _errors(self, pieces: list[_Piece]) -> NDArray[np.float64] | None:
+        """How far each row may be from its exact one; None where all are exact."""
+        segments = [self.gallery.segments[piece.segment] for piece in pieces]
+        if all(segment.errors is None for segment in segments):
+            return None
+        errors = [
+            np.zeros(piece.rows, np.float32) if segment.errors is None else segment.errors[piece.at]
+            for piece, segment in zip(pieces, segments, strict=True)
+        ]
+        return np.concatenate(errors).astype(np.float64)
 
     def _multiply(self, piece: _Piece, into: Floats) -> None:
         """(q, m) products in float32. Memory is used again: fresh pages cost as much as a part of the product."""
         segment = self.gallery.segments[piece.segment]
         values = segment.unscaled(piece.at, self.room)
         if len(self.queries) <= FEW_QUERIES:
-            for query, row in zip(self.queries, into, strict=True):
-                np.vecdot(values, query, out=row)
+            for start in range(0, len(values), FEW_ROWS):
+                part = slice(start, start + FEW_ROWS)
+                for query, row in zip(self.queries, into, strict=True):
+                    np.vecdot(values[part], query, out=row[part])
         else:
             np.matmul(self.queries, values.T, out=into)
         if segment.scales is not None:
