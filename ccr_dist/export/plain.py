@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ccr_dist.config import ENGLISH
 from ccr_dist.errors import ConfigError
-from ccr_dist.export.clip_blocks import clip_text
+from ccr_dist.export.clip_blocks import clip_text, known
 from ccr_dist.export.layers import Layer, Normalised, Plain, fill, layers_of, linear
 from ccr_dist.export.layers import Lora as Matrices
 from ccr_dist.export.paths import TextPath
@@ -30,6 +30,7 @@ from ccr_dist.models.backbones.backbone import Backbone
 from ccr_dist.models.backbones.dual.backbone import DualBackbone
 from ccr_dist.models.backbones.open_clip.backbone import OpenClipBackbone
 from ccr_dist.models.backbones.sentence.backbone import SentenceEncoder
+from ccr_dist.models.backbones.transformers.towers import ClipTower
 from ccr_dist.models.frontend import FrontEnd
 from ccr_dist.models.hf_tower import HuggingFaceTower
 from ccr_dist.models.opened import FAMILY, opened
@@ -93,6 +94,8 @@ def _of_tower(
         return _transformers(backbone, tower, table, blocks, path, merge=merge)
     if isinstance(tower, OpenClipTower):
         return clip_text(tower, tower.token_table() if table is None else table, blocks, path, merge=merge)
+    if type(tower) is ClipTower:
+        return _clip_of_transformers(tower, table, blocks, path, merge=merge)
     raise ConfigError(f"the text tower of {backbone.name} ({type(tower).__name__}) has no form in transformers that is"
                       " known here")  # fmt: skip
 
@@ -147,6 +150,26 @@ def _transformers(
     model.config.pad_token_id = pad
     modes, layers = _pooled(backbone, tower)
     return Plain(model.eval(), modes, tuple(layers), lora)
+
+
+def _clip_of_transformers(
+    tower: ClipTower, table: Tensor | None, blocks: Sequence[nn.Module], path: TextPath, *, merge: bool
+) -> Plain:
+    """A copy of the text model of transformers' CLIP or MetaCLIP 2."""
+    from transformers import CLIPTextModel
+
+    own, project = tower.token_table(), tower.project
+    assert isinstance(project, nn.Module)
+    model: Any = copy.deepcopy(tower.text, {id(own): own}).cpu().float()
+    lora: Matrices = {}
+    names = {id(module): name for name, module in model.named_modules()}
+    for block, target in zip(blocks, model.encoder.layers, strict=True):
+        _update(target, block, lora, names, merge=merge)
+    rows = (own if table is None else table).detach().cpu().float().clone()
+    words = model.embeddings.token_embedding
+    words.weight, words.num_embeddings = nn.Parameter(rows), len(rows)
+    model.config.vocab_size, model.config.pad_token_id = len(rows), path.file.pad
+    return Plain(known(model.eval(), CLIPTextModel), ("lasttoken",), tuple(layers_of(project)), lora)
 
 
 def _update(target: nn.Module, source: nn.Module, lora: Matrices, names: dict[int, str], *, merge: bool) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ccr_dist.errors import MismatchError
+from ccr_dist.errors import ConfigError, MismatchError
 from ccr_dist.export.job import Job
 from ccr_dist.export.paths import TextPath
 from ccr_dist.export.pictures import PicturePath
@@ -35,7 +35,9 @@ EXAMPLE, EXAMPLE_PICTURES = "example.py", "example_pictures.py"
 
 
 def require_pictures(retriever: Retriever, path: PicturePath) -> None:
-    """Any picture path can be a graph; what the exporter cannot trace it says."""
+    """ConfigError where the steps to pixels are not data. What the exporter cannot trace it says itself."""
+    if not path.steps:
+        raise ConfigError("its pictures are prepared by a processor of transformers, whose steps are not known here")
 
 
 def write(folder: Path, job: Job) -> None:

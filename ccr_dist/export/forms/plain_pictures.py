@@ -1,7 +1,9 @@
-"""The picture side as modules of sentence-transformers: vision transformers of open_clip as CLIPVisionModel.
+"""The picture side as modules of sentence-transformers: vision models of transformers as they are, and vision
+transformers of open_clip as CLIPVisionModel.
 
-Its processor is Pillow's, which gives the pixels that open_clip's transform gives, but for rounding, where the picture
-is resized to a square. Where a crop follows, the two place it differently, so that some pictures are off by one pixel.
+The processor of the latter is Pillow's, which gives the pixels that open_clip's transform gives, but for rounding,
+where the picture is resized to a square. Where a crop follows, the two place it differently, so that some pictures are
+off by one pixel.
 """
 
 from __future__ import annotations
@@ -10,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.export.clip_blocks import activation, clip_block
+from ccr_dist.export.clip_blocks import activation, clip_block, known
 from ccr_dist.export.forms.modules import denses
-from ccr_dist.export.layers import Layer, fill
+from ccr_dist.export.layers import Layer, fill, layers_of
 from ccr_dist.export.pictures import PicturePath
 from ccr_dist.methods.base import Method
 from ccr_dist.models.backbones.open_clip.backbone import OpenClipBackbone
+from ccr_dist.models.backbones.transformers.backbone import TransformersBackbone
 from ccr_dist.retriever.retriever import Retriever
 
 
@@ -27,6 +29,11 @@ def require(retriever: Retriever, path: PicturePath) -> None:
     method, backbone = retriever.method, retriever.method.backbone
     if type(method).encode_visual is not Method.encode_visual:
         raise ConfigError(f"method {method.name} has networks of its own behind the image encoder")
+    if isinstance(backbone, TransformersBackbone):
+        from transformers import CLIPVisionModel
+
+        known(backbone.model.vision_model, CLIPVisionModel)
+        return
     visual: Any = getattr(getattr(backbone, "model", None), "visual", None)
     if not isinstance(backbone, OpenClipBackbone) or type(visual).__name__ != "VisionTransformer":
         raise ConfigError(f"the image encoder of {backbone.name} is no vision transformer of open_clip's own")
@@ -41,10 +48,14 @@ def require(retriever: Retriever, path: PicturePath) -> None:
 
 def modules(place: Path, retriever: Retriever, path: PicturePath) -> list[Any]:
     """Transformer with a CLIPVisionModel, and the projection; `place`: a folder for the encoder's files."""
-    from sentence_transformers.sentence_transformer.modules import Transformer
     from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
     backbone: Any = retriever.method.backbone
+    if isinstance(backbone, TransformersBackbone):
+        known(backbone.model.vision_model, CLIPVisionModel).save_pretrained(str(place))
+        backbone.pictures.processor.save_pretrained(str(place))
+        last = getattr(backbone.model, "visual_projection", None)
+        return [_encoder(place), *denses(() if last is None else tuple(layers_of(last)))]
     visual = backbone.model.visual
     first = visual.transformer.resblocks[0]
     config = CLIPVisionConfig(
@@ -74,10 +85,16 @@ def modules(place: Path, retriever: Retriever, path: PicturePath) -> list[Any]:
         size={"height": height, "width": width}, do_center_crop=False, resample=3, image_mean=steps["mean"],
         image_std=steps["std"], rescale_factor=1 / steps["scale"],
     ).save_pretrained(str(place))  # fmt: skip
-    projection: Tensor | None = visual.proj
-    encoder = Transformer(
+    layers = () if visual.proj is None else (Layer(visual.proj.detach().T.cpu()),)
+    return [_encoder(place), *denses(layers)]
+
+
+def _encoder(place: Path) -> Any:
+    """The module of a folder with a vision model and its processor."""
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    return Transformer(
         str(place),
         modality_config={"image": {"method": "forward", "method_output_name": "pooler_output"}},
         module_output_name="sentence_embedding",
     )
-    return [encoder, *denses(() if projection is None else (Layer(projection.detach().T.cpu()),))]

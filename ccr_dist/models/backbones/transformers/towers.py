@@ -52,7 +52,7 @@ class ClipTower(TextTower):
 
     def through(self, block: nn.Module, h: Tensor, seen: Any) -> Tensor:
         # a rank without samples: attention's reshapes refuse to guess
-        return block(h, seen, is_causal=True) if len(h) else h
+        return block(h, seen, is_causal=True) if h.shape[0] else h
 
     def sentence(self, h: Tensor, mask: Tensor, end: Tensor) -> Tensor:
         return at(h, end)
@@ -87,7 +87,7 @@ class SiglipTower(ClipTower):
         return None
 
     def through(self, block: nn.Module, h: Tensor, seen: Any) -> Tensor:
-        return block(h, None) if len(h) else h
+        return block(h, None) if h.shape[0] else h
 
     def sentence(self, h: Tensor, mask: Tensor, end: Tensor) -> Tensor:
         return h[:, -1]
