@@ -104,6 +104,7 @@ def test_other_tools_load_them_without_ours(work, tmp_path) -> None:
         "dual": (st, "clip", "dual", "en", {}),
         "full": (st, "full", "clip", "es", {"task": "es"}),
         "leccr": (st, "leccr", "clip", "es", LECCR),
+        "hf": (st, "lora", "hf-clip", "es", {"task": "es"}),
         "square": (st, "clip", "clip", "en", {"section": {"resize": "squash"}}),
         "zero-shot": (oc, "clip", "clip", "en", {}),
         "oc-full": (oc, "full", "custom", "es", {"languages": ["es"]}),
@@ -112,12 +113,8 @@ def test_other_tools_load_them_without_ours(work, tmp_path) -> None:
         "lora-clip": ("peft", "lora", "clip", "es", {}),
     }
     made = loaded_elsewhere(work, tmp_path, jobs, forbidden=["ccr_dist"])
-    assert {name for name, job in made.items() if job.record["pictures"]} == {
-        "square",
-        "zero-shot",
-        "oc-full",
-        "merged",
-    }
+    with_pictures = {name for name, job in made.items() if job.record["pictures"]}
+    assert with_pictures == {"hf", "square", "zero-shot", "oc-full", "merged"}
     assert made["lora"].record["languages"] == ["es"]
     assert "by the backbone alone" in (made["lora"].out / "README.md").read_text()
     assert not [name for name, job in made.items() if "import" in job.record["facts"]]
@@ -132,6 +129,7 @@ def test_more_of_them(work, tmp_path) -> None:
         "full-en": (st, "full", "xlm-roberta", "en", {"task": "en"}),
         "english": (st, "english", "dual", "en", {}),
         "bert": (st, "clip", "bert", "en", {}),
+        "metaclip": (st, "full", "hf-metaclip_2", "es", {"task": "es"}),
     }
     loaded_elsewhere(work, tmp_path, jobs, forbidden=["ccr_dist"])
 
