@@ -57,9 +57,9 @@ def card_of(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def test_a_card_says_what_was_measured_on_which_data(measured, tmp_path) -> None:
-    exports.export(exporting.loaded(measured), "sentence-transformers", tmp_path / "out")
+    exports.export(exporting.loaded(measured), "safetensors", tmp_path / "out", pictures=False)
     head, text = card_of(tmp_path / "out")
-    assert head["language"] == ["en", "es"] and head["library_name"] == "sentence-transformers"
+    assert head["language"] == ["en", "es"] and head["library_name"] == "ccr-dist"
     assert head["datasets"] == ["toy"] and "base_model" not in head  # folders of this machine have no id
     [found] = head["model-index"]
     assert found["name"] == "full-s0" and found["results"][0]["dataset"] == {
@@ -70,7 +70,7 @@ def test_a_card_says_what_was_measured_on_which_data(measured, tmp_path) -> None
     assert {"type": "t2v_R1", "name": "text to item, R@1 (es)", "value": 31.25} in found["results"][0]["metrics"]
     assert "| es | 31.2 [26.2, 36.2] |" in text and "mR on toy/val" in text
     assert "| toy | train | caption.en | people | CC BY 4.0 |" in text
-    assert 'task="es"' in text and "| text.es | 30 | 1.0000000 |" in text
+    assert 'lang="es"' in text and "| text.es | 30 | 1.0000000 |" in text
 
 
 def test_base_models_are_named_by_their_ids(measured) -> None:

@@ -95,67 +95,66 @@ def loaded_elsewhere(work: Path, tmp_path: Path, jobs: dict[str, tuple], **optio
     return made
 
 
+ST, OC = "sentence-transformers", "open_clip"
+
+
 def test_other_tools_load_them_without_ours(work, tmp_path) -> None:
-    """One process for all: it imports every tool once. Pictures beside texts are a route where they are resized to a
-    square.
-    """
-    st, oc = "sentence-transformers", "open_clip"
+    """One process for all: it imports every tool once."""
+    from sentence_transformers import SentenceTransformer
+
     jobs = {
-        "dual": (st, "clip", "dual", "en", {}),
-        "full": (st, "full", "clip", "es", {"task": "es"}),
-        "leccr": (st, "leccr", "clip", "es", LECCR),
-        "hf": (st, "lora", "hf-clip", "es", {"task": "es"}),
-        "square": (st, "clip", "clip", "en", {"section": {"resize": "squash"}}),
-        "zero-shot": (oc, "clip", "clip", "en", {}),
-        "oc-full": (oc, "full", "custom", "es", {"languages": ["es"]}),
-        "merged": (oc, "lora", "clip", "es", {"languages": ["es"]}),
+        "dual": (ST, "clip", "dual", "en", {}),
+        "full": (ST, "full", "clip", "es", {"task": "es"}),
+        "leccr": (ST, "leccr", "clip", "es", LECCR),
+        "zero-shot": (OC, "clip", "clip", "en", {}),
         "lora": ("peft", "lora", "dual", "es", {}),
-        "lora-clip": ("peft", "lora", "clip", "es", {}),
     }
     made = loaded_elsewhere(work, tmp_path, jobs, forbidden=["ccr_dist"])
-    with_pictures = {name for name, job in made.items() if job.record["pictures"]}
-    assert with_pictures == {"hf", "square", "zero-shot", "oc-full", "merged"}
+    assert made["zero-shot"].record["pictures"]
     assert made["lora"].record["languages"] == ["es"]
     assert "by the backbone alone" in (made["lora"].out / "README.md").read_text()
     assert not [name for name, job in made.items() if "import" in job.record["facts"]]
+    model = SentenceTransformer(str(made["full"].out), device="cpu")
+    for task in (None, "fr"):  # a language has to be named
+        with pytest.raises(ValueError, match="route"):
+            model.encode(QUERIES, task=task)
 
 
 @pytest.mark.slow
 def test_more_of_them(work, tmp_path) -> None:
-    st = "sentence-transformers"
+    """Pictures beside texts are a route where a processor of transformers gives the same pixels."""
     jobs = {
-        "lora": (st, "lora", "dual", "es", {"task": "es"}),
-        "full-x": (st, "full", "xlm-roberta", "es", {"task": "es"}),
-        "full-en": (st, "full", "xlm-roberta", "en", {"task": "en"}),
-        "english": (st, "english", "dual", "en", {}),
-        "bert": (st, "clip", "bert", "en", {}),
-        "metaclip": (st, "full", "hf-metaclip_2", "es", {"task": "es"}),
+        "hf": (ST, "lora", "hf-clip", "es", {"task": "es"}),
+        "square": (ST, "clip", "clip", "en", {"section": {"resize": "squash"}}),
+        "metaclip": (ST, "full", "hf-metaclip_2", "es", {"task": "es"}),
+        "lora": (ST, "lora", "dual", "es", {"task": "es"}),
+        "full-x": (ST, "full", "xlm-roberta", "es", {"task": "es"}),
+        "full-en": (ST, "full", "xlm-roberta", "en", {"task": "en"}),
+        "english": (ST, "english", "dual", "en", {}),
+        "bert": (ST, "clip", "bert", "en", {}),
+        "oc-full": (OC, "full", "custom", "es", {"languages": ["es"]}),
+        "merged": (OC, "lora", "clip", "es", {"languages": ["es"]}),
+        "lora-clip": ("peft", "lora", "clip", "es", {}),
     }
-    loaded_elsewhere(work, tmp_path, jobs, forbidden=["ccr_dist"])
+    made = loaded_elsewhere(work, tmp_path, jobs, forbidden=["ccr_dist"])
+    with_pictures = {name for name, job in made.items() if job.record["pictures"]}
+    assert with_pictures == {"hf", "metaclip", "square", "oc-full", "merged"}
 
 
-def test_a_registered_type_needs_ours_and_says_so(work, tmp_path) -> None:
-    st = "sentence-transformers"
+@pytest.mark.parametrize("names", [("dasd", "static"), pytest.param(("nrccr", "siglip"), marks=pytest.mark.slow)])
+def test_a_registered_type_needs_ours_and_says_so(work, tmp_path, names) -> None:
     jobs = {
-        "dasd": (st, "dasd", "clip", "es", {"rank": 4, "task": "es"}),
-        "static": (st, "static", "clip", "es", {"task": "es"}),
-        "nrccr": (st, "nrccr", "clip", "es", NRCCR),
+        "dasd": (ST, "dasd", "clip", "es", {"rank": 4, "task": "es"}),
+        "static": (ST, "static", "clip", "es", {"task": "es"}),
+        "nrccr": (ST, "nrccr", "clip", "es", NRCCR),
+        "siglip": (ST, "clip", "hf-siglip", "en", {}),
     }
-    made = loaded_elsewhere(work, tmp_path, jobs, forbidden=[], imports="ccr_dist.export.registered")
+    asked = {name: jobs[name] for name in names}
+    made = loaded_elsewhere(work, tmp_path, asked, forbidden=[], imports="ccr_dist.export.registered")
     for job in made.values():
         assert job.record["facts"]["import"] == "ccr_dist.export.registered"
         assert "import ccr_dist.export.registered" in (job.out / "README.md").read_text()
         assert not [path for path in job.out.rglob("*") if path.is_symlink()]
-
-
-def test_a_language_that_is_not_named_is_an_error(work, tmp_path) -> None:
-    from sentence_transformers import SentenceTransformer
-
-    _, out, _ = exported(work, tmp_path, "sentence-transformers", "full")
-    model = SentenceTransformer(str(out), device="cpu")
-    for task in (None, "fr"):
-        with pytest.raises(ValueError, match="route"):
-            model.encode(QUERIES, task=task)
 
 
 FORBIDDEN = ["ccr_dist", "torch", "transformers", "onnx", "huggingface_hub"]
