@@ -200,6 +200,15 @@ def outcome(decision: Decision) -> str:
     return what + (f", without {', '.join(sorted(decision.exclude))}" if decision.exclude else "")
 
 
+def _code(path: Path) -> int:
+    """The exit code that a rank left. One that was killed while it wrote has crashed."""
+    try:
+        code = read_json(path)["code"]
+    except (errors.DataError, KeyError, TypeError):
+        return errors.CRASH
+    return code if isinstance(code, int) else errors.CRASH
+
+
 def combined(code: int, notes: Path) -> int:
     """The most specific exit code: a launcher's own says only success or failure, those of its ranks are in the notes.
 
@@ -207,7 +216,7 @@ def combined(code: int, notes: Path) -> int:
         code: The launcher's exit code.
         notes: The attempt's folder of notes.
     """
-    codes = {read_json(path)["code"] for path in notes.glob("rank-*.json")}
+    codes = set(map(_code, notes.glob("rank-*.json")))
     if code == errors.DONE:
         return errors.STOPPED if errors.STOPPED in codes else code  # see rank.py
     special = codes - {errors.DONE, errors.CRASH, errors.STOPPED}

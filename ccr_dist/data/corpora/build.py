@@ -129,9 +129,13 @@ def _spaced(rows: list[RecipeRow], limit: int | None) -> list[RecipeRow]:
 
 def _claim(path: Path, plan: dict[str, Any], advice: Callable[[], str]) -> None:
     """Reserve the folder for this build. Raises DataError, with the difference, if it holds another one."""
-    if not store.create_once(path, store.pretty_json(plan)) and (
-        lines := store.differences(store.read_json(path), plan)
-    ):
+    if store.create_once(path, store.pretty_json(plan)):
+        return
+    try:
+        there = store.read_json(path)
+    except DataError as error:
+        raise DataError(f"{error}; remove the file and build again: what is finished is kept") from None
+    if lines := store.differences(there, plan):
         raise DataError(
             f"{path.parent}: holds another build; the difference:\n  " + "\n  ".join(lines) + f"\n{advice()}"
         )

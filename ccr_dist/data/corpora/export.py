@@ -131,7 +131,11 @@ def _export(dataset: Dataset, out: Path, plan: dict[str, Any], progress: bool) -
     if any(out.iterdir()) and not (out / _PLAN).exists():
         raise ConfigError(f"{out}: already holds files; choose another --out")
     if not store.create_once(out / _PLAN, store.pretty_json(plan)):
-        store.require_same(out / _PLAN, store.read_json(out / _PLAN), plan, "another export already exists")
+        try:
+            there = store.read_json(out / _PLAN)
+        except DataError as error:
+            raise DataError(f"{error}; export to another place, or remove this one: {out}") from None
+        store.require_same(out / _PLAN, there, plan, "another export already exists")
     done, sizes = Exported(out), {}
     with bar(progress, f"exporting {dataset.split}", len(dataset.shards), "tars") as advance:
         for shard, name in enumerate(dataset.shards):

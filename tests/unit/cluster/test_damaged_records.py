@@ -96,3 +96,11 @@ def test_a_line_of_an_attempt_that_is_none_counts_as_an_attempt_that_was_killed(
     [step] = status(plan.run)["steps"]
     assert step["states"] == {"none": 1}
     assert step["why"] == [f"{path}: damaged in line 1, 2, which is left out: what was done may be done once more"]
+
+
+@pytest.mark.parametrize("content", [*SHAPES, b'{"code": "x"}', b'{"code": 5'])
+def test_a_rank_that_left_no_code_has_crashed(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "rank-0.json").write_bytes(content)
+    assert job.combined(1, tmp_path) == CRASH
+    (tmp_path / "rank-1.json").write_text('{"code": 7}')
+    assert job.combined(1, tmp_path) == 7

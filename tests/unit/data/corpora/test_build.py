@@ -311,3 +311,15 @@ def test_a_folder_of_pictures_that_is_none(tmp_path, there, what):
     recipe = load_recipe("folder", [f"images={tmp_path}/x", "captions=c.csv", "name=n"])
     with pytest.raises(ConfigError, match=f"images: {tmp_path}/x: {what}; name the folder of your pictures"):
         build(recipe, tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff", b'{"kind": "fol'])
+def test_a_damaged_recipe_json_has_a_way_out_that_works(tmp_path, content):
+    recipe, out = folder_recipe(tmp_path / "in", n=4), tmp_path / "out"
+    do(recipe, out, "split_by=none")
+    before = tree(out)
+    (out / "recipe.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"recipe\.json: .*remove the file and build again: what is finished is kept"):
+        do(recipe, out, "split_by=none")
+    (out / "recipe.json").unlink()
+    assert do(recipe, out, "split_by=none").built == 0 and tree(out) == before
