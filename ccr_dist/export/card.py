@@ -148,7 +148,7 @@ def _measured(record: Mapping[str, Any]) -> list[str]:
     if not found:
         return []
     lines = ["## Checked against the run", "",
-             f"On held-out queries and pictures of `{Path(str(record.get('checked_on'))).name}`, in float32:", "",
+             f"On held-out queries and pictures of `{record['checked_on']}`, in float32:", "",
              "| what | rows | least cosine |", "| --- | --- | --- |"]  # fmt: skip
     lines += [f"| {what} | {each['rows']} | {each['least_cosine']:.7f} |" for what, each in found.items()]
     return ["\n".join(lines)]

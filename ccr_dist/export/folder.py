@@ -92,7 +92,7 @@ def export(
             "model": {"name": retriever.name, "digest": retriever.digest, "method": retriever.method.name},
             "languages": list(job.languages),
             "pictures": job.picture is not None,
-            "checked_on": sample.where,
+            "checked_on": sample.name,
             "measured": job.measured.found,
             "facts": job.facts,
             **environment(),

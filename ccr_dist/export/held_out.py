@@ -22,11 +22,12 @@ TEXTS, PICTURES = 64, 16
 
 @dataclass(frozen=True)
 class Sample:
-    """Held-out queries by language, pictures, and where they come from."""
+    """Held-out queries by language, pictures, where they come from, and what records, which travel, call that."""
 
     texts: Mapping[str, list[str]]
     pictures: Sequence[Any] = ()
     where: str = ""
+    name: str = ""
 
 
 @dataclass
@@ -91,18 +92,18 @@ def held_out(retriever: Retriever, place: str | None, languages: Sequence[str], 
     if Path(where).is_file():
         return _of_file(Path(where), languages)
     dataset = Dataset.open(where)
-    columns = config.method.query_columns(config.data)
+    columns, name = config.method.query_columns(config.data), f"{dataset.name}/{dataset.split}"
     texts: dict[str, list[str]] = {}
     for lang in languages:
-        name = columns.get(lang, f"caption.{lang}")
-        if name in dataset.columns():
-            texts[lang] = _texts(dataset, name)
+        column = columns.get(lang, f"caption.{lang}")
+        if column in dataset.columns():
+            texts[lang] = _texts(dataset, column)
         if not texts.get(lang):
             raise DataError(
-                f"{where}: no captions in {lang!r} (column {name}) to check the export on; leave the language out"
+                f"{where}: no captions in {lang!r} (column {column}) to check the export on; leave the language out"
                 " (--lang), or give --check another dataset"
             )
-    return Sample(texts, _pictures(dataset, config.data.visual) if pictures else (), where)
+    return Sample(texts, _pictures(dataset, config.data.visual) if pictures else (), where, name)
 
 
 def _there(place: str) -> bool:
@@ -151,4 +152,4 @@ def _of_file(path: Path, languages: Sequence[str]) -> Sample:
         texts.setdefault(lang.strip(), []).append(query)
     if missing := [lang for lang in languages if not texts.get(lang)]:
         raise ConfigError(f"{path}: no queries in {', '.join(missing)}; add some, or leave the language out (--lang)")
-    return Sample({lang: texts[lang][:TEXTS] for lang in languages}, (), str(path))
+    return Sample({lang: texts[lang][:TEXTS] for lang in languages}, (), str(path), path.name)

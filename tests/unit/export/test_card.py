@@ -70,6 +70,7 @@ def test_a_card_says_what_was_measured_on_which_data(measured, tmp_path) -> None
     assert {"type": "t2v_R1", "name": "text to item, R@1 (es)", "value": 31.25} in found["results"][0]["metrics"]
     assert "| es | 31.2 [26.2, 36.2] |" in text and "mR on toy/val" in text
     assert "| toy | train | caption.en | people | CC BY 4.0 |" in text
+    assert "On held-out queries and pictures of `toy/val`" in text
     assert 'lang="es"' in text and "| text.es | 30 | 1.0000000 |" in text
 
 
