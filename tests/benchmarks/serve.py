@@ -22,7 +22,9 @@ from urllib.parse import urlencode
 
 import numpy as np
 
+import ccr_dist
 from ccr_dist.search.index import Index
+from ccr_dist.search.searcher import Searcher
 from tests.benchmarks.record import ENGLISH_WORDS, record
 
 KINDS = ("search", "similar", "picture", "embeddings")
@@ -78,13 +80,18 @@ async def load(port: int, asks: list[bytes], clients: int, seconds: float) -> di
     }
 
 
-def requests(kind: str, index: Index) -> list[bytes]:
-    """Requests of a kind, as bytes."""
+def queries(index: Index) -> list[str]:
+    """Captions of the index; words without any."""
     dice = random.Random(0)
     numbers = index.numbers().tolist()
     captions = [text for number in dice.sample(numbers, min(200, len(numbers)))
                 for texts in index.item(number).captions.values() for text in texts]  # fmt: skip
-    texts = captions or [" ".join(dice.sample(ENGLISH_WORDS, 4)) for _ in range(200)]
+    return captions or [" ".join(dice.sample(ENGLISH_WORDS, 4)) for _ in range(200)]
+
+
+def requests(kind: str, index: Index) -> list[bytes]:
+    """Requests of a kind, as bytes."""
+    texts, numbers = queries(index), index.numbers().tolist()
     if kind == "search":
         return [get(f"/api/search?{urlencode({'text': text, 'k': 30})}") for text in texts]
     if kind == "similar":
@@ -92,6 +99,23 @@ def requests(kind: str, index: Index) -> list[bytes]:
     if kind == "picture":
         return [get(f"/api/items/{number}/picture") for number in numbers]
     return [post("/v1/embeddings", {"model": index.model["name"], "input": text}) for text in texts]
+
+
+def alone(index: Index, texts: list[str], seconds: float) -> dict[str, float]:
+    """Texts a second of the searcher by itself, in one thread: one at a time, and 32 together."""
+    import torch
+
+    torch.set_num_threads(1)
+    searcher = Searcher(index, ccr_dist.load(index.model["path"], device="cpu"))
+    searcher.texts(texts[:1], k=30)
+    found = {}
+    for together in (1, 32):
+        done, begun = 0, time.perf_counter()
+        while time.perf_counter() < begun + seconds:
+            searcher.texts([texts[(done + at) % len(texts)] for at in range(together)], k=30)
+            done += together
+        found[str(together)] = round(done / (time.perf_counter() - begun), 1)
+    return found
 
 
 def get(path: str) -> bytes:
@@ -112,6 +136,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args()
     index = Index.open(options.index)
+    bare = alone(index, queries(index), options.seconds)
     server = Server(options.index)
     try:
         before = server.memory()
@@ -125,6 +150,7 @@ def main() -> None:
         results = {
             "items": index.items,
             "model": index.model["name"],
+            "searcher_texts_a_second": bare,
             "clients": found,
             "server_mb": {"before": round(before / 1e6), "after": round(server.memory() / 1e6)},
         }
