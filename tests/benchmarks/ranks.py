@@ -38,7 +38,8 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="keep the JSON in results/")
     asked = parser.parse_args()
     if asked.task:
-        print(json.dumps(measured(*asked.task, asked.width, asked.rounds)))
+        captions, items = asked.task
+        print(json.dumps(measured(captions, items, asked.width, asked.rounds)))
         return
     tasks = {}
     for captions, items in ((asked.pairs, asked.pairs), (asked.captions, asked.items)):
@@ -78,7 +79,8 @@ def measured(captions: int, items: int, width: int, rounds: int) -> dict[str, An
 
 def product(text: np.ndarray, visual: np.ndarray) -> float:
     """Seconds of all products in blocks, from 40 of them."""
-    left, right, into = text[:BLOCK], visual[:BLOCK].T, np.empty((BLOCK, BLOCK), np.float32)
+    left, right = text[:BLOCK], visual[:BLOCK].T
+    into = np.empty((len(left), right.shape[1]), np.float32)
     started = time.process_time()
     for _ in range(40):
         np.matmul(left, right, out=into)

@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +76,19 @@ def measured(folder: Path, rows: int, width: int, counts: list[int], rounds: int
     seconds = {}
     for count in counts:
         queries = unit(dice, centres, count)
-        seconds[str(count)] = paired(
-            {
-                "faiss": lambda queries=queries: flat.search(queries, K)[1],
-                **{
-                    dtype: lambda queries=queries, gallery=gallery: top_k(queries, gallery, K)[0]
-                    for dtype, gallery in galleries.items()
-                },
-            },
-            rounds,
-        )
+        searches: dict[str, Callable[[], np.ndarray]] = {"faiss": partial(found_by_faiss, flat, queries)}
+        for dtype, gallery in galleries.items():
+            searches[dtype] = partial(found_by_us, gallery, queries)
+        seconds[str(count)] = paired(searches, rounds)
     return {"bytes": memory, "queries": seconds}
+
+
+def found_by_faiss(flat: faiss.IndexFlatIP, queries: np.ndarray) -> np.ndarray:
+    return np.asarray(flat.search(queries, K)[1])
+
+
+def found_by_us(gallery: Gallery, queries: np.ndarray) -> np.ndarray:
+    return top_k(queries, gallery, K)[0]
 
 
 def unit(dice: np.random.Generator, centres: np.ndarray, count: int) -> np.ndarray:
