@@ -174,7 +174,8 @@ def ranks(
 
 def _plain_ranks(text: Tensor, visual: Tensor, text_item: Tensor, group: Tensor, block: int | None) -> Ranks:
     """The same ranks by the kernel of `scoring`: one product for all directions, in float32 where that decides."""
-    texts, items = (kernel.Rows(features.detach().cpu().numpy()) for features in (text, visual))
+    features = (each.cpu() if each.dtype == torch.float32 else each.double().cpu() for each in (text, visual))
+    texts, items = (kernel.Rows(each.numpy()) for each in features)
     caption, item = texts.broken(), items.broken()
     if caption == 0 or (item is None and caption is not None):
         raise _diverged("caption", caption, "item", 0)

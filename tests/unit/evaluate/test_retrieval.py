@@ -265,3 +265,10 @@ def test_methods_that_score_by_cosine_alone_go_the_fast_way():
 
     marked = [getattr(kind.scores, "plain_cosine", False) for kind in (Method, Hybrid, Nrccr)]
     assert marked == [True, False, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.int64])
+def test_features_of_any_type_are_ranked(dtype):
+    text, visual = torch.tensor([[3, 1], [1, 3], [1, 1]]).to(dtype), torch.tensor([[2, 1], [1, 2]]).to(dtype)
+    found = ranks({"global": text}, {"global": visual}, torch.tensor([0, 1, 1]), torch.arange(2))
+    assert found.text_to_visual.tolist() == [1, 1, 2] and found.visual_to_text.tolist() == [1, 1]
