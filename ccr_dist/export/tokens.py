@@ -107,7 +107,9 @@ def of_e5(file: E5File, limit: int, *, before: Any = ()) -> TextFile:
         normalizers.Replace(characters[0] if len(characters) == 1 else Regex(_one_of(characters)), target)
         for target, characters in targets.items()
     ]
-    made.normalizer = normalizers.Sequence([*before, *steps, normalizers.Replace(Regex(" {2,}"), " ")])
+    made.normalizer = normalizers.Sequence(
+        [*before, normalizers.NFC(), *steps, normalizers.Replace(Regex(" {2,}"), " ")]
+    )
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
     made.post_processor = _around(made, file.start, file.end)
     return _finished(made, file.start, file.end, file.pad, limit)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import struct
+import unicodedata
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -46,8 +47,10 @@ class E5File:
     data: memoryview
 
     def clean(self, text: str) -> str:
-        """The tokeniser's own normalisation: code points replaced, runs of spaces made one."""
-        return SPACES.sub(" ", text.translate(self.normalise))
+        """The tokeniser's own normalisation: letters composed with their marks, code points replaced, runs of spaces
+        made one. The table of the file has code points alone, that of the published tokeniser also sequences.
+        """
+        return SPACES.sub(" ", unicodedata.normalize("NFC", text).translate(self.normalise))
 
     def tensor(self, name: str) -> np.ndarray:
         """A tensor as a flat float32 array: `emb.word`, `emb.pos`, `l0.q.w`, …"""

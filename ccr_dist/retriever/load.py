@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ccr_dist.config import RunConfig, as_dict, base_files, with_base_files
-from ccr_dist.errors import CheckpointError
+from ccr_dist.errors import CheckpointError, ConfigError
 from ccr_dist.methods.base import Method
 from ccr_dist.methods.build import build_method, learnt_languages
 from ccr_dist.models import tensorfile
@@ -36,14 +36,22 @@ def load_model(folder: Path, *, device: str = "auto") -> Retriever:
         ConfigError: it is no model folder, or a base model cannot be loaded.
         CheckpointError: a file is missing or damaged, or a base model is another one than the model was made with.
     """
+    device = device_of(device)
     record = model_folder.read(folder)
     config, method = built(folder, record)
-    return Retriever(record, config, method, folder=folder, device=device_of(device))
+    return Retriever(record, config, method, folder=folder, device=device)
 
 
 def device_of(name: str) -> str:
-    """The device of a name; `auto`: the accelerator of this machine, else the CPU."""
+    """The device of a name; `auto`: the accelerator of this machine, else the CPU. Raises ConfigError for one that
+    this machine, or this build of PyTorch, has not.
+    """
     if name != "auto":
+        try:
+            torch.zeros(1, device=name).cpu()
+        except (RuntimeError, AssertionError, TypeError) as error:  # a build without CUDA asserts
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device {name!r} cannot be used here ({reason}); name another, or auto") from None
         return name
     found = torch.accelerator.current_accelerator(check_available=True)
     return "cpu" if found is None else str(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -22,7 +23,7 @@ from ccr_dist.errors import ConfigError, DataError, Notice
 from ccr_dist.evaluate.retrieval import Fusion
 from ccr_dist.generate.text import languages as tags
 from ccr_dist.methods.base import Method
-from ccr_dist.retriever.inputs import file_bytes, opened
+from ccr_dist.retriever.inputs import file_bytes, listed, opened, positive
 from ccr_dist.retriever.language import Detected, detect
 from ccr_dist.retriever.model_folder import Record
 from ccr_dist.retriever.rows import Layout, finite, layout_of, to_bank, to_rows, width
@@ -125,7 +126,8 @@ class Retriever:
     def encode_text(
         self, texts: Sequence[str], lang: str | None = None, *, companion: Sequence[str] = (), batch: int = 64
     ) -> np.ndarray:
-        """Encodes queries.
+        """Encodes queries. Letters whose marks are characters of their own, as macOS writes them, are composed
+        (Unicode's NFC): not all tokenisers do that.
 
         Args:
             texts: n ≥ 0 queries.
@@ -141,11 +143,11 @@ class Retriever:
             DataError: a text is blank.
             NonFiniteError: a row is not finite.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts: expected a list of texts, not one text")
+        texts, companion, batch = listed(texts, "texts"), listed(companion, "companion"), positive(batch, "batch")
         for at, text in enumerate(texts):
             if not has_text(text):
                 raise DataError(f"text {at} is blank: {text!r}; there is nothing to search for")
+        texts, companion = ([unicodedata.normalize("NFC", text) for text in some] for some in (texts, companion))
         spoken = [self.language(lang) if lang is not None else self.detect(text).lang for text in texts]
         rows = np.zeros((len(texts), self.text_width), np.float32)
         for each in dict.fromkeys(spoken):
@@ -175,10 +177,12 @@ class Retriever:
             DataError: a picture is missing or broken; names it.
             NonFiniteError: a row is not finite.
         """
+        images, batch = listed(images, "images"), positive(batch, "batch")
         transform = self.image_transform()
         rows = np.zeros((len(images), self.visual_width), np.float32)
         for start in range(0, len(images), batch):
-            pixels = torch.stack([transform(opened(image)) for image in images[start : start + batch]])
+            some = enumerate(images[start : start + batch], start)
+            pixels = torch.stack([transform(opened(image, f"picture {at}")) for at, image in some])
             rows[start : start + batch] = self.encode_pixels(pixels)
         return rows
 
@@ -199,6 +203,7 @@ class Retriever:
             DataError: a video is missing or broken; names it.
             NonFiniteError: a row is not finite.
         """
+        paths, batch = listed(paths, "paths"), positive(batch, "batch")
         rows = np.zeros((len(paths), self.visual_width), np.float32)
         for at, path in enumerate(paths):
             rows[at] = self.encode_frames(decode_video(file_bytes(path), path, frames=frames), batch=batch)

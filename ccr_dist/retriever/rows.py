@@ -53,6 +53,7 @@ def to_bank(rows: np.ndarray, layout: Layout, device: torch.device, maker: str) 
     Raises:
         DataError: rows of another shape.
     """
+    rows = np.asarray(rows)
     if rows.ndim != 2 or rows.shape[1] != width(layout):
         raise DataError(f"rows of shape {rows.shape}; {maker} makes rows of {width(layout)} numbers")
     sizes = [math.prod(shape) for shape in layout.values()]

@@ -270,8 +270,11 @@ class Index:
                 f"{self.path}: scores of {self.model['name']} have several parts: give its `similarity` as `score`, or"
                 " search with a Searcher"
             )
-        if rows.ndim != 2 or rows.shape[1] not in (self.text_width, self.visual_width):
-            raise DataError(f"queries of shape {rows.shape}; expected (q, {self.text_width})")
+        if isinstance(k, bool) or not isinstance(k, int | np.integer):
+            raise DataError(f"k {k!r}: expected a whole number, at least 1")
+        rows = np.asarray(rows)
+        if rows.dtype.kind not in "fiu" or rows.ndim != 2 or rows.shape[1] not in (self.text_width, self.visual_width):
+            raise DataError(f"queries of {rows.dtype} {rows.shape}; expected numbers (q, {self.text_width})")
         if ann:
             if where or score is not None:
                 raise ConfigError("approximate search knows no labels, and no scores of several parts: leave out --ann")

@@ -90,6 +90,8 @@ class Names:
 
     def of(self, number: int) -> list[Line]:
         """All names of a number, at least one. Raises DataError where it has none."""
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
+            raise DataError(f"item number {number!r}: expected a whole number")
         if not 0 <= number < len(self.places) or self.places[number] < 0:
             raise DataError(f"{self.path.parent.parent}: no item has the number {number}")
         found = []

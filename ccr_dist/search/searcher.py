@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ccr_dist.data.media.text import has_text
 from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.generate.text import languages
 from ccr_dist.search.index import Index
 
 if TYPE_CHECKING:
@@ -108,6 +110,10 @@ class Searcher:
             DataError: a query is blank, or no item has such a label.
             ConfigError: the model cannot encode the language, or there is nothing that translates.
         """
+        if isinstance(texts, str):
+            raise TypeError("texts: expected a list of texts, not one text")
+        if via_english not in (None, "only", "average"):
+            raise ConfigError(f"via_english {via_english!r}: expected 'only', 'average' or None")
         for at, text in enumerate(texts):
             if not has_text(text):
                 raise DataError(f"query {at + 1} is empty: {text!r}; write what you look for")
@@ -128,7 +134,11 @@ class Searcher:
     def _spoken(self, text: str, lang: str | None) -> tuple[str, bool]:
         """The language of a query, and whether that is sure."""
         if lang is not None:
-            return lang, True
+            own = self.retriever.languages
+            base = languages.parse(lang).language
+            return next(
+                (each for each in own if lang not in own and languages.parse(each).language == base), lang
+            ), True
         found, sure = self.retriever.detect(text)
         return found, sure
 
@@ -169,7 +179,7 @@ class Searcher:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             rows = encode(texts, companion)
-        said = dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning)
+        said = dict.fromkeys(str(warning.message) for warning in caught if issubclass(warning.category, UserWarning))
         for each in notes:
             each += [note for note in said if note not in each]
         if retriever.truncated > before:
@@ -202,6 +212,8 @@ class Searcher:
         Returns:
             n answers.
         """
+        if isinstance(images, str | Path):
+            raise TypeError("images: expected a list of pictures, not one path")
         if not len(images):
             return []
         return [
@@ -221,6 +233,8 @@ class Searcher:
         Raises:
             DataError: no item has this number.
         """
+        if k < 1:
+            raise DataError(f"the best {k} items: expected 1 or more")
         item = self.index.item(number)
         (hits,) = self._alike(self.index.rows([number]), k + 1, where)
         others = [hit for hit in hits if hit.number != number][:k]

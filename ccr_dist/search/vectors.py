@@ -74,7 +74,10 @@ class Vectors:
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, visual_width) float32 of n numbers. Raises DataError for one without a row."""
-        asked = np.asarray(numbers, np.int64)
+        asked = np.asarray(numbers)
+        if asked.ndim != 1 or (len(asked) and asked.dtype.kind not in "iu"):
+            raise DataError(f"numbers {numbers!r}: expected a list of whole numbers")
+        asked = asked.astype(np.int64)
         at = np.searchsorted(self.numbers, asked)
         there = at < len(self.numbers)
         there[there] = self.numbers[at[there]] == asked[there]

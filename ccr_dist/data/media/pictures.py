@@ -119,9 +119,7 @@ def open_picture(data: bytes | None, what: object = "picture", *, formats: tuple
         with Image.open(io.BytesIO(data), formats=formats) as image:
             check_size(*image.size, what)
             image.load()
-            turn = _TURNS.get(_orientation(image))
-            seen = _colours(image, what)
-            return seen.transpose(Image.Transpose[turn]) if turn else seen
+            return upright(image, what)
     except (MemoryError, DataError):
         raise
     except Image.DecompressionBombError as e:
@@ -134,6 +132,18 @@ def open_picture(data: bytes | None, what: object = "picture", *, formats: tuple
             picture_extension(data, f"{what}: broken picture of {len(data)} bytes")
             said = "cannot identify the picture"  # Pillow names an object in memory
         raise DataError(f"{what}: broken picture of {len(data)} bytes ({type(e).__name__}: {said})") from e
+
+
+def upright(image: Image.Image, what: object = "picture") -> Image.Image:
+    """An opened picture by the rule above: RGB or RGBA, turned by its orientation. Raises DataError where the size or
+    the range of its values is unusable.
+    """
+    from PIL import Image
+
+    check_size(*image.size, what)
+    turn = _TURNS.get(_orientation(image))
+    seen = _colours(image, what)
+    return seen.transpose(Image.Transpose[turn]) if turn else seen
 
 
 def decode_image(data: bytes | None, what: object = "picture") -> Image.Image:

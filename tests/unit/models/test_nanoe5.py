@@ -77,6 +77,7 @@ def test_reads_tokens_normalisation_and_tensors(tmp_path):
     ]
     assert file.tensor("emb.pos").tolist() == [0, 1, 2, 3]
     assert file.clean("Ａ  ½b") == "a a b"
+    assert file.clean("cafe\u0301") == "caf\u00e9"  # as SentencePiece's own table has it
 
 
 def test_splits_into_the_best_pieces_and_never_into_special_ones(tmp_path):

@@ -16,6 +16,7 @@ from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError, NonFiniteError
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.retriever.language import detect
+from ccr_dist.retriever.load import load_model
 from ccr_dist.train import commands
 from tests import generation, retrievers, tiny, toy
 
@@ -167,3 +168,40 @@ def test_bad_input(clip) -> None:
         clip.similarity(np.zeros((1, 3), np.float32), np.zeros((1, clip.visual_width), np.float32))
     with pytest.raises(NonFiniteError, match="item 0 is not finite"):
         clip.encode_pixels(np.full((1, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE), np.nan, np.float32))
+
+
+def test_queries_typed_with_separate_marks_are_the_same(clip) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    assert np.array_equal(clip.encode_text([composed], "en"), clip.encode_text([apart], "en"))
+
+
+def test_a_picture_in_memory_is_seen_as_its_file_is(clip, tmp_path: Path) -> None:
+    turned, grey = tmp_path / "turned.jpg", tmp_path / "grey.png"
+    exif = Image.Exif()
+    exif[274] = 6
+    half = np.zeros((32, 32, 3), np.uint8)
+    half[:16] = (250, 10, 10)
+    Image.fromarray(half).save(turned, exif=exif)
+    Image.fromarray(np.arange(0, 65536, 64, np.uint16).reshape(32, 32)).save(grey)
+    for path in (turned, grey):
+        assert np.array_equal(clip.encode_images([path]), clip.encode_images([Image.open(path)]))
+
+
+@pytest.mark.parametrize(("ask", "error", "message"), [
+    (lambda model: model.encode_text(["red"], batch=-1), ConfigError, "batch -1: expected a whole number, at least 1"),
+    (lambda model: model.encode_images([], batch=0), ConfigError, "batch 0"),
+    (lambda model: model.encode_images("a.png"), TypeError, "images: expected a list of images, not one str"),
+    (lambda model: model.encode_videos(Path("a.mp4")), TypeError, "paths: expected a list of paths, not one"),
+    (lambda model: model.encode_images([None]), TypeError, "picture 0: expected a path, a PIL picture or a uint8"),
+    (lambda model: model.encode_images(["a\0.png"]), DataError, "cannot be read"),
+    (lambda model: model.encode_images([np.zeros((0, 4, 3), np.uint8)]), DataError, "picture 0: 4 x 0 pixels"),
+])  # fmt: skip
+def test_what_is_no_list_of_inputs_is_refused(clip, ask, error, message: str) -> None:
+    with pytest.raises(error, match=message):
+        ask(clip)
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99"])
+def test_a_device_that_is_not_here_is_named_before_anything_is_loaded(device: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"device '{device}' cannot be used here"):
+        load_model(tmp_path, device=device)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ccr_dist.errors import ConfigError, DataError, EngineError
+from ccr_dist.errors import ConfigError, DataError, EngineError, Notice
 from ccr_dist.generate.engines import base
 from ccr_dist.search.english import english_by
 from ccr_dist.search.index import Index
@@ -62,6 +62,39 @@ def test_the_asker_is_told_what_may_be_wrong(searcher: Searcher) -> None:
 
     (answer,) = Searcher(searcher.index, Warning_()).texts(["red"], lang="de", k=1)
     assert answer.notes == ["not trained for de"] and answer.sure
+
+
+@pytest.mark.parametrize("category", [UserWarning, Notice])
+def test_warnings_of_the_model_are_notes(index: Index, category: type[Warning]) -> None:
+    class Doubtful(Colours):
+        def encode_text(self, texts, lang=None, **more):
+            warnings.warn(f"not trained for {lang}", category, stacklevel=2)
+            return super().encode_text(texts, lang, **more)
+
+    (answer,) = Searcher(index, Doubtful()).texts(["red"], lang="de", k=1)
+    assert answer.notes == ["not trained for de"]
+
+
+def test_a_tag_with_a_region_is_the_language_of_the_model(searcher: Searcher) -> None:
+    (english,) = searcher.texts(["red"], lang="en-US", k=1, via_english="only")
+    (answer,) = searcher.texts(["verde"], lang="pt-BR", k=1)
+    assert (english.lang, english.notes, answer.lang) == ("en", [], "pt")
+
+
+def test_one_text_is_no_list_of_texts(searcher: Searcher) -> None:
+    for ask in (searcher.texts, searcher.pictures):
+        with pytest.raises(TypeError, match="expected a list"):
+            ask("red")
+
+
+@pytest.mark.parametrize("number", ["1", 1.7, True, None])
+def test_numbers_are_whole_numbers(index: Index, number) -> None:
+    with pytest.raises(DataError, match="expected a whole number"):
+        index.item(number)
+    with pytest.raises(DataError, match="expected a list of whole numbers"):
+        index.rows([number])
+    with pytest.raises(DataError, match="expected a whole number, at least 1"):
+        index.search(np.zeros((1, index.text_width), np.float32), number)
 
 
 @pytest.mark.parametrize(("texts", "lang", "error", "message"), [
