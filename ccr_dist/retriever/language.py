@@ -20,6 +20,14 @@ class Detected(NamedTuple):
     sure: bool
 
 
+def own_tag(tag: str, among: Sequence[str]) -> str | None:
+    """How `among` names a language: `pt` for `pt-BR`, or None. Raises ConfigError where `tag` cannot be one."""
+    if tag in among:
+        return tag
+    base = languages.parse(tag).language
+    return next((own for own in among if languages.parse(own).language == base), None)
+
+
 def detect(text: str, among: Sequence[str]) -> Detected:
     """The language of a text, of the languages `among`.
 

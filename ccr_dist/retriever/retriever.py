@@ -21,10 +21,9 @@ from ccr_dist.data.media.video import decode_video
 from ccr_dist.data.storage.store import digest_json
 from ccr_dist.errors import ConfigError, DataError, Notice
 from ccr_dist.evaluate.retrieval import Fusion
-from ccr_dist.generate.text import languages as tags
 from ccr_dist.methods.base import Method
 from ccr_dist.retriever.inputs import file_bytes, listed, opened, positive
-from ccr_dist.retriever.language import Detected, detect
+from ccr_dist.retriever.language import Detected, detect, own_tag
 from ccr_dist.retriever.model_folder import Record
 from ccr_dist.retriever.rows import Layout, finite, layout_of, to_bank, to_rows, width
 
@@ -301,11 +300,8 @@ class Retriever:
         """The model's own name of a language: `pt` for `pt-BR`. A language that was not trained is returned as it is,
         with a warning; `encode_text` refuses it where the method cannot encode it.
         """
-        if tag in self.languages:
-            return tag
-        base = tags.parse(tag).language
-        if near := next((own for own in self.languages if tags.parse(own).language == base), None):
-            return near
+        if own := own_tag(tag, self.languages):
+            return own
         known = ", ".join(self.languages)
         warnings.warn(f"{self.name} was not trained for language {tag!r} but for {known}", Notice, stacklevel=2)
         return tag

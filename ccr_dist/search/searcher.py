@@ -12,7 +12,7 @@ import numpy as np
 
 from ccr_dist.data.media.text import has_text
 from ccr_dist.errors import ConfigError, DataError
-from ccr_dist.generate.text import languages
+from ccr_dist.retriever.language import own_tag
 from ccr_dist.search.index import Index
 
 if TYPE_CHECKING:
@@ -134,11 +134,7 @@ class Searcher:
     def _spoken(self, text: str, lang: str | None) -> tuple[str, bool]:
         """The language of a query, and whether that is sure."""
         if lang is not None:
-            own = self.retriever.languages
-            base = languages.parse(lang).language
-            return next(
-                (each for each in own if lang not in own and languages.parse(each).language == base), lang
-            ), True
+            return own_tag(lang, self.retriever.languages) or lang, True
         found, sure = self.retriever.detect(text)
         return found, sure
 
