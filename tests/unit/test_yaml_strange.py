@@ -155,7 +155,8 @@ def test_the_documented_examples_of_options_are_taken_as_they_stand() -> None:
 
 def test_a_backbone_on_the_command_line() -> None:
     config = load_config(DASD, ["backbone={kind: open_clip, model: 123, pretrained: 2026-05-01}"])
-    assert (config.backbone.model, config.backbone.pretrained) == ("123", "2026-05-01")
+    backbone = config.backbone.model_dump()
+    assert (backbone["model"], backbone["pretrained"]) == ("123", "2026-05-01")
 
 
 def test_a_mapping_of_a_base_can_be_emptied(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import stat
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -56,7 +57,7 @@ def test_json_is_a_line_a_query(run) -> None:
 
 
 def test_items_of_a_dataset_come_with_a_caption_in_the_language_of_the_query(run) -> None:
-    columns = {"image": [encoded(picture(colour)) for colour in ("red", "blue")]}
+    columns: dict[str, list[Any]] = {"image": [encoded(picture(colour)) for colour in ("red", "blue")]}
     columns |= {"caption.en": [["a red one"], ["a blue one"]], "caption.pt": [["um vermelho"], None]}
     retrievers.dataset(Path("d"), columns)
     run("index", "model", "d", "--out", "i", "--quiet")

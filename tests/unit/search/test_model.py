@@ -58,7 +58,7 @@ def test_processes_that_read_pictures_change_nothing(model: Path, tmp_path: Path
 def test_a_score_of_two_parts_is_searched_exactly(tmp_path: Path) -> None:
     retriever = retrievers.hybrid(tmp_path)
     pictures = [toy.picture(number) for number in range(9)]
-    said = [[f"{toy.ENGLISH[number % len(toy.ENGLISH)]}"] for number in range(9)]
+    said: list[list[str] | None] = [[f"{toy.ENGLISH[number % len(toy.ENGLISH)]}"] for number in range(9)]
     said[4] = None  # an item without a description has an empty one
     dataset = retrievers.dataset(tmp_path / "d", {"image": pictures, "caption.en.toy": said})
     index = ccr_dist.Index.build(tmp_path / "i", retriever, dataset.root, progress=False)
