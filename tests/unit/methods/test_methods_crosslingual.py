@@ -195,7 +195,7 @@ def test_packed_texts_give_the_same_values_and_gradients(model, tmp_path, kind, 
 
 def test_packed_texts_in_a_tower_without_fused_attention(tmp_path):
     model = backbone(tmp_path / "bert", "bert")
-    model.tower.model.config._attn_implementation = "eager"
+    model.model.text.transformer.config._attn_implementation = "eager"
     padded, packed = (make("dasd", model, front_end(tmp_path / pad, pad=pad)) for pad in ("longest", "packed"))
     packed.net.load_state_dict(padded.net.state_dict())
     close(packed.encode_text(SPANISH, "es"), padded.encode_text(SPANISH, "es"))

