@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -33,13 +34,14 @@ def detect(text: str, among: Sequence[str]) -> Detected:
 
     Args:
         text: a query. Short texts are often not sure.
-        among: language tags, at least one. One that the identifier does not know is never found.
+        among: language tags, at least one. One that the identifier does not know is never found. A single one is not
+            sure where the text is clearly in another language.
 
     Raises:
-        ConfigError: the identifier (py3langid) is not installed.
+        ConfigError: the identifier (py3langid) is not installed, and there are several languages.
     """
     if len(among) == 1:
-        return Detected(among[0], True)
+        return Detected(among[0], not _is_another(text, languages.parse(among[0]).language))
     labels = {languages.parse(tag).language: tag for tag in reversed(among)}
     identifier = _identifier(tuple(sorted(labels)))
     if identifier is None:
@@ -48,14 +50,25 @@ def detect(text: str, among: Sequence[str]) -> Detected:
     return Detected(labels[label], bool(probability >= SURE))
 
 
+def _is_another(text: str, language: str) -> bool:
+    """Whether a text is clearly in another language; False where that cannot be known."""
+    if importlib.util.find_spec("py3langid") is None:
+        return False
+    identifier = _identifier(None)
+    label, probability = identifier.classify(text)
+    return language in identifier.labels and label != language and bool(probability >= SURE)
+
+
 @functools.lru_cache(maxsize=16)
-def _identifier(labels: tuple[str, ...]) -> Any:
-    """An identifier of these languages alone, with probabilities; None where it knows fewer than two of them."""
+def _identifier(labels: tuple[str, ...] | None) -> Any:
+    """An identifier of these languages alone, or of all, with probabilities; None where it knows fewer than two."""
     try:
         from py3langid import langid
     except ModuleNotFoundError as error:
         raise ConfigError(f"the language of a query is not named, and {advice(error.name)}; or name it") from None
     identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+    if labels is None:
+        return identifier
     known = [label for label in labels if label in identifier.labels]
     if len(known) < 2:
         return None

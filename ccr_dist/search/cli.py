@@ -209,6 +209,8 @@ def search_command(
     require_engine(engine, via_english, options or [])
     labels = dict(_label(word) for word in where or [])
     opened_index = Index.open(index)
+    if not opened_index.items:
+        raise DataError(f"{opened_index.path}: the index is empty, or was not finished; run `ccr-dist index` again")
     retriever = _load(model or _model_of(opened_index), device)
     translate = english_by(engine, options_of(both(None, options), None)) if via_english else None
     searcher = Searcher(opened_index, retriever, translate=translate, ann=ann)

@@ -154,7 +154,9 @@ def test_languages_are_detected_for_each_text(hybrid) -> None:
 
 def test_detection_knows_regions_and_unknown_languages() -> None:
     assert detect("um limão amarelo na mesa da cozinha", ("en", "pt-BR")).lang == "pt-BR"
-    assert detect("anything", ("to",)) == ("to", True)
+    assert detect("anything at all", ("to",)) == ("to", True), "not known to the identifier"
+    assert detect("the dog plays with a ball in the garden", ("en",)) == ("en", True)
+    assert detect("coração vermelho", ("en",)) == ("en", False), "clearly another one"
     assert detect("anything", ("to", "en")) == ("to", False), "one of them is not known to the identifier"
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from ccr_dist.cli import app
 from ccr_dist.search import cli
+from ccr_dist.search.index import begin
 from tests import retrievers
 from tests.searching import COLOURS, Colours, encoded, picture, put
 
@@ -105,6 +106,13 @@ def test_what_is_wrong_is_one_sentence(run, words: list[str], message: str) -> N
     index(run)
     result = CliRunner().invoke(app, words)
     assert result.exit_code in (2, 3) and message in result.output and "Traceback" not in result.output
+
+
+def test_an_index_that_was_only_begun_has_no_answer(run) -> None:
+    begin(Path("i"), Colours(folder=Path("model")))
+    assert (
+        "i: the index is empty, or was not finished; run `ccr-dist index`" in run("search", "i", "red", code=3).output
+    )
 
 
 def test_a_model_that_moved_is_named(run) -> None:
