@@ -250,9 +250,19 @@ class Retriever:
             (n, visual_width) float32.
 
         Raises:
+            DataError: `visual` or `mask` has another shape.
             NonFiniteError: a row is not finite.
         """
         tensor = torch.as_tensor(visual).to(self.device).float()
+        if tensor.ndim not in (2, 3, 4) or not len(tensor) or (tensor.ndim == 4 and tensor.shape[1] != 3):
+            raise DataError(
+                f"items of shape {tuple(tensor.shape)}; expected pictures (n, 3, H, W), vectors (n, F) or several of"
+                " them an item (n, T, F), with n of at least 1"
+            )
+        if mask is not None and tuple(np.shape(mask)) != tuple(tensor.shape[:2]):
+            raise DataError(f"a mask of shape {np.shape(mask)} for items of shape {tuple(tensor.shape)}")
+        if description and len(description) != len(tensor):
+            raise DataError(f"{len(description)} descriptions for {len(tensor)} items; expected one for each")
         there = None if mask is None else torch.as_tensor(mask).to(self.device)
         texts = list(description) or [""] * len(tensor)
         return finite(to_rows(self._visual_bank(tensor, there, texts), self.visual_layout, unit=self.cosine), "item")

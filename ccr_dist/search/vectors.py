@@ -87,7 +87,10 @@ class Vectors:
 
 
 def _column(root: Path, segment: Segment) -> Column:
-    dataset = Dataset(root / SEGMENTS / segment.id)
+    folder = root / SEGMENTS / segment.id
+    if not (folder / "dataset.json").is_file():
+        raise DataError(f"{folder}: a part of the index is gone; bring it back from a copy, or make a new index")
+    dataset = Dataset(folder)
     if dataset.rows != segment.rows:
         raise DataError(f"{dataset.root}: {dataset.rows} rows, the index records {segment.rows}: it is damaged")
     return dataset.column(ROWS)

@@ -168,6 +168,13 @@ def test_bad_input(clip) -> None:
         clip.encode_text("a dog", "en")
     with pytest.raises(DataError, match="rows of shape"):
         clip.similarity(np.zeros((1, 3), np.float32), np.zeros((1, clip.visual_width), np.float32))
+    for shape in ((0, 3, 32, 32), (1, 4, 32, 32), (1, 1, 1, 1, 1), (3,)):
+        with pytest.raises(DataError, match="items of shape"):
+            clip.encode_pixels(np.zeros(shape, np.float32))
+    with pytest.raises(DataError, match="a mask of shape"):
+        clip.encode_pixels(np.zeros((2, 3, 4), np.float32), np.ones((2, 4), bool))
+    with pytest.raises(DataError, match="3 descriptions for 1 items"):
+        clip.encode_pixels(np.zeros((1, 3, 32, 32), np.float32), description=["a", "b", "c"])
     with pytest.raises(NonFiniteError, match="item 0 is not finite"):
         clip.encode_pixels(np.full((1, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE), np.nan, np.float32))
 

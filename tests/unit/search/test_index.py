@@ -208,3 +208,11 @@ def test_damage_is_said(tmp_path: Path) -> None:
     state.write_text(state.read_text().replace('"items": 1', '"items": 2'))
     with pytest.raises(DataError, match="does not match its digest"):
         Index.open(tmp_path / "i")
+
+
+def test_a_segment_that_is_gone_is_said(tmp_path: Path) -> None:
+    put(tmp_path / "p" / "red.png", encoded(picture("red")))
+    Index.build(tmp_path / "i", Colours(), tmp_path / "p", progress=False)
+    shutil.rmtree(tmp_path / "i" / "segments")
+    with pytest.raises(DataError, match="segments/000000: a part of the index is gone; bring it back from a copy"):
+        Index.open(tmp_path / "i")
