@@ -127,6 +127,8 @@ def folder_to_make(path: Path | None) -> Path | None:
         if place.is_dir():
             break
         if os.path.lexists(place):
+            if place.is_dir():  # another process has made it since the line above
+                break
             what = "link to nothing" if place.is_symlink() and not place.exists() else "file"
             raise ConfigError(
                 f"{path}: {f'{place}: ' if place != path else ''}a {what} is there, and a folder is expected; name"

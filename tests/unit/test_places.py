@@ -5,6 +5,7 @@ request.
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ccr_dist.cli import app
 from ccr_dist.cluster.ledger import held
 from ccr_dist.commands import uses_of
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
-from ccr_dist.errors import ConfigError, StorageError
+from ccr_dist.errors import ConfigError, StorageError, folder_to_make
 from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.runner import run
 from tests import jobs
@@ -208,3 +209,15 @@ def test_a_job_looks_whether_its_column_can_be_written_before_it_loads_a_model(
     with pytest.raises(OSError, match=r"Read-only file system: 'data/caption\.xx\.shout'"):
         run(Dataset("data"), Looked(jobs.Shout(), "caption.en"), "caption.xx.shout", progress=False)
     assert not Path("data/caption.xx.shout").exists()
+
+
+def test_a_folder_that_another_process_makes_meanwhile_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that begin a column together make its folder together."""
+    there = os.path.lexists
+
+    def later(place: Path) -> bool:
+        place.mkdir(exist_ok=True)
+        return there(place)
+
+    monkeypatch.setattr(os.path, "lexists", later)
+    assert folder_to_make(tmp_path / "new") == tmp_path / "new"
