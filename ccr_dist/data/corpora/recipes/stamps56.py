@@ -12,22 +12,19 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, RecipeRow, package_version, register
+from ccr_dist.data.corpora.recipes.debian import package_files
 from ccr_dist.data.corpora.recipes.pictures import Picture, render
-from ccr_dist.data.storage.cache_folder import cache_folder
 from ccr_dist.data.table.splits import concept, split_of
 from ccr_dist.errors import ConfigError, DataError
 
 PACKAGE = "tuxpaint-stamps-default"
-INSTALLED = Path("/usr/share/tuxpaint/stamps")
+INSIDE = "usr/share/tuxpaint/stamps"
 _CAPTION = re.compile(r"^([A-Za-z_]+(?:@[a-z]+)?)\.utf8=(.*)$")
 
 
@@ -51,7 +48,7 @@ class Stamps56(Recipe):
         return [] if self.source is None else [Path(self.source)]
 
     def material(self) -> Material:
-        root, version = find_stamps(self.source)
+        root, version = package_files(PACKAGE, INSIDE, self.source, cache="stamps56")
         resvg, rows, digest = package_version("resvg-py"), [], hashlib.sha256()
         notes: list[str] = []
         covered = dict.fromkeys(self.languages, 0)
@@ -152,64 +149,3 @@ def read_captions(path: Path) -> dict[str, str]:
         if match := _CAPTION.match(line):
             captions[re.sub("[_@]", "-", match[1])] = match[2].strip()
     return {lang: text for lang, text in captions.items() if text}
-
-
-def find_stamps(source: str | None) -> tuple[Path, str]:
-    """Find the stamps, and fetch the package if needed.
-
-    Args:
-        source: A folder or .deb; None: the installed package, otherwise one fetched by apt-get.
-
-    Returns:
-        Folder of the stamps, and version of the package.
-
-    Raises:
-        ConfigError: There is no such source, or a program that is needed is missing or fails.
-    """
-    if source is not None:
-        path = Path(source)
-        if path.is_dir():
-            inner = path / "usr/share/tuxpaint/stamps"
-            return (inner if inner.is_dir() else path), "unknown (given folder)"
-        if path.suffix == ".deb" and path.is_file():
-            return _unpack(path)
-        raise ConfigError(f"source: {path} is neither a folder nor a .deb file")
-    if INSTALLED.is_dir():
-        return INSTALLED, _output(["dpkg-query", "-W", "-f", "${Version}", PACKAGE]).strip()
-    cache = cache_folder("stamps56")
-    if not (debs := sorted(cache.glob(f"{PACKAGE}_*.deb"))):
-        if shutil.which("apt-get") is None:
-            raise ConfigError(
-                f"source: {PACKAGE} is not installed and there is no apt-get here to fetch it; get the Debian package"
-                " elsewhere and set source=FILE.deb, or source=FOLDER of an unpacked one"
-            )
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            _output(["apt-get", "download", PACKAGE], Path(folder))
-            for deb in Path(folder).glob("*.deb"):
-                deb.replace(cache / deb.name)
-        debs = sorted(cache.glob(f"{PACKAGE}_*.deb"))
-    return _unpack(debs[-1])
-
-
-def _unpack(deb: Path) -> tuple[Path, str]:
-    version = _output(["dpkg-deb", "-f", str(deb), "Version"]).strip()
-    cache = cache_folder("stamps56")
-    target = cache / f"{PACKAGE}-{version}"
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            _output(["dpkg-deb", "-x", str(deb), f"{folder}/all"])
-            Path(folder, "all").rename(target)
-    return target / "usr/share/tuxpaint/stamps", version
-
-
-def _output(command: list[str], cwd: Path | None = None) -> str:
-    try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"`{command[0]}` is not installed; on other systems unpack the Debian package {PACKAGE} and say"
-            " source=FOLDER"
-        ) from None
-    if done.returncode:
-        raise ConfigError(f"`{' '.join(command)}` failed: {done.stderr.strip()[-500:]} (run `apt-get update` first?)")
-    return done.stdout
