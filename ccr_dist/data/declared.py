@@ -86,6 +86,11 @@ def pulling(url: str, folder: Path, column: list[str] | None) -> Uses:
     return Uses(reads=(Table(url),), makes=_columns(folder, column) or (Table(str(folder)),), packages=("fsspec",))
 
 
+def overlapping(texts: Path, path: Path, column: str, among: str) -> Uses:
+    """What `shards overlap` reads."""
+    return Uses(reads=(*_columns(texts, [among]), *_columns(path, [column])))
+
+
 def measuring(path: Path, column: str, human: str | None, source: str | None, back: str | None) -> Uses:
     """What `shards quality` reads."""
     columns = [name for name in (column, human, source, back) if name is not None]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ccr_dist import terminal
-from ccr_dist.data.declared import measuring, of_table, pulling, pushing
+from ccr_dist.data.declared import measuring, of_table, overlapping, pulling, pushing
 from ccr_dist.data.table.names import column_names
 from ccr_dist.declare import declares
 from ccr_dist.errors import DataError, StorageError, folder_to_make
@@ -136,6 +136,29 @@ def pull_command(
 
     for done in pull(url, folder, columns=column or (), lazy=lazy, progress=not quiet):
         show(f"{done.place}: {done}")
+
+
+@table_app.command("overlap")
+@declares(overlapping)
+def overlap_command(
+    texts: Annotated[Path, typer.Argument(help="A dataset of texts, or a folder of datasets.")],
+    path: Annotated[Path, typer.Argument(help="The dataset whose concepts are looked for, or a folder of datasets.")],
+    column: Annotated[
+        str, typer.Option(help="Column of the concepts: a label or captions.", callback=column_names)
+    ] = "label.concept",
+    among: Annotated[str, typer.Option(help="Column of the texts.", callback=column_names)] = "caption.en",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count the concepts of a dataset that occur in texts, as a whole text and as words of one. Case, punctuation and
+    leading articles do not count; inflected words are other words.
+    """
+    from ccr_dist.data.table.overlap import overlap, render
+
+    figures = overlap(texts, path, column=column, among=among)
+    if as_json:
+        print(json.dumps(figures, ensure_ascii=False, indent=1))
+    else:
+        show(render(figures))
 
 
 @table_app.command("quality")

@@ -52,6 +52,7 @@ LINES = {
     "shards push": "d s3://b/d",
     "shards pull": "s3://b/d d",
     "shards quality": "d --column caption.de --human caption.en",
+    "shards overlap": "t d",
     "study run": "STUDY",
     "study report": "STUDY --out o",
     "study bins": "STUDY --out o",
@@ -207,6 +208,8 @@ WRONG = [
     (["shards push nowhere s3://b/d"], "nowhere: there is no dataset"),
     (["shards push data s3://b/d --column caption.xx"], "no step before makes caption.xx"),
     (["shards quality data --column caption.xx"], "no step before makes caption.xx"),
+    (["shards overlap data data --column caption.xx"], "no step before makes caption.xx"),
+    (["shards build wordnet --out o apart_from=[nowhere]"], "nowhere: there is no such file or folder"),
     (["shards quality data --column caption.en --source caption.xx"], "no step before makes caption.xx"),
     (
         [
@@ -289,6 +292,8 @@ RIGHT = [
     ["shards push data s3://b/d", "shards pull s3://b/d new", "shards verify new"],
     ["shards verify s3://b/d"],
     ["shards build texts --out o file=t.jsonl name=t", "shards quality o --column caption.xx"],
+    ["shards build texts --out o file=t.jsonl name=t", "shards build wordnet --out w apart_from=[o]"],
+    ["shards build texts --out o file=t.jsonl name=t", "shards overlap o o --column caption.en"],
     ["shards index in.txt --out o/train", "shards index in.txt --out o/val", "shards seal o"],
     ["study run study.yaml", "report o/zero-shot-s0 --out o/page", "study report study.yaml"],
     ["replay data t.jsonl --column caption.de", "shards quality data --column caption.de --human caption.en"],

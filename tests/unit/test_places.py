@@ -150,6 +150,8 @@ def test_looking_whether_a_folder_can_be_written_leaves_nothing(folder: Path) ->
         "shards push data file:///tmp/nowhere --column {}",
         "shards pull file:///tmp/nowhere d --column {}",
         "shards quality data --column {}",
+        "shards overlap data data --column {}",
+        "shards overlap data data --among {}",
         "shards quality data --column caption.en --human {}",
         "shards quality data --column caption.en --source {}",
         "shards quality data --column caption.en --back {}",

@@ -20,17 +20,15 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, RecipeRow, register
-from ccr_dist.data.corpora.recipes.npm import unpacked
+from ccr_dist.data.corpora.recipes.cldr import MARKS, names, package_folder
+from ccr_dist.data.corpora.recipes.cldr import VERSION as CLDR_VERSION
 from ccr_dist.data.media.pictures import on_white
 from ccr_dist.data.storage import store
 from ccr_dist.data.table.splits import concept, split_of
 from ccr_dist.errors import ConfigError, DataError
 
 CLIPS, CLIPS_VERSION = "@lobehub/fluent-emoji-anim-{}", "1.0.0"
-CLDR_VERSION = "48.2.0"
-_NAMES = {"cldr-annotations-full": "annotations", "cldr-annotations-derived-full": "annotationsDerived"}
 _SKIN = re.compile(r"(?:^|-)1f3f[b-f](?:-|$)")
-_MARKS = re.compile("[:,“”]")  # of CLDR's names, which the names of `emoji14` lack: "woman: red hair"
 _MILLISECOND = Fraction(1, 1000)
 _FORMAT = {"codec": "libx264", "crf": "20", "preset": "veryfast", "bf": "0"}
 
@@ -66,16 +64,16 @@ class Animoji(Recipe):
             raise ConfigError(
                 f"languages: en must be among them, English names decide the splits; found {', '.join(self.languages)}"
             )
-        named, keywords = self._names()
+        named, keywords = names(self.languages, lambda package: self._folder(package, CLDR_VERSION))
         clips, still = self._clips()
         rows, unnamed = [], []
         for stem, path in clips.items():
             char = "".join(chr(int(code, 16)) for code in stem.split("-")).replace("\ufe0f", "")
-            texts = {lang: names[char] for lang, names in named.items() if char in names}
+            texts = {lang: said[char] for lang, said in named.items() if char in said}
             if "en" not in texts:
                 unnamed.append(stem)
                 continue
-            what = concept(_MARKS.sub("", texts["en"]))
+            what = concept(MARKS.sub("", texts["en"]))
             columns: dict[str, Any] = {f"caption.{lang}": [text] for lang, text in texts.items()}
             columns |= {"video": functools.partial(film, str(path), self.size), "label.concept": what}
             words = ", ".join(keywords.get(char, ()))
@@ -110,35 +108,7 @@ class Animoji(Recipe):
         ]
 
     def _folder(self, package: str, version: str) -> Path:
-        if self.source is None:
-            return unpacked(
-                f"{package}@{version}", instead="or install the packages elsewhere and pass source=.../node_modules"
-            )
-        if not (folder := self.source / package).is_dir():
-            raise ConfigError(
-                f"source: {folder} is not there; `npm install --prefix . {package}@{version}` makes"
-                f" ./node_modules/{package}"
-            )
-        return folder
-
-    def _names(self) -> tuple[dict[str, dict[str, str]], dict[str, list[str]]]:
-        """Names by language and emoji, and English keywords by emoji; emoji without U+FE0F."""
-        keywords: dict[str, list[str]] = {}
-        found: dict[str, dict[str, str]] = {lang: {} for lang in self.languages}
-        for package, part in _NAMES.items():
-            folder = self._folder(package, CLDR_VERSION) / part
-            for lang, names in found.items():
-                path = folder / lang / "annotations.json"
-                if not path.exists():
-                    there = ", ".join(sorted(p.name for p in folder.iterdir()))
-                    raise ConfigError(f"languages: CLDR's {package} has no names in {lang!r}; it has {there}")
-                entries = store.read_json(path)[part]["annotations"]
-                for char, entry in entries.items():
-                    if entry.get("tts"):
-                        names.setdefault(char.replace("\ufe0f", ""), entry["tts"][0].strip())
-                    if lang == "en" and entry.get("default"):
-                        keywords.setdefault(char.replace("\ufe0f", ""), entry["default"])
-        return found, keywords
+        return package_folder(package, version, self.source)
 
     def _clips(self) -> tuple[dict[str, Path], int]:
         """Animated files by code points, without skin tones; and how many files have no motion."""

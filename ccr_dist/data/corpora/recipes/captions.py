@@ -6,13 +6,17 @@
               "annotations": ...}
 .parquet      a row is a record (needs pyarrow)
 .txt          each line is a `text`
+
+All but .parquet may be compressed: .txt.gz.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import unicodedata
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -25,11 +29,12 @@ from ccr_dist.errors import ConfigError, DataError
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".json", ".parquet", ".txt")
 
 
-def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def records(path: Path, *, lines: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Read the records of a file.
 
     Args:
         path: The file.
+        lines: Whether each line is a text, whatever the file is called.
 
     Yields:
         (place `file:line`, record). Fields of a CSV are strings; missing ones are "".
@@ -38,15 +43,20 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ConfigError: The file does not exist, or its suffix is unknown.
         DataError: The content cannot be read; names the place.
     """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ConfigError(f"{path}: expected a file {', '.join(SUFFIXES)}")
+    packed = path.suffix.lower() == ".gz"
+    suffix = ".txt" if lines else (Path(path.stem) if packed else path).suffix.lower()
+    if suffix not in SUFFIXES or (packed and suffix == ".parquet"):
+        raise ConfigError(f"{path}: expected a file {', '.join(SUFFIXES)}, all but .parquet with .gz or without")
     if suffix == ".parquet":
         yield from ((str(place), record) for place, record in parquet.records(path))
         return
     number = 0
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+            if packed
+            else path.open(encoding="utf-8-sig", newline="")
+        ) as file:
             if suffix in (".csv", ".tsv"):
                 yield from _table(path, file)
             elif suffix == ".json":
@@ -64,6 +74,8 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"{path}:{number or getattr(e, 'lineno', 1)}: not valid JSON ({e})") from e
     except UnicodeDecodeError:
         raise not_utf8(path) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise DataError(f"{path}: a damaged .gz, readable up to line {number} ({e}); get it again") from e
     except csv.Error as e:
         raise DataError(f"{path}: not readable as {suffix[1:].upper()} ({e})") from e
 
