@@ -37,8 +37,8 @@ def load(path: str | Path, *, device: str = "auto") -> Retriever:
     if place.suffix in (".yaml", ".yml") and place.is_file():
         return untrained_model(load_config(place), device=device)
     raise ConfigError(
-        f"{path}: no such folder; expected the folder of a run or a model, or the config of a method that has nothing"
-        " to train"
+        f"{path}: {'a file' if place.exists() else 'no such folder'}; expected the folder of a run or a model, or the"
+        " config of a method that has nothing to train"
     )
 
 

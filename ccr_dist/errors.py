@@ -11,14 +11,16 @@ import contextlib
 import errno
 import io
 import os
+import re
 import select
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from ccr_dist import extras
 from ccr_dist.redact import without_secrets
@@ -145,6 +147,40 @@ def file_to_make(path: Path) -> Path:
     return path
 
 
+P = TypeVar("P", bound=Sequence[str | Path] | str | Path | None)
+
+
+def file_to_read(paths: P) -> P:
+    """Check an option that names files to be read: what is there must not be a folder. Whether something is there is
+    found when it is read.
+
+    Args:
+        paths: One, several, or None.
+
+    Returns:
+        `paths`.
+
+    Raises:
+        ConfigError: One of them is a folder.
+    """
+    for path in _each(paths):
+        if os.path.isdir(path):  # noqa: PTH112 (of names that no file can have, it says no)
+            raise ConfigError(f"{path}: expected a file, and this is a folder")
+    return paths
+
+
+def folder_to_read(paths: P) -> P:
+    """As `file_to_read`, for folders."""
+    for path in _each(paths):
+        if os.path.isfile(path):  # noqa: PTH113
+            raise ConfigError(f"{path}: expected a folder, and this is a file")
+    return paths
+
+
+def _each(paths: Sequence[str | Path] | str | Path | None) -> Sequence[str | Path]:
+    return [paths] if isinstance(paths, str | Path) else paths or ()
+
+
 def require_writable(folder: Path) -> None:
     """Check that files can be made in a folder, before work whose results are written at its end.
 
@@ -175,8 +211,9 @@ _NAMED = "name another place"
 _DESCRIPTORS = "allow more open files (`ulimit -n`), or take fewer workers, and run the same command again"
 _NETWORK = "see that the other side can be reached from this machine, and run the same command again"
 _ANY = "see what the system's log says of the disk or the file server, and run the same command again"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),
+    **dict.fromkeys(FULL, _ROOM),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _ALLOWED),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ESTALE), _MOVED),
     **dict.fromkeys(
@@ -186,7 +223,7 @@ _ADVICE = {
 }
 # Errors that trying again cannot mend.
 _LASTING = frozenset((
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+    *FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
     errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV,
 ))  # fmt: skip
 # Storage fails whatever is requested. Nothing is known about its content: it is neither damaged nor missing, and the
@@ -215,6 +252,26 @@ def failing(error: BaseException, place: object) -> OSError | None:
         number, file = here or number, getattr(cause, "filename", None) if here else None
         cause = cause.__cause__ or cause.__context__
     return None if number is None else OSError(number, os.strerror(number), str(file or place))
+
+
+def full(error: BaseException) -> int | None:
+    """The number of a full disk, quota or limit on the size of files (FULL) behind an error: its own, that of a cause,
+    or one that a library only quotes; None if it has another reason.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return cause.errno
+        if not isinstance(cause, CcrError) and (number := _quoted_full(str(cause))):
+            return number
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _quoted_full(text: str) -> int | None:
+    if re.search(r"\d+ requested and \d+ written", text):  # NumPy, of a file that it writes itself: without a reason
+        return errno.ENOSPC
+    return next((number for number in FULL if os.strerror(number) in text), None)
 
 
 def let_pass(error: BaseException, place: object) -> None:
@@ -261,9 +318,10 @@ def storage(error: OSError, path: object = None) -> StorageError:
     ]
     where = str(path or " -> ".join(map(_final, names))) or _place(error)
     intact = "Everything committed before is intact"
-    if error.errno is not None and error.errno in errno.errorcode:
-        advice = _NETWORK if isinstance(error, ConnectionError | TimeoutError) else _ADVICE.get(error.errno, _ANY)
-        return StorageError(f"{where}: {os.strerror(error.errno)}. {intact}; {advice}")
+    number = error.errno if error.errno is not None else full(error)
+    if number is not None and number in errno.errorcode:
+        advice = _NETWORK if isinstance(error, ConnectionError | TimeoutError) else _ADVICE.get(number, _ANY)
+        return StorageError(f"{where}: {os.strerror(number)}. {intact}; {advice}")
     said = _said(error)
     if isinstance(error, PermissionError):
         return StorageError(f"{where}: {said}. {intact}; {_ALLOWED}")

@@ -7,12 +7,13 @@ huggingface_hub when it is first imported.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ccr_dist.errors import ConfigError, StorageError
+from ccr_dist.errors import ConfigError, StorageError, full, storage
 
 SCHEME = "hf://"
 _ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -120,6 +121,8 @@ def _errors(name: str) -> Iterator[None]:
     except (ConnectionError, TimeoutError) as error:
         raise StorageError(f"{name}: {constants.ENDPOINT} could not be reached ({error})") from error
     except Exception as error:
+        if number := full(error):
+            raise storage(OSError(number, os.strerror(number)), constants.HF_HUB_CACHE) from error
         if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests", "httpcore"):
             raise StorageError(f"{name}: {constants.ENDPOINT} could not be reached ({error})") from error
         raise

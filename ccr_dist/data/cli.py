@@ -24,7 +24,7 @@ from ccr_dist.data.declared import (
 from ccr_dist.data.table.names import column_names
 from ccr_dist.data.table_cli import Columns, Quiet, show, table_app
 from ccr_dist.declare import Uses, declares
-from ccr_dist.errors import ConfigError, file_to_make, folder_to_make
+from ccr_dist.errors import ConfigError, file_to_make, folder_to_make, folder_to_read
 
 shards_app = typer.Typer(no_args_is_help=True, help="Build, index, look at and verify datasets.")
 
@@ -116,6 +116,8 @@ def convert_command(
     from ccr_dist.data.corpora.convert import to_mla, to_nrccr, to_replay
 
     (file_to_make if to == "replay" else folder_to_make)(out)
+    if to != "replay":
+        folder_to_read(source)
     if to == "nrccr":
         done = to_nrccr(source, out, name=name, columns=column or ())
     elif to == "mla":
@@ -209,7 +211,7 @@ def index_command(
 @shards_app.command("export")
 @declares(exporting)
 def export_command(
-    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.")],
+    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.", callback=folder_to_read)],
     out: Annotated[
         Path,
         typer.Option(help="Folder of the tars; for several datasets OUT/train, OUT/val, ...", callback=folder_to_make),

@@ -14,7 +14,7 @@ from ccr_dist import terminal
 from ccr_dist.data.declared import measuring, of_table, overlapping, pulling, pushing
 from ccr_dist.data.table.names import column_names
 from ccr_dist.declare import declares
-from ccr_dist.errors import DataError, StorageError, folder_to_make
+from ccr_dist.errors import DataError, StorageError, folder_to_make, folder_to_read
 
 table_app = typer.Typer()
 Columns = Annotated[list[str] | None, typer.Option(help="Only this column; may be repeated.", callback=column_names)]
@@ -29,7 +29,7 @@ def show(text: Any, style: str = "") -> None:
 @table_app.command("inspect")
 @declares(of_table)
 def inspect_command(
-    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.")],
+    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.", callback=folder_to_read)],
     rows: Annotated[int, typer.Option(help="Rows to show of each dataset.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -46,7 +46,7 @@ def inspect_command(
 @table_app.command("verify")
 @declares(of_table)
 def verify_command(
-    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.")],
+    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.", callback=folder_to_read)],
     decode: Annotated[bool, typer.Option(help="Decode every picture.")] = True,
     fast: Annotated[
         bool, typer.Option("--fast", help="Check only records, keys, sizes and indexes; read no payload.")
@@ -86,7 +86,7 @@ def verify_command(
 @table_app.command("seal")
 @declares(of_table)
 def seal_command(
-    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.")],
+    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.", callback=folder_to_read)],
     quiet: Quiet = False,
 ) -> None:
     """Gather the records and indexes of each complete column in two files, so that large datasets open quickly. Nothing
@@ -105,7 +105,7 @@ def seal_command(
 @table_app.command("push")
 @declares(pushing)
 def push_command(
-    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.")],
+    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.", callback=folder_to_read)],
     url: Annotated[
         str, typer.Argument(help="s3://bucket/folder, gs://..., file:///..., or another that fsspec knows.")
     ],
@@ -164,7 +164,7 @@ def overlap_command(
 @table_app.command("quality")
 @declares(measuring)
 def quality_command(
-    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.")],
+    path: Annotated[Path, typer.Argument(help="A dataset, or a folder of datasets.", callback=folder_to_read)],
     column: Annotated[
         str, typer.Option(help="Column of translated captions, e.g. caption.de.opus.", callback=column_names)
     ] = ...,  # type: ignore[assignment]

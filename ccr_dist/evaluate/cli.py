@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ccr_dist.declare import File, Folder, Table, Uses, declares
-from ccr_dist.errors import folder_to_make
+from ccr_dist.errors import folder_to_make, folder_to_read
 
 report_app = typer.Typer()
 
@@ -30,7 +30,9 @@ def report(
     split: Annotated[str, typer.Option(help="Which result of each run: val or test.")] = "test",
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Cross-lingual retrieval",
     note: Annotated[list[str] | None, typer.Option(help="A paragraph below the title, any number.")] = None,
-    pictures: Annotated[Path | None, typer.Option(help="The dataset whose pictures illustrate the examples.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="The dataset whose pictures illustrate the examples.", callback=folder_to_read)
+    ] = None,
 ) -> None:
     """Compare runs in one table and one page.
 

@@ -10,7 +10,7 @@ import typer
 
 from ccr_dist import hub, terminal
 from ccr_dist.declare import declares
-from ccr_dist.errors import ConfigError, folder_to_make, require_writable
+from ccr_dist.errors import ConfigError, folder_to_make, folder_to_read, require_writable
 from ccr_dist.export.declared import exporting
 
 export_app = typer.Typer()  # may be a step of a pipeline
@@ -65,7 +65,12 @@ def export_command(
 @push_app.command("push")
 def push_command(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL_OR_EXPORT", help="The folder of a run, of a model or of an export.")
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_EXPORT",
+            help="The folder of a run, of a model or of an export.",
+            callback=folder_to_read,
+        ),
     ],
     repo: Annotated[str, typer.Argument(metavar="REPO_ID", help="ORG/NAME.")],
     private: Annotated[bool, typer.Option("--private", help="Of a repository that is made now.")] = False,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ccr_dist import hub
 from ccr_dist.api import load
+from ccr_dist.data.storage.store import disk_errors
 from ccr_dist.errors import ConfigError
 from ccr_dist.export.card import model_card
 
@@ -33,8 +34,9 @@ def push_model(folder: Path, repo: str, *, private: bool, message: str) -> str:
         raise ConfigError(f"{folder}: there is no model folder")
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place) / "model"
-        shutil.copytree(retriever.folder, copy)
-        (copy / "README.md").write_text(
-            model_card(retriever).replace("ORG/NAME", repo.removeprefix(hub.SCHEME)), encoding="utf-8"
-        )
+        with disk_errors(copy):
+            shutil.copytree(retriever.folder, copy)
+            (copy / "README.md").write_text(
+                model_card(retriever).replace("ORG/NAME", repo.removeprefix(hub.SCHEME)), encoding="utf-8"
+            )
         return hub.push_folder(copy, repo, private=private, message=message)

@@ -16,7 +16,7 @@ import typer
 from ccr_dist import terminal
 from ccr_dist.data.table.names import column_names
 from ccr_dist.declare import Table, Uses, declares
-from ccr_dist.errors import STOPPED, ConfigError
+from ccr_dist.errors import STOPPED, ConfigError, file_to_read, folder_to_read
 from ccr_dist.generate.declared import (
     backbone_of,
     both,
@@ -42,7 +42,9 @@ jobs_app.add_typer(look_app, name="jobs")
 Folder = Annotated[
     Path,
     typer.Argument(
-        metavar="DATASET", help="A dataset, or a folder of datasets (train/, val/, test/): then each of them."
+        metavar="DATASET",
+        help="A dataset, or a folder of datasets (train/, val/, test/): then each of them.",
+        callback=folder_to_read,
     ),
 ]
 Overrides = Annotated[
@@ -240,7 +242,10 @@ def featurise(
 @with_job_options
 def replay(
     dataset: Folder,
-    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help='One {"key": ..., "value": ...} a line.')],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE.jsonl", help='One {"key": ..., "value": ...} a line.', callback=file_to_read),
+    ],
     column: Annotated[str, typer.Option("--column", help="Name of the new column.", callback=column_names)],
     source: Annotated[str | None, typer.Option("--source", help="Where the texts come from.")] = None,
     licence: Annotated[str | None, typer.Option("--licence", help="Their licence.")] = None,

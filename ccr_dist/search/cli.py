@@ -15,8 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ccr_dist import terminal
+from ccr_dist.data.table.names import column_names
 from ccr_dist.declare import declares
-from ccr_dist.errors import STOPPED, ConfigError, DataBudgetError, DataError, folder_to_make, require_writable
+from ccr_dist.errors import (
+    STOPPED,
+    ConfigError,
+    DataBudgetError,
+    DataError,
+    file_to_read,
+    folder_to_make,
+    folder_to_read,
+    require_writable,
+)
 from ccr_dist.generate.declared import both, options_of
 from ccr_dist.generate.job_options import JobOptions, with_job_options
 from ccr_dist.search.declared import indexing, searching
@@ -68,7 +78,9 @@ def index_command(
     column: Annotated[
         str | None,
         typer.Option(
-            "--column", help="Of a dataset: pictures, videos or features. Default: what the model was trained with."
+            "--column",
+            help="Of a dataset: pictures, videos or features. Default: what the model was trained with.",
+            callback=column_names,
         ),
     ] = None,
     add: Annotated[bool, typer.Option("--add", help="Keep what else the index holds.")] = False,
@@ -156,7 +168,9 @@ def _report(out: Path, done: Update) -> None:
 @search_app.command("search")
 @declares(searching)
 def search_command(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="What `ccr-dist index` has made.")],
+    index: Annotated[
+        Path, typer.Argument(metavar="INDEX", help="What `ccr-dist index` has made.", callback=folder_to_read)
+    ],
     queries: Annotated[
         list[str] | None, typer.Argument(metavar="QUERY", help="What to look for; in quotes; any number.")
     ] = None,
@@ -169,9 +183,12 @@ def search_command(
         str | None,
         typer.Option("--model", help="The model, where it is no longer where it was when the index was made."),
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="Queries from a text file, one a line.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="Queries from a text file, one a line.", callback=file_to_read)
+    ] = None,
     picture: Annotated[
-        list[Path] | None, typer.Option("--picture", help="A picture as a query; may be repeated.")
+        list[Path] | None,
+        typer.Option("--picture", help="A picture as a query; may be repeated.", callback=file_to_read),
     ] = None,
     where: Annotated[
         list[str] | None,

@@ -364,7 +364,7 @@ def _finish(root: Path, state: State, plan: Plan, made: _Segments, finish: Calla
     beside = places_path(path)
     with store.staged(beside) as tmp:
         with tmp.open("wb") as file:
-            np.save(file, found, allow_pickle=False)
+            np.save(store.Plain(file), found, allow_pickle=False)
         tmp.replace(beside)
     store.replace_atomic(path, data)
     sha256 = hashlib.sha256(data).hexdigest()

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,11 @@ from ccr_dist.search.state import ROWS, SEGMENTS, Segment
 
 Dtype = Literal["float32", "float16", "int8"]
 SEARCH, RECORD = "search", "search.json"
+_ARRAYS: dict[Dtype, tuple[str, ...]] = {
+    "float32": (),
+    "float16": ("values", "errors"),
+    "int8": ("values", "errors", "scales"),
+}
 _READ_ROWS = 4096  # rows that are reduced at a time
 
 
@@ -120,55 +125,48 @@ def reduce(root: Path, segment: Segment, dtype: Dtype) -> None:
     store.tidy(folder)
     blocks = list(_blocks(column, segment.first))
     count, width = sum(len(block.rows) for block in blocks), blocks[0].rows.shape[1] if blocks else 0
-    longest, at = [], 0
-    files: dict[str, np.ndarray] = {}
-    with _Files(folder) as made:
-        if dtype != "float32" and blocks:
-            files = {"values": made.new("values", (count, width), dtype), "errors": made.new("errors", (count,))}
-            files |= {"scales": made.new("scales", (count,))} if dtype == "int8" else {}
+    kinds = {"values": ((count, width), dtype), "errors": ((count,), "float32"), "scales": ((count,), "float32")}
+    wanted = {name: kinds[name] for name in _ARRAYS[dtype] if blocks}
+    longest = []
+    with _arrays(folder, wanted) as add:
         for block in blocks:
             most = 0.0
             for start in range(0, len(block.rows), _READ_ROWS):
                 rows = np.asarray(block.rows[start : start + _READ_ROWS])
-                if files:
+                if dtype != "float32":
                     values, scales, errors = gallery.reduce(rows, dtype)
-                    parts = {"values": values, "errors": errors, "scales": scales}
-                    for name, array in files.items():
-                        array[at : at + len(rows)] = parts[name]
+                    add(values=values, errors=errors, scales=scales)
                     rows = gallery.Segment(values, scales).reduced(slice(None))
                 most = max(most, float(row_lengths(rows).max()))
-                at += len(rows)
             longest.append(most)
     about = {"dtype": dtype, "rows": count, "longest": longest}
     store.create_once(folder / RECORD, store.pretty_json(store.with_digest(about)))
 
 
-class _Files:
-    """Arrays that are written through memory maps, and get their names when all are whole."""
+@contextlib.contextmanager
+def _arrays(folder: Path, kinds: Mapping[str, tuple[tuple[int, ...], str]]) -> Iterator[Callable[..., None]]:
+    """Files of arrays, name -> (shape, dtype), that get their names when all are whole. Yields what adds rows to them.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._made: list[tuple[Path, Path, np.memmap]] = []
-        self._staged = contextlib.ExitStack()
+    They are not mapped: the kernel ends a process (SIGBUS) that writes to a page for which the disk has no room.
+    """
+    with contextlib.ExitStack() as opened:
+        made: dict[str, tuple[Path, BinaryIO]] = {}
+        for name, (shape, dtype) in kinds.items():
+            tmp = opened.enter_context(store.staged(folder / f"{name}.npy"))
+            file = opened.enter_context(tmp.open("wb"))
+            about = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, about)
+            made[name] = tmp, file
 
-    def new(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
-        path = self._folder / f"{name}.npy"
-        tmp = self._staged.enter_context(store.staged(path))
-        array = np.lib.format.open_memmap(tmp, mode="w+", dtype=dtype, shape=shape)
-        self._made.append((tmp, path, array))
-        return array
+        def add(**rows: np.ndarray) -> None:
+            for name, (_, file) in made.items():
+                file.write(rows[name].astype(kinds[name][1], copy=False).tobytes())
 
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if error is None:
-            for tmp, path, array in self._made:
-                array.flush()
-                with tmp.open("rb") as file:
-                    os.fsync(file.fileno())
-                tmp.replace(path)
-        self._staged.__exit__(kind, error, trace)  # removes what is not whole
+        yield add
+        for name, (tmp, file) in made.items():
+            file.flush()
+            os.fsync(file.fileno())
+            tmp.replace(folder / f"{name}.npy")
 
 
 def _reduced(root: Path, blocks: Sequence[Block], dtype: Dtype) -> list[gallery.Segment]:
@@ -179,8 +177,7 @@ def _reduced(root: Path, blocks: Sequence[Block], dtype: Dtype) -> list[gallery.
     try:
         about, sealed = read_checked(folder / RECORD, error=DataError)
         arrays: dict[str, Any] = {}
-        names = {"float32": (), "float16": ("values", "errors"), "int8": ("values", "errors", "scales")}[dtype]
-        for name in names:
+        for name in _ARRAYS[dtype]:
             arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: missing or damaged ({error}); remove it and run `ccr-dist index` again") from None

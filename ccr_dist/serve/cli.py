@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ccr_dist.errors import file_to_read, folder_to_read
+
 serve_app = typer.Typer()
 
 
@@ -14,7 +16,11 @@ serve_app = typer.Typer()
 def serve(
     indexes: Annotated[
         list[Path],
-        typer.Argument(metavar="INDEX...", help="Indexes that `ccr-dist index` made; two are shown side by side."),
+        typer.Argument(
+            metavar="INDEX...",
+            help="Indexes that `ccr-dist index` made; two are shown side by side.",
+            callback=folder_to_read,
+        ),
     ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     host: Annotated[
@@ -31,7 +37,9 @@ def serve(
             help="Token that clients must give; other users of this machine can see it in the list of processes."
         ),
     ] = None,
-    token_file: Annotated[Path | None, typer.Option(help="File whose first line is the token.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File whose first line is the token.", callback=file_to_read)
+    ] = None,
     no_token: Annotated[
         bool, typer.Option("--no-token", help="Everybody who reaches --host may search and see all pictures.")
     ] = False,

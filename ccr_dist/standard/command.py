@@ -20,7 +20,8 @@ from mteb.results import TaskResult
 from rich.table import Table
 
 from ccr_dist import api, terminal
-from ccr_dist.errors import CcrError, ConfigError, DataError, StorageError
+from ccr_dist.data.storage.store import disk_errors
+from ccr_dist.errors import CcrError, ConfigError, DataError, StorageError, folder_to_make, require_writable
 from ccr_dist.standard.chosen import chosen, require_usable
 from ccr_dist.standard.encoder import RetrieverEncoder
 from ccr_dist.standard.own_tasks import DatasetRetrieval
@@ -74,6 +75,9 @@ def evaluate(
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ConfigError("--mteb runs in one process; start it without a launcher")
     places = [out or _place(subject) for subject in subjects]
+    for place in places:
+        folder_to_make(place)
+        require_writable(place)
     tasks = chosen(words, langs)
     for subject, place in zip(subjects, places, strict=True):
         retriever = subject.load()
@@ -123,7 +127,7 @@ def measure(
     if known is not None and not known.get_missing_evaluations(task):
         print(f"{file}: measured already; --again measures again", flush=True)
         return known, file
-    with _quiet(), _loaded(task):
+    with _quiet(), _loaded(task), disk_errors(file):
         done = mteb.evaluate(
             encoder,
             task,
@@ -170,7 +174,8 @@ def _known(cache: ResultCache, task: AbsTask, encoder: RetrieverEncoder, file: P
 def _loaded(task: AbsTask) -> Iterator[None]:
     """The task's data, for a while."""
     try:
-        task.load_data()
+        with disk_errors(datasets.config.HF_DATASETS_CACHE):
+            task.load_data()
     except CcrError:
         raise
     except (DatasetsError, HfHubHTTPError, OSError, ValueError) as error:

@@ -9,7 +9,7 @@ import typer
 
 from ccr_dist import terminal
 from ccr_dist.declare import File, Folder, Uses, declares
-from ccr_dist.errors import CheckpointError, ConfigError, file_to_make, folder_to_make, require_writable
+from ccr_dist.errors import CheckpointError, ConfigError, file_to_make, folder_to_make, folder_to_read, require_writable
 from ccr_dist.train.declared import check_evaluated, configs_of, evaluated_place, evaluating, training
 
 train_app = typer.Typer()
@@ -21,7 +21,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings that replace those of the config: key.sub=value, any number.")
 ]
 Seeds = Annotated[str | None, typer.Option(help="Several runs, one after the other, with these seeds: 0,1,2.")]
-Target = Annotated[Path, typer.Argument(help="Run folder, or one checkpoint of it.")]
+Target = Annotated[Path, typer.Argument(help="Run folder, or one checkpoint of it.", callback=folder_to_read)]
 
 
 @train_app.command()
@@ -91,6 +91,8 @@ def evaluate(
     """
     check_evaluated(split, world, mteb, out, langs)
     if mteb is not None:
+        if out is not None:
+            require_writable(out)
         from ccr_dist.standard import command
 
         place = evaluated_place(config, overrides, seeds)
@@ -113,7 +115,9 @@ def evaluate(
 @train_app.command()
 @declares(lambda: Uses())
 def doctor(
-    out: Annotated[Path, typer.Option(help="The folder that run folders will lie in.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="The folder that run folders will lie in.", callback=folder_to_make)] = Path(
+        "runs"
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check this machine before a training.
@@ -130,7 +134,10 @@ def doctor(
 @declares(lambda runs: Uses(reads=tuple(Folder(str(run)) for run in runs)))
 def scale(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run folders of the same training, on different numbers of nodes.")
+        list[Path],
+        typer.Argument(
+            help="Run folders of the same training, on different numbers of nodes.", callback=folder_to_read
+        ),
     ],
     warmup: Annotated[int, typer.Option(min=0, help="Steps at the beginning of each stage that are left out.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -230,7 +237,7 @@ def verify_command(path: Target) -> None:
 @checkpoint_app.command("convert")
 @declares(_converting)
 def convert_command(
-    path: Annotated[Path, typer.Argument(help="one checkpoint, of either layout")],
+    path: Annotated[Path, typer.Argument(help="one checkpoint, of either layout", callback=folder_to_read)],
     out: Annotated[
         Path,
         typer.Argument(

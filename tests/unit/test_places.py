@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shlex
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner, Result
 
@@ -18,6 +21,7 @@ from ccr_dist.cli import app
 from ccr_dist.cluster.ledger import held
 from ccr_dist.commands import uses_of
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
+from ccr_dist.declare import commands
 from ccr_dist.errors import ConfigError, StorageError, folder_to_make
 from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.runner import run
@@ -50,6 +54,8 @@ LINES = [
     "checkpoint convert runs/a/checkpoints/step-00000001 FILE/x.safetensors",
     "export runs/a --to onnx --out FILE",
     "index runs/a pictures --out FILE",
+    "evaluate hf://org/name --mteb T --out FILE",
+    "doctor --out FILE",
     "submit pipeline.yaml --dry-run",
     "run pipeline.yaml",
 ]
@@ -115,6 +121,7 @@ def test_folders_of_a_dataset_that_are_files(folder: Path) -> None:
         f"checkpoint convert nowhere {NOWHERE}/w.safetensors",
         f"export nowhere --to onnx --out {NOWHERE}",
         f"index nowhere pictures --out {NOWHERE}",
+        f"evaluate hf://org/name --mteb T --out {NOWHERE}",
     ],
 )
 def test_a_place_where_nothing_can_be_written_is_reported_before_the_work(folder: Path, line: str) -> None:
@@ -156,6 +163,7 @@ def test_looking_whether_a_folder_can_be_written_leaves_nothing(folder: Path) ->
         "shards quality data --column caption.en --source {}",
         "shards quality data --column caption.en --back {}",
         "shards index a.tar --out o --caption a/b={}",
+        "index runs/a data --out o --column {}",
         "study bins good.yaml --by chrf:{}:caption.en.x",
         "evaluate CLIP out=o data.test=data data.val=data data.visual={}",
         "train DASD out=o 'data.train=[{{path: data}}]' data.test=data data.val=data data.source={}",
@@ -165,6 +173,88 @@ def test_a_malformed_column_name_is_a_mistake_in_the_request(folder: Path, line:
     done = do(line.format("captoin.en"))
     assert done.exit_code == ConfigError.exit_code, done.output
     assert "expected image, video, caption.<lang>" in done.output
+
+
+# What names something to read: FOLDER is where a file is expected, FILE where a folder is.
+FILES_TO_READ = [
+    "config show FOLDER",
+    "methods FOLDER",
+    "describe data --engine replay --set path=FOLDER --from caption.en --column description.x",
+    "describe data --engine vllm --model m --prompt FOLDER --from caption.en --column description.x",
+    "translate data --engine vllm --model m --to de --prompt FOLDER --column caption.de",
+    "featurise data --config FOLDER --column feature.x",
+    "replay data FOLDER --column caption.de",
+    "search index --file FOLDER",
+    "search index --picture FOLDER",
+    "shards build FOLDER --out o",
+    "shards build texts --out o file=FOLDER name=t",
+    "shards build folder --out o images=data captions=FOLDER name=n",
+    "shards index FOLDER --out o",
+    "study run FOLDER",
+    "study report FOLDER",
+    "study bins FOLDER",
+    "submit FOLDER",
+    "submit steps.yaml --profile ./FOLDER",
+    "run FOLDER",
+    "serve index --token-file FOLDER",
+]
+FOLDERS_TO_READ = [
+    "scale FILE",
+    "describe FILE --engine replay --set path=a --column description.x",
+    "translate FILE --engine shout --to de --column caption.de",
+    "featurise FILE --backbone dual --column feature.x",
+    "replay FILE a.jsonl --column caption.de",
+    "jobs status FILE",
+    "index FILE data --out o",
+    "export FILE --to onnx --out o",
+    "push FILE org/name",
+    "search FILE query",
+    "serve FILE",
+    "shards build folder --out o images=FILE captions=FILE name=n",
+    "shards convert nrccr FILE --out o",
+    "shards convert mla FILE --out o",
+    "shards export FILE --out o",
+    "shards inspect FILE",
+    "shards verify FILE",
+    "shards seal FILE",
+    "shards push FILE file:///nowhere",
+    "shards pull FILE new",
+    "shards quality FILE --column caption.de",
+    "report runs/a --pictures FILE",
+    "checkpoint inspect FILE",
+    "checkpoint verify FILE",
+    "checkpoint convert FILE w.safetensors",
+    "status FILE",
+    "cancel FILE",
+    "resume FILE",
+]
+
+
+@pytest.mark.parametrize("line", [*FILES_TO_READ, *FOLDERS_TO_READ])
+def test_a_file_for_a_folder_or_a_folder_for_a_file_is_a_mistake_in_the_request(folder: Path, line: str) -> None:
+    Path("FOLDER").mkdir()
+    Path("steps.yaml").write_text(Path("pipeline.yaml").read_text().replace("FILE", "runs"))
+    done = do(line)
+    assert done.exit_code == ConfigError.exit_code, done.output
+    assert re.search("FILE|FOLDER", done.output.removeprefix("error: ").split("; ")[0]), done.output
+    assert "put it back" not in done.output
+
+
+def test_every_path_of_a_command_has_such_a_line() -> None:
+    """A new option that names a file or a folder has to be looked at, too."""
+    tree = commands(typer.main.get_command(app))
+    lines = dict.fromkeys(tree, "")
+    for line in (*LINES, *FILES_TO_READ, *FOLDERS_TO_READ):
+        lines[max((name for name in tree if line.startswith(f"{name} ")), key=len)] += f" {line} "
+    either = {("serve", "model")}  # a run, a model, or a config
+    silent = set()
+    for name, command in tree.items():
+        hints = get_type_hints(command.callback)
+        for param in command.params:
+            said = any(f" {word} " in lines[name] or (word[0] != "-" and lines[name]) for word in param.opts)
+            if "pathlib.Path" in str(hints.get(param.name)) and not said:
+                silent.add((name, param.name))
+    assert silent == either
 
 
 @pytest.mark.parametrize("line", ["shards export data --out=", "shards export data --out ''", "report runs/a --out="])

@@ -16,14 +16,13 @@ import socket
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from ccr_dist import errors
-from ccr_dist.errors import DataError, StorageError
+from ccr_dist.errors import CcrError, DataError, StorageError
 
 T = TypeVar("T")
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 TEMPORARY = ".tmp-"  # prefix of files that are being written; after a crash, files with it can be removed
 
@@ -149,20 +148,32 @@ def require_same(path: Path, there: Any, asked: Any, what: str) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turns a full disk, quota or file-size limit inside the block into a StorageError.
+    """Turns a full disk, quota or file-size limit inside the block into a StorageError, also where a library only
+    quotes the system.
 
     Other OSErrors pass; if they name no path or a temporary one, they name this one instead.
     """
     try:
         yield
-    except StorageError:
+    except CcrError:
         raise
-    except OSError as e:
-        if e.errno in FULL:
-            raise errors.storage(e, path) from e
-        if e.errno is not None and (e.filename is None or Path(os.fsdecode(e.filename)).name.startswith(TEMPORARY)):
+    except Exception as e:
+        if (number := errors.full(e)) is not None:
+            raise errors.storage(OSError(number, os.strerror(number)), path) from e
+        if (
+            isinstance(e, OSError)
+            and e.errno is not None
+            and (e.filename is None or Path(os.fsdecode(e.filename)).name.startswith(TEMPORARY))
+        ):
             e.filename, e.filename2 = str(path), None
         raise
+
+
+class Plain:
+    """A file as NumPy may write to it. A real one it writes itself, and does not say why that fails."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.write = file.write
 
 
 def tidy(folder: Path) -> None:

@@ -211,8 +211,8 @@ class Column(ReadableColumn):
                 )
             with store.staged(payload) as tmp:
                 with tmp.open("wb") as file:
-                    np.save(file, cast, allow_pickle=False)
-                    np.save(file, number, allow_pickle=False)
+                    np.save(store.Plain(file), cast, allow_pickle=False)
+                    np.save(store.Plain(file), number, allow_pickle=False)
                 store.publish_once(tmp, payload)
         return self.commit_payload(shard)
 

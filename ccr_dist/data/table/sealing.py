@@ -68,7 +68,7 @@ def _write(column: Column) -> Iterator[None]:
     path = column.folder / seal.PLACES
     with store.staged(path) as tmp:
         with tmp.open("wb") as file:
-            np.save(file, np.concatenate([*masks, np.zeros(0, np.uint8)]))
+            np.save(store.Plain(file), np.concatenate([*masks, np.zeros(0, np.uint8)]))
             header = {"descr": "<i8", "fortran_order": False, "shape": (column.dataset.rows, 2)}
             np.lib.format.write_array_header_1_0(file, header)
             for shard in shards:

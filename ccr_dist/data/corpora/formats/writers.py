@@ -50,7 +50,7 @@ def write_names(path: Path, names: Sequence[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with store.staged(path) as tmp:
             with tmp.open("wb") as file:
-                np.save(file, np.array(names, dtype=np.str_), allow_pickle=False)
+                np.save(store.Plain(file), np.array(names, dtype=np.str_), allow_pickle=False)
             store.publish_once(tmp, path)
     else:
         _write(path, "".join(f"{name}\n" for name in names).encode())
