@@ -153,7 +153,7 @@ def _arrays(folder: Path, kinds: Mapping[str, tuple[tuple[int, ...], str]]) -> I
         made: dict[str, tuple[Path, BinaryIO]] = {}
         for name, (shape, dtype) in kinds.items():
             tmp = opened.enter_context(store.staged(folder / f"{name}.npy"))
-            file = opened.enter_context(tmp.open("wb"))
+            file: BinaryIO = opened.enter_context(tmp.open("wb"))
             about = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, about)
             made[name] = tmp, file
