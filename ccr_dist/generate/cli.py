@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ccr_dist import terminal
+from ccr_dist.config import BackboneConfig
 from ccr_dist.data.table.names import column_names
 from ccr_dist.declare import Table, Uses, declares
 from ccr_dist.errors import STOPPED, ConfigError, file_to_read, folder_to_read
 from ccr_dist.generate.declared import (
-    backbone_of,
+    Encoder,
     both,
     describing,
+    encoder_of,
     featurising,
     importing,
     options_of,
@@ -165,12 +167,18 @@ def featurise(
     overrides: Overrides = None,
     *,
     config: Annotated[
-        Path | None, typer.Option("--config", help="A run config; its `backbone` section is used.")
+        Path | None, typer.Option("--config", help="A run config; only what is said of the encoder in it is used.")
     ] = None,
     backbone: Annotated[
         str | None,
         typer.Option("--backbone", metavar="KIND", help="Instead of --config: open_clip, dual, sentence, ..."),
     ] = None,
+    encoder: Annotated[
+        Encoder,
+        typer.Option(
+            "--encoder", help="Of the --config: its `backbone`, or, for texts, the encoder of queries, `method.query`."
+        ),
+    ] = "backbone",
     engine: Annotated[
         str | None,
         typer.Option("--engine", help="Instead of a backbone: vllm, an embedding model for texts."),
@@ -204,10 +212,10 @@ def featurise(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     job: JobOptions,
 ) -> None:
-    """Run a frozen backbone over pictures, videos or texts, or an embedding model over texts, and keep its vectors."""
+    """Run a frozen backbone over pictures, videos or texts, or another encoder over texts, and keep its vectors."""
     if engine is not None:
         given = {"--frames": frames != 8, "--pool": pool != "mean", "--tokens": tokens, "--grid": grid is not None}
-        given |= {"--precision": precision != "fp32", "--device": device != "auto"}
+        given |= {"--precision": precision != "fp32", "--device": device != "auto", "--encoder": encoder != "backbone"}
         require_engine_alone(config, backbone, given)
 
         from ccr_dist.generate.engines.embedder import make_embedder
@@ -218,13 +226,14 @@ def featurise(
         return
     if model is not None:
         raise ConfigError("--model is the model of an --engine; a backbone is chosen by --config or --backbone")
-    settings = backbone_of(config, backbone, both(overrides, options))
+    settings = encoder_of(config, backbone, encoder, both(overrides, options))
 
     from ccr_dist.generate.jobs.featurise import Featurise
     from ccr_dist.models.backbones.build import build_backbone
+    from ccr_dist.models.query_encoder import build_query_encoder
 
     processor = Featurise(
-        lambda: build_backbone(settings),
+        lambda: build_backbone(settings) if isinstance(settings, BackboneConfig) else build_query_encoder(settings),
         source,
         precision=precision,
         device=device,

@@ -5,14 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from ccr_dist.config import BackboneConfig
+from ccr_dist.config import BackboneConfig, MethodOptions, QueryEncoderConfig
 from ccr_dist.config.base_files import reads
 from ccr_dist.declare import File, Item, Place, Settings, Table, Uses, names_a_path
 from ccr_dist.errors import ConfigError
+from ccr_dist.methods import registry
 from ccr_dist.methods.run_config import backbone_section, load_config
 from ccr_dist.yamlfile import Given, of_options
+
+Encoder = Literal["backbone", "query"]
+SECTIONS = {"backbone": "backbone", "query": "method.query"}  # of a run config, for encoders
 
 
 def describing(
@@ -51,19 +55,20 @@ def translating(
 
 
 def featurising(
-    dataset: Path, overrides: list[str] | None, config: Path | None, backbone: str | None, engine: str | None,
-    model: str | None, options: list[str] | None, source: str, column: str | None, device: str, share: str,
+    dataset: Path, overrides: list[str] | None, config: Path | None, backbone: str | None, encoder: Encoder,
+    engine: str | None, model: str | None, options: list[str] | None, source: str, column: str | None, device: str,
+    share: str,
 ) -> Uses:  # fmt: skip
     """What `featurise` reads and makes."""
     given = both(overrides, options)
     if engine is not None:
         from ccr_dist.generate.engines.embedder import embedders
 
-        require_engine_alone(config, backbone, {})
+        require_engine_alone(config, backbone, {"--encoder": encoder != "backbone"})
         asked = _engine(engine, {name: embedders.get(name) for name in embedders.names()}, given, model)
         return _job(dataset, column, share, [source], asked.reads, asked.packages, asked.tools)
-    settings = backbone_of(config, backbone, given)
-    changes = tuple(f"backbone.{option}" for option in given)
+    settings = encoder_of(config, backbone, encoder, given)
+    changes = tuple(f"{SECTIONS[encoder]}.{option}" for option in given)
     items: list[Item] = [] if config is None else [Settings(str(config), overrides=changes)]
     return _job(
         dataset,
@@ -92,18 +97,39 @@ def require_engine_alone(config: Path | None, backbone: str | None, given: dict[
         )
 
 
-def backbone_of(config: Path | None, kind: str | None, options: list[str] | None) -> BackboneConfig:
-    """The settings of the backbone that `featurise` runs. ConfigError."""
+def encoder_of(
+    config: Path | None, kind: str | None, encoder: Encoder, options: list[str] | None
+) -> BackboneConfig | QueryEncoderConfig:
+    """The settings of what `featurise` runs: a backbone, or the query encoder of a method. ConfigError."""
     if (config is None) == (kind is None):
         raise ConfigError(
             "featurise needs either --config RUN.yaml or --backbone KIND (with options as KEY=VALUE); or, for texts,"
             " --engine and --model"
         )
+    if encoder == "query" and config is None:
+        raise ConfigError("--encoder query is that of a run config's method: give --config RUN.yaml, not --backbone")
     if config is not None:
-        return load_config(config, [f"backbone.{option}" for option in options or []]).backbone
+        changes = [f"{SECTIONS[encoder]}.{option}" for option in options or []]
+        if encoder == "backbone":
+            return load_config(config, changes).backbone
+        _query_of(load_config(config).method, config)  # before the options of what it may not have
+        return _query_of(load_config(config, changes).method, config)
     assert kind is not None
     given = {"backbone.kind": Given(kind), **{f"backbone.{key}": value for key, value in map(pair, options or [])}}
     return backbone_section(of_options(given))
+
+
+def _query_of(method: MethodOptions, config: Path) -> QueryEncoderConfig:
+    """ConfigError where the method has no query encoder: names those that have."""
+    section = getattr(method, "query", None)
+    if not isinstance(section, QueryEncoderConfig):
+        having = [name for name in registry.names() if "query" in registry.options(name).model_fields]
+        methods = ", ".join(having) or "none of those that are installed"
+        raise ConfigError(
+            f"{config}: --encoder query: method '{method.name}' has no query encoder (section method.query); methods"
+            f" that have one: {methods}. `--encoder backbone` encodes texts with the backbone"
+        )
+    return section
 
 
 def both(overrides: list[str] | None, options: list[str] | None) -> list[str]:

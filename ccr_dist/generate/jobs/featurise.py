@@ -134,6 +134,11 @@ class Featurise(Processor):
         if self._tokens:
             column.require_kind(("image",), "--tokens")
         self._kind = column.kind
+        if self._side == "image" and not self.backbone.sees:
+            raise ConfigError(
+                f"{column.name}: a column of kind {column.kind}, and {self.backbone.name} encodes texts alone; name a"
+                " column of texts, as in --from caption.en"
+            )
         if column.kind == "video":
             self.batch = max(1, _PICTURES // self._frames)
 
@@ -186,11 +191,13 @@ class Featurise(Processor):
         """(sum of the items' lengths, F) float32; with tokens (pictures, T, F)."""
         import torch
 
+        from ccr_dist.models.backbones.backbone import features_by_length
+
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self._precision]
         device = self.backbone.device
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=self._precision != "fp32"):
             if self._side == "text":
-                features = self.backbone.text_features([text for item in items for text in item])
+                features = features_by_length(self.backbone, [text for item in items for text in item])
             else:
                 encode = self._image_tokens if self._tokens else self.backbone.image_features
                 features = encode(torch.from_numpy(np.concatenate(items)).to(device))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ccr_dist.errors import ConfigError
+from ccr_dist.errors import ConfigError, EngineError
 from ccr_dist.models.towers import TextTower
 
 Trained = Literal["none", "heads", "text", "all"]
@@ -33,6 +33,7 @@ class Backbone(nn.Module):
 
     name: str  # slug for column names
     dim: int  # D
+    sees: bool = True  # pictures
     heads: nn.Module | None  # the trainable projections into the shared space, where the architecture has them apart
     # buffers that are computed when the model is made, and whose last bits may depend on the machine
     computed: frozenset[str] = frozenset()
@@ -166,6 +167,23 @@ class Backbone(nn.Module):
         if self.heads is not None:
             self.heads.train(mode and self._unfrozen in ("heads", "all"))
         return self
+
+
+def features_by_length(backbone: Backbone, texts: Sequence[str]) -> Tensor:
+    """`text_features` (n, Ft), without gradient, for n ≥ 0 texts of any lengths: those of like length go through the
+    encoder together, since a text costs as much as the longest beside it. EngineError when vectors are missing.
+    """
+    size = 16 if backbone.device.type == "cpu" else 128
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    with torch.no_grad():
+        parts = [
+            backbone.text_features([texts[i] for i in order[start : start + size]])
+            for start in range(0, max(1, len(order)), size)
+        ]
+    features = torch.cat(parts)
+    if len(features) != len(texts):
+        raise EngineError(f"backbone {backbone.name}: {len(features)} vectors for {len(texts)} texts")
+    return features[torch.tensor(order, dtype=torch.long, device=features.device).argsort()]
 
 
 def no_tokens(what: str, reason: str) -> ConfigError:

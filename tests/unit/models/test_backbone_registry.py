@@ -15,7 +15,7 @@ from ccr_dist.config import RunConfig, as_dict, base_files, with_base_files
 from ccr_dist.config.base_files import reads
 from ccr_dist.declare import Place, Run
 from ccr_dist.errors import ConfigError
-from ccr_dist.generate.declared import backbone_of
+from ccr_dist.generate.declared import encoder_of
 from ccr_dist.methods.run_config import from_dict
 from ccr_dist.models.backbones import registry
 from ccr_dist.models.backbones.build import build_backbone
@@ -117,10 +117,10 @@ def test_an_unknown_kind_is_no_other_one(backbone: object, said: str) -> None:
 
 
 def test_featurise_reads_the_same_sections() -> None:
-    assert backbone_of(None, "dual", ["dim=64"]) == config({"kind": "dual", "dim": 64}).backbone
+    assert encoder_of(None, "dual", "backbone", ["dim=64"]) == config({"kind": "dual", "dim": 64}).backbone
     for kind, options, said in (("dul", [], "did you mean 'dual'"), ("dual", ["dims=3"], "did you mean 'dim'")):
         with pytest.raises(ConfigError, match=said):
-            backbone_of(None, kind, options)
+            encoder_of(None, kind, "backbone", options)
 
 
 def test_keys_are_written_in_the_order_of_their_section() -> None:

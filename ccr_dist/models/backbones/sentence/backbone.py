@@ -109,6 +109,8 @@ class SentenceBackbone(SentenceEncoder):
     space already.
     """
 
+    sees = False
+
     def __init__(self, cfg: SentenceConfig) -> None:
         """ConfigError when the encoder cannot be loaded."""
         super().__init__()

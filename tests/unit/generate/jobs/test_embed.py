@@ -111,7 +111,13 @@ def test_what_belongs_to_backbones_is_refused(tmp_path: Path) -> None:
     require_engine_alone(None, None, {"--tokens": False})
     data = tmp_path / "data"
     common: dict[str, Any] = {"config": None, "backbone": None, "options": None, "source": "caption.en"}
-    common |= {"device": "auto", "share": "0/1", "column": "feature.m.caption.en", "overrides": ["dtype=float32"]}
+    common |= {
+        "encoder": "backbone",
+        "device": "auto",
+        "share": "0/1",
+        "column": "feature.m.caption.en",
+        "overrides": ["dtype=float32"],
+    }
     (tmp_path / "model").mkdir()
     uses = featurising(data, engine="vllm", model=str(tmp_path / "model"), **common)
     assert [str(item.path) for item in uses.reads] == [str(data), str(tmp_path / "model")]

@@ -25,6 +25,7 @@ class Mean(torch.nn.Module):  # type: ignore[name-defined]
     """Mean colour (3) and [length, first letter] (2): features that a reader can check by head."""
 
     name = "mean"
+    sees = True
 
     def __init__(self) -> None:
         super().__init__()
