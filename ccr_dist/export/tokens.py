@@ -2,8 +2,8 @@
 tokens and the cut at the longest length included, so that nothing of ours is needed to make ids of a text.
 
 What cannot be said in such a file is left out, and the check of an export finds it where it matters: open_clip repairs
-broken encodings (ftfy) and HTML entities, of which the curly quotes and NFC are kept here; and a text that spells out a
-special token (`[SEP]`) gets that token.
+broken encodings (ftfy) and HTML entities, of which the curly quotes and NFC are kept here; a text that spells out a
+special token (`[SEP]`) gets that token; and a prompt does not stand before a text of no characters.
 """
 
 from __future__ import annotations

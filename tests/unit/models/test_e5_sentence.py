@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,6 +135,18 @@ def test_the_prompt_is_part_of_its_identity(encoder: SentenceBackbone) -> None:
         assert apart(bare.text_features(["dog"]), encoder.text_features(["dog"]))
     with pytest.raises(ConfigError, match="prompt fills all 512 tokens"):
         sentence(prompt="dog " * 600)
+
+
+def test_lora_starts_as_the_encoder_and_learns(encoder: SentenceBackbone, tmp_path: Path) -> None:
+    built = small.method("lora", encoder, small.front_end(tmp_path, start="default"), rank=2)
+    tokens = built.front_end.tokenize(["dos perros"])
+    x = built.front_end(tokens)
+    changed = built.encode_target(tokens, "es")["global"]
+    close(changed, encoder.tower.run(x, tokens.mask, tokens.end))
+    changed.sum().backward()
+    matrices = [parameter for name, parameter in built.lora.named_parameters() if "lora_B" in name]
+    seen = [parameter.grad for parameter in matrices if parameter.grad is not None]
+    assert len(seen) == 12 * 4 and all(grad.abs().max() > 0 for grad in seen)
 
 
 @torch.inference_mode()
