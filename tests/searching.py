@@ -55,6 +55,9 @@ class Colours:
         self.truncated = 0
         self.encoded = 0  # pictures
 
+    def asks_twice(self, lang: str) -> bool:
+        return False
+
     def encode_text(self, texts: Sequence[str], lang: str | None = None, **_: Any) -> np.ndarray:
         rows = []
         for text in texts:

@@ -52,6 +52,10 @@ class MethodOptions(Frozen):
         """
         return {}
 
+    def learner(self) -> MethodOptions:
+        """The options of the method that was trained: these, unless a method gives another one a second source."""
+        return self
+
     def gallery(self) -> frozenset[str]:
         """What the method reads of an item to encode it: "visual" or "tokens" (as in `Stage.needs`), and
         "description".

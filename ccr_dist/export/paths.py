@@ -23,6 +23,7 @@ from ccr_dist.export import tokens
 from ccr_dist.export.tokens import TextFile
 from ccr_dist.methods.base import Method
 from ccr_dist.methods.crosslingual.method import CrossLingual
+from ccr_dist.methods.fusion.method import Fusion
 from ccr_dist.methods.leccr.method import Leccr
 from ccr_dist.methods.nrccr.method import Nrccr
 from ccr_dist.models.backbones.backbone import Backbone
@@ -78,6 +79,11 @@ def text_paths(method: Method, languages: Sequence[str]) -> list[TextPath]:
         ConfigError: naming the reason: the method encodes texts in a way of its own, or needs more than a text; its
             tokeniser cannot be a file; or its backbone has no text tower that is opened here.
     """
+    if isinstance(method, Fusion):
+        raise ConfigError(
+            "method fusion asks every query once more in an English translation, and other tools give a model one text:"
+            f" export the {method.inner.name} model that it was made of (init_from), and average the scores there"
+        )
     function = inspect.unwrap(type(method).encode_text)
     if function is Leccr.encode_text:
         assert isinstance(method, Leccr)

@@ -14,7 +14,7 @@ from ccr_dist.models.backbones.build import build_backbone
 
 def learnt_languages(config: RunConfig) -> tuple[str, ...]:
     """The target languages that some stage of the method trains on."""
-    stages = config.method.training_stages()
+    stages = config.method.learner().training_stages()
     return tuple(config.data.targets) if any("target_text" in stage.needs for stage in stages.values()) else ()
 
 

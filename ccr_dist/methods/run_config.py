@@ -4,12 +4,12 @@ together can tell.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ccr_dist import yamlfile
-from ccr_dist.config import BackboneConfig, RunConfig
+from ccr_dist.config import BackboneConfig, MethodOptions, RunConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods import registry
 from ccr_dist.models.backbones import registry as backbones
@@ -24,13 +24,7 @@ def check(document: yamlfile.Document) -> RunConfig:
     """A checked RunConfig: the options of its method, the section of its backbone, the schema, then what only all of
     them can tell.
     """
-    raw = document.data.get("method")
-    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
-        raise ConfigError(
-            f"{document.place(('method',))}: 'method' needs a name; known methods: {', '.join(registry.names())}"
-        )
-    kind = registry.options(raw["name"], place=document.place(("method", "name")))
-    options = yamlfile.validate(kind, document, at=("method",))
+    options = method_section(document)
     whole = document.replaced({**document.data, "method": options, "backbone": backbone_section(document)})
     config = yamlfile.validate(RunConfig, whole)
     order = list(options.training_stages())
@@ -42,6 +36,35 @@ def check(document: yamlfile.Document) -> RunConfig:
         place = document.place(("stages", *unknown[:1]))
         raise ConfigError(f"{place}: method {options.name!r} has the stages {', '.join(order) or '(none)'}; {detail}")
     return config.model_copy(update={"stages": {name: config.stages[name] for name in order}})
+
+
+def method_section(document: yamlfile.Document, at: tuple[str, ...] = ("method",)) -> MethodOptions:
+    """The section of a method, checked by its options; of a method on top of another (`of`), that one's first.
+
+    Args:
+        document: the run config.
+        at: path of the section.
+
+    Raises:
+        ConfigError: names the place.
+    """
+    raw: Any = document.data
+    for key in at:
+        raw = raw.get(key) if isinstance(raw, dict) else None
+    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
+        known = ", ".join(registry.names())
+        raise ConfigError(f"{document.place(at)}: '{'.'.join(at)}' needs a name; known methods: {known}")
+    kind = registry.options(raw["name"], place=document.place((*at, "name")))
+    if "of" in kind.model_fields and "of" in raw:
+        inner = method_section(document, (*at, "of"))
+        document = document.replaced(_with(document.data, (*at, "of"), inner))
+    return yamlfile.validate(kind, document, at=at)
+
+
+def _with(values: dict[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy of nested mappings with another value at a path."""
+    key, *below = path
+    return {**values, key: _with(values[key], below, value) if below else value}
 
 
 def backbone_section(document: yamlfile.Document) -> BackboneConfig:

@@ -85,7 +85,7 @@ class Retriever:
     def text_layout(self) -> Layout:
         """Part -> shape of one text. Encodes a short text the first time."""
         lang = self.languages[0]
-        companion = ["a"] if self.config.method.companions(self.config.data).get(lang) else []
+        companion = ["a"] if self.asks_twice(lang) else []
         return layout_of(self._text_bank(["a"], lang, companion), self.method.text_parts)
 
     @cached_property
@@ -115,6 +115,10 @@ class Retriever:
         """The model reads several vectors an item: tokens of a picture, or frames of a video."""
         return "tokens" in self.config.method.gallery()
 
+    def asks_twice(self, lang: str) -> bool:
+        """The model scores a query in this language together with its English translation (`companion`)."""
+        return lang != ENGLISH and bool(self.config.method.companions(self.config.data))
+
     @property
     def truncated(self) -> int:
         """Texts that were longer than the model reads, and were cut, so far."""
@@ -131,7 +135,7 @@ class Retriever:
         Args:
             texts: n ≥ 0 queries.
             lang: their language, as a BCP 47 tag; None: detected for each of them.
-            companion: their English translations, for methods that ask each query twice (NRCCR with `fusion`).
+            companion: their English translations, for methods that ask each query twice (fusion; NRCCR with `fusion`).
             batch: texts at a time.
 
         Returns:
@@ -357,10 +361,10 @@ class Retriever:
     def _require_companion(self, lang: str, companion: Sequence[str], texts: int) -> None:
         if companion and len(companion) != texts:
             raise DataError(f"{len(companion)} companion texts for {texts} texts; expected one for each")
-        if self.config.method.companions(self.config.data).get(lang) and not companion:
+        if self.asks_twice(lang) and not companion:
             raise ConfigError(
                 f"{self.name} scores a query in {lang!r} together with its English translation; give it as `companion`"
-                " (`ccr-dist search --via-english` translates)"
+                " (`ccr-dist search --via-english average` translates)"
             )
 
 

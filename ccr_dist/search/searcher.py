@@ -100,7 +100,8 @@ class Searcher:
             texts: n ≥ 0 queries.
             lang: their language; None: found out for each of them, among those of the model.
             k: items for each; fewer where there are fewer.
-            via_english: `only` asks in English what the query says, `average` takes the mean of both scores.
+            via_english: `only` asks in English what the query says, `average` takes the mean of both scores; a model
+                that asks each query twice (fusion) weighs them as validation chose.
             where: label -> value: only items that have all of them.
 
         Returns:
@@ -157,7 +158,7 @@ class Searcher:
         rows = []
         if english is None or via_english == "average":
             rows.append(self._encoded(texts, lang, english, notes))
-        if english is not None:
+        if english is not None and not (rows and self.retriever.asks_twice(lang)):  # it has averaged them itself
             rows.append(self._encoded(english, ENGLISH, None, notes))
         numbers, scores = self._best(rows, k, where)
         return [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,8 +33,13 @@ class RowPlan(Frozen):
     config: str = Field(description="run config, relative to the study's file")
     overrides: tuple[str, ...] = Field((), description="key.sub=value, after the study's own")
     group: str = Field("methods", description="section of the report")
+    start_from: str | None = Field(
+        None,
+        description="an earlier row: each run takes the weights of that row's run of the same seed (`init_from`), and"
+        " method fusion also its method (`method.of`)",
+    )
     seeds: tuple[NonNegativeInt, ...] | None = Field(
-        None, min_length=1, description="none: the study's; an untrained row has one"
+        None, min_length=1, description="none: the study's; a row without weights of a run has one"
     )
 
     @property
@@ -72,11 +77,14 @@ class Study(Frozen):
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a row: its checked config, and the arguments of `ccr-dist` that carry it out."""
+    """One run of a row: its checked config, the arguments of `ccr-dist` that carry it out, and the name of the run that
+    has to be complete before.
+    """
 
     row: RowPlan
     config: RunConfig
     arguments: tuple[str, ...]
+    after: str | None = None
 
     @property
     def name(self) -> str:
@@ -112,7 +120,7 @@ class StudyPlan:
                     f"--only {name}: the study {self.study.name!r} has no such row; {nearest(name, known)}"
                 )
         kept = [run for run in self.runs if not only or run.row.name in only]
-        kept = [run for run in kept if seeds is None or not run.config.stages or run.config.seed in seeds]
+        kept = [run for run in kept if seeds is None or not _varies(run.config) or run.config.seed in seeds]
         if not kept:
             raise ConfigError(
                 f"--seeds {','.join(map(str, seeds or ()))}: no row of the study {self.study.name!r} has such a seed"
@@ -144,29 +152,67 @@ def load_plan(path: str | Path) -> StudyPlan:
                 raise ConfigError(
                     f"{document.place(('comparisons', n, side))}: no row is called {name!r}; {nearest(name, known)}"
                 )
-    first = [run for row in study.first for run in _runs(study, row, row.seeds or (0,), path, places[row.name])]
-    runs = [run for row in study.rows for run in _runs(study, row, row.seeds or study.seeds, path, places[row.name])]
+    made: dict[str, list[Run]] = {}
+    for row in rows:
+        seeds = row.seeds or (study.seeds if row in study.rows else (0,))
+        made[row.name] = _runs(study, row, seeds, path, places[row.name], made)
+    first, runs = ([run for row in some for run in made[row.name]] for some in (study.first, study.rows))
     return StudyPlan(study, tuple(first), tuple(runs))
 
 
-def _runs(study: Study, row: RowPlan, seeds: Sequence[int], path: Path, place: str) -> list[Run]:
+def _runs(
+    study: Study, row: RowPlan, seeds: Sequence[int], path: Path, place: str, made: Mapping[str, Sequence[Run]]
+) -> list[Run]:
+    """The runs of a row; `made` has those of the rows before it."""
     file = path.parent / row.config
     own = (f"name={row.name}", f"label={json.dumps(row.shown)}", f"out={study.out}")
     overrides = (*study.overrides, *row.overrides, *own)
+    sources = _sources(row, seeds, place, made) if row.start_from is not None else {}
     try:
         config = load_config(file, (*overrides, f"seed={seeds[0]}"))
+        if sources and "of" in type(config.method).model_fields:
+            method = sources[seeds[0]].config.method.model_dump(mode="json")
+            overrides = (*study.overrides, f"method.of={json.dumps(method)}", *row.overrides, *own)
+            config = load_config(file, (*overrides, f"seed={seeds[0]}"))
     except ConfigError as error:
         raise ConfigError(f"{place}: row {row.name!r}: {error}") from None
     if config.data.test is None:
         raise ConfigError(
             f"{place}: row {row.name!r}: data.test names no dataset, and a study measures its runs on one"
         )
-    if not config.stages:
-        return [Run(row, config, ("evaluate", str(file), *overrides, f"seed={seeds[0]}"))]  # nothing random in it
-    return [
-        Run(row, config.model_copy(update={"seed": seed}), ("train", str(file), *overrides, f"seed={seed}", "--test"))
-        for seed in seeds
-    ]
+    found = []
+    for seed in seeds:
+        update: dict[str, Any] = {"seed": seed}
+        if sources:
+            update["init_from"] = str(sources[seed].config.folder)
+        its, after = config.model_copy(update=update), sources[seed].name if sources else None
+        given = (*overrides, *(f"{key}={value}" for key, value in update.items()))
+        arguments = ("train", str(file), *given, "--test") if config.stages else ("evaluate", str(file), *given)
+        found.append(Run(row, its, arguments, after))
+        if not _varies(its):
+            break  # every seed would give the same numbers
+    return found
+
+
+def _sources(row: RowPlan, seeds: Sequence[int], place: str, made: Mapping[str, Sequence[Run]]) -> dict[int, Run]:
+    """Seed -> the run that a row's run of this seed starts from; of a row with a single run, that one."""
+    assert row.start_from is not None
+    if row.start_from not in made:
+        known = nearest(row.start_from, list(made)) if made else "there are none before it"
+        raise ConfigError(
+            f"{place}: row {row.name!r}: start_from: no earlier row is called {row.start_from!r}; {known}"
+        )
+    runs = made[row.start_from]
+    by_seed = {run.config.seed: run for run in runs}
+    sources = {seed: runs[0] if len(runs) == 1 else by_seed.get(seed) for seed in seeds}
+    if missing := [seed for seed, run in sources.items() if run is None]:
+        raise ConfigError(f"{place}: row {row.name!r}: start_from: row {row.start_from!r} has no seed {missing[0]}")
+    return {seed: run for seed, run in sources.items() if run is not None}
+
+
+def _varies(config: RunConfig) -> bool:
+    """Whether the seed decides something: nothing is random in a method without weights of its own."""
+    return bool(config.stages) or config.init_from is not None
 
 
 def state(run: Run) -> Literal["complete", "interrupted", "new"]:

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -49,14 +49,15 @@ class _Crew:
     stopping: str | None = None
     seconds: list[float] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    lost: set[str] = field(default_factory=set)  # runs that failed, and those that need them
 
     def carry_out(self, runs: Sequence[Run]) -> None:
         """Run processes until all have ended, or after a stop request, until the running ones have ended."""
         waiting, under_way = list(runs), dict[str, tuple[Run, BaseProcess, float]]()
         told = False
         while under_way or (waiting and not self.stopping):
-            while waiting and not self.stopping and len(under_way) < self.jobs:
-                run = waiting.pop(0)
+            while not self.stopping and len(under_way) < self.jobs and (run := self._next(waiting, under_way)):
+                waiting.remove(run)
                 under_way[run.name] = (run, self._start(run), time.monotonic())
             if self.stopping and not told:
                 told = True
@@ -68,6 +69,17 @@ class _Crew:
                 if process.exitcode is not None:
                     del under_way[run.name]
                     self._ended(run, process.exitcode, time.monotonic() - begun)
+
+    def _next(self, waiting: list[Run], under_way: Mapping[str, object]) -> Run | None:
+        """The first run that can begin. Runs whose source has failed are taken out of `waiting`, with a word."""
+        for run in list(waiting):  # a source stands before what starts from it
+            if run.after in self.lost:
+                waiting.remove(run)
+                self.lost.add(run.name)
+                self.done += 1
+                self.say(f"{run.name}: not started: it needs {run.after}, which failed or was not started")
+        pending = {run.name for run in waiting} | under_way.keys()
+        return next((run for run in waiting if run.after not in pending), None)
 
     def log(self, run: Run) -> Path:
         return Path(self.plan.study.out) / "logs" / f"{run.name}.log"
@@ -88,6 +100,7 @@ class _Crew:
         self.seconds.append(seconds)
         if code != DONE:
             self.failures.append(Failure(run, code, self.log(run)))
+            self.lost.add(run.name)
         elif self.plan.study.checkpoints == "drop" and run not in self.plan.first:
             shutil.rmtree(run.config.folder / "checkpoints", ignore_errors=True)
         left = self.total - self.done

@@ -23,7 +23,7 @@ def open_datasets(sets: Iterable[TrainSet]) -> list[Dataset]:
 def training_texts(config: RunConfig) -> Iterator[str]:
     """Every target-language caption that any stage trains on, in a fixed order."""
     seen: set[tuple[Path, str]] = set()
-    for name, stage in config.method.training_stages().items():
+    for name, stage in config.method.learner().training_stages().items():
         if "target_text" not in stage.needs:
             continue
         for entry, column in itertools.product(train_sets(config, name), config.data.targets.values()):

@@ -56,7 +56,7 @@ def evaluate_all(subjects: Sequence[Subject], *, split: str, again: bool, world:
         try:
             measure(subject, strategy, split=split, again=again)
             if isinstance(subject, MeasuredRun) and not subject.config.stages:
-                publish_model(subject.config, strategy)
+                publish_model(subject.config, strategy, fusion=subject.chosen)
         except Stopped as request:
             return _stopped(subject.place, strategy, request)
     strategy.close()

@@ -24,7 +24,8 @@ KINDS = {
 
 
 def train_sets(config: RunConfig, stage: str) -> tuple[TrainSet, ...]:
-    return config.stages[stage].train or config.data.train
+    settings = config.stages.get(stage)  # none where the method was trained by another run
+    return (settings and settings.train) or config.data.train
 
 
 def fields_for(config: RunConfig, stage: Stage) -> Fields:

@@ -87,6 +87,7 @@ def measure(subject: Subject, strategy: Strategy, *, split: str, again: bool) ->
     queries = config.method.query_columns(config.data)
     shown = {lang: config.data.queries[lang] for lang in queries}
     fusion = subject.fusion(method, wrapped, strategy, leave)
+    chosen = bool(config.stages) or len(method.fusions()) > 1
     before = method.truncated
     test = encoded(config, method, wrapped, strategy, dataset, queries, before=leave)
     truncated = total(strategy, method.truncated - before)
@@ -109,7 +110,7 @@ def measure(subject: Subject, strategy: Strategy, *, split: str, again: bool) ->
             groups=counts["groups"],
             languages=found,
             test_reads=((known.test_reads or 0) if known else 0) + 1,
-            selection=f"{config.select} on {config.data.val}" if config.stages else None,
+            selection=f"{config.select} on {config.data.val}" if chosen else None,
             columns=columns,
             rules=rules,
             provenance=subject.provenance(dataset, used),

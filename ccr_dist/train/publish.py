@@ -13,16 +13,16 @@ from ccr_dist.data.storage.store import sha256_file
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.inspect import origin_of
 from ccr_dist.environment import environment
-from ccr_dist.errors import CcrError, CheckpointError, ConfigError, DataError
+from ccr_dist.errors import CcrError, ConfigError, DataError
 from ccr_dist.evaluate.retrieval import Fusion, ranges
 from ccr_dist.methods.base import Method
-from ccr_dist.methods.build import build_method
 from ccr_dist.methods.run_config import from_dict
 from ccr_dist.models import tensorfile
 from ccr_dist.retriever import model_folder
 from ccr_dist.retriever.load import device_of, record_of, save_model
 from ccr_dist.retriever.model_folder import IN_RUN
 from ccr_dist.retriever.retriever import Retriever
+from ccr_dist.train.borrowed import borrowed, given_weights, untrained_method, weights_without_stages
 from ccr_dist.train.inputs import wanted
 from ccr_dist.train.state.run_folder import RunFolder
 from ccr_dist.train.strategies.strategy import Step, Strategy
@@ -30,13 +30,16 @@ from ccr_dist.train.subjects import trained_method
 from ccr_dist.train.validation import chosen_fusion, encoded_validation
 
 
-def publish_model(config: RunConfig, strategy: Strategy, run: Path | None = None) -> Path:
+def publish_model(
+    config: RunConfig, strategy: Strategy, run: Path | None = None, *, fusion: Fusion | None = None
+) -> Path:
     """Makes RUN/model unless it is there and is that of the run's weights. Collective.
 
     Args:
         config: of a complete run, or of a method that has nothing to train.
         strategy: the processes.
         run: the run folder; None: where the config puts it.
+        fusion: that validation has chosen among the method's; None: it is asked, where there are several.
 
     Returns:
         The model folder.
@@ -65,8 +68,8 @@ def publish_model(config: RunConfig, strategy: Strategy, run: Path | None = None
     several = strategy.agree(_several(built[0]) if built else None)
     if several and not built:
         build()
-    fusion = _frozen(config, built[0], strategy) if several else _plain()
-    strategy.together(lambda: _save(path, config, folder, built[0], fusion) if strategy.main else None)
+    kept = _frozen(config, built[0], strategy, fusion) if several else _plain()
+    strategy.together(lambda: _save(path, config, folder, built[0], kept) if strategy.main else None)
     return path
 
 
@@ -107,7 +110,7 @@ def untrained_model(config: RunConfig, *, device: str = "auto") -> Retriever:
     """
     if config.stages:
         raise ConfigError(f"{config.name}: method {config.method.name!r} has to be trained; name its run folder")
-    method = build_method(config, state={})
+    method = untrained_method(config)
     if _several(method):
         raise ConfigError(f"{config.name}: its score has several parts; `ccr-dist evaluate` makes its model folder")
     record = record_of(config, method, tensors=(), fusion=_plain(), facts={})
@@ -121,7 +124,7 @@ def _is_current(path: Path, config: RunConfig, folder: RunFolder) -> bool:
         return False
     if not config.stages and (record.config["method"], record.config["backbone"]) != _named(config):
         return False
-    return record.facts.get("weights") == _weights(folder)
+    return record.facts.get("weights") == _weights(config, folder)
 
 
 def _named(config: RunConfig) -> tuple[Any, Any]:
@@ -130,7 +133,10 @@ def _named(config: RunConfig) -> tuple[Any, Any]:
     return plain["method"], {**plain["backbone"], "weights": None}
 
 
-def _weights(folder: RunFolder) -> str | None:
+def _weights(config: RunConfig, folder: RunFolder) -> str | None:
+    """Digest of the weights that the model folder is made of."""
+    if not config.stages:
+        return weights_without_stages(config)
     file = folder.path / "model.safetensors"
     return sha256_file(file) if file.is_file() else None
 
@@ -144,12 +150,12 @@ def _plain() -> dict[str, Any]:
     return {"weights": {"global": 1.0}, "minmax": False, "ranges": {}}
 
 
-def _frozen(config: RunConfig, method: Method, strategy: Strategy) -> dict[str, Any]:
+def _frozen(config: RunConfig, method: Method, strategy: Strategy, fusion: Fusion | None) -> dict[str, Any]:
     """The fusion that validation likes best, and the ranges of the parts there, so that a score does not depend on the
     other queries.
     """
     wrapped = Step(method).to(strategy.device)
-    fusion = chosen_fusion(config, method, wrapped, strategy)
+    fusion = fusion or chosen_fusion(config, method, wrapped, strategy)
     found: dict[str, tuple[float, float]] = {}
     if fusion.minmax:
         val = encoded_validation(config, method, wrapped, strategy)
@@ -172,34 +178,27 @@ def frozen(fusion: Fusion, found: Mapping[str, tuple[float, float]]) -> dict[str
 
 
 def _save(path: Path, config: RunConfig, folder: RunFolder, method: Method, fusion: Mapping[str, Any]) -> None:
+    source = None if config.stages else borrowed(config)
     trained: set[str] = set()
-    published: dict[str, Any] = {}
+    selected, data = None, _data(config)
     if config.stages:
         weights, kept = tensorfile.read(folder.path / "model.safetensors")
-        trained, published = set(weights), kept or {}
+        trained, selected = set(weights), (kept or {}).get("best")
+    elif source is not None:
+        trained, selected = source.names, source.record.facts.get("selected")
+        data = [*source.record.facts.get("data", ()), *data]
     facts = {
-        "weights": _weights(folder),
-        "selected": published.get("best"),
+        "weights": _weights(config, folder),
+        "selected": selected,
         "label": config.row,
         "score": str(Fusion(fusion["weights"], fusion["minmax"])),
-        "data": _data(config),
+        "data": data,
         **environment(),
     }
-    save_model(path, config, method, trained=trained, given=_given(config), fusion=fusion, facts=facts)
+    own, given = config if source is None else source.config, given_weights(config).keys()
+    save_model(path, own, method, trained=trained, given=given, fusion=fusion, facts=facts)
     for file in sorted(folder.results.glob("*.json")):
         model_folder.keep_result(path, file)
-
-
-def _given(config: RunConfig) -> set[str]:
-    """Names of the backbone's tensors that came from `backbone.weights`."""
-    named = config.backbone.weights
-    if named is None:
-        return set()
-    file = Path(named) / "model.safetensors" if Path(named).is_dir() else Path(named)
-    try:
-        return {name for name in tensorfile.read(file)[0] if name.startswith("backbone.")}
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from None
 
 
 def _data(config: RunConfig) -> list[dict[str, Any]]:

@@ -42,7 +42,8 @@ def best_weights(folder: RunFolder, best: Mapping[str, Any] | None = None) -> tu
 
 
 class Source:
-    """What `init_from` names: a run folder, of which the selected checkpoint counts, or a model folder.
+    """What `init_from` names: a run folder, of which the selected checkpoint counts, or a model folder, also that of a
+    run whose checkpoints are deleted.
 
     Args:
         path: the folder.
@@ -53,6 +54,9 @@ class Source:
     """
 
     def __init__(self, path: Path) -> None:
+        run = RunFolder(path)
+        if not run.checkpoints.exists() and model_folder.is_model(path / model_folder.IN_RUN):
+            path = path / model_folder.IN_RUN
         self.path = path
         self._record = model_folder.read(path) if model_folder.is_model(path) else None
 

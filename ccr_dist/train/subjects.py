@@ -22,6 +22,7 @@ from ccr_dist.models import tensorfile
 from ccr_dist.retriever.load import built
 from ccr_dist.retriever.model_folder import RESULTS, Record
 from ccr_dist.train.assemble import check_columns, open_datasets
+from ccr_dist.train.borrowed import untrained_method, weights_without_stages
 from ccr_dist.train.cached_features import of_another_rule, read_pictures
 from ccr_dist.train.state.checkpoint import restore_weights
 from ccr_dist.train.state.run_folder import RunFolder
@@ -67,15 +68,23 @@ class Subject(ABC):
 
 
 class MeasuredRun(Subject):
-    """A run in its folder, or a method that has nothing to train."""
+    """A run in its folder, or a method that has nothing to train.
+
+    Attributes:
+        chosen: the fusion that validation has chosen, once it was asked.
+    """
+
+    chosen: Fusion | None = None
 
     def __init__(self, config: RunConfig) -> None:
         self.folder = RunFolder(config.folder)
         super().__init__(config, self.folder.path, self.folder.results)
 
     def weights(self) -> str | None:
+        if not self.config.stages:
+            return weights_without_stages(self.config)
         there = self.folder.path / "model.safetensors"
-        if not self.config.stages or not there.exists():
+        if not there.exists():
             return None
         self.folder.require_same(self.config)  # a result of another config is no answer, either
         return sha256_file(there)
@@ -87,7 +96,8 @@ class MeasuredRun(Subject):
         return trained_method(self.config, self.folder, tell=tell)[0]
 
     def fusion(self, method: Method, wrapped: nn.Module, strategy: Strategy, before: Callable[[str], None]) -> Fusion:
-        return chosen_fusion(self.config, method, wrapped, strategy, before=before)
+        self.chosen = chosen_fusion(self.config, method, wrapped, strategy, before=before)
+        return self.chosen
 
     def notes(self) -> list[str]:
         known = self.folder.identity()
@@ -147,7 +157,7 @@ def trained_method(config: RunConfig, folder: RunFolder, *, tell: bool = True) -
     tell: say it where the weights carry no digest (one rank of several does).
     """
     if not config.stages:
-        method = build_method(config, state={})
+        method = untrained_method(config)
         return method, Step(method)
     if not (folder.path / "model.safetensors").exists():
         raise ConfigError(

@@ -77,15 +77,13 @@ def encoded(
 
 
 def selection_queries(config: RunConfig) -> dict[str, str]:
-    """Language -> validation column that weights are selected by. Raises ConfigError where nothing can be selected
-    by.
+    """Language -> validation column that weights are selected by: of the learnt languages, else of those whose queries
+    are asked in two languages. Raises ConfigError where nothing can be selected by.
     """
     if config.select not in SELECTABLE:
         raise ConfigError(f"select: {config.select!r} is no metric to select by; choose one of {', '.join(SELECTABLE)}")
-    columns, wanted = (
-        config.method.query_columns(config.data),
-        learnt_languages(config) or (ENGLISH,),
-    )
+    columns, companions = config.method.query_columns(config.data), config.method.companions(config.data)
+    wanted = learnt_languages(config) or tuple(companions) or (ENGLISH,)
     queries = {lang: columns[lang] for lang in wanted if lang in columns}
     if not queries:
         raise ConfigError(

@@ -130,6 +130,27 @@ def test_by_the_english_alone_or_by_both(searcher: Searcher) -> None:
         Searcher(searcher.index, retriever).texts(["vermelho"], "pt", via_english="only")
 
 
+def test_a_model_that_asks_each_query_twice_weighs_both_itself(index: Index) -> None:
+    class Twice(Colours):
+        def asks_twice(self, lang: str) -> bool:
+            return lang != "en"
+
+        def encode_text(self, texts, lang=None, *, companion=(), **more):
+            own = super().encode_text(texts, lang)
+            return 0.25 * own + 0.75 * super().encode_text(companion, "en") if companion else own
+
+    retriever = Twice()
+    searcher = Searcher(index, retriever, translate=lambda texts, lang: ["left red" for _ in texts])
+    (average,) = searcher.texts(["vermelho"], "pt", k=16, via_english="average")
+    row = retriever.encode_text(["vermelho"], "pt", companion=["left red"])
+    expected = index.search(row, 16)[1][0]
+    assert [hit.score for hit in average.hits] == expected.tolist()
+    (only,) = searcher.texts(["vermelho"], "pt", k=16, via_english="only")
+    assert [hit.score for hit in only.hits] == index.search(Colours.encode_text(retriever, ["left red"]), 16)[1][
+        0
+    ].tolist()
+
+
 def test_pictures_and_items_as_queries(searcher: Searcher, tmp_path: Path) -> None:
     path = put(tmp_path / "q.png", encoded(half("cyan", (50, 50))))
     (answer,) = searcher.pictures([str(path)], k=3)

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from ccr_dist.errors import ConfigError
+from ccr_dist.methods.run_config import load_config
 from ccr_dist.study.plan import state
+from tests import toy
 from tests.studies import ranks, result_of, study
 
 
@@ -55,6 +57,35 @@ def test_what_is_wrong_in_a_study_is_named_with_its_place(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         study(configs, tmp_path, **{"comparisons": [], **changes})
+
+
+def test_a_row_starts_from_the_runs_of_an_earlier_one(configs: Path, tmp_path: Path) -> None:
+    toy.config(configs, {"name": "fusion", "weights": [0.5]}, {}, backbone={"kind": "dual"})
+    rows: list[dict[str, Any]] = [
+        {"name": "dasd", "config": "dasd.yaml", "overrides": ["method.rank=8", "method.discriminator_lr=1e-5"]},
+        {"name": "fused", "config": "fusion.yaml", "start_from": "dasd"},
+        {"name": "again", "config": "dasd.yaml", "start_from": "dasd"},
+        {"name": "from-english", "config": "dasd.yaml", "start_from": "english", "seeds": [4]},
+    ]
+    plan = study(configs, tmp_path, rows=rows, comparisons=[])
+    runs = {run.name: run for run in plan.runs}
+    assert list(runs) == ["dasd-s0", "dasd-s1", "fused-s0", "fused-s1", "again-s0", "again-s1", "from-english-s4"]
+    fused = runs["fused-s1"]
+    assert fused.config.init_from == str(tmp_path / "dasd-s1") and fused.after == "dasd-s1"
+    assert fused.config.method.learner() == runs["dasd-s1"].config.method
+    assert fused.config.method.weights == (0.5,)  # type: ignore[attr-defined]
+    what, path, *overrides = fused.arguments
+    assert what == "evaluate" and load_config(path, overrides) == fused.config
+    assert runs["again-s0"].arguments[0] == "train" and runs["again-s0"].config.init_from == str(tmp_path / "dasd-s0")
+    assert runs["from-english-s4"].config.init_from == str(tmp_path / "english-s0")
+    assert [run.name for run in plan.select(["fused"], [1]).runs] == ["fused-s1"]
+    for changed, message in (
+        ({"start_from": "dsad"}, "no earlier row is called 'dsad'; did you mean 'dasd'"),
+        ({"start_from": "fused"}, "no earlier row is called 'fused'"),
+        ({"start_from": "dasd", "seeds": [7]}, "row 'dasd' has no seed 7"),
+    ):
+        with pytest.raises(ConfigError, match=rf"study\.yaml:\d+: row 'fused': start_from: {message}"):
+            study(configs, tmp_path, rows=[rows[0], {**rows[1], **changed}], comparisons=[])
 
 
 def test_a_part_of_a_study(configs: Path, tmp_path: Path) -> None:

@@ -137,6 +137,23 @@ def test_a_failure_stops_nobody_and_is_told_at_the_end(configs: Path, tmp_path: 
     assert acted.run(study(configs, tmp_path / "other").select(["bare"], None)) == CRASH
 
 
+def test_a_run_waits_for_the_one_that_it_starts_from(configs: Path, tmp_path: Path, acted: Acted) -> None:
+    rows = [
+        {"name": "dasd", "config": "dasd.yaml"},
+        {"name": "next", "config": "dasd.yaml", "start_from": "dasd"},
+        {"name": "last", "config": "dasd.yaml", "start_from": "next"},
+    ]
+    plan = study(configs, tmp_path / "out", rows=rows, comparisons=[], first=[])
+    acted.behaviour = {"dasd-s1": "fail"}
+    assert acted.run(plan, jobs=3) == 7
+    order = [json.loads(line)[:2] for line in acted.file.read_text().splitlines()]
+    for before, after in (("dasd-s0", "next-s0"), ("next-s0", "last-s0")):
+        assert order.index(["end", before]) < order.index(["begin", after])
+    assert {name for _, name in order} == {"dasd-s0", "dasd-s1", "next-s0", "last-s0"}
+    assert "next-s1: not started: it needs dasd-s1, which failed" in acted.text
+    assert "last-s1: not started: it needs next-s1" in acted.text
+
+
 def test_rows_do_not_start_on_a_failed_prerequisite(configs: Path, tmp_path: Path, acted: Acted) -> None:
     acted.behaviour = {"english-s0": "fail"}
     assert acted.run(study(configs, tmp_path / "out")) == 7
