@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -138,7 +139,7 @@ def test_the_prompt_is_part_of_its_identity(encoder: SentenceBackbone) -> None:
 
 
 def test_lora_starts_as_the_encoder_and_learns(encoder: SentenceBackbone, tmp_path: Path) -> None:
-    built = small.method("lora", encoder, small.front_end(tmp_path, start="default"), rank=2)
+    built: Any = small.method("lora", encoder, small.front_end(tmp_path, start="default"), rank=2)
     tokens = built.front_end.tokenize(["dos perros"])
     x = built.front_end(tokens)
     changed = built.encode_target(tokens, "es")["global"]
