@@ -1,12 +1,17 @@
-"""What must not be printed or kept: passwords in addresses, keys in commands, secrets in the environment."""
+"""What must not be printed or kept: passwords in addresses, keys in commands, secrets in the environment; and what is
+not for everybody: places and machines.
+"""
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import re
 import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 HIDDEN = "***"
 
@@ -35,3 +40,52 @@ def command_line(argv: Iterable[str] | None = None) -> str:
 def is_secret(variable: str) -> bool:
     """Whether the name of an environment variable shows that its value is a secret."""
     return bool(_VARIABLE.search(variable))
+
+
+_WHOLE = re.compile(r"(\w[\w.-]*=|local-dir:|file://)?(/.+)", re.DOTALL)  # a word that is a path, with blanks or not
+_PATH = re.compile(r"(?:(?<=file://)|(?<![\w.~/-]))/(?!/)[^\s'\"`,;:()\[\]{}<>|]+")
+_HOST = re.compile(r"(?<=http://)[^/\s:'\"]+|(?<=https://)[^/\s:'\"]+")
+
+
+def without_places(value: Any) -> Any:
+    """A JSON value as it may be shown to everybody: its texts without folders, users and machines. A path below the
+    current folder becomes relative to it, of any other its last name is left. Values of the key `command` are shell
+    commands. Keys, and addresses of the internet, are kept.
+    """
+    if isinstance(value, dict):
+        return {key: _of_command(of) if key == "command" else without_places(of) for key, of in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    if whole := _WHOLE.fullmatch(value):
+        return f"{whole[1] or ''}{_place(whole[2])}"
+    return _HOST.sub(lambda found: _host(found[0]), _PATH.sub(lambda found: _place(found[0]), value))
+
+
+def _of_command(command: Any) -> Any:
+    if not isinstance(command, str):
+        return without_places(command)
+    try:
+        words = shlex.split(command)
+    except ValueError:  # not written by `command_line`
+        return without_places(command)
+    return shlex.join(map(without_places, words))
+
+
+def _place(path: str) -> str:
+    place, here, home = Path(os.path.normpath(path)), Path.cwd(), Path.home()
+    if place.is_relative_to(here) and (here == home or not home.is_relative_to(here)):
+        return str(place.relative_to(here))
+    if place == home or place.parent in (home.parent, Path("/home"), Path("/Users")):
+        return "~"
+    return place.name or "/"
+
+
+def _host(name: str) -> str:
+    """The name of a machine in an address, where everybody may know it."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name if "." in name and not name.endswith((".local", ".internal", ".lan")) else HIDDEN
+    return HIDDEN

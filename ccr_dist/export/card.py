@@ -13,6 +13,7 @@ from ccr_dist.errors import DataError
 from ccr_dist.evaluate.schema import RunResult, read_result
 from ccr_dist.export.held_out import Sample
 from ccr_dist.export.job import Job
+from ccr_dist.redact import without_places
 from ccr_dist.retriever.model_folder import BASE
 from ccr_dist.retriever.retriever import Retriever
 
@@ -25,9 +26,10 @@ WORDS = {"t2v_R1": "text to item, R@1", "t2v_R5": "text to item, R@5", "t2v_R10"
 def card(job: Job, form: str, record: Mapping[str, Any]) -> str:
     """README.md of an export."""
     retriever, results = job.retriever, _results(job.retriever.folder)
+    facts = without_places(retriever.facts)
     what = "Retrieves pictures" if retriever.record.config["data"].get("visual") else "Compares texts"
     sections = [
-        _head(retriever, form, job.languages, results),
+        _head(retriever, facts, form, job.languages, results),
         f"# {retriever.name}",
         f"{what} with queries in {_listed(job.languages)}: a model of method `{retriever.method.name}` on"
         f" `{retriever.method.backbone.name}`, trained and exported by ccr-dist (form `{form}`).",
@@ -36,8 +38,8 @@ def card(job: Job, form: str, record: Mapping[str, Any]) -> str:
         *_score(retriever),
         *_measured(record),
         *_quality(results),
-        *_data(retriever.facts),
-        *_made(retriever, record),
+        *_data(facts),
+        *_made(retriever, facts, record),
         "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(job, results)),
     ]
     return "\n\n".join(sections) + "\n"
@@ -51,9 +53,7 @@ def model_card(retriever: Retriever) -> str:
         "import ccr_dist", "", 'retriever = ccr_dist.load("hf://ORG/NAME")',
         f'rows = retriever.encode_text(["..."], lang="{lang}")',
     ]  # fmt: skip
-    return card(
-        job, "safetensors", {"measured": {}, **{key: retriever.facts.get(key) for key in ("versions", "command")}}
-    )
+    return card(job, "safetensors", {})
 
 
 def _results(folder: Path | None) -> list[RunResult]:
@@ -68,9 +68,14 @@ def _results(folder: Path | None) -> list[RunResult]:
     return found
 
 
-def _head(retriever: Retriever, form: str, languages: Sequence[str], results: Sequence[RunResult]) -> str:
+def _head(
+    retriever: Retriever,
+    facts: Mapping[str, Any],
+    form: str,
+    languages: Sequence[str],
+    results: Sequence[RunResult],
+) -> str:
     """The metadata, as YAML between two lines."""
-    facts = retriever.facts
     licences = sorted({each["licence"] for each in _columns(facts) if each.get("licence")})
     bases = [name for name in _bases(retriever) if name.count("/") == 1]
     values: dict[str, Any] = {
@@ -178,7 +183,7 @@ def _quality(results: Sequence[RunResult]) -> list[str]:
                 cells.append(f"{each.metrics[name]:.1f}" + (f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else ""))
             lines.append(f"| {lang} | " + " | ".join(cells) + " |")
         if result.selection:
-            lines += ["", f"Weights were selected by {result.selection}."]
+            lines += ["", f"Weights were selected by {without_places(result.selection)}."]
         found.append("\n".join(lines))
     return found
 
@@ -202,10 +207,9 @@ def _data(facts: Mapping[str, Any]) -> list[str]:
     return ["\n".join(lines)]
 
 
-def _made(retriever: Retriever, record: Mapping[str, Any]) -> list[str]:
+def _made(retriever: Retriever, facts: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
     lines = [f"- method: `{retriever.method.name}`, seed {retriever.config.seed}"]
     lines += [f"- base models: {', '.join(f'`{name}`' for name in bases)}"] if (bases := _bases(retriever)) else []
-    facts = retriever.facts
     lines += [f"- trained by: `{facts['command']}`"] if facts.get("command") else []
     lines += [f"- exported by: `{record['command']}`"] if record.get("command") else []
     lines.append(f"- digest of the model: `{retriever.digest}`")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ccr_dist import hub, terminal
+from ccr_dist import terminal
 from ccr_dist.declare import declares
 from ccr_dist.errors import ConfigError, folder_to_make, folder_to_read, require_writable
 from ccr_dist.export.declared import exporting
@@ -77,15 +77,11 @@ def push_command(
     message: Annotated[str, typer.Option(help="Of the commit.")] = "Add a model of ccr-dist",
 ) -> None:
     """Put a model or an export into a repository of a hub (HF_ENDPOINT, HF_TOKEN), with its model card."""
-    from ccr_dist.export.folder import is_export, read_record
+    from ccr_dist.export.folder import is_export
+    from ccr_dist.export.push import push_export, push_model
 
     folder = Path(model)
     if not folder.is_dir():
         raise ConfigError(f"{model}: no such folder; name that of a run, a model or an export")
-    if is_export(folder):
-        read_record(folder)
-        print(hub.push_folder(folder, repo, private=private, message=message))
-        return
-    from ccr_dist.export.push import push_model
-
-    print(push_model(folder, repo, private=private, message=message))
+    push = push_export if is_export(folder) else push_model
+    print(push(folder, repo, private=private, message=message))

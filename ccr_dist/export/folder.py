@@ -27,6 +27,8 @@ from ccr_dist.export.card import card
 from ccr_dist.export.held_out import held_out
 from ccr_dist.export.job import Job
 from ccr_dist.export.pictures import PicturePath, picture_path
+from ccr_dist.export.public import make_public
+from ccr_dist.redact import without_places
 from ccr_dist.retriever.retriever import Retriever
 
 RECORD = "ccr_export.json"
@@ -86,17 +88,20 @@ def export(
         job.notes.append(note)
     with _assembled(out) as folder:
         writer.write(folder, job)
-        record = {
-            "format": 1,
-            "form": form,
-            "model": {"name": retriever.name, "digest": retriever.digest, "method": retriever.method.name},
-            "languages": list(job.languages),
-            "pictures": job.picture is not None,
-            "checked_on": sample.name,
-            "measured": job.measured.found,
-            "facts": job.facts,
-            **environment(),
-        }
+        make_public(folder)
+        record = without_places(
+            {
+                "format": 1,
+                "form": form,
+                "model": {"name": retriever.name, "digest": retriever.digest, "method": retriever.method.name},
+                "languages": list(job.languages),
+                "pictures": job.picture is not None,
+                "checked_on": sample.name,
+                "measured": job.measured.found,
+                "facts": job.facts,
+                **environment(),
+            }
+        )
         write_synced(folder / RECORD, pretty_json(with_digest(record)))
         write_synced(folder / "README.md", card(job, form, record).encode())
     return record

@@ -271,11 +271,14 @@ def _show(answer: Answer, index: Index) -> None:
     """Rank, score, name, and of an item of a dataset a caption, in the language of the query where there is one."""
     from rich.table import Table
 
+    from ccr_dist.search.searcher import uncertain
+
     show = terminal.console()
     spoken = f" ({answer.lang})" if answer.lang else ""
     show.print(f"{answer.query}{spoken}", style="bold")
     for note in answer.notes:
-        show.print(f"note: {note}", style="yellow")
+        how = "; if it is another one, name it with --lang" if note == uncertain(answer.lang or "") else ""
+        show.print(f"note: {note}{how}", style="yellow", soft_wrap=True)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(justify="right", style="dim")
     table.add_column(justify="right")

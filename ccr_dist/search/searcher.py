@@ -23,6 +23,13 @@ Translate = Callable[[list[str], str], list[str]]  # (texts, their language) -> 
 ENGLISH = "en"
 
 
+def uncertain(lang: str) -> str:
+    """The note of an answer whose language was found out, and is not sure. How another one is named is for whoever
+    shows it.
+    """
+    return f"the language is not certain; taken for {lang}"
+
+
 @dataclass(frozen=True)
 class Hit:
     """An item that was found.
@@ -126,10 +133,7 @@ class Searcher:
             found = self._in_language(some, each, k, via_english, where)
             for at, (notes, hits) in zip(places, found, strict=True):
                 sure = spoken[at][1]
-                unsure = (
-                    [] if sure else [f"the language is not certain; taken for {each}. Name it, such as --lang {each}"]
-                )
-                answers[at] = Answer(texts[at], each, sure, [*unsure, *notes], hits)
+                answers[at] = Answer(texts[at], each, sure, [*([] if sure else [uncertain(each)]), *notes], hits)
         return [answer for answer in answers if answer is not None]
 
     def _spoken(self, text: str, lang: str | None) -> tuple[str, bool]:

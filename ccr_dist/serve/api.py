@@ -16,6 +16,7 @@ from ccr_dist.data.media.decode import decode_image
 from ccr_dist.data.media.pictures import size_of
 from ccr_dist.data.media.text import has_text
 from ccr_dist.errors import CcrError, ConfigError, DataError
+from ccr_dist.search.searcher import uncertain
 from ccr_dist.serve import schema
 from ccr_dist.serve.gallery import SIZES, Gallery, Original
 from ccr_dist.serve.limits import Limits, Refused
@@ -270,6 +271,6 @@ def answered(gallery: Gallery, answer: Any, *, query: str | None, given: str | N
         lang=answer.lang if query is not None else None,
         detected=query is not None and given is None,
         sure=bool(answer.sure),
-        notes=[shown(note) for note in answer.notes if "--lang" not in note],  # that is what `sure` says
+        notes=[shown(note) for note in answer.notes if note != uncertain(answer.lang)],  # that is what `sure` says
         hits=hits,
     )

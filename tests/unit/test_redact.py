@@ -9,7 +9,7 @@ import pytest
 from ccr_dist.errors import ConfigError, boundary
 from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.runner import run
-from ccr_dist.redact import command_line, is_secret, without_secrets
+from ccr_dist.redact import command_line, is_secret, without_places, without_secrets
 from tests.jobs import Shout, captions
 
 
@@ -29,6 +29,44 @@ from tests.jobs import Shout, captions
 )
 def test_addresses(text: str, kept: str) -> None:
     assert without_secrets(text) == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("/home/ana/project/runs/dasd-s0", "runs/dasd-s0"),
+        ("/home/ana/project", "."),
+        ("out=/home/ana/project/runs", "out=runs"),
+        ("data.train=[{path: /home/ana/data/coco/test, weight: 1}]", "data.train=[{path: test, weight: 1}]"),
+        ("local-dir:/home/ana/My models/clip", "local-dir:clip"),
+        ("file:///mnt/store/d", "file://d"),
+        ("/home/ana", "~"),
+        ("in /home/bo and /Users/ana/", "in ~ and ~"),
+        ("mR on data/toy/val", "mR on data/toy/val"),
+        (
+            "CC BY 4.0, https://creativecommons.org/licenses/by/4.0/",
+            "CC BY 4.0, https://creativecommons.org/licenses/by/4.0/",
+        ),
+        ("http://gpu17:8000/v1 http://10.0.0.7/v1", "http://***:8000/v1 http://***/v1"),
+        ("s3://bucket/x hf://org/name", "s3://bucket/x hf://org/name"),
+        ("1/2 and a / b", "1/2 and a / b"),
+        ("{epoch}/{step}", "{epoch}/{step}"),
+    ],
+)
+def test_places(text: str, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/home/ana/project"))
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/ana"))
+    assert without_places(text) == kept
+    assert without_places({"a": [text, 1, None]}) == {"a": [kept, 1, None]}
+
+
+def test_places_in_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/"))  # nothing is below it that may be told
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/ana"))
+    words = ["ccr-dist", "train", "/home/ana/My project/a b.yaml", "out=/home/ana/runs one", "seed=1"]
+    public = without_places({"command": command_line(words), "seed": 1})
+    assert public == {"command": "ccr-dist train 'a b.yaml' 'out=runs one' seed=1", "seed": 1}
+    assert without_places({"command": "it's /home/ana/x"}) == {"command": "it's x"}
 
 
 def test_commands() -> None:

@@ -99,6 +99,9 @@ def _export(
         program: Any = torch.onnx.export(
             module.eval(), inputs, dynamo=True, dynamic_shapes=shapes, input_names=names, output_names=[output]
         )
+        for part in (program.model.graph, *program.model.functions.values()):
+            for node in part.all_nodes():
+                node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # names files of this machine
         program.save(str(graph))
 
 

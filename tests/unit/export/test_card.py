@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from ccr_dist.evaluate.schema import LanguageResult, RunResult, written
+from ccr_dist.data.storage.store import pretty_json, with_digest
+from ccr_dist.evaluate.schema import LanguageResult, RunResult, read_result, written
 from ccr_dist.export import folder as exports
+from ccr_dist.export.public import make_public
 from ccr_dist.retriever.model_folder import keep_result
 from tests import exporting, toy
 from tests.hub_server import hub
@@ -84,6 +87,40 @@ def test_base_models_are_named_by_their_ids(measured) -> None:
     assert head["base_model"] == ["org/clip", "intfloat/multilingual-e5-small"]
 
 
+def test_what_is_given_away_names_no_places_of_this_machine(measured, tmp_path) -> None:
+    place = tmp_path / "model"
+    shutil.copytree(measured, place)
+    values = json.loads((place / "model.json").read_text())
+    del values["digest"]
+    command = "ccr-dist train '/home/ana/My project/full.yaml' out=/home/ana/runs"
+    values["facts"] |= {"command": command, "hardware": "a CPU", "data": [{"dataset": "/home/ana/d", "missing": True}]}
+    values["config"]["runtime"]["wandb"] = "ana/project"
+    (place / "model.json").write_bytes(pretty_json(with_digest(values)))
+    result = read_result(place / "results/test.json")
+    told = {"config": values["config"], "meta": {"command": command}, "selection": "mR on /home/ana/d/val"}
+    (place / "results/test.json").write_bytes(written(result.model_copy(update=told)))
+    (place / "results/other.json").write_text('{"of": "/home/ana"}')
+    before = exporting.loaded(place)
+    exports.export(before, "safetensors", tmp_path / "out", pictures=False)
+    copied = tmp_path / "copied"
+    shutil.copytree(place, copied)
+    (copied / "tokenizer_config.json").write_text('{"name_or_path": "/home/ana/m", "chat": "/home/ana"}')
+    (copied / "README.md").write_text(f"- trained by: `{command}`\n")
+    make_public(copied)
+    for folder in (tmp_path / "out", copied):
+        for file in filter(Path.is_file, folder.rglob("*.*")):
+            data = file.read_bytes()
+            where = [part for part in (b"/home", b"ana/", str(measured.parent).encode()) if part in data]
+            assert not where or file.name == "tokenizer_config.json", (file, where)
+        after = exporting.loaded(folder)
+        assert after.digest == before.digest
+        assert after.facts["command"] == "ccr-dist train full.yaml out=runs"
+        assert read_result(folder / "results/test.json").selection == "mR on val"
+    assert json.loads((copied / "tokenizer_config.json").read_text()) == {"name_or_path": "m", "chat": "/home/ana"}
+    assert "`ccr-dist train full.yaml out=runs`" in (copied / "README.md").read_text()
+    assert "`ccr-dist train full.yaml out=runs`" in (tmp_path / "out/README.md").read_text()
+
+
 def test_models_go_to_a_hub_and_come_back(measured, tmp_path) -> None:
     retriever = exporting.loaded(measured)
     exports.export(retriever, "open_clip", tmp_path / "out", languages=["es"])
@@ -103,5 +140,8 @@ def test_models_go_to_a_hub_and_come_back(measured, tmp_path) -> None:
         assert {"model.json", "model.safetensors", "README.md"} <= set(server.files("org/model"))
         assert {"open_clip_config.json", "ccr_export.json", "README.md"} <= set(server.files("org/export"))
         assert b'ccr_dist.load("hf://org/model")' in server.files("org/model")["README.md"]
+        for repo in ("org/model", "org/export"):
+            for name, data in server.files(repo).items():
+                assert str(measured.parent.parent).encode() not in data and str(tmp_path).encode() not in data, name
     assert found["digest"] == retriever.digest
     assert found["rows"] == retriever.encode_text(queries, "es").tolist()

@@ -47,6 +47,15 @@ def test_a_folder_is_indexed_and_searched(run) -> None:
     assert "(nothing new; 0 encoded)" in index(run).stdout
 
 
+def test_a_language_that_is_not_certain_can_be_named(run) -> None:
+    index(run)
+    said = run("search", "i", "red", "-k", "1").stdout
+    assert "note: the language is not certain; taken for en; if it is another one, name it with --lang" in said
+    assert "not certain" not in run("search", "i", "red", "--lang", "en").stdout
+    (answer,) = map(json.loads, run("search", "i", "red", "--json").stdout.splitlines())
+    assert answer["sure"] is False and answer["notes"] == ["the language is not certain; taken for en"]
+
+
 def test_json_is_a_line_a_query(run) -> None:
     made = json.loads(index(run, "--json").stdout)
     assert made["index"] == "i" and made["items"] == made["encoded"] == 8 and made["bad"] == {}
