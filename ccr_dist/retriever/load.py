@@ -148,7 +148,9 @@ def save_model(
     # named by where they lie in the folder: the paths of this machine say nothing elsewhere
     copied = {key: f"{model_folder.BASE}/{key}/{path.resolve().name}" for key, path in files.items()}
     named = with_base_files(record.config, copied)
-    sources = {copied[key]: path for key, path in files.items()}
+    sources: dict[str, Path | bytes] = {copied[key]: path for key, path in files.items()}
+    if (place := copied.get("backbone.model")) is not None:
+        sources |= {f"{place}/{name}": data for name, data in method.backbone.settings().items()}
     return model_folder.write(folder, replace(record, config=named, copied=copied), tensors, sources)
 
 

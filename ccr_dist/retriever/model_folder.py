@@ -74,14 +74,14 @@ def is_model(path: Path) -> bool:
     return (path / RECORD).is_file()
 
 
-def write(path: Path, record: Record, tensors: Mapping[str, Tensor], base: Mapping[str, Path]) -> Record:
+def write(path: Path, record: Record, tensors: Mapping[str, Tensor], base: Mapping[str, Path | bytes]) -> Record:
     """Makes a model folder, or replaces one.
 
     Args:
         path: of the folder. What else lies there is removed if it is a model folder.
         record: without `files`.
         tensors: for model.safetensors.
-        base: place in the folder -> the file or folder that is copied there.
+        base: place in the folder -> the file or folder that is copied there, or what is written there afterwards.
 
     Returns:
         The record with `files`.
@@ -140,9 +140,12 @@ def _assembled(path: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _copy(source: Path, target: Path) -> None:
-    """A file, or a folder without what starts with a dot; links are followed."""
+def _copy(source: Path | bytes, target: Path) -> None:
+    """A file, its content, or a folder without what starts with a dot; links are followed."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(source, bytes):
+        write_synced(target, source)
+        return
     if source.is_file():
         shutil.copyfile(source, target)
         _sync(target)

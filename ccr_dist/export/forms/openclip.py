@@ -22,11 +22,11 @@ from ccr_dist.export.paths import TextPath
 from ccr_dist.export.pictures import PicturePath
 from ccr_dist.export.plain import plain
 from ccr_dist.methods.base import Method
-from ccr_dist.models.backbones.open_clip.backbone import OpenClipBackbone
+from ccr_dist.models.backbones.open_clip.backbone import CONFIG, TEXT, OpenClipBackbone, described
 from ccr_dist.models.towers import OpenClipTower
 from ccr_dist.retriever.retriever import Retriever
 
-CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+WEIGHTS = "open_clip_model.safetensors"
 
 
 def require_pictures(retriever: Retriever, path: PicturePath) -> None:
@@ -83,7 +83,7 @@ def _config_of(backbone: OpenClipBackbone) -> dict[str, Any]:
 
     name = backbone.model_name
     if name.startswith("local-dir:"):
-        found: Any = json.loads((Path(name.removeprefix("local-dir:")) / CONFIG).read_text())["model_cfg"]
+        found: Any = (described(name) or {}).get("model_cfg")
     elif name.startswith("hf-hub:"):
         from open_clip.factory import _get_hf_config
 
@@ -101,9 +101,9 @@ def _config_of(backbone: OpenClipBackbone) -> dict[str, Any]:
 def _keep_names(text: dict[str, Any]) -> None:
     """A text tower of transformers is described by an id, which open_clip reads the architecture from."""
     name = text["hf_model_name"]
-    if Path(name).exists():
+    if Path(name).exists() or name == TEXT:
         raise ConfigError(
-            f"its text encoder is described by a folder of this machine ({name}), where open_clip would look for it;"
+            f"its text encoder is described by a folder ({name}), which open_clip would look for on every machine;"
             " export to sentence-transformers or onnx"
         )
     text["hf_model_pretrained"] = False

@@ -70,6 +70,12 @@ class Backbone(nn.Module):
     def description(self) -> dict[str, Any]:
         """JSON: kind, models, preprocessing and package versions, no paths."""
 
+    def settings(self) -> dict[str, bytes]:
+        """Files that a copy of the folder named by `backbone.model` needs besides, or in place of, those that it has,
+        so that it is whole on another machine: place in the folder -> content.
+        """
+        return {}
+
     @abstractmethod
     def part_of(self, tensor: str) -> str:
         """The part, "image", "text" or "heads", that a parameter or buffer belongs to, by its name."""

@@ -11,11 +11,12 @@ from PIL import Image
 
 import ccr_dist
 from ccr_dist.errors import CheckpointError, ConfigError
+from ccr_dist.export.folder import export
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.models.backbones.build import build_backbone
 from ccr_dist.retriever import model_folder
 from ccr_dist.train import commands
-from tests import toy
+from tests import exporting, toy
 
 QUERIES = [*toy.SPANISH[:3], *toy.ENGLISH[:2]]
 
@@ -199,3 +200,19 @@ def test_copies_of_base_models_keep_their_names(run) -> None:
     assert retriever.method.backbone.feature_identity("image") == own.feature_identity("image")
     decisive = [retriever.record.config[section] for section in ("backbone", "method")]
     assert str(folder) not in json.dumps(decisive), "paths of this machine say nothing elsewhere"
+
+
+def test_a_text_encoder_described_by_another_folder_is_carried_along(tmp_path: Path) -> None:
+    """open_clip's JSON names a folder of transformers, by its path on this machine."""
+    place = exporting.model(tmp_path / "here", "clip", "xlm-roberta")
+    before = exporting.loaded(place)
+    rows = before.encode_text(toy.ENGLISH[:3], "en")
+    shutil.copytree(place, tmp_path / "copy")
+    (tmp_path / "here").rename(tmp_path / "gone")
+    for file in filter(Path.is_file, (tmp_path / "copy/base").rglob("*.json")):
+        assert str(tmp_path).encode() not in file.read_bytes(), file
+    after = exporting.loaded(tmp_path / "copy")
+    assert after.digest == before.digest
+    assert np.array_equal(after.encode_text(toy.ENGLISH[:3], "en"), rows)
+    with pytest.raises(ConfigError, match="its text encoder is described by a folder"):
+        export(after, "open_clip", tmp_path / "out", check=str(tmp_path / "gone/data/val"))

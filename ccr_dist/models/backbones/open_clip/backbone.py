@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ccr_dist.config.base_files import LOCAL_DIR
 from ccr_dist.errors import ConfigError, let_pass
 from ccr_dist.models import token_counts
 from ccr_dist.models.attention import use_self_attention
@@ -22,6 +24,9 @@ from ccr_dist.models.hf_tower import HuggingFaceTower
 from ccr_dist.models.huggingface import bounded
 from ccr_dist.models.packages import version
 from ccr_dist.models.towers import OpenClipTower, TextTower, unsupported
+
+CONFIG = "open_clip_config.json"
+TEXT = "text-tower"  # in a model's folder: how its text encoder of transformers is made
 
 
 @register_backbone("open_clip")
@@ -48,6 +53,7 @@ class OpenClipBackbone(Backbone):
             "force_preprocess_cfg": {"resize_mode": {"crop": "shortest", "squash": "squash", None: None}[cfg.resize]},
             "nonscalar_logit_scale": True,
             "require_pretrained": pretrained,
+            **_with_text_inside(cfg.model),
         }
         try:
             # A scale that is a vector of one element, because DeepSpeed and FSDP take no scalars; checkpoints of either
@@ -91,6 +97,18 @@ class OpenClipBackbone(Backbone):
             raise ConfigError(
                 f"backbone: the text side of '{cfg.model}' does not work in this open_clip ({error})"
             ) from error
+
+    def settings(self) -> dict[str, bytes]:
+        if (found := described(self.model_name)) is None:
+            return {}
+        text = found["model_cfg"]["text_cfg"]
+        tower = Path(text.get("hf_model_name") or "") / "config.json"
+        if not text.get("hf_model_name") or not tower.is_file():
+            return {}
+        text["hf_model_name"] = TEXT
+        if Path(text.get("hf_tokenizer_name") or "").is_absolute():  # the model's own folder is read
+            text["hf_tokenizer_name"] = TEXT
+        return {f"{TEXT}/config.json": tower.read_bytes(), CONFIG: json.dumps(found, indent=1).encode()}
 
     def image_transform(self) -> Callable[[Any], Tensor]:
         return self._transform
@@ -228,3 +246,27 @@ def _check_activation(model: str, weights: str) -> None:
             f"backbone: the weights '{weights}' were trained with QuickGELU, '{model}' has GELU: use model:"
             f" {model}-quickgelu"
         )
+
+
+def described(model: str) -> dict[str, Any] | None:
+    """What the folder of a model says of it; None: it is in no folder, or says nothing that open_clip could read."""
+    if not model.startswith(LOCAL_DIR):
+        return None
+    try:
+        found = json.loads((Path(model.removeprefix(LOCAL_DIR)) / CONFIG).read_text(encoding="utf-8"))
+        return found if isinstance(found["model_cfg"]["text_cfg"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _with_text_inside(model: str) -> dict[str, Any]:
+    """Arguments for open_clip where the text encoder is described by a folder inside of the model's: it would look for
+    that in the working folder.
+    """
+    if (found := described(model)) is None:
+        return {}
+    text = found["model_cfg"]["text_cfg"]
+    inside = Path(model.removeprefix(LOCAL_DIR)) / (text.get("hf_model_name") or ".")
+    if not text.get("hf_model_name") or not (inside / "config.json").is_file():
+        return {}
+    return {"text_cfg": {**text, "hf_model_name": str(inside), "hf_model_pretrained": False}}
