@@ -363,8 +363,8 @@ class Retriever:
             raise DataError(f"{len(companion)} companion texts for {texts} texts; expected one for each")
         if self.asks_twice(lang) and not companion:
             raise ConfigError(
-                f"{self.name} scores a query in {lang!r} together with its English translation; give it as `companion`,"
-                " or search by the average with English"
+                f"{self.name} scores a query in {lang!r} together with its English translation; give it as `companion`"
+                " (`ccr-dist search --via-english average` translates)"
             )
 
 
