@@ -12,13 +12,14 @@ from ccr_dist.config.data import DataConfig, TrainSet
 from ccr_dist.config.methods import ENGLISH, INPUTS, MethodOptions, Stage
 from ccr_dist.config.run import RunConfig, as_dict
 from ccr_dist.config.runtime import ProfileConfig, RuntimeConfig
-from ccr_dist.config.stages import StageConfig
+from ccr_dist.config.stages import FitConfig, StageConfig
 
 __all__ = [
     "ENGLISH",
     "INPUTS",
     "BackboneConfig",
     "DataConfig",
+    "FitConfig",
     "FrontEndConfig",
     "Frozen",
     "MayBeLocal",

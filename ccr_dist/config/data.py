@@ -38,6 +38,13 @@ class DataConfig(Frozen):
     back_features: dict[str, str] = Field(
         default_factory=dict, description="language -> cached English text features of the back-translations"
     )
+    query_features: dict[str, str] = Field(
+        default_factory=dict,
+        description=(
+            "language -> features of its training captions (of `source` for en) by the method's query encoder; default:"
+            " encoded in every step"
+        ),
+    )
     group: str | None = Field(None, description="label column: items with the same label are all correct")
     description: str | None = Field(
         None, description="column of descriptions by a multimodal LLM; all views of an item are joined"

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ccr_dist.config.base import Frozen
 from ccr_dist.config.data import DataConfig
 
 ENGLISH = "en"
 INPUTS = frozenset(
-    {"visual", "tokens", "source_text", "source_feature", "target_text", "description", "back_text", "back_feature"}
+    {
+        "visual",
+        "tokens",
+        "source_text",
+        "source_feature",
+        "target_text",
+        "description",
+        "back_text",
+        "back_feature",
+        "query_feature",
+    }
 )
 
 
@@ -23,15 +33,18 @@ class Stage:
         needs: the fields of a batch that the stage reads, out of `INPUTS`. "visual" is a picture or one vector a row;
             "tokens" is a picture or any number of vectors a row (tokens of a picture, frames of a video).
             "source_feature" is the English feature of the caption: the cached column where the data names one,
-            otherwise computed from `source_text` in every step; "back_feature" is that of the back-translation.
+            otherwise computed from `source_text` in every step; "back_feature" is that of the back-translation;
+            "query_feature" is the query encoder's feature of the caption in the batch's language, likewise.
         trains: what is trained and towards what, in a few words, for people.
         frozen: "visual" or "tokens", where the stage reads pictures only as features of the frozen backbone, which
             never change: cached features may then replace the pictures.
+        closed_form: the stage sums up cached features and solves for its weights; its section is a `FitConfig`.
     """
 
     needs: frozenset[str]
     trains: str
     frozen: frozenset[str] = frozenset()
+    closed_form: bool = False
 
     def __post_init__(self) -> None:
         assert self.needs <= INPUTS, f"unknown batch fields {set(self.needs - INPUTS)}"
@@ -45,6 +58,8 @@ class MethodOptions(Frozen):
     """
 
     name: str
+    # queries in other languages than those of the training can be encoded, too
+    any_language: ClassVar[bool] = False
 
     def training_stages(self) -> dict[str, Stage]:
         """Stages in their order, by the names under which a run config gives steps, batch and rate. Empty: nothing is

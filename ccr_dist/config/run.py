@@ -12,7 +12,7 @@ from ccr_dist.config.base import Frozen
 from ccr_dist.config.data import DataConfig
 from ccr_dist.config.methods import MethodOptions
 from ccr_dist.config.runtime import RuntimeConfig
-from ccr_dist.config.stages import StageConfig
+from ccr_dist.config.stages import AnyStage
 
 
 class RunConfig(Frozen):
@@ -25,7 +25,7 @@ class RunConfig(Frozen):
     backbone: SerializeAsAny[BackboneConfig] = Field(description="the pretrained model, by `kind`")
     method: SerializeAsAny[MethodOptions] = Field(description="`name` and the options of the method")
     data: DataConfig = Field(description="datasets and columns")
-    stages: dict[str, StageConfig] = Field(
+    stages: dict[str, AnyStage] = Field(
         default_factory=dict, description="each stage of the method, by its name (`ccr-dist methods`)"
     )
     init_from: str | None = Field(

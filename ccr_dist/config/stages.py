@@ -1,10 +1,10 @@
-"""The section of a training stage."""
+"""The sections of training stages."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from ccr_dist.config.base import Frozen
 from ccr_dist.config.data import TrainSet
@@ -89,3 +89,26 @@ class StageConfig(Frozen):
                 " it out"
             )
         return self
+
+
+class FitConfig(Frozen):
+    """A stage in closed form: all rows are summed up once, then linear systems are solved. It counts as one step."""
+
+    batch: int = Field(8192, gt=0, description="rows that are summed up at a time; does not change the result")
+    train: tuple[TrainSet, ...] | None = Field(None, description="other training datasets for this stage")
+
+    steps: ClassVar[int] = 1
+    validate_every: ClassVar[None] = None
+    ema: ClassVar[None] = None
+    negatives: ClassVar[str] = "global"
+
+
+def _kind(value: Any) -> str:
+    """A section that was checked as a `FitConfig` is one: nothing in it says so, its method does."""
+    return "fit" if isinstance(value, FitConfig) else "steps"
+
+
+AnyStage = Annotated[
+    Annotated[StageConfig, Tag("steps")] | Annotated[FitConfig, Tag("fit")],
+    Discriminator(_kind),
+]

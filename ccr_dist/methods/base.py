@@ -7,7 +7,7 @@ A method knows no rank, no world size and no wrapper. Whatever concerns the glob
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -195,6 +195,41 @@ class Method(ABC):
             ctx: what the method may know of the global batch.
         """
         raise RuntimeError(f"method {self.name} has no training stage {stage!r}")
+
+    # Stages in closed form.
+
+    def statistics(self, stage: str, lang: str, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sums over some rows, from which `solutions` follow. The trainer adds them up over all rows of all ranks.
+
+        Args:
+            stage: name of the stage, one in closed form.
+            lang: language of the rows' captions.
+            rows: cached features, a row a caption: "query" (n, Q), "english" (n, F), and "visual" (n, Fv) if the stage
+                reads it.
+
+        Returns:
+            Float64 tensors by name.
+        """
+        raise RuntimeError(f"method {self.name} has no stage {stage!r} in closed form")
+
+    def solutions(self, stage: str, sums: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+        """Solve for the weights; validation keeps the best of several.
+
+        Args:
+            stage: name of the stage, one in closed form.
+            sums: `statistics`, added up.
+
+        Yields:
+            (what distinguishes this solution, such as {"penalty": 0.1}; its weights by parameter name).
+
+        Raises:
+            ConfigError: The system is singular.
+        """
+        raise RuntimeError(f"method {self.name} has no stage {stage!r} in closed form")
+
+    def query_identity(self) -> dict[str, Any] | None:
+        """`feature_identity` of the query encoder, of which cached features have to be; None: there is none."""
+        return None
 
     def auxiliary_losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
         """This rank's loss share of each network in `aux`, by its name. `outputs` are detached."""

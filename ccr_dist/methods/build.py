@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ccr_dist.config import RunConfig
+from ccr_dist.config import ENGLISH, RunConfig
 from ccr_dist.methods import registry
 from ccr_dist.methods.base import Method
 from ccr_dist.methods.seeding import seed_all
@@ -13,9 +13,14 @@ from ccr_dist.models.backbones.build import build_backbone
 
 
 def learnt_languages(config: RunConfig) -> tuple[str, ...]:
-    """The target languages that some stage of the method trains on."""
-    stages = config.method.learner().training_stages()
-    return tuple(config.data.targets) if any("target_text" in stage.needs for stage in stages.values()) else ()
+    """The target languages that some stage of the method trains on, in the order of the config."""
+    learnt: dict[str, None] = {}
+    for stage in config.method.learner().training_stages().values():
+        if stage.closed_form:
+            learnt |= dict.fromkeys(config.data.query_features)
+        elif "target_text" in stage.needs:
+            learnt |= dict.fromkeys(config.data.targets)
+    return tuple(lang for lang in learnt if lang != ENGLISH)
 
 
 def build_method(

@@ -63,6 +63,11 @@ COLUMNS = {
         "back-translations; optional: their cached features",
         "`translate --to LANG --back`; cached: `featurise --from caption.en.back-...`",
     ),
+    "query_feature": Column(
+        ("data.source", "data.targets", "data.query_features"),
+        "the captions' features by the method's query encoder; without a column they are computed",
+        "`featurise --encoder query --from caption.LANG`",
+    ),
     "queries": Column(("data.queries",), "captions by people, to measure with", "`shards build`"),
     "translated_queries": Column(
         ("data.translated_queries",),

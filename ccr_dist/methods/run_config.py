@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ccr_dist import yamlfile
-from ccr_dist.config import BackboneConfig, MethodOptions, RunConfig
+from ccr_dist.config import BackboneConfig, FitConfig, MethodOptions, RunConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods import registry
 from ccr_dist.models.backbones import registry as backbones
@@ -25,7 +25,8 @@ def check(document: yamlfile.Document) -> RunConfig:
     them can tell.
     """
     options = method_section(document)
-    whole = document.replaced({**document.data, "method": options, "backbone": backbone_section(document)})
+    changed = {"method": options, "backbone": backbone_section(document), **_fits(document, options)}
+    whole = document.replaced({**document.data, **changed})
     config = yamlfile.validate(RunConfig, whole)
     order = list(options.training_stages())
     if set(config.stages) != set(order):
@@ -65,6 +66,16 @@ def _with(values: dict[str, Any], path: Sequence[str], value: Any) -> dict[str, 
     """A copy of nested mappings with another value at a path."""
     key, *below = path
     return {**values, key: _with(values[key], below, value) if below else value}
+
+
+def _fits(document: yamlfile.Document, options: MethodOptions) -> dict[str, Any]:
+    """The section `stages`, with those in closed form checked: their keys are not those of other stages."""
+    stages = document.data.get("stages")
+    if not isinstance(stages, dict):
+        return {}
+    fits = {name for name, stage in options.training_stages().items() if stage.closed_form and name in stages}
+    checked = {name: yamlfile.validate(FitConfig, document, at=("stages", name)) for name in fits}
+    return {"stages": {**stages, **checked}} if fits else {}
 
 
 def backbone_section(document: yamlfile.Document) -> BackboneConfig:

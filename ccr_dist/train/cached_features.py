@@ -19,6 +19,8 @@ from ccr_dist.data.media.pictures import VERSION
 from ccr_dist.data.stream.loader import Fields
 from ccr_dist.data.table.column import Column
 from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.errors import ConfigError
+from ccr_dist.methods.base import Method
 from ccr_dist.models.backbones.backbone import Backbone
 from ccr_dist.models.backbones.build import build_backbone
 from ccr_dist.train.assemble import fields_for, open_datasets, train_sets
@@ -60,6 +62,41 @@ def read_pictures(known: Mapping[str, Any] | None, datasets: Sequence[Dataset], 
     """Whether a run (`known`: its identity) was trained on the pictures of a column, not on features in their place."""
     pictures = {f"{each.name}/{each.split}/{visual}" for each in datasets if each.column(visual).kind == "image"}
     return known is not None and not pictures.isdisjoint(known.get("datasets", ()))
+
+
+def require_encoders(method: Method, fields: Fields, datasets: Sequence[Dataset]) -> None:
+    """Check that features which the config names were made by the encoders that the run has.
+
+    Features that no job of `featurise` made on a backbone say nothing of their encoder, and are taken as they are.
+
+    Args:
+        method: as the run begins: its backbone is not yet trained.
+        fields: of a stage.
+        datasets: of the stage.
+
+    Raises:
+        ConfigError: a column was made by another encoder; names both.
+    """
+    english, query = {"data.source_feature": fields.source_feature}, fields.query_features
+    english |= {f"data.back_features.{lang}": column for lang, column in fields.back_features.items()}
+    wanted = [(key, name, method.backbone.feature_identity("text")) for key, name in english.items() if name]
+    wanted += [(f"data.query_features.{lang}", name, method.query_identity()) for lang, name in query.items()]
+    for dataset in datasets:
+        for key, name, identity in wanted:
+            made = dataset.column(name).plan.get("backbone") if name in dataset.columns() else None
+            if identity is None or made is None or made.get("digest") == identity["digest"]:
+                continue
+            raise ConfigError(
+                f"{key}: {dataset.place}/{name} was made by another encoder than this run's: by"
+                f" {_encoder(made)}, and {_encoder(identity)} is expected; name a column that `ccr-dist featurise`"
+                f"{' --encoder query' if key.startswith('data.query') else ''} makes with this config"
+            )
+
+
+def _encoder(identity: Mapping[str, Any]) -> str:
+    prompt = f" with the prompt {identity['prompt']!r}" if identity.get("prompt") else ""
+    named = identity.get("text") or identity.get("model") or identity.get("kind")
+    return f"{named} ({identity['side']}, {identity['digest'][:12]}){prompt}"
 
 
 class _Finder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ccr_dist.config import RunConfig, Stage, TrainSet
+from ccr_dist.config import ENGLISH, RunConfig, Stage, TrainSet
 from ccr_dist.data.media.pictures import VERSION
 from ccr_dist.data.storage.store import differences
 from ccr_dist.data.stream.fields import Fields
@@ -56,20 +56,57 @@ def fields_for(config: RunConfig, stage: Stage) -> Fields:
             )
         columns = {lang: chosen[lang] for lang in data.targets}
         backs, back_features = ({}, columns) if cached_backs else (columns, {})
+    queried = _query_features(config, stage) if "query_feature" in stage.needs else {}
     cached = "source_feature" in stage.needs and data.source_feature is not None
     media = {"visual", "tokens"} & stage.needs
-    captions = {"source_text", "source_feature", "target_text", "back_text", "back_feature"} & stage.needs
+    captions = stage.needs - {"visual", "tokens", "description"}
     return Fields(
         visual=data.visual if media else None,
         many="tokens" in stage.needs,
         source=data.source if captions else None,
-        targets=dict(data.targets) if "target_text" in stage.needs else {},
+        targets=_targets(config, stage),
         source_feature=data.source_feature if cached else None,
         backs=backs,
         back_features=back_features,
+        query_features=queried,
         description=data.description if "description" in stage.needs else None,
         group=data.group if media else None,
     )
+
+
+def _targets(config: RunConfig, stage: Stage) -> dict[str, str]:
+    """Language -> captions that a stage reads; in closed form only to know which of them are blank."""
+    data = config.data
+    if stage.closed_form:
+        return {lang: data.targets[lang] for lang in data.query_features if lang != ENGLISH}
+    return dict(data.targets) if "target_text" in stage.needs else {}
+
+
+def _query_features(config: RunConfig, stage: Stage) -> dict[str, str]:
+    """Language -> cached features by the query encoder that a stage reads; empty: they are computed."""
+    data = config.data
+    if stage.closed_form:
+        if data.source_feature is None or not data.query_features:
+            raise ConfigError(
+                f"{config.name}: a stage in closed form of method {config.method.name!r} sums up cached features, so"
+                " data.source_feature and data.query_features (at least en) have to name columns: `ccr-dist featurise"
+                " --from caption.en` makes the one, with `--encoder query` the other"
+            )
+        if unknown := sorted(data.query_features.keys() - data.targets.keys() - {ENGLISH}):
+            raise ConfigError(
+                f"{config.name}: data.query_features names {', '.join(unknown)}, but data.targets does not: name there"
+                " the column of captions that the features were made of"
+            )
+        return dict(data.query_features)
+    if not data.query_features:
+        return {}
+    languages = list(data.targets) if "target_text" in stage.needs else [ENGLISH]
+    if missing := [lang for lang in languages if lang not in data.query_features]:
+        raise ConfigError(
+            f"{config.name}: data.query_features names no column for {', '.join(missing)}: `ccr-dist featurise"
+            " --encoder query` makes one; or name none at all, and they are computed in every step"
+        )
+    return {lang: data.query_features[lang] for lang in languages}
 
 
 def wanted(config: RunConfig) -> dict[tuple[str, str], str]:
@@ -88,6 +125,7 @@ def wanted(config: RunConfig) -> dict[tuple[str, str], str]:
         fields = fields_for(config, stage)
         single = {key: getattr(fields, key) for key in ("visual", "source", "source_feature", "description", "group")}
         each = {"targets": fields.targets, "back_translations": fields.backs, "back_features": fields.back_features}
+        each["query_features"] = fields.query_features
         for entry in train_sets(config, name):
             want(entry.path, single)
             want(

@@ -14,8 +14,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from ccr_dist.config import RunConfig
+from ccr_dist.config import FitConfig, RunConfig
 from ccr_dist.errors import OutOfMemoryError
+from ccr_dist.methods.base import Method
+from ccr_dist.train.cached_features import require_encoders
 from ccr_dist.train.prepared import PreparedRun, claim, prepare_run
 from ccr_dist.train.record.phases import Phases
 from ccr_dist.train.record.profiler import ProfiledSteps
@@ -30,8 +32,10 @@ from ccr_dist.train.resume import (
 )
 from ccr_dist.train.selected import best_weights
 from ccr_dist.train.state import checkpoint
+from ccr_dist.train.step.fit import FitStage
 from ccr_dist.train.step.stage import StageRun
-from ccr_dist.train.strategies.strategy import Strategy
+from ccr_dist.train.strategies.base import Engine
+from ccr_dist.train.strategies.strategy import Step, Strategy
 from ccr_dist.train.validation import blank, total, validate
 from ccr_dist.train.watch import memory
 from ccr_dist.train.watch.guards import samples
@@ -184,6 +188,7 @@ class Training:
         """From the build to the selected weights. Returns what stopped it before, with everything saved."""
         try:
             model = self._build()
+            self._require_encoders(model)
             self._introduce(model)
             self._stages(model)
         except Stopped as request:
@@ -234,6 +239,17 @@ class Training:
             f"{facts['strategy']} on {facts['world']} process(es), {facts['device']}, {facts['precision']}; {what}"
         )
 
+    def _require_encoders(self, model: BuiltModel) -> None:
+        """Collective, since only some ranks may see a column that was replaced."""
+        run = self.prepared
+
+        def check() -> None:
+            for name, fields in run.fields.items():
+                require_encoders(model.method, fields, run.datasets[name])
+
+        if self.start.state is None:
+            self.strategy.together(check)
+
     def _stages(self, model: BuiltModel) -> None:
         """All stages that are left. Raises Stopped after a stop request, when the writer has what is to be saved."""
         done, state = self.done, self.start.state
@@ -244,6 +260,9 @@ class Training:
                 if done.stage:
                     model = self._start_from_best(model)
                 done.stage, done.stage_step, state = name, 0, None
+            if isinstance(self.config.stages[name], FitConfig):
+                self._fit(model, name)
+                continue
             stage = self._stage(name, model, state)
             for text in stage.advice:
                 if text not in said:
@@ -259,6 +278,24 @@ class Training:
             order=run.orders[name], datasets=run.datasets[name], fields=run.fields[name], state=state,
             phases=self.phases, tell=self.log.event, check=self.log.check,
         )  # fmt: skip
+
+    def _fit(self, model: BuiltModel, name: str) -> None:
+        """A stage in closed form, which is validated while it is solved. Raises Stopped after a stop request."""
+        done, run = self.done, self.prepared
+        if done.stage_step:
+            return
+        stage = FitStage(
+            name, config=self.config, step=model.step, strategy=self.strategy, folder=self.folder, stop=run.stop,
+            datasets=run.datasets[name], fields=run.fields[name], alive=self.phases.heard,
+        )  # fmt: skip
+        with self._memory_errors(None), self.phases.during("sums"):
+            value, lines, tried = stage.run(lambda: self._measured(model.method, model.step))
+        done.step, done.stage_step = done.step + 1, 1
+        self.log.event(done.step, "solutions", {"tried": tried})
+        self._report_validation(model, value, lines)
+        self._save(model, stage)
+        self._written()
+        run.on_main(stage.forget)
 
     def _start_from_best(self, model: BuiltModel) -> BuiltModel:
         """A later stage starts from the best checkpoint of the stage before it, not from its last."""
@@ -310,18 +347,24 @@ class Training:
 
     def _validate(self, model: BuiltModel, stage: StageRun) -> bool:
         """Validate, and report. Returns whether this is the best step so far."""
-        done = self.done
-        self._report_truncated(model)
-        self._report_substituted()
+        with stage.ema.in_place() if stage.ema else nullcontext():
+            value, lines = self._measured(model.method, stage.engine)
+        return self._report_validation(model, value, lines)
+
+    def _measured(self, method: Method, wrapped: Engine | Step) -> tuple[float, dict[str, Any]]:
+        """Value and log lines of the weights on validation. Raises Stopped."""
 
         def before(what: str) -> None:
             self.phases.heard()
             self.prepared.stop.leave(self.strategy)
 
-        with self.phases.during("validation"), stage.ema.in_place() if stage.ema else nullcontext():
-            value, lines = validate(
-                self.config, model.method, stage.engine, self.strategy, before=before, alive=self.phases.heard
-            )
+        with self.phases.during("validation"):
+            return validate(self.config, method, wrapped, self.strategy, before=before, alive=self.phases.heard)
+
+    def _report_validation(self, model: BuiltModel, value: float, lines: dict[str, Any]) -> bool:
+        done = self.done
+        self._report_truncated(model)
+        self._report_substituted()
         improved = done.best is None or value > done.best["value"]
         self.log.event(done.step, "validation", lines)
         left_out = blank({key.split("/")[0]: int(n) for key, n in lines.items() if key.endswith("/captions_blank")})
@@ -353,7 +396,7 @@ class Training:
                 f" ({listed})"
             )
 
-    def _save(self, model: BuiltModel, stage: StageRun) -> None:
+    def _save(self, model: BuiltModel, stage: StageRun | FitStage) -> None:
         """Copy the state to the CPU of the ranks that write it (rank 0, or all) and let the writer save it while
         training continues. Waits for the save before.
         """
@@ -368,8 +411,7 @@ class Training:
             "run": self.start.digest,
             "made_by": {"strategy": self.strategy.name, "world": self.strategy.world},
         }
-        weights = stage.engine.weights(model.kept)
-        optimizer, auxiliary = stage.engine.optimizer_state(), stage.auxiliary_state()
+        weights, optimizer, auxiliary = stage.snapshot(model.kept)
         state = checkpoint.State(copy.deepcopy(values), weights, optimizer, auxiliary)
         best = copy.deepcopy(done.best)
 

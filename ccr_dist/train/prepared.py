@@ -34,7 +34,7 @@ class PreparedRun:
         stop: notices requests to stop.
         fields: stage -> columns that it reads.
         datasets: stage -> datasets that it reads.
-        orders: stage -> order of its samples.
+        orders: stage -> order of its samples; none for a stage in closed form, which reads all rows.
         identity: what decides the numbers of the run (`run_folder.identity`).
         notes: messages for the log.
     """
@@ -100,10 +100,14 @@ def _open(config: RunConfig, strategy: Strategy, folder: RunFolder, stop: StopRe
     """Datasets and orders, and the identity that follows from them."""
     fields, notes = all_fields(config, config.method.training_stages(), folder)
     datasets = {name: open_datasets(train_sets(config, name)) for name in fields}
-    orders = {name: _order(config, name, fields[name], datasets[name]) for name in fields}
+    closed = {name for name, stage in config.method.training_stages().items() if stage.closed_form}
+    orders = {name: _order(config, name, fields[name], datasets[name]) for name in fields if name not in closed}
     digests: dict[str, str] = {}
-    for name in fields:
+    for name in orders:
         digests |= content_digests(datasets[name], fields[name], orders[name].languages)
+    for name in closed:
+        for lang in fields[name].query_features:
+            digests |= content_digests(datasets[name], fields[name].of(lang), [lang])
     asked = identity(config, digests, {name: order.digest for name, order in orders.items()}, world=strategy.world)
     if any(_reads_pictures(datasets[name], fields[name]) for name in fields):
         asked["pictures"] = VERSION

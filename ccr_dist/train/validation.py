@@ -24,6 +24,7 @@ from ccr_dist.methods.build import learnt_languages
 from ccr_dist.train.strategies.base import Engine
 from ccr_dist.train.strategies.strategy import Strategy
 
+UNDETERMINED = "und"  # BCP 47: English captions under this tag take the path of other languages
 SELECTABLE = (*RECALL_NAMES, "SumR", "mR")
 
 
@@ -77,14 +78,22 @@ def encoded(
 
 
 def selection_queries(config: RunConfig) -> dict[str, str]:
-    """Language -> validation column that weights are selected by: of the learnt languages, else of those whose queries
-    are asked in two languages. Raises ConfigError where nothing can be selected by.
+    """Language -> validation column that weights are selected by: captions in the learnt languages, else in those whose
+    queries are asked in two languages; of a method that encodes others, too, in those; as the last resort English
+    captions, treated as those of any language.
+
+    Raises:
+        ConfigError: There is nothing to select by.
     """
     if config.select not in SELECTABLE:
         raise ConfigError(f"select: {config.select!r} is no metric to select by; choose one of {', '.join(SELECTABLE)}")
     columns, companions = config.method.query_columns(config.data), config.method.companions(config.data)
-    wanted = learnt_languages(config) or tuple(companions) or (ENGLISH,)
-    queries = {lang: columns[lang] for lang in wanted if lang in columns}
+    wanted = learnt_languages(config) or tuple(companions)
+    if config.method.learner().any_language and not any(lang in columns for lang in wanted):
+        wanted = tuple(lang for lang in columns if lang != ENGLISH)
+        if not wanted and ENGLISH in columns:
+            return {UNDETERMINED: columns[ENGLISH]}
+    queries = {lang: columns[lang] for lang in wanted or (ENGLISH,) if lang in columns}
     if not queries:
         raise ConfigError(
             f"data.queries has no captions in {', '.join(wanted)}, so nothing can be selected on validation"

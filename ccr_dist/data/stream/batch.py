@@ -33,6 +33,7 @@ class Batch:
         visual_mask: (n, T) bool, True for real vectors; only with several vectors per row.
         back_text: The back-translation of `target_text`.
         back_feature: (n, F) float32, features of `back_text`.
+        query_feature: (n, Q) float32, by the query encoder, of `target_text`, without it of `source_text`.
     """
 
     k: int
@@ -49,6 +50,7 @@ class Batch:
     visual_mask: torch.Tensor | None = None
     back_text: list[str] = field(default_factory=list)
     back_feature: torch.Tensor | None = None
+    query_feature: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.items)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +30,8 @@ class Fields:
         source_feature: Matrix with one vector for each source caption.
         backs: Back-translations into English by language, aligned likewise.
         back_features: Matrices with one vector for each back-translation, by language.
+        query_features: Matrices with one vector for each target caption, by language; for English, or without
+            targets, for each source caption.
         description: Views or texts.
         group: Labels; rows with the same label count as the same thing. None: each row is its own group.
     """
@@ -40,6 +43,7 @@ class Fields:
     source_feature: str | None = None
     backs: Mapping[str, str] = field(default_factory=dict)
     back_features: Mapping[str, str] = field(default_factory=dict)
+    query_features: Mapping[str, str] = field(default_factory=dict)
     description: str | None = None
     group: str | None = None
 
@@ -56,6 +60,7 @@ class Fields:
             ("target", self.targets),
             ("back-translation", self.backs),
             ("back-translation feature", self.back_features),
+            ("query feature", self.query_features),
         ):
             if columns and lang not in columns:
                 raise ConfigError(
@@ -72,6 +77,7 @@ class Fields:
             "source_feature": (self.source_feature, ("matrix",)),
             "back": (self.backs.get(lang), ("texts",)),
             "back_feature": (self.back_features.get(lang), ("matrix",)),
+            "query_feature": (self.query_features.get(lang), ("matrix",)),
             "description": (self.description, ("views", "texts")),
             "group": (self.group, ("label",)),
         }
@@ -79,6 +85,15 @@ class Fields:
         if not used:
             raise ConfigError("a stage must read at least one column; none is given")
         return used
+
+    def of(self, lang: str) -> Fields:
+        """The columns of one language alone."""
+
+        def own(columns: Mapping[str, str]) -> dict[str, str]:
+            return {lang: columns[lang]} if lang in columns else {}
+
+        each = ("targets", "backs", "back_features", "query_features")
+        return dataclasses.replace(self, **{name: own(getattr(self, name)) for name in each})
 
     def open(self, dataset: Dataset, lang: str) -> dict[str, Column]:
         """Opens the columns of a dataset.

@@ -32,7 +32,8 @@ from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
 
 ATTEMPTS = 8  # substitutes tried for one slot
-CAPTIONS = ("source", "target", "source_feature", "back", "back_feature")  # roles with one value per source caption
+# roles with one value per source caption
+CAPTIONS = ("source", "target", "source_feature", "back", "back_feature", "query_feature")
 
 
 def read_value(column: Column, shard: int, row: int) -> Any:
@@ -146,6 +147,7 @@ class TableRows(TorchDataset[Batch]):
             source_feature=tensors("source_feature"),
             back_text=texts("back"),
             back_feature=tensors("back_feature"),
+            query_feature=tensors("query_feature"),
             description=texts("description"),
             substituted=substituted,
         )

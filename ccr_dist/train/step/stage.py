@@ -12,13 +12,13 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ccr_dist.config import RunConfig
+from ccr_dist.config import RunConfig, StageConfig
 from ccr_dist.data.stream.loader import Batch, Fields, make_loader, on_device
 from ccr_dist.data.stream.order import Order
 from ccr_dist.data.table.dataset import Dataset
@@ -84,7 +84,9 @@ class StageRun:
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self.name, self.config, self.strategy, self.folder, self.stop = name, config, strategy, folder, stop
-        self.settings, self.method = config.stages[name], step.method
+        settings, self.method = config.stages[name], step.method
+        assert isinstance(settings, StageConfig), f"stage {name} is in closed form"
+        self.settings = settings
         self._source = order, datasets, fields
         self._check_log = check
         self.phases = phases or Phases(strategy.device)
@@ -117,6 +119,12 @@ class StageRun:
             self._restore_rest(state)
 
     # State.
+
+    def snapshot(
+        self, kept: Mapping[str, nn.Parameter]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Weights by the names of `kept`, state of the optimiser, and the rest, for a checkpoint. Collective."""
+        return self.engine.weights(kept), self.engine.optimizer_state(), self.auxiliary_state()
 
     def auxiliary_state(self) -> dict[str, Tensor]:
         """`ema/<name>` and `AuxiliaryNetworks.state`, for a checkpoint. Collective."""

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ccr_dist.config import RunConfig
+from ccr_dist.config import RunConfig, StageConfig
 from ccr_dist.data.storage.store import replace_atomic
 from ccr_dist.data.stream.batch import Batch
 from ccr_dist.errors import DataBudgetError, NonFiniteError
@@ -132,8 +132,9 @@ class Guards:
 def samples(config: RunConfig, done: RunProgress) -> int:
     """All that a run has drawn so far, in this stage and those before it."""
     stages = list(config.method.training_stages())
-    earlier = (config.stages[name] for name in stages[: stages.index(done.stage)])
-    return sum(stage.steps * stage.batch for stage in earlier) + done.stage_step * config.stages[done.stage].batch
+    earlier = [(config.stages[name], config.stages[name].steps) for name in stages[: stages.index(done.stage)]]
+    so_far = [*earlier, (config.stages[done.stage], done.stage_step)]
+    return sum(steps * stage.batch for stage, steps in so_far if isinstance(stage, StageConfig))
 
 
 def bound(losses: deque[float]) -> float:

@@ -1,0 +1,92 @@
+"""Base class of the methods with a query encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ccr_dist.config import ENGLISH, MethodOptions
+from ccr_dist.data.stream.loader import Batch
+from ccr_dist.errors import ConfigError
+from ccr_dist.methods.base import Method
+from ccr_dist.methods.features import at_least_one, one_row, precise
+from ccr_dist.methods.query_side.options import QuerySideOptions
+from ccr_dist.models.query_encoder import build_query_encoder
+
+
+class QuerySide(Method):
+    """Base class; its `net` holds "map", a linear layer from the encoder's vectors, which starts at zero.
+
+    Attributes:
+        query: The query encoder, frozen; no part of `net`.
+    """
+
+    Options: ClassVar[type[MethodOptions]] = QuerySideOptions
+
+    def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
+        """ConfigError when the encoder cannot be loaded, or is another one than `state` names."""
+        if ENGLISH in self.languages:
+            raise ConfigError(
+                "data.targets: English queries go through the backbone as they are; leave 'en' out of the targets"
+            )
+        self.query = build_query_encoder(self.options.query)
+        self._identity = self.query.feature_identity("text")
+        if state is not None and state["query"] != self._identity["digest"]:
+            raise ConfigError(
+                f"method.query: the weights of '{self.options.query.text}' are not those that this model was trained on"
+                " (another version of the package or model); install the version that its record names"
+            )
+        with torch.no_grad():
+            space = self.backbone.text_features if self.options.space == "features" else self.backbone.encode_text
+            width = space([""]).shape[-1]
+        self.net["map"] = nn.Linear(self.query.dim, width)
+        nn.init.zeros_(self.map.weight)
+        nn.init.zeros_(self.map.bias)
+
+    @property
+    def map(self) -> nn.Linear:
+        """The linear map (Q) to (F), or to (D) where it ends in the shared space."""
+        layer = self.net["map"]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def state(self) -> dict[str, Any]:
+        return {"query": self._identity["digest"]}
+
+    def query_identity(self) -> dict[str, Any]:
+        return self._identity
+
+    @property
+    def truncated(self) -> int:
+        return self.backbone.truncated + self.query.truncated
+
+    def query_features(self, texts: Sequence[str]) -> Tensor:
+        """The encoder's vectors (n, Q) of n ≥ 0 texts, float32."""
+        device = self.map.weight.device
+        if self.query.device != device:
+            self.query.to(device)
+        with torch.no_grad():
+            return precise(self.query.text_features(at_least_one(texts)))[: len(texts)]
+
+    def features_of(self, batch: Batch) -> Tensor:
+        """`query_features` of a batch's captions (n, Q): the cached ones where there are such."""
+        if batch.query_feature is not None:
+            return batch.query_feature
+        return self.query_features(batch.target_text or batch.source_text)
+
+    def mapped(self, features: Tensor, lang: str) -> dict[str, Tensor]:
+        """The encoder's vectors (n, Q) to {"global": (n, D)}."""
+        return {"global": self.into_shared_space(self.map(one_row(features)))[: len(features)]}
+
+    def into_shared_space(self, found: Tensor) -> Tensor:
+        """What the map gives, (n, F) or (n, D), to (n, D), n ≥ 1."""
+        return self.backbone.project_text(found) if self.options.space == "features" else found
+
+    def encode_text(self, texts: Sequence[str], lang: str, companion: Sequence[str] = ()) -> dict[str, Tensor]:
+        """English: the backbone, untouched. Any other language: the query encoder and the map."""
+        if lang == ENGLISH:
+            return super().encode_text(texts, lang)
+        return self.mapped(self.query_features(texts), lang)

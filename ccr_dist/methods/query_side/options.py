@@ -1,0 +1,20 @@
+"""Options that the methods with a query encoder have in common."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from ccr_dist.config import MethodOptions, QueryEncoderConfig
+
+
+class QuerySideOptions(MethodOptions):
+    """Where the map begins and ends."""
+
+    any_language: ClassVar[bool] = True
+
+    query: QueryEncoderConfig = Field(QueryEncoderConfig(), description="the multilingual sentence encoder")
+    space: Literal["features", "shared"] = Field(
+        "features", description="the map ends in the backbone's text features, before its head, or in the shared space"
+    )

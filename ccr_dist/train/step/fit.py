@@ -1,0 +1,222 @@
+"""One training stage in closed form: sums over all rows of all ranks, then solutions, of which validation keeps one.
+
+Sums are float64, so their order matters to the last few bits only: any number of processes gives the same weights. They
+are saved from time to time, with the blocks that they hold, so a run that was killed adds up what is left.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ccr_dist.config import FitConfig, RunConfig
+from ccr_dist.data.storage.store import digest_json, disk_errors
+from ccr_dist.data.stream.fields import Fields
+from ccr_dist.data.stream.matrices import Block, Matrices
+from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.errors import CheckpointError, ConfigError
+from ccr_dist.models import tensorfile
+from ccr_dist.train.state.run_folder import RunFolder
+from ccr_dist.train.strategies.strategy import Step, Strategy
+from ccr_dist.train.watch.signals import StopRequest
+
+SAVE_S = 60.0  # between two saves of a rank's sums
+Sums = dict[str, Tensor]
+Validate = Callable[[], tuple[float, dict[str, Any]]]
+
+
+class FitStage:
+    """A stage in closed form on this rank.
+
+    Args:
+        name: Name of the stage, in the config and in the method.
+        config: The run config.
+        step: Backbone and method.
+        strategy: The strategy of the run; every rank holds all weights here.
+        folder: The run folder.
+        stop: Knows whether the run was asked to stop.
+        datasets: The datasets to read.
+        fields: The columns to read.
+        alive: Called for every block.
+
+    Raises:
+        ConfigError: The stage cannot be carried out in this way.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        config: RunConfig,
+        step: Step,
+        strategy: Strategy,
+        folder: RunFolder,
+        stop: StopRequest,
+        datasets: Sequence[Dataset],
+        fields: Fields,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
+        settings = config.stages[name]
+        assert isinstance(settings, FitConfig), f"stage {name} is not in closed form"
+        if strategy.in_shards:
+            raise ConfigError(
+                f"{config.name}: runtime.checkpoint: sharded has no use for stage {name}, which every process solves as"
+                " a whole; leave it out"
+            )
+        self.name, self.settings, self.advice = name, settings, list[str]()
+        self._step, self._method, self._strategy, self._stop, self._alive = step, step.method, strategy, stop, alive
+        self._matrices = Matrices(datasets, fields, rows=settings.batch)
+        self._parts = _Parts(folder, name, self._matrices.blocks, [each.digest for each in datasets])
+        for parameter in step.parameters():
+            parameter.requires_grad_(False)
+
+    def run(self, validate: Validate) -> tuple[float, dict[str, Any], list[dict[str, Any]]]:
+        """Sum up, solve, and leave the best solution in the weights. Collective.
+
+        Args:
+            validate: Measures the weights as they are; the first of equals is kept.
+
+        Returns:
+            Value and log lines of the best solution, and of every one its label and value.
+
+        Raises:
+            ConfigError: The system is singular, or there is not a single row.
+            Stopped: The run was asked to stop; what was summed up is kept.
+        """
+        sums = self._sum()
+        solved: list[Any] = []
+        self._strategy.together(
+            lambda: solved.extend(self._method.solutions(self.name, sums) if self._strategy.main else ())
+        )
+        solutions = self._strategy.agree(solved)
+        tried: list[dict[str, Any]] = []
+        best: tuple[float, dict[str, Any], Mapping[str, Tensor]] | None = None
+        for label, weights in solutions:
+            self._load(weights)
+            value, lines = validate()
+            tried.append({**label, "value": value})
+            if best is None or value > best[0]:
+                best = value, {**label, **lines}, weights
+        assert best is not None, f"method {self._method.name} has no solution"
+        self._load(best[2])
+        return best[0], best[1], tried
+
+    def forget(self) -> None:
+        """Remove the saved sums; the checkpoint of the stage is on disk."""
+        self._parts.remove()
+
+    def snapshot(self, kept: Mapping[str, nn.Parameter]) -> tuple[Sums, Sums, Sums]:
+        """Weights, and no state of an optimiser or of auxiliary networks, for a checkpoint."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in kept.items()}, {}, {}
+
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
+        parameters = dict(self._step.named_parameters())
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                parameters[name].copy_(tensor)
+
+    def _sum(self) -> Sums:
+        """The sums over all blocks, on every rank."""
+        strategy, blocks = self._strategy, self._matrices.blocks
+        found: list[tuple[Sums, set[int]]] = []
+        strategy.together(lambda: found.append(self._parts.read() if strategy.main else ({}, set())))
+        sums, done = found[0]
+        done = strategy.agree(done)
+        left = [number for number in range(len(blocks)) if number not in done]
+        mine = left[strategy.rank :: strategy.world]
+        fresh: Sums = {}
+        held: list[int] = []
+        saved = time.monotonic()
+
+        def save() -> None:
+            nonlocal fresh, held
+            if held:
+                self._parts.write(fresh, held)
+                _add(sums, fresh)
+                fresh, held = {}, []
+
+        for turn in range(-(-len(left) // strategy.world)):  # as many on every rank: what follows is collective
+
+            def add(turn: int = turn) -> None:
+                if turn < len(mine):
+                    _add(fresh, self._of(blocks[mine[turn]]))
+                    held.append(mine[turn])
+                    self._alive()
+
+            strategy.together(add)
+            stopping = strategy.any(self._stop.seen())
+            if stopping or time.monotonic() - saved > SAVE_S:
+                saved = time.monotonic()
+                if stopping:
+                    strategy.together(save)
+                    self._stop.leave(strategy)
+                save()
+        _add(sums, fresh)
+        return self._everywhere(sums)
+
+    def _of(self, block: Block) -> Sums:
+        rows = {
+            name: torch.from_numpy(values).to(self._strategy.device)
+            for name, values in self._matrices.read(block).items()
+        }
+        with torch.no_grad():
+            return self._method.statistics(self.name, block.lang, rows)
+
+    def _everywhere(self, sums: Sums) -> Sums:
+        """Summed over ranks; a rank without a block has none of its own."""
+        strategy = self._strategy
+        shapes = {k: v for each in strategy.all({k: v.shape for k, v in sums.items()}) for k, v in each.items()}
+        total = {}
+        for name in sorted(shapes):
+            own = sums.get(name, torch.zeros(shapes[name], dtype=torch.float64))
+            total[name] = strategy.sum(own.to(strategy.device)).cpu()
+        return total
+
+
+class _Parts:
+    """Sums of some blocks in files of their own, RUN/sums/STAGE/*.safetensors."""
+
+    def __init__(self, folder: RunFolder, stage: str, blocks: Sequence[Block], datasets: Sequence[str]) -> None:
+        self._run, self._folder = folder, folder.path / "sums" / stage
+        work = {"run": folder.digest, "blocks": [list(block) for block in blocks], "datasets": list(datasets)}
+        self._of = digest_json(work)
+
+    def read(self) -> tuple[Sums, set[int]]:
+        """All that is there, and the numbers of its blocks. Damaged files and those of other work count for nothing."""
+        sums: Sums = {}
+        done: set[int] = set()
+        for path in sorted(self._folder.glob("*.safetensors")):
+            try:
+                tensors, facts = tensorfile.read(path)
+            except CheckpointError:
+                facts = None
+            if facts is None or facts.get("of") != self._of or done & set(facts["blocks"]):
+                path.unlink()
+                continue
+            _add(sums, tensors)
+            done |= set(facts["blocks"])
+        return sums, done
+
+    def write(self, sums: Sums, blocks: Sequence[int]) -> None:
+        """Raises StorageError on a full disk."""
+        self._run.require_held()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{min(blocks):08d}-{secrets.token_hex(4)}.safetensors"
+        tmp = path.with_suffix(".tmp")
+        with disk_errors(path):
+            tensorfile.write(tmp, sums, {"of": self._of, "blocks": list(blocks)})
+            tmp.replace(path)
+
+    def remove(self) -> None:
+        shutil.rmtree(self._folder.parent, ignore_errors=True)
+
+
+def _add(sums: Sums, more: Mapping[str, Tensor]) -> None:
+    for name, tensor in more.items():
+        sums[name] = sums[name] + tensor if name in sums else tensor
