@@ -174,9 +174,16 @@ def _sections(title: str, path: str, model: type[BaseModel], seen: set[type[Base
             names = [name for name, other in model.model_fields.items() if inner in _models(other.annotation)]
             at = ", ".join(f"{path}.{name}" if path else name for name in names)
             at += ".NAME" if typing.get_origin(field.annotation) is dict else ""
-            kind = f", kind: {typing.get_args(inner.model_fields['kind'].annotation)[0]}" if len(nested) > 1 else ""
+            kind = _which(inner) if len(nested) > 1 else ""
             parts += _sections(at + kind, at, inner, seen)
     return parts
+
+
+def _which(model: type[BaseModel]) -> str:
+    """What distinguishes a section from others at the same place."""
+    if "kind" in model.model_fields:
+        return f", kind: {typing.get_args(model.model_fields['kind'].annotation)[0]}"
+    return f" ({model.__name__})"
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

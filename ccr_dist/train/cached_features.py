@@ -79,7 +79,8 @@ def require_encoders(method: Method, fields: Fields, datasets: Sequence[Dataset]
     """
     english, query = {"data.source_feature": fields.source_feature}, fields.query_features
     english |= {f"data.back_features.{lang}": column for lang, column in fields.back_features.items()}
-    wanted = [(key, name, method.backbone.feature_identity("text")) for key, name in english.items() if name]
+    wanted: list[tuple[str, str, dict[str, Any] | None]] = []
+    wanted += [(key, name, method.backbone.feature_identity("text")) for key, name in english.items() if name]
     wanted += [(f"data.query_features.{lang}", name, method.query_identity()) for lang, name in query.items()]
     for dataset in datasets:
         for key, name, identity in wanted:

@@ -92,8 +92,13 @@ class Fields:
         def own(columns: Mapping[str, str]) -> dict[str, str]:
             return {lang: columns[lang]} if lang in columns else {}
 
-        each = ("targets", "backs", "back_features", "query_features")
-        return dataclasses.replace(self, **{name: own(getattr(self, name)) for name in each})
+        return dataclasses.replace(
+            self,
+            targets=own(self.targets),
+            backs=own(self.backs),
+            back_features=own(self.back_features),
+            query_features=own(self.query_features),
+        )
 
     def open(self, dataset: Dataset, lang: str) -> dict[str, Column]:
         """Opens the columns of a dataset.

@@ -34,10 +34,10 @@ class Map(QuerySide):
         whole = self.into_shared_space(found + own[lang] if lang in own else found)
         return {"global": whole[: len(features)]}
 
-    def _own_bias(self) -> Mapping[str, nn.Parameter]:
+    def _own_bias(self) -> nn.ParameterDict:
         """(F) by language, beside the map's own bias; none unless each language has its own mean."""
         if "bias" not in self.net:
-            return {}
+            return nn.ParameterDict()
         own = self.net["bias"]
         assert isinstance(own, nn.ParameterDict)
         return own
@@ -114,7 +114,7 @@ def _moments(sums: Mapping[str, Tensor], pictures: float, *, by_language: bool) 
 
     x = {lang: sums[f"x/{lang}"] for lang in counts}
     y = {lang: target(f"{{}}/{lang}") for lang in counts}
-    means = sum(x.values()) / rows, sum(y.values()) / rows
+    means = torch.stack([*x.values()]).sum(0) / rows, torch.stack([*y.values()]).sum(0) / rows
     own = {lang: (x[lang] / n, y[lang] / n) for lang, n in counts.items()}
     groups = [(n, own[lang]) for lang, n in counts.items()] if by_language else [(rows, means)]
     covariance, cross = sums["xx"].clone(), target("x{}").clone()

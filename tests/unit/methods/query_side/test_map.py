@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,11 @@ def rows(method: Map, count: int = 40, *, seed: int = 0, shift: float = 0.0) -> 
     width = method.backbone.text_features(["a"]).shape[-1]
     query = torch.randn(count, method.query.dim, generator=generator) + shift
     english = query[:, :1] + torch.randn(count, width, generator=generator)
-    visual = torch.randn(count, method.backbone.image.width, generator=generator)  # type: ignore[union-attr]
+    visual = torch.randn(count, method.backbone.image.width, generator=generator)
     return {"query": query, "english": english, "visual": visual}
 
 
-def summed(method: Map, parts: Mapping[str, list[Rows]]) -> dict[str, Tensor]:
+def summed(method: Map, parts: Mapping[str, Sequence[Rows]]) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     for lang, each in parts.items():
         for part in each:
@@ -58,7 +58,7 @@ def summed(method: Map, parts: Mapping[str, list[Rows]]) -> dict[str, Tensor]:
     return sums
 
 
-def solved(method: Map, parts: Mapping[str, list[Rows]]) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
+def solved(method: Map, parts: Mapping[str, Sequence[Rows]]) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
     return list(method.solutions("fit", summed(method, parts)))
 
 
