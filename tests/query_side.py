@@ -33,7 +33,8 @@ def features(root: Path, query: str, backbone: Any) -> None:
     for lang, column in QUERY.items():
         job = Featurise(lambda: build_query_encoder(QueryEncoderConfig(text=query)), CAPTIONS[lang])
         run(dataset, job, column, progress=False)
-    run(dataset, Featurise(lambda: build_backbone(backbone), "caption.en"), "feature.en", progress=False)
+    for source, column in (("caption.en", "feature.en"), ("image", "feature.image")):
+        run(dataset, Featurise(lambda: build_backbone(backbone), source), column, progress=False)
 
 
 def config(folder: Path, name: str = "map", stages: dict[str, Any] | None = None, **method: Any) -> Path:

@@ -198,6 +198,18 @@ class Method(ABC):
 
     # Stages in closed form.
 
+    def drawn(self, stage: str) -> int:
+        """How many captions are drawn before the stage sums up, for `begin`; 0: none."""
+        return 0
+
+    def begin(self, stage: str, query: Tensor) -> None:  # noqa: B027 (most stages draw nothing)
+        """Set up what `statistics` needs, and what is part of the weights, from captions drawn from all.
+
+        Args:
+            stage: name of the stage, one in closed form.
+            query: (m, Q) their query features, at most `drawn` of them; the same on every rank.
+        """
+
     def statistics(self, stage: str, lang: str, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sums over some rows, from which `solutions` follow. The trainer adds them up over all rows of all ranks.
 

@@ -14,10 +14,11 @@ import numpy as np
 
 from ccr_dist.data.media.text import texts_of, with_text
 from ccr_dist.data.storage.store import retry_io
+from ccr_dist.data.stream.chance import mix
 from ccr_dist.data.stream.fields import Fields
 from ccr_dist.data.table.column import Column
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.errors import DataError
+from ccr_dist.errors import ConfigError, DataError
 
 ONE_A_CAPTION = ("query_feature", "source_feature")
 
@@ -47,6 +48,7 @@ class Matrices:
         datasets: The datasets.
         fields: The columns: `query_features`, `source_feature`, and where they are given `visual`, `source`, `targets`.
         rows: Rows of a block.
+        seed: Of the captions' random numbers.
 
     Attributes:
         blocks: All blocks, in order.
@@ -56,7 +58,8 @@ class Matrices:
         DataError: A column is missing or incomplete.
     """
 
-    def __init__(self, datasets: Sequence[Dataset], fields: Fields, *, rows: int) -> None:
+    def __init__(self, datasets: Sequence[Dataset], fields: Fields, *, rows: int, seed: int = 0) -> None:
+        self._seed, self._digests = seed, [dataset.digest for dataset in datasets]
         self._columns: dict[tuple[int, str], dict[str, Column]] = {}
         self.blocks: list[Block] = []
         for lang in fields.query_features:
@@ -65,6 +68,7 @@ class Matrices:
                 datasets[0].column(fields.targets[lang])  # raises an error that lists the columns
             for source, (dataset, columns) in enumerate(zip(datasets, opened, strict=True)):
                 if columns:
+                    _require_vectors(columns)
                     self._columns[source, lang] = columns
                     self.blocks += _blocks(source, lang, dataset, rows)
 
@@ -77,7 +81,8 @@ class Matrices:
         """The vectors of a block's captions.
 
         Returns:
-            "query" (n, Q) and "english" (n, F); with a visual column "visual" (n, Fv).
+            "query" (n, Q) and "english" (n, F) float32; with a visual column "visual" (n, Fv); and "draw" (n,) uint64,
+            a random number of each caption that depends on nothing but the caption.
 
         Raises:
             DataError: Columns are not aligned, or a vector has values that are not finite.
@@ -102,7 +107,7 @@ class Matrices:
         at = {"query_feature": np.flatnonzero(kept)}
         rows = np.repeat(np.arange(len(each)), each)[kept]
         within = np.arange(int(each.sum())) - np.repeat(np.cumsum(each) - each, each)
-        result = {}
+        result = {"draw": self._draws(block, found["query_feature"][1][0] + at["query_feature"])}
         for role, name in (("query_feature", "query"), ("source_feature", "english"), ("visual", "visual")):
             if role in found:
                 array, offsets = found[role]
@@ -110,6 +115,11 @@ class Matrices:
                 index = at.get(role, first[rows] + (within[kept] if role in ONE_A_CAPTION else 0))
                 result[name] = _finite(array, index, columns[role], block)
         return result
+
+    def _draws(self, block: Block, captions: np.ndarray) -> np.ndarray:
+        """captions: (n,) their numbers in the shard."""
+        start = mix(self._seed, self._digests[block.source], block.lang, block.shard)
+        return splitmix(np.uint64(start) + captions.astype(np.uint64))
 
     def _with_text(self, columns: dict[str, Column], block: Block, counts: np.ndarray) -> np.ndarray:
         """(captions,) bool: those that are blank in no column of texts."""
@@ -128,6 +138,24 @@ class Matrices:
                 kept[[first + at for at in with_text(*values)]] = True
             first += int(count)
         return kept
+
+
+def _require_vectors(columns: dict[str, Column]) -> None:
+    visual = columns.get("visual")
+    if visual is not None and visual.kind != "matrix":
+        raise ConfigError(
+            f"{visual.folder}: a column of kind {visual.kind}, and a stage in closed form sums up cached features:"
+            f" `ccr-dist featurise --from {visual.name}` makes them on the training datasets"
+        )
+
+
+def splitmix(values: np.ndarray) -> np.ndarray:
+    """(n,) uint64 to (n,) uint64 that look random: the finaliser of SplitMix64."""
+    with np.errstate(over="ignore"):
+        values = values * np.uint64(0x9E3779B97F4A7C15)
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def _blocks(source: int, lang: str, dataset: Dataset, rows: int) -> list[Block]:

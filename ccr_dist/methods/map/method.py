@@ -13,12 +13,12 @@ from torch.nn.functional import normalize
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.features import encode_visual, one_row, precise
 from ccr_dist.methods.map.options import MapOptions
-from ccr_dist.methods.query_side.method import QuerySide
+from ccr_dist.methods.query_side.method import LinearMap
 from ccr_dist.methods.registry import register_method
 
 
 @register_method("map")
-class Map(QuerySide):
+class Map(LinearMap):
     """`net` holds "map", and with `centre: language` "bias": what is added to the map's bias, by language."""
 
     Options = MapOptions

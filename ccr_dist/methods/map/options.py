@@ -7,12 +7,12 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from ccr_dist.config import Stage
-from ccr_dist.methods.query_side.options import QuerySideOptions
+from ccr_dist.methods.query_side.options import LinearMapOptions
 from ccr_dist.methods.registry import register_options
 
 
 @register_options("map")
-class MapOptions(QuerySideOptions):
+class MapOptions(LinearMapOptions):
     """Every combination of the lists is solved for; validation keeps the best."""
 
     name: Literal["map"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,12 +14,12 @@ from ccr_dist.data.stream.loader import Batch
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.base import Method
 from ccr_dist.methods.features import at_least_one, one_row, precise
-from ccr_dist.methods.query_side.options import QuerySideOptions
+from ccr_dist.methods.query_side.options import LinearMapOptions, QuerySideOptions
 from ccr_dist.models.query_encoder import build_query_encoder
 
 
 class QuerySide(Method):
-    """Base class; its `net` holds "map", a linear layer from the encoder's vectors, which starts at zero.
+    """Base class: a subclass says how the encoder's vectors get into the shared space (`mapped`).
 
     Attributes:
         query: The query encoder, frozen; no part of `net`.
@@ -39,6 +40,49 @@ class QuerySide(Method):
                 f"method.query: the weights of '{self.options.query.text}' are not those that this model was trained on"
                 " (another version of the package or model); install the version that its record names"
             )
+
+    def state(self) -> dict[str, Any]:
+        return {"query": self._identity["digest"]}
+
+    def query_identity(self) -> dict[str, Any]:
+        return self._identity
+
+    @property
+    def truncated(self) -> int:
+        return self.backbone.truncated + self.query.truncated
+
+    def query_features(self, texts: Sequence[str]) -> Tensor:
+        """The encoder's vectors (n, Q) of n ≥ 0 texts, float32."""
+        device = next(self.net.parameters()).device
+        if self.query.device != device:
+            self.query.to(device)
+        with torch.no_grad():
+            return precise(self.query.text_features(at_least_one(texts)))[: len(texts)]
+
+    def features_of(self, batch: Batch) -> Tensor:
+        """`query_features` of a batch's captions (n, Q): the cached ones where there are such."""
+        if batch.query_feature is not None:
+            return batch.query_feature
+        return self.query_features(batch.target_text or batch.source_text)
+
+    @abstractmethod
+    def mapped(self, features: Tensor, lang: str) -> dict[str, Tensor]:
+        """The encoder's vectors (n, Q) of n ≥ 0 queries to {"global": (n, D)}."""
+
+    def encode_text(self, texts: Sequence[str], lang: str, companion: Sequence[str] = ()) -> dict[str, Tensor]:
+        """English: the backbone, untouched, unless the options say otherwise. Any other language: `mapped`."""
+        if lang == ENGLISH and self.options.english == "backbone":
+            return super().encode_text(texts, lang)
+        return self.mapped(self.query_features(texts), lang)
+
+
+class LinearMap(QuerySide):
+    """Base of the methods with a linear map; their `net` holds it as "map", and it starts at zero."""
+
+    Options: ClassVar[type[MethodOptions]] = LinearMapOptions
+
+    def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
+        super().build(texts, state)
         with torch.no_grad():
             space = self.backbone.text_features if self.options.space == "features" else self.backbone.encode_text
             width = space([""]).shape[-1]
@@ -53,40 +97,9 @@ class QuerySide(Method):
         assert isinstance(layer, nn.Linear)
         return layer
 
-    def state(self) -> dict[str, Any]:
-        return {"query": self._identity["digest"]}
-
-    def query_identity(self) -> dict[str, Any]:
-        return self._identity
-
-    @property
-    def truncated(self) -> int:
-        return self.backbone.truncated + self.query.truncated
-
-    def query_features(self, texts: Sequence[str]) -> Tensor:
-        """The encoder's vectors (n, Q) of n ≥ 0 texts, float32."""
-        device = self.map.weight.device
-        if self.query.device != device:
-            self.query.to(device)
-        with torch.no_grad():
-            return precise(self.query.text_features(at_least_one(texts)))[: len(texts)]
-
-    def features_of(self, batch: Batch) -> Tensor:
-        """`query_features` of a batch's captions (n, Q): the cached ones where there are such."""
-        if batch.query_feature is not None:
-            return batch.query_feature
-        return self.query_features(batch.target_text or batch.source_text)
-
     def mapped(self, features: Tensor, lang: str) -> dict[str, Tensor]:
-        """The encoder's vectors (n, Q) to {"global": (n, D)}."""
         return {"global": self.into_shared_space(self.map(one_row(features)))[: len(features)]}
 
     def into_shared_space(self, found: Tensor) -> Tensor:
         """What the map gives, (n, F) or (n, D), to (n, D), n ≥ 1."""
         return self.backbone.project_text(found) if self.options.space == "features" else found
-
-    def encode_text(self, texts: Sequence[str], lang: str, companion: Sequence[str] = ()) -> dict[str, Tensor]:
-        """English: the backbone, untouched. Any other language: the query encoder and the map."""
-        if lang == ENGLISH:
-            return super().encode_text(texts, lang)
-        return self.mapped(self.query_features(texts), lang)

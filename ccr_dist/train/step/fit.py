@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ccr_dist.config import FitConfig, RunConfig
 from ccr_dist.data.storage.store import digest_json, disk_errors
+from ccr_dist.data.stream.chance import mix
 from ccr_dist.data.stream.fields import Fields
 from ccr_dist.data.stream.matrices import Block, Matrices
 from ccr_dist.data.table.dataset import Dataset
@@ -71,7 +73,7 @@ class FitStage:
             )
         self.name, self.settings, self.advice = name, settings, list[str]()
         self._step, self._method, self._strategy, self._stop, self._alive = step, step.method, strategy, stop, alive
-        self._matrices = Matrices(datasets, fields, rows=settings.batch)
+        self._matrices = Matrices(datasets, fields, rows=settings.batch, seed=mix(config.seed, "draw", name))
         self._parts = _Parts(folder, name, self._matrices.blocks, [each.digest for each in datasets])
         for parameter in step.parameters():
             parameter.requires_grad_(False)
@@ -89,6 +91,7 @@ class FitStage:
             ConfigError: The system is singular, or there is not a single row.
             Stopped: The run was asked to stop; what was summed up is kept.
         """
+        self._begin()
         sums = self._sum()
         solved: list[Any] = []
         self._strategy.together(
@@ -120,6 +123,32 @@ class FitStage:
         with torch.no_grad():
             for name, tensor in weights.items():
                 parameters[name].copy_(tensor)
+
+    def _begin(self) -> None:
+        """Draw the captions that the method asks for: those with the least random numbers."""
+        number, strategy = self._method.drawn(self.name), self._strategy
+        if not number:
+            return
+        kept: list[tuple[np.ndarray, np.ndarray]] = []
+
+        def least(of: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+            draws, rows = (np.concatenate(each) for each in zip(*of, strict=True))
+            first = np.argsort(draws, kind="stable")[:number]
+            return [(draws[first], rows[first])]
+
+        blocks = self._matrices.blocks
+        for turn in range(-(-len(blocks) // strategy.world)):
+
+            def add(at: int = turn * strategy.world + strategy.rank) -> None:
+                if at < len(blocks):
+                    found = self._matrices.read(blocks[at])
+                    kept[:] = least([*kept, (found["draw"], found["query"])])
+                    self._alive()
+
+            strategy.together(add)
+            self._stop.leave(strategy)
+        [(_, rows)] = least([each for of_rank in strategy.all(kept) for each in of_rank])
+        self._method.begin(self.name, torch.from_numpy(rows).to(strategy.device))
 
     def _sum(self) -> Sums:
         """The sums over all blocks, on every rank."""
@@ -164,6 +193,7 @@ class FitStage:
         rows = {
             name: torch.from_numpy(values).to(self._strategy.device)
             for name, values in self._matrices.read(block).items()
+            if name != "draw"
         }
         with torch.no_grad():
             return self._method.statistics(self.name, block.lang, rows)

@@ -69,6 +69,22 @@ def test_from_features_to_a_model(tmp_path: Path) -> None:
     assert len(events(config.folder, "solutions")) == 1
 
 
+def test_captions_are_drawn_alike_however_they_are_read(tmp_path: Path) -> None:
+    """Landmarks of `kernel`."""
+    found = []
+    for batch in (2, 100):
+        path = query_side.config(tmp_path, "kernel", landmarks=20, pictures=[0.5], penalties=[0.1])
+        config = train(path, f"stages.fit.batch={batch}", f"name=by-{batch}", test=True)
+        found.append(weights(config.folder))
+        model = ccr_dist.load(config.folder)
+        assert model.encode_text(["una mancha verde"], lang="es").shape == (1, model.text_width)
+    assert torch.equal(found[0]["net.kernel.landmarks"], found[1]["net.kernel.landmarks"])
+    assert int((found[0]["net.kernel.landmarks"].norm(dim=1) > 0.5).sum()) == 20
+    close(found[0]["net.kernel.coefficients"], found[1]["net.kernel.coefficients"], tolerance=1e-4)
+    other = train(path, "seed=1")
+    assert not torch.equal(weights(other.folder)["net.kernel.landmarks"], found[0]["net.kernel.landmarks"])
+
+
 def test_a_run_that_was_stopped_sums_up_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(query_side.config(tmp_path), "name=whole", "stages.fit.batch=2")
     config = load_config(query_side.config(tmp_path), ["stages.fit.batch=2"])
@@ -137,6 +153,7 @@ def run(path: Path, *overrides: str) -> None:
         (["data.query_features={}"], "data.source_feature and data.query_features"),
         (['data.query_features={"en": "feature.q.en", "fr": "feature.q.es"}'], "names fr, but data.targets does not"),
         (["runtime.checkpoint=sharded"], "sharded"),
+        (["method.name=kernel", "runtime.cached_features=false"], "image, and a stage in closed form sums up"),
     ],
 )
 def test_what_is_missing_is_named(tmp_path: Path, overrides: list[str], said: str) -> None:
@@ -183,7 +200,8 @@ def test_only_captions_with_text_and_all_vectors_are_summed_up(tmp_path: Path) -
     for rows in (1, 2, 3, 100):
         matrices = Matrices([dataset], FIELDS, rows=rows)
         found = [matrices.read(block) for block in matrices.blocks]
-        whole = {name: np.concatenate([each[name] for each in found]).ravel().tolist() for name in found[0]}
+        names = ("query", "english", "visual")
+        whole = {name: np.concatenate([each[name] for each in found]).ravel().tolist() for name in names}
         assert whole == {"query": [1, 3, 5, 6], "english": [10, 30, 50, 60], "visual": [100, 100, 400, 400]}
 
 
