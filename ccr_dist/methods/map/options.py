@@ -17,7 +17,7 @@ class MapOptions(LinearMapOptions):
 
     name: Literal["map"]
     penalties: tuple[float, ...] = Field(
-        (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+        (1e-3, 1e-2, 1e-1, 1.0, 10.0),
         min_length=1,
         description="of the ridge, relative to the mean variance of a query feature; 0: least squares",
     )
