@@ -85,11 +85,11 @@ def world(size: int, function: Callable[..., None], *arguments: Any, timeout: fl
         raise RuntimeError(f"{function.__name__} with {size} processes: exit codes {codes}")
 
 
-def trainings(config: Path, *runs: tuple[int, Sequence[str]]) -> None:
-    """`ccr-dist train CONFIG ARGUMENTS` for each (world, arguments), one after the other. AssertionError when one
+def trainings(config: Path, *runs: tuple[int, Sequence[str]], command: str = "train") -> None:
+    """`ccr-dist COMMAND CONFIG ARGUMENTS` for each (world, arguments), one after the other. AssertionError when one
     fails.
     """
-    words = [sys.executable, "-m", "tests.procs.forked", str(config), json.dumps(runs)]
+    words = [sys.executable, "-m", "tests.procs.forked", command, str(config), json.dumps(runs)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
         words, cwd=Path(__file__).parents[2], env=variables, capture_output=True, text=True, timeout=600
@@ -102,14 +102,15 @@ def _rank(variables: dict[str, str], function: Callable[..., None], arguments: t
     function(*arguments)
 
 
-def _train(arguments: Sequence[str]) -> None:
+def _command(words: Sequence[str]) -> None:
     from ccr_dist import cli
 
-    sys.argv = ["ccr-dist", "train", *arguments]
+    sys.argv = ["ccr-dist", *words]
     cli.main()
 
 
 if __name__ == "__main__":
     prepare()
-    for size, words in json.loads(sys.argv[2]):
-        world(size, _train, [sys.argv[1], *words, "--world", str(size)])
+    _, *command, runs = sys.argv
+    for size, words in json.loads(runs):
+        world(size, _command, [*command, *words, "--world", str(size)])

@@ -1,11 +1,12 @@
 """Methods whose steps need more of the global batch than losses do: gradients know nothing of the world size.
 
 NRCCR normalises over the batch and keeps running statistics; weighted brings its weights to a mean of 1; described and
-hybrid read descriptions, hybrid matches slots of all ranks.
+hybrid read descriptions, hybrid matches slots of all ranks. Fusion trains nothing: its weight and ranks are the same.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from safetensors.numpy import load_file
 
 from ccr_dist.data.media.decode import encode
 from ccr_dist.data.table.dataset import create_column
+from ccr_dist.methods.run_config import load_config
+from ccr_dist.retriever import model_folder
+from ccr_dist.train import commands
 from tests import tiny, toy
 from tests.nearness import close
 from tests.procs import forked
@@ -98,3 +102,20 @@ def test_three_processes_have_the_gradients_of_one(folder: Path, name: str) -> N
     assert len(statistics) == (4 if name == "nrccr" else 0)
     close({key: many[key] for key in statistics}, {key: one[key] for key in statistics}, tolerance=1e-3)
     assert (together / "results" / "test.json").exists()
+
+
+@pytest.mark.slow
+def test_three_processes_choose_and_measure_a_fusion_as_one_does(folder: Path) -> None:
+    method = {"name": "dasd", "rank": 4, "frontend": {"embeddings": str(folder / "mbert"), "rows": "used"}}
+    trained = load_config(toy.config(folder, method, {"cla": STAGE, "cma": STAGE}))
+    assert commands.train([trained], test=False, world=None) == 0
+    of = trained.method.model_dump(mode="json")
+    fusion = toy.config(folder, {"name": "fusion", "of": of}, {}, init_from=str(trained.folder))
+    forked.trainings(fusion, *((world, [f"name=fusion{world}"]) for world in (1, 3)), command="evaluate")
+    alone, together = (folder / "runs" / f"fusion{world}-s0" for world in (1, 3))
+    one, many = (json.loads((run / "results/test.json").read_text()) for run in (alone, together))
+    assert many["languages"] == one["languages"] and many["meta"]["score"] == one["meta"]["score"]
+    one, many = (np.load(run / "results/test.ranks.npz") for run in (alone, together))
+    assert all(np.array_equal(one[name], many[name]) for name in one)
+    one, many = (model_folder.read(run / "model") for run in (alone, together))
+    assert many.fusion == one.fusion and many.files["model.safetensors"] == one.files["model.safetensors"]

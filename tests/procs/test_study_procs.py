@@ -10,6 +10,7 @@ import yaml
 
 from ccr_dist import __version__
 from ccr_dist.errors import DONE
+from ccr_dist.retriever import model_folder
 from ccr_dist.study.plan import load_plan, state
 from ccr_dist.study.runner import run_study
 from ccr_dist.study.summary import summarise
@@ -22,21 +23,30 @@ pytestmark = pytest.mark.procs
 def test_a_real_study_from_run_to_report(tmp_path: Path) -> None:
     """Two real processes; what they leave is complete, comparable, and not done again."""
     zero, dasd = toy.config(tmp_path, {"name": "clip"}, {}), toy.dasd(tmp_path, cla=2, cma=2)
-    rows = [{"name": "zero", "config": zero.name}, {"name": "dasd", "config": dasd.name}]
+    fusion = toy.config(tmp_path, {"name": "fusion"}, {})
+    rows = [
+        {"name": "zero", "config": zero.name},
+        {"name": "dasd", "config": dasd.name},
+        {"name": "fused", "config": fusion.name, "start_from": "dasd"},
+    ]
     study = {"name": "real", "title": "Real", "out": str(tmp_path / "out"), "seeds": [0], "rows": rows}
+    study["checkpoints"] = "drop"
     path = tmp_path / "real.yaml"
     path.write_text(yaml.safe_dump(study))
     said: list[str] = []
     assert run_study(load_plan(path), jobs=2, say=said.append) == DONE, said
     plan = load_plan(path)
-    assert [state(run) for run in plan.runs] == ["complete", "complete"]
-    assert run_study(plan, jobs=2, say=said.append) == DONE and "2 complete, 0 to do" in said[-1]
+    assert [state(run) for run in plan.runs] == ["complete"] * 3
+    assert run_study(plan, jobs=2, say=said.append) == DONE and "3 complete, 0 to do" in said[-1]
     first, *log = (tmp_path / "out/logs/dasd-s0.log").read_text().splitlines()
     assert first.startswith("$ ccr-dist train ") and any("complete; best validation" in line for line in log)
     summary = summarise(plan, replicates=50)
     assert summary.targets == ("es",) and summary.missing == ()
     parameters = {line.row.name: line.parameters for line in summary.lines}
-    assert parameters["zero"] == 0 < parameters["dasd"]
+    assert parameters["zero"] == parameters["fused"] == 0 < parameters["dasd"]
+    dasd_model, fused = (model_folder.read(run.config.folder / "model") for run in plan.runs[1:])
+    assert fused.files["model.safetensors"] == dasd_model.files["model.safetensors"]
+    assert fused.config["method"]["of"]["name"] == "dasd" and not (plan.runs[1].config.folder / "checkpoints").exists()
 
 
 def test_commands_have_their_own_exit_codes_and_output(tmp_path: Path) -> None:

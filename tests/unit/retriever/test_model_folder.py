@@ -13,6 +13,7 @@ import ccr_dist
 from ccr_dist.errors import CheckpointError, ConfigError
 from ccr_dist.export.folder import export
 from ccr_dist.methods.run_config import load_config
+from ccr_dist.models import tensorfile
 from ccr_dist.models.backbones.build import build_backbone
 from ccr_dist.retriever import model_folder
 from ccr_dist.train import commands
@@ -158,6 +159,22 @@ def test_backbone_weights_come_from_a_model_folder(run, tmp_path: Path) -> None:
     retriever = ccr_dist.load(config.folder)
     assert np.array_equal(retriever.encode_text(toy.ENGLISH[:3], "en"), texts)
     assert retriever.folder == config.folder / "model"
+
+
+def test_untrained_methods_are_measured_again_on_other_weights(run, tmp_path: Path) -> None:
+    _, folder = run
+    tensors = build_backbone(load_config(folder / "dasd.yaml").backbone).state_dict()
+    name = next(name for name in tensors if "text_projection" in name)
+    backbone = {**yaml.safe_load((folder / "dasd.yaml").read_text())["backbone"], "weights": str(tmp_path / "w")}
+    digests = []
+    for factor in (1, -1, -1):
+        tensorfile.write(tmp_path / "w", {f"backbone.{name}": factor * tensors[name]})
+        config = load_config(toy.config(folder, {"name": "clip"}, {}, backbone=backbone, out=str(tmp_path)))
+        assert commands.evaluate([config], split="test", again=False, world=None) == 0
+        measured = json.loads((config.folder / "results/test.json").read_text())
+        digests.append((measured["test_reads"], ccr_dist.load(config.folder).digest))
+    assert [reads for reads, _ in digests] == [1, 2, 2]
+    assert digests[0][1] != digests[1][1] == digests[2][1]
 
 
 def test_overrides_of_a_model_change_data_alone(run) -> None:

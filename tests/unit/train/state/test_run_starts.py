@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ccr_dist.config import RunConfig
 from ccr_dist.data.media.pictures import VERSION
@@ -22,8 +23,11 @@ from ccr_dist.methods.run_config import load_config
 from ccr_dist.models import tensorfile
 from ccr_dist.train import commands, loop
 from ccr_dist.train.inputs import measured_on
+from ccr_dist.train.publish import publish_model
+from ccr_dist.train.selected import Source
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.state.run_folder import RunFolder
+from ccr_dist.train.strategies.strategy import Strategy
 from ccr_dist.train.watch.signals import Stopped
 from tests import toy
 from tests.short_runs import SMALL, train
@@ -193,6 +197,17 @@ def test_init_from_weights_whose_rows_mean_other_words_are_refused(
     (source / "method.json").write_text(json.dumps(with_digest(state)))
     with pytest.raises(ConfigError, match=r"mean something else.*front_end\.rows\[0\]"):
         train(toy.dasd(folder, name="from-other"), *SMALL, f"init_from={source}")
+
+
+def test_init_from_a_run_whose_checkpoints_are_deleted(folder: Path, complete: RunConfig, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(complete.folder, tmp_path / "source"))
+    publish_model(complete, Strategy(complete.runtime, world=1), source)
+    names = [name for name in Source(source).weights(())[0] if name.startswith("net.")]
+    before, _ = Source(source).weights(names)
+    shutil.rmtree(source / "checkpoints")
+    after, where = Source(source).weights(names)
+    assert where == str(source / "model") and after.keys() == set(names)
+    assert all(torch.equal(after[name], before[name]) for name in names)
 
 
 def test_a_changed_source_of_init_from_is_noticed_before_the_first_checkpoint(
