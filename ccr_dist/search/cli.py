@@ -218,7 +218,7 @@ def search_command(
     """Find pictures and videos with sentences, or with pictures."""
     from ccr_dist.search.english import english_by, require_engine
     from ccr_dist.search.index import Index
-    from ccr_dist.search.searcher import Searcher
+    from ccr_dist.search.searcher import EnglishNeededError, Searcher
 
     texts = [*(queries or []), *(_lines(file) if file else [])]
     if not (texts or picture):
@@ -231,7 +231,10 @@ def search_command(
     retriever = _load(model or _model_of(opened_index), device)
     translate = english_by(engine, options_of(both(None, options), None)) if via_english else None
     searcher = Searcher(opened_index, retriever, translate=translate, ann=ann)
-    answers = searcher.texts(texts, lang, k, via_english, labels) if texts else []
+    try:
+        answers = searcher.texts(texts, lang, k, via_english, labels) if texts else []
+    except EnglishNeededError as error:
+        raise ConfigError(f"{error}: add --via-english average, which translates it") from None
     answers += searcher.pictures([str(path) for path in picture or []], k, labels)
     for answer in answers:
         if as_json:

@@ -74,6 +74,10 @@ class Answer:
         return asdict(self)
 
 
+class EnglishNeededError(ConfigError):
+    """The model scores a query together with its English translation, and `via_english` asks for none."""
+
+
 class Searcher:
     """An index with the retriever that it was made with.
 
@@ -117,6 +121,7 @@ class Searcher:
         Raises:
             DataError: a query is blank, or no item has such a label.
             ConfigError: the model cannot encode the language, or there is nothing that translates.
+            EnglishNeededError: the model needs the English of a query, and `via_english` is None.
         """
         if isinstance(texts, str):
             raise TypeError("texts: expected a list of texts, not one text")
@@ -153,6 +158,11 @@ class Searcher:
     ) -> list[tuple[list[str], list[Hit]]]:
         notes: list[list[str]] = [[] for _ in texts]
         english = None
+        if via_english is None and self.retriever.asks_twice(lang):
+            raise EnglishNeededError(
+                f"{self.retriever.name} scores a query in {lang!r} together with its English translation; search by the"
+                " average with English"
+            )
         if via_english is not None and lang != ENGLISH:
             if self._translate is None:
                 raise ConfigError("via English: there is no translation engine")

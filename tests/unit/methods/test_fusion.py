@@ -201,7 +201,7 @@ def test_its_model_folder_asks_queries_twice_wherever_it_lies(corpus, tmp_path: 
         path.rename(path.with_name(f"{path.name}.away"))
     try:
         retriever = ccr_dist.load(tmp_path / "copy")
-        with pytest.raises(ConfigError, match=r"together with its English translation.*--via-english average"):
+        with pytest.raises(ConfigError, match=r"together with its English translation.*average with English"):
             retriever.encode_text(toy.SPANISH[:2], "es")
         row = retriever.encode_text(toy.SPANISH[:2], "es", companion=toy.ENGLISH[:2])
         half = row.shape[1] // 2

@@ -13,7 +13,7 @@ from ccr_dist.errors import ConfigError, DataError, EngineError, Notice
 from ccr_dist.generate.engines import base
 from ccr_dist.search.english import english_by
 from ccr_dist.search.index import Index
-from ccr_dist.search.searcher import Searcher
+from ccr_dist.search.searcher import EnglishNeededError, Searcher
 from tests.searching import COLOURS, WORDS, Colours, encoded, half, picture, put
 
 
@@ -145,6 +145,8 @@ def test_a_model_that_asks_each_query_twice_weighs_both_itself(index: Index) -> 
     row = retriever.encode_text(["vermelho"], "pt", companion=["left red"])
     expected = index.search(row, 16)[1][0]
     assert [hit.score for hit in average.hits] == expected.tolist()
+    with pytest.raises(EnglishNeededError, match="colours scores a query in 'pt' together with its English"):
+        searcher.texts(["vermelho"], "pt")
     (only,) = searcher.texts(["vermelho"], "pt", k=16, via_english="only")
     assert [hit.score for hit in only.hits] == index.search(Colours.encode_text(retriever, ["left red"]), 16)[1][
         0
