@@ -75,9 +75,9 @@ def with_captions(folder: Path, captions: dict[str, list[str]]) -> Path:
     return folder
 
 
-def gallery(folder: Path, place: int = 0, name: str = "index") -> Gallery:
+def gallery(folder: Path, place: int = 0, name: str = "index", **more: Any) -> Gallery:
     index = Index.open(folder / "index")
-    return Gallery(place, name, index, Searcher(index, Seeing()))
+    return Gallery(place, name, index, Searcher(index, Seeing(), **more), ["pt"] if more else [])
 
 
 @contextlib.contextmanager

@@ -141,8 +141,15 @@ def pull_command(
 @table_app.command("overlap")
 @declares(overlapping)
 def overlap_command(
-    texts: Annotated[Path, typer.Argument(help="A dataset of texts, or a folder of datasets.")],
-    path: Annotated[Path, typer.Argument(help="The dataset whose concepts are looked for, or a folder of datasets.")],
+    texts: Annotated[
+        Path, typer.Argument(help="A dataset of texts, or a folder of datasets.", callback=folder_to_read)
+    ],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="The dataset whose concepts are looked for, or a folder of datasets.", callback=folder_to_read
+        ),
+    ],
     column: Annotated[
         str, typer.Option(help="Column of the concepts: a label or captions.", callback=column_names)
     ] = "label.concept",

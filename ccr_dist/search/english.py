@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ccr_dist.data.media.text import has_text
@@ -38,6 +38,26 @@ def english_by(name: str | None, options: Mapping[str, Any]) -> Translate:
         return [str(answer) for answer in answers]
 
     return english
+
+
+def known(languages: Sequence[str], name: str | None, options: Mapping[str, Any]) -> list[str]:
+    """The languages of which `english_by(name, options)` makes English. Nothing is loaded.
+
+    Raises:
+        ConfigError: no engine has this name, or these options.
+    """
+    if name is not None:
+        translators.get(name)
+    found = []
+    for lang in languages:
+        if lang == ENGLISH:
+            continue
+        try:
+            _engine(name, lang, options)
+        except (EngineError, ImportError):
+            continue
+        found.append(lang)
+    return found
 
 
 def _engine(name: str | None, lang: str, options: Mapping[str, Any]) -> Translator:

@@ -233,6 +233,14 @@ class Index:
         """
         return self._items.picture(number)
 
+    def labels(self) -> dict[str, dict[str, int]]:
+        """What items can be chosen by (`where`): label -> value -> how many items have it. All labels are read, once.
+
+        Raises:
+            DataError: a dataset is gone or damaged, or one of its columns of labels is not complete.
+        """
+        return self._items.labels()
+
     def rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, visual_width) float32, the rows of n ≥ 1 numbers."""
         return self._vectors.rows(numbers)

@@ -136,6 +136,22 @@ class Items:
             mask &= having
         return mask
 
+    def labels(self) -> dict[str, dict[str, int]]:
+        """See `Index.labels`."""
+        names: set[str] = set()
+        for source in self._state.sources:
+            if source["kind"] == "dataset":
+                columns = self._dataset(source).columns()
+                names |= {name.removeprefix("label.") for name in columns if name.startswith("label.")}
+        if any("path" in line for line in (self._names.all() if self._names else ())):
+            names.add(FOLDER)
+        found = {}
+        for name in sorted(names):
+            if name not in self._labels:
+                self._labels[name] = self._read(name)
+            found[name] = {value: len(numbers) for value, numbers in self._labels[name].items()}
+        return found
+
     def _read(self, name: str) -> dict[str, list[int]]:
         """Value of a label -> the numbers that have it."""
         columns: dict[int, Any] = {}

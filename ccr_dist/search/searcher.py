@@ -97,6 +97,10 @@ class Searcher:
         index.require(retriever)
         self.index, self.retriever, self._translate, self._ann = index, retriever, translate, ann
 
+    def on(self, index: Index) -> Searcher:
+        """The same for another index, or another state of this one. Raises ConfigError where its model is another."""
+        return Searcher(index, self.retriever, translate=self._translate, ann=self._ann)
+
     def texts(
         self,
         texts: Sequence[str],

@@ -120,11 +120,17 @@ def read_identity(root: Path) -> dict[str, Any]:
     return identity
 
 
+def newest(root: Path) -> int:
+    """The generation of the newest state; 0 where there is none. It is not read."""
+    return max((int(path.stem) for path in (root / STATES).glob("[0-9]" * 6 + ".json")), default=0)
+
+
 def read_state(root: Path) -> State:
     """The newest state. Raises DataError where it is damaged."""
-    path = max((root / STATES).glob("[0-9]" * 6 + ".json"), default=None)
-    if path is None:
+    generation = newest(root)
+    if not generation:
         return State()
+    path = numbered(root / STATES, generation, ".json")
     values, sealed = read_checked(path, error=DataError)
     try:
         segments = tuple(Segment(**segment) for segment in values.pop("segments"))

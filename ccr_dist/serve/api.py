@@ -55,13 +55,23 @@ class Service:
     ) -> None:
         self.galleries, self.queue, self.limits = galleries, queue, limits
         self.thumbnails, self.started = thumbnails, started
+        self._opening: set[int] = set()  # indexes
         self._files, self._uploads = asyncio.Semaphore(limits.files), asyncio.Semaphore(limits.uploads)
 
-    def gallery(self, place: int) -> Gallery:
-        """A served index. Raises Refused."""
+    async def gallery(self, place: int) -> Gallery:
+        """A served index, in its newest state, or in the one before it while that is opened for another request. Raises
+        Refused.
+        """
         if not 0 <= place < len(self.galleries):
             raise Refused(404, f"index {place}: there are {len(self.galleries)}, from 0")
-        return self.galleries[place]
+        found = self.galleries[place]
+        if place not in self._opening and found.outdated():
+            self._opening.add(place)
+            try:
+                await asyncio.to_thread(found.refresh)
+            finally:
+                self._opening.remove(place)
+        return found
 
     def hits(self, k: int) -> int:
         """How many items are answered. Raises Refused."""
@@ -109,11 +119,11 @@ class Service:
         except TimeoutError:
             raise Refused(503, "too many files are asked for; try again in a moment", {"retry-after": "2"}) from None
 
-    @functools.cached_property
-    def info(self) -> schema.Info:
+    async def info(self) -> schema.Info:
         """What this server has."""
+        galleries = [await self.gallery(place) for place in range(len(self.galleries))]
         limits = schema.Bounds(text=self.limits.text, hits=self.limits.hits, bytes=self.limits.body)
-        indexes = [schema.IndexInfo(**gallery.about()) for gallery in self.galleries]
+        indexes = [schema.IndexInfo(**gallery.about()) for gallery in galleries]
         return schema.Info(version=__version__, started=self.started, indexes=indexes, limits=limits)
 
 
@@ -168,7 +178,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/info")
     async def info() -> schema.Info:
         """What this server has: its indexes, their models and languages."""
-        return service.info
+        return await service.info()
 
     @routes.get("/search")
     async def search(
@@ -177,28 +187,41 @@ def router(service: Service) -> APIRouter:
         k: Hits = 30,
         index: Place = 0,
         where: Where = None,
+        via_english: Annotated[
+            Literal["only", "average"] | None,
+            Query(description="ask by the English translation alone, or by the average of both scores"),
+        ] = None,
     ) -> schema.Answer:
         """The items that fit a text best."""
-        gallery, text, k = service.gallery(index), service.text(text, limits.text), service.hits(k)
+        gallery, text, k = await service.gallery(index), service.text(text, limits.text), service.hits(k)
         chosen = labels(where)
-        group = (index, lang, k, tuple(sorted(chosen.items())))
-        ask = functools.partial(gallery.texts, lang=lang, k=k, where=chosen or None)
+        group = (index, lang, k, via_english, tuple(sorted(chosen.items())))
+        ask = functools.partial(gallery.texts, lang=lang, k=k, where=chosen or None, via_english=via_english)
         found = await asked(service.queue.together(group, text, ask))
         return answered(gallery, found, query=text, given=lang)
 
     @routes.post("/search", openapi_extra=_BODY)
-    async def search_by_picture(request: Request, k: Hits = 30, index: Place = 0) -> schema.Answer:
+    async def search_by_picture(request: Request, k: Hits = 30, index: Place = 0, where: Where = None) -> schema.Answer:
         """The items that are most like a picture. The body is its file."""
-        gallery, k = service.gallery(index), service.hits(k)
+        gallery, k = await service.gallery(index), service.hits(k)
+        chosen = labels(where)
         async with service.upload():
             picture = await asyncio.to_thread(service.picture, await request.body())
-            found = await asked(service.queue.call(lambda: gallery.searcher.pictures([picture], k=k)[0]))
+            ask = functools.partial(gallery.searcher.pictures, [picture], k=k, where=chosen or None)
+            found = (await asked(service.queue.call(ask)))[0]
         return answered(gallery, found, query=None, given=None)
+
+    @routes.get("/labels")
+    async def label_values(index: Place = 0) -> list[schema.Label]:
+        """What the items of an index can be chosen by (`where`)."""
+        gallery = await service.gallery(index)
+        found = await asyncio.to_thread(gallery.labels, limits.values)
+        return [schema.Label(**label) for label in found]
 
     @routes.get("/items/{number}")
     async def item(number: Number, index: Place = 0) -> schema.ItemInfo:
         """An item: its file, its captions in all languages, its labels."""
-        gallery = service.gallery(index)
+        gallery = await service.gallery(index)
         found = await asyncio.to_thread(gallery.item, number)
         return schema.ItemInfo(
             index=index,
@@ -218,7 +241,7 @@ def router(service: Service) -> APIRouter:
         full: Annotated[bool, Query(description="the file itself, as it was indexed")] = False,
     ) -> Response:
         """The picture of an item, as a JPEG; of a video a frame."""
-        gallery = service.gallery(index)
+        gallery = await service.gallery(index)
         if full:
             done = await service.turn()
             try:
@@ -233,7 +256,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/items/{number}/similar")
     async def similar(number: Number, k: Hits = 12, index: Place = 0) -> schema.Answer:
         """The items that look most like an item, without itself."""
-        gallery, k = service.gallery(index), service.hits(k)
+        gallery, k = await service.gallery(index), service.hits(k)
         await asyncio.to_thread(gallery.item, number)
         found = await asked(service.queue.call(lambda: gallery.searcher.similar(number, k)))
         return answered(gallery, found, query=None, given=None)

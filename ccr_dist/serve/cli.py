@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ccr_dist.errors import file_to_read, folder_to_read
+from ccr_dist.errors import ConfigError, file_to_read, folder_to_read
 
 serve_app = typer.Typer()
 
@@ -47,14 +47,35 @@ def serve(
         list[Path] | None,
         typer.Option(help="Model folder of each index, in their order, where it lies elsewhere than recorded."),
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="That translates queries into English. Default: the first one that is installed and can."),
+    ] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the engine; may be repeated.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Of the models: auto, cpu, cuda, cuda:1, ...")] = "auto",
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Log no requests.")] = False,
 ) -> None:
     """Serve indexes as a page to search in, and as an HTTP API. Only this machine reaches it, unless --host says so."""
+    from ccr_dist.generate.declared import both, options_of
     from ccr_dist.serve.access import Access, chosen_token
     from ccr_dist.serve.server import serve as run
 
     chosen = chosen_token(host, token=token, file=token_file, none=no_token)
     access = Access(host, names=tuple(name or ()), token=chosen)
-    run(indexes, host=host, port=port, access=access, models=model or (), device=device, opened=open_page, quiet=quiet)
+    if options and engine is None:
+        raise ConfigError("--set is for --engine: name it")
+    run(
+        indexes,
+        host=host,
+        port=port,
+        access=access,
+        models=model or (),
+        engine=engine,
+        options=options_of(both(None, options), None),
+        device=device,
+        opened=open_page,
+        quiet=quiet,
+    )

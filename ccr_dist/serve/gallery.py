@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ccr_dist.data.media.decode import file_extension
 from ccr_dist.data.media.media_files import open_file
 from ccr_dist.data.media.video import decode_video
-from ccr_dist.errors import DataError
+from ccr_dist.errors import CcrError, DataError
 from ccr_dist.search.index import Index
 from ccr_dist.search.items import Item
-from ccr_dist.search.searcher import Answer, Searcher
+from ccr_dist.search.searcher import Answer, Searcher, ViaEnglish
+from ccr_dist.search.state import INDEX, newest
 from ccr_dist.serve.limits import Refused
-from ccr_dist.serve.public_text import shown
+from ccr_dist.serve.public_text import line, shown
 
 SIZES = {"small": 360, "large": 1280}  # longest side of a thumbnail, pixels
 _TYPES = {
@@ -47,15 +49,47 @@ class Original(NamedTuple):
 class Gallery:
     """An index and its searcher.
 
+    An update of the index on disk is noticed by `outdated`, and shown after `refresh`. Requests that run meanwhile are
+    answered by the state that they began with.
+
     Args:
         place: which of the served indexes it is, from 0.
         name: unique among them, for people.
         index: its folder is not shown to clients.
         searcher: of this index.
+        english: languages that the searcher translates into English.
     """
 
-    def __init__(self, place: int, name: str, index: Index, searcher: Searcher) -> None:
-        self.place, self.name, self.index, self.searcher = place, name, index, searcher
+    def __init__(self, place: int, name: str, index: Index, searcher: Searcher, english: Sequence[str] = ()) -> None:
+        self.place, self.name, self.english = place, name, list(english)
+        self._opened = index, searcher
+        self._seen: tuple[int | None, int | None] = _stamp(index.path)[0], index.generation
+
+    @property
+    def index(self) -> Index:
+        """The state that is shown."""
+        return self._opened[0]
+
+    @property
+    def searcher(self) -> Searcher:
+        """Of that state."""
+        return self._opened[1]
+
+    def outdated(self) -> bool:
+        """Whether the index was updated since it was opened, or since it last could not be."""
+        stamp = _stamp(self.index.path)
+        return None not in stamp and stamp != self._seen
+
+    def refresh(self) -> None:
+        """Shows the newest state. Where that cannot be opened, the old one is kept, and the log says why."""
+        stamp = _stamp(self.index.path)
+        try:
+            index = Index.open(self.index.path)
+            self._opened = index, self.searcher.on(index)
+            self._seen = stamp[0], index.generation
+        except (CcrError, OSError) as error:
+            self._seen = stamp
+            print(line(f"{self.name}: its new state is not shown: {error}", most=1000), file=sys.stderr)
 
     def about(self) -> dict[str, Any]:
         """For clients."""
@@ -68,11 +102,32 @@ class Gallery:
             "languages": list(self.index.languages),
             "items": self.index.items,
             "dtype": self.index.dtype,
+            "english": self.english,
         }
 
-    def texts(self, texts: Sequence[str], *, lang: str | None, k: int, where: Mapping[str, str] | None) -> list[Answer]:
+    def texts(
+        self,
+        texts: Sequence[str],
+        *,
+        lang: str | None,
+        k: int,
+        where: Mapping[str, str] | None,
+        via_english: ViaEnglish | None = None,
+    ) -> list[Answer]:
         """The answers of the searcher."""
-        return list(self.searcher.texts(list(texts), lang=lang, k=k, where=where))
+        return list(self.searcher.texts(list(texts), lang=lang, k=k, where=where, via_english=via_english))
+
+    def labels(self, most: int) -> list[dict[str, Any]]:
+        """Labels with at most so many of their values, the most frequent first; none where they cannot be read."""
+        try:
+            known = self.index.labels()
+        except DataError:  # its dataset is gone; pictures are found all the same
+            return []
+        found = []
+        for name, values in known.items():
+            often = sorted(values, key=lambda value: (-values[value], value))
+            found.append({"name": shown(name), "values": {value: values[value] for value in often[:most]}})
+        return [label for label in found if label["values"]]
 
     def item(self, number: int) -> Item:
         """An item. Raises Refused where there is none of that number."""
@@ -119,6 +174,14 @@ class Gallery:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=84)
         return file.getvalue()
+
+
+def _stamp(path: Path) -> tuple[int | None, int | None]:
+    """What changes with an index on disk: when it was made, and its newest state. None: it cannot be seen now."""
+    try:
+        return (path / INDEX).stat().st_mtime_ns, newest(path)
+    except OSError:
+        return None, None
 
 
 def _extension(data: bytes, kind: str) -> str:

@@ -17,6 +17,7 @@ class Limits:
         text: characters of a query.
         input: characters of a text of /v1/embeddings.
         hits: of one answer.
+        values: of a label that are listed.
         inputs: texts and pictures of one call of /v1/embeddings.
         header: bytes of the head of a request.
         head_s: until the head of a request must be there, from its first byte or from the connection on.
@@ -37,6 +38,7 @@ class Limits:
     text: int = 1000
     input: int = 20_000
     hits: int = 200
+    values: int = 200
     inputs: int = 256
     header: int = 16_384
     head_s: float = 10.0

@@ -15,6 +15,7 @@ class IndexInfo(BaseModel):
     languages: list[str] = Field(description="that the model was trained to be asked in")
     items: int
     dtype: str = Field(description="of the stored vectors")
+    english: list[str] = Field(description="languages whose queries can be asked by way of English")
 
 
 class Bounds(BaseModel):
@@ -32,6 +33,13 @@ class Info(BaseModel):
     started: str = Field(description="changes when the server starts: pictures may be kept until then")
     indexes: list[IndexInfo]
     limits: Bounds
+
+
+class Label(BaseModel):
+    """What items can be chosen by."""
+
+    name: str
+    values: dict[str, int] = Field(description="value -> how many items have it; the most frequent ones")
 
 
 class Found(BaseModel):

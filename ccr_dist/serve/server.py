@@ -9,10 +9,10 @@ import signal
 import socket
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING
+from types import FrameType, MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from ccr_dist.errors import CcrError, ConfigError, storage
 from ccr_dist.serve.access import Access
@@ -32,6 +32,8 @@ def serve(
     port: int,
     access: Access,
     models: Sequence[Path] = (),
+    engine: str | None = None,
+    options: Mapping[str, Any] | None = None,
     device: str = "auto",
     opened: bool = False,
     quiet: bool = False,
@@ -44,6 +46,8 @@ def serve(
         port: to listen on; 0: one that is free.
         access: who may ask.
         models: of the indexes, in their order, where these lie elsewhere by now; empty: as recorded.
+        engine: that translates queries into English; None: the first one that is installed and can.
+        options: of the engine.
         device: for the models.
         opened: open the page in a browser.
         quiet: log no requests.
@@ -56,7 +60,7 @@ def serve(
     import uvicorn  # noqa: F401
 
     with listening(host, port) as listener:  # before models are read, too
-        galleries = opened_galleries(paths, models, device)
+        galleries = opened_galleries(paths, models, device, engine=engine, options=options or {})
         for gallery in galleries:
             print(f"{gallery.name}: {gallery.index.items:,} items, model {gallery.searcher.retriever.name}")
         address = _address(host, listener)
@@ -141,19 +145,29 @@ def _cannot_listen(error: OSError, host: str, port: int) -> CcrError:
     return storage(error, f"{host}:{port}")
 
 
-def opened_galleries(paths: Sequence[Path], models: Sequence[Path] = (), device: str = "auto") -> list[Gallery]:
+def opened_galleries(
+    paths: Sequence[Path],
+    models: Sequence[Path] = (),
+    device: str = "auto",
+    *,
+    engine: str | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> list[Gallery]:
     """Indexes with their models. A model that made several of them is loaded once.
 
     Args:
         paths: folders of indexes.
         models: of the indexes, in their order; empty: as these record.
         device: for the models.
+        engine, options: as for `serve`.
 
     Raises:
-        ConfigError: a model is not where it was, or is not the one that made the index.
+        ConfigError: a model is not where it was, or is not the one that made the index; or `engine` translates none of
+            the languages.
         DataError: an index is damaged, or there is none.
     """
     import ccr_dist
+    from ccr_dist.search.english import english_by, known
     from ccr_dist.search.index import Index
     from ccr_dist.search.searcher import Searcher
     from ccr_dist.serve.gallery import Gallery
@@ -163,9 +177,20 @@ def opened_galleries(paths: Sequence[Path], models: Sequence[Path] = (), device:
     indexes = [Index.open(path) for path in paths]
     folders = [Path(model) for model in models] or [_recorded(index) for index in indexes]
     retrievers = {folder: ccr_dist.load(folder, device=device) for folder in dict.fromkeys(folders)}
+    spoken = dict.fromkeys(lang for index in indexes for lang in index.languages)
+    english = known(list(spoken), engine, options)
+    if engine is not None and not english:
+        raise ConfigError(f"--engine {engine}: translates none of {', '.join(spoken)} into English here")
+    translate = english_by(engine, options) if english else None
     found = zip(names_of(paths), indexes, folders, strict=True)
     return [
-        Gallery(place, name, index, Searcher(index, retrievers[folder]))
+        Gallery(
+            place,
+            name,
+            index,
+            Searcher(index, retrievers[folder], translate=translate),
+            [lang for lang in index.languages if lang in english],
+        )
         for place, (name, index, folder) in enumerate(found)
     ]
 

@@ -220,6 +220,8 @@ FOLDERS_TO_READ = [
     "shards push FILE file:///nowhere",
     "shards pull FILE new",
     "shards quality FILE --column caption.de",
+    "shards overlap FILE data",
+    "shards overlap data FILE",
     "report runs/a --pictures FILE",
     "checkpoint inspect FILE",
     "checkpoint verify FILE",

@@ -18,12 +18,16 @@ async function asked(path, options = {}) {
   throw new Failure(response.status, typeof detail === "string" && detail ? detail : `The server answers with status ${response.status}.`);
 }
 
-const words = (values) => new URLSearchParams(Object.entries(values).filter(([, value]) => value !== null && value !== undefined && value !== ""));
+const words = (values) => new URLSearchParams(Object.entries(values)
+  .flatMap(([name, value]) => (Array.isArray(value) ? value : [value]).map((each) => [name, each]))
+  .filter(([, value]) => value !== null && value !== undefined && value !== ""));
 
 export const info = () => asked("api/info");
-export const searchText = (text, { lang, k, index, signal }) => asked(`api/search?${words({ text, lang, k, index })}`, { signal });
-export const searchPicture = (file, { k, index, signal }) =>
-  asked(`api/search?${words({ k, index })}`, { method: "POST", body: file, headers: { "content-type": file.type || "application/octet-stream" }, signal });
+export const labels = (index) => asked(`api/labels?${words({ index })}`);
+export const searchText = (text, { lang, where, via, k, index, signal }) =>
+  asked(`api/search?${words({ text, lang, where, via_english: via, k, index })}`, { signal });
+export const searchPicture = (file, { where, k, index, signal }) =>
+  asked(`api/search?${words({ where, k, index })}`, { method: "POST", body: file, headers: { "content-type": file.type || "application/octet-stream" }, signal });
 export const item = (index, number, signal) => asked(`api/items/${number}?${words({ index })}`, { signal });
 export const similar = (index, number, k, signal) => asked(`api/items/${number}/similar?${words({ index, k })}`, { signal });
 export const session = (token) =>

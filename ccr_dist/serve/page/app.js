@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { Detail } from "./detail.js";
+import { Filters } from "./filters.js";
 import { fill, navigate, wait } from "./grid.js";
 import { Chips, languageName } from "./languages.js";
 
@@ -14,18 +15,21 @@ let picture = null; // a file that is searched with
 let answers = []; // of each index
 let shown = ""; // what `answers` are the answers to
 
-// State: {q, lang, item: [index, number] | null}
+// State: {q, lang, where: ["label=value"], via: "" | "only" | "average", item: [index, number] | null}
 
 function state() {
   const words = new URLSearchParams(location.hash.slice(1));
   const item = /^(\d+)\.(\d+)$/.exec(words.get("item") ?? "");
-  return { q: words.get("q") ?? "", lang: words.get("lang") ?? "", item: item ? [Number(item[1]), Number(item[2])] : null };
+  const via = ["only", "average"].find((way) => way === words.get("via")) ?? "";
+  return { q: words.get("q") ?? "", lang: words.get("lang") ?? "", where: words.getAll("where"), via, item: item ? [Number(item[1]), Number(item[2])] : null };
 }
 
-function go({ q, lang, item }, { replace = false, depth = 0 } = {}) {
+function go({ q, lang, where, via, item }, { replace = false, depth = 0 } = {}) {
   const words = new URLSearchParams();
   if (q) words.set("q", q);
   if (lang) words.set("lang", lang);
+  for (const word of where) words.append("where", word);
+  if (via) words.set("via", via);
   if (item) words.set("item", item.join("."));
   const text = words.toString();
   history[replace ? "replaceState" : "pushState"]({ depth }, "", text ? `#${text}` : location.pathname);
@@ -36,9 +40,10 @@ function render() {
   const now = state();
   if (!picture) query.value = now.q;
   chips.value = now.lang;
+  filters.value = now;
   document.title = now.q ? `${now.q} · Picture search` : "Picture search";
   find("clear").hidden = !(query.value || picture);
-  const wanted = picture ? "picture" : JSON.stringify([now.q, now.lang]);
+  const wanted = JSON.stringify([picture ? "picture" : now.q, now.lang, now.where, now.via]);
   if (wanted !== shown) {
     shown = wanted;
     if (now.q || picture) search(now, FIRST); else welcome();
@@ -48,7 +53,7 @@ function render() {
 
 // Searching.
 
-async function search({ q, lang }, k) {
+async function search({ q, lang, where, via }, k) {
   request?.abort();
   const { signal } = (request = new AbortController());
   const before = k > FIRST;
@@ -58,7 +63,7 @@ async function search({ q, lang }, k) {
   const slow = setTimeout(() => { if (!before) columns().forEach((column) => wait(column.list, 12)); status("Searching…"); }, 120);
   const begun = performance.now();
   const asked = info.indexes.map(({ index }) =>
-    (picture ? api.searchPicture(picture, { k, index, signal }) : api.searchText(q, { lang, k, index, signal })).catch((error) => error));
+    (picture ? api.searchPicture(picture, { where, k, index, signal }) : api.searchText(q, { lang, where, via, k, index, signal })).catch((error) => error));
   const found = await Promise.all(asked);
   clearTimeout(slow);
   if (signal.aborted) return;
@@ -258,7 +263,7 @@ function submit(lang = chips.value) {
   if (picture && !q) { shown = ""; render(); return; }
   drop(null);
   shown = "";
-  go({ q, lang, item: null });
+  go({ q, lang, ...filters.value, item: null });
 }
 
 function drop(file) {
@@ -276,12 +281,15 @@ function drop(file) {
   }
   image.src = URL.createObjectURL(file);
   shown = "";
-  go({ q: "", lang: chips.value, item: null });
+  go({ q: "", lang: chips.value, ...filters.value, item: null });
 }
 
+const filters = new Filters(find("filters"), () => {
+  if (picture || query.value.trim()) go({ ...state(), q: picture ? "" : query.value.trim(), ...filters.value, item: null });
+});
 const chips = new Chips(find("languages"), (lang) => { if (query.value.trim() && !picture) submit(lang); });
 find("search").addEventListener("submit", (event) => { event.preventDefault(); submit(); });
-find("clear").addEventListener("click", () => { query.value = ""; drop(null); go({ q: "", lang: chips.value, item: null }); query.focus(); });
+find("clear").addEventListener("click", () => { query.value = ""; drop(null); go({ q: "", lang: chips.value, ...filters.value, item: null }); query.focus(); });
 query.addEventListener("input", () => { find("clear").hidden = !(query.value || picture); });
 query.addEventListener("keydown", (event) => {
   if (event.key === "ArrowDown") { event.preventDefault(); document.querySelector("#columns .tile[tabindex='0']")?.focus(); }
@@ -309,6 +317,13 @@ document.addEventListener("keydown", (event) => {
 addEventListener("popstate", () => { if (info) render(); });
 addEventListener("scroll", () => find("search").closest("header").classList.toggle("scrolled", scrollY > 4), { passive: true });
 
+// Labels of many pictures take a while to be read: the page does not wait for them.
+async function chooseLabels() {
+  const found = await Promise.all(info.indexes.map(({ index }) => api.labels(index).catch(() => [])));
+  filters.show(found, [...new Set(info.indexes.flatMap((about) => about.english))]);
+  filters.value = state();
+}
+
 async function start() {
   try {
     info = await api.info();
@@ -319,6 +334,8 @@ async function start() {
   api.startedAt(info.started);
   info.languages = [...new Set(info.indexes.flatMap((about) => about.languages))];
   chips.show(info.languages);
+  filters.show([], [...new Set(info.indexes.flatMap((about) => about.english))]);
+  chooseLabels();
   find("about").textContent = info.indexes.map((about) => `${about.name}: ${about.items.toLocaleString("en")} pictures, model ${about.model}`).join(" · ");
   columns();
   history.replaceState({ depth: 0 }, "");

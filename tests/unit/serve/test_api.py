@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +13,13 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from ccr_dist.search.index import Index
+from ccr_dist.serve.api import Service
 from ccr_dist.serve.limits import Limits
 from ccr_dist.serve.metrics import Metrics
 from ccr_dist.serve.thumbnails import Thumbnails
 from tests import generation, serving
-from tests.searching import encoded, half, picture, put
+from tests.searching import dataset, encoded, half, picture, put
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,85 @@ def test_a_label_filters(client: TestClient) -> None:
     wrong = client.get("/api/search", params={"text": "red", "where": "folder=nowhere"})
     assert wrong.status_code == 400 and "folder" in wrong.json()["detail"]
     assert client.get("/api/search", params={"text": "red", "where": "folder"}).status_code == 400
+
+
+def test_labels_can_be_chosen(client: TestClient, tmp_path: Path) -> None:
+    assert client.get("/api/labels").json() == [{"name": "folder", "values": {"": 6, "below": 1}}]
+    assert client.get("/api/labels", params={"index": 2}).status_code == 404
+    dataset(tmp_path / "data")
+    (tmp_path / "files").mkdir()  # a source without pictures has no label
+    Index.build(tmp_path / "index", serving.Seeing(), [tmp_path / "data", tmp_path / "files"], progress=False)
+    with serving.client(serving.gallery(tmp_path), limits=Limits(values=1)) as asked:
+        assert asked.get("/api/labels").json() == [{"name": "tone", "values": {"bright": 5}}]
+        assert serving.numbers(asked, "red", where="tone=dark", k=9) == ["black", "blue"]
+        found = asked.post("/api/search", params={"where": "tone=dark"}, content=encoded(picture("red"))).json()
+        assert [hit["name"] for hit in found["hits"]] == ["black", "blue"]
+        shutil.rmtree(tmp_path / "data")
+    with serving.client(serving.gallery(tmp_path)) as asked:
+        assert asked.get("/api/labels").json() == [] and serving.numbers(asked, "red", k=1)
+
+
+def test_a_query_by_way_of_english(client: TestClient, folder: Path) -> None:
+    assert client.get("/api/info").json()["indexes"][0]["english"] == []
+    asked: dict[str, str] = {"text": "vermelho", "lang": "pt", "k": "1", "via_english": "only"}
+    refused = client.get("/api/search", params=asked)
+    assert refused.status_code == 400 and "no translation engine" in refused.json()["detail"]
+    with serving.client(serving.gallery(folder, translate=lambda texts, lang: ["yellow"] * len(texts))) as other:
+        assert other.get("/api/info").json()["indexes"][0]["english"] == ["pt"]
+        found = other.get("/api/search", params=asked).json()
+        assert found["hits"][0]["name"] == "yellow é.png" and found["notes"] == ["in English: yellow"]
+        assert serving.numbers(other, "vermelho", lang="pt", k=1) == ["red.png"]
+        assert other.get("/api/search", params={**asked, "via_english": "x"}).status_code == 422
+
+
+def test_an_update_of_the_index_is_seen_by_the_next_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    serving.fill(tmp_path)
+    pictures, index = tmp_path / "pictures", Index.open(tmp_path / "index")
+    shown = serving.gallery(tmp_path)
+    with serving.client(shown) as client:
+        before, running = client.get("/api/info").json(), shown.searcher
+        gone = number(client, "green.png")
+        put(pictures / "white.png", encoded(picture("white", (9, 9))))
+        (pictures / "green.png").unlink()
+        index.add(pictures, serving.Seeing(), progress=False)
+        assert serving.numbers(client, "white", k=1) == ["white.png"]
+        after = client.get("/api/info").json()
+        assert after["indexes"] == before["indexes"] and after["started"] == before["started"]
+        assert client.get(f"/api/items/{gone}").status_code == 404 and "" in client.get("/api/labels").text
+        assert running.texts(["green"], "en", 1)[0].hits[0].name == "green.png", "what runs ends as it began"
+        assert shown.searcher is not running and (state := shown.index) is not None
+        serving.numbers(client, "red", k=1)
+        assert shown.index is state, "nothing new"
+        (tmp_path / "index/states/000009.json").write_text("{")
+        assert serving.numbers(client, "white", k=1) == ["white.png"], "a damaged state is not shown"
+        assert serving.numbers(client, "white", k=1) == ["white.png"]
+        assert capsys.readouterr().err.count("its new state is not shown") == 1
+
+
+def test_requests_are_answered_while_a_new_state_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serving.fill(tmp_path)
+    shown = serving.gallery(tmp_path)
+    put(tmp_path / "pictures/white.png", encoded(picture("white", (9, 9))))
+    Index.open(tmp_path / "index").add(tmp_path / "pictures", serving.Seeing(), progress=False)
+    service = Service([shown], None, Limits(), None, "")
+    begun, go_on = threading.Event(), threading.Event()
+    refresh = shown.refresh
+
+    def slowly() -> None:
+        begun.set()
+        assert go_on.wait(60)
+        refresh()
+
+    monkeypatch.setattr(shown, "refresh", slowly)
+
+    async def work() -> tuple[int, int]:
+        first = asyncio.create_task(service.gallery(0))
+        await asyncio.to_thread(begun.wait, 60)
+        meanwhile = (await service.gallery(0)).index.items
+        go_on.set()
+        return meanwhile, (await first).index.items
+
+    assert asyncio.run(work()) == (7, 8)
 
 
 def test_a_picture_is_a_query(client: TestClient) -> None:
