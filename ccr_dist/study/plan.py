@@ -24,6 +24,8 @@ from ccr_dist.evaluate.schema import read_result
 from ccr_dist.methods.run_config import from_dict, load_config
 from ccr_dist.yamlfile import load, validate
 
+SEED = "{seed}"  # in overrides
+
 
 class RowPlan(Frozen):
     """One row of the report: the same run with several seeds."""
@@ -31,7 +33,9 @@ class RowPlan(Frozen):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="its run folders are OUT/NAME-sSEED")
     label: str | None = Field(None, description="in the report; default: the name")
     config: str = Field(description="run config, relative to the study's file")
-    overrides: tuple[str, ...] = Field((), description="key.sub=value, after the study's own")
+    overrides: tuple[str, ...] = Field(
+        (), description="key.sub=value, after the study's own; `{seed}` in it stands for the run's seed"
+    )
     group: str = Field("methods", description="section of the report")
     start_from: str | None = Field(
         None,
@@ -39,7 +43,7 @@ class RowPlan(Frozen):
         " method fusion also its method (`method.of`)",
     )
     seeds: tuple[NonNegativeInt, ...] | None = Field(
-        None, min_length=1, description="none: the study's; a row without weights of a run has one"
+        None, min_length=1, description="none: the study's; a row in which nothing is random has one"
     )
 
     @property
@@ -64,7 +68,9 @@ class Study(Frozen):
     notes: tuple[str, ...] = Field((), description="paragraphs of the report")
     out: str = Field(description="run folders, logs and the report go below it")
     seeds: tuple[NonNegativeInt, ...] = Field(min_length=1, description="of every row that trains")
-    overrides: tuple[str, ...] = Field((), description="key.sub=value for every run")
+    overrides: tuple[str, ...] = Field(
+        (), description="key.sub=value for every run; `{seed}` in it stands for the run's seed"
+    )
     first: tuple[RowPlan, ...] = Field(
         (), description="runs that others stand on: carried out before all rows, with seed 0 unless they say more"
     )
@@ -85,6 +91,7 @@ class Run:
     config: RunConfig
     arguments: tuple[str, ...]
     after: str | None = None
+    varies: bool = True  # whether another seed would give other numbers
 
     @property
     def name(self) -> str:
@@ -120,7 +127,7 @@ class StudyPlan:
                     f"--only {name}: the study {self.study.name!r} has no such row; {nearest(name, known)}"
                 )
         kept = [run for run in self.runs if not only or run.row.name in only]
-        kept = [run for run in kept if seeds is None or not _varies(run.config) or run.config.seed in seeds]
+        kept = [run for run in kept if seeds is None or not run.varies or run.config.seed in seeds]
         if not kept:
             raise ConfigError(
                 f"--seeds {','.join(map(str, seeds or ()))}: no row of the study {self.study.name!r} has such a seed"
@@ -166,32 +173,52 @@ def _runs(
     """The runs of a row; `made` has those of the rows before it."""
     file = path.parent / row.config
     own = (f"name={row.name}", f"label={json.dumps(row.shown)}", f"out={study.out}")
-    overrides = (*study.overrides, *row.overrides, *own)
+    overrides = (*study.overrides, *row.overrides)
     sources = _sources(row, seeds, place, made) if row.start_from is not None else {}
-    try:
-        config = load_config(file, (*overrides, f"seed={seeds[0]}"))
-        if sources and "of" in type(config.method).model_fields:
-            method = sources[seeds[0]].config.method.model_dump(mode="json")
-            overrides = (*study.overrides, f"method.of={json.dumps(method)}", *row.overrides, *own)
-            config = load_config(file, (*overrides, f"seed={seeds[0]}"))
-    except ConfigError as error:
-        raise ConfigError(f"{place}: row {row.name!r}: {error}") from None
-    if config.data.test is None:
-        raise ConfigError(
-            f"{place}: row {row.name!r}: data.test names no dataset, and a study measures its runs on one"
-        )
-    found = []
+    seeded = any(SEED in override for override in overrides)
+    found: list[Run] = []
     for seed in seeds:
+        if seeded or not found:
+            try:
+                config, given = _config(file, overrides, own, seed, sources.get(seed))
+            except ConfigError as error:
+                raise ConfigError(f"{place}: row {row.name!r}: {error}") from None
+            if config.data.test is None:
+                raise ConfigError(
+                    f"{place}: row {row.name!r}: data.test names no dataset, and a study measures its runs on one"
+                )
         update: dict[str, Any] = {"seed": seed}
         if sources:
             update["init_from"] = str(sources[seed].config.folder)
         its, after = config.model_copy(update=update), sources[seed].name if sources else None
-        given = (*overrides, *(f"{key}={value}" for key, value in update.items()))
-        arguments = ("train", str(file), *given, "--test") if config.stages else ("evaluate", str(file), *given)
-        found.append(Run(row, its, arguments, after))
-        if not _varies(its):
+        varies = seeded or bool(its.stages) or its.init_from is not None  # else nothing in it is random
+        arguments = (str(file), *given, *(f"{key}={value}" for key, value in update.items()))
+        arguments = ("train", *arguments, "--test") if its.stages else ("evaluate", *arguments)
+        found.append(Run(row, its, arguments, after, varies))
+        if not varies:
             break  # every seed would give the same numbers
     return found
+
+
+def _config(
+    file: Path, overrides: Sequence[str], own: Sequence[str], seed: int, source: Run | None
+) -> tuple[RunConfig, tuple[str, ...]]:
+    """A row's config with one seed, and the overrides that made it.
+
+    Args:
+        file: The run config.
+        overrides: The study's and the row's.
+        own: Name, label and folder.
+        seed: The seed.
+        source: The run that it starts from.
+    """
+    given = (*(override.replace(SEED, str(seed)) for override in overrides), *own)
+    config = load_config(file, (*given, f"seed={seed}"))
+    if source is not None and "of" in type(config.method).model_fields:
+        method = source.config.method.model_dump(mode="json")
+        given = (f"method.of={json.dumps(method)}", *given)
+        config = load_config(file, (*given, f"seed={seed}"))
+    return config, given
 
 
 def _sources(row: RowPlan, seeds: Sequence[int], place: str, made: Mapping[str, Sequence[Run]]) -> dict[int, Run]:
@@ -208,11 +235,6 @@ def _sources(row: RowPlan, seeds: Sequence[int], place: str, made: Mapping[str, 
     if missing := [seed for seed, run in sources.items() if run is None]:
         raise ConfigError(f"{place}: row {row.name!r}: start_from: row {row.start_from!r} has no seed {missing[0]}")
     return {seed: run for seed, run in sources.items() if run is not None}
-
-
-def _varies(config: RunConfig) -> bool:
-    """Whether the seed decides something: nothing is random in a method without weights of its own."""
-    return bool(config.stages) or config.init_from is not None
 
 
 def state(run: Run) -> Literal["complete", "interrupted", "new"]:

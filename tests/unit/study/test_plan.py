@@ -88,6 +88,25 @@ def test_a_row_starts_from_the_runs_of_an_earlier_one(configs: Path, tmp_path: P
             study(configs, tmp_path, rows=[rows[0], {**rows[1], **changed}], comparisons=[])
 
 
+def test_an_override_may_name_the_seed(configs: Path, tmp_path: Path) -> None:
+    """Each seed stands on the English run of its own, in rows without training, too."""
+    toy.config(configs, {"name": "fusion"}, {}, backbone={"kind": "dual"})
+    rows: list[dict[str, Any]] = [
+        {"name": "zero", "config": "clip.yaml"},
+        {"name": "dasd", "config": "dasd.yaml"},
+        {"name": "fused", "config": "fusion.yaml", "start_from": "dasd"},
+    ]
+    weights = f"backbone.weights={tmp_path}/english-s{{seed}}"
+    plan = study(configs, tmp_path, rows=rows, comparisons=[], overrides=[weights])
+    assert [run.name for run in plan.runs] == ["zero-s0", "zero-s1", "dasd-s0", "dasd-s1", "fused-s0", "fused-s1"]
+    for run in plan.runs:
+        assert run.config.backbone.weights == f"{tmp_path}/english-s{run.config.seed}"  # type: ignore[union-attr]
+        _, path, *overrides = run.arguments
+        assert load_config(path, [each for each in overrides if each != "--test"]) == run.config
+    assert plan.runs[-1].config.init_from == str(tmp_path / "dasd-s1")
+    assert [run.name for run in plan.select(["zero"], [1]).runs] == ["zero-s1"]
+
+
 def test_a_part_of_a_study(configs: Path, tmp_path: Path) -> None:
     plan = study(configs, tmp_path)
     assert [run.name for run in plan.select(["dasd", "zero"], [1]).runs] == ["zero-s0", "dasd-s1"]
