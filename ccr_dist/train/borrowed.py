@@ -15,13 +15,12 @@ from ccr_dist.config import RunConfig, as_dict, base_files, with_base_files
 from ccr_dist.data.storage.store import differences
 from ccr_dist.errors import CheckpointError, ConfigError
 from ccr_dist.methods.base import Method
-from ccr_dist.methods.build import build_method, learnt_languages
+from ccr_dist.methods.build import build_method
 from ccr_dist.models import tensorfile
 from ccr_dist.retriever import model_folder
 from ccr_dist.retriever.kept_config import config_of_folder
 from ccr_dist.retriever.load import built
 from ccr_dist.retriever.model_folder import IN_RUN, WEIGHTS, Record
-from ccr_dist.retriever.retriever import query_languages
 from ccr_dist.train.state.run_folder import weights_of
 
 
@@ -33,8 +32,8 @@ class Borrowed:
         folder: the model folder.
         record: what it says of itself.
         asked: the config that takes them.
-        config: the same, with the backbone and the trained method as the folder has them: its local files are the
-            folder's copies.
+        config: the same, with the backbone, the trained method and the languages that it has learnt as the folder has
+            them: its local files are the folder's copies.
     """
 
     folder: Path
@@ -68,8 +67,8 @@ def borrowed(config: RunConfig) -> Borrowed | None:
     """What a config without stages takes its weights from; None: its method has nothing that could be trained.
 
     Raises:
-        ConfigError: `init_from` is missing, or names no complete run or model, or one of another method, backbone or
-            languages; or there is nothing to take.
+        ConfigError: `init_from` is missing, or names no complete run or model, or one of another method or backbone; or
+            there is nothing to take.
         CheckpointError: a file of the model is missing or damaged.
     """
     learner, source = config.method.learner(), config.init_from
@@ -91,17 +90,19 @@ def borrowed(config: RunConfig) -> Borrowed | None:
             f"{config.name}: init_from: {source}: there is no model folder, and no run that is complete; train it first"
         )
     record, there = model_folder.read(folder), config_of_folder(folder, ())
-    changed = differences(_decisive(there), _decisive(config))
-    if not changed and record.languages != (asked := query_languages(config, learnt_languages(config))):
-        changed = [f"languages: there {record.languages}, asked {asked} (by data.targets)"]
-    if changed:
+    if changed := differences(_decisive(there), _decisive(config)):
         raise ConfigError(
             f"{config.name}: init_from: {source} holds another model than `method.of` and `backbone` say:\n  "
             + "\n  ".join(changed[:12])
             + "\nGive them the values that the run was trained with"
         )
-    method = config.method.model_copy(update={"of": there.method})
-    return Borrowed(folder, record, config, config.model_copy(update={"method": method, "backbone": there.backbone}))
+    languages = {key: getattr(there.data, key) for key in ("targets", "query_features")}
+    whole = {
+        "method": config.method.model_copy(update={"of": there.method}),
+        "backbone": there.backbone,
+        "data": config.data.model_copy(update=languages),
+    }
+    return Borrowed(folder, record, config, config.model_copy(update=whole))
 
 
 def untrained_method(config: RunConfig) -> Method:

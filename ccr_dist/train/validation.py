@@ -78,25 +78,30 @@ def encoded(
 
 
 def selection_queries(config: RunConfig) -> dict[str, str]:
-    """Language -> validation column that weights are selected by: captions in the learnt languages, else in those whose
-    queries are asked in two languages; of a method that encodes others, too, in those; as the last resort English
-    captions, treated as those of any language.
+    """Language -> validation column that weights are selected by: captions in the learnt languages; of a method that
+    encodes others, too, in those; as the last resort English captions, treated as those of any language. A method on
+    top of one that another run has trained: captions in all languages but English.
 
     Raises:
         ConfigError: There is nothing to select by.
     """
     if config.select not in SELECTABLE:
         raise ConfigError(f"select: {config.select!r} is no metric to select by; choose one of {', '.join(SELECTABLE)}")
-    columns, companions = config.method.query_columns(config.data), config.method.companions(config.data)
-    wanted = learnt_languages(config) or tuple(companions)
-    if config.method.learner().any_language and not any(lang in columns for lang in wanted):
-        wanted = tuple(lang for lang in columns if lang != ENGLISH)
-        if not wanted and ENGLISH in columns:
+    columns = config.method.query_columns(config.data)
+    foreign, learnt = tuple(lang for lang in columns if lang != ENGLISH), learnt_languages(config)
+    if config.method.learner() is not config.method:
+        wanted = foreign
+    elif config.method.any_language and not any(lang in columns for lang in learnt):
+        if not foreign and ENGLISH in columns:
             return {UNDETERMINED: columns[ENGLISH]}
-    queries = {lang: columns[lang] for lang in wanted or (ENGLISH,) if lang in columns}
+        wanted = foreign or (ENGLISH,)
+    else:
+        wanted = learnt or (ENGLISH,)
+    queries = {lang: columns[lang] for lang in wanted if lang in columns}
     if not queries:
         raise ConfigError(
-            f"data.queries has no captions in {', '.join(wanted)}, so nothing can be selected on validation"
+            f"data.queries has no captions in {', '.join(wanted) or 'another language than English'}, so nothing can be"
+            " selected on validation"
         )
     return queries
 
