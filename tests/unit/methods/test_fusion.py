@@ -146,6 +146,13 @@ def test_every_language_needs_translations() -> None:
         options.companions(DataConfig(**data))
 
 
+def test_the_demos_fusion_names_the_method_of_the_run_that_it_takes() -> None:
+    demo = Path(__file__).parents[3] / "configs" / "demo"
+    fusion, source = load_config(demo / "fusion.yaml"), load_config(demo / "kernel.yaml")
+    assert fusion.init_from == str(source.folder)
+    assert (fusion.method.learner(), fusion.backbone) == (source.method, source.backbone)
+
+
 # A run, and its fusion.
 
 
