@@ -59,6 +59,8 @@ def export_command(
         return
     for what, found in record["measured"].items():
         print(f"{what}: {found['rows']} rows, least cosine with the model's {found['least_cosine']:.7f}")
+    for note in record["notes"]:
+        print(f"note: {note}")
     print(f"{terminal.visible(str(out))}: written; README.md says how it is used")
 
 

@@ -99,6 +99,7 @@ def export(
                 "checked_on": sample.name,
                 "measured": job.measured.found,
                 "facts": job.facts,
+                "notes": job.notes,
                 **environment(),
             }
         )

@@ -143,7 +143,8 @@ def _report(out: Path, done: Update) -> None:
         f" ({', '.join(changes) or 'nothing new'}; {done.encoded} encoded)"
     )
     if copies := done.names - len(done.bad) - done.items:
-        show.print(f"{copies} files have the same content as others, and are found with them")
+        same = "1 file has the same content as another, and is found with it"
+        show.print(same if copies == 1 else f"{copies} files have the same content as others, and are found with them")
     for what, some in (
         ("cannot be read", done.bad),
         ("folders cannot be listed; what was known of them is kept", done.closed),
@@ -162,7 +163,8 @@ def _report(out: Path, done: Update) -> None:
             " reads {probes} of {lists} lists".format(**done.ann)
         )
     if done.passed:
-        show.print(f"{len(done.passed)} other files are passed over; --json lists them", style="dim")
+        files = "1 other file is" if len(done.passed) == 1 else f"{len(done.passed)} other files are"
+        show.print(f"{files} passed over; --json lists what", style="dim")
 
 
 @search_app.command("search")

@@ -92,7 +92,9 @@ class FileItems:
         path = values[FILE]
         data = read_file(path)
         if hashlib.sha256(data).hexdigest() != values[SHA256]:
-            raise DataError(f"{NOT_AS_LISTED}{path}: changed meanwhile")
+            raise DataError(
+                f"{NOT_AS_LISTED}{path}: changed while it was indexed; run the same command again when it is whole"
+            )
         if not data:
             raise DataError(f"{path}: the file is empty")
         suffix = Path(path).suffix

@@ -133,6 +133,8 @@ class Index:
 
         settings = settings or _settings()
         self.require(retriever)
+        if ann:
+            self._require_one_part()
         if self._pictures != pictures.VERSION:
             raise ConfigError(
                 f"{self.path}: its pictures were read by rule {self._pictures}, they are now read by rule"
@@ -310,6 +312,13 @@ class Index:
 
         return is_made(self.path)
 
+    def _require_one_part(self) -> None:
+        if not self.cosine:
+            raise ConfigError(
+                f"{self.path}: scores of {self.model['name']} have several parts, which faiss cannot search: leave out"
+                " --ann"
+            )
+
     def make_ann(self) -> Lists:
         """Makes approximate search for the state that is open, unless it is there.
 
@@ -322,11 +331,7 @@ class Index:
         """
         from ccr_dist.search.approximate import make
 
-        if not self.cosine:
-            raise ConfigError(
-                f"{self.path}: scores of {self.model['name']} have several parts, which faiss cannot search: leave out"
-                " --ann"
-            )
+        self._require_one_part()
         return make(self.path, self.generation, self._vectors, self._items.live)
 
 

@@ -145,7 +145,10 @@ def _opened(data: bytes | None, what: object) -> Iterator[Any]:
     except (av.FFmpegError, ValueError) as e:
         if isinstance(e, DataError):
             raise
-        raise DataError(f"{what}: broken video of {len(data)} bytes ({type(e).__name__}: {e})") from e
+        said = getattr(e, "strerror", None) or e  # FFmpeg's own errors have numbers and no names of files
+        raise DataError(
+            f"{what}: broken video of {len(data)} bytes: it is cut off, damaged, or of an unknown format ({said})"
+        ) from e
 
 
 def _seen(frame: Any, pixel: float) -> Image.Image:

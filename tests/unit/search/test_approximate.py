@@ -82,4 +82,7 @@ def test_scores_of_several_parts_have_none(tmp_path: Path) -> None:
 
     put(tmp_path / "p" / "a.png", encoded(picture("red")))
     with pytest.raises(ConfigError, match="several parts, which faiss cannot search"):
+        Index.build(tmp_path / "j", retriever := Parts(), tmp_path / "p", ann=True, progress=False)
+    assert retriever.encoded == 0, "it is said before the work"
+    with pytest.raises(ConfigError, match="several parts, which faiss cannot search"):
         Index.build(tmp_path / "i", Parts(), tmp_path / "p", ann=True, progress=False)

@@ -84,7 +84,7 @@ def test_files_that_cannot_be_read_are_listed_and_too_many_of_them_end_with_a_co
     few = index(run, "--bad-items", "10", "--bad-fraction", "0.6")
     assert "8 pictures and videos can be found" in few.stdout and "12 cannot be read:" in few.stdout
     assert "p/bad 09.jpg: broken picture of 4 bytes" in few.stdout and "... and 2 more; --json" in few.stdout
-    assert "1 other files are passed over" in few.stdout
+    assert "1 other file is passed over" in few.stdout
     many = index(run, code=4)
     assert "12 of 20 files cannot be read, 10 are tolerated" in many.output
     assert "red.png" in run("search", "i", "red").stdout

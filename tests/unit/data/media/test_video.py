@@ -197,7 +197,7 @@ def test_verify_finds_a_film_that_does_not_decode(tmp_path):
     dataset = create_dataset(tmp_path / "d", name="films", split="train", keys=[["a", "b"]])
     create_column(dataset, "video", kind="video", extension="mp4", plan={}, provenance={}).commit(0, [FILM, FILM[:700]])
     (problem,) = verify(dataset.root)
-    assert "'b'" in str(problem) and "broken video" in str(problem)
+    assert "'b'" in str(problem) and "broken video" in str(problem) and "Errno" not in str(problem)
     assert verify(dataset.root, decode=False) == []
 
 
