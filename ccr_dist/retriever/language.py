@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ccr_dist.config import ENGLISH
 from ccr_dist.errors import ConfigError
 from ccr_dist.extras import advice
 from ccr_dist.generate.text import languages
@@ -48,6 +49,32 @@ def detect(text: str, among: Sequence[str]) -> Detected:
         return Detected(among[0], False)
     label, probability = identifier.classify(text)
     return Detected(labels[label], bool(probability >= SURE))
+
+
+def detect_any(text: str, among: Sequence[str]) -> Detected:
+    """The language of a text for a model that takes others than `among`, too: the likeliest of all, so that a text in
+    another language is not taken for English.
+
+    Args:
+        text: a query.
+        among: the tags by which the model knows some languages.
+
+    Raises:
+        ConfigError: the identifier (py3langid) is not installed.
+    """
+    label, probability = _identifier(_all_labels()).classify(text)
+    own = own_tag(label, among)
+    likeliest = Detected(own or label, bool(probability >= SURE))
+    if likeliest.sure or len(among) == 1:
+        return likeliest
+    near = detect(text, among)  # of two languages that are alike, rather one of the model's own
+    return near if near.sure and (near.lang == own or near.lang != ENGLISH) else likeliest
+
+
+@functools.lru_cache(maxsize=1)
+def _all_labels() -> tuple[str, ...]:
+    """All languages of the identifier, but for dialects, which it finds in short texts."""
+    return tuple(label for label in _identifier(None).labels if languages.known(label))
 
 
 def _is_another(text: str, language: str) -> bool:

@@ -23,7 +23,7 @@ from ccr_dist.errors import ConfigError, DataError, Notice
 from ccr_dist.evaluate.retrieval import Fusion
 from ccr_dist.methods.base import Method
 from ccr_dist.retriever.inputs import file_bytes, listed, opened, positive
-from ccr_dist.retriever.language import Detected, detect, own_tag
+from ccr_dist.retriever.language import Detected, detect, detect_any, own_tag
 from ccr_dist.retriever.model_folder import Record
 from ccr_dist.retriever.rows import Layout, finite, layout_of, to_bank, to_rows, width
 
@@ -321,12 +321,14 @@ class Retriever:
         return tag
 
     def detect(self, text: str) -> Detected:
-        """The language of a query, of `languages`, and whether that is sure.
+        """The language of a query, and whether that is sure: of `languages`, or of all that the identifier knows where
+        the method encodes languages that were not trained.
 
         Raises:
             ConfigError: the identifier is not installed.
         """
-        return detect(text, self.languages)
+        any_language = self.config.method.learner().any_language
+        return detect_any(text, self.languages) if any_language else detect(text, self.languages)
 
     # Inside.
 

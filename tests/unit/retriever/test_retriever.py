@@ -15,10 +15,10 @@ from ccr_dist.data.media.decode import decode_image
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError, NonFiniteError
 from ccr_dist.methods.run_config import load_config
-from ccr_dist.retriever.language import detect
+from ccr_dist.retriever.language import detect, detect_any
 from ccr_dist.retriever.load import load_model
 from ccr_dist.train import commands
-from tests import generation, retrievers, tiny, toy
+from tests import generation, query_side, retrievers, tiny, toy
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,25 @@ def test_detection_knows_regions_and_unknown_languages() -> None:
     assert detect("the dog plays with a ball in the garden", ("en",)) == ("en", True)
     assert detect("coração vermelho", ("en",)) == ("en", False), "clearly another one"
     assert detect("anything", ("to", "en")) == ("to", False), "one of them is not known to the identifier"
+
+
+def test_a_query_in_a_language_that_was_not_trained_is_not_taken_for_english() -> None:
+    """For models that encode any language: English alone goes through the English tower."""
+    for among in (("en",), ("en", "es", "pt-BR")):
+        for text, lang in (("ein rotes Fahrrad im Schnee", "de"), ("красная машина", "ru"), ("roter Ball", "de")):
+            assert detect(text, among).lang == "en" and detect_any(text, among).lang == lang
+        assert detect_any("two dogs playing in the snow", among) == ("en", True)
+        assert not detect_any("roter Ball", among).sure
+    assert detect_any("um limão amarelo", ("en", "pt-BR")) == ("pt-BR", True)
+    assert detect_any("un limón amarillo", ("en", "es", "pt")) == ("es", True), "alone, Galician is likelier"
+
+
+def test_a_method_with_a_query_encoder_takes_any_language(tmp_path: Path) -> None:
+    asked = retrievers.retriever(query_side.config(tmp_path))
+    german = "ein rotes Fahrrad im Schnee"
+    assert asked.languages == ("en", "es") and asked.detect(german) == ("de", True)
+    assert np.allclose(asked.encode_text([german]), asked.encode_text([german], "es"), atol=1e-6)
+    assert not np.allclose(asked.encode_text([german]), asked.encode_text([german], "en"), atol=1e-2)
 
 
 def test_bad_input(clip) -> None:
