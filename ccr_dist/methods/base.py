@@ -240,8 +240,24 @@ class Method(ABC):
         raise RuntimeError(f"method {self.name} has no stage {stage!r} in closed form")
 
     def query_identity(self) -> dict[str, Any] | None:
-        """`feature_identity` of the query encoder, of which cached features have to be; None: there is none."""
+        """`feature_identity` of the query encoder, of which cached features have to be; None: there is none, or it is
+        trained.
+        """
         return None
+
+    def starts_from(self, source: MethodOptions) -> tuple[str, ...]:
+        """Which parameters keep their own start when a run begins with the weights of another one (`init_from`).
+
+        Args:
+            source: options of the method that was trained there.
+
+        Returns:
+            Prefixes of names that need not be among those weights.
+
+        Raises:
+            ConfigError: those weights mean something else here, whatever their names.
+        """
+        return ()
 
     def auxiliary_losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
         """This rank's loss share of each network in `aux`, by its name. `outputs` are detached."""

@@ -9,7 +9,7 @@ captions and descriptions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -179,11 +179,14 @@ def build_text_encoder(
     return TextEncoder(pieces, model, layers=layers, train_from=train_from, rows=rows, dropout=dropout, pad=pad).train()
 
 
-def freeze(module: nn.Module) -> None:
-    """Makes buffers of all parameters: no optimiser, gradient or checkpoint sees them, and they still move between
-    devices.
+def freeze(module: nn.Module, *, but: Iterable[nn.Module] = ()) -> None:
+    """Makes buffers of all parameters, except of the modules `but`: no optimiser, gradient or checkpoint sees them, and
+    they still move between devices.
     """
+    left = {id(part) for kept in but for part in kept.modules()}
     for part in module.modules():
+        if id(part) in left:
+            continue
         for name, parameter in list(part.named_parameters(recurse=False)):
             delattr(part, name)
             part.register_buffer(name, parameter.detach(), persistent=False)

@@ -161,13 +161,16 @@ def starting_model(run: PreparedRun, start: StartingPoint) -> BuiltModel:
             f" again from another start; use another `name` or `seed`, or delete {run.folder.path}"
         )
     model = build_model(run, None, "")
-    checkpoint.restore_weights(model.kept, *source.weights(model.kept.keys()))
+    own = model.method.starts_from(source.method_options())
     if changed := differences(source.method_state(), model.method.state()):
         raise ConfigError(
             f"{source.path}: its weights mean something else in this run (other rows of the word table, or"
             f" another encoder): {'; '.join(changed[:3])[:300]}. Train on the same texts, or begin without"
             " init_from"
         )
+    weights, where = source.weights(model.kept.keys())
+    replaced = {name: p for name, p in model.kept.items() if name in weights or not name.startswith(own)}
+    checkpoint.restore_weights(replaced, weights, where)
     return model
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ccr_dist.config import MethodOptions
 from ccr_dist.data.storage.store import digest_json
 from ccr_dist.errors import CheckpointError
 from ccr_dist.models import tensorfile
 from ccr_dist.retriever import model_folder
+from ccr_dist.retriever.kept_config import config_of_folder
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.state.run_folder import RunFolder
 from ccr_dist.train.step.ema import selected
@@ -78,6 +80,10 @@ class Source:
             return best_weights(RunFolder(self.path))
         tensors, _ = tensorfile.read(self.path / model_folder.WEIGHTS)
         return {name: tensor for name, tensor in tensors.items() if name in kept}, str(self.path)
+
+    def method_options(self) -> MethodOptions:
+        """Of the method that was trained. Raises ConfigError, CheckpointError: its record cannot be read."""
+        return config_of_folder(self.path, ()).method
 
     def method_state(self) -> dict[str, Any]:
         return self._record.state if self._record is not None else RunFolder(self.path).method_state() or {}

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from ccr_dist.config import ENGLISH, MethodOptions
 from ccr_dist.data.stream.loader import Batch
 from ccr_dist.errors import ConfigError
 from ccr_dist.losses.context import Context
+from ccr_dist.methods.alignment import towards_english, towards_pictures
 from ccr_dist.methods.base import Method
 from ccr_dist.methods.crosslingual.options import CrossLingualOptions
 from ccr_dist.methods.features import at_least_one, encode_visual, english, frozen, precise
@@ -89,13 +89,7 @@ class CrossLingual(Method):
         options, target = self.options, precise(outputs["global"])
         terms: dict[str, Tensor] = {}
         if stage == "cla" or options.keep_english:
-            if options.mse:
-                terms["mse"] = options.mse * ctx.mean((target - outputs["english"]).square().mean(-1))
-            if options.cosine:
-                terms["cosine"] = options.cosine * ctx.mean(1 - cosine_similarity(target, outputs["english"], dim=-1))
-        if stage == "cma" and options.contrastive:
-            group = batch.group if options.positives == "group" else None
-            terms["contrastive"] = options.contrastive * ctx.contrastive(
-                target, outputs["visual"], scale=options.scale, group=group
-            )
+            terms |= towards_english(options, target, outputs["english"], ctx)
+        if stage == "cma":
+            terms |= towards_pictures(options, target, outputs["visual"], batch, ctx)
         return terms

@@ -44,7 +44,7 @@ class QuerySide(Method):
     def state(self) -> dict[str, Any]:
         return {"query": self._identity["digest"]}
 
-    def query_identity(self) -> dict[str, Any]:
+    def query_identity(self) -> dict[str, Any] | None:
         return self._identity
 
     @property
