@@ -90,7 +90,10 @@ def borrowed(config: RunConfig) -> Borrowed | None:
             f"{config.name}: init_from: {source}: there is no model folder, and no run that is complete; train it first"
         )
     record, there = model_folder.read(folder), config_of_folder(folder, ())
-    if changed := differences(_decisive(there), _decisive(config)):
+    changed = differences(_decisive(there), _decisive(config))
+    if there.method.name != learner.name:
+        changed = [f"method.name: there {there.method.name!r}, asked {learner.name!r}"]
+    if changed:
         raise ConfigError(
             f"{config.name}: init_from: {source} holds another model than `method.of` and `backbone` say:\n  "
             + "\n  ".join(changed[:12])

@@ -244,6 +244,7 @@ def test_other_weights_are_measured_again(corpus, tmp_path: Path, capsys: pytest
         (["init_from=null"], r"init_from is not set.*takes the weights of a trained 'dasd'.*init_from=runs/NAME-s0"),
         (["init_from=nowhere"], "nowhere: there is no model folder.*train it first"),
         (["method.of.rank=8"], r"(?s)holds another model.*method\.rank: there 4, asked 8"),
+        (["method.of={name: static}"], r"say:\n  method\.name: there 'dasd', asked 'static'\nGive"),
         (["data.queries={en: caption.en}"], "no captions in another language than English"),
         (["method.of={name: clip}"], "method 'clip' has no weights of its own"),
         (["backbone={kind: dual, image: efficientnet-lite0, text: minilm}"], "backbone.kind: there 'open_clip', asked"),
