@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -150,13 +151,35 @@ def toy_picture() -> Any:
     return Image.open(io.BytesIO(toy.picture(3)))
 
 
+def distilled(fitted: RunConfig, folder: Path) -> Retriever:
+    """Two steps of the recipe that starts from this map."""
+    values = yaml.safe_load((folder / "mine.yaml").read_text().replace("!replace ", ""))
+    values |= {"base": str(RECIPES / "siglip2_e5_distill.yaml"), "init_from": str(fitted.folder)}
+    values["data"] |= {"targets": {"es": "caption.es.toy"}}
+    values["runtime"] |= {"precision": "fp32"}
+    path = folder / "distill.yaml"
+    text = yaml.safe_dump(values)
+    for key in ("targets", "queries"):
+        text = text.replace(f"{key}:\n", f"{key}: !replace\n")
+    path.write_text(text)
+    words = ["stages.text.steps=2", "stages.text.batch=10", "stages.text.lr=1e-2", "stages.text.warmup=0"]
+    done = CliRunner().invoke(app, ["train", str(path), "stages.text.validate_every=1", *words])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return ccr_dist.load(load_config(path).folder)
+
+
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*was not trained for language")
 def test_siglip_2_with_e5(tmp_path: Path) -> None:
     """The checkpoints of one size are of the class of SigLIP; the prompt is the recipe's."""
     folder = siglip(tmp_path / "google" / SIGLIP, "siglip")
     text = encoder(tmp_path / "intfloat" / E5, "mean")
-    model = asked(run("siglip2_e5_map", tmp_path, text, model=folder))
+    fitted = run("siglip2_e5_map", tmp_path, text, model=folder)
+    trained = distilled(fitted, tmp_path)
+    texts = ["una mancha verde"]
+    model = asked(fitted)
+    assert not np.allclose(trained.encode_text(texts, "es"), model.encode_text(texts, "es"), atol=1e-4)
+    assert np.allclose(trained.encode_text(texts, "en"), model.encode_text(texts, "en"), atol=1e-6)
     method: Any = model.method
     with torch.no_grad():
         plain = load_query(text, "").text_features(["query: a red dog"])
