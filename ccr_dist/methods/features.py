@@ -106,6 +106,18 @@ def precise(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 
 
+def gram(x: Tensor) -> Tensor:
+    """x.T @ x (width, width) of (n, width), n ≥ 0: little more than the half of it is computed, and mirrored."""
+    width = x.shape[1]
+    step = max(1, -(-width // 4))
+    found = x.new_empty(width, width)
+    for first in range(0, width, step):
+        part = x[:, first : first + step].T @ x[:, first:]
+        found[first : first + step, first:] = part
+        found[first:, first : first + step] = part.T
+    return found
+
+
 def text_states(tower: TextTower, texts: Sequence[str]) -> tuple[Tensor, Tensor, int]:
     """Frozen states (n, L, width) of English texts behind the tower's last block, normalised without weights, their
     mask (n, L), n ≥ 1, and how many of the texts fill the tower's context: its tokeniser cuts longer ones to that.

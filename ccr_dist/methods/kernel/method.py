@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.methods.features import encode_visual, one_row, precise
+from ccr_dist.methods.features import encode_visual, gram, one_row, precise
 from ccr_dist.methods.kernel.options import KernelOptions
 from ccr_dist.methods.query_side.method import QuerySide
 from ccr_dist.methods.registry import register_method
@@ -80,7 +80,7 @@ class Kernel(QuerySide):
         targets = {"y": self.backbone.project_text(rows["english"])}
         if "visual" in rows:
             targets["p"] = encode_visual(self.backbone, rows["visual"])
-        sums = {"kk": k.T @ k, "k": k.sum(0), "n": torch.full((1,), float(len(k)), dtype=torch.float64)}
+        sums = {"kk": gram(k), "k": k.sum(0), "n": torch.full((1,), float(len(k)), dtype=torch.float64)}
         for name, found in targets.items():
             target = normalize(precise(found), dim=-1).double()
             sums |= {f"k{name}": k.T @ target, name: target.sum(0)}

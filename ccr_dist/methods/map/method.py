@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.methods.features import encode_visual, one_row, precise
+from ccr_dist.methods.features import encode_visual, gram, one_row, precise
 from ccr_dist.methods.map.options import MapOptions
 from ccr_dist.methods.query_side.method import LinearMap
 from ccr_dist.methods.registry import register_method
@@ -51,7 +51,7 @@ class Map(LinearMap):
         targets = {"y": english}
         if "visual" in rows:
             targets["p"] = self._unit(encode_visual(self.backbone, rows["visual"]))
-        sums = {"xx": x.T @ x, f"n/{lang}": torch.tensor(float(len(x)), dtype=torch.float64), f"x/{lang}": x.sum(0)}
+        sums = {"xx": gram(x), f"n/{lang}": torch.tensor(float(len(x)), dtype=torch.float64), f"x/{lang}": x.sum(0)}
         for name, target in targets.items():
             target = target.double()
             sums |= {f"x{name}": x.T @ target, f"{name}/{lang}": target.sum(0)}
