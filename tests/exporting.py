@@ -20,12 +20,13 @@ from ccr_dist.methods.run_config import load_config
 from ccr_dist.models.backbones.transformers.options import TransformersConfig
 from ccr_dist.retriever.load import load_model, save_model
 from ccr_dist.retriever.retriever import Retriever
-from tests import tiny, toy
+from tests import query_side, tiny, toy
 from tests.dual_encoders import dual_folder
 from tests.small import unsettle
 
 STAGE = {"steps": 2, "batch": 10, "lr": 1e-2}
 STAGES = {"clip": (), "leccr": ("train",), "nrccr": ("train",), "english": ("english",)}
+QUERY_SIDE = ("map", "kernel")
 DATA = {"licence": "CC BY 4.0", "key": "source", "origin": "people"}
 
 
@@ -66,19 +67,27 @@ def model(
     if method in ("leccr", "nrccr"):
         word = "text_encoder" if method == "leccr" else "encoder"
         values[word] = encoder(folder)
+    elif method in QUERY_SIDE:
+        values["query"] = {"text": query_side.encoder(folder)}
     elif method not in ("clip", "english"):
         values["frontend"] = {"embeddings": front_end(folder), "start": "scaled", "pad": "context"}
-    stages = {name: STAGE for name in STAGES.get(method, ("cla", "cma"))}
+    stages: dict[str, Any] = {name: STAGE for name in STAGES.get(method, ("cla", "cma"))}
+    features: dict[str, Any] = {}
+    if method in QUERY_SIDE:
+        stages = {"fit": {}}
+        features = {"query_features": dict.fromkeys(("en", *languages), "feature.q"), "source_feature": "feature.en"}
     captions = {lang: "caption.es.toy" for lang in languages}
     queries = {"en": "caption.en", **dict.fromkeys(languages, "caption.es")}
     path = toy.config(
         folder, values, stages, backbone={**backbone(folder, kind), **(section or {})},
-        data={"targets": captions, "queries": queries, "translated_queries": {}, "description": None},
+        data={"targets": captions, "queries": queries, "translated_queries": {}, "description": None} | features,
     )  # fmt: skip
     config = load_config(path)
     torch.manual_seed(0)
     built = build_method(config, state={} if method == "clip" else None)
     unsettle(built.net)
+    if method == "kernel":
+        built.net["kernel"]["gamma"].data.fill_(0.5)  # type: ignore[index]
     trained = list(built.named_parameters()) if method != "clip" else []
     facts = {"data": [{"dataset": "toy", "split": "train", "rows": 30, "columns": {"caption.en": DATA}}]}
     fusion = {"weights": {"global": 1.0}, "minmax": False, "ranges": {}}

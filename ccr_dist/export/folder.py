@@ -56,7 +56,7 @@ def export(
         retriever: on the CPU.
         form: a key of `FORMS`.
         out: the folder; an export that lies there is replaced.
-        languages: to export; default: all of the model's.
+        languages: to export; default: those that the model was trained in. One that reads any can be asked for others.
         pictures: the picture side as well; None: where the form can hold it.
         check: a dataset or text file in place of the run's validation split.
 
@@ -71,7 +71,7 @@ def export(
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not is_export(out))):
         raise ConfigError(f"{out}: something lies there that is no export of ours; name another folder, or remove it")
     for lang in languages:
-        if lang not in retriever.languages:
+        if lang not in retriever.languages and not retriever.any_language:
             raise ConfigError(f"--lang {lang}: the model's languages are {', '.join(retriever.languages)}")
     writer: Any = importlib.import_module(FORMS[form])
     chosen = tuple(languages or retriever.languages)

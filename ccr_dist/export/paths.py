@@ -25,7 +25,9 @@ from ccr_dist.methods.base import Method
 from ccr_dist.methods.crosslingual.method import CrossLingual
 from ccr_dist.methods.fusion.method import Fusion
 from ccr_dist.methods.leccr.method import Leccr
+from ccr_dist.methods.map.method import Map
 from ccr_dist.methods.nrccr.method import Nrccr
+from ccr_dist.methods.query_side.method import QuerySide
 from ccr_dist.models.backbones.backbone import Backbone
 from ccr_dist.models.backbones.e5 import E5Tokenizer
 from ccr_dist.models.backbones.open_clip.backbone import OpenClipBackbone
@@ -49,7 +51,7 @@ class TextPath:
         file: its tokeniser.
         encode: ids (n, T) int64 and mask (n, T) bool, True = a token, padding on the right, to rows (n, D).
         kind: "english" (the backbone), "target" (a front end before the tower), "encoder" (a text encoder of the
-            method's own).
+            method's own), "query" (a query encoder, whose vectors the method maps).
     """
 
     languages: tuple[str, ...]
@@ -94,6 +96,9 @@ def text_paths(method: Method, languages: Sequence[str]) -> list[TextPath]:
     if function is CrossLingual.encode_text:
         assert isinstance(method, CrossLingual)
         return _cross_lingual(method, languages)
+    if function is QuerySide.encode_text and type(method).query_features is QuerySide.query_features:
+        assert isinstance(method, QuerySide)
+        return _query_side(method, languages)
     if function is Method.encode_text:
         return [_english(method.backbone, tuple(languages))]
     raise ConfigError(
@@ -164,6 +169,25 @@ def _cross_lingual(method: CrossLingual, languages: Sequence[str]) -> list[TextP
     by_language = any(".lang-" in f".{name}" for name, _ in method.net.named_parameters())
     groups = [(lang,) for lang in targets] if by_language else [targets] if targets else []
     return [*found, *(TextPath(group, file, along(group[0]), "target") for group in groups)]
+
+
+def _query_side(method: QuerySide, languages: Sequence[str]) -> list[TextPath]:
+    """English by the backbone, unless the options say otherwise; the others by the query encoder, and on one way where
+    the method takes none into account.
+    """
+    aside = (ENGLISH,) if method.options.english == "backbone" else ()
+    asked = tuple(lang for lang in languages if lang not in aside)
+    found = [_english(method.backbone, aside)] if len(asked) < len(languages) else []
+    if not asked:
+        return found
+    encoder = _english(method.query, asked)
+
+    def along(lang: str) -> Encode:
+        return lambda ids, mask: method.mapped(encoder.encode(ids, mask), lang)["global"]
+
+    by_language = isinstance(method, Map) and "bias" in method.net
+    groups = [(lang,) for lang in asked] if by_language else [asked]
+    return [*found, *(TextPath(group, encoder.file, along(group[0]), "query") for group in groups)]
 
 
 def _leccr(method: Leccr, languages: tuple[str, ...]) -> TextPath:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from ccr_dist.methods.crosslingual.method import CrossLingual
 from ccr_dist.methods.full.method import Full
 from ccr_dist.methods.leccr.method import Leccr
 from ccr_dist.methods.lora.method import Lora
+from ccr_dist.methods.map.method import Map
+from ccr_dist.methods.query_side.method import QuerySide
 from ccr_dist.methods.static.method import Static
 from ccr_dist.models.backbones.backbone import Backbone
 from ccr_dist.models.backbones.dual.backbone import DualBackbone
@@ -54,6 +57,8 @@ def plain(method: Method, path: TextPath, *, merge: bool = True) -> Plain:
             found = _of_tower(method.backbone, method.backbone.tower, path)
         elif isinstance(method, Leccr):
             found = _of_leccr(method, path)
+        elif isinstance(method, Map):
+            found = _of_map(method, path)
         elif type(method) in (Full, Lora) or (type(method) is Static and method.adapters is None):
             assert isinstance(method, CrossLingual)
             found = _of_tower(method.backbone, method.tower, path, method, merge=merge)
@@ -65,7 +70,21 @@ def plain(method: Method, path: TextPath, *, merge: bool = True) -> Plain:
 def _reason(method: Method) -> str:
     if isinstance(method, CrossLingual):
         return f"method {method.name} has networks between the blocks of its text encoder"
+    if isinstance(method, QuerySide):
+        return f"method {method.name} maps the vectors of its query encoder by no linear map"
     return f"method {method.name} has a sequence encoder of its own behind its text encoder"
+
+
+def _of_map(method: Map, path: TextPath) -> Plain:
+    """The query encoder, the map behind its pooling, and the backbone's text head where the map ends before it."""
+    encoder = _of_tower(method.query, method.query.tower, path)
+    weight, bias = (tensor.detach().cpu() for tensor in method.parts(path.languages[0]))
+    head: list[Layer | Normalised] = []
+    if method.options.space == "features" and type(method.backbone).project_text is not Backbone.project_text:
+        if not isinstance(method.backbone, DualBackbone):
+            raise ConfigError(f"the text head of {method.backbone.name} is not made of linear maps and activations")
+        head = layers_of(method.backbone.heads.text)
+    return replace(encoder, layers=(*encoder.layers, Layer(weight, bias), *head))
 
 
 def _of_leccr(method: Leccr, path: TextPath) -> Plain:

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ccr_dist.errors import ConfigError
 from ccr_dist.export.paths import TextPath, text_paths
 from ccr_dist.hub import SCHEME, fetch_model
+from ccr_dist.methods.query_side.method import QuerySide
 from ccr_dist.retriever.load import load_model
 from ccr_dist.retriever.retriever import Retriever
 
@@ -50,6 +51,8 @@ class CcrTextModel(PreTrainedModel):
             raise ConfigError("a model of type ccr_dist_text is loaded from an export, not made of a config")
         method = retriever.method
         self.net, self.backbone = method.net, method.backbone  # so that `to` moves them
+        if isinstance(method, QuerySide):
+            self.query = method.query
         [path] = text_paths(method, [config.lang])
         self.path: TextPath = path
 

@@ -48,7 +48,8 @@ class Retriever:
         folder: the model folder, or None.
         config: of the run.
         method: in eval mode, on `device`.
-        languages: of queries, English first where the method reads it.
+        languages: of queries, English first where the method reads it; those it was fitted on, where it reads others,
+            too (`any_language`).
         facts: what the model folder records for people: data with licences, the selected step, versions.
         fusion: how the parts of a score become one.
     """
@@ -114,6 +115,11 @@ class Retriever:
     def reads_tokens(self) -> bool:
         """The model reads several vectors an item: tokens of a picture, or frames of a video."""
         return "tokens" in self.config.method.gallery()
+
+    @property
+    def any_language(self) -> bool:
+        """Queries in languages that are not in `languages` are encoded as well as the method's encoder knows them."""
+        return self.config.method.learner().any_language
 
     def asks_twice(self, lang: str) -> bool:
         """The model scores a query in this language together with its English translation (`companion`)."""
@@ -312,10 +318,13 @@ class Retriever:
 
     def language(self, tag: str) -> str:
         """The model's own name of a language: `pt` for `pt-BR`. A language that was not trained is returned as it is,
-        with a warning; `encode_text` refuses it where the method cannot encode it.
+        with a warning unless the model reads any (`any_language`); `encode_text` refuses it where the method cannot
+        encode it.
         """
         if own := own_tag(tag, self.languages):
             return own
+        if self.any_language:
+            return tag
         known = ", ".join(self.languages)
         warnings.warn(f"{self.name} was not trained for language {tag!r} but for {known}", Notice, stacklevel=2)
         return tag
@@ -327,8 +336,7 @@ class Retriever:
         Raises:
             ConfigError: the identifier is not installed.
         """
-        any_language = self.config.method.learner().any_language
-        return detect_any(text, self.languages) if any_language else detect(text, self.languages)
+        return detect_any(text, self.languages) if self.any_language else detect(text, self.languages)
 
     # Inside.
 

@@ -46,6 +46,7 @@ def make_empty(path: Path, retriever: Retriever, dtype: Dtype | None, frames: in
         "digest": retriever.digest,
         "path": _place(model, retriever),
         "languages": list(retriever.languages),
+        "any_language": retriever.any_language,
         "cosine": retriever.cosine,
         "text_width": retriever.text_width,
         "visual_width": retriever.visual_width,

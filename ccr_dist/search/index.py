@@ -34,6 +34,7 @@ class Index:
         dtype: of the rows that are searched; scores are always those of the float32 rows.
         model: {"name", "digest", "path"} of the retriever.
         languages: of queries.
+        any_language: the model reads queries in others, too.
         frames: of a video.
         cosine: rows are unit vectors, and their dot product is the score.
     """
@@ -45,6 +46,7 @@ class Index:
             model = identity["model"]
             self.model: dict[str, Any] = {name: model[name] for name in ("name", "digest", "path")}
             self.languages: tuple[str, ...] = tuple(model["languages"])
+            self.any_language: bool = model.get("any_language", False)
             self.cosine: bool = model["cosine"]
             self.text_width: int = model["text_width"]
             self.visual_width: int = model["visual_width"]

@@ -100,6 +100,7 @@ class Gallery:
             "model": shown(model["name"]),
             "digest": model["digest"],
             "languages": list(self.index.languages),
+            "any_language": self.index.any_language,
             "items": self.index.items,
             "dtype": self.index.dtype,
             "english": self.english,

@@ -13,6 +13,7 @@ class IndexInfo(BaseModel):
     model: str = Field(description="name of the model that made it")
     digest: str = Field(description="of that model")
     languages: list[str] = Field(description="that the model was trained to be asked in")
+    any_language: bool = Field(description="the model reads queries in other languages, too")
     items: int
     dtype: str = Field(description="of the stored vectors")
     english: list[str] = Field(description="languages whose queries can be asked by way of English")

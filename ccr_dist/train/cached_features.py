@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from ccr_dist.config import RunConfig, Stage
+from ccr_dist.config import ENGLISH, RunConfig, Stage
 from ccr_dist.data.media.pictures import VERSION
 from ccr_dist.data.stream.loader import Fields
 from ccr_dist.data.table.column import Column
@@ -65,7 +65,8 @@ def read_pictures(known: Mapping[str, Any] | None, datasets: Sequence[Dataset], 
 
 
 def require_encoders(method: Method, fields: Fields, datasets: Sequence[Dataset]) -> None:
-    """Check that features which the config names were made by the encoders that the run has.
+    """Check that features which the config names were made by the encoders that the run has, of the captions that it
+    reads beside them.
 
     Features that no job of `featurise` made on a backbone say nothing of their encoder, and are taken as they are.
 
@@ -75,23 +76,34 @@ def require_encoders(method: Method, fields: Fields, datasets: Sequence[Dataset]
         datasets: of the stage.
 
     Raises:
-        ConfigError: a column was made by another encoder; names both.
+        ConfigError: a column was made by another encoder, or of other captions; names both.
     """
     english, query = {"data.source_feature": fields.source_feature}, fields.query_features
     english |= {f"data.back_features.{lang}": column for lang, column in fields.back_features.items()}
     wanted: list[tuple[str, str, dict[str, Any] | None]] = []
     wanted += [(key, name, method.backbone.feature_identity("text")) for key, name in english.items() if name]
     wanted += [(f"data.query_features.{lang}", name, method.query_identity()) for lang, name in query.items()]
+    captions = {"data.source_feature": ("data.source", fields.source)}
+    captions |= {f"data.query_features.{lang}": ("data.source", fields.source) for lang in query if lang == ENGLISH}
+    captions |= {
+        f"data.query_features.{lang}": (f"data.targets.{lang}", column) for lang, column in fields.targets.items()
+    }
     for dataset in datasets:
         for key, name, identity in wanted:
-            made = dataset.column(name).plan.get("backbone") if name in dataset.columns() else None
-            if identity is None or made is None or made.get("digest") == identity["digest"]:
-                continue
-            raise ConfigError(
-                f"{key}: {dataset.place}/{name} was made by another encoder than this run's: by"
-                f" {_encoder(made)}, and {_encoder(identity)} is expected; name a column that `ccr-dist featurise`"
-                f"{' --encoder query' if key.startswith('data.query') else ''} makes with this config"
-            )
+            plan = dataset.column(name).plan if name in dataset.columns() else {}
+            made = plan.get("backbone")
+            if identity is not None and made is not None and made.get("digest") != identity["digest"]:
+                raise ConfigError(
+                    f"{key}: {dataset.place}/{name} was made by another encoder than this run's: by"
+                    f" {_encoder(made)}, and {_encoder(identity)} is expected; name a column that `ccr-dist featurise`"
+                    f"{' --encoder query' if key.startswith('data.query') else ''} makes with this config"
+                )
+            beside, texts = captions.get(key, ("", None))
+            if texts and plan.get("processor") == "featurise" and texts not in plan.get("inputs", {texts: None}):
+                raise ConfigError(
+                    f"{key}: {dataset.place}/{name} was made of {', '.join(plan['inputs'])}, and {beside} names"
+                    f" {texts}: vectors belong to captions one by one, so both have to be of the same column"
+                )
 
 
 def _encoder(identity: Mapping[str, Any]) -> str:

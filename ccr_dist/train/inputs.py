@@ -179,6 +179,8 @@ def check_columns(config: RunConfig, split: str | None = None) -> None:
     Raises:
         ConfigError, DataError: a dataset or column is missing, or is none that can be used so.
     """
+    if split is None:
+        _require_even(config)
     evaluated = [config.data.val, config.data.test] if split is None else [getattr(config.data, split)]
     places = {path: key for key, path in (("data.test", config.data.test), ("data.val", config.data.val)) if path}
     places |= {
@@ -209,6 +211,19 @@ def check_columns(config: RunConfig, split: str | None = None) -> None:
     if wrong:
         asked_wrongly = any(isinstance(error, ConfigError) for error in wrong.values())
         raise (ConfigError if asked_wrongly else DataError)("\n".join(wrong))
+
+
+def _require_even(config: RunConfig) -> None:
+    """ConfigError where datasets of a stage in closed form have weights: it reads every caption once."""
+    for name, stage in config.method.training_stages().items():
+        weights = {entry.weight for entry in train_sets(config, name)}
+        if stage.closed_form and len(weights) > 1:
+            own = config.stages.get(name)
+            raise ConfigError(
+                f"{config.name}: {f'stages.{name}' if own and own.train else 'data'}.train gives datasets different"
+                f" weights, and stage {name} in closed form counts every caption once: leave the weights out, or name"
+                f" the datasets of this stage under stages.{name}.train without them"
+            )
 
 
 def _require_kind(dataset: Dataset, column: str, role: str) -> None:

@@ -32,7 +32,7 @@ from ccr_dist.train.resume import (
 )
 from ccr_dist.train.selected import best_weights
 from ccr_dist.train.state import checkpoint
-from ccr_dist.train.step.fit import FitStage
+from ccr_dist.train.step.fit import FitStage, forget
 from ccr_dist.train.step.stage import StageRun
 from ccr_dist.train.strategies.base import Engine
 from ccr_dist.train.strategies.strategy import Step, Strategy
@@ -283,6 +283,7 @@ class Training:
         """A stage in closed form, which is validated while it is solved. Raises Stopped after a stop request."""
         done, run = self.done, self.prepared
         if done.stage_step:
+            run.on_main(lambda: forget(run.folder))  # a start that ended behind its save has left that to this one
             return
         stage = FitStage(
             name, config=self.config, step=model.step, strategy=self.strategy, folder=self.folder, stop=run.stop,
@@ -291,11 +292,13 @@ class Training:
         with self._memory_errors(None), self.phases.during("sums"):
             value, lines, tried = stage.run(lambda: self._measured(model.method, model.step))
         done.step, done.stage_step = done.step + 1, 1
-        self.log.event(done.step, "solutions", {"tried": tried})
+        self.log.event(done.step, "solutions", {"tried": tried, "captions": stage.captions})
+        counts = ", ".join(f"{lang} {number}" for lang, number in stage.captions.items())
+        self.log.say(f"stage {name}: summed up captions ({counts}), and kept the best of {len(tried)} solution(s)")
         self._report_validation(model, value, lines)
         self._save(model, stage)
         self._written()
-        run.on_main(stage.forget)
+        run.on_main(lambda: forget(run.folder))
 
     def _start_from_best(self, model: BuiltModel) -> BuiltModel:
         """A later stage starts from the best checkpoint of the stage before it, not from its last."""

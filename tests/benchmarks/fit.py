@@ -15,6 +15,7 @@ first, and so the files are in the page cache when time is.
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -61,7 +62,7 @@ def main() -> None:
 def made(root: Path, rows: int, width: int) -> Dataset:
     """A dataset of both columns, and of captions that are all the same, in shards."""
     cuts = [*range(0, rows, SHARD), rows]
-    keys = [[f"{i}" for i in range(a, b)] for a, b in zip(cuts, cuts[1:], strict=False)]
+    keys = [[f"{i}" for i in range(a, b)] for a, b in itertools.pairwise(cuts)]
     dataset = create_dataset(root, name="bench", split="train", keys=keys)
     dice = np.random.default_rng(0)
     captions = create_column(dataset, "caption.en", kind="texts", extension="json", plan={"by": "bench"}, provenance={})

@@ -59,7 +59,7 @@ def require_alike(folder: Path, method: str, name: str) -> None:
     found, alone = weights(folder, f"{method}-{name}"), weights(folder, f"{method}-float16-1")
     assert found.keys() == alone.keys()
     if method == "map":
-        assert {"net.map.weight", "net.bias.es"} <= found.keys()
+        assert {"net.map.weight", "net.bias.lang-es"} <= found.keys()
         close(found, alone, tolerance=1e-6)
     else:
         close(predictions(found, alone), predictions(alone, alone), tolerance=1e-5)

@@ -6,7 +6,7 @@ blocks do not depend on the number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -55,12 +55,13 @@ class Matrices:
 
     Raises:
         ConfigError: A column is of the wrong kind, or a language has no column in any dataset.
-        DataError: A column is missing or incomplete.
+        DataError: A column is missing or incomplete, or has vectors of another width than those beside it.
     """
 
     def __init__(self, datasets: Sequence[Dataset], fields: Fields, *, rows: int, seed: int = 0) -> None:
         self._seed, self._digests = seed, [dataset.digest for dataset in datasets]
         self._columns: dict[tuple[int, str], dict[str, Column]] = {}
+        self._widths: dict[str, tuple[int, Column]] = {}
         self.blocks: list[Block] = []
         for lang in fields.query_features:
             opened = [fields.of(lang).open(dataset, lang) for dataset in datasets]
@@ -69,13 +70,22 @@ class Matrices:
             for source, (dataset, columns) in enumerate(zip(datasets, opened, strict=True)):
                 if columns:
                     _require_vectors(columns)
+                    self._require_width(columns)
                     self._columns[source, lang] = columns
                     self.blocks += _blocks(source, lang, dataset, rows)
 
-    def columns(self) -> Iterator[tuple[str, Column]]:
-        """(role, column) of all that is read."""
-        for columns in self._columns.values():
-            yield from columns.items()
+    def _require_width(self, columns: dict[str, Column]) -> None:
+        """DataError where vectors of one role are not as wide as those of another language or dataset."""
+        for role, column in columns.items():
+            width = _width(column) if column.kind == "matrix" else None
+            if width is None:
+                continue
+            known, other = self._widths.setdefault(role, (width, column))
+            if known != width:
+                raise DataError(
+                    f"{column.folder}: vectors of {width} numbers, and those of {other.folder} have {known}; one"
+                    " encoder has to have made both"
+                )
 
     def read(self, block: Block) -> dict[str, np.ndarray]:
         """The vectors of a block's captions.
@@ -138,6 +148,15 @@ class Matrices:
                 kept[[first + at for at in with_text(*values)]] = True
             first += int(count)
         return kept
+
+
+def _width(column: Column) -> int | None:
+    """Of the first vector; None where there is none."""
+    for shard in range(len(column.dataset.shard_rows)):
+        array, _ = retry_io(partial(column.matrix, shard), what=column.folder)
+        if len(array):
+            return int(array.shape[1])
+    return None
 
 
 def _require_vectors(columns: dict[str, Column]) -> None:

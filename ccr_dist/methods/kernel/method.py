@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -46,8 +47,12 @@ class Kernel(QuerySide):
         return self.net["kernel"]
 
     def mapped(self, features: Tensor, lang: str) -> dict[str, Tensor]:
-        found = self._kernel(one_row(features)) @ self._parts["coefficients"] + self._parts["bias"]
-        return {"global": found[: len(features)]}
+        rows, device = one_row(features), features.device.type
+        half = torch.is_autocast_enabled(device)
+        # Terms of a sum cancel far below what bf16 keeps.
+        with torch.autocast(device, enabled=False) if half else contextlib.nullcontext():
+            found = self._kernel(rows) @ self._parts["coefficients"] + self._parts["bias"]
+        return {"global": found[: features.shape[0]]}
 
     def _kernel(self, features: Tensor) -> Tensor:
         """(n, Q) query features to (n, m)."""

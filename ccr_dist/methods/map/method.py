@@ -27,15 +27,20 @@ class Map(LinearMap):
         super().build(texts, state)
         if self.options.centre == "language":
             width = self.map.out_features
-            self.net["bias"] = nn.ParameterDict({lang: nn.Parameter(torch.zeros(width)) for lang in self.languages})
+            self.net["bias"] = nn.ParameterDict({_own(lang): torch.zeros(width) for lang in self.languages})
 
     def mapped(self, features: Tensor, lang: str) -> dict[str, Tensor]:
         found, own = self.map(one_row(features)), self._own_bias()
-        whole = self.into_shared_space(found + own[lang] if lang in own else found)
-        return {"global": whole[: len(features)]}
+        whole = self.into_shared_space(found + own[_own(lang)] if _own(lang) in own else found)
+        return {"global": whole[: features.shape[0]]}
+
+    def parts(self, lang: str) -> tuple[Tensor, Tensor]:
+        """Weight (F or D, Q) and bias (F or D) of the map of a language."""
+        own, bias = self._own_bias(), self.map.bias
+        return self.map.weight, bias + own[_own(lang)] if _own(lang) in own else bias
 
     def _own_bias(self) -> nn.ParameterDict:
-        """(F) by language, beside the map's own bias; none unless each language has its own mean."""
+        """(F) by `_own(lang)`, beside the map's own bias; none unless each language has its own mean."""
         if "bias" not in self.net:
             return nn.ParameterDict()
         own = self.net["bias"]
@@ -76,9 +81,14 @@ class Map(LinearMap):
             return means[1] - means[0] @ weight
 
         found = {"net.map.weight": weight.T, "net.map.bias": bias(moments.means)}
-        for lang in self._own_bias():
-            found[f"net.bias.{lang}"] = bias(moments.by_language[lang]) - found["net.map.bias"]
+        for lang in self.languages if self._own_bias() else ():
+            found[f"net.bias.{_own(lang)}"] = bias(moments.by_language[lang]) - found["net.map.bias"]
         return {name: tensor.float() for name, tensor in found.items()}
+
+
+def _own(lang: str) -> str:
+    """The name of a language's parameter: some tags, such as "to", are names of modules' attributes."""
+    return f"lang-{lang}"
 
 
 class _Moments(NamedTuple):

@@ -98,7 +98,7 @@ class LinearMap(QuerySide):
         return layer
 
     def mapped(self, features: Tensor, lang: str) -> dict[str, Tensor]:
-        return {"global": self.into_shared_space(self.map(one_row(features)))[: len(features)]}
+        return {"global": self.into_shared_space(self.map(one_row(features)))[: features.shape[0]]}
 
     def into_shared_space(self, found: Tensor) -> Tensor:
         """What the map gives, (n, F) or (n, D), to (n, D), n ≥ 1."""

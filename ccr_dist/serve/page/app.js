@@ -83,7 +83,7 @@ function told(answer, seconds) {
   if (answer.detected && answer.lang) chips.detected(answer.lang);
   const count = answer.hits.length;
   const words = [`${count === 1 ? "1 picture" : `${count} pictures`}`];
-  if (answer.detected && answer.lang && info.languages.length > 1)
+  if (answer.detected && answer.lang && (info.languages.length > 1 || info.anyLanguage))
     words.push(`${languageName(answer.lang, false)}, ${answer.sure ? "detected" : "not sure: choose the language if it is another one"}`);
   words.push(`${seconds.toFixed(2)} s`);
   status(words.join(" · "));
@@ -216,7 +216,9 @@ function welcome() {
   chips.detected(null);
   const items = info.indexes.reduce((sum, about) => Math.max(sum, about.items), 0);
   if (!items) { message("This index is empty", "`ccr-dist index` puts pictures into it."); return; }
-  const list = new Intl.ListFormat("en", { type: "disjunction" }).format(info.languages.map((tag) => languageName(tag, false)));
+  const names = info.languages.map((tag) => languageName(tag, false));
+  if (info.anyLanguage) names.push("any other language");
+  const list = new Intl.ListFormat("en", { type: "disjunction" }).format(names);
   const box = message(`Search in ${items.toLocaleString("en")} pictures`, `Write what is to be seen in ${list}, or drop a picture.`);
   const keys = Object.assign(document.createElement("p"), { className: "keys" });
   const key = (name) => Object.assign(document.createElement("kbd"), { textContent: name });
@@ -333,6 +335,7 @@ async function start() {
   }
   api.startedAt(info.started);
   info.languages = [...new Set(info.indexes.flatMap((about) => about.languages))];
+  info.anyLanguage = info.indexes.every((about) => about.any_language);
   chips.show(info.languages);
   filters.show([], [...new Set(info.indexes.flatMap((about) => about.english))]);
   chooseLabels();

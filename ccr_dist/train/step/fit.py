@@ -29,6 +29,8 @@ from ccr_dist.train.strategies.strategy import Step, Strategy
 from ccr_dist.train.watch.signals import StopRequest
 
 SAVE_S = 60.0  # between two saves of a rank's sums
+_SUMS = "sums"  # the folder of those in a run folder
+_CAPTIONS = "captions/"  # key of how many of a language were summed up, beside the method's own sums
 Sums = dict[str, Tensor]
 Validate = Callable[[], tuple[float, dict[str, Any]]]
 
@@ -46,6 +48,9 @@ class FitStage:
         datasets: The datasets to read.
         fields: The columns to read.
         alive: Called for every block.
+
+    Attributes:
+        captions: How many of each language were summed up, once `run` has done that.
 
     Raises:
         ConfigError: The stage cannot be carried out in this way.
@@ -71,9 +76,10 @@ class FitStage:
                 f"{config.name}: runtime.checkpoint: sharded has no use for stage {name}, which every process solves as"
                 " a whole; leave it out"
             )
-        self.name, self.settings, self.advice = name, settings, list[str]()
+        self.name, self.settings, self.captions = name, settings, dict[str, int]()
         self._step, self._method, self._strategy, self._stop, self._alive = step, step.method, strategy, stop, alive
         self._matrices = Matrices(datasets, fields, rows=settings.batch, seed=mix(config.seed, "draw", name))
+        self._languages = tuple(fields.query_features)
         self._parts = _Parts(folder, name, self._matrices.blocks, [each.digest for each in datasets])
         for parameter in step.parameters():
             parameter.requires_grad_(False)
@@ -88,11 +94,11 @@ class FitStage:
             Value and log lines of the best solution, and of every one its label and value.
 
         Raises:
-            ConfigError: The system is singular, or there is not a single row.
+            ConfigError: The system is singular, or a language has not a single caption.
             Stopped: The run was asked to stop; what was summed up is kept.
         """
         self._begin()
-        sums = self._sum()
+        sums = self._counted(self._sum())
         solved: list[Any] = []
         self._strategy.together(
             lambda: solved.extend(self._method.solutions(self.name, sums) if self._strategy.main else ())
@@ -109,10 +115,6 @@ class FitStage:
         assert best is not None, f"method {self._method.name} has no solution"
         self._load(best[2])
         return best[0], best[1], tried
-
-    def forget(self) -> None:
-        """Remove the saved sums; the checkpoint of the stage is on disk."""
-        self._parts.remove()
 
     def snapshot(self, kept: Mapping[str, nn.Parameter]) -> tuple[Sums, Sums, Sums]:
         """Weights, and no state of an optimiser or of auxiliary networks, for a checkpoint."""
@@ -142,12 +144,16 @@ class FitStage:
             def add(at: int = turn * strategy.world + strategy.rank) -> None:
                 if at < len(blocks):
                     found = self._matrices.read(blocks[at])
-                    kept[:] = least([*kept, (found["draw"], found["query"])])
+                    if len(found["query"]):
+                        kept[:] = least([*kept, (found["draw"], found["query"])])
                     self._alive()
 
             strategy.together(add)
             self._stop.leave(strategy)
-        [(_, rows)] = least([each for of_rank in strategy.all(kept) for each in of_rank])
+        found = [each for of_rank in strategy.all(kept) for each in of_rank]
+        if not found:
+            self._counted({})
+        [(_, rows)] = least(found)
         self._method.begin(self.name, torch.from_numpy(rows).to(strategy.device))
 
     def _sum(self) -> Sums:
@@ -195,8 +201,23 @@ class FitStage:
             for name, values in self._matrices.read(block).items()
             if name != "draw"
         }
+        count = {f"{_CAPTIONS}{block.lang}": torch.tensor(float(len(rows["query"])), dtype=torch.float64)}
+        if not len(rows["query"]):
+            return count
         with torch.no_grad():
-            return self._method.statistics(self.name, block.lang, rows)
+            return count | self._method.statistics(self.name, block.lang, rows)
+
+    def _counted(self, sums: Sums) -> Sums:
+        """The method's own sums. ConfigError where a language has no caption in them."""
+        numbers = {name.removeprefix(_CAPTIONS): int(n) for name, n in sums.items() if name.startswith(_CAPTIONS)}
+        self.captions = {lang: numbers.get(lang, 0) for lang in self._languages}
+        if empty := [lang for lang, number in self.captions.items() if not number]:
+            raise ConfigError(
+                f"stage {self.name}: no caption in {', '.join(empty)} has text, a vector by the query encoder and an"
+                " English feature in the training datasets, so there is nothing to fit on; leave the language out of"
+                " data.query_features, or name columns with values"
+            )
+        return {name: tensor for name, tensor in sums.items() if not name.startswith(_CAPTIONS)}
 
     def _everywhere(self, sums: Sums) -> Sums:
         """Summed over ranks; a rank without a block has none of its own."""
@@ -209,11 +230,16 @@ class FitStage:
         return total
 
 
+def forget(folder: RunFolder) -> None:
+    """Remove saved sums; the checkpoint of their stage is on disk."""
+    shutil.rmtree(folder.path / _SUMS, ignore_errors=True)
+
+
 class _Parts:
     """Sums of some blocks in files of their own, RUN/sums/STAGE/*.safetensors."""
 
     def __init__(self, folder: RunFolder, stage: str, blocks: Sequence[Block], datasets: Sequence[str]) -> None:
-        self._run, self._folder = folder, folder.path / "sums" / stage
+        self._run, self._folder = folder, folder.path / _SUMS / stage
         work = {"run": folder.digest, "blocks": [list(block) for block in blocks], "datasets": list(datasets)}
         self._of = digest_json(work)
 
@@ -242,9 +268,6 @@ class _Parts:
         with disk_errors(path):
             tensorfile.write(tmp, sums, {"of": self._of, "blocks": list(blocks)})
             tmp.replace(path)
-
-    def remove(self) -> None:
-        shutil.rmtree(self._folder.parent, ignore_errors=True)
 
 
 def _add(sums: Sums, more: Mapping[str, Tensor]) -> None:

@@ -106,6 +106,7 @@ def test_other_tools_load_them_without_ours(work, tmp_path) -> None:
         "dual": (ST, "clip", "dual", "en", {}),
         "full": (ST, "full", "clip", "es", {"task": "es"}),
         "leccr": (ST, "leccr", "clip", "es", LECCR),
+        "map": (ST, "map", "dual", "es", {"task": "es"}),
         "zero-shot": (OC, "clip", "clip", "en", {}),
         "lora": ("peft", "lora", "dual", "es", {}),
     }
@@ -141,12 +142,15 @@ def test_more_of_them(work, tmp_path) -> None:
     assert with_pictures == {"hf", "metaclip", "square", "oc-full", "merged"}
 
 
-@pytest.mark.parametrize("names", [("dasd", "static"), pytest.param(("nrccr", "siglip"), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "names", [("dasd", "static", "kernel"), pytest.param(("nrccr", "siglip"), marks=pytest.mark.slow)]
+)
 def test_a_registered_type_needs_ours_and_says_so(work, tmp_path, names) -> None:
     jobs = {
         "dasd": (ST, "dasd", "clip", "es", {"rank": 4, "task": "es"}),
         "static": (ST, "static", "clip", "es", {"task": "es"}),
         "nrccr": (ST, "nrccr", "clip", "es", NRCCR),
+        "kernel": (ST, "kernel", "clip", "es", {"landmarks": 9, "task": "es"}),
         "siglip": (ST, "clip", "hf-siglip", "en", {}),
     }
     asked = {name: jobs[name] for name in names}
@@ -172,12 +176,20 @@ def test_onnx_needs_onnxruntime_alone(work, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("method", "kind", "options"),
     [("leccr", "clip", {**LECCR, "descriptions": False}), ("static", "xlm-roberta", {}), ("nrccr", "clip", NRCCR),
-     ("lora", "dual", {}), ("full", "clip", {}), ("static", "siglip", {}), ("clip", "dual", {})],
+     ("lora", "dual", {}), ("full", "clip", {}), ("static", "siglip", {}), ("clip", "dual", {}),
+     ("map", "dual", {}), ("kernel", "clip", {"landmarks": 9})],
 )  # fmt: skip
 def test_onnx_of_more_methods(work, tmp_path, method, kind, options) -> None:
     lang = "en" if method == "clip" else "es"
     made = loaded_elsewhere(work, tmp_path, {"one": ("onnx", method, kind, lang, options)}, forbidden=FORBIDDEN)
     assert made["one"].record["pictures"]
+
+
+def test_a_model_that_reads_any_language_is_exported_for_those_that_are_asked_for(work, tmp_path) -> None:
+    queries = tmp_path / "queries.tsv"
+    queries.write_text("".join(f"de\tein {each} Fleck\n" for each in ("roter", "blauer", "weisser")))
+    _, out, record = exported(work, tmp_path, "safetensors", "map", languages=["de"], check=str(queries))
+    assert record["languages"] == ["de"] and (out / "model.json").exists()
 
 
 def test_safetensors_is_the_model_folder_with_a_list(work, tmp_path) -> None:
@@ -198,7 +210,9 @@ def test_safetensors_is_the_model_folder_with_a_list(work, tmp_path) -> None:
         ("open_clip", "clip", "dual", {}, "no model of open_clip"),
         ("open_clip", "clip", "bert", {}, "a folder of this machine"),
         ("open_clip", "leccr", "clip", LECCR, "a description of each picture"),
+        ("open_clip", "map", "clip", {"languages": ["es"]}, "a text encoder of its own"),
         ("peft", "dasd", "clip", {}, "what method lora trains"),
+        ("peft", "map", "clip", {}, "what method lora trains"),
         ("peft", "lora", "clip", {"pictures": True}, "the text side alone"),
         ("sentence-transformers", "clip", "clip", {"pictures": True}, "by a pixel"),
         ("sentence-transformers", "leccr", "clip", {**LECCR, "pictures": True}, "a description of each picture"),

@@ -37,10 +37,15 @@ def made(folder: Path, name: str, kind: str, **options) -> Method:
         encoder = tiny.tiny_encoder(folder / "encoder", width=32, seed=5)
         options |= {"text_encoder": encoder} if name == "leccr" else {"encoder": encoder, **NRCCR}
         built = small.method(name, backbone, **options)
+    elif name in ("map", "kernel"):
+        options["query"] = {"text": tiny.tiny_frontend_folder(folder / "mbert")}
+        built = small.method(name, backbone, **options)
     else:
         frontend = small.front_end(folder / "mbert") if name != "clip" else None
         built = small.method(name, backbone, frontend, **options)
     unsettle(built.net)
+    if name == "kernel":
+        built.net["kernel"]["gamma"].data.fill_(0.5)
     built.net.eval()
     return built
 
@@ -74,6 +79,10 @@ def rows(built: Method, path: TextPath) -> np.ndarray:
         ("dasd", "dual", {"positions": "tokens"}, [("en",), *((lang,) for lang in LANGUAGES)]),
         ("leccr", "clip", {"dim": 8, "heads": 2, "slots": 2}, [("en", *LANGUAGES)]),
         ("nrccr", "clip", {"fusion": [0.0], "pooling": "all"}, [("en", *LANGUAGES)]),
+        ("map", "dual", {}, [("en",), LANGUAGES]),
+        ("map", "clip", {"space": "shared", "centre": "language"}, [("en",), *((lang,) for lang in LANGUAGES)]),
+        ("map", "clip", {"english": "query"}, [("en", *LANGUAGES)]),
+        ("kernel", "clip", {"landmarks": 9}, [("en",), LANGUAGES]),
     ],
 )
 def test_a_path_gives_what_the_method_gives(folder, name, kind, options, ways) -> None:
@@ -85,9 +94,9 @@ def test_a_path_gives_what_the_method_gives(folder, name, kind, options, ways) -
         expected, (numbers, mask) = rows(built, path), ids(path, TEXTS)
         with torch.inference_mode():
             np.testing.assert_allclose(path.module(numbers, mask).numpy(), expected, atol=2e-6)
-        plainly = path.kind == "english" or name in ("full", "lora", "leccr") or options.get("adapter") == "none"
+        plainly = path.kind == "english" or name in ("full", "lora", "leccr", "map") or options.get("adapter") == "none"
         if kind == "siglip" or not plainly:
-            with pytest.raises(ConfigError, match=r"open_clip|between the blocks|sequence encoder"):
+            with pytest.raises(ConfigError, match=r"open_clip|between the blocks|sequence encoder|no linear map"):
                 plain(built, path)
             continue
         np.testing.assert_allclose(plainly_encoded(built, path, numbers, mask), expected, atol=2e-6)

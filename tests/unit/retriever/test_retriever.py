@@ -18,7 +18,7 @@ from ccr_dist.methods.run_config import load_config
 from ccr_dist.retriever.language import detect, detect_any
 from ccr_dist.retriever.load import load_model
 from ccr_dist.train import commands
-from tests import generation, query_side, retrievers, tiny, toy
+from tests import exporting, generation, query_side, retrievers, tiny, toy
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +177,15 @@ def test_a_method_with_a_query_encoder_takes_any_language(tmp_path: Path) -> Non
     assert asked.languages == ("en", "es") and asked.detect(german) == ("de", True)
     assert np.allclose(asked.encode_text([german]), asked.encode_text([german], "es"), atol=1e-6)
     assert not np.allclose(asked.encode_text([german]), asked.encode_text([german], "en"), atol=1e-2)
+
+
+def test_a_language_that_was_not_trained_is_no_warning_where_any_can_be_asked(tmp_path: Path) -> None:
+    model = exporting.loaded(exporting.model(tmp_path, "map", "clip"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model.encode_text(["ein rotes Fahrrad im Schnee"], "de").shape == (1, model.text_width)
+    with pytest.raises(ConfigError, match="BCP 47 tag"):
+        model.encode_text(["ein rotes Fahrrad"], "?!")
 
 
 def test_bad_input(clip) -> None:

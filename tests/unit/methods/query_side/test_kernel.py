@@ -132,3 +132,12 @@ def test_impossible_options_and_too_few_captions_are_refused(folder: Path, backb
     method = built(folder, backbone)
     with pytest.raises(ConfigError, match="not two captions"):
         method.begin("fit", rows(method, 1)["query"])
+
+
+def test_queries_are_compared_in_float32_whatever_the_precision_of_the_run(folder: Path, backbone: Backbone) -> None:
+    method = built(folder, backbone, landmarks=30, penalties=[1e-3])
+    given = rows(method, 60)
+    fitted(method, given["query"][:30], [given])
+    exact = method.mapped(given["query"], "es")["global"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(method.mapped(given["query"], "es")["global"], exact)

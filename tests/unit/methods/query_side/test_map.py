@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from ccr_dist.config import RunConfig
 from ccr_dist.errors import ConfigError
+from ccr_dist.methods.features import gram
 from ccr_dist.methods.map.method import Map
 from ccr_dist.methods.map.options import MapOptions
 from ccr_dist.models.backbones.backbone import Backbone
@@ -198,3 +199,10 @@ def test_a_run_config_with_such_a_stage_is_read(folder: Path) -> None:
     assert from_dict(config.model_dump(mode="json"), name="again") == config
     with pytest.raises(ConfigError, match=r"stages\.fit\.lr"):
         load_config(query_side.config(folder, stages={"fit": {"lr": 0.1}}))
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 13])
+def test_products_that_are_mirrored_are_all_products(width: int) -> None:
+    x = torch.randn(9, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    close(gram(x), x.T @ x, tolerance=1e-14)
+    assert gram(x[:0]).tolist() == [[0.0] * width] * width

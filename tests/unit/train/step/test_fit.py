@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.errors import CcrError, ConfigError, DataError
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.models import tensorfile
-from ccr_dist.train import commands
+from ccr_dist.train import commands, loop
 from ccr_dist.train.step import fit
 from tests import query_side
 from tests.nearness import close
@@ -114,7 +115,7 @@ def test_sums_of_other_features_count_for_nothing(tmp_path: Path, monkeypatch: p
     config = train(query_side.config(tmp_path), "stages.fit.batch=2")
     kept: dict[str, bytes] = {}
     monkeypatch.setattr(
-        fit._Parts, "remove", lambda self: kept.update({p.name: p.read_bytes() for p in self._folder.iterdir()})
+        loop, "forget", lambda run: kept.update({p.name: p.read_bytes() for p in (run.path / "sums/fit").iterdir()})
     )
     train(query_side.config(tmp_path), "stages.fit.batch=2", "name=other", "seed=3")
     folder = Path(config.out) / "other-s3" / "sums" / "fit"
@@ -126,6 +127,52 @@ def test_captions_alone_choose_the_penalty_where_no_language_is_measured(tmp_pat
     config = train(path, 'data.queries={"en": "caption.en"}')
     [line] = events(config.folder, "validation")
     assert "und/mR" in line and "en/mR" not in line
+
+
+def test_sums_of_a_start_that_ended_behind_its_checkpoint_are_removed(tmp_path: Path) -> None:
+    config = train(query_side.config(tmp_path))
+    (config.folder / "model.safetensors").unlink()
+    (config.folder / "sums" / "fit").mkdir(parents=True)
+    train(query_side.config(tmp_path))
+    assert not (config.folder / "sums").exists() and len(events(config.folder, "solutions")) == 1
+
+
+def test_a_stage_may_read_datasets_of_its_own(tmp_path: Path) -> None:
+    path = query_side.config(tmp_path)
+    shutil.copytree(tmp_path / "data" / "train", tmp_path / "data" / "more")
+    once, more = ({"path": str(tmp_path / "data" / name)} for name in ("train", "more"))
+    config = train(path)
+    assert events(config.folder, "solutions")[0]["captions"] == {"en": 30, "es": 30}
+    twice = train(path, f"stages.fit.train={json.dumps([once, more])}", "name=twice")
+    assert events(twice.folder, "solutions")[0]["captions"] == {"en": 60, "es": 60}
+    close(weights(twice.folder), weights(config.folder), tolerance=1e-6)
+    with pytest.raises(ConfigError, match=r"data\.train gives datasets different weights.*counts every caption once"):
+        run(path, f"data.train={json.dumps([once, {**more, 'weight': 2.0}])}", "name=uneven")
+    with pytest.raises(ConfigError, match=r"stages\.fit\.train gives datasets different weights"):
+        run(path, f"stages.fit.train={json.dumps([once, {**more, 'weight': 2.0}])}", "name=uneven")
+
+
+@pytest.mark.parametrize("name", ["map", "kernel"])
+def test_a_language_without_a_caption_is_named(tmp_path: Path, name: str) -> None:
+    path = query_side.config(tmp_path, name, **({"centre": "language"} if name == "map" else {"landmarks": 9}))
+    dataset = Dataset.open(tmp_path / "data" / "train")
+    made: dict[str, Any] = {"plan": {"by": "this test"}, "provenance": {}}
+    captions = create_column(dataset, "caption.fr", kind="texts", extension="json", **made)
+    features = create_column(dataset, "feature.q.fr", kind="matrix", extension="npy", **made)
+    for shard, rows in enumerate(dataset.shard_rows):
+        captions.commit(shard, [None] * rows)
+        features.commit_matrix(shard, np.zeros((0, 4), np.float16), [0] * rows)
+    with pytest.raises(ConfigError, match=r"stage fit: no caption in fr has text, a vector by the query encoder"):
+        run(path, "data.targets.fr=caption.fr", "data.query_features.fr=feature.q.fr")
+
+
+def test_features_of_other_captions_are_refused(tmp_path: Path) -> None:
+    said = r"data\.query_features\.es: .*feature\.q\.es was made of caption\.es\.toy, and data\.targets\.es names"
+    with pytest.raises(ConfigError, match=said):
+        run(query_side.config(tmp_path), "data.targets.es=caption.es")
+    said = r"data\.source_feature: .*feature\.en was made of caption\.en, and data\.source names caption\.en\.toy"
+    with pytest.raises(ConfigError, match=said):
+        run(query_side.config(tmp_path), "data.source=caption.en.toy", "name=other")
 
 
 def test_features_of_another_encoder_are_refused(tmp_path: Path) -> None:
@@ -216,6 +263,19 @@ def test_columns_that_do_not_fit_are_named(tmp_path: Path) -> None:
     matrices = Matrices([dataset], FIELDS, rows=10)
     with pytest.raises(DataError, match="2 vectors, and 1 are expected"):
         matrices.read(matrices.blocks[0])
+
+
+def test_vectors_of_another_width_are_named(tmp_path: Path) -> None:
+    one, other = (
+        table(
+            tmp_path / f"{width}",
+            en=("texts", [["a"]]),
+            **{name: ("matrix", [[[1] * (width if name == "q" else 1)]]) for name in ("q", "f", "v")},
+        )
+        for width in (2, 3)
+    )
+    with pytest.raises(DataError, match=r"3/feature\.q: vectors of 3 numbers, and those of .*2/feature\.q have 2"):
+        Matrices([one, other], FIELDS, rows=10)
 
 
 def test_damaged_vectors_are_named(tmp_path: Path) -> None:
