@@ -105,10 +105,10 @@ class FitConfig(Frozen):
 
 def _kind(value: Any) -> str:
     """A section that was checked as a `FitConfig` is one: nothing in it says so, its method does."""
-    return "fit" if isinstance(value, FitConfig) else "steps"
+    return "in closed form" if isinstance(value, FitConfig) else "of steps"
 
 
 AnyStage = Annotated[
-    Annotated[StageConfig, Tag("steps")] | Annotated[FitConfig, Tag("fit")],
+    Annotated[StageConfig, Tag("of steps")] | Annotated[FitConfig, Tag("in closed form")],
     Discriminator(_kind),
 ]

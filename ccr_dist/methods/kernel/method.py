@@ -29,6 +29,7 @@ class Kernel(QuerySide):
     """
 
     Options = KernelOptions
+    recomputes = False
 
     def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
         super().build(texts, state)

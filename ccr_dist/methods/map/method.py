@@ -22,6 +22,7 @@ class Map(LinearMap):
     """`net` holds "map", and with `centre: language` "bias": what is added to the map's bias, by language."""
 
     Options = MapOptions
+    recomputes = False
 
     def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
         super().build(texts, state)

@@ -30,14 +30,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "a.yaml").write_text("base: base.yaml\nname: a\nnotes: said.txt\n")
     (tmp_path / "said.txt").write_text("one")
     (tmp_path / "words.txt").write_text("one")
+    (tmp_path / "other.txt").write_text("made")
+    (tmp_path / "text.txt").write_text("one")
     return tmp_path
 
 
 STEPS: dict[str, dict[str, Any]] = {
     "first": {"command": "config show a.yaml"},
     "second": {"command": "methods"},
-    "third": {"command": "doctor --out=words.txt", "after": ["first"]},
-    "other": {"command": "shards inspect words.txt", "after": []},
+    "third": {"command": "shards convert replay said.txt --out=words.txt", "after": ["first"]},
+    "other": {"command": "shards convert replay text.txt --out other.txt", "after": []},
 }
 
 
@@ -78,7 +80,8 @@ CHANGES = [
     (edit("a.yaml", "# the same\nnotes: said.txt\nname: a\nbase: [base.yaml]\n"), []),
     (edit("base.yaml", "steps: 2\n"), ["first", "second", "third"]),  # a base of the file that is named
     (edit("said.txt", "two"), ["first", "second", "third"]),  # a file that the file names
-    (edit("words.txt", "two"), ["other"]),  # of `third` it is the output
+    (edit("text.txt", "two"), ["other"]),
+    (edit("words.txt", "two"), []),  # it is the output of `third`
 ]
 
 
@@ -111,11 +114,12 @@ def test_a_change_that_was_tried_and_taken_back_is_not_done(folder: Path) -> Non
 
 def test_a_file_that_a_step_makes_is_no_input_of_the_pipeline(folder: Path) -> None:
     made = {
-        "second": {"command": "checkpoint convert a.yaml w.safetensors"},
-        "third": {"command": "shards inspect w.safetensors"},
+        "second": {"command": "shards convert replay a.yaml --out w.txt"},
+        "third": {"command": "shards convert replay w.txt --out v.txt"},
     }
     carry_out(plan(folder, **made), *STEPS)
-    (folder / "w.safetensors").write_bytes(b"made")
+    for name in ("w.txt", "v.txt"):
+        (folder / name).write_bytes(b"made")
     assert undone(plan(folder, **made)) == []
 
 
@@ -177,7 +181,7 @@ def test_a_queued_pipeline_that_changed_is_refused(folder: Path) -> None:
     changes: list[tuple[Callable[[Path], Plan], tuple[str, ...]]] = [
         (lambda folder: plan(folder, first={"command": "config show a.yaml seed=2"}), ("first", "second")),
         (lambda folder: plan(folder, second={"memory": "4G"}), ("second",)),
-        (edit("words.txt", "two"), ("other",)),
+        (edit("text.txt", "two"), ("other",)),
     ]
     for change, steps in changes:
         said = refused(change(folder))
@@ -326,9 +330,9 @@ def test_what_was_done_or_queued_under_the_earlier_rule_stays_so(folder: Path) -
     commands = (
         "shards build texts --out . file=t.jsonl name=t",
         "shards convert replay words.txt --out x.txt",
-        "shards inspect x.txt",
+        "shards convert replay x.txt --out y.txt",
     )
-    for made in ("dataset.json", "recipe.json", "x.txt"):
+    for made in ("dataset.json", "recipe.json", "x.txt", "y.txt"):
         (folder / made).write_text("made")
     own = of(folder, *commands)
     carry_out(own, *own.jobs)

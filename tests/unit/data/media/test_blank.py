@@ -262,6 +262,7 @@ def test_vectors_that_are_not_finite_are_bad_items_with_a_name(tmp_path, value):
 def test_vocabularies_are_made_of_texts_and_a_bad_item_does_not_end_the_run(tmp_path, monkeypatch):
     broken_indexed(tmp_path / "d", [b'["one"]', b'["\\ud800"]', b'["", "three"]'], [])
     method = SimpleNamespace(training_stages=lambda: {"s": SimpleNamespace(needs={"target_text"})})
+    method.learner = lambda: method
     config = SimpleNamespace(method=method, data=SimpleNamespace(targets={"en": "caption.en"}))
     monkeypatch.setattr(assemble, "train_sets", lambda config, stage: [SimpleNamespace(path=tmp_path / "d")])
     assert list(assemble.training_texts(config)) == ["one", "three"]
