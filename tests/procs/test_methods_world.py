@@ -1,8 +1,8 @@
 """Methods whose steps need more of the global batch than losses do: gradients know nothing of the world size.
 
 NRCCR normalises over the batch and keeps running statistics; weighted brings its weights to a mean of 1; described and
-hybrid read descriptions, hybrid matches slots of all ranks; distill trains blocks of an encoder of its own. Fusion
-trains nothing: its weight and ranks are the same.
+hybrid read descriptions, hybrid matches slots of all ranks; distill trains blocks of an encoder of its own,
+projection and dynamic a network behind one. Fusion trains nothing: its weight and ranks are the same.
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "described": {"rank": 4, **SLOTS},
     "hybrid": {"rank": 4, "blocks": 1, **SLOTS},
     "distill": {"stages": ["text", "pictures"], "blocks": 1, "source": 0.5, "scale": 10},
+    "projection": {"hidden": 24, "dropout": 0, "pictures": 0.5},
+    "dynamic": {"rank": 6, "pairs": "translations"},
 }
+
+STAGES = {"nrccr": ["train"], "distill": ["text", "pictures"], "projection": ["align"], "dynamic": ["align"]}
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +77,11 @@ def trained(folder: Path, name: str) -> tuple[Path, Path]:
     method = {"name": name, **METHODS[name]}
     if name == "nrccr":
         method["encoder"] = str(folder / "encoder")
-    elif name == "distill":
+    elif name in ("distill", "projection", "dynamic"):
         method["query"] = {"text": str(folder / "encoder")}
     else:
         method["frontend"] = {"embeddings": str(folder / "mbert"), "rows": "used"}
-    stages = dict.fromkeys({"nrccr": ["train"], "distill": ["text", "pictures"]}.get(name, ["cla", "cma"]), STAGE)
+    stages = dict.fromkeys(STAGES.get(name, ["cla", "cma"]), STAGE)
     data: dict[str, Any] = {"back_translations": {"es": "caption.en.toy"}, "description": "description.toy"}
     if name == "nrccr":
         # A random tiny CLIP's features differ by 3 % of their size from picture to picture, which a batch normalisation
@@ -92,7 +96,7 @@ def trained(folder: Path, name: str) -> tuple[Path, Path]:
 @pytest.mark.parametrize("name", ["nrccr", *(pytest.param(name, marks=pytest.mark.slow) for name in list(METHODS)[1:])])
 def test_three_processes_have_the_gradients_of_one(folder: Path, name: str) -> None:
     alone, together = trained(folder, name)
-    steps = STEPS if name == "nrccr" else 2 * STEPS
+    steps = STEPS * len(STAGES.get(name, ["cla", "cma"]))
     for step in range(steps):
         one, many = (load_file(run / "trace" / f"gradients-{step:08d}.safetensors") for run in (alone, together))
         largest = max(float(np.abs(gradient).max()) for gradient in one.values())
