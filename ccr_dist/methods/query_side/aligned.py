@@ -25,6 +25,7 @@ class Aligned(QuerySide):
     """Its stage `align` draws what `mapped` makes of captions towards English features and pictures, both frozen."""
 
     Options: ClassVar[type[MethodOptions]] = AlignedOptions
+    recomputes = False
 
     def outputs(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         """`mapped` and, without gradient, english (n, D) and visual (n, D) where the stage needs them."""
