@@ -23,6 +23,7 @@ from ccr_dist import __version__, commands, errors, terminal
 from ccr_dist.cluster.cli import pipelines_app
 from ccr_dist.declare import require_values
 from ccr_dist.export.cli import push_app
+from ccr_dist.places import folder_to_make
 from ccr_dist.serve.cli import serve_app
 
 
@@ -69,9 +70,7 @@ def top(
 def init(
     folder: Annotated[
         Path,
-        typer.Argument(
-            metavar="DIR", help="New, or a folder that has none of the files.", callback=errors.folder_to_make
-        ),
+        typer.Argument(metavar="DIR", help="New, or a folder that has none of the files.", callback=folder_to_make),
     ],
     configs: Annotated[
         list[str] | None,

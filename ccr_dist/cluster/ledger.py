@@ -30,7 +30,8 @@ from ccr_dist.cluster.slurm import Queued
 from ccr_dist.data.storage.json_lines import append_line, has_types, read_lines
 from ccr_dist.data.storage.store import pretty_json, replace_atomic
 from ccr_dist.environment import commit
-from ccr_dist.errors import ConfigError, DataError, folder_to_make
+from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.places import folder_to_make
 from ccr_dist.redact import command_line
 
 OVER = frozenset(

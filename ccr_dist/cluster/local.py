@@ -27,6 +27,7 @@ from ccr_dist.cluster.identity import Standing
 from ccr_dist.cluster.pipeline import RANKS, Job, Plan
 from ccr_dist.cluster.preflight import gpus_here
 from ccr_dist.cluster.status import errors_in
+from ccr_dist.places import folder_to_make
 
 Say = Callable[[str], None]
 FREE_DISK_GIB = 1.0
@@ -97,7 +98,7 @@ def _check(plan: Plan, say: Say) -> None:
 
 def _tell(plan: Plan, say: Say) -> None:
     """Check the pipeline, and say for each step whether it would run, and why."""
-    errors.folder_to_make(plan.run)
+    folder_to_make(plan.run)
     _check(plan, say)
     standing = Standing(plan)
     for step in plan.jobs.values():

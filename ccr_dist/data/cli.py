@@ -24,7 +24,8 @@ from ccr_dist.data.declared import (
 from ccr_dist.data.table.names import column_names
 from ccr_dist.data.table_cli import Columns, Quiet, show, table_app
 from ccr_dist.declare import Uses, declares
-from ccr_dist.errors import ConfigError, file_to_make, folder_to_make, folder_to_read
+from ccr_dist.errors import ConfigError
+from ccr_dist.places import file_to_make, folder_to_make, folder_to_read
 
 shards_app = typer.Typer(no_args_is_help=True, help="Build, index, look at and verify datasets.")
 

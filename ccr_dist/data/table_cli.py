@@ -14,7 +14,8 @@ from ccr_dist import terminal
 from ccr_dist.data.declared import measuring, of_table, overlapping, pulling, pushing
 from ccr_dist.data.table.names import column_names
 from ccr_dist.declare import declares
-from ccr_dist.errors import DataError, StorageError, folder_to_make, folder_to_read
+from ccr_dist.errors import DataError, StorageError
+from ccr_dist.places import folder_to_make, folder_to_read
 
 table_app = typer.Typer()
 Columns = Annotated[list[str] | None, typer.Option(help="Only this column; may be repeated.", callback=column_names)]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ccr_dist.declare import File, Folder, Table, Uses, declares
-from ccr_dist.errors import folder_to_make, folder_to_read
+from ccr_dist.places import folder_to_make, folder_to_read
 
 report_app = typer.Typer()
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from ccr_dist import terminal
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.errors import DataError, require_writable
+from ccr_dist.errors import DataError
 from ccr_dist.evaluate.report import write_report
 from ccr_dist.evaluate.schema import unrecorded
 from ccr_dist.evaluate.summaries import aggregate, collect
 from ccr_dist.evaluate.tables import table
+from ccr_dist.places import require_writable
 
 
 def report(

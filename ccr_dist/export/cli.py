@@ -10,8 +10,9 @@ import typer
 
 from ccr_dist import terminal
 from ccr_dist.declare import declares
-from ccr_dist.errors import ConfigError, folder_to_make, folder_to_read, require_writable
+from ccr_dist.errors import ConfigError
 from ccr_dist.export.declared import exporting
+from ccr_dist.places import folder_to_make, folder_to_read, require_writable
 
 export_app = typer.Typer()  # may be a step of a pipeline
 push_app = typer.Typer()

@@ -17,7 +17,7 @@ from ccr_dist import terminal
 from ccr_dist.config import BackboneConfig
 from ccr_dist.data.table.names import column_names
 from ccr_dist.declare import Table, Uses, declares
-from ccr_dist.errors import STOPPED, ConfigError, file_to_read, folder_to_read
+from ccr_dist.errors import STOPPED, ConfigError
 from ccr_dist.generate.declared import (
     Encoder,
     both,
@@ -31,6 +31,7 @@ from ccr_dist.generate.declared import (
     translating,
 )
 from ccr_dist.generate.job_options import JobOptions, parse_share, with_job_options
+from ccr_dist.places import file_to_read, folder_to_read
 
 if TYPE_CHECKING:
     from ccr_dist.data.table.dataset import Dataset

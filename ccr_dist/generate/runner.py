@@ -23,7 +23,7 @@ import ccr_dist
 from ccr_dist import terminal
 from ccr_dist.data.storage import store
 from ccr_dist.data.table.dataset import Column, Dataset, create_column
-from ccr_dist.errors import ConfigError, DataBudgetError, DataError, require_writable
+from ccr_dist.errors import ConfigError, DataBudgetError, DataError
 from ccr_dist.generate.bad_items import BadItems, Budget
 from ccr_dist.generate.job_parts import JobParts
 from ccr_dist.generate.lease import Leases
@@ -37,6 +37,7 @@ from ccr_dist.generate.shard_work import Bench
 from ccr_dist.generate.stop_request import StopRequest
 from ccr_dist.generate.summary import Event, JobReport, JobSummary
 from ccr_dist.heartbeat import Watch
+from ccr_dist.places import require_writable
 from ccr_dist.redact import command_line
 
 _NAMED = 8  # items in a message about a silent engine

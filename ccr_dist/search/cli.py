@@ -17,18 +17,10 @@ import typer
 from ccr_dist import terminal
 from ccr_dist.data.table.names import column_names
 from ccr_dist.declare import declares
-from ccr_dist.errors import (
-    STOPPED,
-    ConfigError,
-    DataBudgetError,
-    DataError,
-    file_to_read,
-    folder_to_make,
-    folder_to_read,
-    require_writable,
-)
+from ccr_dist.errors import STOPPED, ConfigError, DataBudgetError, DataError
 from ccr_dist.generate.declared import both, options_of
 from ccr_dist.generate.job_options import JobOptions, with_job_options
+from ccr_dist.places import file_to_read, folder_to_make, folder_to_read, require_writable
 from ccr_dist.search.declared import indexing, searching
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ccr_dist.errors import ConfigError, file_to_read, folder_to_read
+from ccr_dist.errors import ConfigError
+from ccr_dist.places import file_to_read, folder_to_read
 
 serve_app = typer.Typer()
 

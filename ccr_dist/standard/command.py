@@ -21,7 +21,8 @@ from rich.table import Table
 
 from ccr_dist import api, terminal
 from ccr_dist.data.storage.store import disk_errors
-from ccr_dist.errors import CcrError, ConfigError, DataError, StorageError, folder_to_make, require_writable
+from ccr_dist.errors import CcrError, ConfigError, DataError, StorageError
+from ccr_dist.places import folder_to_make, require_writable
 from ccr_dist.standard.chosen import chosen, require_usable
 from ccr_dist.standard.encoder import RetrieverEncoder
 from ccr_dist.standard.own_tasks import DatasetRetrieval

@@ -11,7 +11,8 @@ import typer
 
 from ccr_dist import terminal
 from ccr_dist.declare import File, Folder, Run, Settings, Uses, declares
-from ccr_dist.errors import ConfigError, folder_to_make, require_writable
+from ccr_dist.errors import ConfigError
+from ccr_dist.places import folder_to_make, require_writable
 
 if TYPE_CHECKING:
     from ccr_dist.study.plan import StudyPlan

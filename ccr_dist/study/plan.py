@@ -19,9 +19,10 @@ from pydantic import Field, NonNegativeInt
 
 from ccr_dist.config import Frozen, RunConfig, as_dict
 from ccr_dist.data.storage.store import differences
-from ccr_dist.errors import ConfigError, folder_to_make
+from ccr_dist.errors import ConfigError
 from ccr_dist.evaluate.schema import read_result
 from ccr_dist.methods.run_config import from_dict, load_config
+from ccr_dist.places import folder_to_make
 from ccr_dist.yamlfile import load, validate
 
 SEED = "{seed}"  # in overrides

@@ -9,7 +9,8 @@ import typer
 
 from ccr_dist import terminal
 from ccr_dist.declare import File, Folder, Uses, declares
-from ccr_dist.errors import CheckpointError, ConfigError, file_to_make, folder_to_make, folder_to_read, require_writable
+from ccr_dist.errors import CheckpointError, ConfigError
+from ccr_dist.places import file_to_make, folder_to_make, folder_to_read, require_writable
 from ccr_dist.train.declared import check_evaluated, configs_of, evaluated_place, evaluating, training
 
 train_app = typer.Typer()

@@ -10,9 +10,10 @@ from pathlib import Path
 from ccr_dist.config import RunConfig
 from ccr_dist.config.base_files import reads
 from ccr_dist.declare import File, Folder, Item, Run, Settings, Table, Uses
-from ccr_dist.errors import ConfigError, folder_to_make
+from ccr_dist.errors import ConfigError
 from ccr_dist.hub import name_in, names_hub
 from ccr_dist.methods.run_config import load_config
+from ccr_dist.places import folder_to_make
 from ccr_dist.retriever.kept_config import config_of_folder
 
 

@@ -19,9 +19,7 @@ from ccr_dist.errors import OutOfMemoryError
 from ccr_dist.methods.base import Method
 from ccr_dist.train.cached_features import require_encoders
 from ccr_dist.train.prepared import PreparedRun, claim, prepare_run
-from ccr_dist.train.record.phases import Phases
-from ccr_dist.train.record.profiler import ProfiledSteps
-from ccr_dist.train.record.telemetry import Telemetry
+from ccr_dist.train.recorders import Recorders, recording
 from ccr_dist.train.resume import (
     BuiltModel,
     StartingPoint,
@@ -40,7 +38,6 @@ from ccr_dist.train.validation import blank, total, validate
 from ccr_dist.train.watch import memory
 from ccr_dist.train.watch.guards import samples
 from ccr_dist.train.watch.signals import Stopped
-from ccr_dist.train.watch.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -80,59 +77,8 @@ def train_run(config: RunConfig, strategy: Strategy) -> TrainingOutcome:
     complete = complete_at(run, start)
     if complete is not None:
         return TrainingOutcome(complete, None, complete)
-    with _recorders(run, start.progress().step) as recorders:
+    with recording(run, start.progress().step) as recorders:
         return Training(run, start, recorders).run()
-
-
-@dataclass(frozen=True)
-class Recorders:
-    """What writes beside the training.
-
-    Attributes:
-        phases: what this rank does now.
-        log: lines of the run's log.
-        writer: of checkpoints.
-        profiler: of the steps that runtime.profile names.
-        watchdog: ends a rank that gives no sign of life.
-    """
-
-    phases: Phases
-    log: Telemetry
-    writer: checkpoint.Writer
-    profiler: ProfiledSteps
-    watchdog: Watchdog
-
-
-@contextmanager
-def _recorders(run: PreparedRun, resumed_step: int) -> Iterator[Recorders]:
-    """Open while the run trains; the log begins behind `resumed_step`. Collective."""
-    strategy, runtime, folder = run.strategy, run.config.runtime, run.folder
-    phases = Phases(strategy.device)
-    logs: list[Telemetry] = []
-
-    def open_log() -> None:
-        log = Telemetry(
-            folder.path,
-            active=strategy.main,
-            resumed_step=resumed_step,
-            total_steps=run.total_steps,
-            title=f"{run.config.name}-s{run.config.seed}",
-            config=run.config,
-        )
-        logs.append(log)
-
-    strategy.together(open_log)
-    [log] = logs
-    beside = strategy.beside() if strategy.in_shards else None
-    writer = checkpoint.Writer(folder.checkpoints, beside, folder.require_held)
-    profiler = ProfiledSteps(runtime.profile if strategy.main else None, folder.path / "profile", strategy.device)
-    watchdog = Watchdog(phases, silence_s=runtime.hang, rank=strategy.rank, run=folder.path)
-    try:
-        yield Recorders(phases, log, writer, profiler, watchdog)
-    finally:
-        profiler.close()
-        writer.close()
-        log.close()
 
 
 @dataclass

@@ -17,11 +17,12 @@ from ccr_dist.config import RunConfig, as_dict
 from ccr_dist.data.storage.store import replace_atomic, sha256_file
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.environment import environment
-from ccr_dist.errors import ConfigError, DataError, require_writable
+from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.evaluate.evaluate import results
 from ccr_dist.evaluate.schema import RunResult, read_result, written
 from ccr_dist.methods.base import Method
 from ccr_dist.methods.params import count
+from ccr_dist.places import require_writable
 from ccr_dist.retriever.model_folder import IN_RUN, is_model, keep_result
 from ccr_dist.train.inputs import asked, measured_on
 from ccr_dist.train.strategies.strategy import Step, Strategy

@@ -16,15 +16,16 @@ import typer
 import yaml
 from typer.testing import CliRunner, Result
 
-from ccr_dist import errors
+from ccr_dist import places
 from ccr_dist.cli import app
 from ccr_dist.cluster.ledger import held
 from ccr_dist.commands import uses_of
 from ccr_dist.data.table.dataset import Dataset, create_column, create_dataset
 from ccr_dist.declare import commands
-from ccr_dist.errors import ConfigError, StorageError, folder_to_make
+from ccr_dist.errors import ConfigError, DataError, StorageError
 from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.runner import run
+from ccr_dist.places import folder_to_make, require_writable
 from tests import jobs
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +92,7 @@ def test_a_file_where_a_folder_is_to_be_is_a_mistake_in_the_request(folder: Path
 def test_a_link_to_nothing_is_no_folder(folder: Path) -> None:
     Path("link").symlink_to("gone")
     with pytest.raises(ConfigError, match="link: a link to nothing is there"):
-        errors.folder_to_make(Path("link/below"))
+        folder_to_make(Path("link/below"))
 
 
 def test_a_step_of_a_pipeline_that_writes_into_a_file_has_its_place_named(folder: Path) -> None:
@@ -133,8 +134,8 @@ def test_a_place_where_nothing_can_be_written_is_reported_before_the_work(folder
 
 def test_looking_whether_a_folder_can_be_written_leaves_nothing(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
-    errors.require_writable(folder)
-    errors.require_writable(folder / "not/yet/there")
+    require_writable(folder)
+    require_writable(folder / "not/yet/there")
     assert sorted(folder.rglob("*")) == before
 
 
@@ -282,9 +283,9 @@ def test_a_run_without_results_says_what_makes_them(folder: Path) -> None:
 
 
 def test_a_column_of_another_kind_says_which_would_do(folder: Path) -> None:
-    with pytest.raises(errors.DataError, match=r"caption\.en: a column of kind texts; describe takes image, video\."):
+    with pytest.raises(DataError, match=r"caption\.en: a column of kind texts; describe takes image, video\."):
         Dataset("data").column("caption.en").require_kind(("image", "video"), "describe")
-    with pytest.raises(errors.DataError, match=r"Columns that fit: caption\.en$"):
+    with pytest.raises(DataError, match=r"Columns that fit: caption\.en$"):
         made = create_column(Dataset("data"), "label.x", kind="label", extension="json", plan={}, provenance={})
         made.require_kind(("texts", "views"), "translate")
 
@@ -299,7 +300,7 @@ def test_a_job_looks_whether_its_column_can_be_written_before_it_loads_a_model(
     def refused(**options: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", "/data/tmpx")
 
-    monkeypatch.setattr(errors.tempfile, "TemporaryFile", refused)  # root may write everywhere
+    monkeypatch.setattr(places.tempfile, "TemporaryFile", refused)  # root may write everywhere
     with pytest.raises(OSError, match=r"Read-only file system: 'data/caption\.xx\.shout'"):
         run(Dataset("data"), Looked(jobs.Shout(), "caption.en"), "caption.xx.shout", progress=False)
     assert not Path("data/caption.xx.shout").exists()

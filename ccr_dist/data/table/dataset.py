@@ -33,7 +33,8 @@ from ccr_dist.data.table.dataset_rows import FORMAT, DatasetRows, check_meta
 from ccr_dist.data.table.keys import keys_digest
 from ccr_dist.data.table.names import check_column_name, maker
 from ccr_dist.data.table.splits import SPLITS
-from ccr_dist.errors import ConfigError, DataError, folder_to_make
+from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.places import folder_to_make
 
 _EXTENSION = re.compile(r"^[a-z0-9][a-z0-9.]*(;[a-z0-9][a-z0-9.]*)*$")
 _COLUMNS_HELD = 256

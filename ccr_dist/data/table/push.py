@@ -20,7 +20,8 @@ from ccr_dist.data.table.column import Column
 from ccr_dist.data.table.dataset import Dataset, open_all
 from ccr_dist.data.table.payload import index_bytes
 from ccr_dist.data.table.transfer import Transfer, at_once, compare, each_shard, parsed, payload_name, record_name
-from ccr_dist.errors import ConfigError, folder_to_make
+from ccr_dist.errors import ConfigError
+from ccr_dist.places import folder_to_make
 
 
 def push(path: str | Path, url: str, *, columns: Sequence[str] = (), progress: bool = False) -> list[Transfer]:

@@ -186,12 +186,11 @@ class FitStage:
 
             strategy.together(add)
             stopping = strategy.any(self._stop.seen())
-            if stopping or time.monotonic() - saved > SAVE_S:
+            if strategy.any(stopping or time.monotonic() - saved > SAVE_S):
                 saved = time.monotonic()
-                if stopping:
-                    strategy.together(save)
-                    self._stop.leave(strategy)
-                save()
+                strategy.together(save)  # what one rank cannot write ends all
+            if stopping:
+                self._stop.leave(strategy)
         _add(sums, fresh)
         return self._everywhere(sums)
 
