@@ -87,7 +87,8 @@ def model(
     built = build_method(config, state={} if method == "clip" else None)
     unsettle(built.net)
     if method == "kernel":
-        built.net["kernel"]["gamma"].data.fill_(0.5)  # type: ignore[index]
+        kernel: Any = built.net["kernel"]
+        kernel["gamma"].data.fill_(0.5)
     trained = list(built.named_parameters()) if method != "clip" else []
     facts = {"data": [{"dataset": "toy", "split": "train", "rows": 30, "columns": {"caption.en": DATA}}]}
     fusion = {"weights": {"global": 1.0}, "minmax": False, "ranges": {}}

@@ -96,8 +96,11 @@ def text_paths(method: Method, languages: Sequence[str]) -> list[TextPath]:
     if function is CrossLingual.encode_text:
         assert isinstance(method, CrossLingual)
         return _cross_lingual(method, languages)
-    if function is QuerySide.encode_text and type(method).query_features is QuerySide.query_features:
-        assert isinstance(method, QuerySide)
+    if (
+        function is QuerySide.encode_text
+        and isinstance(method, QuerySide)
+        and type(method).query_features is QuerySide.query_features
+    ):
         return _query_side(method, languages)
     if function is Method.encode_text:
         return [_english(method.backbone, tuple(languages))]

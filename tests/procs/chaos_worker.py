@@ -112,7 +112,7 @@ def slow_disk(pause_s: float) -> None:
     """Makes every tenth fsync of this process, by chance, last up to `pause_s` longer."""
     sync, dice = os.fsync, random.Random(os.getpid())
 
-    def paused(fd: int) -> None:
+    def paused(fd: Any) -> None:
         sync(fd)
         if dice.random() < 0.1:
             time.sleep(dice.random() * pause_s)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ccr_dist.config import RunConfig
-from ccr_dist.data.stream.matrices import Block, Matrices
+from ccr_dist.data.stream.matrices import Block
 from ccr_dist.data.table.dataset import Dataset, create_column
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.train import loop
@@ -79,11 +79,11 @@ def die(folder: Path, method: str) -> None:
     read = fit.FitStage._of
     fit.SAVE_S = -1.0  # after every block
 
-    def mortal(stage: fit.FitStage, block: Block) -> fit.Sums:
+    def mortal(self: fit.FitStage, block: Block) -> fit.Sums:
         mortal.blocks += 1  # type: ignore[attr-defined]
         if mortal.blocks == KILLED_AT and not strategy.main:  # type: ignore[attr-defined]
             os.kill(os.getpid(), signal.SIGKILL)
-        return read(stage, block)
+        return read(self, block)
 
     mortal.blocks = 0  # type: ignore[attr-defined]
     fit.FitStage._of = mortal  # type: ignore[method-assign]
@@ -96,9 +96,9 @@ def count(folder: Path, method: str, name: str) -> None:
     strategy = strategy_of("ddp", config)
     summed, real = [], fit.FitStage._of
 
-    def counted(stage: fit.FitStage, block: Block) -> fit.Sums:
+    def counted(self: fit.FitStage, block: Block) -> fit.Sums:
         summed.append(block)
-        return real(stage, block)
+        return real(self, block)
 
     fit.FitStage._of = counted  # type: ignore[method-assign]
     loop.train_run(config, strategy)
@@ -125,6 +125,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    assert Matrices  # imported once, before the forks
     forked.prepare()
     main(Path(sys.argv[1]))

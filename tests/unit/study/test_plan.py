@@ -100,7 +100,7 @@ def test_an_override_may_name_the_seed(configs: Path, tmp_path: Path) -> None:
     plan = study(configs, tmp_path, rows=rows, comparisons=[], overrides=[weights])
     assert [run.name for run in plan.runs] == ["zero-s0", "zero-s1", "dasd-s0", "dasd-s1", "fused-s0", "fused-s1"]
     for run in plan.runs:
-        assert run.config.backbone.weights == f"{tmp_path}/english-s{run.config.seed}"  # type: ignore[union-attr]
+        assert run.config.backbone.weights == f"{tmp_path}/english-s{run.config.seed}"
         _, path, *overrides = run.arguments
         assert load_config(path, [each for each in overrides if each != "--test"]) == run.config
     assert plan.runs[-1].config.init_from == str(tmp_path / "dasd-s1")

@@ -26,7 +26,7 @@ from tests.small import ENGLISH, SPANISH, batch, context, cosine, method, same_v
 
 N = 4
 NAMES = ("projection", "dynamic")
-SMALL = {"projection": {"hidden": 12, "dropout": 0.0}, "dynamic": {"rank": 6}}
+SMALL: dict[str, dict[str, Any]] = {"projection": {"hidden": 12, "dropout": 0.0}, "dynamic": {"rank": 6}}
 STAGE = {"align": {"steps": 3, "batch": 10, "lr": 1e-2, "warmup": 0}}
 
 
@@ -78,7 +78,7 @@ def test_losses(folder: Path, backbone: Backbone, name: str, positives: str) -> 
     x, y, v = (found[key] for key in ("global", "english", "visual"))
 
     def length(row: Tensor) -> Tensor:
-        return sum(value * value for value in row).sqrt()  # type: ignore[union-attr]
+        return sum(value * value for value in row).sqrt()
 
     aim = [0.7 * y[i] + 0.3 * v[i] * length(y[i]) / length(v[i]) for i in range(N)]
     squared = sum((a - b) ** 2 for i in range(N) for a, b in zip(x[i], aim[i], strict=True)) / x.numel()
@@ -153,9 +153,9 @@ def test_gradients_reach_the_net_alone_also_from_no_rows(folder: Path, backbone:
         found = model.outputs("align", features(model, backbone, rows))
         assert all(len(value) == rows for value in found.values())
         assert [key for key, value in found.items() if value.requires_grad] == ["global"]
-        sum(model.losses("align", batch(rows), found, context(rows)).values()).backward()  # type: ignore[union-attr]
+        sum(model.losses("align", batch(rows), found, context(rows)).values()).backward()
         assert all(p.grad is not None and p.grad.any() == (rows > 0) for p in model.net.parameters())
-    assert all(p.grad is None for p in model.query.parameters())  # type: ignore[attr-defined]
+    assert all(p.grad is None for p in model.query.parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)

