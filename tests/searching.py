@@ -43,6 +43,7 @@ class Colours:
     """
 
     languages = ("en", "pt")
+    any_language = False
     cosine = True
     reads_descriptions = reads_tokens = False
     text_width = visual_width = 3 * SIDE * SIDE

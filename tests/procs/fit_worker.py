@@ -86,7 +86,7 @@ def die(folder: Path, method: str) -> None:
         return read(self, block)
 
     mortal.blocks = 0  # type: ignore[attr-defined]
-    fit.FitStage._of = mortal  # type: ignore[method-assign]
+    fit.FitStage._of = mortal
     loop.train_run(config, strategy)
 
 
@@ -100,7 +100,7 @@ def count(folder: Path, method: str, name: str) -> None:
         summed.append(block)
         return real(self, block)
 
-    fit.FitStage._of = counted  # type: ignore[method-assign]
+    fit.FitStage._of = counted
     loop.train_run(config, strategy)
     (folder / f"{method}-{name}.{strategy.rank}").write_text(str(len(summed)))
 
