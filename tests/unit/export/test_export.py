@@ -208,7 +208,7 @@ def test_safetensors_is_the_model_folder_with_a_list(work, tmp_path) -> None:
         ("open_clip", "dasd", "clip", {"languages": ["es"]}, "between the blocks"),
         ("open_clip", "full", "clip", {}, "one for each of: en; es"),
         ("open_clip", "clip", "dual", {}, "no model of open_clip"),
-        ("open_clip", "clip", "bert", {}, "a folder of this machine"),
+        ("open_clip", "clip", "bert", {}, "its text encoder is described by a folder"),
         ("open_clip", "leccr", "clip", LECCR, "a description of each picture"),
         ("open_clip", "map", "clip", {"languages": ["es"]}, "a text encoder of its own"),
         ("peft", "dasd", "clip", {}, "what method lora trains"),

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
+from ccr_dist import yamlfile
 from tests.published_configs import CONFIGS, DASD, EVERY, FOLDERS, resolved
 
 pytestmark = pytest.mark.long
 
 
 def bases(path: Path) -> list[Path]:
-    named = (yaml.safe_load(path.read_text()) or {}).get("base", [])
-    return [(path.parent / base).resolve() for base in ([named] if isinstance(named, str) else named)]
+    return [each for each in yamlfile.files(path) if each != path.resolve()]
 
 
 @pytest.mark.parametrize("path", EVERY, ids=[str(path.relative_to(CONFIGS)) for path in EVERY])
