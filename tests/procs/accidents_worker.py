@@ -25,7 +25,7 @@ from ccr_dist.config import RunConfig
 from ccr_dist.data.stream.batch import Batch
 from ccr_dist.errors import CcrError, DataError, StorageError
 from ccr_dist.methods.run_config import load_config
-from ccr_dist.train import loop, measure, subjects
+from ccr_dist.train import loop, measure, recorders, subjects
 from ccr_dist.train.record.telemetry import Telemetry
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.state.progress import RunProgress
@@ -170,10 +170,10 @@ def one_rank_alone(folder: Path, found: dict[str, Any]) -> None:
                     raise DataError("rows: cannot be read")
                 yield batch
 
-    for name, kind in {"Telemetry": Log, "StageRun": Rows}.items():
+    for name, kind, where in (("Telemetry", Log, recorders), ("StageRun", Rows, loop)):
         settings = config(folder, f"alone-{name.lower()}", "fp32")
         strategy = strategy_of("ddp", settings)
-        with replaced(loop, **{name: kind}):
+        with replaced(where, **{name: kind}):
             found[f"alone {name}"] = raised(settings, strategy)
 
 
