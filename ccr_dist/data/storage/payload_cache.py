@@ -84,7 +84,9 @@ def payload(name: str, size: int, sha256: str, fetch: Callable[[int], None], wha
             fetch(fd)
             os.utime(fd, (time.time(), CHECKED))
             os.fsync(fd)  # otherwise a power cut could leave a file of zeros that looks checked
-            tmp.replace(path)
+            # Under the lock: who counts meanwhile would find it under neither name, and exceed the limit.
+            with locked(folder / ".lock"):
+                tmp.replace(path)
             forget_files()
     return path
 
