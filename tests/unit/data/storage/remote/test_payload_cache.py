@@ -1,8 +1,10 @@
 """The cache of payloads: its limit, damage, stores that fail, locks."""
 
+import hashlib
 import json
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -152,3 +154,30 @@ def test_locks_end_with_their_holder_even_if_a_fork_has_the_descriptor(tmp_path)
     finally:
         os.kill(pid, 9)
         os.waitpid(pid, 0)
+
+
+def test_a_payload_gets_its_name_under_the_lock(tmp_path, monkeypatch):
+    """Who counts under the lock must find it under one of its two names."""
+    monkeypatch.setenv("CCR_DIST_CACHE", str(tmp_path))
+    monkeypatch.setenv("CCR_DIST_CACHE_GB", "1")
+    sha, counting, counted = hashlib.sha256(b"abc").hexdigest(), threading.Event(), threading.Event()
+    seen: list[bool] = []
+
+    def count() -> None:
+        folder = payload_cache._folder(str(tmp_path))
+        with locked(folder / ".lock"):
+            counting.set()
+            counted.wait(0.3)  # a payload that does not wait has its name by then
+            seen.append((folder / f"{sha}.tar").exists())
+
+    counter = threading.Thread(target=count)
+
+    def fetch(fd: int) -> None:
+        os.write(fd, b"abc")
+        counter.start()
+        counting.wait()
+
+    path = payload_cache.payload("a.tar", 3, sha, fetch, "a")
+    counted.set()
+    counter.join()
+    assert path.read_bytes() == b"abc" and seen == [False]
