@@ -14,7 +14,7 @@ from ccr_dist.losses.context import Context
 from ccr_dist.methods.alignment import towards_english, towards_pictures
 from ccr_dist.methods.distill.encoder import keep_trained, recompute_blocks
 from ccr_dist.methods.distill.options import DistillOptions
-from ccr_dist.methods.features import at_least_one, encode_visual, english, frozen, precise
+from ccr_dist.methods.features import at_least_one, precise
 from ccr_dist.methods.query_side.method import LinearMap
 from ccr_dist.methods.registry import register_method
 
@@ -78,13 +78,7 @@ class Distill(LinearMap):
         result = {"global": self._asked(batch.target_text, batch.lang)}
         if "source_text" in needs:
             result["source"] = self._asked(batch.source_text, ENGLISH)
-        if "source_feature" in needs:
-            result["english"] = frozen(lambda: english(self.backbone, batch))
-        if "visual" in needs:
-            visual = batch.visual
-            assert visual is not None
-            result["visual"] = frozen(lambda: encode_visual(self.backbone, visual))
-        return result
+        return result | self.aims(stage, batch)
 
     def losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
         options = self.options

@@ -11,7 +11,7 @@ from ccr_dist.config import MethodOptions
 from ccr_dist.data.stream.loader import Batch
 from ccr_dist.losses.context import Context
 from ccr_dist.methods.alignment import towards_english, towards_pictures
-from ccr_dist.methods.features import encode_visual, english, frozen, precise
+from ccr_dist.methods.features import precise
 from ccr_dist.methods.query_side.method import QuerySide
 from ccr_dist.methods.query_side.options import AlignedOptions
 
@@ -29,15 +29,7 @@ class Aligned(QuerySide):
 
     def outputs(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         """`mapped` and, without gradient, english (n, D) and visual (n, D) where the stage needs them."""
-        result = self.mapped(self.features_of(batch), batch.lang)
-        needs = self.options.training_stages()[stage].needs
-        if "source_feature" in needs:
-            result["english"] = frozen(lambda: english(self.backbone, batch))
-        if "visual" in needs:
-            visual = batch.visual
-            assert visual is not None
-            result["visual"] = frozen(lambda: encode_visual(self.backbone, visual))
-        return result
+        return self.mapped(self.features_of(batch), batch.lang) | self.aims(stage, batch)
 
     def losses(self, stage: str, batch: Batch, outputs: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
         target = precise(outputs["global"])

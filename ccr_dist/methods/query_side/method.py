@@ -13,7 +13,7 @@ from ccr_dist.config import ENGLISH, MethodOptions
 from ccr_dist.data.stream.loader import Batch
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.base import Method
-from ccr_dist.methods.features import at_least_one, one_row, precise
+from ccr_dist.methods.features import at_least_one, encode_visual, english, frozen, one_row, precise
 from ccr_dist.methods.query_side.options import LinearMapOptions, QuerySideOptions
 from ccr_dist.models.query_encoder import build_query_encoder
 
@@ -64,6 +64,17 @@ class QuerySide(Method):
         if batch.query_feature is not None:
             return batch.query_feature
         return self.query_features(batch.target_text or batch.source_text)
+
+    def aims(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+        """What a stage draws captions towards, without gradient: english (n, D) and visual (n, D), if it reads them."""
+        needs, result = self.options.training_stages()[stage].needs, {}
+        if "source_feature" in needs:
+            result["english"] = frozen(lambda: english(self.backbone, batch))
+        if "visual" in needs:
+            visual = batch.visual
+            assert visual is not None
+            result["visual"] = frozen(lambda: encode_visual(self.backbone, visual))
+        return result
 
     @abstractmethod
     def mapped(self, features: Tensor, lang: str) -> dict[str, Tensor]:
