@@ -238,17 +238,21 @@ def _sources(row: RowPlan, seeds: Sequence[int], place: str, made: Mapping[str, 
     return {seed: run for seed, run in sources.items() if run is not None}
 
 
-def state(run: Run) -> Literal["complete", "interrupted", "new"]:
-    """How far a run is.
+State = Literal["complete", "outdated", "interrupted", "new"]
+
+
+def state(run: Run) -> State:
+    """How far a run is. "outdated": it trains nothing, and other weights are where it took those that were measured.
 
     Raises:
-        ConfigError: Its folder holds the result of another config; the message shows the differences.
+        ConfigError: Its folder holds the result of another config, or it was trained on other weights than there are
+            now where it took them; the message says which.
     """
     if not run.result.exists():
         return "interrupted" if (run.config.folder / "checkpoints").exists() else "new"
-    kept = read_result(run.result).config
+    result = read_result(run.result)
     try:
-        known = _decisive(from_dict(kept, name=str(run.result))) if kept else None
+        known = _decisive(from_dict(result.config, name=str(run.result))) if result.config else None
     except ConfigError as error:
         raise ConfigError(
             f"{run.result}: measured under a config that this version does not read ({error}); {_REMEDY}"
@@ -259,7 +263,16 @@ def state(run: Run) -> Literal["complete", "interrupted", "new"]:
         raise ConfigError(
             f"{run.result}: measured under another config:\n  " + "\n  ".join(changed[:12]) + f"\n{_REMEDY}"
         )
-    return "complete"
+    if run.config.init_from is None and getattr(run.config.backbone, "weights", None) is None:
+        return "complete"
+    from ccr_dist.train.stood_on import other_weights
+
+    changed = other_weights(run.config, result)
+    if changed and run.config.stages:
+        raise ConfigError(
+            f"{run.result}: that run was trained on other weights than there are now ({', '.join(changed)}); {_REMEDY}"
+        )
+    return "outdated" if changed else "complete"
 
 
 _REMEDY = "delete that run's folder to make it again, or give the study another `out`"

@@ -20,7 +20,7 @@ from types import FrameType
 
 from ccr_dist.data.storage.store import disk_errors
 from ccr_dist.errors import CRASH, DONE, STOPPED, ConfigError
-from ccr_dist.study.plan import Run, StudyPlan, state
+from ccr_dist.study.plan import Run, State, StudyPlan, state
 from ccr_dist.study.warm import Warm
 
 POLL = 0.1  # seconds
@@ -146,7 +146,7 @@ def run_study(
     """
     if jobs < 1 or threads < 1:
         raise ConfigError(f"--jobs {jobs}, --threads {threads}: expected at least 1")
-    states = {run.name: state(run) for run in (*plan.first, *plan.runs)}
+    states = _states(plan)
     first = [run for run in plan.first if states[run.name] != "complete"]
     runs = [run for run in plan.runs if states[run.name] != "complete"]
     if dry_run:
@@ -177,6 +177,22 @@ def run_study(
     if not codes:
         return DONE
     return codes.pop() if len(codes) == 1 and min(codes) > 0 else CRASH
+
+
+def _states(plan: StudyPlan) -> dict[str, State]:
+    """Name -> how far a run is. A run that trains nothing and takes weights of one that is still to be made is
+    outdated, too: `ccr-dist evaluate` keeps its result if the weights turn out to be the same.
+    """
+    states: dict[str, State] = {}
+    unmade: set[str] = set()  # folders
+    for run in (*plan.first, *plan.runs):
+        found, config = state(run), run.config
+        if found == "complete" and not config.stages and unmade & {config.init_from, config.backbone.weights}:
+            found = "outdated"
+        if found != "complete":
+            unmade.add(str(config.folder))
+        states[run.name] = found
+    return states
 
 
 def _check_data(runs: Sequence[Run]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 
 from ccr_dist import __version__
 from ccr_dist.errors import DONE
+from ccr_dist.evaluate.schema import read_result
 from ccr_dist.retriever import model_folder
 from ccr_dist.study.plan import load_plan, state
 from ccr_dist.study.runner import run_study
@@ -47,6 +49,18 @@ def test_a_real_study_from_run_to_report(tmp_path: Path) -> None:
     dasd_model, fused = (model_folder.read(run.config.folder / "model") for run in plan.runs[1:])
     assert fused.files["model.safetensors"] == dasd_model.files["model.safetensors"]
     assert fused.config["method"]["of"]["name"] == "dasd" and not (plan.runs[1].config.folder / "checkpoints").exists()
+    # another training of the row that it starts from: what it measured is not what the study says any more
+    shutil.rmtree(plan.runs[1].config.folder)
+    again = yaml.safe_load(path.read_text())
+    again["rows"][1]["overrides"] = ["stages.cla.lr=0.02"]
+    path.write_text(yaml.safe_dump(again))
+    assert run_study(load_plan(path).select(["dasd"], None), jobs=1, say=said.append) == DONE
+    plan = load_plan(path)
+    assert [state(run) for run in plan.runs] == ["complete", "complete", "outdated"]
+    assert "fused-s0" in summarise(plan, replicates=50).missing
+    assert run_study(plan, jobs=1, say=said.append) == DONE
+    assert [state(run) for run in plan.runs] == ["complete"] * 3
+    assert read_result(plan.runs[2].result).test_reads == 2
 
 
 def test_commands_have_their_own_exit_codes_and_output(tmp_path: Path) -> None:

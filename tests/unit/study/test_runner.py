@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from ccr_dist.errors import CRASH, DONE, STOPPED, DataError
+from ccr_dist.data.storage.checked import with_digest
+from ccr_dist.data.storage.store import pretty_json, sha256_file
+from ccr_dist.errors import CRASH, DONE, STOPPED, ConfigError, DataError
 from ccr_dist.study import runner
-from ccr_dist.study.plan import StudyPlan
+from ccr_dist.study.plan import StudyPlan, state
 from ccr_dist.study.runner import run_study
 from tests.studies import ranks, result_of, study
 
@@ -123,6 +127,36 @@ def test_complete_runs_are_skipped(configs: Path, tmp_path: Path, acted: Acted) 
     assert sum(line.startswith("complete ") for line in acted.said) == 5 and "interrupted  dasd-s1" in acted.text
     (plan.runs[2].config.folder / "checkpoints").rmdir()
     assert acted.run(plan) == DONE and acted.trace("begin") == ["dasd-s1"]
+
+
+def test_what_stands_on_a_run_that_is_made_again_is_measured_again(configs: Path, tmp_path: Path, acted: Acted) -> None:
+    on = [f"backbone.weights={tmp_path / 'out/english-s0'}"]
+    rows = [
+        {"name": "zero", "config": "clip.yaml", "overrides": on},
+        {"name": "other", "config": "clip.yaml"},
+        {"name": "dasd", "config": "dasd.yaml", "overrides": on},
+    ]
+    plan = study(configs, tmp_path / "out", rows=rows, comparisons=[])
+    complete(plan)
+    plan.first[0].result.unlink()
+    assert acted.run(plan, dry_run=True) == DONE and "outdated     zero-s0" in acted.text
+    assert acted.run(plan) == DONE and acted.trace("begin") == ["english-s0", "zero-s0"]
+
+
+def test_a_run_that_was_trained_on_other_weights_is_refused(configs: Path, tmp_path: Path) -> None:
+    english = tmp_path / "english.safetensors"
+    save_file({"backbone.x": torch.zeros(2)}, english)
+    row = {"name": "dasd", "config": "dasd.yaml", "overrides": [f"backbone.weights={english}"]}
+    [run, _] = study(configs, tmp_path / "out", rows=[row], comparisons=[]).runs
+    result_of(run, *ranks(0, 5))
+    kept = {"weights": {"backbone": sha256_file(english)}}
+    (run.config.folder / "identity.json").write_bytes(pretty_json(with_digest(kept)))
+    assert state(run) == "complete"
+    save_file({"backbone.x": torch.ones(2)}, english)
+    with pytest.raises(ConfigError, match=r"trained on other weights than there are now \(backbone.weights\)"):
+        state(run)
+    english.unlink()
+    assert state(run) == "complete"
 
 
 def test_a_failure_stops_nobody_and_is_told_at_the_end(configs: Path, tmp_path: Path, acted: Acted) -> None:
