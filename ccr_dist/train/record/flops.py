@@ -16,48 +16,19 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-# TFLOP/s without sparsity, from NVIDIA's data sheets: 16-bit tensor cores, TF32 tensor cores, fp32.
-PEAKS: dict[str, tuple[float, float, float]] = {
-    "B200": (2250, 1125, 75),
-    "H200": (989, 494, 67),
-    "H100": (989, 494, 67),
-    "H100 NVL": (835, 418, 60),
-    "H100 PCIe": (756, 378, 51),
-    "A100": (312, 156, 19.5),
-    "A40": (150, 75, 37),
-    "A30": (165, 82, 10.3),
-    "A10": (125, 62.5, 31.2),
-    "L40S": (362, 183, 91.6),
-    "L4": (121, 60, 30.3),
-    "V100": (125, 15.7, 15.7),
-    "T4": (65, 8.1, 8.1),
-}
+from ccr_dist import devices
 
 
 def peak(device: torch.device, precision: str, given: float | None) -> float | None:
-    """FLOP/s of one device at the precision of a run; `given` (TFLOP/s) where it is. None: unknown, as it is of
-    CPUs.
+    """FLOP/s of one device at the precision of a run; `given` (TFLOP/s) where it is. None: unknown, as it is of CPUs,
+    and of a precision that the device has no units for.
     """
     if given is not None:
         return given * 1e12
     if device.type != "cuda":
         return None
-    known = named(torch.cuda.get_device_name(device))
-    if known is None:
-        return None
-    half, tf32, single = known
-    if precision != "fp32":
-        return 1e12 * half
-    return 1e12 * (tf32 if torch.backends.cuda.matmul.allow_tf32 else single)
-
-
-def named(device: str) -> tuple[float, float, float] | None:
-    """The entry of `PEAKS` for a device called, for example, "NVIDIA A100-SXM4-80GB": the longest whose words are all
-    in it.
-    """
-    words = set(device.replace("-", " ").split())
-    found = [name for name in PEAKS if words.issuperset(name.split())]
-    return PEAKS[max(found, key=len)] if found else None
+    known = devices.called(torch.cuda.get_device_name(device))
+    return None if known is None else known.peak(precision, tf32=torch.backends.cuda.matmul.allow_tf32)
 
 
 class Flops:

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from ccr_dist import devices
 from ccr_dist.config import RunConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.dasd.method import Dasd
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.models import token_counts
 from ccr_dist.train import commands
-from ccr_dist.train.record.flops import Flops, named, peak
+from ccr_dist.train.record.flops import Flops, peak
 from ccr_dist.train.record.phases import STEP
 from ccr_dist.train.record.speed import groups_of
 from tests import toy
@@ -111,10 +112,13 @@ def test_flops_are_two_a_multiplication_forward_and_backward() -> None:
 
 
 def test_peaks_by_the_name_of_the_device_and_precision() -> None:
-    assert named("NVIDIA H100 80GB HBM3") == named("NVIDIA H200") and named("NVIDIA H100 PCIe") != named(
-        "NVIDIA H100 NVL"
+    h100, h200, pcie, nvl, a100 = (
+        devices.named(f"NVIDIA {name}").tflops
+        for name in ("H100 80GB HBM3", "H200", "H100 PCIe", "H100 NVL", "A100-SXM4-80GB")
     )
-    assert named("NVIDIA A100-SXM4-80GB") == (312, 156, 19.5) and named("NVIDIA GeForce RTX 5090") is None
+    assert h100 == h200 and pcie != nvl and h100 != pcie
+    assert a100 == {"bf16": 312, "fp16": 312, "tf32": 156, "fp32": 19.5}
+    assert devices.called("NVIDIA GeForce RTX 5090") is None
     assert peak(torch.device("cpu"), "bf16", None) is None and peak(torch.device("cpu"), "bf16", 2.0) == 2e12
 
 
