@@ -151,6 +151,7 @@ def _as_path(file: Path) -> str:
 
 RECIPES = Kind("recipe", "shards")
 PROMPTS = Kind("prompt", "generate/prompts", inside=True)
+RATES = Kind("failure rates", "simulate/rates", inside=True)
 PROFILES = Kind("site profile", "slurm/profiles")
 LAUNCH = Kind("launch profile", "launch/accelerate")
 DEEPSPEED = Kind("DeepSpeed config", "launch/deepspeed", ".json")
