@@ -31,7 +31,7 @@ from ccr_dist.generate.declared import (
     translating,
 )
 from ccr_dist.generate.job_options import JobOptions, with_job_options
-from ccr_dist.generate.share import parse_share
+from ccr_dist.generate.jobs.share import parse_share
 from ccr_dist.places import file_to_read, folder_to_read
 
 if TYPE_CHECKING:

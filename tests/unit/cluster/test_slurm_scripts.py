@@ -20,7 +20,7 @@ from ccr_dist.cluster.profile import Profile, load_profile
 from ccr_dist.cluster.render import render
 from ccr_dist.cluster.status import errors_in
 from ccr_dist.errors import ConfigError, DataError
-from ccr_dist.generate.share import parse_share
+from ccr_dist.generate.jobs.share import parse_share
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.resources import PROFILES, folder
 from ccr_dist.train.inputs import check_columns

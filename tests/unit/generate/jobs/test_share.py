@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ccr_dist.cli import app as app_of_all
 from ccr_dist.errors import ConfigError
 from ccr_dist.generate.cli import jobs_app
-from ccr_dist.generate.share import SCHEDULERS, parse_share
+from ccr_dist.generate.jobs.share import SCHEDULERS, parse_share
 from tests import jobs
 
 
