@@ -1,58 +1,136 @@
-"""Speeds that were measured on the machine at hand, kept as a checked JSON, and used in place of a device's table."""
+"""Speeds that were measured on the machine at hand, kept as a checked JSON, and used in place of a device's table.
+
+`measure.py` makes one.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.devices import Device
+from ccr_dist.data.storage.checked import read_checked, with_digest
+from ccr_dist.data.storage.store import replace_atomic
+from ccr_dist.errors import ConfigError
+from ccr_dist.plan.collectives import Wire
+from ccr_dist.plan.operators import Kind
+
+FORMAT = "ccr-dist calibration 1"
+NEAREST = 3  # measured shapes between which a rate is interpolated
+
+
+@dataclass(frozen=True)
+class Product:
+    """A measured product (or attention, or convolution; see `operators.Kind`): FLOP/s of it."""
+
+    name: str
+    m: int
+    n: int
+    k: int
+    batch: int
+    flops_per_s: float
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a machine reaches.
+    """What a machine reaches, a rank of it.
 
     Attributes:
-        machine: what it was measured on: host, processor or GPU, threads, versions.
-        flops: FLOP/s of matrix products by precision.
-        bytes_per_s: of operators that move bytes and compute little.
+        machine: what it was measured on: host, processor or GPU, versions. `device` is cpu or cuda.
+        cores: cores that its processes share.
+        threads: of a process.
+        products: measured products by precision.
+        moves: (bytes that a call moves, bytes/s) of operators that compute little, by size.
         per_kernel: seconds beside its work that a call of an operator takes.
-        processes: number of local processes that the collectives were measured over.
+        memory_bytes: of the device; of a CPU: what this machine has.
+        processes: local processes that the collectives were measured over.
         alpha: seconds of a collective of few bytes, by its name.
         beta: seconds a byte of a buffer, by name of the collective.
+        factor: measured by predicted seconds of whole steps, 1 where none were measured (`fitted`).
     """
 
     machine: dict[str, Any]
-    flops: dict[str, float]
-    bytes_per_s: float
+    cores: int
+    threads: int
+    products: dict[str, tuple[Product, ...]]
+    moves: tuple[tuple[float, float], ...]
     per_kernel: float
+    memory_bytes: int
     processes: int = 1
     alpha: dict[str, float] = field(default_factory=dict)
     beta: dict[str, float] = field(default_factory=dict)
+    factor: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Hardware and versions, for people and file names."""
+        return f"{self.machine['name']}, torch {self.machine['torch']}"
+
+    def moving(self, size: float) -> float:
+        """Bytes/s of a call that moves `size` bytes, between those that were measured."""
+        points = self.moves
+        if size <= points[0][0]:
+            return points[0][1]
+        for (low, slow), (high, fast) in pairwise(points):
+            if size <= high:
+                part = math.log(size / low) / math.log(high / low)
+                return math.exp((1 - part) * math.log(slow) + part * math.log(fast))
+        return points[-1][1]
+
+    def wire(self, kind: str) -> Wire:
+        """The link between local processes as a collective sees it: all_reduce or all_gather."""
+        steps = (2 if kind == "all_reduce" else 1) * (self.processes - 1)
+        return Wire(self.alpha[kind] / steps, steps / self.processes / self.beta[kind])
+
+
+def nearest(calibration: Calibration, kind: Kind, precision: str) -> float:
+    """FLOP/s of an operator, from the measured ones of the most similar shape: their rates, weighted by how near they
+    are in the logarithms of rows, columns, depth and number.
+    """
+    known = calibration.products[precision]
+    alike = [each for each in known if each.name == kind.name] or [each for each in known if each.name == "product"]
+    wanted = _place(kind)
+    near = sorted((math.dist(wanted, _place(each)), each.flops_per_s) for each in alike)[:NEAREST]
+    if near[0][0] < 1e-9:
+        return near[0][1]
+    weights = [1 / distance**2 for distance, _ in near]
+    logs = sum(weight * math.log(rate) for weight, (_, rate) in zip(weights, near, strict=True))
+    return math.exp(logs / sum(weights))
+
+
+def _place(shape: Kind | Product) -> tuple[float, ...]:
+    return tuple(math.log(max(1, size)) for size in (shape.m, shape.n, shape.k, shape.batch))
 
 
 def write(calibration: Calibration, path: Path) -> None:
     """Keep a calibration in a file. Raises StorageError."""
-    raise NotImplementedError
+    values = {"format": FORMAT, **asdict(calibration)}
+    replace_atomic(path, (json.dumps(with_digest(values), indent=1) + "\n").encode())
 
 
 def read(path: Path) -> Calibration:
-    """Read a calibration. Raises ConfigError for a file that is missing, damaged or something else."""
-    raise NotImplementedError
+    """Read a calibration.
 
-
-def measure(device: str = "auto", processes: int = 1, seconds: float = 20.0) -> Calibration:
-    """Measure this machine.
-
-    Args:
-        device: auto, cpu or cuda.
-        processes: over which collectives are measured, on this machine.
-        seconds: about how long it may take.
+    Raises:
+        ConfigError: the file is missing, damaged, or no calibration.
     """
-    raise NotImplementedError
-
-
-def device_of(calibration: Calibration) -> Device:
-    """The machine as a device, for one that the table lacks, such as a CPU."""
-    raise NotImplementedError
+    try:
+        values, _ = read_checked(path, error=ConfigError)
+    except FileNotFoundError:
+        raise ConfigError(f"--calibration {path}: no such file; `ccr-dist plan ... --measure` makes one") from None
+    if values.pop("format", None) != FORMAT:
+        raise ConfigError(f"--calibration {path}: no calibration of this version; make one with --measure")
+    try:
+        values["products"] = {key: tuple(Product(**row) for row in rows) for key, rows in values["products"].items()}
+        values["moves"] = tuple((float(size), float(rate)) for size, rate in values["moves"])
+        found = Calibration(**values)
+        rates = [each.flops_per_s for rows in found.products.values() for each in rows]
+        rates += [rate for _, rate in found.moves] + [found.factor, *found.beta.values()]
+        if not all(rate > 0 and math.isfinite(rate) for rate in rates) or not found.moves:
+            raise ValueError("a speed of 0, or none")
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ConfigError(f"--calibration {path}: not a calibration ({error}); make one with --measure") from None
+    return found

@@ -82,7 +82,7 @@ def predict(
     *,
     gpus: int,
     per_node: int,
-    device: Device,
+    device: Device | None,
     strategy: str,
     calibration: Calibration | None = None,
     precision: str | None = None,
@@ -95,7 +95,7 @@ def predict(
         config: of the run; its weights need not be there.
         gpus: number of GPUs, one rank each.
         per_node: GPUs of a node.
-        device: the GPU; with a calibration: of the machine that it was measured on, see `Calibration.device`.
+        device: the GPU; None: the machine of the calibration.
         strategy: single, ddp, zero1, zero2, zero3 or fsdp2.
         calibration: measured speeds that stand in for the table's.
         precision: None: the config's.

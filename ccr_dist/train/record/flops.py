@@ -43,13 +43,13 @@ class Flops:
         if key in self.known:
             yield
             return
-        counter = FlopCounterMode(display=False, custom_mapping=_on_cpu())
+        counter = FlopCounterMode(display=False, custom_mapping=on_cpu())
         with torch.compiler.set_stance("force_eager"), counter:  # it sees no operation inside of compiled code
             yield
         self.known[key] = counter.get_total_flops()
 
 
-def _on_cpu() -> dict[Any, Any]:
+def on_cpu() -> dict[Any, Any]:
     """Attention's kernels on the CPU, which torch's registry leaves out."""
 
     def forward(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:

@@ -1,0 +1,174 @@
+"""How fast a machine is at what a step is made of: from the table of devices, or from a calibration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from ccr_dist import devices
+from ccr_dist.devices import Device
+from ccr_dist.errors import ConfigError
+from ccr_dist.plan.calibration import Calibration, nearest
+from ccr_dist.plan.collectives import Ranks, Wire
+from ccr_dist.plan.operators import Kind
+
+# What training code reaches of a GPU's data sheet, and what starting a kernel costs. The same for all GPUs and all
+# models; docs/plan.md says what they were compared with.
+PRODUCTS = 0.7  # of the peak, by products large enough to fill the GPU
+MOVES = 0.8  # of the memory's bandwidth
+LAUNCH = 12e-6  # seconds of the host for an operator in eager mode, forward or backward
+WAIT = 15e-6  # seconds of a collective beside its steps: launch and synchronisation of streams
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Speeds of one rank.
+
+    Attributes:
+        name: for people.
+        ranks: how ranks are joined.
+        flops: FLOP/s of large products.
+        bytes_per_s: of the memory.
+        per_kernel: seconds of a call beside its work.
+        queued: calls are queued and run behind the host (GPUs): they cost time only where the device waits for them;
+            and collectives run beside computations.
+        crowd: ranks that share a core; a step takes so many times as long.
+        calibration: measured rates of products and moves by size, if any.
+        notes: what was assumed, a sentence each.
+    """
+
+    name: str
+    ranks: Ranks
+    flops: float
+    bytes_per_s: float
+    per_kernel: float
+    queued: bool
+    crowd: float = 1.0
+    calibration: Calibration | None = None
+    precision: str = "fp32"
+    notes: tuple[str, ...] = field(default=())
+
+    def seconds(self, kind: Kind) -> tuple[float, float]:
+        """Of one call: seconds of arithmetic, and seconds by which moving its bytes takes longer than that."""
+        arithmetic = moving = 0.0
+        if kind.flops:
+            arithmetic = kind.flops / self._flops_per_s(kind)
+        if self.calibration is None or not kind.flops:  # measured rates of products include their bytes
+            rate = self.bytes_per_s if self.calibration is None else self.calibration.moving(kind.moved)
+            moving = kind.moved / rate
+        return arithmetic, max(0.0, moving - arithmetic)
+
+    def _flops_per_s(self, kind: Kind) -> float:
+        if self.calibration is None:
+            return self.flops
+        return nearest(self.calibration, kind, self.precision)
+
+
+def machine_of(
+    device: Device | None,
+    *,
+    gpus: int,
+    per_node: int,
+    precision: str,
+    network: str | None = None,
+    calibration: Calibration | None = None,
+) -> Machine:
+    """The speeds of ranks on such machines.
+
+    Args:
+        device: the GPU; None: the calibration's machine.
+        gpus: number of ranks, one a GPU.
+        per_node: ranks of a node.
+        precision: fp32, bf16 or fp16.
+        network: name of the link between nodes; None: that of the device's usual node.
+        calibration: measured speeds.
+
+    Raises:
+        ConfigError: `gpus` is not a multiple of `per_node`, the device has no units for the precision, or nothing says
+            how fast nodes talk.
+    """
+    if gpus < 1 or per_node < 1:
+        raise ConfigError(f"{gpus} GPUs in nodes of {per_node}: expected at least one of each")
+    nodes, here = math.ceil(gpus / per_node), min(gpus, per_node)
+    if nodes > 1 and gpus % per_node:
+        raise ConfigError(
+            f"--gpus {gpus}: not a multiple of the {per_node} GPUs of a node (--nodes-of); nodes are planned whole, so"
+            f" take {gpus // per_node * per_node} or {nodes * per_node}"
+        )
+    if calibration is not None:
+        return _measured(calibration, nodes, here, precision, device, network)
+    assert device is not None
+    peak = device.peak(precision)
+    if peak is None:
+        raise ConfigError(
+            f"{device.title} has no units for {precision}; it has {', '.join(sorted(device.tflops))}: choose another"
+            " with --precision or runtime.precision"
+        )
+    ranks = Ranks(nodes, here, inside_of(device), between_of(device, network), WAIT)
+    return Machine(
+        device.title, ranks, PRODUCTS * peak, MOVES * device.bytes_per_s, LAUNCH, queued=True, precision=precision
+    )
+
+
+def inside_of(device: Device) -> Wire:
+    """The link between the GPUs of a node."""
+    link = devices.link(device.node.link, "inside")
+    return Wire(link.alpha, link.bytes_per_s)
+
+
+def between_of(device: Device, network: str | None) -> Wire:
+    """All adapters of a node together. `network`: NAME, or NAMExN with another number of adapters."""
+    name, adapters = network or device.node.network, device.node.adapters
+    head, sign, count = name.rpartition("x")
+    if sign and count.isdigit():
+        name, adapters = head, int(count)
+    if adapters < 1:
+        raise ConfigError(f"--network {network}: a node needs at least one adapter")
+    link = devices.link(name, "between")
+    return Wire(link.alpha, link.bytes_per_s * adapters)
+
+
+def _measured(
+    calibration: Calibration, nodes: int, here: int, precision: str, device: Device | None, network: str | None
+) -> Machine:
+    if precision not in calibration.products:
+        raise ConfigError(
+            f"the calibration of {calibration.name} has no speeds for {precision}, only for"
+            f" {', '.join(sorted(calibration.products))}: measure again with --measure --precision {precision}"
+        )
+    if nodes > 1 and device is None and network is None:
+        raise ConfigError(
+            f"{nodes} nodes: the calibration of {calibration.name} knows one machine; say how nodes are joined with"
+            " --network, for example --network ethernet10"
+        )
+    if nodes > 1:
+        link = devices.link(network or (device.node.network if device else ""), "between")
+        between = Wire(link.alpha, link.bytes_per_s)
+        if device is not None:
+            between = between_of(device, network)
+    else:
+        between = Wire(0.0, 1.0)
+    notes: tuple[str, ...] = ()
+    if calibration.processes > 1:
+        reduced, gathered = calibration.wire("all_reduce"), calibration.wire("all_gather")
+    elif device is not None:
+        reduced, gathered = inside_of(device), None
+    elif here * nodes > 1:
+        raise ConfigError(
+            f"the calibration of {calibration.name} was measured on one process, and says nothing of collectives:"
+            " measure again with --measure and --gpus of more than one"
+        )
+    else:
+        reduced, gathered = Wire(0.0, 1.0), None
+    ranks = Ranks(nodes, here, reduced, between, gathers=gathered)
+    gpu = calibration.machine.get("device") == "cuda"
+    crowd = 1.0 if gpu else max(1.0, here * calibration.threads / calibration.cores)
+    return Machine(
+        calibration.name, ranks, 0.0, 0.0, calibration.per_kernel, queued=gpu, crowd=crowd, calibration=calibration,
+        precision=precision, notes=notes,
+    )  # fmt: skip
+
+
+def on(machine: Machine, ranks: Ranks) -> Machine:
+    """The same machine with its ranks joined in another way."""
+    return replace(machine, ranks=ranks)

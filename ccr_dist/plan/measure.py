@@ -1,0 +1,269 @@
+"""Measures what the machine at hand reaches, on operators like those of a step: the numbers of a `Calibration`.
+
+On a CPU each of several processes runs the same at the same time, as ranks of a training do, since they share caches
+and memory. Rates are those of the fastest quarter of repetitions: other work on a machine only ever makes them slower.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ccr_dist.environment import environment, meminfo
+from ccr_dist.errors import ConfigError
+from ccr_dist.plan.calibration import Calibration, Product
+from ccr_dist.plan.operators import Kind, Operators
+
+Clock = Literal["wall", "cpu"]
+Shape = tuple[str, int, int, int, int]  # name, m, n, k, batch of a `Kind`
+SIZES = (1 << 14, 1 << 18, 1 << 22, 1 << 25)  # elements of tensors whose operators move bytes
+ENDS = (1 << 10, 1 << 22)  # elements of the buffers by which collectives are measured
+GRID = (32, 256, 1024)  # rows, columns and depth of products that are always measured
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def measure(
+    *,
+    device: str = "auto",
+    processes: int = 1,
+    precisions: Sequence[str] = ("fp32",),
+    kinds: Sequence[Kind] = (),
+    threads: int | None = None,
+    clock: Clock = "wall",
+) -> Calibration:
+    """Measure this machine.
+
+    Args:
+        device: auto, cpu or cuda.
+        processes: local processes, over which collectives are measured.
+        precisions: of products: fp32, bf16, fp16.
+        kinds: operators of the run's own shapes, the most expensive first.
+        threads: of a process; None: cores / processes.
+        clock: wall, or cpu: seconds of processor time of a rank, which others on the machine hardly change.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if where not in ("cpu", "cuda") or (where == "cuda" and not torch.cuda.is_available()):
+        raise ConfigError(f"--measure on {device}: this machine has no such device; expected cpu, or cuda with a GPU")
+    if where == "cuda" and processes > torch.cuda.device_count():
+        raise ConfigError(
+            f"--measure over {processes} processes: this machine has {torch.cuda.device_count()} GPU(s), one a process"
+        )
+    cores = len(os.sched_getaffinity(0))
+    each = threads or max(1, cores // processes)
+    with tempfile.TemporaryDirectory(prefix="ccr-dist-measure-") as folder:
+        work = (where, processes, tuple(precisions), tuple(kinds), each, clock, folder)
+        torch.multiprocessing.spawn(_rank, args=work, nprocs=processes, join=True)
+        found = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(processes)]
+    about = environment()
+    gpu = torch.cuda.get_device_name() if where == "cuda" else None
+    room = torch.cuda.get_device_properties(0).total_memory if where == "cuda" else meminfo().get("MemTotal", 0)
+    return Calibration(
+        machine={
+            "name": gpu or about["hardware"], "device": where, "clock": clock, "torch": about["versions"].get("torch"),
+            "versions": about["versions"], "commit": about["commit"],
+        },
+        cores=cores,
+        threads=each,
+        products={
+            precision: tuple(
+                _product(shape, _middle([rank["products"][precision][shape] for rank in found]))
+                for shape in found[0]["products"][precision]
+            )
+            for precision in precisions
+        },
+        moves=tuple((size, _middle([rank["moves"][size] for rank in found])) for size in found[0]["moves"]),
+        per_kernel=_middle([rank["per_kernel"] for rank in found]),
+        memory_bytes=int(room),
+        processes=processes,
+        alpha={name: _middle([rank["alpha"][name] for rank in found]) for name in found[0]["alpha"]},
+        beta={name: _middle([rank["beta"][name] for rank in found]) for name in found[0]["beta"]},
+    )  # fmt: skip
+
+
+def _product(shape: Shape, flops_per_s: float) -> Product:
+    name, m, n, k, batch = shape
+    return Product(name, m, n, k, batch, flops_per_s)
+
+
+def _middle(values: Sequence[float]) -> float:
+    return float(statistics.median(values))
+
+
+def _rank(
+    rank: int,
+    device: str,
+    processes: int,
+    precisions: Sequence[str],
+    kinds: Sequence[Kind],
+    threads: int,
+    clock: Clock,
+    folder: str,
+) -> None:
+    torch.set_num_threads(threads)
+    here = torch.device(device, rank) if device == "cuda" else torch.device("cpu")
+    if device == "cuda":
+        torch.cuda.set_device(here)
+    if processes > 1:
+        dist.init_process_group(
+            "nccl" if device == "cuda" else "gloo", store=dist.FileStore(f"{folder}/store", processes), rank=rank,
+            world_size=processes,
+        )  # fmt: skip
+    stopwatch = _Stopwatch(here, clock)
+    moves = moving(stopwatch)
+    found: dict[str, Any] = {
+        "moves": moves,
+        "products": {each: products(stopwatch, TYPES[each], kinds) for each in precisions},
+        "per_kernel": per_kernel(stopwatch),
+        "alpha": {},
+        "beta": {},
+    }
+    if processes > 1:
+        found["alpha"], found["beta"] = collectives(stopwatch, processes)
+        dist.destroy_process_group()
+    torch.save(found, Path(folder) / f"{rank}.pt")
+
+
+class _Stopwatch:
+    """Seconds of one call of some work."""
+
+    def __init__(self, device: torch.device, clock: Clock) -> None:
+        self.device, self._clock = device, time.process_time if clock == "cpu" else time.perf_counter
+
+    def __call__(self, work: Callable[[], Any], *, budget: float = 0.06, least: int = 3) -> float:
+        """The first quartile over repetitions within about `budget` seconds, after one that does not count."""
+        work()
+        spent: list[float] = []
+        until = time.perf_counter() + budget
+        while len(spent) < least or (time.perf_counter() < until and len(spent) < 1000):
+            self._wait()
+            start = self._clock()
+            work()
+            self._wait()
+            spent.append(self._clock() - start)
+        return sorted(spent)[len(spent) // 4]
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def moving(stopwatch: _Stopwatch) -> dict[float, float]:
+    """Bytes/s by bytes that a call moves: the mean over operators that layers are made of besides products."""
+    made: dict[float, float] = {}
+    for count in SIZES:
+        x = torch.randn(count // 256, 256, device=stopwatch.device)
+        y = torch.randn_like(x)
+        works: list[tuple[int, Callable[..., Any], tuple[Any, ...]]] = [  # by tensors that go in and come out
+            (3, torch.add, (x, y)),
+            (2, torch.mul, (x, 0.5)),
+            (2, functional.gelu, (x,)),
+            (2, functional.layer_norm, (x, (256,))),
+            (2, torch.Tensor.contiguous, (x.T,)),
+        ]
+        seconds = [stopwatch(partial(work, *given)) for _, work, given in works]
+        size = 4.0 * count
+        made[2 * size] = sum(tensors for tensors, _, _ in works) * size / sum(seconds)
+    return made
+
+
+def products(stopwatch: _Stopwatch, dtype: torch.dtype, kinds: Sequence[Kind]) -> dict[Shape, float]:
+    """FLOP/s of products and attention by shape: a grid, and the run's own."""
+    shapes: list[Shape] = [("product", m, n, k, 1) for m in GRID for n in GRID for k in GRID]
+    for name in ("attention", "attention_backward"):
+        shapes += [(name, 64, 64, 64, 64), (name, 16, 16, 64, 64)]
+    shapes += [(kind.name, kind.m, kind.n, kind.k, kind.batch) for kind in kinds if kind.name != "moves"]
+    made: dict[Shape, float] = {}
+    for shape in dict.fromkeys(shapes):
+        if 4 * (shape[4] * (shape[1] * shape[2] + shape[2] * shape[3] + shape[1] * shape[3])) < 2**30:
+            made[shape] = _rate(stopwatch, dtype, *shape)
+    return made
+
+
+def _rate(stopwatch: _Stopwatch, dtype: torch.dtype, name: str, m: int, n: int, k: int, batch: int) -> float:
+    def random(*size: int) -> Tensor:
+        return torch.randn(*size, device=stopwatch.device, dtype=torch.float32).to(dtype)
+
+    flops = 2.0 * m * n * k * batch
+    if name.startswith("attention"):
+        query, key, value = random(1, batch, m, k), random(1, batch, n, k), random(1, batch, n, k)
+        attend = functional.scaled_dot_product_attention
+        if name == "attention":
+            with torch.no_grad():
+                return 2 * flops / stopwatch(lambda: attend(query, key, value))
+        for each in (query, key, value):
+            each.requires_grad_()
+        upper = random(1, batch, m, k)
+        forward = stopwatch(lambda: attend(query, key, value))
+        both = stopwatch(lambda: torch.autograd.grad(attend(query, key, value), (query, key, value), upper))
+        return 5 * flops / max(both - forward, both / 10)
+    if batch > 1:
+        left, right = random(batch, m, k), random(batch, k, n)
+        return flops / stopwatch(lambda: torch.bmm(left, right))
+    left, right = random(m, k), random(n, k)
+    return flops / stopwatch(lambda: functional.linear(left, right))
+
+
+class _Counting(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = Operators()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        self.found.add("all", function, args, kwargs or {}, result)
+        return result
+
+
+def per_kernel(stopwatch: _Stopwatch) -> float:
+    """Seconds a kernel of a layer of width 8, forward and backward: what calls cost when there is nothing to do."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, device=stopwatch.device)
+    x = torch.randn(1, 2, 8, device=stopwatch.device)
+
+    def work() -> None:
+        layer(x).sum().backward()
+
+    work()
+    with _Counting() as counting:
+        work()
+    _, _, kernels = counting.found.sums("all")
+    return stopwatch(work, budget=0.5, least=20) / kernels
+
+
+def collectives(stopwatch: _Stopwatch, processes: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of a collective of few bytes, and seconds a byte of the whole buffer, by name."""
+    alpha: dict[str, float] = {}
+    beta: dict[str, float] = {}
+    for name in ("all_reduce", "all_gather"):
+        spent: list[float] = []
+        for count in ENDS:
+            whole = torch.ones(count, device=stopwatch.device)
+            own = whole[: count // processes].clone()
+            parts = [torch.empty_like(own) for _ in range(processes)]
+
+            def work(name: str = name, whole: Tensor = whole, own: Tensor = own, parts: Any = parts) -> None:
+                if name == "all_reduce":
+                    dist.all_reduce(whole.mul_(0))
+                else:
+                    dist.all_gather(parts, own)
+
+            dist.barrier()
+            spent.append(stopwatch(work, budget=0, least=15))  # the same number of calls on every rank
+        small, large = (4.0 * count for count in ENDS)
+        beta[name] = max((spent[1] - spent[0]) / (large - small), 1e-15)
+        alpha[name] = max(spent[0] - beta[name] * small, 1e-9)
+    return alpha, beta
