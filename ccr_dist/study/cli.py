@@ -142,3 +142,27 @@ def bins_command(
     tables = binned(plan, by, count)
     file = write(tables, target)
     terminal.console(soft_wrap=True).print(f"{markdown(tables)}\n{file.resolve()}")
+
+
+@study_app.command("growth")
+@declares(_reporting)
+def growth_command(
+    study: StudyFile,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the tables. Default: report/ in the study's folder.", callback=folder_to_make),
+    ] = None,
+) -> None:
+    """Write how SumR grows along the curves of a study (rows with `curve` and `x`): log-linear fits with intervals,
+    where they reach other rows, and how differences of curves change.
+    """
+
+    from ccr_dist.study.growth import grown
+    from ccr_dist.study.growth_report import markdown, report
+    from ccr_dist.study.plan import load_plan
+
+    plan = load_plan(study)
+    target = _report_folder(plan, out)
+    found = grown(plan)
+    file = report(found, target)
+    terminal.console(soft_wrap=True).print(f"{markdown(found)}\n{file.resolve()}")

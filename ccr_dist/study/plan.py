@@ -10,12 +10,12 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, model_validator
 
 from ccr_dist.config import Frozen, RunConfig, as_dict
 from ccr_dist.data.storage.store import differences
@@ -46,6 +46,14 @@ class RowPlan(Frozen):
     seeds: tuple[NonNegativeInt, ...] | None = Field(
         None, min_length=1, description="none: the study's; a row in which nothing is random has one"
     )
+    curve: str | None = Field(None, description="rows of the same curve are points of it, each at its own `x`")
+    x: float | None = Field(None, gt=0, description="where on its curve the row is; what it counts, `growth.x` says")
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.curve is None) != (self.x is None):
+            raise ValueError("a point of a curve has both `curve` and `x`")
+        return self
 
     @property
     def shown(self) -> str:
@@ -59,6 +67,22 @@ class Comparison(Frozen):
     b: str = Field(description="name of the other row")
     claim: str = Field(description="what a reader of the papers expects, in a few words: 'adapter > zero-shot'")
     group: str = Field("claims", description="panel of the plot")
+
+
+class CurveDifference(Frozen):
+    """How far curve `a` is above curve `b`."""
+
+    a: str = Field(description="name of a curve")
+    b: str = Field(description="name of the other curve")
+    claim: str = Field(description="what the difference is due to, in a few words")
+
+
+class Growth(Frozen):
+    """How SumR grows along curves: rows with `curve` and `x`."""
+
+    x: str = Field(description="what `x` counts, in a word or two: 'captions'")
+    levels: tuple[str, ...] = Field((), description="rows without `x`; where each curve reaches them is estimated")
+    differences: tuple[CurveDifference, ...] = Field((), description="of two curves, at the x that both have")
 
 
 class Study(Frozen):
@@ -77,6 +101,7 @@ class Study(Frozen):
     )
     rows: tuple[RowPlan, ...] = Field(min_length=1)
     comparisons: tuple[Comparison, ...] = ()
+    growth: Growth | None = None
     checkpoints: Literal["keep", "drop"] = Field(
         "keep", description="drop: a row's checkpoints are deleted once it is measured; its selected weights stay"
     )
@@ -160,12 +185,51 @@ def load_plan(path: str | Path) -> StudyPlan:
                 raise ConfigError(
                     f"{document.place(('comparisons', n, side))}: no row is called {name!r}; {nearest(name, known)}"
                 )
+    _check_growth(study, document.place)
     made: dict[str, list[Run]] = {}
     for row in rows:
         seeds = row.seeds or (study.seeds if row in study.rows else (0,))
         made[row.name] = _runs(study, row, seeds, path, places[row.name], made)
     first, runs = ([run for row in some for run in made[row.name]] for some in (study.first, study.rows))
     return StudyPlan(study, tuple(first), tuple(runs))
+
+
+def _check_growth(study: Study, place: Callable[[tuple[str | int, ...]], str]) -> None:
+    """ConfigError, with its place, for curves that cannot be drawn."""
+    taken: dict[tuple[str, float], str] = {}
+    for n, row in enumerate(study.rows):
+        if row.curve is None or row.x is None:
+            continue
+        if study.growth is None:
+            raise ConfigError(
+                f"{place(('rows', n))}: row {row.name!r} has an x, and nothing says what it counts:"
+                " set `growth: {x: ...}`"
+            )
+        other = taken.setdefault((row.curve, row.x), row.name)
+        if other != row.name:
+            raise ConfigError(
+                f"{place(('rows', n))}: rows {other!r} and {row.name!r} are the same point of the curve"
+                f" {row.curve!r}, x {row.x:g}"
+            )
+    if study.growth is None:
+        return
+    curves = list(dict.fromkeys(curve for curve, _ in taken))
+    if not curves:
+        raise ConfigError(f"{place(('growth',))}: growth: no row has a `curve` and an `x`")
+    levels = [row.name for row in study.rows if row.curve is None]
+    for n, name in enumerate(study.growth.levels):
+        if name not in levels:
+            raise ConfigError(
+                f"{place(('growth', 'levels', n))}: growth.levels: no row without x is called {name!r};"
+                f" {nearest(name, levels)}"
+            )
+    for n, difference in enumerate(study.growth.differences):
+        for side in ("a", "b"):
+            if (name := getattr(difference, side)) not in curves:
+                raise ConfigError(
+                    f"{place(('growth', 'differences', n, side))}: growth.differences: no curve is called {name!r};"
+                    f" {nearest(name, curves)}"
+                )
 
 
 def _runs(

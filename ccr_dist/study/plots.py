@@ -39,8 +39,8 @@ def draw(summary: StudySummary) -> dict[str, bytes]:
     Raises:
         DataError: No row trains anything.
     """
-    figures = {"rows": _png(lambda: rows(summary)), "parameters": _png(lambda: parameters(summary))}
-    return ({"comparisons": _png(lambda: comparisons(summary))} if summary.judged else {}) | figures
+    figures = {"rows": png(lambda: rows(summary)), "parameters": png(lambda: parameters(summary))}
+    return ({"comparisons": png(lambda: comparisons(summary))} if summary.judged else {}) | figures
 
 
 def comparisons(summary: StudySummary) -> Any:
@@ -83,7 +83,7 @@ def rows(summary: StudySummary) -> Any:
     shown = [ALL, *summary.targets] if len(summary.targets) > 1 else list(summary.targets)
     order, heads = _grouped(summary)
     height = 0.25 * (len(order) + len(heads)) + 0.9
-    figure, axes = _figure((2.9 + 2.35 * len(shown), height), 1, len(shown), sharey=True)
+    figure, axes = axes_of((2.9 + 2.35 * len(shown), height), 1, len(shown), sharey=True)
     for axis, lang in zip(axes, shown, strict=True):
         for at, line, colour in order:
             if lang in line.estimates:
@@ -123,7 +123,7 @@ def parameters(summary: StudySummary) -> Any:
 
     order, heads = _grouped(summary)
     trained = [(line, colour) for _, line, colour in order if line.parameters]
-    figure, (axis,) = _figure((7.4, max(4.2, 0.19 * (len(order) + len(heads)))), 1, 1)
+    figure, (axis,) = axes_of((7.4, max(4.2, 0.19 * (len(order) + len(heads)))), 1, 1)
     if not trained:
         raise DataError(f"study {summary.plan.study.name!r}: no row trains anything")
     low = min(line.estimates[ALL].low for line, _ in trained)
@@ -239,10 +239,11 @@ def _colour(groups: Sequence[str], line: Line) -> str:
 def _stacked(counts: Sequence[int], *, width: float, extra: float) -> tuple[Any, list[Any]]:
     """Panels below each other, each as high as its rows need."""
     heights = [0.3 * n + extra for n in counts]
-    return _figure((width, sum(heights) + 0.3), len(counts), 1, gridspec_kw={"height_ratios": heights})
+    return axes_of((width, sum(heights) + 0.3), len(counts), 1, gridspec_kw={"height_ratios": heights})
 
 
-def _figure(size: tuple[float, float], down: int, across: int, **options: Any) -> tuple[Any, list[Any]]:
+def axes_of(size: tuple[float, float], down: int, across: int, **options: Any) -> tuple[Any, list[Any]]:
+    """A figure of a size in inches, and its axes, row by row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -251,7 +252,8 @@ def _figure(size: tuple[float, float], down: int, across: int, **options: Any) -
     return figure, list(figure.subplots(down, across, squeeze=False, **options).flat)
 
 
-def _png(make: Callable[[], Any]) -> bytes:
+def png(make: Callable[[], Any]) -> bytes:
+    """The figure that `make` draws, in the style of all plots of studies."""
     from matplotlib import rc_context
 
     data = io.BytesIO()

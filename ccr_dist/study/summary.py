@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate.schema import RunResult
 from ccr_dist.evaluate.summaries import Results, Stat
-from ccr_dist.study.compare import ALL, LEVEL, REPLICATES, Estimate, Judged, judge, load_outcome, over, sample
+from ccr_dist.study.compare import (
+    ALL,
+    LEVEL,
+    REPLICATES,
+    Estimate,
+    Judged,
+    MeasuredRun,
+    judge,
+    load_outcome,
+    over,
+    sample,
+)
 from ccr_dist.study.plan import RowPlan, Run, StudyPlan, state
 
 EXPLAINED = (
@@ -89,15 +100,11 @@ class StudySummary:
         return [each.claim for each in self.plan.study.comparisons if each not in done]
 
 
-def summarise(plan: StudyPlan, *, replicates: int = REPLICATES) -> StudySummary:
-    """Summarise the results of all complete runs.
-
-    Args:
-        plan: The study.
-        replicates: Number of bootstrap replicates.
+def measured(plan: StudyPlan) -> tuple[dict[str, list[MeasuredRun]], list[str]]:
+    """The complete runs of each row that has some, and the names of runs without a result.
 
     Raises:
-        DataError: There are no results, or runs were evaluated on different queries.
+        DataError: There are no results, or one is damaged.
         ConfigError: A result belongs to another config.
     """
     complete: dict[str, list[Run]] = {}
@@ -111,7 +118,21 @@ def summarise(plan: StudyPlan, *, replicates: int = REPLICATES) -> StudySummary:
         raise DataError(
             f"{plan.study.out}: no run of the study {plan.study.name!r} is complete; `ccr-dist study run` makes them"
         )
-    outcomes = {name: [load_outcome(run.result, run.row.shown) for run in runs] for name, runs in complete.items()}
+    return {name: [load_outcome(run.result, run.row.shown) for run in runs] for name, runs in complete.items()}, missing
+
+
+def summarise(plan: StudyPlan, *, replicates: int = REPLICATES) -> StudySummary:
+    """Summarise the results of all complete runs.
+
+    Args:
+        plan: The study.
+        replicates: Number of bootstrap replicates.
+
+    Raises:
+        DataError: There are no results, or runs were evaluated on different queries.
+        ConfigError: A result belongs to another config.
+    """
+    outcomes, missing = measured(plan)
     drawn = sample(outcomes, replicates=replicates)
     results = Results(tuple(outcome.result for each in outcomes.values() for outcome in each))
     source = results.runs[0].source_language

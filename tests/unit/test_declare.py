@@ -56,6 +56,7 @@ LINES = {
     "study run": "STUDY",
     "study report": "STUDY --out o",
     "study bins": "STUDY --out o",
+    "study growth": "STUDY --out o",
     "checkpoint inspect": "r",
     "checkpoint verify": "r",
     "checkpoint convert": "r/checkpoints/step-00000001 w.safetensors",

@@ -277,6 +277,7 @@ def test_an_encoder_that_cannot_be_read_is_no_wrong_name(tmp_path: Path) -> None
         "report x --out FILE",
         "study report x.yaml --out FILE",
         "study bins x.yaml --out FILE",
+        "study growth x.yaml --out FILE",
         "checkpoint convert x FILE",
         "checkpoint convert x DIR.safetensors",
         "init FILE",

@@ -51,6 +51,7 @@ LINES = [
     "study report study.yaml",
     "study report good.yaml --out FILE",
     "study bins good.yaml --out FILE",
+    "study growth good.yaml --out FILE",
     "checkpoint convert runs/a/checkpoints/step-00000001 FILE",
     "checkpoint convert runs/a/checkpoints/step-00000001 FILE/x.safetensors",
     "export runs/a --to onnx --out FILE",
@@ -118,6 +119,7 @@ def test_folders_of_a_dataset_that_are_files(folder: Path) -> None:
         f"report nowhere --out {NOWHERE}",  # results are read before anything is written
         f"study report good.yaml --out {NOWHERE}",
         f"study bins good.yaml --out {NOWHERE}",
+        f"study growth good.yaml --out {NOWHERE}",
         f"evaluate CLIP out={NOWHERE} data.val=nowhere",
         f"checkpoint convert nowhere {NOWHERE}/w.safetensors",
         f"export nowhere --to onnx --out {NOWHERE}",
@@ -194,6 +196,7 @@ FILES_TO_READ = [
     "study run FOLDER",
     "study report FOLDER",
     "study bins FOLDER",
+    "study growth FOLDER",
     "submit FOLDER",
     "submit steps.yaml --profile ./FOLDER",
     "run FOLDER",
