@@ -20,6 +20,7 @@ from ccr_dist.evaluate.cli import report_app
 from ccr_dist.export.cli import export_app
 from ccr_dist.generate.cli import jobs_app
 from ccr_dist.search.cli import search_app
+from ccr_dist.simulate.cli import simulate_app
 from ccr_dist.study.cli import study_app
 from ccr_dist.train.cli import Config, Overrides, train_app
 
@@ -94,6 +95,6 @@ def methods(
         show.print(catalogue.methods_table(rows), catalogue.columns_table(rows))
 
 
-for _each in (train_app, report_app, jobs_app, search_app, export_app):
+for _each in (train_app, report_app, jobs_app, search_app, export_app, simulate_app):
     app.registered_commands += _each.registered_commands
     app.registered_groups += _each.registered_groups

@@ -26,6 +26,7 @@ from ccr_dist.cluster.profile import Profile
 from ccr_dist.config import RunConfig
 from ccr_dist.methods import registry
 from ccr_dist.models.backbones import registry as backbones
+from ccr_dist.simulate.schema import Job, Rates
 from ccr_dist.study.plan import Study
 
 FOLDER = Path(__file__).parent / "reference"
@@ -93,6 +94,7 @@ def config_keys() -> str:
         *_sections("A profile", "", Profile),
     ]
     parts += ["## Studies\n", *_sections("A study", "", Study)]
+    parts += ["## Simulations\n", *_sections("A simulated job", "", Job), *_sections("Failure rates", "", Rates)]
     return "\n".join(parts)
 
 

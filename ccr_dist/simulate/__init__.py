@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 from ccr_dist.simulate.advise import Advice, advise
+from ccr_dist.simulate.events import simulate
+from ccr_dist.simulate.outcome import Outcome
 from ccr_dist.simulate.schema import Cause, Job, Rates, load_rates
 
-__all__ = ["Advice", "Cause", "Job", "Rates", "advise", "load_rates"]
+__all__ = ["Advice", "Cause", "Job", "Outcome", "Rates", "advise", "load_rates", "simulate"]

@@ -173,10 +173,8 @@ def advised(found: Outlook, *, save: float, write: float, step: float | None, fa
     interval = least
     if save > 0:
         interval = max(least, closed.optimal(save=save, rate=found.rate, write=write, warned=found.warned))
-    steps = None if step is None else max(1, round(interval / step))
+    steps = None if step is None else every_steps(interval, step, write)
     if steps is not None and step is not None:
-        if steps * step < write:
-            steps += 1
         interval = steps * step
     ettr = ratio(found, interval, save=save, write=write)
     # of the time that is not spent recovering, a constant part stands still for saves
@@ -196,6 +194,18 @@ def advised(found: Outlook, *, save: float, write: float, step: float | None, fa
         every_steps=steps,
         failures=failures,
     )
+
+
+def every_steps(interval: float, step: float, write: float = 0.0) -> int:
+    """An interval in whole steps, at least one, and no less than a checkpoint takes to be written.
+
+    Args:
+        interval: Seconds of training between saves.
+        step: Seconds of a step.
+        write: Seconds for which a checkpoint is written beside training.
+    """
+    steps = max(1, round(interval / step))
+    return max(steps, math.ceil(write / step - 1e-9))
 
 
 def ratio(found: Outlook, interval: float, *, save: float, write: float) -> float:

@@ -68,6 +68,18 @@ class Stragglers(Frozen):
     slows: float = Field(gt=1, description="how many times as long a step takes")
 
 
+class Report(Frozen):
+    """A ratio that somebody reported, and the job that had it; what is not given is that of the rates."""
+
+    says: str = Field(description="what is said, and where")
+    ettr: float = Field(gt=0, le=1, description="the effective training time ratio")
+    above: bool = Field(False, description="reported as a lower bound")
+    gpus: int | None = Field(None, gt=0, description="GPUs of the job")
+    days: float | None = Field(None, gt=0, description="its length")
+    every: PositiveSeconds | None = Field(None, description="seconds between checkpoints")
+    restart: Times | None = Field(None, description="from a failure until training goes on")
+
+
 class Rates(Frozen):
     """Rates of failures that somebody measured, and what they reported beside."""
 
@@ -80,7 +92,7 @@ class Rates(Frozen):
     checkpoint: Checkpoint | None = Field(None, description="how that job saved")
     detection: Times | None = Field(None, description="its time until a failure is noticed")
     restart: Times | None = Field(None, description="its time from then until training goes on")
-    reported: float | None = Field(None, gt=0, le=1, description="its effective training time ratio")
+    reported: tuple[Report, ...] = Field((), description="ratios that were reported for these rates")
     assumed: tuple[str, ...] = Field((), description="what of the above was not reported, and where it comes from")
 
 

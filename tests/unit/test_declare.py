@@ -32,6 +32,7 @@ LINES = {
     "evaluate": f"{UNTRAINED} out=o --split val",
     "doctor": "--out o",
     "scale": "r s",
+    "simulate": "JOB --run r --plot p.png",
     "report": "r s --out o --pictures p",
     "describe": "d --engine replay --set path=a.jsonl --captions caption.en --column description.x",
     "translate": "d --engine vllm --model m --to de --column caption.de",
@@ -83,7 +84,7 @@ def test_every_command_declares_what_it_reads_and_makes() -> None:
 
 @pytest.mark.parametrize("name", sorted(commands(tree())))
 def test_every_path_of_a_command_is_declared(folder: Path, name: str) -> None:
-    words = shlex.split(LINES[name].replace("STUDY", "study.yaml"))
+    words = shlex.split(LINES[name].replace("STUDY", "study.yaml").replace("JOB", "job.yaml"))
     uses = uses_of([*name.split(), *words], "step a")
     known = [item.path for item in (*uses.reads, *uses.makes)]
     given = commands(tree())[name].make_context(name, words).params

@@ -58,6 +58,7 @@ LINES = [
     "index runs/a pictures --out FILE",
     "evaluate hf://org/name --mteb T --out FILE",
     "doctor --out FILE",
+    "simulate --failures rsc1 --gpus 8 --plot FILE/p.png",
     "submit pipeline.yaml --dry-run",
     "run pipeline.yaml",
 ]
@@ -190,6 +191,8 @@ FILES_TO_READ = [
     "search index --file FOLDER",
     "search index --picture FOLDER",
     "shards build FOLDER --out o",
+    "simulate FOLDER",
+    "simulate --failures ./FOLDER --gpus 8",
     "shards build texts --out o file=FOLDER name=t",
     "shards build folder --out o images=data captions=FOLDER name=n",
     "shards index FOLDER --out o",
@@ -204,6 +207,7 @@ FILES_TO_READ = [
 ]
 FOLDERS_TO_READ = [
     "scale FILE",
+    "simulate --failures rsc1 --gpus 8 --run FILE",
     "describe FILE --engine replay --set path=a --column description.x",
     "translate FILE --engine shout --to de --column caption.de",
     "featurise FILE --backbone dual --column feature.x",
