@@ -5,6 +5,7 @@ models of the same classes.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,11 @@ def siglip(place: Path, kind: str) -> str:
 def run(name: str, folder: Path, text: str, **tower: Any) -> RunConfig:
     """The commands of a recipe's head on the toy corpus, in the columns that they name themselves.
 
-    tower: what replaces keys of `backbone`, and `data`: of that section.
+    tower: what replaces keys of `backbone`, and `data`, `stages`: of those sections.
     """
     data = folder / "data"
     toy.corpus(data)
-    columns = tower.pop("data", {})
+    columns, stages = tower.pop("data", {}), tower.pop("stages", {})
     places = {"train": [{"path": str(data / "train")}], "val": str(data / "val"), "test": str(data / "test")}
     values: dict[str, Any] = {
         "base": str(RECIPES / f"{name}.yaml"),
@@ -107,6 +108,7 @@ def run(name: str, folder: Path, text: str, **tower: Any) -> RunConfig:
         "method": {"query": {"text": text}, **({"landmarks": 16} if "kernel" in name else {})},
         "data": {**places, **columns},
         "runtime": {"workers": 0},
+        **({"stages": stages} if stages else {}),
     }
     path = folder / "mine.yaml"
     head = yaml.safe_dump(values)
@@ -151,19 +153,19 @@ def toy_picture() -> Any:
     return Image.open(io.BytesIO(toy.picture(3)))
 
 
-def distilled(fitted: RunConfig, folder: Path) -> Retriever:
-    """Two steps of the recipe that starts from this map."""
+def from_map(name: str, stage: str, fitted: RunConfig, folder: Path) -> Retriever:
+    """Two steps of a recipe that starts from this map, on translations."""
     values = yaml.safe_load((folder / "mine.yaml").read_text().replace("!replace ", ""))
-    values |= {"base": str(RECIPES / "siglip2_e5_distill.yaml"), "init_from": str(fitted.folder)}
-    values["data"] |= {"targets": {"es": "caption.es.toy"}}
+    values |= {"base": str(RECIPES / f"{name}.yaml"), "init_from": str(fitted.folder)}
+    values["data"] |= {"targets": {"es": "caption.es.toy"}, "query_features": {}}
     values["runtime"] |= {"precision": "fp32"}
-    path = folder / "distill.yaml"
+    path = folder / f"{stage}.yaml"
     text = yaml.safe_dump(values)
-    for key in ("targets", "queries"):
-        text = text.replace(f"{key}:\n", f"{key}: !replace\n")
+    for key in ("targets", "queries", "query_features"):  # without columns of vectors: computed in every step
+        text = re.sub(f"{key}:(?=\\s)", f"{key}: !replace", text)
     path.write_text(text)
-    words = ["stages.text.steps=2", "stages.text.batch=10", "stages.text.lr=1e-2", "stages.text.warmup=0"]
-    done = CliRunner().invoke(app, ["train", str(path), "stages.text.validate_every=1", *words])
+    words = [f"stages.{stage}.{key}" for key in ("steps=2", "batch=10", "lr=1e-2", "warmup=0", "validate_every=1")]
+    done = CliRunner().invoke(app, ["train", str(path), *words])
     assert done.exit_code == 0, (done.output, done.exception)
     return ccr_dist.load(load_config(path).folder)
 
@@ -175,11 +177,15 @@ def test_siglip_2_with_e5(tmp_path: Path) -> None:
     folder = siglip(tmp_path / "google" / SIGLIP, "siglip")
     text = encoder(tmp_path / "intfloat" / E5, "mean")
     fitted = run("siglip2_e5_map", tmp_path, text, model=folder)
-    trained = distilled(fitted, tmp_path)
+    trained = [
+        from_map(f"siglip2_e5_{name}", stage, fitted, tmp_path)
+        for name, stage in (("distill", "text"), ("dynamic", "align"))
+    ]
     texts = ["una mancha verde"]
     model = asked(fitted)
-    assert not np.allclose(trained.encode_text(texts, "es"), model.encode_text(texts, "es"), atol=1e-4)
-    assert np.allclose(trained.encode_text(texts, "en"), model.encode_text(texts, "en"), atol=1e-6)
+    for other in trained:
+        assert not np.allclose(other.encode_text(texts, "es"), model.encode_text(texts, "es"), atol=1e-4)
+        assert np.allclose(other.encode_text(texts, "en"), model.encode_text(texts, "en"), atol=1e-6)
     method: Any = model.method
     with torch.no_grad():
         plain = load_query(text, "").text_features(["query: a red dog"])
@@ -208,6 +214,9 @@ def test_open_clip_with_e5(tmp_path: Path) -> None:
     name = slug(f"{place.name}-own")
     columns = {"visual": f"feature.{name}.image", "source_feature": f"feature.{name}.caption.en"}
     asked(run("vit_b_32_e5_kernel", tmp_path, text, model=tower.model, pretrained=None, data=columns))
+    few = {"align": {"steps": 2, "batch": 10, "validate_every": 1}}
+    own = tmp_path / "projection"
+    asked(run("vit_b_32_e5_projection", own, text, model=tower.model, pretrained=None, data=columns, stages=few))
 
 
 def load_query(text: str, prompt: str | None) -> Any:
