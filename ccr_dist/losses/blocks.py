@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ccr_dist.losses import sent
 from ccr_dist.losses.gather import gather_rows, sum_rows, world
 
 Work = Callable[[int, Tensor], Tensor | None]
@@ -69,6 +70,7 @@ class _Shift:
         self._incoming = torch.empty_like(outgoing)
         send = dist.P2POp(dist.isend, outgoing, (rank + 1) % size, tag=tag)
         receive = dist.P2POp(dist.irecv, self._incoming, (rank - 1) % size, tag=tag)
+        sent.passed_on(outgoing)
         self._pending = dist.batch_isend_irecv([send, receive])
 
     def arrived(self) -> Tensor:

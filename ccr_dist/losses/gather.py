@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ccr_dist.losses import sent
+
 
 def world() -> tuple[int, int]:
     """(rank, world size); (0, 1) where no process group runs."""
@@ -43,6 +45,7 @@ def sum_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     if len(counts) == 1:
         return rows
     rows = rows.contiguous().clone()
+    sent.reduced(rows, len(counts))
     dist.all_reduce(rows)
     return rows[own(counts)]
 
@@ -53,6 +56,7 @@ def _gather_padded(rows: Tensor, counts: Sequence[int]) -> Tensor:
     padded = rows.new_zeros((most, *rows.shape[1:]))
     padded[: rows.shape[0]] = rows
     parts = [torch.empty_like(padded) for _ in counts]
+    sent.gathered(padded, len(counts))
     dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
@@ -92,5 +96,6 @@ def largest(values: Tensor) -> Tensor:
     """Elementwise maximum over ranks, without gradient."""
     values = values.detach().clone()
     if world()[1] > 1:
+        sent.reduced(values, world()[1])
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return values

@@ -46,14 +46,14 @@ def page(summary: StudySummary, rows: Sequence[ResultRow], figures: Mapping[str,
             "<h2>What was claimed, and what shows</h2>",
             _claims(summary),
             f"<p><small>{JUDGED}</small></p>",
-            _figure(figures, "comparisons"),
+            picture(figures["comparisons"], CAPTIONS["comparisons"]),
         ]
     body += [
         "<h2>Rows</h2>",
         _table(summary),
         f"<p><small>{EXPLAINED}</small></p>",
-        _figure(figures, "rows"),
-        _figure(figures, "parameters"),
+        picture(figures["rows"], CAPTIONS["rows"]),
+        picture(figures["parameters"], CAPTIONS["parameters"]),
     ]
     body.append(details("Recalls by language", recall_table(rows)))
     template = Template(files("ccr_dist.evaluate").joinpath("report.html").read_text(encoding="utf-8"))
@@ -103,9 +103,9 @@ def _cell(stat: Stat | None) -> str:
     return f"<td>{stat.mean:.1f}" + (f"<small>±{stat.sd:.1f}</small>" if stat.sd is not None else "") + "</td>"
 
 
-def _figure(figures: Mapping[str, bytes], name: str) -> str:
-    data = base64.b64encode(figures[name]).decode()
-    caption = CAPTIONS[name]
+def picture(png: bytes, caption: str) -> str:
+    """A plot inside a page, on white."""
+    data, caption = base64.b64encode(png).decode(), escape(caption)
     return (
         f"<figure style='background:#fff;margin:.9rem 0'><figcaption style='color:#5c6470'>{caption}</figcaption><img"
         f" src='data:image/png;base64,{data}' alt='{caption}'"

@@ -95,25 +95,25 @@ def table_markdown(summary: StudySummary) -> str:
     """The rows as a Markdown table."""
     shown = languages_shown(summary)
     heads = ["method", "seeds", "trained", *(f"SumR {lang}" for lang in shown), "mean SumR", "interval"]
-    text = [EXPLAINED, "", _markdown_row(heads), _markdown_row(["---"] * 3 + ["---:"] * (len(heads) - 3))]
+    text = [EXPLAINED, "", markdown_row(heads), markdown_row(["---"] * 3 + ["---:"] * (len(heads) - 3))]
     for group, lines in summary.groups.items():
         if len(summary.groups) > 1:
-            text.append(_markdown_row([f"**{group}**", *[""] * (len(heads) - 1)]))
+            text.append(markdown_row([f"**{group}**", *[""] * (len(heads) - 1)]))
         for line in lines:
             cells = [line.label, str(len(line.runs)), magnitude(line.parameters)]
             cells += [spread(line.stats[lang]) if lang in line.stats else "–" for lang in shown]
-            text.append(_markdown_row([*cells, spread(line.stats[ALL]), interval(line.estimates[ALL], signed=False)]))
+            text.append(markdown_row([*cells, spread(line.stats[ALL]), interval(line.estimates[ALL], signed=False)]))
     return "\n".join(text) + "\n"
 
 
 def comparisons_markdown(summary: StudySummary) -> str:
     """The comparisons as a Markdown table."""
     heads = ["claim", "verdict", "difference", f"{LEVEL:.0f} % interval", *summary.targets]
-    text = [JUDGED, "", _markdown_row(heads), _markdown_row(["---"] * 2 + ["---:"] * (len(heads) - 2))]
+    text = [JUDGED, "", markdown_row(heads), markdown_row(["---"] * 2 + ["---:"] * (len(heads) - 2))]
     for each in summary.judged:
         by = [f"{each.by_language[lang].mean:+.1f}" if lang in each.by_language else "–" for lang in summary.targets]
         text.append(
-            _markdown_row(
+            markdown_row(
                 [each.comparison.claim, each.verdict, f"{each.difference.mean:+.1f}", interval(each.difference), *by]
             )
         )
@@ -125,7 +125,8 @@ def spread(stat: Stat) -> str:
     return f"{stat.mean:.1f}" + (f" ±{stat.sd:.1f}" if stat.sd is not None else "")
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 

@@ -1,4 +1,4 @@
-"""`ccr-dist train`, `evaluate`, `doctor`, `scale` and `checkpoint ...`: parse, call, print."""
+"""`ccr-dist train`, `evaluate`, `doctor`, `scale compare` and `checkpoint ...`: parse, call, print."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from ccr_dist.train.declared import check_evaluated, configs_of, evaluated_place
 train_app = typer.Typer()
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Look at checkpoints, check them, convert them.")
 train_app.add_typer(checkpoint_app, name="checkpoint")
+scale_app = typer.Typer(
+    no_args_is_help=True, help="Scaling experiments: carry one out, report what it showed, compare finished runs."
+)
+train_app.add_typer(scale_app, name="scale")
 Config = Annotated[Path, typer.Argument(help="Run config (YAML).")]
 Measured = Annotated[Path, typer.Argument(help="Run config (YAML), or the folder of a run or a model.")]
 Overrides = Annotated[
@@ -131,9 +135,9 @@ def doctor(
     _exit(machine.command(out, as_json=as_json))
 
 
-@train_app.command()
+@scale_app.command("compare")
 @declares(lambda runs: Uses(reads=tuple(Folder(str(run)) for run in runs)))
-def scale(
+def compare_command(
     runs: Annotated[
         list[Path],
         typer.Argument(
@@ -146,11 +150,11 @@ def scale(
     """Compare the speed of a training on several numbers of nodes.
 
     Reads the logs of its runs: samples a second, efficiency, waiting for data, communication. Only logged steps count:
-    train with runtime.log_every=1. Example: `ccr-dist scale runs/scale-1-s0 runs/scale-2-s0` (docs/start/scaling.md).
+    train with runtime.log_every=1. Example: `ccr-dist scale compare runs/scale-1-s0 runs/scale-2-s0` (docs/start/scaling.md).
     """
     import json
 
-    from ccr_dist.train.scale import rows, table
+    from ccr_dist.scaling.compare import rows, table
 
     found = rows(runs, warmup)
     print(json.dumps([row.to_json() for row in found], indent=1) if as_json else table(found))

@@ -19,6 +19,7 @@ from ccr_dist.errors import OutOfMemoryError
 from ccr_dist.methods.base import Method
 from ccr_dist.train.cached_features import require_encoders
 from ccr_dist.train.prepared import PreparedRun, claim, prepare_run
+from ccr_dist.train.record.speed import memory_bytes
 from ccr_dist.train.recorders import Recorders, recording
 from ccr_dist.train.resume import (
     BuiltModel,
@@ -259,6 +260,11 @@ class Training:
         held = self.strategy.all(stage.engine.held())
         self.log.event(self.done.step, "held", {"stage": stage.name, "strategy": stage.engine.name, "bytes": held})
 
+    def _record_memory(self, stage: StageRun) -> None:
+        """The most that every rank has held by the end of a stage's steps, before they are validated."""
+        most = self.strategy.all(memory_bytes(self.strategy.device))
+        self.log.event(self.done.step, "memory", {"stage": stage.name, "bytes": most})
+
     def _steps(self, model: BuiltModel, stage: StageRun) -> None:
         """The steps of a stage, validated and saved as the config says."""
         done, recorded = self.done, False
@@ -270,6 +276,8 @@ class Training:
                 self._record_shards(stage)
             self.log.step(done.step, report.values(), keep=report.logged)
             self.recorders.profiler.step()
+            if done.stage_step == stage.settings.steps:
+                self._record_memory(stage)
             self._between(model, stage, stopping=report.stopping)
 
     def _between(self, model: BuiltModel, stage: StageRun, *, stopping: bool) -> None:

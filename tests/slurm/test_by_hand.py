@@ -39,7 +39,7 @@ def test_a_scaling_experiment(cluster: Cluster, ground: Ground, shared: Path) ->
     assert [cluster.wait(job) for job in jobs] == ["COMPLETED", "COMPLETED"], log_of(place)
 
     runs = [ground.run(f"scale-{nodes}").folder for nodes in (1, 2)]
-    done = Experiment(cluster, place).ccr_dist("scale", *runs, "--json")
+    done = Experiment(cluster, place).ccr_dist("scale", "compare", *runs, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert [(row["stage"], row["nodes"], row["ranks"], row["steps"]) for row in found] == [

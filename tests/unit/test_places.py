@@ -206,7 +206,7 @@ FILES_TO_READ = [
     "serve index --token-file FOLDER",
 ]
 FOLDERS_TO_READ = [
-    "scale FILE",
+    "scale compare FILE",
     "simulate --failures rsc1 --gpus 8 --run FILE",
     "describe FILE --engine replay --set path=a --column description.x",
     "translate FILE --engine shout --to de --column caption.de",

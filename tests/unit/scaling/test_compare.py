@@ -10,7 +10,7 @@ import pytest
 
 from ccr_dist.data.storage.json_lines import line_of
 from ccr_dist.errors import ConfigError, DataError
-from ccr_dist.train.scale import rows, table
+from ccr_dist.scaling.compare import rows, table
 
 PARTS = {"data": 0.1, "agree": 0.1, "forward": 0.4, "losses": 0.1, "backward": 0.2, "update": 0.1}
 

@@ -1,0 +1,124 @@
+"""Records of a study: what it is (OUT/study.json), and how each training of a point ended
+(OUT/points/POINT.rN.json). Both carry their digests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ccr_dist.data.storage.checked import read_checked
+from ccr_dist.data.storage.store import differences, pretty_json, replace_atomic, with_digest
+from ccr_dist.errors import CRASH, DONE, ConfigError, DataError, OutOfMemoryError
+from ccr_dist.redact import without_secrets
+from ccr_dist.scaling.measured import measured
+from ccr_dist.scaling.plan import FORMAT, ScalingPlan, Trial
+
+TAIL = 3  # lines of the log of a training that failed
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a training of a point ended.
+
+    Attributes:
+        point: Name of the point.
+        repeat: Its number.
+        identity: What the point is (`Point.identity`).
+        command: The whole command line.
+        exit: Its exit code.
+        error: The end of its log, if it failed.
+        seconds: From its start to its end; None where that is not known.
+        found: What it measured (`measured`); empty if it failed.
+    """
+
+    point: str
+    repeat: int
+    identity: Mapping[str, Any]
+    command: tuple[str, ...]
+    exit: int
+    error: str
+    seconds: float | None
+    found: Mapping[str, Any]
+
+    @property
+    def failed(self) -> bool:
+        return self.exit != DONE
+
+    @property
+    def said(self) -> str:
+        """How it ended, in a few words."""
+        if self.exit == OutOfMemoryError.exit_code:
+            return "out of memory"
+        return f"exit code {self.exit}" if self.failed else "measured"
+
+
+def write(trial: Trial, *, command: tuple[str, ...], exit: int, seconds: float | None) -> Record:
+    """Read what a training left, and keep it. A training without measurements has failed, whatever it ended with."""
+    found: dict[str, Any] = {}
+    error = ""
+    if exit == DONE:
+        try:
+            found = measured(trial.folder, warmup=trial.point.study.warmup)
+        except DataError as problem:
+            exit, error = CRASH, str(problem)
+    else:
+        error = tail(trial.log)
+    values = {
+        "format": FORMAT, "point": trial.point.name, "repeat": trial.repeat, "identity": trial.point.identity,
+        "command": list(command), "exit": exit, "error": error, "seconds": seconds, "found": found,
+    }  # fmt: skip
+    trial.record.parent.mkdir(parents=True, exist_ok=True)
+    replace_atomic(trial.record, pretty_json(with_digest(values)))
+    return read(trial.record)
+
+
+def read(path: Path) -> Record:
+    """Raises DataError for a damaged record, and one of a later version."""
+    values, sealed = read_checked(path, error=DataError)
+    if not sealed or values.get("format") != FORMAT:
+        raise DataError(
+            f"{path}: no record that this version reads (format {values.get('format')!r}); delete it, and measure the"
+            " point again"
+        )
+    keys = ("point", "repeat", "identity", "exit", "error", "seconds", "found")
+    return Record(command=tuple(values["command"]), **{key: values[key] for key in keys})
+
+
+def kept(trial: Trial) -> Record | None:
+    """The record of a training, if it has ended.
+
+    Raises:
+        ConfigError: It is of another point of that name; shows the differences.
+    """
+    if not trial.record.exists():
+        return None
+    record = read(trial.record)
+    if record.identity != trial.point.identity:
+        changed = differences(record.identity, trial.point.identity)
+        raise ConfigError(
+            f"{trial.record}: measured as another point:\n  " + "\n  ".join(changed[:12])
+            + "\ndelete that file to measure it again, or give the study another `out`"
+        )  # fmt: skip
+    return record
+
+
+def keep_study(plan: ScalingPlan) -> None:
+    """Write what the study is, for its report."""
+    values = {
+        "format": FORMAT, "file": str(plan.file), "study": plan.study.model_dump(mode="json"),
+        "points": [point.name for point in plan.points],
+    }  # fmt: skip
+    path = Path(plan.study.out) / "study.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_atomic(path, pretty_json(with_digest(values)))
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log, without secrets."""
+    if not log.exists():
+        return ""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return without_secrets("\n".join(lines[-TAIL:]))
