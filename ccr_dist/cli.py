@@ -24,6 +24,7 @@ from ccr_dist.cluster.cli import pipelines_app
 from ccr_dist.declare import require_values
 from ccr_dist.export.cli import push_app
 from ccr_dist.places import folder_to_make
+from ccr_dist.scaling.cli import scaling_app
 from ccr_dist.serve.cli import serve_app
 
 
@@ -53,7 +54,8 @@ app = typer.Typer(
 )
 for _each in (commands.app, serve_app, push_app, pipelines_app):
     app.registered_commands += _each.registered_commands
-    app.registered_groups += _each.registered_groups
+    app.registered_groups += [group for group in _each.registered_groups if group.name != "scale"]
+app.add_typer(scaling_app, name="scale")  # more than a step of a pipeline may be
 
 
 @app.callback(invoke_without_command=True)

@@ -27,6 +27,7 @@ from ccr_dist.config import RunConfig
 from ccr_dist.methods import registry
 from ccr_dist.models.backbones import registry as backbones
 from ccr_dist.simulate.schema import Job, Rates
+from ccr_dist.scaling.plan import ScalingStudy
 from ccr_dist.study.plan import Study
 
 FOLDER = Path(__file__).parent / "reference"
@@ -95,6 +96,7 @@ def config_keys() -> str:
     ]
     parts += ["## Studies\n", *_sections("A study", "", Study)]
     parts += ["## Simulations\n", *_sections("A simulated job", "", Job), *_sections("Failure rates", "", Rates)]
+    parts += ["## Scaling studies\n", *_sections("A scaling study", "", ScalingStudy)]
     return "\n".join(parts)
 
 

@@ -294,6 +294,18 @@ def lines_of(plan: Plan, uses: Mapping[str, Uses], absent: Sequence[str], python
     return list(dict.fromkeys(packages)), tools
 
 
+def gpus(plan: Plan, profile: Profile) -> None:
+    """Raise ConfigError for steps that ask a site without GPUs for some."""
+    if profile.gpus is None and (asking := [name for name, job in plan.jobs.items() if job.step.gpus]):
+        raise ConfigError(
+            "\n".join(
+                f"{plan.document.place(('steps', name, 'gpus'))}: step {name}: gpus: {plan.jobs[name].step.gpus}, and"
+                " the profile says that the site has none (gpus: null)"
+                for name in asking
+            )
+        )
+
+
 def grace(plan: Plan, checked: Checked, profile: Profile) -> None:
     """Add notes on steps for which the site's warning is shorter than the longest step and save so far, or for which
     these were not measured.

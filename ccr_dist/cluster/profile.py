@@ -84,8 +84,9 @@ class Profile(Frozen):
     account: Line | None = Field(None, description="as for sbatch; default: the site's")
     qos: Line | None = Field(None, description="as for sbatch; default: the site's")
     constraint: Line | None = Field(None, description="as for sbatch; default: the site's")
-    gpus: Annotated[Options, AfterValidator(_gpus)] = Field(
-        "--gpus-per-node={n}", description="sbatch option that requests GPUs per node, such as --gres=gpu:a100:{n}"
+    gpus: Annotated[Options, AfterValidator(_gpus)] | None = Field(
+        "--gpus-per-node={n}",
+        description="sbatch option that requests GPUs per node, such as --gres=gpu:a100:{n}; null: the site has none",
     )
     setup: tuple[str, ...] = Field((), description="shell lines to run first: modules, conda")
     python: Annotated[Line, AfterValidator(_interpreter)] = Field(

@@ -71,7 +71,7 @@ def _directives(plan: Plan, job: Job, profile: Profile, root: Path, indices: Seq
         "mail-type": profile.mail_type if profile.mail else None,
     }
     words = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    words += shlex.split(profile.gpus.replace("{n}", str(step.gpus))) if step.gpus else []
+    words += shlex.split(profile.gpus.replace("{n}", str(step.gpus))) if step.gpus and profile.gpus else []
     words += ["--requeue", "--open-mode=append", *(word for option in profile.sbatch for word in shlex.split(option))]
     yield from (f"#SBATCH {_for_sbatch(word)}" for word in words)
 

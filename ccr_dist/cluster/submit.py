@@ -37,6 +37,7 @@ def submit(plan: Plan, profile: Profile, *, dry_run: bool, say: Say) -> None:
     """
     with ledger.held(plan.run):
         ledger.forbid_stopped(plan.run)
+        checks.gpus(plan, profile)
         checked = checks.check(plan, free_disk_gib=profile.free_disk_gib)
         missing = slurm.not_at_hand() if dry_run else None
         at_hand = missing is None

@@ -1,5 +1,5 @@
-"""`ccr-dist scale compare`: what the same training does a second on 1, 2, 4 ... nodes, from what its runs have logged. Strong
-scaling: the batches are the same everywhere, so that each step has the same work, shared by more ranks.
+"""`ccr-dist scale compare`: what the same training does a second on 1, 2, 4 ... nodes, from what its runs have logged.
+Strong scaling: the batches are the same everywhere, so that each step has the same work, shared by more ranks.
 
 Trains nothing: that is what configs/pipelines/scale.yaml and slurm/scale.sbatch do.
 """

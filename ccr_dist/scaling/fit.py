@@ -89,7 +89,7 @@ def student(free: int) -> float:
     if free <= len(_STUDENT):
         return _STUDENT[free - 1]
     z = 1.959964
-    return z + (z**3 + z) / (4 * free)
+    return z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
 
 
 def _speedup(law: str, fractions: np.ndarray, worlds: np.ndarray) -> np.ndarray:

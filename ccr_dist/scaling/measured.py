@@ -82,8 +82,8 @@ def _stage(
     kept = [line for line in steps if line["step"] not in cold]
     if len(kept) < 2:
         raise DataError(
-            f"{run / 'log.jsonl'}: {len(kept)} measured step(s) of stage {name}, of {len(steps)} in it; at least two are"
-            " needed: measure more steps, or leave out fewer of them by `warmup`"
+            f"{run / 'log.jsonl'}: {len(kept)} measured step(s) of stage {name}, of {len(steps)} in it; at least two"
+            " are needed: measure more steps, or leave out fewer of them by `warmup`"
         )
     for line in kept:
         if missing := _SPEED - line.get("speed", {}).keys():

@@ -17,16 +17,17 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from ccr_dist.config import FitConfig, Frozen, RunConfig, as_dict
-from ccr_dist.data.storage.store import digest_json
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.places import folder_to_make
+from ccr_dist.yamldoc.nodes import KeyPath
 from ccr_dist.yamlfile import Document, load, validate
 
 StrategyName = Literal["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Contrastive = Literal["auto", "gathered", "tiled", "ring"]
 Kind = Literal["weak", "strong", "batch"]
+UNDECISIVE = ("name", "label", "out")  # of a run config: they change no number
 FORMAT = 1  # of study.json and of records
 
 
@@ -101,11 +102,16 @@ class ScalingStudy(Frozen):
     per_node: PositiveInt | None = Field(None, description="processes of a node; default: all on one node")
     gpus: bool = Field(False, description="every process has a GPU")
     cpus: PositiveInt = Field(1, description="slurm: CPUs of a process")
-    memory: str | None = Field(None, pattern=r"^\d+[KMGT]?$", description="slurm: memory of a node; default: the site's")
+    memory: str | None = Field(
+        None, pattern=r"^\d+[KMGT]?$", description="slurm: memory of a node; default: the site's"
+    )
     time: str | None = Field(None, pattern=r"^(\d+-)?\d+(:\d\d){0,2}$", description="slurm: time limit of a point")
     profile: str = Field("default", description="slurm: site profile, a YAML file or the name of a shipped one")
     device: str | None = Field(
-        None, description="name of the device in the planner's table; default: no planner's curve (`ccr-dist plan`)"
+        None, description="name of the device in the planner's table, for the planner's curve; default: no curve"
+    )
+    calibration: str | None = Field(
+        None, description="file of `ccr-dist plan --measure`: speeds of this machine, for the planner's curve"
     )
 
     @model_validator(mode="after")
@@ -150,18 +156,12 @@ class Point:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the numbers of the point, as JSON."""
-        config = as_dict(self.config)
-        for key in ("name", "label", "out"):
-            del config[key]
+        config = {key: value for key, value in as_dict(self.config).items() if key not in UNDECISIVE}
         asked = {key: getattr(self.study, key) for key in ("kind", "where", "warmup", "test", "gpus")}
         return {
             "settings": self.settings.model_dump(mode="json"), **asked, "batch": self.global_batch,
             "per_node": self.per_node, "nodes": self.nodes, "config": config,
         }  # fmt: skip
-
-    @property
-    def digest(self) -> str:
-        return digest_json(self.identity)
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,9 @@ def load_plan(path: str | Path) -> ScalingPlan:
     document = load(path)
     study = validate(ScalingStudy, document)
     folder_to_make(Path(study.out))
-    asked = [(settings, ("grid",)) for settings in (study.grid.settings() if study.grid else ())]
+    asked: list[tuple[Settings, KeyPath]] = [
+        (settings, ("grid",)) for settings in (study.grid.settings() if study.grid else ())
+    ]
     asked += [(settings, ("points", n)) for n, settings in enumerate(study.points)]
     points: dict[str, Point] = {}
     for settings, at in asked:

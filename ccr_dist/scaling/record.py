@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ccr_dist.config import as_dict
 from ccr_dist.data.storage.checked import read_checked
 from ccr_dist.data.storage.store import differences, pretty_json, replace_atomic, with_digest
 from ccr_dist.errors import CRASH, DONE, ConfigError, DataError, OutOfMemoryError
+from ccr_dist.methods.run_config import from_dict
 from ccr_dist.redact import without_secrets
 from ccr_dist.scaling.measured import measured
-from ccr_dist.scaling.plan import FORMAT, ScalingPlan, Trial
+from ccr_dist.scaling.plan import FORMAT, UNDECISIVE, ScalingPlan, Trial
 
 TAIL = 3  # lines of the log of a training that failed
 
@@ -55,7 +57,9 @@ class Record:
         return f"exit code {self.exit}" if self.failed else "measured"
 
 
-def write(trial: Trial, *, command: tuple[str, ...], exit: int, seconds: float | None) -> Record:
+def write(
+    trial: Trial, *, command: tuple[str, ...], exit: int, seconds: float | None, log: Path | None = None
+) -> Record:
     """Read what a training left, and keep it. A training without measurements has failed, whatever it ended with."""
     found: dict[str, Any] = {}
     error = ""
@@ -65,7 +69,7 @@ def write(trial: Trial, *, command: tuple[str, ...], exit: int, seconds: float |
         except DataError as problem:
             exit, error = CRASH, str(problem)
     else:
-        error = tail(trial.log)
+        error = tail(log or trial.log)
     values = {
         "format": FORMAT, "point": trial.point.name, "repeat": trial.repeat, "identity": trial.point.identity,
         "command": list(command), "exit": exit, "error": error, "seconds": seconds, "found": found,
@@ -96,13 +100,18 @@ def kept(trial: Trial) -> Record | None:
     if not trial.record.exists():
         return None
     record = read(trial.record)
-    if record.identity != trial.point.identity:
-        changed = differences(record.identity, trial.point.identity)
+    if changed := differences(_of_today(record, trial.record), trial.point.identity):
         raise ConfigError(
             f"{trial.record}: measured as another point:\n  " + "\n  ".join(changed[:12])
             + "\ndelete that file to measure it again, or give the study another `out`"
         )  # fmt: skip
     return record
+
+
+def _of_today(record: Record, path: Path) -> dict[str, Any]:
+    """Its identity, with defaults for options that are newer. Raises ConfigError for options that are gone."""
+    config = as_dict(from_dict({**record.identity["config"], "name": record.point}, name=str(path)))
+    return {**record.identity, "config": {key: config[key] for key in config if key not in UNDECISIVE}}
 
 
 def keep_study(plan: ScalingPlan) -> None:
@@ -120,5 +129,6 @@ def tail(log: Path) -> str:
     """The last lines of a log, without secrets."""
     if not log.exists():
         return ""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("launcher: ")]  # which names no cause
     return without_secrets("\n".join(lines[-TAIL:]))

@@ -101,6 +101,12 @@ def command(trial: Trial) -> list[str]:
     return [sys.executable, *launcher, "-m", "ccr_dist", *trial.command, "--world", world]
 
 
+def shown_command(words: list[str]) -> tuple[str, ...]:
+    """A command line for reports: without secrets, and without the places of this installation."""
+    here = f"{Path.cwd()}/"
+    return tuple(without_secrets("python" if word == sys.executable else word.removeprefix(here)) for word in words)
+
+
 def _train(trial: Trial, stop: _Stop, lock: int) -> record.Record | None:
     """One training and its record; None if it was stopped, and left nothing."""
     _clear(trial.folder)
@@ -127,7 +133,7 @@ def _train(trial: Trial, stop: _Stop, lock: int) -> record.Record | None:
         _clear(trial.folder)
         return None
     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
-    shown = tuple(without_secrets(word) for word in words)
+    shown = shown_command(words)
     ended = record.write(trial, command=shown, exit=code, seconds=time.monotonic() - begun)
     for name in ("checkpoints", "model", "model.safetensors"):  # what was measured is in the log
         path = trial.folder / name

@@ -2,7 +2,7 @@
 
 Features and their gradients, which losses exchange, are counted while a step runs (`losses/sent.py`). Gradients and
 weights are computed from the strategy and from the bytes that ranks were seen to hold, for ring algorithms. The few
-numbers that ranks agree on are left out.
+numbers that ranks agree on are left out, and the gradients of auxiliary networks (a discriminator).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 HOW = (
     "Bytes that a rank sends in a step. Features: counted where losses send them. Gradients and weights: computed from"
     " the strategy and what ranks hold, for ring algorithms and one backward a step; with `micro_batch`, sharded"
-    " weights are gathered for each part again, which is not in it."
+    " weights are gathered for each part again, which is not in it, nor are the gradients of auxiliary networks."
 )
 
 

@@ -150,7 +150,8 @@ def compare_command(
     """Compare the speed of a training on several numbers of nodes.
 
     Reads the logs of its runs: samples a second, efficiency, waiting for data, communication. Only logged steps count:
-    train with runtime.log_every=1. Example: `ccr-dist scale compare runs/scale-1-s0 runs/scale-2-s0` (docs/start/scaling.md).
+    train with runtime.log_every=1. Example: `ccr-dist scale compare runs/scale-1-s0 runs/scale-2-s0`
+    (docs/start/scaling.md).
     """
     import json
 
