@@ -26,8 +26,8 @@ from ccr_dist.cluster.profile import Profile
 from ccr_dist.config import RunConfig
 from ccr_dist.methods import registry
 from ccr_dist.models.backbones import registry as backbones
-from ccr_dist.simulate.schema import Job, Rates
 from ccr_dist.scaling.plan import ScalingStudy
+from ccr_dist.simulate.schema import Job, Rates
 from ccr_dist.study.plan import Study
 
 FOLDER = Path(__file__).parent / "reference"

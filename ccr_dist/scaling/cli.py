@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ccr_dist.places import folder_to_make, folder_to_read, require_writable
+from ccr_dist.errors import DONE, STOPPED
+from ccr_dist.places import file_to_read, folder_to_make, folder_to_read, require_writable
 from ccr_dist.train.cli import scale_app
 
 scaling_app = typer.Typer(no_args_is_help=True, help=scale_app.info.help)
@@ -16,28 +17,33 @@ scaling_app = typer.Typer(no_args_is_help=True, help=scale_app.info.help)
 
 @scaling_app.command("run")
 def run_command(
-    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="A scaling study, see configs/scaling/.")],
+    studies: Annotated[
+        list[Path],
+        typer.Argument(metavar="STUDY.yaml...", help="Scaling studies, see configs/scaling/.", callback=file_to_read),
+    ],
     again: Annotated[bool, typer.Option("--again", help="Measure points again that failed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
 ) -> None:
-    """Carry out what is left of a scaling study.
+    """Carry out what is left of scaling studies, one after the other.
 
-    Trains the study's run for a few steps at each of its points, and records how fast every step was and where its time
+    Trains a study's run for a few steps at each of its points, and records how fast every step was and where its time
     went. A point that runs out of memory is a result, too. Exit code 75: it was stopped; start it again. With `where:
     slurm` the points become SLURM jobs. Example: `ccr-dist scale run configs/scaling/strong.yaml`
     (docs/start/scaling.md).
     """
+    from ccr_dist.scaling.jobs import submit
     from ccr_dist.scaling.plan import load_plan
-
-    plan = load_plan(study)
-    if plan.study.where == "slurm":
-        from ccr_dist.scaling.jobs import submit
-
-        submit(plan, again=again, dry_run=dry_run, say=_say)
-        return
     from ccr_dist.scaling.runner import run
 
-    if code := run(plan, again=again, dry_run=dry_run, say=_say):
+    codes = []
+    for plan in [load_plan(study) for study in studies]:  # all are read before the first begins
+        if plan.study.where == "slurm":
+            submit(plan, again=again, dry_run=dry_run, say=_say)
+        else:
+            codes.append(run(plan, again=again, dry_run=dry_run, say=_say))
+        if STOPPED in codes:
+            raise typer.Exit(STOPPED)
+    if code := max(codes, default=DONE):
         raise typer.Exit(code)
 
 

@@ -32,11 +32,7 @@ def planned(
     strategy = "single" if settings.world == 1 and settings.strategy == "ddp" else settings.strategy
     try:
         known = None if study.calibration is None else calibrations.read(Path(study.calibration))
-        if study.device is not None:
-            device = named(study.device)
-        else:
-            assert known is not None
-            device = calibrations.device_of(known)
+        device = None if study.device is None else named(study.device)
         found = predict(
             config, gpus=settings.world, per_node=per_node, device=device, strategy=strategy, calibration=known
         )

@@ -127,7 +127,14 @@ def quality(summary: Summary) -> Any:
     return _panels(summary, panel, stages=summary.stages[-1:])
 
 
-def _bars(summary: Summary, parts: tuple[str, ...], value: Callable[[Row, str], float], label: str, *, unit: str | None = None) -> Any:
+def _bars(
+    summary: Summary,
+    parts: tuple[str, ...],
+    value: Callable[[Row, str], float],
+    label: str,
+    *,
+    unit: str | None = None,
+) -> Any:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     series = summary.series

@@ -58,6 +58,7 @@ LINES = [
     "index runs/a pictures --out FILE",
     "evaluate hf://org/name --mteb T --out FILE",
     "doctor --out FILE",
+    "scale report runs/a --out FILE",
     "simulate --failures rsc1 --gpus 8 --plot FILE/p.png",
     "submit pipeline.yaml --dry-run",
     "run pipeline.yaml",
@@ -121,6 +122,7 @@ def test_folders_of_a_dataset_that_are_files(folder: Path) -> None:
         f"study report good.yaml --out {NOWHERE}",
         f"study bins good.yaml --out {NOWHERE}",
         f"study growth good.yaml --out {NOWHERE}",
+        f"scale report nowhere --out {NOWHERE}",
         f"evaluate CLIP out={NOWHERE} data.val=nowhere",
         f"checkpoint convert nowhere {NOWHERE}/w.safetensors",
         f"export nowhere --to onnx --out {NOWHERE}",
@@ -196,6 +198,7 @@ FILES_TO_READ = [
     "shards build texts --out o file=FOLDER name=t",
     "shards build folder --out o images=data captions=FOLDER name=n",
     "shards index FOLDER --out o",
+    "scale run FOLDER",
     "study run FOLDER",
     "study report FOLDER",
     "study bins FOLDER",
@@ -207,6 +210,7 @@ FILES_TO_READ = [
 ]
 FOLDERS_TO_READ = [
     "scale compare FILE",
+    "scale report FILE",
     "simulate --failures rsc1 --gpus 8 --run FILE",
     "describe FILE --engine replay --set path=a --column description.x",
     "translate FILE --engine shout --to de --column caption.de",
