@@ -151,7 +151,7 @@ def outlook(job: Job, save: float) -> Outlook:
     if not rate:
         return Outlook(0.0, 0.0, 1.0, 0.0)
     survives = down = 0.0
-    queue = job.queue or Times(mean=0.0)
+    queue = Times(mean=0.0) if job.queue is None or job.spares else job.queue
     for cause, own in zip(causes, each, strict=True):
         parts = _recovery(job, cause, save) + ([queue] if cause.takes_nodes else [])
         survives += own / rate * math.prod(part.survives(rate) for part in parts)
@@ -164,7 +164,7 @@ def advised(found: Outlook, *, save: float, write: float, step: float | None, fa
     """The best interval for an outlook. Arguments as of `advise`. ConfigError where a save costs nothing."""
     least = max(write, step or 0.0)
     if found.rate == 0:
-        raise ConfigError("nothing interrupts this job: there is no best interval; name failures")
+        raise ConfigError("nothing interrupts this job: no interval is the best; name failures, or give one")
     if save == 0 and least == 0:
         raise ConfigError(
             "a checkpoint that costs nothing is best saved at every step: give what one costs (stall, write), or the"

@@ -210,10 +210,11 @@ class _Model:
             clocks.replace(rows, nodes, None)
         if self.job.pooled and len(rows):
             assert self.job.repair is not None
-            free = np.argsort(np.isfinite(self.back[rows]), axis=1, kind="stable")
+            # free places first; where there is none, what would come back last does not (others came from outside)
+            free = np.argsort(-self.back[rows], axis=1, kind="stable")
             # several nodes of a repetition take one free place after another; rows come grouped
             number = np.arange(len(rows)) - np.searchsorted(rows, rows, side="left")
-            places = free[np.arange(len(rows)), number]
+            places = free[np.arange(len(rows)), np.minimum(number, free.shape[1] - 1)]
             self.back[rows, places] = self.noticed[rows] + self.job.repair.draw(self.dice, len(rows))
 
     def _grow(self, rows: Array, now: Array) -> None:
@@ -239,16 +240,19 @@ class _Model:
         if not len(rows):
             return
         job = self.job
-        if not job.pooled:
-            if job.queue is not None:
-                self.there[rows] = np.maximum(self.there[rows], now + job.queue.draw(self.dice, len(rows)))
-            self._place(rows, missing, self.there[rows])
-            return
         came = self.back[rows] <= now[:, None]
         self.spare[rows] += came.sum(axis=1)
         self.back[rows] = np.where(came, math.inf, self.back[rows])
+        if job.queue is not None:  # what came from outside is kept, so that of what comes back only spares are needed
+            self.spare[rows] = np.minimum(self.spare[rows], job.spares)
         used = np.minimum(self.spare[rows], missing)
         self.spare[rows] -= used
+        if job.queue is not None or not job.pooled:
+            if job.queue is not None:
+                wait = np.where(missing > used, job.queue.draw(self.dice, len(rows)), 0.0)
+                self.there[rows] = np.maximum(self.there[rows], now + wait)
+            self._place(rows, missing, self.there[rows])
+            return
         # the job waits for repairs until it has as many nodes as it needs at least
         least = job.nodes if job.least_nodes is None else job.least_nodes
         wait = np.maximum(0, least - (job.nodes - missing + used))

@@ -111,8 +111,8 @@ class Job(Frozen):
     queue: Times | None = Field(
         None,
         description=(
-            "wait for a node from outside when no spare is left; default: 0 without spares and least_nodes, otherwise"
-            " none comes, and the job waits for a repair"
+            "wait for a node from outside when no spare is left; default: no wait without spares and least_nodes,"
+            " otherwise no such node comes, and the job waits for a repair"
         ),
     )
     repair: Times | None = Field(None, description="until a node that left comes back; needed with spares, least_nodes")
@@ -135,6 +135,8 @@ class Job(Frozen):
             raise ValueError(f"least_nodes ({self.least_nodes}) is more than the nodes of the job ({self.nodes})")
         if self.pooled and self.repair is None:
             raise ValueError("repair: say how long a node is away; spares and least_nodes depend on it")
+        if self.least_nodes is not None and self.queue is not None:
+            raise ValueError("least_nodes and queue: a job that goes on with fewer nodes waits for none; leave one out")
         if not self.failures and not self.causes and self.stragglers is None:
             raise ValueError("nothing fails: name `failures`, or list `causes`")
         return self
@@ -146,8 +148,8 @@ class Job(Frozen):
 
     @property
     def pooled(self) -> bool:
-        """Whether nodes come from a pool that can be empty."""
-        return self.queue is None and (self.spares > 0 or self.least_nodes is not None)
+        """Whether nodes that come back from a repair are counted."""
+        return self.spares > 0 or self.least_nodes is not None
 
     def units(self, scope: Scope) -> int:
         """How many of what fails the job has."""

@@ -15,14 +15,14 @@ def assumed(job: Job, interval: float) -> str:
     """One line of what was simulated, defaults included."""
     saves = job.checkpoint
     nodes = f"{job.nodes:,} node{'s' if job.nodes > 1 else ''}"
-    if job.pooled:
-        missing = "when none is left, it " + (
-            "waits for a repair" if job.least_nodes is None else f"goes on with fewer, down to {job.least_nodes}"
-        )
-        supply = f"{job.spares} spares; {missing}"
-    else:
-        wait = job.queue.average if job.queue is not None else 0.0
-        supply = "a lost node is replaced " + (f"after {shown(wait)}" if wait else "at once")
+    lost = "a lost node is replaced at once"
+    if job.queue is not None:
+        lost = f"{'then ' if job.spares else ''}a lost node is replaced after {shown(job.queue.average)}"
+    elif job.least_nodes is not None:
+        lost = f"{'then ' if job.spares else ''}it goes on with fewer nodes, down to {job.least_nodes}"
+    elif job.spares:
+        lost = "then it waits for a repair"
+    supply = (f"{job.spares} spare node{'s' if job.spares > 1 else ''}, " if job.spares else "") + lost
     return (
         f"{job.gpus:,} GPUs on {nodes}, {job.days:g} days, {job.repetitions} repetitions, seed {job.seed}; a save every"
         f" {shown(interval)} of training, {shown(saves.stall)} of stall"

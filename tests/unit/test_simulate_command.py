@@ -118,10 +118,18 @@ def test_what_it_reads_and_makes() -> None:
         ("--failures llama3 --gpus 8 --spares 2 --repair 1d", "spares (2) is more than the nodes of the job (1)"),
         ("--failures llama3 --gpus 16 --spares 1", "repair: say how long a node is away"),
         ("--failures llama3 --gpus 16 --least-nodes 3 --repair 1d", "least_nodes (3) is more than the nodes"),
+        (
+            "--failures llama3 --gpus 16 --least-nodes 1 --queue 5m --repair 1d",
+            "a job that goes on with fewer nodes waits",
+        ),
         ("--failures llama3 --gpus 8 --stall 0", "a checkpoint that costs nothing"),
         ("--failures llama3 --gpus 8 --step 0", "step: 0 s: expected more than 0"),
         ("--failures llama3 --gpus 8 --plot p.svg", "p.svg: a plot is written as PNG"),
         ("--gpus 8", "nothing fails: name `failures`, or list `causes`"),
+        (
+            "stragglers.per_day=1 stragglers.lasts=60 stragglers.slows=2 --gpus 8",
+            "no interval is the best; name failures",
+        ),
         ("--failures llama3 gpu=8", "did you mean 'gpus'"),
         ("causes.x.per_day=-1 --gpus 8", "causes.x.per_day: expected more than 0"),
         ("causes.x.per_day=1 --gpus 8 causes.x.shape=0", "causes.x.shape"),
