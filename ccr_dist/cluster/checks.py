@@ -43,12 +43,13 @@ class Checked:
     notes: list[str] = field(default_factory=list)
 
 
-def check(plan: Plan, *, free_disk_gib: float) -> Checked:
+def check(plan: Plan, *, free_disk_gib: float | None) -> Checked:
     """Check all steps of a pipeline.
 
     Args:
         plan: The pipeline.
-        free_disk_gib: GiB that must be free wherever a step writes.
+        free_disk_gib: GiB that must be free wherever a step writes. None: the steps run where this machine's files are
+            not; an input that is missing here is a note, and no disk is looked at.
 
     Returns:
         What the steps use, and notes for the user.
@@ -85,7 +86,10 @@ def check(plan: Plan, *, free_disk_gib: float) -> Checked:
                     f"{place}: step {name} reads {_named(read)} as it is now; step {late}, which makes it, does not"
                     " run before it"
                 )
-            wrong += [f"{place}: step {name}: {problem}" for problem in problems]
+            if free_disk_gib is None:
+                checked.notes += [f"{place}: step {name}: on this machine, {problem}" for problem in problems]
+            else:
+                wrong += [f"{place}: step {name}: {problem}" for problem in problems]
         wrong += [f"{place}: step {name}: {problem}" for made in of_step.makes for problem in _unwritable(made)]
         if of_step.device is not None and not plan.jobs[name].step.gpus:
             checked.notes.append(
@@ -94,7 +98,8 @@ def check(plan: Plan, *, free_disk_gib: float) -> Checked:
             )
     wrong += _filled_twice(plan, uses)
     wrong += _trained_twice(plan, uses)
-    wrong += _room(plan, uses, free_disk_gib)
+    if free_disk_gib is not None:
+        wrong += _room(plan, uses, free_disk_gib)
     if wrong:
         raise ConfigError("\n".join(dict.fromkeys(wrong)))
     return checked
@@ -306,9 +311,9 @@ def gpus(plan: Plan, profile: Profile) -> None:
         )
 
 
-def grace(plan: Plan, checked: Checked, profile: Profile) -> None:
+def grace(plan: Plan, checked: Checked, profile: Profile, *, lead: bool = True) -> None:
     """Add notes on steps for which the site's warning is shorter than the longest step and save so far, or for which
-    these were not measured.
+    these were not measured. `lead`: whether it warns before a time limit.
     """
     for name, uses in checked.uses.items():
         if not uses.steps:
@@ -321,7 +326,7 @@ def grace(plan: Plan, checked: Checked, profile: Profile) -> None:
             continue
         for seconds, what in (
             (profile.grace_s, "between SIGTERM and SIGKILL (grace_s)"),
-            (profile.lead_s, "before the time limit (lead_s)"),
+            *([(profile.lead_s, "before the time limit (lead_s)")] if lead else []),
         ):
             if took >= seconds:
                 checked.notes.append(

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from ccr_dist.places import folder_to_make
+
 pipelines_app = typer.Typer(no_args_is_help=True)
 
 Pipeline = Annotated[Path, typer.Argument(metavar="PIPELINE.yaml", help="what to run; see docs/slurm.md")]
@@ -17,26 +19,57 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a submitted 
 ProfileName = Annotated[
     str,
     typer.Option(
-        "--profile", help="site profile: a YAML file, or the name of one that comes with ccr-dist: default, example"
+        "--profile",
+        help="site profile: a YAML file, or the name of one that comes with ccr-dist: default, example, kubernetes,"
+        " skypilot",
     ),
 ]
 DryRunHere = Annotated[
     bool, typer.Option("--dry-run", help="Check everything and say which steps would run, and why; run nothing.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything and write the scripts, but queue nothing")]
+To = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        metavar="SCHEDULER",
+        help="slurm: queue the pipeline; kubernetes, skypilot: only write files for that scheduler's own commands",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="with --to kubernetes or skypilot: new or empty folder for the files; default: FOLDER/NAME/SCHEDULER",
+        callback=folder_to_make,
+    ),
+]
 
 
 @pipelines_app.command()
 def submit(
-    pipeline: Pipeline, overrides: Overrides = None, profile: ProfileName = "default", dry_run: DryRun = False
+    pipeline: Pipeline,
+    overrides: Overrides = None,
+    profile: ProfileName = "default",
+    dry_run: DryRun = False,
+    to: To = "slurm",
+    out: Out = None,
 ) -> None:
     """Queue a pipeline on SLURM as a chain of jobs, after checking everything that can be checked. Steps
-    that are done are not repeated.
+    that are done are not repeated. With --to kubernetes or --to skypilot: write its steps as files for these.
     """
+    from ccr_dist.cluster.elsewhere.write import SLURM, known_target, write
     from ccr_dist.cluster.pipeline import load_plan
     from ccr_dist.cluster.profile import load_profile
     from ccr_dist.cluster.submit import submit as submit_plan
+    from ccr_dist.errors import ConfigError
 
+    if known_target(to) != SLURM:
+        write(load_plan(pipeline, overrides or ()), load_profile(profile), to=to, named=profile, out=out, say=_say)
+        return
+    if out is not None:
+        raise ConfigError(f"--out {out}: with --to kubernetes or skypilot only; on SLURM the pipeline's folder counts")
     submit_plan(load_plan(pipeline, overrides or ()), load_profile(profile), dry_run=dry_run, say=_say)
 
 

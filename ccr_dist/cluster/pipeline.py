@@ -18,7 +18,8 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ccr_dist import yamlfile
-from ccr_dist.cluster.profile import Line, TimeLimit, one_line
+from ccr_dist.cluster.elsewhere.words import Line, one_line
+from ccr_dist.cluster.profile import TimeLimit
 from ccr_dist.config import Frozen
 from ccr_dist.errors import ConfigError
 

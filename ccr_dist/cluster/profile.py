@@ -4,7 +4,6 @@ Typed YAML.
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,20 +11,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from ccr_dist import yamlfile
+from ccr_dist.cluster.elsewhere.sections import Kubernetes, SkyPilot
+from ccr_dist.cluster.elsewhere.words import Line, Variables
 from ccr_dist.config import Frozen
 from ccr_dist.resources import PROFILES
-
-
-def one_line(text: str) -> str:
-    """Return the text unchanged. Raises ValueError for line breaks and other control characters, which could start a
-    new line in a script.
-    """
-    if any(ord(c) < 32 or ord(c) in (127, 0x85, 0x2028, 0x2029) for c in text):
-        raise ValueError("expected one line of text without control characters")
-    return text
-
-
-Line = Annotated[str, AfterValidator(one_line)]
 
 
 def _options(text: str) -> str:
@@ -46,12 +35,6 @@ def _interpreter(text: str) -> str:
     if set('"\\') & set(text) or not text.strip():
         raise ValueError("expected the name or path of an interpreter, without quotation marks and backslashes")
     return text
-
-
-def _variables(values: dict[str, str]) -> dict[str, str]:
-    if bad := [name for name in values if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)]:
-        raise ValueError(f"{bad[0]!r} is no name of a variable")
-    return values
 
 
 def _quoted(value: object) -> object:
@@ -95,7 +78,7 @@ class Profile(Frozen):
     prefix: Options = Field(
         "", description="prefix of every command on a node, such as `apptainer exec --nv image.sif`"
     )
-    environment: Annotated[dict[str, Line], AfterValidator(_variables)] = Field(
+    environment: Variables = Field(
         default_factory=dict, description="environment variables of every job, such as NCCL_SOCKET_IFNAME"
     )
     time: TimeLimit = Field("24:00:00", description="time limit of steps without their own")
@@ -116,6 +99,8 @@ class Profile(Frozen):
     retries: int = Field(3, ge=0, description="attempts without progress after which a job is given up")
     sbatch: tuple[Options, ...] = Field((), description="further options of sbatch, such as --exclusive")
     preflight: Preflight | Literal["off"] = Preflight()
+    kubernetes: Kubernetes | None = Field(None, description="for `submit --to kubernetes`")
+    skypilot: SkyPilot | None = Field(None, description="for `submit --to skypilot`")
 
 
 def load_profile(name: str | Path) -> Profile:

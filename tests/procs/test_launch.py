@@ -9,12 +9,14 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ccr_dist import launcher
+from ccr_dist.errors import STOPPED
 
 pytestmark = pytest.mark.procs
 ROOT = Path(__file__).parents[2]
@@ -97,6 +99,28 @@ def test_our_launcher_ends_as_the_process_that_failed_first(tmp_path: Path) -> N
     assert first.startswith(f"error: {tmp_path / 'run.yaml'}") and done.stderr.count("error: ") == 1
     assert last.startswith("launcher: rank 0 ") and last.endswith("ended with exit code 2; its message is above")
     assert "Traceback" not in done.stderr and "ChildFailedError" not in done.stderr and done.stderr.count("\n") < 6
+
+
+def test_sigterm_to_our_launcher_lets_its_processes_save(tmp_path: Path) -> None:
+    """As in a container, where only the first process gets the signal. The profile has a name here, and the working
+    folder no file of it.
+    """
+    worker = str(Path(__file__).with_name("stop_worker.py"))
+    words = ["--config_file", "cpu", "--num_processes", "2", worker, str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ccr_dist.launcher", *words],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while process.poll() is None and len(list(tmp_path.glob("ready-*"))) < 2:
+            time.sleep(0.1)
+        process.terminate()
+        _, told = process.communicate(timeout=300)
+    assert process.returncode == STOPPED, told
+    assert sorted(path.read_text() for path in tmp_path.glob("ready-*")) == ["heard SIGUSR1"] * 2, told
+    assert "Traceback" not in told and "ended with exit code 75" in told
 
 
 def test_a_signal_is_a_shells_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,6 +61,7 @@ LINES = [
     "scale report runs/a --out FILE",
     "simulate --failures rsc1 --gpus 8 --plot FILE/p.png",
     "submit pipeline.yaml --dry-run",
+    "submit pipeline.yaml --to kubernetes --profile kubernetes --out FILE",
     "run pipeline.yaml",
 ]
 

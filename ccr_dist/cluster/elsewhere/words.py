@@ -1,0 +1,58 @@
+"""Types of the words in a site profile: what a scheduler, a shell or a YAML file could read as more than text is
+refused.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+
+def one_line(text: str) -> str:
+    """Return the text unchanged. Raises ValueError for line breaks and other control characters, which could start a
+    new line in a script.
+    """
+    if any(ord(c) < 32 or ord(c) in (127, 0x85, 0x2028, 0x2029) for c in text):
+        raise ValueError("expected one line of text without control characters")
+    return text
+
+
+def variables(values: dict[str, str]) -> dict[str, str]:
+    """Return the mapping unchanged. Raises ValueError for a key that cannot be the name of an environment variable."""
+    if bad := [name for name in values if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII)]:
+        raise ValueError(f"{bad[0]!r} is no name of a variable")
+    return values
+
+
+def _absolute(text: str) -> str:
+    if not text.startswith("/") or ".." in PurePosixPath(text).parts or ":" in text:
+        raise ValueError("expected a path that begins with /, without .. and colons")
+    return text if text == "/" else text.rstrip("/")
+
+
+Line = Annotated[str, AfterValidator(one_line)]
+Variables = Annotated[dict[str, Line], AfterValidator(variables)]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Absolute = Annotated[Line, AfterValidator(_absolute)]
+# Names in Kubernetes: of a namespace, of other objects, in a label's value, of a label or a resource.
+DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+DnsName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
+LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$")]
+Qualified = Annotated[
+    str, Field(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
+]
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([kMGT]i?|Ki)?$")]
+
+
+def below(path: str, folders: list[str]) -> bool:
+    """Whether a path is one of the folders, or lies in one.
+
+    Args:
+        path: Absolute path.
+        folders: Absolute paths.
+    """
+    place = PurePosixPath(path)
+    return any(place.is_relative_to(folder) for folder in folders)
