@@ -15,7 +15,7 @@ from typing import Any
 
 from ccr_dist import errors
 from ccr_dist.cluster.elsewhere.sections import Kubernetes
-from ccr_dist.cluster.elsewhere.steps import FINAL, RANKS, gib, ranked, single
+from ccr_dist.cluster.elsewhere.steps import FINAL, RANKS, gib, processes_of, ranked, single
 from ccr_dist.cluster.elsewhere.text import name_of
 from ccr_dist.cluster.pipeline import Job, Plan
 from ccr_dist.cluster.profile import Profile
@@ -135,7 +135,10 @@ def _pod(
     attempt: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """The template of a step's pods. `command`: as Kubernetes reads it."""
-    values = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"} | profile.environment
+    # A pod sees all CPUs of its node, however few it asks for.
+    threads = max(1, job.step.cpus // (processes_of(job).here if job.kind in RANKS else 1))
+    values = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(threads)}
+    values |= profile.environment
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": site.image,

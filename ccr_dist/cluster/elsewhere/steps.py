@@ -50,6 +50,8 @@ def processes_of(job: Job) -> Processes:
 def ranked(python: str, job: Job, *, node: str, head: str, port: int) -> list[str]:
     """Words that start the processes of a training on one of its nodes.
 
+    They do not bind to CPUs, as they do under SLURM (`cluster/rank.py`): pods of one node see the same ones.
+
     Args:
         python: The interpreter.
         job: The step.
@@ -63,12 +65,16 @@ def ranked(python: str, job: Job, *, node: str, head: str, port: int) -> list[st
     return [
         *(python, "-m", "ccr_dist.launcher", "--config_file", job.step.launch, "--num_processes", str(count.world)),
         *([*machines, *meet] if count.nodes > 1 else []),
-        *("-m", "ccr_dist.cluster.rank", *job.command, "--world", str(count.world)),
+        *("-m", "ccr_dist", *job.command, "--world", str(count.world)),
     ]
 
 
 def single(python: str, job: Job, share: str) -> list[str]:
-    """Words that start one worker of a step; `share`: what `--share` has to be where several work on it."""
+    """Words that start one worker of a step; `share`: what `--share` has to be where several work on it.
+
+    `cluster/rank.py` hears SIGTERM from the start, which the first process of a container would else ignore while it
+    imports.
+    """
     return [python, "-m", "ccr_dist.cluster.rank", *job.command, *(["--share", share] if job.step.tasks > 1 else [])]
 
 

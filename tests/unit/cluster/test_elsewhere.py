@@ -8,6 +8,7 @@ import functools
 import json
 import lzma
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from ccr_dist.cluster.elsewhere.write import TARGETS, rendered
 from ccr_dist.cluster.pipeline import load_plan
 from ccr_dist.cluster.profile import load_profile
 from ccr_dist.resources import PROFILES, folder
+from ccr_dist.train.state.run_folder import RunFolder
+from tests import jobs
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "elsewhere"
@@ -245,6 +248,44 @@ def test_every_exit_code_has_its_meaning_there() -> None:
     assert set(FINAL) == given_up | own
     assert {kind.exit_code for kind in kinds} - set(FINAL) == {1, 5, 6, 9}
     assert not {errors.DONE, errors.STOPPED, 137, 143} & set(FINAL)
+
+
+def test_the_workers_of_an_indexed_job_do_all_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words of the container, in this process."""
+    monkeypatch.chdir(tmp_path)
+    dataset = jobs.captions(tmp_path / "data", rows=(2, 1, 3))
+    command = shlex.join(jobs.shouting(Path("data"), "--column", "caption.xx.shout", "--quiet", "--no-wait"))
+    Path("p.yaml").write_text(yaml.safe_dump({"name": "p", "steps": {"a": {"command": command, "tasks": 2}}}))
+    Path("site.yaml").write_text(yaml.safe_dump({"kubernetes": KUBERNETES}))
+    files, _ = rendered(load_plan("p.yaml"), load_profile("./site.yaml"), to="kubernetes", named="site.yaml")
+    [job] = documents(files["01-a.yaml"])
+    python, _, module, *words = job["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert (python, module) == ("python", "ccr_dist.cluster.rank")
+    missing = []
+    for index in range(job["spec"]["completions"]):
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", str(index))
+        assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+        missing.append(dataset.column("caption.xx.shout").missing())
+    assert missing == [[1], []]
+
+
+@pytest.mark.parametrize(
+    ("first", "later"), [("pets-train.0", "pets-train.1"), ("sky-1_a.1764500000", "sky-1_a.1764500600")]
+)
+def test_a_restart_takes_over_a_run_that_a_lost_node_still_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, later: str
+) -> None:
+    """By attempts as the files name them: see test_what_a_pipeline_becomes and the shell of SkyPilot."""
+    held, next_one = RunFolder(tmp_path), RunFolder(tmp_path)
+    monkeypatch.setenv("CCR_ATTEMPT", first)
+    held.lock()
+    with pytest.raises(errors.ConfigError, match="another process is training this run"):
+        next_one.lock()
+    monkeypatch.setenv("CCR_ATTEMPT", later)
+    next_one.lock()
+    next_one.require_held()
+    with pytest.raises(errors.SupersededError):
+        held.require_held()
 
 
 def test_memory_in_gib() -> None:
