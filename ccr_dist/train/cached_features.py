@@ -92,7 +92,7 @@ def require_encoders(method: Method, fields: Fields, datasets: Sequence[Dataset]
         for key, name, identity in wanted:
             plan = dataset.column(name).plan if name in dataset.columns() else {}
             made = plan.get("backbone")
-            if identity is not None and made is not None and made.get("digest") != identity["digest"]:
+            if identity is not None and made is not None and _decisive(made) != _decisive(identity):
                 raise ConfigError(
                     f"{key}: {dataset.place}/{name} was made by another encoder than this run's: by"
                     f" {_encoder(made)}, and {_encoder(identity)} is expected; name a column that `ccr-dist featurise`"
@@ -106,10 +106,18 @@ def require_encoders(method: Method, fields: Fields, datasets: Sequence[Dataset]
                 )
 
 
+def _decisive(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the vectors: the weights, and of a text encoder its prompt, pooling and layers."""
+    return {key: identity.get(key) for key in ("digest", "sentence", "layers")}
+
+
 def _encoder(identity: Mapping[str, Any]) -> str:
-    prompt = f" with the prompt {identity['prompt']!r}" if identity.get("prompt") else ""
+    said = dict(identity.get("sentence", {}))
+    prompt = f" with the prompt {said['prompt']!r}" if said.get("prompt") else ""
+    pooled = f", pooled by {' and '.join(said['pooling'])}" if said.get("pooling") else ""
+    layers = f", layers {identity['layers']}" if identity.get("layers") else ""
     named = identity.get("text") or identity.get("model") or identity.get("kind")
-    return f"{named} ({identity['side']}, {identity['digest'][:12]}){prompt}"
+    return f"{named} ({identity['side']}, {identity['digest'][:12]}{pooled}{layers}){prompt}"
 
 
 class _Finder:

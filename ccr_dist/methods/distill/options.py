@@ -42,6 +42,10 @@ class DistillOptions(LinearMapOptions):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
+        if self.query.layers is not None:
+            raise ValueError(
+                "query.layers: an encoder that is trained gives the vector of its last layer; leave it out"
+            )
         if self.stages not in (("text", "pictures"), ("text",), ("pictures",)):
             raise ValueError(f"stages are [text, pictures], [text] or [pictures], not [{', '.join(self.stages)}]")
         english = self.mse + self.cosine

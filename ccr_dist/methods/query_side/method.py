@@ -42,7 +42,8 @@ class QuerySide(Method):
             )
 
     def state(self) -> dict[str, Any]:
-        return {"query": self._identity["digest"]}
+        layers = {"layers": self._identity["layers"]} if "layers" in self._identity else {}
+        return {"query": self._identity["digest"], **layers}
 
     def query_identity(self) -> dict[str, Any] | None:
         return self._identity
