@@ -32,6 +32,7 @@ from ccr_dist.models.huggingface import (
 )
 from ccr_dist.models.packages import version
 from ccr_dist.models.towers import TextTower
+from ccr_dist.models.weightless import only_architecture
 
 
 @register_backbone("transformers")
@@ -173,6 +174,8 @@ def _load(cfg: TransformersConfig, what: str) -> tuple[Any, Family]:
     try:
         config = AutoConfig.from_pretrained(cfg.model, **at_revision(cfg.revision))
         family = family_of(config, what=what)
+        if only_architecture():
+            return AutoModel.from_config(config), family
         with quiet_loading():
             model, found = AutoModel.from_pretrained(
                 cfg.model, dtype=torch.float32, output_loading_info=True, **at_revision(cfg.revision)
