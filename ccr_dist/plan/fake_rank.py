@@ -17,7 +17,7 @@ from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import CcrError, ConfigError
 from ccr_dist.methods.base import Method
 from ccr_dist.methods.build import build_method
-from ccr_dist.models.weightless import without_weights
+from ccr_dist.models.backbones.weightless import without_weights
 from ccr_dist.train.assemble import training_texts
 from ccr_dist.train.inputs import train_sets
 from ccr_dist.train.strategies.strategy import Strategy

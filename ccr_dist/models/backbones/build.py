@@ -11,7 +11,7 @@ from ccr_dist.errors import CheckpointError, ConfigError
 from ccr_dist.models import tensorfile
 from ccr_dist.models.backbones import registry
 from ccr_dist.models.backbones.backbone import Backbone
-from ccr_dist.models.weightless import only_architecture
+from ccr_dist.models.backbones.weightless import only_architecture
 
 
 def build_backbone(cfg: BackboneConfig) -> Backbone:

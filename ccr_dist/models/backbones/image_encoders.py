@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ccr_dist.errors import ConfigError, let_pass
 from ccr_dist.models.backbones.backbone import no_tokens
+from ccr_dist.models.backbones.weightless import only_architecture
 from ccr_dist.models.packages import package_folder, version
-from ccr_dist.models.weightless import only_architecture
 
 
 class ImageEncoder(nn.Module):

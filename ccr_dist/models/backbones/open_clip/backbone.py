@@ -20,11 +20,11 @@ from ccr_dist.models.backbones.backbone import Backbone, no_tokens, slug
 from ccr_dist.models.backbones.image_encoders import trunk_tokens
 from ccr_dist.models.backbones.open_clip.options import OpenClipConfig
 from ccr_dist.models.backbones.registry import register_backbone
+from ccr_dist.models.backbones.weightless import only_architecture
 from ccr_dist.models.hf_tower import HuggingFaceTower
 from ccr_dist.models.huggingface import bounded
 from ccr_dist.models.packages import version
 from ccr_dist.models.towers import OpenClipTower, TextTower, unsupported
-from ccr_dist.models.weightless import only_architecture
 
 CONFIG = "open_clip_config.json"
 TEXT = "text-tower"  # in a model's folder: how its text encoder of transformers is made

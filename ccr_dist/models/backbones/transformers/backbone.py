@@ -21,6 +21,7 @@ from ccr_dist.models.backbones.transformers.families import Family, check_ends, 
 from ccr_dist.models.backbones.transformers.options import TransformersConfig
 from ccr_dist.models.backbones.transformers.pictures import load_pictures, patches
 from ccr_dist.models.backbones.transformers.towers import ClipTower, SiglipTower
+from ccr_dist.models.backbones.weightless import only_architecture
 from ccr_dist.models.hf_tower import HuggingFaceTower
 from ccr_dist.models.huggingface import (
     ADVICE,
@@ -32,7 +33,6 @@ from ccr_dist.models.huggingface import (
 )
 from ccr_dist.models.packages import version
 from ccr_dist.models.towers import TextTower
-from ccr_dist.models.weightless import only_architecture
 
 
 @register_backbone("transformers")
