@@ -13,6 +13,7 @@ from typing import Any
 from ccr_dist import yamlfile
 from ccr_dist.cluster import attempts, pipeline
 from ccr_dist.cluster.profile import load_profile
+from ccr_dist.cluster.status import errors_in
 from ccr_dist.cluster.submit import submit as submit_pipeline
 from ccr_dist.data.storage.checked import read_checked
 from ccr_dist.errors import CRASH, DONE, ConfigError, DataError
@@ -110,9 +111,9 @@ def collect(folder: Path, say: Say, *, plan: ScalingPlan | None = None) -> None:
         last = tried[-1]
         assert last.end is not None
         code = DONE if last.done else int(last.end["code"]) or CRASH
-        logs = sorted((attempts.step_folder(run, trial.name) / "logs").glob("*.log"), key=lambda p: p.stat().st_mtime)
+        reasons = errors_in(attempts.step_folder(run, trial.name) / "logs", trial.name)
         ended = record.write(
             trial, command=("ccr-dist", *trial.command), exit=code, seconds=last.end["time"] - last.start["time"],
-            log=logs[-1] if logs else trial.log,
+            said=reasons.get(last.name, str(last.end["why"])),
         )  # fmt: skip
         say(f"{trial.name}: {ended.said}")

@@ -58,9 +58,17 @@ class Record:
 
 
 def write(
-    trial: Trial, *, command: tuple[str, ...], exit: int, seconds: float | None, log: Path | None = None
+    trial: Trial, *, command: tuple[str, ...], exit: int, seconds: float | None, said: str | None = None
 ) -> Record:
-    """Read what a training left, and keep it. A training without measurements has failed, whatever it ended with."""
+    """Read what a training left, and keep it. A training without measurements has failed, whatever it ended with.
+
+    Args:
+        trial: The training.
+        command: Its command line.
+        exit: Its exit code.
+        seconds: From its start to its end.
+        said: Why it failed; default: the end of its log.
+    """
     found: dict[str, Any] = {}
     error = ""
     if exit == DONE:
@@ -69,7 +77,7 @@ def write(
         except DataError as problem:
             exit, error = CRASH, str(problem)
     else:
-        error = tail(log or trial.log)
+        error = tail(trial.log) if said is None else said
     values = {
         "format": FORMAT, "point": trial.point.name, "repeat": trial.repeat, "identity": trial.point.identity,
         "command": list(command), "exit": exit, "error": error, "seconds": seconds, "found": found,
@@ -126,9 +134,10 @@ def keep_study(plan: ScalingPlan) -> None:
 
 
 def tail(log: Path) -> str:
-    """The last lines of a log, without secrets."""
+    """The last error that a log tells of, otherwise its last lines, without secrets."""
     if not log.exists():
         return ""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     lines = [line for line in lines if line and not line.startswith("launcher: ")]  # which names no cause
-    return without_secrets("\n".join(lines[-TAIL:]))
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return without_secrets(said[-1] if said else "\n".join(lines[-TAIL:]))

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
+from ccr_dist.train.record.phases import STEP
 from tests import toy
 from tests.nearness import close
 
@@ -90,6 +91,12 @@ def test_processes_share_the_work_of_one(traced: tuple[Path, Path], world: int) 
     start = lines(run / "starts.jsonl")[-1]
     assert (start["strategy"], start["world"], start["backend"]) == ("ddp", world, "gloo")
     assert len({process["pid"] for process in start["processes"]}) == world
+
+    log = lines(run / "log.jsonl")
+    for speed in (line["speed"] for line in log if "event" not in line):
+        assert speed["longest_s"] >= sum(speed[f"{name}_s"] for name in STEP) * 0.999 and speed["sent_bytes"] > 0
+    most = {line["stage"]: line["bytes"] for line in log if line.get("event") == "memory"}
+    assert [len(each) for each in most.values()] == [world] * 2 and min(map(min, most.values())) > 2**27
 
     whole = lines(alone / "trace" / "rank0.jsonl")
     parts = [lines(run / "trace" / f"rank{rank}.jsonl") for rank in range(world)]

@@ -48,6 +48,7 @@ def test_looking_changes_nothing_and_says_where_the_time_went(folder: Path) -> N
         speed = line["speed"]
         assert {f"{name}_s" for name in STEP} < speed.keys() and "slowest_rank" not in speed
         spent = sum(speed[f"{name}_s"] for name in STEP)
+        assert speed["longest_s"] == pytest.approx(spent) and speed["sent_bytes"] == 0, "one rank"
         assert 0 < speed["forward_s"] < spent <= line["data_s"] + line["step_s"]
         assert speed["memory_bytes"] > 2**27 and 0 < speed["mfu"] < 1e4 and speed["tokens_per_s"] * spent > 2 * 10
         whole = sum(norm**2 for norm in line["norms"].values()) ** 0.5
