@@ -21,9 +21,9 @@ from ccr_dist.cluster.preflight import lacking
 from ccr_dist.cluster.profile import Profile
 from ccr_dist.commands import uses_of
 from ccr_dist.data.storage.json_lines import has_types, read_lines
-from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.data.table.dataset import Dataset, open_all
 from ccr_dist.declare import File, Folder, Item, Place, Run, Table, Uses
-from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.errors import ConfigError, DataError, StorageError
 from ccr_dist.extras import advice
 from ccr_dist.resources import LAUNCH, hint
 
@@ -76,6 +76,11 @@ def check(plan: Plan, *, free_disk_gib: float | None) -> Checked:
             own = any(provides(made, read) for made in of_step.makes)
             late = next(makers(others, read), None) if not own else None
             problems = list(_missing(read, before))
+            if of_step.fills and is_url(of_step.fills.path):
+                try:
+                    problems += _missing_in_store(read, before)
+                except (ConfigError, StorageError) as error:  # this machine need not reach the store
+                    checked.notes.append(f"{place}: step {name}: {_named(read)} was not checked: {error}")
             if problems and late:
                 problems = [
                     f"{_named(read)} is made by step {late}, which does not run before it: put that step above, and"
@@ -175,6 +180,20 @@ def _missing(read: Item, before: Mapping[str, Uses]) -> Iterator[str]:
         yield f"{path}: there is no such {what}, and no step before {maker} it{then}{_unexpanded(read.path)}"
     elif (isinstance(read, File) and not path.is_file()) or (isinstance(read, Folder) and not path.is_dir()):
         yield f"{path}: expected a {what}, and this is a {'folder' if path.is_dir() else 'file'}"
+
+
+def _missing_in_store(read: Item, before: Mapping[str, Uses]) -> Iterator[str]:
+    """Problems of a dataset in the object store that a step works on, or of each dataset in a folder there.
+    ConfigErrors and StorageErrors of the store pass.
+    """
+    if not (isinstance(read, Table) and is_url(read.path)) or any(makers(before, read)):
+        return
+    try:
+        for dataset in open_all(read.path):
+            if read.column is not None:
+                dataset.column(read.column).require_complete()
+    except DataError as error:
+        yield f"no step before makes {_named(read)}, and {error}"
 
 
 def _kind(read: Item) -> str:

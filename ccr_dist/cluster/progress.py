@@ -4,16 +4,18 @@ without torch.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from ccr_dist.data.storage import remote
 from ccr_dist.data.storage.json_lines import has_types
+from ccr_dist.data.storage.object_store import as_url
 from ccr_dist.data.table.dataset import open_all
 from ccr_dist.declare import Table, Uses
 from ccr_dist.errors import DataError
+from ccr_dist.generate.traces.base import Traces, WorkPlace
+from ccr_dist.generate.traces.place import work_place
 
 
 @dataclass(frozen=True)
@@ -76,33 +78,28 @@ def _column(table: Table, share: tuple[int, int]) -> Progress:
     assert column is not None
     done = total = partial = 0
     try:
+        if as_url(folder):
+            remote.look_again()
         datasets = open_all(Path(folder))
     except DataError:
         return Progress("shards")
     for dataset in datasets:
         mine = set(dataset.shards[share[0] :: share[1]])
         total += len(mine)
+        place = work_place(dataset, column)
         try:
-            names = os.listdir(dataset.root / column)  # noqa: PTH208 (thousands of files)
+            names = place.names()
         except FileNotFoundError:
             continue
         done += sum(name.removesuffix(".json") in mine for name in names if name.endswith(".json"))
-        partial += _rows(dataset.root / column, names, mine)
+        partial += sum(_rows(place, shard, traces) for shard, traces in place.look().items() if shard in mine)
     return Progress("shards", done, total, partial)
 
 
-def _rows(folder: Path, names: Iterable[str], shards: set[str]) -> int:
-    """Rows in the journals of shards. Of a shard the longest journal counts, since a new one repeats the older ones."""
-    rows: dict[str, int] = {}
-    for name in names:
-        shard, _, rest = name.partition(".")
-        if rest.startswith("journal.") and shard in shards:
-            rows[shard] = max(rows.get(shard, 0), _lines(folder / name) - 1)  # the first line is a header
-    return sum(rows.values())
-
-
-def _lines(path: Path) -> int:
+def _rows(place: WorkPlace, shard: str, traces: Traces) -> int:
+    """Rows in the journals of a shard. The longest journal counts, since a new one repeats the older ones."""
     try:
-        return path.read_bytes().count(b"\n")
-    except FileNotFoundError:
+        # the first line is a header
+        return max((data.count(b"\n") - 1 for _, data in place.journals(shard, traces)), default=0)
+    except FileNotFoundError:  # its owner commits it just now
         return 0

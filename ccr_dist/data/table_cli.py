@@ -114,7 +114,7 @@ def push_command(
     quiet: Quiet = False,
 ) -> None:
     """Copy what an object store lacks of a dataset. Commit records come last; other content there is refused."""
-    from ccr_dist.data.table.push import push
+    from ccr_dist.data.table.stores.push import push
 
     for done in push(path, url, columns=column or (), progress=not quiet):
         show(f"{done.place}: {done}")
@@ -133,7 +133,7 @@ def pull_command(
     quiet: Quiet = False,
 ) -> None:
     """Copy what a folder lacks of a dataset in an object store, checked by digest."""
-    from ccr_dist.data.table.pull import pull
+    from ccr_dist.data.table.stores.pull import pull
 
     for done in pull(url, folder, columns=column or (), lazy=lazy, progress=not quiet):
         show(f"{done.place}: {done}")

@@ -63,7 +63,7 @@ class BadItems:
         self._summary.bad = len(self._errors)
         if len(self._errors) > self._limit:
             raise DataBudgetError(
-                f"{self._target.folder}: {len(self._errors)} bad items, {self._limit} are tolerated. The first ones:"
+                f"{self._target.place}: {len(self._errors)} bad items, {self._limit} are tolerated. The first ones:"
                 f"{self._first_errors()}\nmend them, or allow more bad items, and run again: good rows are kept, bad"
                 " ones will be tried again"
             )
@@ -90,7 +90,7 @@ class BadItems:
             total = sum((work.counts() for work in open_shards), Counter[str]())
             counts = ", ".join(f"{name} {n}" for name, n in sorted(total.items())) or "no counts"
             raise DataBudgetError(
-                f"{self._target.folder}: none of the first {nothing} rows has a value: {self._became['bad']} are bad"
+                f"{self._target.place}: none of the first {nothing} rows has a value: {self._became['bad']} are bad"
                 f" items, of {self._became['fruitless']} nothing usable came back ({counts}).{self._first_errors()}"
                 "\nThey are not committed. See whether model, prompt, language and filters fit these rows, and remove"
                 " the column's folder for another try; --bad-fraction 1 allows it"

@@ -344,7 +344,7 @@ def _run_each(
         before(datasets)
         for dataset in datasets:
             if job.progress:
-                _say(f"{dataset.root}: {dataset.rows} rows, {len(dataset.shards)} shards")
+                _say(f"{dataset.place}: {dataset.rows} rows, {len(dataset.shards)} shards")
             summary = run(
                 dataset,
                 processor,
@@ -370,7 +370,7 @@ def _need_whole(folder: Path, column: str) -> None:
     for dataset in open_all(folder):
         if missing := dataset.column(column).missing():
             _say(
-                f"{dataset.root}: {len(missing)} shards of {column} are still with other workers or shares; when they"
+                f"{dataset.place}: {len(missing)} shards of {column} are still with other workers or shares; when they"
                 " are done, the same command continues with the way back"
             )
             raise typer.Exit(STOPPED)

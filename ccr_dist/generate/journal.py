@@ -1,22 +1,21 @@
-"""Journals: the results of an unfinished shard, in one append-only file per generation of its lease.
+"""Journals: the results of an unfinished shard, in lines that are only appended to, per generation of its lease.
 
     {"journal": 2, "column": "caption.es.apertium", "shard": "000003", "keys": sha256, "plan": sha256, "inputs": {...},
      "merged": 1}
     {"row": 0, "value": ["Un limón."], "counts": {"captions": 1}}
     {"row": 1, "error": "..."}
 
-The first `merged` rows come from older generations. A batch is one write and one fsync, so a killed job loses at most
-the batch in flight. Leases decide which worker may write; `shard_work.py` turns a journal into a shard.
+The first `merged` rows come from older generations. A batch is written at once (one fsync, or one object), so a killed
+job loses at most the batch in flight. Leases decide which worker may write, and where the lines lie;
+`shard_work.py` turns a journal into a shard.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from ccr_dist.data.media import decode
 from ccr_dist.data.storage import store
 from ccr_dist.errors import DataError
 from ccr_dist.generate.processor import RowOutcome
+from ccr_dist.generate.traces.base import Appender
 
 FORMAT = 2
 _STORED = {16: "<f2", 32: "<f4"}  # vectors, by the bits of a value
@@ -71,11 +71,11 @@ class Past:
             self.outcomes[row] = outcome
 
 
-def read(paths: Iterable[Path], kind: str, header: dict[str, Any], rows: int | None = None) -> Past:
+def read(contents: Iterable[tuple[Any, bytes]], kind: str, header: dict[str, Any], rows: int | None = None) -> Past:
     """Read the journals of a shard.
 
     Args:
-        paths: Journals in the order of their generations; missing ones are skipped.
+        contents: (name for messages, content) of journals in the order of their generations.
         kind: Kind of the column.
         header: The header that each must have.
         rows: Number of rows of the shard; None if unknown. What follows a line that no row of it has is not read: a
@@ -85,11 +85,7 @@ def read(paths: Iterable[Path], kind: str, header: dict[str, Any], rows: int | N
         DataError: A journal belongs to other work; shows the difference.
     """
     past = Past()
-    for path in paths:
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            continue
+    for path, data in contents:
         past.fresh = 0
         lines = data.split(b"\n")[:-1]  # what follows the last newline is incomplete
         merged = good = 0
@@ -147,7 +143,7 @@ def _outcome(kind: str, rows: int | None, entry: dict[str, Any]) -> tuple[int, R
     return row, RowOutcome(value, None, counts, lacks)
 
 
-def _check(path: Path, there: dict[str, Any], header: dict[str, Any]) -> None:
+def _check(path: object, there: dict[str, Any], header: dict[str, Any]) -> None:
     if lines := store.differences(there, {"journal": FORMAT, **header}):
         shown = "\n  ".join(lines)
         raise DataError(f"{path}: made by other work; the difference:\n  {shown}\nremove it to make its rows again")
@@ -158,15 +154,17 @@ class Journal:
     committed.
     """
 
-    def __init__(self, path: Path, kind: str, fd: int) -> None:
-        self.path, self.kind, self._fd = path, kind, fd
+    def __init__(self, kind: str, lines: Appender) -> None:
+        self.kind, self._lines = kind, lines
 
     @staticmethod
-    def create(path: Path, kind: str, header: dict[str, Any], merged: dict[int, RowOutcome]) -> Journal | None:
+    def create(
+        create: Callable[[bytes], Appender | None], kind: str, header: dict[str, Any], merged: dict[int, RowOutcome]
+    ) -> Journal | None:
         """Create a journal atomically.
 
         Args:
-            path: The file.
+            create: Creates it with its first lines; returns None if it already exists.
             kind: Kind of the column.
             header: Its header.
             merged: Results of older generations by row.
@@ -178,9 +176,8 @@ class Journal:
             StorageError: The disk is full.
         """
         entries = [_entry(kind, row, outcome) for row, outcome in sorted(merged.items())]
-        if not store.create_once(path, _lines([{"journal": FORMAT, **header, "merged": len(entries)}, *entries])):
-            return None
-        return Journal(path, kind, os.open(path, os.O_WRONLY | os.O_APPEND))
+        lines = create(_lines([{"journal": FORMAT, **header, "merged": len(entries)}, *entries]))
+        return None if lines is None else Journal(kind, lines)
 
     def append(self, outcomes: Iterable[tuple[int, RowOutcome]]) -> None:
         """Append results durably. Earlier results stay readable, whatever happens.
@@ -191,17 +188,11 @@ class Journal:
         Raises:
             StorageError: The disk is full.
         """
-        data = memoryview(_lines([_entry(self.kind, row, outcome) for row, outcome in outcomes]))
-        with store.disk_errors(self.path):
-            while data:
-                data = data[os.write(self._fd, data) :]
-            os.fsync(self._fd)
+        self._lines.append(_lines([_entry(self.kind, row, outcome) for row, outcome in outcomes]))
 
     def close(self) -> None:
-        """Close the file, which stays for the next generation."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Close it; it stays for the next generation."""
+        self._lines.close()
 
 
 def _entry(kind: str, row: int, outcome: RowOutcome) -> dict[str, Any]:

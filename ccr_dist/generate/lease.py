@@ -1,139 +1,29 @@
-"""Leases: files beside the shards that say which worker works on which shard. This module does not know what is made
-under a lease.
+"""Leases say which worker works on which shard. This module does not know what is made under a lease, nor where leases
+lie: files in the column's folder (`traces/files.py`), or objects in a store (`traces/objects.py`).
 
-    COLUMN/000003.lease.2     line 1: {"worker": "host:pid:nonce", "host", "pid", "boot", "since", "stuck"}, never
-                              changed; and "suspect": {"row", "deaths"} if owners died while working on only one row
-                              line 2: {"beat", "rows", "of", "tokens", "begun"}, overwritten in place at every
-                              heartbeat; and "at", if only one row is in work
-    COLUMN/000003.journal.2   what the holder of generation 2 has made (`journal.py`)
+    line 1   {"worker": "host:pid:nonce", "host", "pid", "boot", "since", "stuck"}, never changed; and "suspect":
+             {"row", "deaths"} if owners died while working on only one row
+    line 2   {"beat", "rows", "of", "tokens", "begun"}, written anew at every heartbeat; and "at", if only one row is
+             in work
 
-A worker takes a generation by creating its file, which only one can do. The highest generation holds the shard. It is
-dead if its process is gone (same boot of the same machine, and the lock on the file is free), or if its second line has
-not changed for `lease_s` on the observer's own monotonic clock; clocks of different machines are never compared. A
-worker that finds it dead takes the next generation.
+A worker takes a generation by creating its lease, which only one can do. The highest generation holds the shard. It is
+dead if its place shows that its process is gone (a file does on the same boot of the same machine, by its lock), or if
+its second line has not changed for `lease_s` on the observer's own monotonic clock; clocks of different machines are
+never compared. A worker that finds it dead takes the next generation.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import json
 import os
-import re
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from ccr_dist.data.storage import store
-from ccr_dist.data.storage.json_lines import has_types
-
-_TRACE = re.compile(r"^(\d{6,})\.(lease|journal)\.(\d+)$")
-_RUBBISH = re.compile(rf"^{re.escape(store.TEMPORARY)}(\d{{6,}})\.")
-_BEAT_BYTES = 160
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS})
-
-
-@dataclass
-class Traces:
-    """Files of unfinished work on a shard in the column's folder.
-
-    Attributes:
-        leases: Generations of leases.
-        journals: Generations of journals.
-        rubbish: Names of temporary files.
-    """
-
-    leases: list[int] = field(default_factory=list)
-    journals: list[int] = field(default_factory=list)
-    rubbish: list[str] = field(default_factory=list)
-
-
-def look(folder: Path, shard: str | None = None) -> dict[str, Traces]:
-    """List the traces in a column's folder.
-
-    Args:
-        folder: The folder.
-        shard: Only this shard; None: all.
-
-    Returns:
-        Traces by shard; shards without traces are left out.
-    """
-    found: dict[str, Traces] = {}
-    for name in os.listdir(folder):  # noqa: PTH208 (a hundred thousand names)
-        if match := _TRACE.match(name):
-            if shard in (None, match[1]):
-                traces = found.setdefault(match[1], Traces())
-                (traces.leases if match[2] == "lease" else traces.journals).append(int(match[3]))
-        elif (match := _RUBBISH.match(name)) and shard in (None, match[1]):
-            found.setdefault(match[1], Traces()).rubbish.append(name)
-    return found
-
-
-def lease_path(folder: Path, shard: str, generation: int) -> Path:
-    """The file of a lease."""
-    return folder / f"{shard}.lease.{generation}"
-
-
-def journal_path(folder: Path, shard: str, generation: int) -> Path:
-    """The file of a journal."""
-    return folder / f"{shard}.journal.{generation}"
-
-
-def read_lease(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Both lines of a lease, each empty if it is not what a lease says, as after a crash of the machine; None if the
-    file is gone.
-    """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return None
-    owner, beat = (_said(line, types) for line, types in zip((*lines, b"", b""), (_OWNER, _BEAT), strict=False))
-    suspect = owner.get("suspect", {"row": 0, "deaths": 0})
-    if suspect.keys() != {"row", "deaths"} or not has_types(suspect, {"row": int, "deaths": int}):
-        return {}, {}
-    return owner, beat
-
-
-_OWNER: dict[str, Any] = {
-    "worker": str, "host": str, "pid": int, "boot": str, "since": int | float, "stuck": int, "suspect": dict,
-}  # fmt: skip
-_BEAT: dict[str, Any] = {"beat": int, "rows": int, "of": int, "tokens": int, "begun": bool, "at": int}
-
-
-def _said(line: bytes, types: dict[str, Any]) -> dict[str, Any]:
-    try:
-        values = json.loads(line)
-    except ValueError:
-        return {}
-    return values if isinstance(values, dict) and has_types(values, types) else {}
-
-
-def boot_id() -> str:
-    """Identifies this boot of this machine; "" if the system does not tell."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def lock_is_free(path: Path) -> bool:
-    """Whether no process of this machine holds a lease's lock. Only meaningful if its boot id is this machine's."""
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return True
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: observers must not look like owners
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
+from ccr_dist.generate.traces.base import Appender, Held, Traces, WorkPlace
 
 
 @dataclass(frozen=True)
@@ -150,16 +40,25 @@ class Deaths:
 
 
 class Lease:
-    """A shard that this process holds. The lock belongs to the open file and ends with the process, however it ends.
+    """A shard that this process holds.
 
     Thread-safe: one thread sends heartbeats while another one works.
+
+    Args:
+        place: Where it lies.
+        held: The lease there.
+        shard: The shard.
+        generation: Its generation.
+        past: How earlier owners died.
+        of: Number of the shard's rows.
     """
 
-    def __init__(self, path: Path, generation: int, past: Deaths, of: int, fd: int, offset: int) -> None:
-        self.path, self.generation, self.past, self.of = path, generation, past, of
+    def __init__(self, place: WorkPlace, held: Held, shard: str, generation: int, past: Deaths, of: int) -> None:
+        self.path, self.generation, self.past, self.of = held.where, generation, past, of
         self.begun = False
         self.at: int | None = None  # the only row in work, when the row that kills workers must be found
-        self._fd, self._offset, self._beats, self._guard = fd, offset, 0, threading.Lock()
+        self.held, self._place, self._shard = held, place, shard
+        self._beats, self._open, self._guard = 1, True, threading.Lock()
 
     def beat(self, rows: int, tokens: int) -> None:
         """Write a heartbeat.
@@ -172,13 +71,10 @@ class Lease:
             OSError: It cannot be written.
         """
         with self._guard:
-            if self._fd >= 0:
+            if self._open:
                 self._beats += 1
-                line = {"beat": self._beats, "rows": rows, "of": self.of, "tokens": tokens, "begun": self.begun}
-                line |= {} if self.at is None else {"at": self.at}
-                with store.disk_errors(self.path):
-                    os.pwrite(self._fd, _padded(line), self._offset)
-                    os.fsync(self._fd)
+                line = _beat(self._beats, rows, self.of, tokens, self.begun)
+                self.held.beat(line | ({} if self.at is None else {"at": self.at}))
 
     def begin(self, rows: int) -> None:
         """Record, before the first row is started, that from now on a row may kill the owner."""
@@ -191,70 +87,77 @@ class Lease:
         self.beat(rows, 0)
 
     def valid(self) -> bool:
-        """Whether this process is still the owner: its file exists, and there is no higher generation."""
+        """Whether this process is still the owner: its lease exists, and there is no higher generation."""
         with self._guard:
-            if not self._is_mine():
+            if not (self._open and self.held.is_mine()):
                 return False
-        shard = self.path.name.split(".")[0]
-        traces = look(self.path.parent, shard).get(shard, Traces())
-        return max(traces.leases, default=0) <= self.generation
+        return self._place.look(self._shard).get(self._shard, Traces()).newest <= self.generation
 
-    def _is_mine(self) -> bool:
-        try:
-            return self._fd >= 0 and os.path.samestat(os.fstat(self._fd), self.path.stat())
-        except FileNotFoundError:
-            return False
+    def claim(self) -> bool:
+        """Begin to commit. Where a place fences commits, whoever takes a later generation finds that out, and a worker
+        that was overtaken before cannot begin any more.
+
+        Returns:
+            Whether this process is still the owner; otherwise nothing has begun.
+        """
+        if self.held.claim() and self.valid():
+            return True
+        self.held.disclaim()
+        return False
+
+    def journal(self, data: bytes) -> Appender | None:
+        """Create the journal of this generation with its first lines; None if there is one already."""
+        return self.held.journal(data)
 
     def release(self) -> None:
-        """Give the shard up; removes the file if it is still this process's own."""
+        """Give the shard up; removes the lease if it is still this process's own."""
         with self._guard:
-            if self._fd >= 0:
-                if self._is_mine():
-                    self.path.unlink(missing_ok=True)
-                os.close(self._fd)
-                self._fd = -1
+            if self._open:
+                self._open = False
+                self.held.release()
 
 
 class Leases:
     """The leases of a column, as one worker sees them. Not thread-safe.
 
     Args:
-        folder: The column's folder.
+        place: Where they lie.
         lease_s: Seconds without a heartbeat after which a worker counts as dead.
         clock: Monotonic clock in seconds.
     """
 
-    def __init__(self, folder: Path, lease_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.folder, self.lease_s, self._clock = folder, lease_s, clock
-        self.host, self.boot = socket.gethostname(), boot_id()
+    def __init__(self, place: WorkPlace, lease_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.place, self.lease_s, self._clock = place, lease_s, clock
+        self.host = socket.gethostname()
         self.worker = f"{self.host}:{os.getpid()}:{secrets.token_hex(4)}"
-        # leases of others: content, and the time since when it has been unchanged
-        self._seen: dict[Path, tuple[bytes, float]] = {}
+        # leases of others: their pulse, and the time since when it has been unchanged
+        self._seen: dict[tuple[str, int], tuple[bytes, float]] = {}
+
+    def look(self, shard: str) -> Traces:
+        """The traces of a shard, from a fresh listing."""
+        seen = self._clock()  # before: if this process sleeps in between, that must not look like a long silence
+        traces = self.place.look(shard).get(shard, Traces())
+        traces.seen = seen
+        return traces
 
     def held(self, shard: str, traces: Traces) -> bool:
         """Whether a worker that is alive, as far as is known by now, holds a shard."""
         if not traces.leases:
             return False
-        path = lease_path(self.folder, shard, max(traces.leases))
-        # before reading: if this process sleeps in between, that must not look like a long silence
-        now = self._clock()
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            self._seen.pop(path, None)
+        generation = max(traces.leases)
+        one, now = (shard, generation), self._clock() if traces.seen is None else traces.seen
+        pulse = self.place.pulse(shard, traces)
+        if pulse is None:
+            self._seen.pop(one, None)
             return False
-        before, since = self._seen.setdefault(path, (content, now))
-        if before != content:
-            self._seen[path] = (content, now)
+        before, since = self._seen.setdefault(one, (pulse, now))
+        if before != pulse:
+            self._seen[one] = (pulse, now)
             since = now
-        if now - since >= self.lease_s or self._is_gone(path):
-            del self._seen[path]
+        if now - since >= self.lease_s or self.place.has_ended(shard, generation):
+            del self._seen[one]
             return False
         return True
-
-    def _is_gone(self, path: Path) -> bool:
-        about, _ = read_lease(path) or ({}, {})
-        return bool(self.boot) and about.get("boot") == self.boot and lock_is_free(path)
 
     def take(self, shard: str, traces: Traces, *, of: int, past: Deaths | None = None) -> Lease | None:
         """Take the next generation of a shard that no living worker holds.
@@ -272,55 +175,28 @@ class Leases:
             StorageError: The disk is full or fails.
         """
         past = past or Deaths()
-        generation = max([*traces.leases, *traces.journals], default=0) + 1
-        path = lease_path(self.folder, shard, generation)
-        if path.exists():
+        generation = traces.free
+        about: dict[str, Any] = {
+            "worker": self.worker,
+            "host": self.host,
+            "pid": os.getpid(),
+            "boot": "",  # the place knows
+            "since": round(time.time()),
+            "stuck": past.stuck,
+        }
+        if past.suspect is not None:
+            about["suspect"] = dict(zip(("row", "deaths"), past.suspect, strict=True))
+        held = self.place.take(shard, generation, about, _beat(1, 0, of, 0, False))
+        if held is None:
             return None
-        with store.staged(path) as tmp:
-            fd = os.open(tmp, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-            try:
-                # before others can see it; without locks, only heartbeats count
-                boot = self.boot if _locked(fd) else ""
-                about: dict[str, Any] = {
-                    "worker": self.worker,
-                    "host": self.host,
-                    "pid": os.getpid(),
-                    "boot": boot,
-                    "since": round(time.time()),
-                    "stuck": past.stuck,
-                }
-                if past.suspect is not None:
-                    about["suspect"] = dict(zip(("row", "deaths"), past.suspect, strict=True))
-                first = json.dumps(about).encode() + b"\n"
-                os.pwrite(fd, first, 0)
-                lease = Lease(path, generation, past, of, fd, len(first))
-                lease.beat(0, 0)
-                created = store.publish_once(tmp, path)
-            except FileNotFoundError:  # another worker took the shard and cleaned up
-                created = False
-            except BaseException:
-                os.close(fd)
-                raise
-        if not created:
-            os.close(fd)
-            return None
+        lease = Lease(self.place, held, shard, generation, past, of)
         # `traces` may be old: a generation may have come and gone
-        now = look(self.folder, shard).get(shard, Traces())
-        if now.leases and max(now.leases) == generation and max(now.journals, default=0) < generation:
+        now = self.place.look(shard).get(shard, Traces())
+        if now.leases and max(now.leases) == generation and max([*now.journals, *now.commits], default=0) < generation:
             return lease
         lease.release()
         return None
 
 
-def _padded(line: dict[str, Any]) -> bytes:
-    return json.dumps(line).encode().ljust(_BEAT_BYTES - 1) + b"\n"
-
-
-def _locked(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        if e.errno in _NO_LOCKS:
-            return False
-        raise
-    return True
+def _beat(beats: int, rows: int, of: int, tokens: int, begun: bool) -> dict[str, Any]:
+    return {"beat": beats, "rows": rows, "of": of, "tokens": tokens, "begun": begun}

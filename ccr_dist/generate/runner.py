@@ -21,7 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import ccr_dist
 from ccr_dist import terminal
-from ccr_dist.data.storage import store
+from ccr_dist.data.storage import remote, store
+from ccr_dist.data.storage.object_store import Store
 from ccr_dist.data.table.dataset import Column, Dataset, create_column
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
 from ccr_dist.generate.bad_items import BadItems, Budget
@@ -36,6 +37,7 @@ from ccr_dist.generate.shard_queue import ShardQueue
 from ccr_dist.generate.shard_work import Bench
 from ccr_dist.generate.stop_request import StopRequest
 from ccr_dist.generate.summary import Event, JobReport, JobSummary
+from ccr_dist.generate.traces.place import work_place
 from ccr_dist.heartbeat import Watch
 from ccr_dist.places import require_writable
 from ccr_dist.redact import command_line
@@ -99,7 +101,9 @@ def run(
     inputs = {name: dataset.column(name) for name in processor.inputs}
     for source in inputs.values():
         source.require_complete()
-    if column not in dataset.columns() or dataset.column(column).missing():
+    if dataset.remote and dataset.remote.mirror:
+        Store(dataset.remote.url).require_create_once("dataset.json")
+    elif column not in dataset.columns() or dataset.column(column).missing():
         require_writable(dataset.root / column)  # before a plan that needs its model loads it
     processor.check(dataset)
     target = _target(dataset, processor, column, inputs)
@@ -112,7 +116,7 @@ def run(
         JobSummary(target.name, shards=len(shards)), on_event or _no_event, lambda done: bar.advance(task, done)
     )
     bad_items = BadItems(target, rows, budget, report.summary)
-    bench = Bench(target, Leases(target.folder, lease_s))
+    bench = Bench(target, Leases(work_place(dataset, column), lease_s))
     parts = JobParts(
         target, bench, OpenShards(bad_items, report), bad_items, report, StopRequest(), engine_wait=EngineWait()
     )
@@ -130,6 +134,7 @@ def run(
             loop.run(queue.tickets(), watch)
         finally:
             parts.open_shards.close()
+            remote.look_again()  # what the next job reads may be in a store, and has changed
     summary = _summed_up(parts, loop.results, wait=wait, seconds=time.perf_counter() - started)
     if summarise and (progress or summary.bad or summary.fruitless):
         console.print(str(summary), markup=False, highlight=False, soft_wrap=True)
@@ -228,7 +233,7 @@ class _EngineLoop:
             preparation.begin()  # its processes need about as long to start as the model
             with (
                 first_load(processor.load_key(), lambda: parts.stop.asked),
-                watch.loading(f"{parts.target.folder}: the model is being loaded"),
+                watch.loading(f"{parts.target.place}: the model is being loaded"),
             ):
                 if not parts.stop.asked:
                     processor.load()
@@ -275,6 +280,6 @@ def _at_work(target: Column, feed: Feed) -> str | None:
     if tickets := list(feed.in_flight):
         named = ", ".join(f"{target.dataset.shards[ticket.shard]}: {ticket.key!r}" for ticket in tickets[:_NAMED])
         more = ", ..." if len(tickets) > _NAMED else ""
-        return f"{target.folder}: the engine works on {len(tickets)} items ({named}{more})"
+        return f"{target.place}: the engine works on {len(tickets)} items ({named}{more})"
     waits_for = feed.waits_for
-    return f"{target.folder}: the item {waits_for.key!r} is being prepared" if waits_for else None
+    return f"{target.place}: the item {waits_for.key!r} is being prepared" if waits_for else None

@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterator, Sequence
 
 from ccr_dist.errors import DataBudgetError
 from ccr_dist.generate.job_parts import JobParts
-from ccr_dist.generate.lease import look
 from ccr_dist.generate.processor import Ticket
 from ccr_dist.generate.results import Results
 from ccr_dist.generate.shard_work import STUCK, Work
@@ -30,7 +29,7 @@ class ShardQueue:
     def __init__(self, parts: JobParts, results: Results, shards: range, *, wait: bool, window: int) -> None:
         self._parts, self._results, self._shards = parts, results, shards
         self._wait, self._window = wait, window
-        self._pause_s = min(parts.bench.leases.lease_s / 8, 2.0)
+        self._pause_s = min(parts.bench.leases.lease_s / 8, parts.bench.place.pause_s)
         self.refused: list[str] = []
 
     def tickets(self) -> Iterator[Ticket | None]:
@@ -59,7 +58,7 @@ class ShardQueue:
             Whether all shards were considered; False if the run was asked to stop.
         """
         parts, target = self._parts, self._parts.target
-        finished, traces = target.finished(), look(target.folder)
+        finished, traces = target.finished(), parts.bench.place.look()
         for shard in pending:
             if parts.stop.asked:
                 return False

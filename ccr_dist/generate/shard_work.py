@@ -1,11 +1,14 @@
 """Work on a shard, from taking it to giving it up: lease, journal, results, commit. `shard_queue.py` decides which
 shards, and when.
 
-    take:    lease g -> rows of all older journals, merged into journal g -> older journals and leases removed
+    take:    lease g -> commits of older generations made impossible, where the place can -> rows of all older journals,
+             merged into journal g -> older journals and leases removed
     commit:  still the owner? -> payload -> index -> record -> errors.jsonl -> stats -> journal and lease removed
 
 After a kill between any two of these steps the next generation resumes. A payload is created once and is final: if a
-payload already exists, even from a stale worker, that payload is recorded, and errors.jsonl lists its null rows.
+payload already exists, that payload is recorded, and errors.jsonl lists its null rows. In a folder it may even be from
+a stale worker; in a store it is from an owner that began to commit while it held the shard, and whose journal the next
+generation takes over as it is (`traces/objects.py`).
 """
 
 from __future__ import annotations
@@ -20,14 +23,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ccr_dist.data.media import decode
-from ccr_dist.data.storage import store
 from ccr_dist.data.table.dataset import Column
 from ccr_dist.data.table.dataset_rows import DatasetRows
 from ccr_dist.errors import DataBudgetError
 from ccr_dist.generate import journal as journals
 from ccr_dist.generate.journal import Journal, Past
-from ccr_dist.generate.lease import Deaths, Lease, Leases, Traces, journal_path, lease_path, look, read_lease
+from ccr_dist.generate.lease import Deaths, Lease, Leases
 from ccr_dist.generate.processor import RowOutcome
+from ccr_dist.generate.traces.base import Traces
 
 T = TypeVar("T")
 _ATTEMPTS = 8
@@ -64,6 +67,7 @@ class Work:
         outcomes: Results of finished rows by row.
         past: Contents of older journals.
         settled: Whether its payload already exists, so that nothing must be made.
+        decided: Whether an earlier owner began to commit its rows, so that all of them are final.
         resumed: Number of rows that were finished when the shard was taken.
         tokens: Tokens generated.
         waited_s: Seconds that the engine had waited when the shard was taken.
@@ -71,12 +75,21 @@ class Work:
     """
 
     def __init__(
-        self, dataset: DatasetRows, shard: int, lease: Lease, journal: Journal | None, past: Past, *, settled: bool
+        self,
+        dataset: DatasetRows,
+        shard: int,
+        lease: Lease,
+        journal: Journal | None,
+        past: Past,
+        *,
+        settled: bool,
+        decided: bool = False,
     ) -> None:
         self._dataset, self.shard, self.lease, self.journal, self.past = dataset, shard, lease, journal, past
         self.name, self.rows = dataset.shards[shard], dataset.shard_rows[shard]
-        self.outcomes = {row: o for row, o in past.outcomes.items() if settled or o.error is None or o.final}
-        self.settled = settled
+        final = settled or decided
+        self.outcomes = {row: o for row, o in past.outcomes.items() if final or o.error is None or o.final}
+        self.settled, self.decided = settled, decided
         self.resumed = len(self.outcomes)
         self.tokens = sum(outcome.counts.get("tokens", 0) for outcome in self.outcomes.values())
         self.began, self.started = time.time(), time.perf_counter()
@@ -158,7 +171,7 @@ class Bench:
     """
 
     def __init__(self, target: Column, leases: Leases) -> None:
-        self.target, self.leases = target, leases
+        self.target, self.leases, self.place = target, leases, leases.place
 
     def name(self, shard: int) -> str:
         """The name of a shard."""
@@ -170,11 +183,8 @@ class Bench:
         return {**place, "plan": target.plan_digest, "inputs": target.plan["inputs"]}
 
     def _past(self, shard: int, traces: Traces) -> Past:
-        paths = [
-            journal_path(self.target.folder, self.name(shard), generation) for generation in sorted(traces.journals)
-        ]
-        rows = self.target.dataset.shard_rows[shard]
-        return journals.read(paths, self.target.kind, self._header(shard), rows)
+        contents, rows = self.place.journals(self.name(shard), traces), self.target.dataset.shard_rows[shard]
+        return journals.read(contents, self.target.kind, self._header(shard), rows)
 
     def take(self, shard: int) -> Work | None:
         """Take a shard that no living worker holds, with all rows in its journals.
@@ -187,11 +197,14 @@ class Bench:
             DataError: A journal belongs to other work.
             StorageError: The disk is full or fails.
         """
-        name, folder = self.name(shard), self.target.folder
-        traces = look(folder, name).get(name, Traces())
+        name = self.name(shard)
+        traces = self.leases.look(name)
         if self.leases.held(name, traces):
             return None
-        deaths, deadly = self._deaths(shard, traces)
+        try:
+            deaths, deadly = self._deaths(shard, traces)
+        except FileNotFoundError:  # another worker has taken it and removes what it does not need any more
+            return None
         lease = self.leases.take(name, traces, of=self.target.dataset.shard_rows[shard], past=deaths)
         if lease is None:
             return None
@@ -211,8 +224,8 @@ class Bench:
         if not traces.leases:
             return Deaths(), None
         last = max(traces.leases)
-        path = lease_path(self.target.folder, self.name(shard), last)
-        about, beat = read_lease(path) or ({}, {})
+        path = self.place.where(self.name(shard), last)
+        about, beat = self.place.read_lease(self.name(shard), last) or ({}, {})
         past = self._past(shard, traces)
         stuck = 0 if last in traces.journals and past.fresh else int(about.get("stuck", 0)) + bool(beat.get("begun"))
         at = beat.get("at") if beat.get("begun") else None
@@ -231,15 +244,16 @@ class Bench:
             ]
             some = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
             raise DataBudgetError(
-                f"{self.target.folder / self.name(shard)}: {stuck} workers died over this shard one after the other and"
+                f"{self.target.place}/{self.name(shard)}: {stuck} workers died over this shard one after the other and"
                 f" made no row of it; it is left out. Rows that are missing: {some}. Look at their inputs (and at the"
                 f" memory of the workers); remove {path} to have them tried again"
             )
         return Deaths(stuck), None
 
     def _begin(self, shard: int, lease: Lease, deadly: int | None) -> Work | None:
-        name, folder = self.name(shard), self.target.folder
-        traces = look(folder, name).get(name, Traces())
+        name = self.name(shard)
+        self.place.close_below(name, lease.generation)
+        traces = self.place.look(name).get(name, Traces())
         past = self._past(shard, traces)
         if deadly is not None:
             past.add(
@@ -247,24 +261,15 @@ class Bench:
                 RowOutcome(error=f"{STUCK} workers died one after the other while it alone was in work", final=True),
             )
         settled = self.target.settled(shard)
-        journal = None
+        journal, decided = None, False
         if not settled:
-            journal = Journal.create(
-                journal_path(folder, name, lease.generation), self.target.kind, self._header(shard), past.outcomes
-            )
-            if journal is None:
+            whole = len(past.outcomes) == self.target.dataset.shard_rows[shard]
+            decided = whole and self.place.is_decided(name, traces)
+            journal = Journal.create(lease.journal, self.target.kind, self._header(shard), past.outcomes)
+            if journal is None or (decided and not lease.claim()):
                 return None
-            self._tidy(shard, traces, below=lease.generation)
-        return Work(self.target.dataset, shard, lease, journal, past, settled=settled)
-
-    def _tidy(self, shard: int, traces: Traces, *, below: int) -> None:
-        """Removes what generations below this one, and processes that were killed while they wrote, have left."""
-        name, folder = self.name(shard), self.target.folder
-        rubbish = [folder / file for file in traces.rubbish]
-        rubbish += [journal_path(folder, name, g) for g in traces.journals if g < below]
-        rubbish += [lease_path(folder, name, g) for g in traces.leases if g < below]
-        for path in rubbish:
-            path.unlink(missing_ok=True)
+            self.place.tidy(name, traces, below=lease.generation)
+        return Work(self.target.dataset, shard, lease, journal, past, settled=settled, decided=decided)
 
     def commit(self, work: Work, width: Callable[[], int], stats: dict[str, Any]) -> bool:
         """Commit complete or settled work, and remove its traces.
@@ -281,8 +286,9 @@ class Bench:
             Lost: Another worker has the shard.
             StorageError: The disk is full or fails.
         """
-        shard, name = work.shard, self.name(work.shard)
-        work.raise_lost()
+        name = self.name(work.shard)
+        if work.lost or not work.lease.claim():
+            raise Lost
         try:
             mine = _undisturbed(work.lease, lambda: self._write(work, width))
             if work.journal is not None or work.past.outcomes:
@@ -292,8 +298,8 @@ class Bench:
             raise
         if work.journal is not None:
             work.journal.close()
-        self._tidy(shard, look(self.target.folder, name).get(name, Traces()), below=work.lease.generation)
-        journal_path(self.target.folder, name, work.lease.generation).unlink(missing_ok=True)
+        self.place.tidy(name, self.place.look(name).get(name, Traces()), below=work.lease.generation)
+        self.place.remove_journal(name, work.lease.generation)
         work.lease.release()
         return mine
 
@@ -326,10 +332,10 @@ class Bench:
                 error = (work.past.outcomes[row].error if row in work.past.outcomes else None) or _OVERTAKEN
             if error is not None:
                 bad.append({"key": key, "error": error})
-        path = self.target.folder / f"{self.name(work.shard)}.errors.jsonl"
         if bad:
-            store.create_once(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad).encode())
-        if mine or not self.target.path(work.shard, "stats").exists():
+            lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad)
+            self.target.write_errors(work.shard, lines.encode())
+        if mine or not self.target.has_stats(work.shard):
             seconds = time.perf_counter() - work.started
             times = {"began": round(work.began, 3), "ended": round(time.time(), 3), "seconds": round(seconds, 3)}
             rows = {

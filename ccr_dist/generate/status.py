@@ -7,19 +7,19 @@ people, the times of files are exact enough: all come from the file system, so t
 from __future__ import annotations
 
 import contextlib
-import os
+import json
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ccr_dist.data.storage import store
 from ccr_dist.data.storage.json_lines import has_types
 from ccr_dist.data.table.dataset import Column, open_all
 from ccr_dist.data.table.inspect import origin_of
 from ccr_dist.errors import DataError
-from ccr_dist.generate.lease import boot_id, lease_path, lock_is_free, look, read_lease
+from ccr_dist.generate.traces.base import WorkPlace
+from ccr_dist.generate.traces.place import work_place
 from ccr_dist.redact import without_secrets
 
 SILENT_S = 60.0  # the runner's default lease; there are four heartbeats in it
@@ -90,7 +90,7 @@ def status(path: str | Path, *, column: str | None = None, pause_s: float = 2.0)
     jobs = [one for one in columns if "processor" in one.plan]
     if column is not None and not jobs:
         raise DataError(
-            f"{columns[0].folder}: made by no job (its plan names no processor), so there is no progress to show"
+            f"{columns[0].place}: made by no job (its plan names no processor), so there is no progress to show"
         )
     looks = [_look(one) for one in jobs]
     if any(lease.state == "silent" for seen in looks for lease in seen.leases):
@@ -110,61 +110,49 @@ class _Look:
     begun: set[str]  # not leased, unfinished, with rows in a journal
     leases: list[LeaseStatus]  # the newest lease of each unfinished shard
     bad: int
-    stats: list[Path]  # the newest files
+    stats: list[Any]  # contents of the newest files
     lost: dict[int, str]  # recorded shards whose payload or index is missing or truncated: what is wrong
 
 
 def _look(column: Column) -> _Look:
-    traces = look(column.folder)
-    ids, stats, errors = set(column.dataset.shards), [], []
-    done: set[str] = set()
-    for name in os.listdir(column.folder):  # noqa: PTH208 (thousands of names)
-        shard, _, what = name.partition(".")
-        if what == "json" and shard in ids:
-            done.add(shard)
-        elif what == "stats.json":
-            stats.append(f"{column.folder}/{name}")
-        elif what == "errors.jsonl":
-            errors.append((shard, column.folder / name))
+    place = work_place(column.dataset, column.name)
+    traces, names = place.look(), place.names()
+    ids = set(column.dataset.shards)
+    parts = {name: name.partition(".") for name in names}
+    done = {shard for shard, _, what in parts.values() if what == "json" and shard in ids}
     lost = column.lost()
     done -= {column.dataset.shards[shard] for shard in lost}
-    newest = sorted(((_changed(path), path) for path in stats), reverse=True)[:RECENT]
+    errors = [name for name, (shard, _, what) in parts.items() if what == "errors.jsonl" and shard in done]
+    stats = [name for name, (_, _, what) in parts.items() if what == "stats.json"]
+    newest = [name for _, name in sorted(zip(place.written(stats), stats, strict=True), reverse=True)[:RECENT]]
     held = {shard: max(there.leases) for shard, there in sorted(traces.items()) if there.leases and shard not in done}
-    leases = [_lease(column.folder, shard, generation) for shard, generation in held.items()]
+    leases = [_lease(place, shard, generation) for shard, generation in held.items()]
     return _Look(
         done=done,
         begun={shard for shard, there in traces.items() if there.journals} - done - held.keys(),
         leases=[lease for lease in leases if lease is not None],
-        bad=sum(_lines(path) for shard, path in errors if shard in done),
-        stats=[Path(path) for _, path in newest],
+        bad=sum((content or b"").count(b"\n") for content in place.read(errors)),
+        stats=[_parsed(content) for content in place.read(newest)],
         lost=lost,
     )
 
 
-def _changed(path: str | Path) -> float:
-    """When a file last changed, as unix time in seconds by the file system; 0 if it is gone."""
+def _parsed(content: bytes | None) -> Any:
+    """The JSON value in a file that may be gone or damaged."""
     try:
-        return os.stat(path).st_mtime  # noqa: PTH116 (thousands of files)
-    except FileNotFoundError:
-        return 0.0
+        return json.loads(content or b"null")
+    except (ValueError, RecursionError):
+        return None
 
 
-def _lines(path: Path) -> int:
-    try:
-        return path.read_bytes().count(b"\n")
-    except FileNotFoundError:  # the shard's errors were mended just now
-        return 0
-
-
-def _lease(folder: Path, shard: str, generation: int) -> LeaseStatus | None:
-    """A lease's state, or None if its file is gone."""
-    path = lease_path(folder, shard, generation)
-    changed = _changed(path)
-    lines = read_lease(path)
+def _lease(place: WorkPlace, shard: str, generation: int) -> LeaseStatus | None:
+    """A lease's state, or None if it is gone."""
+    changed = place.changed(shard, generation)
+    lines = place.read_lease(shard, generation)
     if lines is None:
         return None
     owner, beat = lines
-    dead = bool(owner.get("boot")) and owner["boot"] == boot_id() and lock_is_free(path)
+    dead = place.has_ended(shard, generation)
     age_s = max(0.0, time.time() - changed)
     return LeaseStatus(
         shard=shard,
@@ -191,7 +179,7 @@ def _again(column: Column, before: LeaseStatus) -> LeaseStatus:
     """Read a silent lease again: our clock may differ from the file system's, which would make all workers silent."""
     if before.state != "silent":
         return before
-    now = _lease(column.folder, before.shard, before.generation)
+    now = _lease(work_place(column.dataset, column.name), before.shard, before.generation)
     return before if now is None or now.beat == before.beat else replace(now, state="working")
 
 
@@ -227,22 +215,20 @@ def _describe(column: Column, seen: _Look) -> dict[str, Any]:
     return {**described, "advice": _advice(column, seen, waiting)}
 
 
-def _counts(paths: list[Path]) -> Counter[str]:
+def _counts(stats: list[Any]) -> Counter[str]:
     """Sums of the jobs' counts, over the shards that the rate is computed from."""
     counts: Counter[str] = Counter()
-    for path in paths:
-        # gone, or written by an earlier version
-        with contextlib.suppress(DataError, KeyError, TypeError, AttributeError):
-            counts.update(store.read_json(path)["counts"])
+    for one in stats:
+        with contextlib.suppress(KeyError, TypeError, AttributeError):  # gone, or written by an earlier version
+            counts.update(one["counts"])
     return counts
 
 
 _MEASURED: dict[str, Any] = {"worker": str, "began": int | float, "ended": int | float, "rows": int, "resumed": int}
 
 
-def _span(path: Path) -> _Span | None:
+def _span(stats: Any) -> _Span | None:
     try:
-        stats = store.read_json(path)
         if not has_types(stats, _MEASURED) or not has_types(stats["counts"], {"tokens": int}):
             return None
         return _Span(
@@ -252,7 +238,7 @@ def _span(path: Path) -> _Span | None:
             stats["rows"] - stats["resumed"],
             stats["counts"].get("tokens", 0),
         )
-    except (DataError, KeyError, TypeError, AttributeError):  # gone, damaged, or written by an earlier version
+    except (KeyError, TypeError, AttributeError):  # gone, damaged, or written by an earlier version
         return None
 
 

@@ -18,10 +18,11 @@ from ccr_dist.data.storage import payload_cache, remote
 from ccr_dist.data.stream.loader import Fields, make_loader, sources
 from ccr_dist.data.stream.order import Order
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.data.table.push import push
+from ccr_dist.data.table.stores.push import push
 from ccr_dist.data.table.verify import verify
 from tests import toy
 from tests.jobs import captions
+from tests.s3_server import serving, settings
 
 pytestmark = pytest.mark.procs
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,14 +34,8 @@ ROWS = (40,) * 8
 def server():
     """The address of an S3 server that lives as long as the tests of this file."""
     pytest.importorskip("moto")
-    code = "s = ThreadedMotoServer('127.0.0.1', 0, verbose=False); s.start(); print(s.get_host_and_port()[1]); input()"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", f"from moto.server import ThreadedMotoServer; {code}"], text=True, **pipes
-    )
-    yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-    process.kill()
-    process.wait()
+    with serving() as address:
+        yield address
 
 
 @pytest.fixture
@@ -49,15 +44,8 @@ def s3(server, tmp_path, monkeypatch):
     user.
     """
     s3fs = pytest.importorskip("s3fs")
-    settings = {
-        "AWS_ENDPOINT_URL": server,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "CCR_DIST_CACHE": str(tmp_path / "cache"),
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-    }
-    for name, value in settings.items():
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    for name, value in (settings(server, tmp_path / "cache") | {"PYTHONPATH": path}).items():
         monkeypatch.setenv(name, value)
     remote.look_again()
     files = s3fs.S3FileSystem(use_listings_cache=False)

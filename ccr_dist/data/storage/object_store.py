@@ -1,16 +1,18 @@
 """Client of object stores: s3://, gs:// and all others that fsspec knows.
 
-Knows neither datasets nor tables (`remote.py`, `table/push.py`, `table/pull.py`). Credentials, endpoints and other
-options are given as fsspec and its client libraries expect them (AWS_ENDPOINT_URL, ~/.aws, FSSPEC_S3_...,
-~/.config/fsspec).
+Knows neither datasets nor tables (`remote.py`, `table/stores/`). Credentials, endpoints and other options are given as
+fsspec and its client libraries expect them (AWS_ENDPOINT_URL, ~/.aws, FSSPEC_S3_..., ~/.config/fsspec).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 import os
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,14 +75,31 @@ class Store:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def listing(self) -> dict[str, tuple[int, int]]:
-        """(bytes, stamp) of all objects at any depth, by name in the folder. Writing an object changes its stamp."""
+    def listing(self, prefix: str = "") -> dict[str, tuple[int, int]]:
+        """(bytes, stamp) of all objects at any depth, by name in the folder. Writing an object changes its stamp.
 
-        def find(fs: Any, root: str) -> dict[str, tuple[int, int]]:
-            found = fs.find(root, detail=True).items()
-            return {name[len(root) :].lstrip("/"): (int(info["size"] or 0), _stamp(info)) for name, info in found}
+        Args:
+            prefix: Only the objects whose names begin so.
+        """
+        return {name: (int(info["size"] or 0), _stamp(info)) for name, info in self._find(prefix).items()}
 
-        return self._do(self.url, find)
+    def changed(self, prefix: str = "") -> dict[str, float]:
+        """When the objects whose names begin so were last written: unix time in seconds by the store's clock; 0 where
+        the store does not tell.
+        """
+        return {name: _written(info) for name, info in self._find(prefix).items()}
+
+    def _find(self, prefix: str) -> dict[str, dict[str, Any]]:
+        """What the store tells of the objects whose names begin with `prefix`, by name."""
+        folder, _, start = prefix.rpartition("/")
+
+        def find(fs: Any, root: str) -> dict[str, dict[str, Any]]:
+            place = f"{root}/{folder}" if folder else root
+            found = fs.find(place, detail=True, **({"prefix": start} if start else {})).items()
+            names = {name[len(root) :].lstrip("/"): info for name, info in found if name != root}
+            return {name: info for name, info in names.items() if name.startswith(prefix)}
+
+        return self._do(f"{self.url}/{prefix}" if prefix else self.url, find)
 
     def folders(self) -> list[str]:
         """The names of the folders directly below this one."""
@@ -140,6 +159,102 @@ class Store:
     def upload(self, name: str, path: Path) -> None:
         """Create or replace an object with the bytes of a local file."""
         self._do(f"{self.url}/{name}", lambda fs, root: fs.put_file(str(path), f"{root}/{name}"))
+
+    def get(self, name: str) -> bytes | None:
+        """The content of a small object, or None if there is none."""
+
+        def cat(fs: Any, root: str) -> bytes | None:
+            try:
+                return fs.cat_file(f"{root}/{name}")
+            except FileNotFoundError as e:
+                if _NO_BUCKET.search(str(e)):
+                    raise
+                return None
+
+        return self._do(f"{self.url}/{name}", cat)
+
+    def create(self, name: str, data: bytes, *, unique: bool = True) -> bool:
+        """Create an object unless it exists (`If-None-Match: *`); an existing one is left unchanged.
+
+        Args:
+            name: Its name.
+            data: Its bytes.
+            unique: Whether nobody else creates it with these bytes. A request whose answer was lost is sent again, and
+                then refused because of itself; it is recognised by its bytes.
+
+        Returns:
+            Whether the object was created here. If `unique` is False, also False where the answer was lost.
+        """
+
+        def put(fs: Any, root: str) -> bool:
+            try:
+                fs.pipe_file(f"{root}/{name}", data, mode="create")
+            except Exception as e:
+                if not _refused(e):
+                    raise
+                return False
+            return True
+
+        return self._do(f"{self.url}/{name}", put) or (unique and self.get(name) == data)
+
+    def create_file(self, name: str, path: Path) -> bool:
+        """`create` with the bytes of a local file; large ones are sent in parts.
+
+        Returns:
+            Whether this call created the object; also False if it did and the answer was lost.
+        """
+
+        def put(fs: Any, root: str) -> bool:
+            try:
+                fs.put_file(str(path), f"{root}/{name}", mode="create")
+            except Exception as e:
+                if not _refused(e):
+                    raise
+                return False
+            return True
+
+        return self._do(f"{self.url}/{name}", put)
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Write an object's bytes to a local file, unchecked."""
+        self._do(f"{self.url}/{name}", lambda fs, root: fs.get_file(f"{root}/{name}", str(path)))
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove objects; missing ones are fine."""
+
+        def remove(name: str) -> None:
+            def rm(fs: Any, root: str) -> None:
+                with contextlib.suppress(FileNotFoundError):
+                    fs.rm_file(f"{root}/{name}")
+
+            self._do(f"{self.url}/{name}", rm)
+
+        if len(names) == 1:
+            remove(names[0])
+        elif names:
+            with ThreadPoolExecutor(min(8, len(names))) as pool:
+                list(pool.map(remove, names))
+
+    def require_create_once(self, name: str) -> None:
+        """Check that objects may be created here, and that this store creates one only if it is absent.
+
+        Args:
+            name: An object that exists. It is created again with its own bytes, which must fail.
+
+        Raises:
+            ConfigError: The store, or its client, ignores the condition.
+        """
+        advice = "several workers cannot share a dataset there; work in a folder, then `ccr-dist shards push` it"
+        if not self._do(self.url, lambda fs, root: _creates(fs)):
+            raise ConfigError(
+                f"{self.url}: its client does not create objects on the condition that they are absent (If-None-Match:"
+                f" *); {advice}"
+            )
+        if self.create(name, self.read([name])[0], unique=False):
+            raise ConfigError(
+                f"{self.url}/{name}: could be created a second time: this store ignores the condition If-None-Match: *"
+                f" (create only what is absent); {advice}"
+            )
 
     def download(self, name: str, fd: int, record: dict[str, Any]) -> None:
         """Write an object's bytes to an open file.
@@ -201,6 +316,37 @@ class Store:
         except (ImportError, ValueError) as e:
             raise ConfigError(f"{self.url}: fsspec cannot open this: {e}") from e
         return fs, root.rstrip("/")
+
+
+def _creates(fs: Any) -> bool:
+    """Whether a client has its own way to create what is absent; fsspec's general one looks first and then writes."""
+    from fsspec.asyn import AsyncFileSystem
+    from fsspec.spec import AbstractFileSystem
+
+    if isinstance(fs, AsyncFileSystem):
+        own, general = type(fs)._pipe_file, AsyncFileSystem._pipe_file
+    else:
+        own, general = type(fs).pipe_file, AbstractFileSystem.pipe_file
+    return own is not general and "mode" in inspect.signature(own).parameters
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether a store refused to create an object because it exists (412 Precondition Failed)."""
+    if isinstance(error, FileExistsError) or getattr(error, "code", None) == 412:
+        return True
+    answer = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
+    if not isinstance(answer, dict):
+        return False
+    said = answer.get("Error", {}).get("Code"), answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return said[0] in ("PreconditionFailed", "412") or said[1] == 412
+
+
+def _written(info: dict[str, Any]) -> float:
+    """When an object was last written, as unix time in seconds; 0 where the store does not tell."""
+    when = next(
+        (info[key] for key in ("LastModified", "last_modified", "mtime", "updated", "created") if key in info), 0
+    )
+    return float(when.timestamp() if hasattr(when, "timestamp") else when if isinstance(when, int | float) else 0)
 
 
 def _stamp(info: dict[str, Any]) -> int:

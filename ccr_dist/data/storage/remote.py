@@ -5,7 +5,7 @@ keys and indexes are fetched when first needed, payloads through the size-limite
 two kinds of such folders: opening a URL mirrors it below $CCR_DIST_CACHE/remote (read-only, kept equal to the store),
 and `shards pull --lazy` makes one to work in.
 
-This module does not know tables; `table/push.py` and `table/pull.py` copy whole datasets.
+This module does not know tables; `table/stores/push.py` and `table/stores/pull.py` copy whole datasets.
 """
 
 from __future__ import annotations
@@ -69,6 +69,37 @@ class Remote:
             found = {name: size for name, (size, _) in Store(self.url).listing().items()}
             _listed[self.url] = (time.monotonic(), found)
         return found
+
+    def size_of(self, name: str) -> int | None:
+        """Bytes of an object in the store, or None if there is none. One that the listing lacks is looked up again:
+        the store may have got it since.
+        """
+        found = self.sizes()
+        if name not in found:
+            there = Store(self.url).listing(name)
+            found |= {other: size for other, (size, _) in there.items()}
+        return found.get(name)
+
+    def update(self, prefix: str) -> dict[str, int]:
+        """Bring a mirror up to date for some objects, from a fresh listing.
+
+        Args:
+            prefix: Beginning of their names, such as `COLUMN/`.
+
+        Returns:
+            Bytes of each of these objects, by name.
+        """
+        where = Store(self.url)
+        with payload_cache.locked(_lock_of(self.root)):  # listings of several processes are then in the order of time
+            there = where.listing(prefix)
+            known = {name: entry for name, entry in there.items() if is_metadata(name)}
+            for path in self.root.glob(f"{prefix}*.json"):
+                name = str(path.relative_to(self.root))
+                if is_metadata(name) and not (name in known and _current(path, *known[name])):
+                    path.unlink(missing_ok=True)
+                    path.with_name(f"{path.stem}.index.json").unlink(missing_ok=True)
+            _fetch(where, self.root, known)
+        return {name: size for name, (size, _) in there.items()}
 
     def bring(self, path: Path, siblings: Callable[[], Iterable[str]]) -> None:
         """Fetch a small file unless it exists, together with its siblings, which will soon be needed as well.
@@ -168,7 +199,7 @@ def mirror(url: str) -> Path:
     root = cache_folder("remote") / f"{slug}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
     if time.monotonic() - _looked.get(root, float("-inf")) < _LOOK_AGAIN_S and (root / "dataset.json").exists():
         return root
-    with payload_cache.locked(root.with_name(f"{root.name}.lock")):
+    with payload_cache.locked(_lock_of(root)):
         if not Store(url).has("dataset.json"):  # before listing a folder that may hold anything
             names = ", ".join(there.rsplit("/", 1)[-1] for there in datasets(url))
             hint = (
@@ -178,6 +209,10 @@ def mirror(url: str) -> Path:
         _refresh(Store(url), root)
     _looked[root] = time.monotonic()
     return root
+
+
+def _lock_of(root: Path) -> Path:
+    return root.with_name(f"{root.name}.lock")
 
 
 def look_again() -> None:
@@ -203,6 +238,11 @@ def _refresh(where: Store, root: Path) -> None:
         shutil.rmtree(root / column, ignore_errors=True)
     root.mkdir(exist_ok=True)
     store.create_once(root / MARK, store.pretty_json({"url": where.url, "mirror": True}))
+    _fetch(where, root, there)
+
+
+def _fetch(where: Store, root: Path, there: dict[str, tuple[int, int]]) -> None:
+    """Fetch the metadata files that the mirror lacks."""
     missing = [name for name in there if not (root / name).exists()]
     for name, data in zip(missing, where.read(missing), strict=True):
         path = root / name

@@ -136,7 +136,7 @@ def differences(there: Any, asked: Any, at: str = "") -> list[str]:
     return [] if there == asked else [f"{at or 'value'}: there {there!r}, asked {asked!r}"]
 
 
-def require_same(path: Path, there: Any, asked: Any, what: str) -> None:
+def require_same(path: object, there: Any, asked: Any, what: str) -> None:
     """Raises DataError, with `path`, `what` and the difference, unless the two JSON values are equal."""
     lines = differences(there, asked)
     if lines:
@@ -184,11 +184,12 @@ def tidy(folder: Path) -> None:
         return
     ours = re.compile(rf"{re.escape(TEMPORARY)}.+\.{re.escape(socket.gethostname())}\.(\d+)\.[0-9a-f]{{8}}")
     for name in names:
-        if (match := ours.fullmatch(name)) and not _alive(int(match[1])):
+        if (match := ours.fullmatch(name)) and not is_alive(int(match[1])):
             (folder / name).unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine is running."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -238,6 +238,14 @@ class Column(ReadableColumn):
         """Writes telemetry beside the shard (seconds, host, bad rows), replacing earlier telemetry."""
         store.replace_atomic(self.path(shard, "stats"), store.pretty_json(stats))
 
+    def has_stats(self, shard: int) -> bool:
+        """Whether there is telemetry of a shard."""
+        return self.path(shard, "stats").exists()
+
+    def write_errors(self, shard: int, lines: bytes) -> None:
+        """Writes what is wrong with rows of a shard, JSON lines, unless that was written before."""
+        store.create_once(self.folder / f"{self.dataset.shards[shard]}.errors.jsonl", lines)
+
     def commit_payload(self, shard: int) -> bool:
         """Writes index and record for an existing payload, whichever process wrote it.
 

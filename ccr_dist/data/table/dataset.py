@@ -33,7 +33,8 @@ from ccr_dist.data.table.dataset_rows import FORMAT, DatasetRows, check_meta
 from ccr_dist.data.table.keys import keys_digest
 from ccr_dist.data.table.names import check_column_name, maker
 from ccr_dist.data.table.splits import SPLITS
-from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.data.table.stores.column import StoreColumn, create_in_store
+from ccr_dist.errors import DataError
 from ccr_dist.places import folder_to_make
 
 _EXTENSION = re.compile(r"^[a-z0-9][a-z0-9.]*(;[a-z0-9][a-z0-9.]*)*$")
@@ -145,14 +146,9 @@ def create_column(
     Raises:
         DataError: An unsuitable kind or extension; or the column exists under another plan (the difference is
             shown).
-        ConfigError: An unsuitable name, a file is where its folder should be, or the dataset was opened by URL.
+        ConfigError: An unsuitable name, a file is where its folder should be, or the dataset was opened by the URL of a
+            store that cannot create an object only if it is absent.
     """
-    if dataset.remote and dataset.remote.mirror:
-        url = dataset.place
-        raise ConfigError(
-            f"{url}: columns are made in a folder. `ccr-dist shards pull --lazy {url} FOLDER` makes one that fetches"
-            f" payloads when they are read; run this command there, then `ccr-dist shards push FOLDER {url}`"
-        )
     check_column_name(name)
     if kind not in decode.KINDS:
         raise DataError(f"column {name!r}: unknown kind {kind!r}; expected one of {', '.join(decode.KINDS)}")
@@ -166,13 +162,20 @@ def create_column(
     asked |= {k: v for k, v in further if v is not None}
     asked = json.loads(store.canonical_json(asked))  # tuples become lists, as they will be when read back
     path = dataset.root / name / "column.json"
-    folder_to_make(path.parent)
-    path.parent.mkdir(exist_ok=True)
-    if not store.create_once(path, store.pretty_json(store.with_digest({**asked, "provenance": provenance}))):
-        Column(dataset, name)  # refuses a damaged column.json
+    content = store.pretty_json(store.with_digest({**asked, "provenance": provenance}))
+    if in_store := (dataset.remote and dataset.remote.mirror):
+        created = create_in_store(dataset, name, content)
+    else:
+        folder_to_make(path.parent)
+        path.parent.mkdir(exist_ok=True)
+        created = store.create_once(path, content)
+    kind_of = StoreColumn if in_store else Column
+    if not created:
+        kind_of(dataset, name)  # refuses a damaged column.json
         there = {k: v for k, v in store.read_json(path).items() if k not in ("provenance", "digest")}
-        store.require_same(path, there, asked, "the column was made under another plan")
-    return Column(dataset, name)
+        where = f"{dataset.place}/{name}/{path.name}" if in_store else path
+        store.require_same(where, there, asked, "the column was made under another plan")
+    return kind_of(dataset, name)
 
 
 def open_all(path: str | Path) -> list[Dataset]:

@@ -76,6 +76,11 @@ class Recorded:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r}, {self.kind})"
 
+    @property
+    def place(self) -> str:
+        """How messages name the column: its folder, or its URL."""
+        return f"{self.dataset.place}/{self.name}"
+
     def require_kind(self, kinds: Sequence[str], reader: str) -> None:
         """Raises DataError, naming columns that fit, unless the values are of one of these kinds.
 
@@ -214,7 +219,7 @@ class Recorded:
         path = self._place(shard, record)
         size = records.size_of(path) if "url" in record or own in names else None
         if size is None and behind:
-            size = behind.sizes().get(remote.relative(path, self.dataset.root, self.dataset.place))
+            size = behind.size_of(remote.relative(path, self.dataset.root, self.dataset.place))
         if (why := records.fault(record, size)) is not None:
             return f"{path}: {why}"
         self._whole.add(shard)
@@ -232,7 +237,8 @@ class Recorded:
     @property
     def remedy(self) -> str:
         """The command that makes the missing shards of this column, as far as is known."""
-        if self.dataset.remote and self.dataset.remote.mirror:
+        made_there = self.dataset.place in str(self.provenance.get("command"))  # by a job on the store itself
+        if self.dataset.remote and self.dataset.remote.mirror and not made_there:
             return f"ccr-dist shards push FOLDER {self.dataset.place}"
         if "indexed" in self.plan:
             return str(self.provenance.get("command", "ccr-dist shards index"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,23 @@ from hypothesis import strategies as st
 from ccr_dist.errors import DataError
 from ccr_dist.generate.journal import Journal, Past, pack, read, unpack
 from ccr_dist.generate.processor import RowOutcome
+from ccr_dist.generate.traces.files import JournalFile
 
 HEADER = {"column": "caption.xx.shout", "shard": "000000", "keys": "k", "plan": "p", "inputs": {"caption.en": "d"}}
 
 
 def created(path: Path, merged: dict[int, RowOutcome] | None = None) -> Journal:
-    journal = Journal.create(path, "texts", HEADER, merged or {})
+    journal = Journal.create(partial(JournalFile.create, path), "texts", HEADER, merged or {})
     assert journal is not None
     return journal
 
 
+def contents(*paths: Path) -> list[tuple[Path, bytes]]:
+    return [(path, path.read_bytes()) for path in paths if path.exists()]
+
+
 def past(*paths: Path) -> Past:
-    return read(paths, "texts", HEADER)
+    return read(contents(*paths), "texts", HEADER)
 
 
 def test_what_is_appended_is_there_again(tmp_path: Path) -> None:
@@ -48,7 +54,7 @@ def test_a_journal_is_made_once(tmp_path: Path) -> None:
     path = tmp_path / "0.journal.1"
     created(path).append([(0, RowOutcome(["a"]))])
     before = path.read_bytes()
-    assert Journal.create(path, "texts", HEADER, {}) is None
+    assert Journal.create(partial(JournalFile.create, path), "texts", HEADER, {}) is None
     assert path.read_bytes() == before
 
 
@@ -111,7 +117,7 @@ def test_journal_of_another_plan_is_refused_and_untouched(tmp_path: Path) -> Non
     with pytest.raises(
         DataError, match=r"0\.journal\.1: made by other work; the difference:\n  plan: there 'p', asked 'q'\nremove it"
     ):
-        read([path], "texts", {**HEADER, "plan": "q"})
+        read(contents(path), "texts", {**HEADER, "plan": "q"})
     assert path.read_bytes() == before
 
 
@@ -146,7 +152,7 @@ def test_a_line_that_no_row_has_is_damaged_and_its_row_is_made_again(tmp_path: P
     journal.close()
     with path.open("ab") as file:
         file.write(json.dumps(line).encode() + b"\n" + json.dumps({"row": 2, "value": ["after"]}).encode() + b"\n")
-    assert read([path], "texts", HEADER, rows=3) == Past({1: RowOutcome(["good"])}, fresh=1, dropped=2)
+    assert read(contents(path), "texts", HEADER, rows=3) == Past({1: RowOutcome(["good"])}, fresh=1, dropped=2)
 
 
 def test_a_header_that_counts_nothing_is_damaged(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ccr_dist.generate.lease import Deaths, Lease, Leases, Traces, journal_path, lease_path, look, read_lease
+from ccr_dist.generate.lease import Deaths, Lease, Leases
+from ccr_dist.generate.traces.base import Traces
+from ccr_dist.generate.traces.files import WorkFiles, journal_path, lease_path, look, read_lease
 
 S = "000003"
 
@@ -31,19 +33,29 @@ def traces(folder: Path) -> Traces:
     return look(folder, S).get(S, Traces())
 
 
+def folder_of(leases: Leases) -> Path:
+    assert isinstance(leases.place, WorkFiles)
+    return leases.place.folder
+
+
 def take(leases: Leases, past: Deaths | None = None) -> Lease | None:
     """As the runner does."""
-    return None if leases.held(S, traces(leases.folder)) else leases.take(S, traces(leases.folder), of=5, past=past)
+    return (
+        None
+        if leases.held(S, traces(folder_of(leases)))
+        else leases.take(S, traces(folder_of(leases)), of=5, past=past)
+    )
 
 
 def elsewhere(leases: Leases) -> Leases:
     """On another machine: what the lock on a file says here tells it nothing."""
-    leases.boot = "another machine"
+    assert isinstance(leases.place, WorkFiles)
+    leases.place.boot = "another machine"
     return leases
 
 
 def test_what_a_lease_says(tmp_path: Path) -> None:
-    lease = take(Leases(tmp_path, 60), Deaths(2))
+    lease = take(Leases(WorkFiles(tmp_path), 60), Deaths(2))
     assert lease is not None
     lines = (tmp_path / f"{S}.lease.1").read_bytes().split(b"\n")
     assert len(lines) == 3 and len(lines[1]) == 159
@@ -79,7 +91,7 @@ def test_looking_tells_traces_by_shard(tmp_path: Path) -> None:
 @pytest.mark.parametrize("same_machine", [True, False])
 def test_a_living_owner_keeps_the_shard_as_long_as_it_beats(tmp_path: Path, same_machine: bool) -> None:
     clock = Clock()
-    owner, other = take(Leases(tmp_path, 60)), Leases(tmp_path, 60, clock)
+    owner, other = take(Leases(WorkFiles(tmp_path), 60)), Leases(WorkFiles(tmp_path), 60, clock)
     assert owner is not None
     if not same_machine:
         elsewhere(other)
@@ -101,22 +113,23 @@ def test_a_living_owner_keeps_the_shard_as_long_as_it_beats(tmp_path: Path, same
 def test_a_late_first_look_is_no_long_silence(tmp_path: Path) -> None:
     clock = Clock()
     clock.now = 1e9
-    other = elsewhere(Leases(tmp_path, 60, clock))
-    assert take(Leases(tmp_path, 60)) is not None
+    other = elsewhere(Leases(WorkFiles(tmp_path), 60, clock))
+    assert take(Leases(WorkFiles(tmp_path), 60)) is not None
     assert take(other) is None
 
 
 def test_an_owner_that_is_gone_is_succeeded_at_once_on_its_machine_only(tmp_path: Path) -> None:
     code = "import sys, os, pathlib; from ccr_dist.generate.lease import *; "
-    code += f"Leases(pathlib.Path(sys.argv[1]), 60).take('{S}', Traces(), of=5).begin(0); os._exit(0)"
+    code += "from ccr_dist.generate.traces.files import *; "
+    code += f"Leases(WorkFiles(pathlib.Path(sys.argv[1])), 60).take('{S}', Traces(), of=5).begin(0); os._exit(0)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    assert take(elsewhere(Leases(tmp_path, 60))) is None
-    lease = take(Leases(tmp_path, 60))
+    assert take(elsewhere(Leases(WorkFiles(tmp_path), 60))) is None
+    lease = take(Leases(WorkFiles(tmp_path), 60))
     assert lease is not None and lease.generation == 2
 
 
 def test_only_one_racer_gets_a_generation(tmp_path: Path) -> None:
-    leases = [Leases(tmp_path, 60) for _ in range(3)]
+    leases = [Leases(WorkFiles(tmp_path), 60) for _ in range(3)]
     before = traces(tmp_path)
     got = [one.take(S, before, of=5) for one in leases]
     assert [lease is not None for lease in got] == [True, False, False]
@@ -129,9 +142,9 @@ def test_an_old_look_takes_nothing_that_has_been_worked_on_since(tmp_path: Path)
     """
     old = traces(tmp_path)
     journal_path(tmp_path, S, 1).touch()
-    assert Leases(tmp_path, 60).take(S, old, of=5) is None
+    assert Leases(WorkFiles(tmp_path), 60).take(S, old, of=5) is None
     assert traces(tmp_path) == Traces(journals=[1])
-    lease = take(Leases(tmp_path, 60))
+    lease = take(Leases(WorkFiles(tmp_path), 60))
     assert lease is not None and lease.generation == 2
 
 
@@ -143,19 +156,19 @@ def test_a_temporary_file_that_was_tidied_away_is_a_lost_race(tmp_path: Path, mo
         link(source, target)
 
     monkeypatch.setattr(os, "link", late)
-    assert Leases(tmp_path, 60).take(S, Traces(), of=5) is None
+    assert Leases(WorkFiles(tmp_path), 60).take(S, Traces(), of=5) is None
     assert not [*tmp_path.iterdir()]
 
 
 def test_release_frees_the_shard_but_not_that_of_a_successor(tmp_path: Path) -> None:
-    first = take(Leases(tmp_path, 60))
+    first = take(Leases(WorkFiles(tmp_path), 60))
     assert first is not None
     first.release()
     assert not [*tmp_path.iterdir()] and not first.valid()
-    second = take(Leases(tmp_path, 60))
+    second = take(Leases(WorkFiles(tmp_path), 60))
     assert second is not None and second.generation == 1
     second.path.unlink()
-    third = take(Leases(tmp_path, 60))  # the same name, another file
+    third = take(Leases(WorkFiles(tmp_path), 60))  # the same name, another file
     assert third is not None and third.path == second.path
     assert not second.valid() and third.valid()
     second.release()
@@ -167,7 +180,7 @@ def test_release_frees_the_shard_but_not_that_of_a_successor(tmp_path: Path) -> 
 def test_garbage_of_a_crashed_machine_expires(tmp_path: Path) -> None:
     lease_path(tmp_path, S, 4).write_bytes(b"\0" * 300)
     clock = Clock()
-    other = Leases(tmp_path, 60, clock)
+    other = Leases(WorkFiles(tmp_path), 60, clock)
     assert take(other) is None
     clock.now = 60
     lease = take(other)
@@ -185,7 +198,7 @@ class Interleavings(RuleBasedStateMachine):
 
         self.folder = Path(tempfile.mkdtemp())
         self.clock = Clock()
-        self.workers = [elsewhere(Leases(self.folder, 10, self.clock)) for _ in range(3)]
+        self.workers = [elsewhere(Leases(WorkFiles(self.folder), 10, self.clock)) for _ in range(3)]
         self.held: dict[int, Lease] = {}
         self.looked = [Traces() for _ in range(3)]
         self.top = 0
@@ -237,7 +250,7 @@ TestInterleavings.settings = settings(max_examples=40, stateful_step_count=30)
 def test_a_beat_that_cannot_be_written_names_the_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
-    lease = take(Leases(tmp_path, 60))
+    lease = take(Leases(WorkFiles(tmp_path), 60))
     assert lease is not None
 
     def fail(*arguments: Any) -> None:

@@ -20,7 +20,7 @@ from ccr_dist.errors import ConfigError, DataBudgetError, DataError, EngineError
 from ccr_dist.generate.bad_items import BadItems, Budget
 from ccr_dist.generate.job_parts import JobParts
 from ccr_dist.generate.jobs.translate import Translate
-from ccr_dist.generate.lease import Lease, Leases, Traces
+from ccr_dist.generate.lease import Lease, Leases
 from ccr_dist.generate.load_once import first_load
 from ccr_dist.generate.open_shards import OpenShards
 from ccr_dist.generate.processor import EngineWait, Feed, RowOutcome, Ticket
@@ -29,6 +29,8 @@ from ccr_dist.generate.runner import run
 from ccr_dist.generate.shard_work import Bench, Work
 from ccr_dist.generate.stop_request import StopRequest
 from ccr_dist.generate.summary import JobReport, JobSummary
+from ccr_dist.generate.traces.base import Traces
+from ccr_dist.generate.traces.files import HeldFile, WorkFiles
 from tests.jobs import Shout, captions, column_files, content
 from tests.running import XX, shout
 
@@ -37,15 +39,15 @@ def leased(dataset: Dataset, shard: int) -> Lease:
     """As another living worker would hold it."""
     plan = {**Translate(Shout(), "caption.en").plan(), "inputs": {"caption.en": dataset.column("caption.en").digest}}
     column = create_column(dataset, XX, kind="texts", extension="json", plan=plan, provenance={})
-    lease = Leases(column.folder, 60).take(dataset.shards[shard], Traces(), of=dataset.shard_rows[shard])
+    lease = Leases(WorkFiles(column.folder), 60).take(dataset.shards[shard], Traces(), of=dataset.shard_rows[shard])
     assert lease is not None
     return lease
 
 
 def kill(lease: Lease) -> None:
     """As its process leaves it when it is killed."""
-    os.close(lease._fd)
-    lease._fd = -1
+    assert isinstance(lease.held, HeldFile)
+    lease.held.close()
 
 
 def test_without_waiting_the_shards_of_others_are_reported(tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ def opened(dataset: Dataset) -> tuple[JobParts, Work]:
     column = dataset.column(XX)
     report = JobReport(JobSummary(XX, shards=1), lambda name, details: None, lambda rows: None)
     bad_items = BadItems(column, column.dataset.rows, Budget(), report.summary)
-    bench = Bench(column, Leases(column.folder, 60))
+    bench = Bench(column, Leases(WorkFiles(column.folder), 60))
     parts = JobParts(
         column, bench, OpenShards(bad_items, report), bad_items, report, StopRequest(), engine_wait=EngineWait()
     )

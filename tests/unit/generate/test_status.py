@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from ccr_dist.cli import app
 from ccr_dist.data.table.dataset import Column, Dataset, create_column
 from ccr_dist.errors import DataError
-from ccr_dist.generate.lease import boot_id, read_lease
 from ccr_dist.generate.status import status
 from ccr_dist.generate.status_table import render
+from ccr_dist.generate.traces.files import boot_id, read_lease
 from tests.jobs import captions
 
 NAME = "caption.xx.slow"

@@ -18,8 +18,8 @@ from ccr_dist.data.corpora.index import index
 from ccr_dist.data.corpora.recipes.base import load_recipe
 from ccr_dist.data.storage.tar import ShardIndex, TarWriter
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.data.table.push import push
 from ccr_dist.data.table.sealing import seal_columns
+from ccr_dist.data.table.stores.push import push
 from ccr_dist.data.table.verify import unusable, verify
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
 from tests.corpus import picture

@@ -16,8 +16,8 @@ from ccr_dist.data.stream.cache_window import require_room
 from ccr_dist.data.stream.loader import Fields, make_loader, sources
 from ccr_dist.data.stream.order import Order, Source, rank_slots
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.data.table.pull import pull
-from ccr_dist.data.table.push import push
+from ccr_dist.data.table.stores.pull import pull
+from ccr_dist.data.table.stores.push import push
 from ccr_dist.errors import ConfigError
 from tests import toy
 

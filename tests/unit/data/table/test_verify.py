@@ -14,7 +14,7 @@ from ccr_dist.data.corpora.recipes.base import load_recipe
 from ccr_dist.data.storage import store
 from ccr_dist.data.table.dataset import create_column, create_dataset
 from ccr_dist.data.table.inspect import describe, render
-from ccr_dist.data.table.push import push
+from ccr_dist.data.table.stores.push import push
 from ccr_dist.data.table.verify import verify
 from tests.corpus import folder_recipe, picture
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from ccr_dist.config import RunConfig
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.data.table.push import push
+from ccr_dist.data.table.stores.push import push
 from ccr_dist.errors import CcrError, ConfigError, DataBudgetError, DataError, NonFiniteError
 from ccr_dist.evaluate import evaluate
 from ccr_dist.evaluate.retrieval import Fusion, cosine

@@ -13,8 +13,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from ccr_dist.data.storage import object_store, payload_cache, store
 from ccr_dist.data.storage.payload_cache import locked
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.data.table.pull import pull
-from ccr_dist.data.table.push import push
+from ccr_dist.data.table.stores.pull import pull
+from ccr_dist.data.table.stores.push import push
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import ConfigError, DataError, StorageError
 from tests.stores import URL, payloads, values

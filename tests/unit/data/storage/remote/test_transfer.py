@@ -13,8 +13,8 @@ from ccr_dist.data.corpora.index import index
 from ccr_dist.data.storage import remote, store
 from ccr_dist.data.storage.tar import TarWriter
 from ccr_dist.data.table.dataset import Dataset, create_column, open_all
-from ccr_dist.data.table.pull import pull
-from ccr_dist.data.table.push import push
+from ccr_dist.data.table.stores.pull import pull
+from ccr_dist.data.table.stores.push import push
 from ccr_dist.data.table.verify import verify
 from ccr_dist.errors import DataError, StorageError
 from tests.corpus import picture

@@ -19,7 +19,15 @@ from ccr_dist.data.storage.remote import look_again
 from ccr_dist.data.table.column import Column
 from ccr_dist.data.table.dataset import Dataset, open_all
 from ccr_dist.data.table.payload import index_bytes
-from ccr_dist.data.table.transfer import Transfer, at_once, compare, each_shard, parsed, payload_name, record_name
+from ccr_dist.data.table.stores.transfer import (
+    Transfer,
+    at_once,
+    compare,
+    each_shard,
+    parsed,
+    payload_name,
+    record_name,
+)
 from ccr_dist.errors import ConfigError
 from ccr_dist.places import folder_to_make
 

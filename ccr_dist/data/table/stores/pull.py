@@ -15,7 +15,7 @@ from ccr_dist.data.storage.remote import MARK, checked_names, datasets, is_metad
 from ccr_dist.data.table import records
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.dataset_rows import check_meta
-from ccr_dist.data.table.transfer import Transfer, compare, each_shard, parsed, payload_name, record_name
+from ccr_dist.data.table.stores.transfer import Transfer, compare, each_shard, parsed, payload_name, record_name
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.places import folder_to_make
 

@@ -1,0 +1,376 @@
+"""Jobs whose leases, journals and commits are objects in a store: only conditional creation decides."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from ccr_dist.data.storage import remote
+from ccr_dist.data.storage.object_store import Store
+from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.data.table.stores.push import push
+from ccr_dist.data.table.verify import verify
+from ccr_dist.errors import ConfigError, DataBudgetError, DataError
+from ccr_dist.generate.jobs.translate import Translate
+from ccr_dist.generate.lease import Lease, Leases
+from ccr_dist.generate.processor import RowOutcome
+from ccr_dist.generate.runner import _target
+from ccr_dist.generate.shard_work import Bench, Lost, Work
+from ccr_dist.generate.status import status
+from ccr_dist.generate.traces.base import Traces
+from ccr_dist.generate.traces.objects import WorkObjects
+from ccr_dist.generate.traces.place import work_place
+from tests.jobs import Shout, captions, content
+from tests.running import XX, engine, shout
+
+URL, S, ROWS = "memory://bucket/toy", "000003", (2, 1)
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CCR_DIST_CACHE", str(tmp_path / "cache"))
+    empty()
+    yield
+    empty()
+
+
+def empty() -> None:
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+    remote.look_again()
+
+
+def there(column: str = XX) -> dict[str, bytes]:
+    """What has to be equal between equal runs of everything in the column's folder in the store, as `content`."""
+    place = f"/bucket/toy/{column}/"
+    files = {name.removeprefix(place): file.getvalue() for name, file in MemoryFileSystem.store.items()}
+    return {
+        name: data
+        for name, data in files.items()
+        if name[0] != "/" and not name.endswith(".stats.json") and name != "column.json"
+    }
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> dict[str, bytes]:
+    """What an undisturbed run in a folder makes; the same dataset is in the store."""
+    dataset = captions(tmp_path / "d", ROWS)
+    push(dataset.root, URL)
+    shout(dataset, engine=engine(fail="0-1 two"))
+    return content(dataset.root / XX)
+
+
+def made(**more: Any) -> Any:
+    return shout(Dataset(URL), engine=engine(fail="0-1 two"), **more)
+
+
+def test_a_job_in_a_store_makes_the_bytes_of_one_in_a_folder(plain: dict[str, bytes]) -> None:
+    summary = made()
+    assert (summary.done, summary.bad, summary.complete) == (2, 1, True)
+    assert there() == plain and "000000.errors.jsonl" in plain
+    assert verify(URL) == []
+    (column,) = (one for one in status(URL)["columns"] if one["column"] == XX)
+    assert column["shards"]["done"] == 2 and column["rows"] == {"total": 3, "done": 3, "bad": 1}
+    assert made().skipped == 2
+    with pytest.raises(DataError, match=rf"{URL}/{XX}/column\.json: the column was made under another plan"):
+        shout(Dataset(URL), engine=engine(version="2"))
+
+
+def test_a_store_without_the_condition_is_refused(
+    tmp_path: Path, plain: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(tmp_path / "d", f"file://{tmp_path}/store", columns=["caption.en"])
+    with pytest.raises(ConfigError, match=r"its client does not create objects on the condition"):
+        shout(Dataset(f"file://{tmp_path}/store"))
+    real = MemoryFileSystem.pipe_file
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda fs, path, value, mode="overwrite": real(fs, path, value))
+    before = MemoryFileSystem.store["/bucket/toy/dataset.json"].getvalue()
+    with pytest.raises(ConfigError, match=rf"{URL}/dataset\.json: could be created a second time: this store ignores"):
+        made()
+    assert MemoryFileSystem.store["/bucket/toy/dataset.json"].getvalue() == before and not there()
+
+
+def test_a_shard_that_is_lost_in_the_store_is_named_and_nothing_is_removed(plain: object) -> None:
+    made()
+    before = there()
+    del MemoryFileSystem.store[f"/bucket/toy/{XX}/000000.tar"]
+    remote.look_again()
+    with pytest.raises(DataError, match=rf"{URL}/{XX}/000000\.tar: missing.*remove {URL}/{XX}/000000\.json, "):
+        made()
+    assert there() == {name: data for name, data in before.items() if name != "000000.tar"} or "work/" in str(there())
+    for name in ("000000.json", "000000.index.json"):
+        Store(f"{URL}/{XX}").remove([name])
+    made()
+    assert there() == before
+
+
+class Killed(BaseException):
+    """The process is gone: no call reaches the store any more."""
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Just before (even) or after (odd) the n-th request that changes the store. What is returned counts them."""
+    calls, real = [0], Store._do
+
+    def do(self: Store, what: str, call: Callable[[Any, str], Any]) -> Any:
+        if calls[0] > number:
+            raise Killed
+        if call.__name__ not in ("put", "rm", "write"):
+            return real(self, what, call)
+        calls[0] += 2
+        if calls[0] - 2 == number:
+            calls[0] += 1
+            raise Killed
+        result = real(self, what, call)
+        if calls[0] - 1 == number:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(Store, "_do", do)
+    return calls
+
+
+def killed_everywhere(plain: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: int) -> int:
+    number = 0
+    while True:
+        empty()
+        push(tmp_path / "d", URL, columns=["caption.en"])
+        with monkeypatch.context() as patch:
+            kill_at(patch, number)
+            try:
+                made(batch=1, lease_s=20.0)
+                return number
+            except Killed:
+                pass
+        remote.look_again()
+        made(batch=1, lease_s=0.02)
+        assert there() == plain, f"killed at {number}"
+        number += step
+
+
+def test_killed_at_a_request_the_next_one_makes_the_same(
+    plain: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert killed_everywhere(plain, monkeypatch, tmp_path, 7) > 50
+
+
+@pytest.mark.slow
+def test_killed_at_every_request_the_next_one_makes_the_same(
+    plain: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert killed_everywhere(plain, monkeypatch, tmp_path, 1) > 50
+
+
+def bench(lease_s: float = 60.0) -> Bench:
+    dataset = Dataset(URL)
+    translate = Translate(Shout(), "caption.en")
+    target = _target(dataset, translate, XX, {"caption.en": dataset.column("caption.en")})
+    return Bench(target, Leases(work_place(dataset, XX), lease_s))
+
+
+def overtaken(first: Work) -> Work:
+    """The work of a worker that finds the first one dead."""
+    other = bench(lease_s=0.0)
+    work = other.take(first.shard)
+    assert work is not None and work.lease.generation == first.lease.generation + 1
+    return work
+
+
+def taken() -> tuple[Bench, Work]:
+    one = bench()
+    work = one.take(0)
+    assert work is not None
+    return one, work
+
+
+def test_a_worker_that_was_overtaken_commits_nothing(plain: object) -> None:
+    stale, first = taken()
+    first.keep([(0, RowOutcome(["OF THE FIRST"]))])
+    second = overtaken(first)
+    assert second.outcomes == {0: RowOutcome(["OF THE FIRST"])}
+    first.keep([(1, RowOutcome(["LATE"]))])  # it does not know yet
+    with pytest.raises(Lost):
+        stale.commit(first, lambda: 0, {})
+    assert not [name for name in there() if "tar" in name]
+    third = overtaken(second)  # what came late counts for nobody
+    assert third.missing == [1]
+    first.close()
+    third.keep([(1, RowOutcome(["OF THE THIRD"]))])
+    own = bench()
+    assert own.commit(third, lambda: 0, {})
+    second.close()
+    assert sorted(there()) == ["000000.index.json", "000000.json", "000000.tar"]
+    assert Dataset(URL).column(XX).value(0, 1) == ["OF THE THIRD"]
+
+
+def test_what_a_worker_creates_after_all_is_over_is_removed(plain: object) -> None:
+    stale, first = taken()
+    second = overtaken(first)
+    second.keep([(row, RowOutcome(["x"])) for row in (0, 1)])
+    bench().commit(second, lambda: 0, {})
+    before = there()
+    first.keep([(0, RowOutcome(["LATE"]))])
+    first.lease.beat(1, 0)
+    with pytest.raises(Lost):
+        stale.commit(first, lambda: 0, {})
+    assert there() != before
+    first.close()
+    assert there() == before
+    first.keep([(1, RowOutcome(["LATE"]))])  # and now it is killed: whoever comes next cleans up
+    shout(Dataset(URL))
+    assert not [name for name in there() if name.startswith("work/")]
+
+
+def test_a_commit_that_had_begun_is_finished_as_it_is(plain: object) -> None:
+    """The owner sleeps between its word and the payload. Its bad row is not tried again: its payload may still come."""
+    stale, first = taken()
+    first.keep([(0, RowOutcome(["a"])), (1, RowOutcome(error="bad"))])
+    assert first.lease.claim()
+    second = overtaken(first)
+    assert second.decided and second.missing == []
+    third = overtaken(second)  # the second died, too
+    assert third.decided and third.missing == []
+    assert stale.target.commit(0, [stale.target.encode(["a"]), None])  # it wakes
+    assert not bench().commit(third, lambda: 0, {})
+    column = Dataset(URL).column(XX)
+    assert [column.value(0, row) for row in (0, 1)] == [["a"], None]
+    assert json.loads(there()["000000.errors.jsonl"]) == {"key": "0-1", "error": "bad"}
+
+
+def test_the_fence_does_not_rest_on_listings(plain: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that was overtaken, and whose listings are those from before, cannot begin to commit."""
+    stale, first = taken()
+    before = stale.place.look()
+    successor = bench(lease_s=0.0)
+    lease = successor.leases.take(first.name, successor.leases.look(first.name), of=2)
+    assert lease is not None
+    successor.place.close_below(first.name, lease.generation)
+    monkeypatch.setattr(first.lease._place, "look", lambda shard=None: before)
+    with pytest.raises(Lost):
+        stale.commit(first, lambda: 0, {})
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_heartbeats_are_seen_in_listings_by_the_observers_own_clock() -> None:
+    clock, place = Clock(), WorkObjects(f"{URL}/x")
+    owner = Leases(place, 60).take(S, Traces(), of=5)
+    assert owner is not None
+    other = Leases(place, 60, clock)
+    for _ in range(3):
+        assert other.held(S, other.look(S))
+        clock.now += 59
+        owner.beat(1, 2)
+    assert other.held(S, other.look(S))
+    clock.now += 60
+    assert not other.held(S, other.look(S))
+    about, beat = place.read_lease(S, 1) or ({}, {})
+    assert about["worker"].split(":")[1].isdecimal() and beat["beat"] == 4 and beat["rows"] == 1
+    assert time.time() - place.changed(S, 1) < 100
+    owner.release()
+    assert place.look() == {}
+
+
+def test_a_listing_that_is_old_by_the_time_it_is_judged_is_no_long_silence() -> None:
+    clock, place = Clock(), WorkObjects(f"{URL}/x")
+    assert Leases(place, 60).take(S, Traces(), of=5) is not None
+    other = Leases(place, 60, clock)
+    assert other.held(S, other.look(S))
+    listed = other.look(S)
+    clock.now += 1000  # this process slept
+    assert other.held(S, listed)
+
+
+class Interleavings(RuleBasedStateMachine):
+    """Workers that take, sleep, wake, claim and give up, in any order: at most one generation commits, and a worker
+    that was overtaken never does.
+    """
+
+    @initialize()
+    def begin(self) -> None:
+        empty()
+        self.clock, self.place = Clock(), WorkObjects(f"{URL}/x")
+        self.workers = [Leases(self.place, 10, self.clock) for _ in range(3)]
+        self.held: dict[int, Lease] = {}
+        self.looked = [Traces() for _ in range(3)]
+        self.claimed: dict[int, Lease] = {}
+        self.decided = False
+
+    @rule(i=st.integers(0, 2))
+    def looks(self, i: int) -> None:
+        self.looked[i] = self.workers[i].look(S)
+
+    @rule(i=st.integers(0, 2), tidies=st.booleans())
+    def takes_with_an_old_look(self, i: int, tidies: bool) -> None:
+        if i in self.held or self.workers[i].held(S, self.workers[i].look(S)):
+            return
+        before = [lease for lease in self.held.values() if lease.valid()]
+        lease = self.workers[i].take(S, self.looked[i], of=5)
+        if lease is None:
+            return
+        self.place.close_below(S, lease.generation)
+        assert not any(other.valid() for other in before)
+        traces = self.place.look(S)[S]
+        # who began to commit while it held the shard is found, as long as its journal is there
+        assert self.place.is_decided(S, traces) == bool(self.claimed)
+        lease.journal(b"{}\n")
+        if self.claimed:
+            assert lease.claim()
+            self.claimed = {i: lease}
+        if tidies:
+            self.place.tidy(S, traces, below=lease.generation)
+        self.held[i] = lease
+
+    @rule(i=st.integers(0, 2))
+    def claims(self, i: int) -> None:
+        if i in self.held:
+            valid = self.held[i].valid()
+            assert self.held[i].claim() == valid
+            if valid:
+                self.claimed = {i: self.held[i]}
+
+    @rule(i=st.integers(0, 2))
+    def beats(self, i: int) -> None:
+        if i in self.held:
+            self.held[i].beat(0, 0)
+
+    @rule(i=st.integers(0, 2))
+    def stops(self, i: int) -> None:
+        if i in self.held:
+            self.held.pop(i).release()
+
+    @precondition(lambda self: hasattr(self, "clock"))
+    @rule(seconds=st.sampled_from([1, 4, 11]))
+    def time_passes(self, seconds: int) -> None:
+        self.clock.now += seconds
+
+    @invariant()
+    def at_most_one_may_commit(self) -> None:
+        assert sum(lease.valid() for lease in getattr(self, "held", {}).values()) <= 1
+
+
+TestInterleavings = Interleavings.TestCase
+TestInterleavings.settings = settings(max_examples=25, stateful_step_count=25)
+
+
+def test_a_row_over_which_workers_die_is_refused_by_the_name_of_the_lease(plain: object) -> None:
+    for _ in range(3):
+        work = bench(lease_s=0.0).take(0)
+        assert work is not None
+        work.lease.begin(0)
+    with pytest.raises(DataBudgetError, match=rf"remove {URL}/{XX}/work/000000\.lease\.3 to have them tried again"):
+        bench(lease_s=0.0).take(0)
