@@ -179,6 +179,15 @@ def job_rate(job: Job, cause: Cause) -> float:
     return cause.per_day * job.units(cause.scope) / DAY
 
 
+def in_repair(job: Job) -> float:
+    """How many nodes are in repair at a time, on average over a long job; 0 where no repair is given. ConfigError."""
+    if job.repair is None:
+        return 0.0
+    taken = {name: cause for name, cause in all_causes(job).items() if cause.takes_nodes}
+    nodes = {"gpu": 1, "node": 1, "group": min(job.group_nodes, job.nodes), "job": 0}
+    return sum(job_rate(job, cause) * nodes[cause.scope] for cause in taken.values()) * job.repair.average
+
+
 def require_gpus(gpus: int) -> None:
     """Raises ConfigError for a number of GPUs that no job has."""
     if not 0 < gpus <= MOST_GPUS:

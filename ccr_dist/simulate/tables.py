@@ -8,7 +8,7 @@ from ccr_dist.simulate.advise import outlook, shown
 from ccr_dist.simulate.curve import Curve
 from ccr_dist.simulate.outcome import MEANING, STATES, Estimate, Outcome
 from ccr_dist.simulate.published import Again
-from ccr_dist.simulate.schema import Job
+from ccr_dist.simulate.schema import Job, in_repair
 
 
 def assumed(job: Job, interval: float) -> str:
@@ -49,8 +49,10 @@ def outcome_lines(outcome: Outcome, closed: float) -> str:
         "",
         *(f"{state:<12} {outcome.seconds[state].mean() / outcome.length:7.2%}   {MEANING[state]}" for state in STATES),
     ]
+    if job.pooled:
+        lines += ["", f"in repair    {in_repair(job):.1f} nodes at a time, on average, for {job.spares} spares"]
     if job.least_nodes is not None:
-        lines += ["", f"fewest nodes {int(outcome.fewest.min())}; restarts to grow {_counts(outcome.regrown)}"]
+        lines += [f"fewest       {int(outcome.fewest.min())} nodes; restarts to grow {_counts(outcome.regrown)}"]
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from ccr_dist.simulate.clocks import Clocks
 from ccr_dist.simulate.curve import closed_form, curve
 from ccr_dist.simulate.outcome import STATES, Estimate
 from ccr_dist.simulate.published import job_of, published
-from ccr_dist.simulate.schema import DAY
+from ccr_dist.simulate.schema import DAY, in_repair
 from ccr_dist.simulate.slow import Slow
 
 
@@ -110,6 +110,14 @@ def test_nodes_that_are_missing() -> None:
     many = simulate(job(causes=two, spares=2, repair="10d"))
     assert not many.seconds["waiting"].any()
     assert many.goodput_of_all.mean == pytest.approx(many.goodput.mean * 4 / 6)
+
+
+def test_how_many_nodes_are_in_repair() -> None:
+    causes = {"gpu": {"scope": "gpu", "per_day": 0.001}, "rack": {"scope": "group", "per_day": 0.01},
+              "software": {"scope": "job", "per_day": 5}}  # fmt: skip
+    large = job(gpus=1024, causes=causes, repair="2d", spares=10)
+    assert in_repair(large) == pytest.approx(2 * (1.024 + 8 * 0.01 * 16))
+    assert in_repair(job()) == 0
 
 
 def test_a_group_takes_its_nodes_together() -> None:
