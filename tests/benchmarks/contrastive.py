@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
     parser.add_argument("--memory-gb", type=float, default=12.0, help="of a process, or of the GPU")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the features")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--rounds", type=int, default=5, help="turns of each loss; fewer once a batch has taken two minutes"
@@ -42,10 +43,11 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
+        limit_memory(asked)
         print(json.dumps(measure(asked.one, asked)))
         return
     rows = {batch: compare(batch, asked) for batch in asked.batch}
-    about = {"device": device_name(asked.device), "dim": asked.dim, "dtype": "float32", "threads": asked.threads}
+    about = {"device": device_name(asked.device), "dim": asked.dim, "dtype": asked.dtype, "threads": asked.threads}
     ratios = {batch: ratio(row["tiled"], row["clip"]) for batch, row in rows.items() if {"tiled", "clip"} <= row.keys()}
     results = {**about, "memory_limit_gib": asked.memory_gb, "losses": rows, "tiled_to_clip": ratios}
     record("contrastive", results, save=asked.save)
@@ -69,6 +71,7 @@ def compare(batch: int, asked: argparse.Namespace) -> dict[str, Any]:
 
 def ask(name: str, batch: int, asked: argparse.Namespace) -> Any:
     same = ["--dim", asked.dim, "--memory-gb", asked.memory_gb, "--device", asked.device, "--threads", asked.threads]
+    same += ["--dtype", asked.dtype]
     command = [sys.executable, __file__, "--one", name, "--batch", batch, *same]
     done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
@@ -86,17 +89,23 @@ def ratio(a: Any, b: Any) -> Any:
     return {name: round(a[key] / b[key], 3) for name, key in (("time", "s"), ("cpu_time", "cpu_s"), ("memory", "mib"))}
 
 
+def limit_memory(asked: argparse.Namespace) -> None:
+    """Of this process."""
+    import torch
+
+    if asked.device == "cuda":
+        torch.cuda.set_per_process_memory_fraction(min(1.0, asked.memory_gb * 2**30 / torch.cuda.mem_get_info()[1]))
+    else:  # private writable memory: an allocation beyond it fails, instead of the machine
+        resource.setrlimit(resource.RLIMIT_DATA, (int(asked.memory_gb * 2**30),) * 2)
+
+
 def measure(name: str, asked: argparse.Namespace) -> Any:
-    """In a process of its own."""
+    """Of one batch: best seconds, MiB and value, or that it does not fit."""
     import torch
     from torch.nn.functional import normalize
 
     torch.set_num_threads(asked.threads)
     cuda = asked.device == "cuda"
-    if cuda:
-        torch.cuda.set_per_process_memory_fraction(min(1.0, asked.memory_gb * 2**30 / torch.cuda.mem_get_info()[1]))
-    else:  # private writable memory: an allocation beyond it fails, instead of the machine
-        resource.setrlimit(resource.RLIMIT_DATA, (int(asked.memory_gb * 2**30),) * 2)
     (batch,) = asked.batch
     loss = loss_of(name)
 
@@ -111,7 +120,8 @@ def measure(name: str, asked: argparse.Namespace) -> Any:
 
     def features(rows: int) -> list[Any]:
         dice = torch.Generator().manual_seed(0)
-        sides = (normalize(torch.randn(rows, asked.dim, generator=dice), dim=-1) for _ in range(2))
+        dtype = getattr(torch, asked.dtype)
+        sides = (normalize(torch.randn(rows, asked.dim, generator=dice), dim=-1).to(dtype) for _ in range(2))
         return [part.to(asked.device).requires_grad_() for part in (*sides, torch.tensor(1 / 0.07))]
 
     try:
@@ -141,6 +151,11 @@ def loss_of(name: str) -> Callable[[Any, Any, Any], Any]:
         from open_clip.loss import ClipLoss
 
         return ClipLoss()
+    if name == "siglip":
+        from open_clip.loss import SigLipLoss
+
+        sigmoid = SigLipLoss()
+        return lambda x, y, scale: sigmoid(x, y, scale, logit_bias=-10.0)
     from ccr_dist.losses.context import Context
 
     return lambda x, y, scale: Context(seed=0, step=0, rows=len(x), loss=name).contrastive(

