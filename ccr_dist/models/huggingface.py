@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ccr_dist.errors import ConfigError, let_pass
 from ccr_dist.models import token_counts
+from ccr_dist.models.backbones.weightless import only_architecture
 
 CHARACTERS = 64  # of a token, for `bounded`
 ADVICE = "Give a Hugging Face id or a local folder; without network, a folder or an id that is in the local cache."
@@ -37,6 +38,9 @@ def load_encoder(name: str, *, what: str, subfolder: str = "") -> Any:
         config = AutoConfig.from_pretrained(name, subfolder=subfolder)
         _check_kind(name, config, encoders, what)
         kind: Any = encoders.get(config.model_type, AutoModel)
+        if only_architecture():
+            made = kind.from_config(config) if kind is AutoModel else kind(config)
+            return made.get_encoder() if config.model_type == "m2m_100" else made
         with quiet_loading():
             model, found = kind.from_pretrained(
                 name, subfolder=subfolder, dtype=torch.float32, output_loading_info=True

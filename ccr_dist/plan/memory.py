@@ -1,13 +1,20 @@
-"""Bytes that a rank holds at the peak of a step, by part, from a trace and what each strategy keeps."""
+"""Bytes that a rank holds at the peak of a step, by part, from a trace and what each strategy keeps.
+
+The peak is the highest of the step's moments: a forward with its activations, a backward with the gradients that it has
+collected, the reduction, the update. Which of them it is depends on the strategy.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from ccr_dist.config import StageConfig
-from ccr_dist.plan.trace import Trace
+from ccr_dist.errors import ConfigError
+from ccr_dist.plan.strategies import STRATEGIES, kept
+from ccr_dist.plan.trace import Live, Trace
 
-STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
+OPTIMIZERS = ("adamw", "bert_adam", "hf_adamw")
 PARTS = (
     "frozen",
     "trained",
@@ -26,32 +33,63 @@ def memory(
     trace: Trace,
     *,
     strategy: str,
-    world: int,
-    precision: str,
-    optimizer: StageConfig | str,
+    world: int | None = None,
+    precision: str | None = None,
+    optimizer: StageConfig | str = "adamw",
     process: int = 0,
     fragmentation: float = 0.0,
-    bucket: int | None = None,
+    touched: bool = False,
 ) -> dict[str, int]:
     """Bytes of a rank by part, at the moment of the step at which their sum is highest.
 
     Args:
-        trace: of the stage, for this world.
+        trace: of the stage.
         strategy: one of `STRATEGIES`.
-        world: number of ranks, as in the trace.
-        precision: as in the trace.
-        optimizer: the stage's settings, or the name of its optimiser.
+        world: number of ranks; None: the trace's.
+        precision: None: the trace's.
+        optimizer: the stage's settings, or the name of its optimiser: all of them keep two moments in fp32.
         process: bytes of a process before it holds a tensor (interpreter, libraries, a GPU's context).
         fragmentation: part of all tensors' bytes that the allocator loses.
-        bucket: elements of DeepSpeed's buckets; None: those of the profiles that come with ccr-dist.
+        touched: memory is taken when it is written to, as on a CPU; a GPU takes a buffer whole.
 
     Returns:
         Bytes by each of `PARTS`, zeros included; the peak is their sum.
 
     Raises:
-        ConfigError: unknown strategy, or a trace of another world or precision.
+        ConfigError: unknown strategy or optimiser, `single` with several ranks, or a trace of another world or
+            precision.
     """
-    raise NotImplementedError
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"strategy '{strategy}': expected one of {', '.join(STRATEGIES)}")
+    name = optimizer if isinstance(optimizer, str) else optimizer.optimizer
+    if name not in OPTIMIZERS:
+        raise ConfigError(f"optimizer '{name}': expected one of {', '.join(OPTIMIZERS)}")
+    for what, asked, own in (("world", world, trace.world), ("precision", precision, trace.precision)):
+        if asked not in (None, own):
+            raise ConfigError(
+                f"stage '{trace.stage}' was traced for {what} {own}, and {asked} is planned: trace it again"
+            )
+    if strategy == "single" and trace.world > 1:
+        raise ConfigError(f"strategy 'single' is of one process, and {trace.world} are planned: use ddp")
+    moments = (Live("start"), *trace.moments)
+    found = max((_at(trace, strategy, moment, touched) for moment in moments), key=lambda parts: sum(parts.values()))
+    return {**found, "fragmentation": math.ceil(fragmentation * sum(found.values())), "process": process}
+
+
+def _at(trace: Trace, strategy: str, moment: Live, touched: bool) -> dict[str, int]:
+    model = kept(trace, strategy, moment, touched=touched)
+    return {
+        "frozen": model.frozen,
+        "trained": model.trained,
+        "gradients": model.gradients,
+        "optimizer": model.optimizer,
+        "activations": moment.activations,
+        "loss": moment.loss,
+        "gathered": moment.gathered,
+        "workspace": moment.workspace + model.workspace,
+        "fragmentation": 0,
+        "process": 0,
+    }
 
 
 def largest_micro_batch(
@@ -60,8 +98,8 @@ def largest_micro_batch(
     rows: int,
     room: int,
     strategy: str,
-    optimizer: StageConfig | str,
     process: int = 0,
+    fragmentation: float = 0.0,
 ) -> int | None:
     """The largest `runtime.micro_batch` whose step fits.
 
@@ -70,10 +108,22 @@ def largest_micro_batch(
         rows: of the rank; this many means that the batch is not cut.
         room: bytes of a device.
         strategy: one of `STRATEGIES`.
-        optimizer: as in `memory`.
-        process: as in `memory`.
+        process, fragmentation: as in `memory`.
 
     Returns:
         Rows of a part; None: not even one row fits.
     """
-    raise NotImplementedError
+
+    def fits(size: int) -> bool:
+        parts = memory(traced(size), strategy=strategy, process=process, fragmentation=fragmentation)
+        return sum(parts.values()) <= room
+
+    if fits(rows):
+        return rows
+    if not fits(1):
+        return None
+    low, high = 1, rows  # low fits, high does not
+    while high - low > max(1, low // 16):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

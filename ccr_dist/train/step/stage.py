@@ -23,7 +23,6 @@ from ccr_dist.data.stream.loader import Batch, Fields, make_loader, on_device
 from ccr_dist.data.stream.order import Order
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.losses.context import Context
-from ccr_dist.methods.seeding import seed_all
 from ccr_dist.models import tensorfile
 from ccr_dist.train.optimizers.optimizer import rate
 from ccr_dist.train.record.phases import Phases
@@ -34,7 +33,7 @@ from ccr_dist.train.state.run_folder import RunFolder
 from ccr_dist.train.step.auxiliary import AuxiliaryNetworks
 from ccr_dist.train.step.compiled import compile_blocks
 from ccr_dist.train.step.ema import Ema
-from ccr_dist.train.step.micro_batches import CachedOutputs, rounds
+from ccr_dist.train.step.passes import Passes
 from ccr_dist.train.step.report import StepReport
 from ccr_dist.train.step.stage_checks import beyond_limits, check_stage, stage_advice
 from ccr_dist.train.strategies.strategy import Step, Strategy
@@ -216,10 +215,12 @@ class StageRun:
         warm = self.stop.unless(warm_up)
         self.stop.leave(strategy)
         assert warm is not None
-        yield from on_device(itertools.chain(*warm), strategy.device)
+        batches = itertools.chain(*warm)
+        del warm  # it would keep the first batch for as long as the stage lasts
+        yield from on_device(batches, strategy.device)
 
     def _step(self, done: RunProgress, batch: Batch, logged: bool) -> StepReport:
-        strategy, settings, phases, size = self.strategy, self.settings, self.phases, self.config.runtime.micro_batch
+        strategy, settings, phases = self.strategy, self.settings, self.phases
         phases.batch = memory.sizes(batch)
         phases.enter("agree")
         self._speed.begin()
@@ -227,33 +228,11 @@ class StageRun:
         context = Context(
             seed=self.config.seed, step=done.step, rows=len(batch), device=strategy.device, loss=loss, scope=scope
         )
-
-        def forward(part: Batch, number: int) -> dict[str, Tensor]:
-            # Dropout masks differ between ranks and parts, and a resumed run draws the same ones.
-            seed_all(self.config.seed, "step", done.step, strategy.rank, *([number] if number else []))
-            with strategy.autocast():
-                return self.engine("outputs", self.name, part)
-
-        most = rounds(context.counts, size) if size else 1
-        phases.enter("forward")
-        cached = None
-        if size and most > 1:
-            cached = CachedOutputs(
-                self.engine, forward, batch, size=size, rounds=most, shared=self.method.shared_outputs
-            )
-        with self._speed.counting(batch.lang):
-            outputs = cached.outputs if cached else forward(batch, 0)
-            phases.enter("losses")
-            with strategy.autocast():
-                extra = self._auxiliary.step(batch, outputs, context)
-                losses = self.method.losses(self.name, batch, outputs, context)
-            share = torch.stack(list(losses.values())).sum()
-            phases.enter("backward")
-            if cached:
-                cached.backward(share)
-            else:
-                self.engine.backward(share)
-        self._sum_entangled(cached is None)
+        passes = Passes(self.name, self.config, self.method, strategy, self.engine, self._auxiliary)
+        losses, extra = passes.run(
+            batch, context, step=done.step, enter=phases.enter, counting=self._speed.counting(batch.lang)
+        )
+        self._sum_entangled(not passes.cut(context))
         phases.enter("update")
         trouble = self._trouble(lambda: self._trace(done.step, batch))
         norms = self.engine.norms(self._groups) if logged else {}

@@ -20,6 +20,7 @@ from ccr_dist.models.backbones.backbone import Backbone, no_tokens, slug
 from ccr_dist.models.backbones.image_encoders import trunk_tokens
 from ccr_dist.models.backbones.open_clip.options import OpenClipConfig
 from ccr_dist.models.backbones.registry import register_backbone
+from ccr_dist.models.backbones.weightless import only_architecture
 from ccr_dist.models.hf_tower import HuggingFaceTower
 from ccr_dist.models.huggingface import bounded
 from ccr_dist.models.packages import version
@@ -40,7 +41,9 @@ class OpenClipBackbone(Backbone):
         from open_clip.transform import PreprocessCfg, image_transform_v2
         from safetensors import SafetensorError
 
-        pretrained = cfg.pretrained is not None or ":" in cfg.model  # a repository or folder brings its weights
+        tag = None if only_architecture() else cfg.pretrained
+        # a repository or folder brings its weights
+        pretrained = not only_architecture() and (tag is not None or ":" in cfg.model)
         if cfg.pretrained is not None and ":" in cfg.model:
             raise ConfigError(
                 f"backbone.pretrained: {cfg.pretrained!r} would be ignored, since '{cfg.model}' brings its own weights;"
@@ -53,14 +56,16 @@ class OpenClipBackbone(Backbone):
             "force_preprocess_cfg": {"resize_mode": {"crop": "shortest", "squash": "squash", None: None}[cfg.resize]},
             "nonscalar_logit_scale": True,
             "require_pretrained": pretrained,
+            "load_weights": not only_architecture(),
+            "pretrained_text": not only_architecture(),
             **_with_text_inside(cfg.model),
         }
         try:
             # A scale that is a vector of one element, because DeepSpeed and FSDP take no scalars; checkpoints of either
             # kind load.
-            self.model: Any = open_clip.create_model(cfg.model, cfg.pretrained, force_image_size=cfg.image_size, **made)
+            self.model: Any = open_clip.create_model(cfg.model, tag, force_image_size=cfg.image_size, **made)
             if cfg.positions == "plain":
-                _resize_plainly(self.model, open_clip.create_model(cfg.model, cfg.pretrained, **made), cfg.model)
+                _resize_plainly(self.model, open_clip.create_model(cfg.model, tag, **made), cfg.model)
             self.tokenizer: Any = open_clip.get_tokenizer(cfg.model)
         except (
             RuntimeError,

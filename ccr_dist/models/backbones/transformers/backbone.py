@@ -21,6 +21,7 @@ from ccr_dist.models.backbones.transformers.families import Family, check_ends, 
 from ccr_dist.models.backbones.transformers.options import TransformersConfig
 from ccr_dist.models.backbones.transformers.pictures import load_pictures, patches
 from ccr_dist.models.backbones.transformers.towers import ClipTower, SiglipTower
+from ccr_dist.models.backbones.weightless import only_architecture
 from ccr_dist.models.hf_tower import HuggingFaceTower
 from ccr_dist.models.huggingface import (
     ADVICE,
@@ -173,6 +174,8 @@ def _load(cfg: TransformersConfig, what: str) -> tuple[Any, Family]:
     try:
         config = AutoConfig.from_pretrained(cfg.model, **at_revision(cfg.revision))
         family = family_of(config, what=what)
+        if only_architecture():
+            return AutoModel.from_config(config), family
         with quiet_loading():
             model, found = AutoModel.from_pretrained(
                 cfg.model, dtype=torch.float32, output_loading_info=True, **at_revision(cfg.revision)
