@@ -7,6 +7,7 @@ what was interrupted is deleted and run from its beginning, since the steps of t
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import shlex
 import shutil
@@ -23,6 +24,7 @@ from ccr_dist import stopfile
 from ccr_dist.cluster.preflight import gpus_here
 from ccr_dist.data.storage.store import disk_errors
 from ccr_dist.errors import DONE, STOPPED, ConfigError
+from ccr_dist.extras import advice
 from ccr_dist.redact import without_secrets
 from ccr_dist.resources import LAUNCH
 from ccr_dist.scaling import record
@@ -56,6 +58,9 @@ def run(plan: ScalingPlan, *, again: bool = False, dry_run: bool = False, say: S
             f"{plan.file}: gpus: true with {asked} processes, and this machine has {gpus_here()} GPU(s); take fewer"
             " processes, gpus: false, or where: slurm"
         )
+    zero = next((p.settings.strategy for p in plan.points if p.settings.strategy.startswith("zero")), None)
+    if zero is not None and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(f"{plan.file}: strategy {zero}: {advice('deepspeed')}, or leave that strategy out")
     known = {trial.name: record.kept(trial) for trial in plan.trials}
     done = {name: each for name, each in known.items() if each and not (again and each.failed)}
     lost = {each.point for each in done.values() if each.failed}
@@ -162,9 +167,9 @@ def _held(out: Path) -> Iterator[int]:
             holder = lock.read_text().strip()
             if holder.isdecimal() and Path(f"/proc/{holder}").exists():
                 raise ConfigError(f"{out}: process {holder} works on this study; wait for it, or stop it")
+            stop.touch()
             if time.monotonic() > deadline:
                 raise ConfigError(f"{out}: a training that was left behind does not stop; end it (see {out}/logs)")
-            stop.touch()
             time.sleep(POLL_S)
         stop.unlink(missing_ok=True)
         file.truncate(0)
