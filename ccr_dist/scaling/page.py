@@ -47,7 +47,8 @@ def page(summary: Summary, figures: Mapping[str, bytes]) -> str:
 def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in table.heads)
     rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in table.rows)
-    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    look = " class=plain" if table.title == "Failed" else ""
+    return f"<div class=scroll><table{look}><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
 
 
 def _commands(summary: Summary) -> str:

@@ -59,10 +59,10 @@ def _rates(summary: Summary) -> Table:
         "processes": lambda row: str(row.settings.world),
         "nodes": lambda row: str(row.nodes),
         "batch": lambda row: f"{row.batch:,}",
-        "samples/s": lambda row: f"{row.samples_per_s:.4g}{_between(row)}",
+        "samples/s": lambda row: f"{rate(row.samples_per_s)}{_between(row)}",
         "step": lambda row: duration(row.seconds),
         "efficiency": lambda row: "–" if row.efficiency is None else f"{row.efficiency:.0%}",
-        "tokens/s": lambda row: "–" if row.tokens_per_s is None else f"{row.tokens_per_s:.4g}",
+        "tokens/s": lambda row: "–" if row.tokens_per_s is None else rate(row.tokens_per_s),
         "MFU": lambda row: "–" if row.mfu is None else f"{row.mfu:.1%}",
         "steps read": lambda row: f"{row.first_step} to {row.last_step}, {row.repeats} times",
     }
@@ -78,7 +78,7 @@ def _rates(summary: Summary) -> Table:
 def _between(row: Row) -> str:
     if row.repeats == 1:
         return ""
-    return f" ({row.batch / row.repeated[-1]:.4g} to {row.batch / row.repeated[0]:.4g})"
+    return f" ({rate(row.batch / row.repeated[-1])} to {rate(row.batch / row.repeated[0])})"
 
 
 def _split(summary: Summary) -> Table:
@@ -115,14 +115,20 @@ def _planned(summary: Summary) -> Table:
         "stage": lambda row: row.stage,
         "processes": lambda row: str(row.settings.world),
         "step": lambda row: duration(row.seconds),
-        "planned": lambda row: duration(row.planned["seconds"]) if row.planned else "–",
-        "difference": lambda row: f"{row.residuals['seconds']:+.0%}" if row.planned else "–",
+        "planned": lambda row: duration(row.planned["seconds"]),
+        "difference": lambda row: f"{row.residuals['seconds']:+.0%}",
         "memory": lambda row: size(max(row.memory_bytes)),
-        "planned memory": lambda row: size(row.planned["peak_bytes"]) if row.planned else "–",
-        "difference of memory": lambda row: f"{row.residuals['peak_bytes']:+.0%}" if row.planned else "–",
+        "planned memory": lambda row: size(row.planned["peak_bytes"]),
+        "difference of memory": lambda row: f"{row.residuals['peak_bytes']:+.0%}",
+        "sent": lambda row: size(sum(row.traffic.values())),
+        "planned sent": lambda row: size(row.planned["sent_bytes"]),
     }
     return _table(
-        "Planned and measured", columns, summary, "Differences: measured minus planned, as a part of planned."
+        "Planned and measured",
+        columns,
+        summary,
+        "Differences: measured minus planned, as a part of planned.",
+        shown=lambda row: bool(row.planned),
     )
 
 
@@ -153,11 +159,19 @@ def _failed(summary: Summary) -> Table:
     return Table("Failed", ["training", "how it ended", "its last line"], rows)
 
 
-def _table(title: str, columns: dict[str, Callable[[Row], str]], summary: Summary, note: str) -> Table:
+def _table(
+    title: str,
+    columns: dict[str, Callable[[Row], str]],
+    summary: Summary,
+    note: str,
+    *,
+    shown: Callable[[Row], bool] = lambda row: True,
+) -> Table:
     for name in ("line", "stage"):
         if len({columns[name](row) for row in summary.rows}) == 1:
             del columns[name]  # it is in the caption
-    return Table(title, list(columns), [[column(row) for column in columns.values()] for row in summary.rows], note)
+    cells = [[column(row) for column in columns.values()] for row in summary.rows if shown(row)]
+    return Table(title, list(columns), cells, note)
 
 
 def environment_notes(summary: Summary) -> list[str]:
@@ -202,6 +216,10 @@ def fit_sentence(series: str, stage: str, found: Fit) -> str:
     if len(found.worlds) == 2:
         text += " Two numbers of processes fit any such law: nothing tests it here."
     return text
+
+
+def rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:
