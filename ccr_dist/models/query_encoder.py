@@ -12,8 +12,9 @@ from torch.nn.functional import normalize
 from ccr_dist.config import QueryEncoderConfig
 from ccr_dist.errors import ConfigError
 from ccr_dist.models.backbones.build import build_backbone
-from ccr_dist.models.backbones.sentence.backbone import SentenceBackbone
+from ccr_dist.models.backbones.sentence.backbone import SentenceBackbone, folder_of
 from ccr_dist.models.backbones.sentence.options import SentenceConfig
+from ccr_dist.models.backbones.sentence_files import recipe_of
 from ccr_dist.models.towers import TextTower
 
 
@@ -35,6 +36,15 @@ def build_query_encoder(cfg: QueryEncoderConfig) -> SentenceBackbone:
 def query_backbone(cfg: QueryEncoderConfig) -> SentenceConfig:
     """The same section as one of a backbone."""
     return SentenceConfig(kind="sentence", text=cfg.text, prompt=cfg.prompt)
+
+
+def prompt_of(cfg: QueryEncoderConfig) -> str:
+    """What stands before every query: the section's prompt, or else that of the encoder's own files. ConfigError when
+    these cannot be read.
+    """
+    if cfg.prompt is not None:
+        return cfg.prompt
+    return recipe_of(folder_of(cfg.text), what=f"method.query: text encoder '{cfg.text}'").prompt
 
 
 class LayeredEncoder(SentenceBackbone):

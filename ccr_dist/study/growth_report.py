@@ -167,6 +167,8 @@ def _csv(grown: Grown) -> str:
 
 def figure(grown: Grown) -> Any:
     """Left: curves with their lines and the levels; right: differences, if any."""
+    from matplotlib.ticker import NullLocator
+
     axes_figure, axes = axes_of((10.5 if grown.differences else 6.4, 4.6), 1, 2 if grown.differences else 1)
     low, high = (f(point.x for curve in grown.curves for point in curve.points) for f in (min, max))
     xs = np.geomspace(low, high, 100)
@@ -186,8 +188,11 @@ def figure(grown: Grown) -> Any:
     if grown.differences:
         axes[1].axhline(0, color=MUTED, linewidth=1)
         axes[1].set_title(f"differences, with {LEVEL:.0f} % intervals")
+    places = sorted({point.x for curve in grown.curves for point in curve.points})
     for axis in axes:
         axis.set_xscale("log")
+        axis.set_xticks(places, [magnitude(x) for x in places])
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel(grown.growth.x)
         axis.spines["left"].set_visible(True)
         axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14))

@@ -56,6 +56,7 @@ class Dynamic(Aligned, LinearMap):
 
     def starts_from(self, source: MethodOptions) -> tuple[str, ...]:
         """From another `dynamic`, or from a `map`, whose residual then begins at zero."""
+        super().starts_from(source)
         wanted = {"space": self.options.space} | ({"centre": "all"} if source.name == "map" else {})
         there = {key: getattr(source, key, None) for key in wanted}
         if source.name not in ("map", self.name) or there != wanted:

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ccr_dist.config import ENGLISH, MethodOptions
+from ccr_dist.config import ENGLISH, MethodOptions, QueryEncoderConfig
 from ccr_dist.data.stream.loader import Batch
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.base import Method
 from ccr_dist.methods.features import at_least_one, encode_visual, english, frozen, one_row, precise
 from ccr_dist.methods.query_side.options import LinearMapOptions, QuerySideOptions
-from ccr_dist.models.query_encoder import build_query_encoder
+from ccr_dist.models.query_encoder import build_query_encoder, prompt_of
 
 
 class QuerySide(Method):
@@ -44,6 +44,18 @@ class QuerySide(Method):
     def state(self) -> dict[str, Any]:
         layers = {"layers": self._identity["layers"]} if "layers" in self._identity else {}
         return {"query": self._identity["digest"], **layers}
+
+    def starts_from(self, source: MethodOptions) -> tuple[str, ...]:
+        """ConfigError where the weights were trained on queries with another prompt."""
+        theirs, own = getattr(source, "query", None), self.options.query
+        if isinstance(theirs, QueryEncoderConfig) and theirs.prompt != own.prompt:
+            there, here = (prompt_of(own.model_copy(update={"prompt": each.prompt})) for each in (theirs, own))
+            if there != here:
+                raise ConfigError(
+                    f"init_from: queries began with {there!r} there, and begin with {here!r} here, so that their"
+                    " vectors are others; set the same method.query.prompt"
+                )
+        return ()
 
     def query_identity(self) -> dict[str, Any] | None:
         return self._identity

