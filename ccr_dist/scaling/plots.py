@@ -102,7 +102,7 @@ def memory(summary: Summary) -> Any:
             axis.errorbar(at, most, spread, fmt="o-", color=colour, capsize=3, markersize=5, label=series)
             planned = [(_x(summary, row), row.planned["peak_bytes"] / 1e9) for row in line if row.planned]
             axis.plot([x for x, _ in planned], [y for _, y in planned], "x-.", color=colour, linewidth=1, alpha=0.7)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.1 * max(_peaks(summary.of(stage))) / 1e9)
         axis.set_ylabel("GB a rank")
 
     marks: Marks = []
@@ -112,6 +112,10 @@ def memory(summary: Summary) -> Any:
             ("planned", {"color": INK, "linewidth": 1, "linestyle": "-.", "marker": "x"}),
         ]
     return _panels(summary, panel, marks)
+
+
+def _peaks(rows: list[Row]) -> list[int]:
+    return [max(row.memory_bytes) for row in rows] + [row.planned["peak_bytes"] for row in rows if row.planned]
 
 
 def quality(summary: Summary) -> Any:

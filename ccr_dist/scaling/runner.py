@@ -108,8 +108,14 @@ def command(trial: Trial) -> list[str]:
 
 def shown_command(words: list[str]) -> tuple[str, ...]:
     """A command line for reports: without secrets, and without the places of this installation."""
-    here = f"{Path.cwd()}/"
-    return tuple(without_secrets("python" if word == sys.executable else word.removeprefix(here)) for word in words)
+    places = (f"{Path.cwd()}/", f"{LAUNCH.folder.parent.parent}/")  # the working folder, and where profiles come from
+
+    def shown(word: str) -> str:
+        if word == sys.executable:
+            return "python"
+        return without_secrets(next((word.removeprefix(place) for place in places if word.startswith(place)), word))
+
+    return tuple(map(shown, words))
 
 
 def _train(trial: Trial, stop: _Stop, lock: int) -> record.Record | None:
