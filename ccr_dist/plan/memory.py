@@ -15,6 +15,7 @@ from ccr_dist.plan.strategies import STRATEGIES, kept
 from ccr_dist.plan.trace import Live, Trace
 
 OPTIMIZERS = ("adamw", "bert_adam", "hf_adamw")
+FAR = 0.1  # two opinions that differ by more are both shown
 PARTS = (
     "frozen",
     "trained",
@@ -90,6 +91,30 @@ def _at(trace: Trace, strategy: str, moment: Live, touched: bool) -> dict[str, i
         "fragmentation": 0,
         "process": 0,
     }
+
+
+def disagreement(trace: Trace) -> str | None:
+    """A sentence for people where our peak and that of torch's MemTracker differ by more than a tenth.
+
+    Both are of one process that holds everything, without what a strategy adds.
+
+    Args:
+        trace: made with `opinion`.
+
+    Returns:
+        None where they agree, or MemTracker was not asked.
+    """
+    theirs = trace.opinion
+    if theirs is None:
+        return None
+    ours = max(sum(_at(trace, "single", moment, False).values()) for moment in trace.moments)
+    if abs(ours - theirs) <= FAR * theirs:
+        return None
+    more = "less" if theirs < ours else "more"
+    return (
+        f"stage '{trace.stage}': torch's MemTracker sees a peak of {theirs / 1e9:.2f} GB on one process,"
+        f" {abs(theirs / ours - 1):.0%} {more} than the {ours / 1e9:.2f} GB that are planned: measure a short run"
+    )
 
 
 def largest_micro_batch(

@@ -11,6 +11,7 @@ what is in them, work as in a run. Kernels are those of a CPU: fake tensors of a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ from ccr_dist.plan.fake_rank import (
 )
 from ccr_dist.plan.meter import Live, Meter
 from ccr_dist.plan.operators import Call, Kind
+from ccr_dist.plan.opinion import Opinion
 from ccr_dist.train.assemble import fields_for
 from ccr_dist.train.optimizers.optimizer import make_optimizer, rate
 from ccr_dist.train.step.auxiliary import AuxiliaryNetworks
@@ -76,6 +78,8 @@ class Trace:
         auxiliary: bytes of networks with optimisers of their own, once (their weights).
         average: bytes of a moving average of the weights, whole.
         lazy: bytes of embedding tables whose rows are updated lazily, part of `trained_bytes`.
+        opinion: bytes of the same step's peak on one process that holds everything, by torch's MemTracker; None: it
+            was not asked.
         notes: what could not be known, a sentence each.
     """
 
@@ -105,6 +109,7 @@ class Trace:
     whole: int = 0
     auxiliary: int = 0
     average: int = 0
+    opinion: int | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -118,6 +123,7 @@ def trace(
     micro_batch: int | None = None,
     tokens: int | None = None,
     texts: Sequence[str] | None = None,
+    opinion: bool = False,
 ) -> Trace:
     """Trace a step of a stage.
 
@@ -129,6 +135,7 @@ def trace(
         checkpointing: None: the config's.
         micro_batch: rows of a part of the rank's batch; None: the config's; 0: the batch is not cut.
         tokens: positions of a caption; None: as many as the text tower takes.
+        opinion: ask torch's MemTracker, too (`opinion.py`); takes about as long again.
         texts: captions for methods that are sized by their vocabulary; None: the training captions, where needed.
 
     Returns:
@@ -144,7 +151,7 @@ def trace(
     config = _as_asked(config, precision, checkpointing, micro_batch)
     with fake_processes(world), conversions():
         method = built(config, FakeTensorMode(allow_non_fake_inputs=True), texts)
-        return _traced(config, stage, settings, method, world, tokens)
+        return _traced(config, stage, settings, method, world, tokens, opinion)
 
 
 def _as_asked(
@@ -161,7 +168,13 @@ def _as_asked(
 
 
 def _traced(
-    config: RunConfig, stage: str, settings: StageConfig, method: Method, world: int, tokens: int | None
+    config: RunConfig,
+    stage: str,
+    settings: StageConfig,
+    method: Method,
+    world: int,
+    tokens: int | None,
+    opinion: bool,
 ) -> Trace:
     runtime, step = config.runtime, Step(method)
     strategy = FakeStrategy(world, runtime.precision)
@@ -187,7 +200,9 @@ def _traced(
     meter = Meter(f"{config.name}: method {config.method.name!r}, stage '{stage}'")
     meter.watch(engine.trained.values())
     engine.train()
-    with meter:
+    outside = _outside(step, method)
+    other = Opinion([step, *method.aux.values(), engine.optimizer, *outside, *batch.tensors()]) if opinion else None
+    with other or nullcontext(), meter:
         kept = passes.run(batch, context, step=0, enter=meter.enter)
         meter.enter("reduce")
         strategy.sum_gradients(entangled.values())
@@ -196,7 +211,6 @@ def _traced(
         meter.enter("end")
         del kept
     frozen = [p for p in step.parameters() if not p.requires_grad]
-    outside = _outside(step, method)
     held = sum(map(_bytes, batch.tensors()))
     counted = {phase: meter.operators.sums(phase) for phase in PHASES}
     moments = tuple(live.with_batch(held) for live in meter.moments())
@@ -230,6 +244,7 @@ def _traced(
         whole=sum(map(_bytes, fixed)),
         auxiliary=sum(_bytes(p) for network in method.aux.values() for p in network.parameters()),
         average=sum(map(_bytes, trained.values())) if settings.ema else 0,
+        opinion=other.peak if other else None,
         notes=_notes(config, settings),
     )
 

@@ -18,7 +18,7 @@ from ccr_dist.losses.context import Context
 from ccr_dist.methods.build import build_method
 from ccr_dist.methods.run_config import from_dict
 from ccr_dist.plan.fake_rank import batch_of, fake_processes, largest_rows
-from ccr_dist.plan.memory import memory
+from ccr_dist.plan.memory import disagreement, memory
 from ccr_dist.plan.meter import Meter
 from ccr_dist.plan.trace import Trace, trace
 from ccr_dist.train.assemble import fields_for
@@ -195,6 +195,13 @@ def test_bf16_halves_what_products_keep(values: dict[str, Any], plain: Trace) ->
     assert half.precision == "bf16"
     assert half.flops == plain.flops
     assert half.activations < plain.activations
+
+
+def test_mem_tracker_sees_the_same_peak(values: dict[str, Any]) -> None:
+    asked = trace(config(values), "cma", world=1, tokens=TOKENS, opinion=True)
+    assert asked.opinion is not None
+    assert asked.opinion == pytest.approx(sum(memory(asked, strategy="single").values()), rel=0.02)
+    assert disagreement(asked) is None
 
 
 def test_longer_captions_take_more(values: dict[str, Any], plain: Trace) -> None:
