@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -22,6 +23,11 @@ from typing import Any
 from ccr_dist.environment import environment
 
 ROOT = Path(__file__).parents[2]
+NEEDED = (
+    "torch", "torchvision", "transformers", "accelerate", "deepspeed", "hypothesis", "numpy", "open_clip", "peft",
+    "PIL", "pydantic", "pytest", "pytest_timeout", "rich", "safetensors", "tensorboard", "timm", "tokenizers", "typer",
+    "webdataset", "yaml",
+)  # fmt: skip
 FRAMES = 40  # lines of a part's output that are shown when it failed
 
 
@@ -115,7 +121,8 @@ class Kit:
     def _tell(self, part: Part) -> None:
         found = self.found["parts"][part.name]
         print(f"{part.name:10}{found['state']:8}{found['seconds']:7.1f} s  {found.get('skipped', part.about)}")
-        for line in [*found.get("lines", []), *found.get("wrong", []), *found.get("said", [])]:
+        counts = [found["counts"]] if "counts" in found else []
+        for line in [*counts, *found.get("lines", []), *found.get("wrong", []), *found.get("said", [])]:
             print("   ", json.dumps(line) if isinstance(line, dict) else line)
 
 
@@ -137,7 +144,13 @@ def ended(command: list[str], seconds: float, **options: Any) -> int | None:
 
 
 def about(cpu: bool) -> dict[str, Any]:
-    """Device, versions and commit."""
+    """Device, versions and commit. Ends the program where a package is missing."""
+    missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
+    if missing:
+        raise SystemExit(
+            f"run.sh: {sys.executable} has no {', '.join(missing)}; bring what is missing with --wheels"
+            " (tests/gpu/wheels.sh fetches it; torch, torchvision and transformers have to be there)"
+        )
     code = (
         "import torch, json; print(json.dumps([torch.cuda.get_device_name() if torch.cuda.is_available() else None]))"
     )

@@ -12,35 +12,33 @@ from tests.gpu.part import Found, run
 
 
 class Outcomes:
-    """A plugin that counts, and keeps how each test that did not pass ended."""
+    """A plugin that counts, and keeps how each test that did not pass ended; on disk after every test."""
 
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.lines: list[dict[str, Any]] = []
+    def __init__(self, found: Found) -> None:
+        self.found, self.counts = found, Counter[str]()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.when == "call" or report.outcome != "passed":
             self.counts[report.outcome] += 1
+            self.found.count(**self.counts)
             if report.failed:
-                self.lines.append({"test": report.nodeid, "failed": report.longreprtext.splitlines()[-1:]})
+                self.found.line(test=report.nodeid, failed=report.longreprtext.splitlines()[-1:])
+                self.found.wrong(f"{report.nodeid} failed")
 
 
 def marked(found: Found) -> None:
     if found.cpu:
         os.environ["KIT_DEVICE"] = "cpu"
-    outcomes = Outcomes()
+    outcomes = Outcomes(found)
     # Not the options of pyproject.toml: they need pytest-xdist.
     options = ["-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-q", "--durations=10"]
     # What compares two devices in processes of their own would compare the CPU with itself.
     alone = ["--deselect", "tests/gpu/test_checkpoints.py", "-k", "not test_results_are"] if found.cpu else []
     code = pytest.main([*options, *alone, "-m", "gpu", "tests/gpu"], plugins=[outcomes])
-    found.line(passed=outcomes.counts["passed"], failed=outcomes.counts["failed"], skipped=outcomes.counts["skipped"])
-    for line in outcomes.lines:
-        found.line(**line)
-    if code != pytest.ExitCode.OK:
-        found.wrong(f"pytest ended with code {int(code)}, {outcomes.counts['failed']} failed")
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        found.wrong(f"pytest ended with code {int(code)}")
     if not outcomes.counts["passed"]:
-        found.wrong("no test ran")
+        found.wrong("no test passed")
 
 
 if __name__ == "__main__":

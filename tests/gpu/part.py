@@ -28,6 +28,11 @@ class Found:
         print(values, file=sys.stderr)
         self._write()
 
+    def count(self, **numbers: int) -> None:
+        """Numbers that grow while the part runs."""
+        self._values["counts"] = numbers
+        self._write()
+
     def wrong(self, what: str) -> None:
         """A check that did not hold, as a sentence: the part has failed."""
         self._values["wrong"].append(what)

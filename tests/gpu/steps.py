@@ -8,6 +8,7 @@ lines are this project's alone. Made-up captions and tokeniser: time does not de
 from __future__ import annotations
 
 import argparse
+import gc
 import gzip
 import itertools
 import os
@@ -93,6 +94,7 @@ def measured(work: Any) -> dict[str, Any]:
     """What `work` finds, or that it did not fit; on a GPU its own peak memory."""
     import torch
 
+    gc.collect()  # the model of the line before is in circles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -21,7 +21,7 @@ from tests.gpu.part import Found, run
 
 
 def transfers(found: Found) -> None:
-    batch, count, side = (8, 4, 64) if found.cpu else (512, 12, 256)
+    batch, count, side = (8, 4, 64) if found.cpu else (128, 12, 256)
     device = torch.device(found.device)
     with tempfile.TemporaryDirectory() as folder:
         dataset = pictures(Path(folder) / "data", batch * count, shards=4, side=side, seed=0)
@@ -32,7 +32,7 @@ def transfers(found: Found) -> None:
             options = {"world": 1, "rank": 0, "first": 0, "last": count, "transform": tensor_of}
             return list(make_loader(order, [dataset], fields, workers=workers, pin_memory=pin, **options))
 
-        pinned, plain = read(pin=not found.cpu, workers=0 if found.cpu else 8), read(pin=False, workers=0)
+        pinned, plain = read(pin=not found.cpu, workers=0 if found.cpu else 4), read(pin=False, workers=0)
     size = sum(tensor.nbytes for tensor in plain[0].tensors())
     found.line(
         batches=count, rows=batch, mb=round(size / 1e6, 1), pinned=all(t.is_pinned() for t in pinned[0].tensors())

@@ -33,8 +33,7 @@ def test_every_part_holds_on_the_cpu(tmp_path: Path) -> None:
     assert list(states) == kit.names() and set(states.values()) <= {"held", "skipped"}
     assert found["device"] == "cpu" and found["cpu_form"] and found["versions"]["torch"]
     for name, part in found["parts"].items():
-        assert part["state"] == "skipped" or part["lines"], name
-    assert found["parts"]["marked"]["lines"][0]["passed"] > 30
+        assert part["state"] == "skipped" or part["lines"] or part["counts"]["passed"] > 30, name
 
 
 def test_a_part_that_is_not_done_in_time_is_cut_and_keeps_what_it_found(tmp_path: Path) -> None:
