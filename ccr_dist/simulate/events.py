@@ -110,8 +110,8 @@ class _Model:
             fails = times[which, rows]
             grows = self._growing()
             stop = np.minimum(np.minimum(fails, grows), self.end)
-            # what fails, and what comes back, before training goes on, meets a job that recovers
-            running = going & (self.ready < stop)
+            # what fails before training goes on meets a job that recovers
+            running = going & (self.ready <= stop)
             self._recovered(going, np.minimum(self.ready, stop))
             stops = going & (stop >= self.end)
             broken = going & ~stops & (fails <= grows)
