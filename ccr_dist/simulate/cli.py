@@ -103,8 +103,6 @@ def simulate(
         results = again(None if failures is None else [failures], repetitions=repetitions or 40, seed=seed or 0)
         text = json.dumps([each.to_json() for each in results], indent=1) if as_json else published_table(results)
         print(text if as_json else terminal.visible(text))
-        if not all(each.agrees for each in results):
-            raise typer.Exit(1)
         return None
     measured = _measured(run) if run is not None else {}
     options = {
