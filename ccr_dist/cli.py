@@ -24,6 +24,7 @@ from ccr_dist.cluster.cli import pipelines_app
 from ccr_dist.declare import require_values
 from ccr_dist.export.cli import push_app
 from ccr_dist.places import folder_to_make
+from ccr_dist.plan.cli import plan_app
 from ccr_dist.scaling.cli import scaling_app
 from ccr_dist.serve.cli import serve_app
 
@@ -52,7 +53,7 @@ class Group(TyperGroup):
 app = typer.Typer(
     cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-for _each in (commands.app, serve_app, push_app, pipelines_app):
+for _each in (commands.app, plan_app, serve_app, push_app, pipelines_app):
     app.registered_commands += _each.registered_commands
     app.registered_groups += [group for group in _each.registered_groups if group.name != "scale"]
 app.add_typer(scaling_app, name="scale")  # more than a step of a pipeline may be

@@ -337,6 +337,7 @@ def _run_each(
     """The job on every dataset of a folder. Exit code STOPPED when it was asked to stop."""
     from ccr_dist.data.table.dataset import open_all
     from ccr_dist.generate.runner import Budget, run
+    from ccr_dist.generate.summary import LISTENER
 
     share = parse_share(job.share)
     with contextlib.closing(processor):
@@ -358,6 +359,7 @@ def _run_each(
                 wait=job.wait,
                 silence_s=job.silence_s,
                 progress=job.progress,
+                on_event=LISTENER.get(),
             )
             if summary.stopped:
                 raise typer.Exit(STOPPED)

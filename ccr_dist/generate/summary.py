@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 Event = Callable[[str, dict[str, Any]], None]
+# Hears the events of jobs that commands run in this context, such as of a sample whose speed is measured.
+LISTENER: ContextVar[Event | None] = ContextVar("LISTENER", default=None)
 
 
 @dataclass

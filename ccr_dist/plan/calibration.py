@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -99,6 +100,11 @@ def nearest(calibration: Calibration, kind: Kind, precision: str) -> float:
     weights = [1 / distance**2 for distance, _ in near]
     logs = sum(weight * math.log(rate) for weight, (_, rate) in zip(weights, near, strict=True))
     return math.exp(logs / sum(weights))
+
+
+def fitted(pairs: Sequence[tuple[float, float]]) -> float:
+    """The factor of a calibration from whole steps: (predicted with a factor of 1, measured), their geometric mean."""
+    return math.exp(sum(math.log(measured / predicted) for predicted, measured in pairs) / len(pairs))
 
 
 def _place(shape: Kind | Product) -> tuple[float, ...]:

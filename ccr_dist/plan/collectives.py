@@ -117,10 +117,17 @@ class Ranks:
         return min(self.ring(size), self.tree(size))
 
     def seconds(self, kind: str, size: float) -> float:
-        """Seconds of a collective: all_reduce, all_gather or reduce_scatter of `size` bytes."""
+        """Seconds of a collective: all_reduce, all_gather or reduce_scatter of `size` bytes, or a send of as many to
+        the next rank of a ring, while all others do the same.
+        """
+        if kind == "send":
+            wire = self.between if self.nodes > 1 else self.inside  # the slowest of the ring
+            return self.base + wire.alpha + size / self.rate if self.world > 1 else 0.0
         made = {"all_reduce": self.all_reduce, "all_gather": self.all_gather, "reduce_scatter": self.reduce_scatter}
         return made[kind](size)
 
     def sent(self, kind: str, size: float) -> float:
         """Bytes that a rank sends in a collective by rings."""
+        if kind == "send":
+            return size if self.world > 1 else 0.0
         return (2 if kind == "all_reduce" else 1) * (self.world - 1) / self.world * size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from ccr_dist import devices
 from ccr_dist.devices import Device
@@ -32,9 +32,9 @@ class Machine:
         per_kernel: seconds of a call beside its work.
         queued: calls are queued and run behind the host (GPUs): they cost time only where the device waits for them;
             and collectives run beside computations.
-        crowd: ranks that share a core; a step takes so many times as long.
+        crowd: how many times as long computations take, since ranks share cores.
+        factor: by which computations of whole steps were slower than their operators, measured one by one.
         calibration: measured rates of products and moves by size, if any.
-        notes: what was assumed, a sentence each.
     """
 
     name: str
@@ -44,9 +44,9 @@ class Machine:
     per_kernel: float
     queued: bool
     crowd: float = 1.0
+    factor: float = 1.0
     calibration: Calibration | None = None
     precision: str = "fp32"
-    notes: tuple[str, ...] = field(default=())
 
     def seconds(self, kind: Kind) -> tuple[float, float]:
         """Of one call: seconds of arithmetic, and seconds by which moving its bytes takes longer than that."""
@@ -148,7 +148,6 @@ def _measured(
             between = between_of(device, network)
     else:
         between = Wire(0.0, 1.0)
-    notes: tuple[str, ...] = ()
     if calibration.processes > 1:
         reduced, gathered = calibration.wire("all_reduce"), calibration.wire("all_gather")
     elif device is not None:
@@ -162,13 +161,14 @@ def _measured(
         reduced, gathered = Wire(0.0, 1.0), None
     ranks = Ranks(nodes, here, reduced, between, gathers=gathered)
     gpu = calibration.machine.get("device") == "cuda"
-    crowd = 1.0 if gpu else max(1.0, here * calibration.threads / calibration.cores)
+    crowd = 1.0 if gpu or calibration.machine.get("clock") == "cpu" else _crowd(calibration, here)
     return Machine(
-        calibration.name, ranks, 0.0, 0.0, calibration.per_kernel, queued=gpu, crowd=crowd, calibration=calibration,
-        precision=precision, notes=notes,
+        calibration.name, ranks, 0.0, 0.0, calibration.per_kernel, queued=gpu, crowd=crowd,
+        factor=calibration.factor, calibration=calibration, precision=precision,
     )  # fmt: skip
 
 
-def on(machine: Machine, ranks: Ranks) -> Machine:
-    """The same machine with its ranks joined in another way."""
-    return replace(machine, ranks=ranks)
+def _crowd(calibration: Calibration, here: int) -> float:
+    """How many times as long a rank takes since more of them share a core than when the machine was measured."""
+    then, now = (max(1.0, count * calibration.threads / calibration.cores) for count in (calibration.processes, here))
+    return now / then

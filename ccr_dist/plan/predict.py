@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ccr_dist.config import RunConfig
+from ccr_dist.config import RunConfig, StageConfig
 from ccr_dist.devices import Device
+from ccr_dist.errors import ConfigError
 from ccr_dist.plan.calibration import Calibration
+from ccr_dist.plan.machine import machine_of
+from ccr_dist.plan.memory import memory
+from ccr_dist.plan.seconds import step_time
+from ccr_dist.plan.trace import Trace, trace
 
+# what a process holds on a GPU before it holds a tensor: CUDA's context with torch's kernels, NCCL's channels
+PROCESS = 3 * 2**28
 SECONDS = ("compute", "memory_traffic", "overhead", "collectives", "data", "step")
 
 
@@ -77,6 +85,28 @@ class Prediction:
         return asdict(self) | {name: getattr(self, name) for name in derived}
 
 
+class Traces:
+    """Traces of a run's stages, each made once: strategies and devices share them.
+
+    Args:
+        config: of the run.
+        make: makes one; `trace.trace`.
+    """
+
+    def __init__(self, config: RunConfig, make: Callable[..., Trace] = trace) -> None:
+        self.config, self._make = config, make
+        self._known: dict[tuple[str, int, str, int], Trace] = {}
+
+    def of(self, stage: str, world: int, precision: str | None = None, micro_batch: int | None = None) -> Trace:
+        """The trace of a stage; arguments as for `trace.trace`."""
+        runtime = self.config.runtime
+        size = (runtime.micro_batch or 0) if micro_batch is None else micro_batch
+        key = stage, world, precision or runtime.precision, size
+        if key not in self._known:
+            self._known[key] = self._make(self.config, stage, world=world, precision=key[2], micro_batch=size)
+        return self._known[key]
+
+
 def predict(
     config: RunConfig,
     *,
@@ -88,6 +118,8 @@ def predict(
     precision: str | None = None,
     micro_batch: int | None = None,
     network: str | None = None,
+    rows_per_s: float | None = None,
+    traces: Traces | None = None,
 ) -> list[Prediction]:
     """Memory and time of each trained stage of a run.
 
@@ -96,11 +128,13 @@ def predict(
         gpus: number of GPUs, one rank each.
         per_node: GPUs of a node.
         device: the GPU; None: the machine of the calibration.
-        strategy: single, ddp, zero1, zero2, zero3 or fsdp2.
+        strategy: single, ddp, zero1, zero2, zero3 or fsdp2; ddp on one GPU is single.
         calibration: measured speeds that stand in for the table's.
         precision: None: the config's.
         micro_batch: rows a rank at a time; None: the config's; 0: the batch is not cut.
         network: name of the link between nodes; None: that of the device's usual node.
+        rows_per_s: that a loader process makes ready; None: reading is taken to be fast enough.
+        traces: of the same config, to be shared between calls.
 
     Returns:
         A prediction for each stage of steps; none for stages in closed form.
@@ -109,4 +143,68 @@ def predict(
         ConfigError: `gpus` is not a multiple of `per_node` where there are several nodes, the batch has fewer rows than
             there are GPUs, the device has no units for the precision, or the run cannot be traced.
     """
-    raise NotImplementedError
+    traces = traces or Traces(config)
+    asked = precision or config.runtime.precision
+    machine = machine_of(
+        device, gpus=gpus, per_node=per_node, precision=asked, network=network, calibration=calibration
+    )
+    if strategy == "ddp" and gpus == 1:
+        strategy = "single"
+    room = calibration.memory_bytes // machine.ranks.per_node if calibration is not None and not machine.queued else 0
+    if not room:
+        room = int(device.memory_bytes) if device is not None else calibration.memory_bytes  # type: ignore[union-attr]
+    found = []
+    for name, stage in stages_of(config).items():
+        if stage.batch < gpus:
+            raise ConfigError(
+                f"{config.name}: --gpus {gpus}: stage '{name}' has {stage.batch} rows a batch, fewer than GPUs; plan at"
+                f" most {stage.batch}, or a larger stages.{name}.batch"
+            )
+        made = traces.of(name, gpus, asked, micro_batch)
+        parts = memory(
+            made,
+            strategy=strategy,
+            world=gpus,
+            precision=asked,
+            optimizer=stage,
+            process=PROCESS if machine.queued else 0,
+        )
+        time = step_time(
+            made, strategy=strategy, machine=machine, workers=config.runtime.workers, rows_per_s=rows_per_s
+        )
+        found.append(
+            Prediction(
+                stage=name,
+                world=gpus,
+                nodes=machine.ranks.nodes,
+                strategy=strategy,
+                precision=asked,
+                batch=stage.batch,
+                micro_batch=None if made.micro_batches == 1 else -(-made.rows // made.micro_batches),
+                memory=parts,
+                peak_bytes=sum(parts.values()),
+                room_bytes=room,
+                seconds={**time.parts, "step": time.step},
+                hidden=time.hidden,
+                sent=time.sent,
+                steps=stage.steps,
+                notes=made.notes,
+            )
+        )
+    return found
+
+
+def stages_of(config: RunConfig) -> dict[str, StageConfig]:
+    """The stages that are trained in steps.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = {name: stage for name, stage in config.stages.items() if isinstance(stage, StageConfig)}
+    if not found:
+        what = "is trained in closed form, whose one step" if config.stages else "has nothing to train, so it"
+        raise ConfigError(
+            f"{config.name}: method {config.method.name!r} {what} cannot be planned: its time is that of reading the"
+            " data once"
+        )
+    return found

@@ -138,11 +138,14 @@ def test_commands_and_options_exist(path: Path) -> None:
         command = COMMANDS
         rest = list(words)
         while rest and hasattr(command, "commands") and not rest[0].startswith("-") and not rest[0].isupper():
+            if hasattr(command, "plain") and rest[0] not in command.commands:  # `plan CONFIG` is `plan run CONFIG`
+                break
             assert rest[0] in command.commands, f"{' '.join(words)}: there is no {rest[0]}"
             command = command.commands[rest.pop(0)]
-        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {
-            "--help"
-        }
+        command = command.commands[command.plain] if rest and hasattr(command, "plain") else command
+        taken = [command, *([COMMANDS.commands[command.name]] if words[0] == "plan" and command.name != "run" else [])]
+        options = [parameter for each in taken for parameter in each.params]
+        known = {name for parameter in options for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
         unknown = [word for word in rest if re.match(r"--?[a-z]", word) and word.partition("=")[0] not in known]
         assert not unknown, f"{' '.join(words)}: no such option"
 

@@ -1,0 +1,209 @@
+"""Times of steps against numbers by hand, on traces that are written down and not traced."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ccr_dist import devices
+from ccr_dist.errors import ConfigError
+from ccr_dist.plan import calibration as calibrations
+from ccr_dist.plan.calibration import Calibration, Product, fitted, nearest
+from ccr_dist.plan.collectives import Ranks, Wire
+from ccr_dist.plan.machine import MOVES, PRODUCTS, Machine, between_of, machine_of
+from ccr_dist.plan.messages import BUCKET, FIRST, messages
+from ccr_dist.plan.operators import Call, Kind
+from ccr_dist.plan.seconds import step_time
+
+MIB = 2**20
+PRODUCT = Kind("product", 1000, 1000, 1000, 1, 2e9, 12e6)
+MOVE = Kind("moves", 0, 0, 0, 1, 0.0, 1e9)
+
+
+def traced(**changes: Any) -> Any:
+    values: dict[str, Any] = {
+        "rows": 32, "micro_batches": 1, "frozen_bytes": 400 * MIB, "trained_bytes": 101 * MIB, "tensors": (10, 20),
+        "frozen_tensors": (10**8,), "blocks": (100 * MIB, 100 * MIB), "trained": 101 * MIB // 4, "sent": {},
+        "operators": {"forward": {PRODUCT: 10, MOVE: 2}, "backward": {PRODUCT: 20}, "update": {MOVE: 4}},
+    }  # fmt: skip
+    return SimpleNamespace(**{**values, **changes})
+
+
+def machine(ranks: Ranks, **changes: Any) -> Machine:
+    return replace(Machine("test", ranks, 1e12, 1e11, 1e-5, queued=True), **changes)
+
+
+ALONE = Ranks(1, 1, Wire(0, 1e9), Wire(0, 1e9))
+FOUR = Ranks(1, 4, Wire(0, 1e11), Wire(0, 1e9))
+
+
+def test_roofline_by_hand() -> None:
+    """A product of 2e9 FLOPs takes 2 ms at 1e12 FLOP/s, longer than its 0.12 ms of traffic; a move of 1e9 bytes 10."""
+    found = step_time(traced(), strategy="single", machine=machine(ALONE))
+    assert found.parts["compute"] == pytest.approx(30 * 2e-3)
+    assert found.parts["memory_traffic"] == pytest.approx(6 * 10e-3)
+    assert found.parts["overhead"] == found.parts["collectives"] == found.parts["data"] == 0
+    assert found.step == pytest.approx(sum(found.phases.values())) == pytest.approx(0.12)
+    # a product that moves more than it computes takes as long as its bytes
+    thin = replace(PRODUCT, moved=4e8)
+    other = step_time(traced(operators={"forward": {thin: 1}}), strategy="single", machine=machine(ALONE))
+    assert (other.parts["compute"], other.parts["memory_traffic"]) == pytest.approx((2e-3, 2e-3))
+
+
+def test_starting_kernels_shows_where_the_device_waits_for_it() -> None:
+    small = traced(operators={"forward": {Kind("moves", 0, 0, 0, 1, 0.0, 1e5): 1000}})
+    queued = step_time(small, strategy="single", machine=machine(ALONE)).parts
+    assert queued["overhead"] == pytest.approx(1000 * 1e-5 - 1000 * 1e-6)
+    plain = step_time(small, strategy="single", machine=machine(ALONE, queued=False)).parts
+    assert plain["overhead"] == pytest.approx(1000 * 1e-5)
+    crowded = step_time(small, strategy="single", machine=machine(ALONE, queued=False, crowd=2.0, factor=1.5))
+    assert crowded.step == pytest.approx(3 * sum(plain.values()))
+
+
+def test_ddp_hides_all_buckets_but_the_last() -> None:
+    found = messages(traced(), "ddp", 4)
+    gradients = [each for each in found if "gradients" in each.what]
+    assert [(each.count, each.hides) for each in gradients] == [(1, False), (4, True)]  # 1 + 4 x 25 MiB
+    assert sum(each.count * each.size for each in gradients) == FIRST + 4 * BUCKET
+    time = step_time(traced(), strategy="ddp", machine=machine(FOUR))
+    beside = 4 * FOUR.all_reduce(gradients[0].size)
+    assert time.hidden["collectives"] == pytest.approx(beside), "the backward is longer"
+    slow = replace(FOUR, inside=Wire(0, 1e8))
+    shown = step_time(traced(), strategy="ddp", machine=machine(slow))
+    backward = 20 * 2e-3
+    assert shown.hidden["collectives"] == pytest.approx(backward)
+    assert shown.parts["collectives"] == pytest.approx(
+        sum(each.count * slow.seconds(each.kind, each.size) for each in found) - backward
+    )
+    # on a device whose cores do both nothing is hidden
+    assert step_time(traced(), strategy="ddp", machine=machine(FOUR, queued=False)).hidden["collectives"] == 0
+
+
+def test_what_strategies_send() -> None:
+    """Bytes of whole buffers: gradients once (ZeRO-2: for each part of a batch), parameters for each pass."""
+
+    def sizes(strategy: str, **changes: Any) -> dict[tuple[str, str], float]:
+        found: dict[tuple[str, str], float] = {}
+        for each in messages(traced(**changes), strategy, 4):
+            if each.what != "agreement":
+                found[each.phase, each.kind] = found.get((each.phase, each.kind), 0) + each.count * each.size
+        return found
+
+    trained, frozen = 101 * MIB, 400 * MIB
+    assert sizes("ddp") == {("backward", "all_reduce"): trained + 8}
+    assert sizes("zero1") == {("backward", "all_reduce"): trained, ("update", "all_gather"): trained}
+    assert sizes("zero1", micro_batches=3) == sizes("zero1")
+    assert sizes("zero2", micro_batches=3)["backward", "all_reduce"] == 3 * trained
+    assert sizes("fsdp2") == {
+        ("forward", "all_gather"): trained + frozen, ("backward", "all_gather"): 200 * MIB,
+        ("backward", "reduce_scatter"): trained,
+    }  # fmt: skip
+    assert sizes("fsdp2", micro_batches=3)["forward", "all_gather"] == trained + frozen - 200 * MIB + 6 * 200 * MIB
+    three = sizes("zero3", tensors=(101 * MIB // 4,))
+    assert three["forward", "all_gather"] == three["backward", "all_gather"] == trained + 4 * 10**8
+    kept = sizes("zero3", frozen_tensors=(10**6,), tensors=(20, 10**6))
+    assert ("backward", "all_gather") not in kept, "few parameters stay gathered"
+    assert messages(traced(), "ddp", 1) == messages(traced(), "single", 1) == []
+
+
+def test_features_of_the_losses_are_sent_by_every_strategy() -> None:
+    sent = {"losses": {Call("all_gather", 4096): 2}, "backward": {Call("all_reduce", 4096): 2}}
+    for strategy in ("ddp", "zero1", "zero2", "zero3", "fsdp2"):
+        found = [each for each in messages(traced(sent=sent), strategy, 4) if each.what.startswith("features")]
+        assert [(each.phase, each.kind, each.size, each.count) for each in found] == [
+            ("losses", "all_gather", 4096, 2), ("backward", "all_reduce", 4096, 2),
+        ]  # fmt: skip
+
+
+def test_reading_shows_as_far_as_it_takes_longer() -> None:
+    slow = step_time(traced(), strategy="single", machine=machine(ALONE), workers=2, rows_per_s=50)
+    assert slow.parts["data"] == pytest.approx(32 / 100 - 0.12) and slow.step == pytest.approx(0.32)
+    assert slow.hidden["data"] == pytest.approx(0.12)
+    fast = step_time(traced(), strategy="single", machine=machine(ALONE), workers=2, rows_per_s=1000)
+    assert fast.parts["data"] == 0
+    alone = step_time(traced(), strategy="single", machine=machine(ALONE), workers=0, rows_per_s=1000)
+    assert alone.parts["data"] == pytest.approx(0.032), "the rank itself reads"
+
+
+def test_the_machine_of_a_device() -> None:
+    h100 = devices.named("h100-80gb")
+    made = machine_of(h100, gpus=16, per_node=8, precision="bf16")
+    assert (made.flops, made.bytes_per_s) == (PRODUCTS * 989e12, MOVES * 3350e9)
+    assert made.ranks.nodes == 2 and made.ranks.between.rate == pytest.approx(8 * 0.92 * 50e9)
+    assert between_of(h100, "hdr200x4").rate == pytest.approx(4 * 0.92 * 25e9)
+    for changes, said in (
+        ({"gpus": 12}, "12: not a multiple of the 8 GPUs of a node.*take 8 or 16"),
+        ({"network": "ndr40"}, "did you mean ndr400"),
+        ({"network": "ndr400x0"}, "at least one adapter"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            machine_of(h100, **{"gpus": 16, "per_node": 8, "precision": "bf16", **changes})
+    with pytest.raises(ConfigError, match="no units for bf16; it has fp16, fp32"):
+        machine_of(devices.named("v100-32gb"), gpus=1, per_node=1, precision="bf16")
+
+
+def calibration(**changes: Any) -> Calibration:
+    rows = tuple(Product("product", m, 64, 64, 1, m * 1e9) for m in (16, 64, 256))
+    return replace(
+        Calibration(
+            {"name": "here", "torch": "2", "device": "cpu", "clock": "wall"}, 2, 1, {"fp32": rows},
+            ((1e3, 1e9), (1e5, 4e9)), 1e-5, 2**34, 2, {"all_reduce": 1e-3, "all_gather": 2e-3},
+            {"all_reduce": 1e-9, "all_gather": 2e-9},
+        ),
+        **changes,
+    )  # fmt: skip
+
+
+def test_speeds_between_those_that_were_measured() -> None:
+    known = calibration()
+    kind = Kind("product", 64, 64, 64, 1, 1.0, 1.0)
+    assert nearest(known, kind, "fp32") == 64e9
+    assert 16e9 < nearest(known, replace(kind, m=32), "fp32") < 64e9
+    assert nearest(known, replace(kind, name="attention"), "fp32") == 64e9, "by products, where none were measured"
+    assert (known.moving(10), known.moving(1e4), known.moving(1e9)) == pytest.approx((1e9, 2e9, 4e9))
+    assert fitted([(1.0, 1.1), (1.0, 1.1)]) == pytest.approx(1.1)
+
+
+def test_wires_of_a_calibration_give_its_measurements_back() -> None:
+    made = machine_of(None, gpus=2, per_node=2, precision="fp32", calibration=calibration())
+    for kind in ("all_reduce", "all_gather"):
+        alpha, beta = calibration().alpha[kind], calibration().beta[kind]
+        got = made.ranks.ring(1e6) if kind == "all_reduce" else made.ranks.all_gather(1e6)
+        assert got == pytest.approx(alpha + 1e6 * beta)
+    crowd = machine_of(None, gpus=4, per_node=4, precision="fp32", calibration=calibration())
+    assert made.crowd == 1 and crowd.crowd == 2, "four ranks of one thread on two cores"
+
+
+def test_a_calibration_says_what_it_does_not_know() -> None:
+    for changes, precision, said in (
+        ({}, "bf16", "no speeds for bf16, only for fp32"),
+        ({"processes": 1, "alpha": {}, "beta": {}}, "fp32", "measured on one process"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            machine_of(None, gpus=2, per_node=2, precision=precision, calibration=calibration(**changes))
+    with pytest.raises(ConfigError, match="say how nodes are joined with --network"):
+        machine_of(None, gpus=4, per_node=2, precision="fp32", calibration=calibration())
+
+
+def test_a_calibration_is_kept_and_read_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "here.json"
+    calibrations.write(calibration(), file)
+    assert calibrations.read(file) == calibration()
+    text = file.read_text()
+    for changed, said in (
+        (text.replace('"cores": 2', '"cores": 4'), "does not match its digest"),
+        ("{}", "no calibration of this version"),
+        ("[1]", "not a JSON object"),
+    ):
+        file.write_text(changed)
+        with pytest.raises(ConfigError, match=said):
+            calibrations.read(file)
+    with pytest.raises(ConfigError, match=r"no such file; `ccr-dist plan \.\.\. --measure`"):
+        calibrations.read(tmp_path / "none.json")
+    calibrations.write(calibration(beta={"all_reduce": 0.0, "all_gather": 1e-9}), file)
+    with pytest.raises(ConfigError, match="a speed of 0"):
+        calibrations.read(file)
