@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,3 +123,20 @@ def end(process: subprocess.Popen[str], code: int = 0) -> str:
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
     return said
+
+
+def until(true: Callable[[], object]) -> None:
+    """Waits until something is true, for half a minute."""
+    for _ in range(3000):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("did not come true")
+
+
+def state(pid: int) -> str:
+    """The letter that the kernel gives for the state of a process (T: stopped, Z: ended), or `gone`."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "gone"

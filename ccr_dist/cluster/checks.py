@@ -193,7 +193,7 @@ def _missing_in_store(read: Item, before: Mapping[str, Uses]) -> Iterator[str]:
             if read.column is not None:
                 dataset.column(read.column).require_complete()
     except DataError as error:
-        yield f"no step before makes {_named(read)}, and {error}"
+        yield f"no step before makes {read.column or 'it'}, and {error}"
 
 
 def _kind(read: Item) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
+from ccr_dist.errors import CcrError
 from ccr_dist.generate.bad_items import BadItems
 from ccr_dist.generate.shard_work import Work
 from ccr_dist.generate.summary import JobReport
@@ -65,7 +66,7 @@ class OpenShards:
         for work in self:
             try:
                 work.beat()
-            except OSError as e:
+            except (OSError, CcrError) as e:  # of a store also that it finds no credentials now
                 print(
                     f"{work.lease.path}: no heartbeat ({e}); if this continues, another worker takes the shard over",
                     file=sys.stderr,

@@ -101,10 +101,8 @@ def run(
     inputs = {name: dataset.column(name) for name in processor.inputs}
     for source in inputs.values():
         source.require_complete()
-    if dataset.remote and dataset.remote.mirror:
-        Store(dataset.remote.url).require_create_once("dataset.json")
-    elif column not in dataset.columns() or dataset.column(column).missing():
-        require_writable(dataset.root / column)  # before a plan that needs its model loads it
+    if column not in dataset.columns() or dataset.column(column).missing():
+        _require_place(dataset, column)  # before a plan that needs its model loads it
     processor.check(dataset)
     target = _target(dataset, processor, column, inputs)
     shards = range(share[0], len(dataset.shards), share[1])
@@ -141,6 +139,14 @@ def run(
     if queue.refused:
         raise DataBudgetError("\n".join(queue.refused))
     return summary
+
+
+def _require_place(dataset: Dataset, column: str) -> None:
+    """Raises OSError or ConfigError unless the column can be made where the dataset is."""
+    if dataset.remote and dataset.remote.mirror:
+        Store(dataset.remote.url).require_create_once("dataset.json")
+    else:
+        require_writable(dataset.root / column)
 
 
 def _target(dataset: Dataset, processor: Processor, column: str, inputs: dict[str, Column]) -> Column:

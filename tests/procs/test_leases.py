@@ -8,9 +8,7 @@ import json
 import re
 import signal
 import subprocess
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import DataBudgetError, HangError
 from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.runner import run
-from tests.jobs import Shout, captions, column_files, content, end, worker
+from tests.jobs import Shout, captions, column_files, content, end, state, until, worker
 
 pytestmark = pytest.mark.procs
 
@@ -30,21 +28,6 @@ ROWS = (6, 5, 7)
 def start(dataset: Dataset, *arguments: str, log: Path | None = None, **environment: str) -> subprocess.Popen[str]:
     options = ["--batch", "2", *arguments, *([f"--set=log={log}"] if log else [])]
     return worker(dataset.root, *options, **environment)
-
-
-def until(true: Callable[[], object]) -> None:
-    for _ in range(3000):
-        if true():
-            return
-        time.sleep(0.01)
-    raise AssertionError("did not come true")
-
-
-def state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return "gone"
 
 
 @pytest.fixture(scope="module")

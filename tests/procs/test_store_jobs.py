@@ -23,8 +23,7 @@ from ccr_dist.data.storage.object_store import Store
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.stores.push import push
 from ccr_dist.errors import ConfigError, StorageError
-from tests.jobs import captions, content, end, worker
-from tests.procs.test_leases import state, until
+from tests.jobs import captions, content, end, state, until, worker
 from tests.running import XX, shout
 from tests.s3_server import misbehave, serving, settings
 

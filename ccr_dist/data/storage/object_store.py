@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ccr_dist.data.storage import store
+from ccr_dist.data.storage import store, store_clients
 from ccr_dist.errors import CcrError, ConfigError, StorageError
 
 T = TypeVar("T")
@@ -81,13 +80,13 @@ class Store:
         Args:
             prefix: Only the objects whose names begin so.
         """
-        return {name: (int(info["size"] or 0), _stamp(info)) for name, info in self._find(prefix).items()}
+        return {name: (int(info["size"] or 0), store_clients.stamp(info)) for name, info in self._find(prefix).items()}
 
     def changed(self, prefix: str = "") -> dict[str, float]:
         """When the objects whose names begin so were last written: unix time in seconds by the store's clock; 0 where
         the store does not tell.
         """
-        return {name: _written(info) for name, info in self._find(prefix).items()}
+        return {name: store_clients.written(info) for name, info in self._find(prefix).items()}
 
     def _find(self, prefix: str) -> dict[str, dict[str, Any]]:
         """What the store tells of the objects whose names begin with `prefix`, by name."""
@@ -190,7 +189,7 @@ class Store:
             try:
                 fs.pipe_file(f"{root}/{name}", data, mode="create")
             except Exception as e:
-                if not _refused(e):
+                if not store_clients.refused(e):
                     raise
                 return False
             return True
@@ -208,7 +207,7 @@ class Store:
             try:
                 fs.put_file(str(path), f"{root}/{name}", mode="create")
             except Exception as e:
-                if not _refused(e):
+                if not store_clients.refused(e):
                     raise
                 return False
             return True
@@ -245,7 +244,7 @@ class Store:
             ConfigError: The store, or its client, ignores the condition.
         """
         advice = "several workers cannot share a dataset there; work in a folder, then `ccr-dist shards push` it"
-        if not self._do(self.url, lambda fs, root: _creates(fs)):
+        if not self._do(self.url, lambda fs, root: store_clients.creates(fs)):
             raise ConfigError(
                 f"{self.url}: its client does not create objects on the condition that they are absent (If-None-Match:"
                 f" *); {advice}"
@@ -316,43 +315,3 @@ class Store:
         except (ImportError, ValueError) as e:
             raise ConfigError(f"{self.url}: fsspec cannot open this: {e}") from e
         return fs, root.rstrip("/")
-
-
-def _creates(fs: Any) -> bool:
-    """Whether a client has its own way to create what is absent; fsspec's general one looks first and then writes."""
-    from fsspec.asyn import AsyncFileSystem
-    from fsspec.spec import AbstractFileSystem
-
-    if isinstance(fs, AsyncFileSystem):
-        own, general = type(fs)._pipe_file, AsyncFileSystem._pipe_file
-    else:
-        own, general = type(fs).pipe_file, AbstractFileSystem.pipe_file
-    return own is not general and "mode" in inspect.signature(own).parameters
-
-
-def _refused(error: BaseException) -> bool:
-    """Whether a store refused to create an object because it exists (412 Precondition Failed)."""
-    if isinstance(error, FileExistsError) or getattr(error, "code", None) == 412:
-        return True
-    answer = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
-    if not isinstance(answer, dict):
-        return False
-    said = answer.get("Error", {}).get("Code"), answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return said[0] in ("PreconditionFailed", "412") or said[1] == 412
-
-
-def _written(info: dict[str, Any]) -> float:
-    """When an object was last written, as unix time in seconds; 0 where the store does not tell."""
-    when = next(
-        (info[key] for key in ("LastModified", "last_modified", "mtime", "updated", "created") if key in info), 0
-    )
-    return float(when.timestamp() if hasattr(when, "timestamp") else when if isinstance(when, int | float) else 0)
-
-
-def _stamp(info: dict[str, Any]) -> int:
-    """A hash of everything a store reports about an object (time, ETag, generation, ...).
-
-    31 bits, so that every file system can hold it as a time stamp.
-    """
-    text = repr(sorted((key, str(value)) for key, value in info.items() if key not in ("atime", "nlink")))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) & 0x7FFFFFFF

@@ -14,11 +14,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from ccr_dist.cluster import checks
+from ccr_dist.cluster.pipeline import load_plan
+from ccr_dist.cluster.progress import Progress, progress
 from ccr_dist.data.storage import remote
 from ccr_dist.data.storage.object_store import Store
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.stores.push import push
 from ccr_dist.data.table.verify import verify
+from ccr_dist.declare import Table, Uses
 from ccr_dist.errors import ConfigError, DataBudgetError, DataError
 from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.lease import Lease, Leases
@@ -257,6 +261,65 @@ def test_the_fence_does_not_rest_on_listings(plain: object, monkeypatch: pytest.
     monkeypatch.setattr(first.lease._place, "look", lambda shard=None: before)
     with pytest.raises(Lost):
         stale.commit(first, lambda: 0, {})
+
+
+def test_what_a_reader_has_not_listed_yet_is_not_lost(plain: object) -> None:
+    """The mirror is shared: a record may come into it after the listing that a reader relies on for a minute."""
+    assert Dataset(URL).column("caption.en").missing() == []
+    one, work = taken()
+    work.keep([(row, RowOutcome(["x"])) for row in (0, 1)])
+    assert one.commit(work, lambda: 0, {})
+    column = Dataset(URL).column(XX)
+    assert column.lost() == {} and column.finished() == {0}
+
+
+def test_status_and_progress_tell_of_work_in_the_store(plain: object) -> None:
+    _, first = taken()
+    first.keep([(0, RowOutcome(["x"]))])
+    first.beat()
+    (seen,) = (one for one in status(URL, column=XX)["columns"])
+    assert seen["shards"]["working"] == 1 and seen["shards"]["waiting"] == 1 and seen["rows"]["done"] == 1
+    assert seen["leases"][0] | {"age_s": 0, "since": 0} == {
+        "shard": "000000", "generation": 1, "worker": first_worker(first), "since": 0, "stuck": 0, "beat": 2, "rows": 1,
+        "of": 2, "tokens": 0, "age_s": 0, "state": "working",
+    }  # fmt: skip
+    uses = Uses(fills=Table(URL, XX))
+    assert progress(uses) == Progress("shards", 0, 2, 1)
+    second = overtaken(first)
+    assert progress(uses) == Progress("shards", 0, 2, 1)
+    second.keep([(1, RowOutcome(["y"]))])
+    second.close()
+    assert progress(uses) == Progress("shards", 0, 2, 2)
+    (seen,) = (one for one in status(URL, column=XX)["columns"])
+    assert seen["shards"]["begun"] == 1 and seen["shards"]["leased"] == 0
+    shout(Dataset(URL))
+    assert progress(uses) == Progress("shards", 2, 2, 0)
+
+
+def first_worker(work: Work) -> str:
+    about, _ = work.lease._place.read_lease(work.name, 1) or ({}, {})
+    return str(about["worker"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (f"{URL} --engine shout --to de", None),
+        (f"{URL} --engine shout --to de --from caption.fr", rf"no step before makes caption\.fr, and {URL}: no column"),
+    ],
+)
+def test_a_pipeline_whose_job_works_in_a_store_is_checked_there(
+    plain: object, tmp_path: Path, words: str, said: str | None
+) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        f"name: p\nfolder: {tmp_path}/runs\nsteps:\n  s:\n    command: translate {words} --column caption.de\n"
+    )
+    if said is None:
+        assert checks.check(load_plan(path), free_disk_gib=0).notes == []
+        return
+    with pytest.raises(ConfigError, match=said):
+        checks.check(load_plan(path), free_disk_gib=0)
 
 
 class Clock:
