@@ -6,8 +6,8 @@ tensors of both raises, as on a GPU. So what was left on the CPU is found on any
         step("outputs", stage, batch.to(name))
 
 `gadget` is a device for backends written in Python, which every build of torch has; "cuda" needs a CUDA build, but no
-GPU (`tests/gpu/fake.sh`). Where a GPU would be waited for, a result is made up: a number that is asked for (`item`) is
-1, all values of `unique` differ; `nonzero`, whose result has a shape that depends on values, raises.
+GPU (`tests/gpu/fake.sh`). Where a GPU would be waited for, a result is made up: numbers that are asked for (`item`,
+`tolist`) are 0, all values of `unique` differ; `nonzero`, whose result has a shape that depends on values, raises.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def device(name: str = GADGET) -> Iterator[str]:
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(values, device=...) is made on the CPU, then copied
     try:
         # FakeTensorMode below: while it is there, torch does not look for a driver.
-        with mock.patch.object(nn.Module, "_apply", _apply), FakeTensorMode() as fake, _Device(name, fake):
+        exchanged = mock.patch.object(nn.Module, "_apply", _apply), mock.patch.object(FakeTensor, "tolist", _zeros)
+        with exchanged[0], exchanged[1], FakeTensorMode() as fake, _Device(name, fake):
             yield name
     finally:
         torch._C._set_only_lift_cpu_tensors(before)
@@ -59,7 +60,7 @@ class _Device(TorchDispatchMode):
                 return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default:
             with unset_fake_temporarily():
-                return torch.ones((), dtype=flat[0].dtype).item()
+                return torch.zeros((), dtype=flat[0].dtype).item()
         args, kwargs = _pytree.tree_unflatten([self._without_values(each) for each in flat], structure)
         if func is aten._unique2.default:
             return args[0].flatten(), *(torch.zeros_like(args[0], dtype=torch.int64) for _ in range(2))
@@ -89,6 +90,12 @@ def _apply(self: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = 
                 if id(parameter) in changed:
                     holder._parameters[name] = changed[id(parameter)][1]
     return self
+
+
+def _zeros(self: Tensor) -> Any:
+    """In the place of `Tensor.tolist`."""
+    with unset_fake_temporarily():
+        return torch.zeros(self.shape).tolist()
 
 
 class _Module(backend_registration._DummyBackendModule):

@@ -1,4 +1,4 @@
-"""Nothing is left on the CPU: forward, losses and encoding of every method on a device that is not there
+"""Nothing is left on the CPU: forward, losses, backward and encoding of every method on a device that is not there
 (`fake_device.py`). `bash tests/gpu/fake.sh` runs the same with torch's CUDA build.
 """
 
@@ -70,7 +70,11 @@ def test_no_method_leaves_a_tensor_behind(models: Path, name: str) -> None:
             here = batch.to(device)
             outputs = step("outputs", stage, here)
             there(outputs)
-            there(method.losses(stage, here, outputs, Context(seed=0, step=0, rows=len(batch), device=device)))
+            losses = method.losses(stage, here, outputs, Context(seed=0, step=0, rows=len(batch), device=device))
+            there(losses)
+            if DEVICE == fake_device.GADGET:  # CUDA's backward asks for a driver
+                torch.stack(list(losses.values())).sum().backward()
+                there({name: p.grad for name, p in step.named_parameters() if p.grad is not None})
 
 
 @pytest.mark.parametrize("loss", ["gathered", "tiled", "ring"])
