@@ -61,7 +61,9 @@ def leave(trial: Trial, seconds: float, *, starts: Sequence[int] = (0,), engine:
             lines.append({"step": step, "stage": name, "speed": speed})
             if step == first + 1:
                 held = [{"parameters": 3 * TRAINED, "optimizer": 2 * TRAINED}] * world
-                lines.append({"step": step, "event": "held", "stage": name, "strategy": engine, "bytes": held})
+                lines.append(
+                    {"step": step, "event": "held", "stage": name, "strategy": engine, "regathered": 0, "bytes": held}
+                )
         most = [10**9 + 10**6 * rank for rank in range(world)]
         lines.append({"step": step, "event": "memory", "stage": name, "bytes": most})
     (folder / "log.jsonl").write_bytes(b"".join(map(line_of, lines)))

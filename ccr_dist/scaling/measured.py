@@ -96,7 +96,7 @@ def _stage(
         return statistics.median(line["speed"][key] for line in kept)
 
     held, most = events.get(("held", name)), events.get(("memory", name))
-    if held is None or most is None:
+    if held is None or most is None or "regathered" not in held:
         raise DataError(f"{run / 'log.jsonl'}: does not say what ranks of stage {name} hold; measure the point again")
     optional = {key: middle(key) for key in ("tokens_per_s", "mfu") if all(key in line["speed"] for line in kept)}
     return {
@@ -106,7 +106,7 @@ def _stage(
         "phases": {phase: middle(f"{phase}_s") for phase in PHASES},
         "memory_bytes": most["bytes"],
         "held_bytes": held["bytes"],
-        "traffic": traffic(held["strategy"], held["bytes"], world, middle("sent_bytes")),
+        "traffic": traffic(held["strategy"], held["bytes"], world, middle("sent_bytes"), regathered=held["regathered"]),
         **optional,
     }
 

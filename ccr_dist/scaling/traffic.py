@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 
 HOW = (
     "Bytes that a rank sends in a step. Features: counted where losses send them. Gradients and weights: computed from"
-    " the strategy and what ranks hold, for ring algorithms and one backward a step; with `micro_batch`, sharded"
-    " weights are gathered for each part again, which is not in it, nor are the gradients of auxiliary networks."
+    " the strategy and what ranks hold, for ring algorithms and one backward a step; weights"
+    " under zero3 and fsdp2 are an upper bound, since what no gradient passes is not gathered again. Not in it: the"
+    " gathers of each further part with `micro_batch`, and the gradients of auxiliary networks."
 )
 
 
-def traffic(engine: str, held: Sequence[Mapping[str, int]], world: int, features: float) -> dict[str, float]:
+def traffic(
+    engine: str, held: Sequence[Mapping[str, int]], world: int, features: float, *, regathered: int = 0
+) -> dict[str, float]:
     """What a rank sends in a step.
 
     Args:
@@ -24,6 +27,7 @@ def traffic(engine: str, held: Sequence[Mapping[str, int]], world: int, features
         held: Bytes of "parameters" and "optimizer" on each rank (`Engine.held`).
         world: Number of ranks.
         features: Bytes that losses sent, mean over ranks.
+        regathered: Bytes of weights that are gathered once more for the backward (`Engine.regathered`).
 
     Returns:
         Bytes of "features", "gradients" and "weights".
@@ -47,7 +51,7 @@ def traffic(engine: str, held: Sequence[Mapping[str, int]], world: int, features
         "ddp": (2 * trained, 0.0),  # all-reduce
         "zero1": (trained, trained),  # reduce-scatter, then all-gather of what was updated
         "zero2": (trained, trained),
-        "zero3": (trained, 2 * whole),  # gathered in the forward and in the backward
-        "fsdp2": (trained, 2 * whole - trained),  # frozen blocks twice, trained weights once
+        "zero3": (trained, whole + regathered),
+        "fsdp2": (trained, whole + regathered),
     }[engine]
     return {"features": features, "gradients": gradients * part, "weights": gathered * part}

@@ -257,8 +257,9 @@ class Training:
 
     def _record_shards(self, stage: StageRun) -> None:
         """What every rank holds after a first step: evidence of what the strategy really does."""
-        held = self.strategy.all(stage.engine.held())
-        self.log.event(self.done.step, "held", {"stage": stage.name, "strategy": stage.engine.name, "bytes": held})
+        engine, held = stage.engine, self.strategy.all(stage.engine.held())
+        about = {"stage": stage.name, "strategy": engine.name, "regathered": engine.regathered()}
+        self.log.event(self.done.step, "held", {**about, "bytes": held})
 
     def _record_memory(self, stage: StageRun) -> None:
         """The most that every rank has held by the end of a stage's steps, before they are validated."""

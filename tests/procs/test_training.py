@@ -86,7 +86,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_share_the_work_of_one(traced: tuple[Path, Path], world: int) -> None:
     config, alone = traced
-    train(config, f"name=world{world}", "--test", world=world)
+    train(config, f"name=world{world}", "runtime.profile={first: 2, steps: 1}", "--test", world=world)
     run = alone.parent / f"world{world}-s0"
     start = lines(run / "starts.jsonl")[-1]
     assert (start["strategy"], start["world"], start["backend"]) == ("ddp", world, "gloo")
@@ -97,6 +97,12 @@ def test_processes_share_the_work_of_one(traced: tuple[Path, Path], world: int) 
         assert speed["longest_s"] >= sum(speed[f"{name}_s"] for name in STEP) * 0.999 and speed["sent_bytes"] > 0
     most = {line["stage"]: line["bytes"] for line in log if line.get("event") == "memory"}
     assert [len(each) for each in most.values()] == [world] * 2 and min(map(min, most.values())) > 2**27
+
+    [held, *_] = (line for line in log if line.get("event") == "held")
+    gradients_of_all = held["bytes"][0]["optimizer"] // 2 // 4  # two moments, fp32; what reports compute bytes from
+    seen = json.loads((run / "profile" / "trace.json").read_text())["traceEvents"]
+    reduced = [each["args"]["Input Dims"] for each in seen if each["name"] == "gloo:all_reduce"]
+    assert reduced.count([[gradients_of_all]]) == 1 and held["regathered"] == 0, reduced
 
     whole = lines(alone / "trace" / "rank0.jsonl")
     parts = [lines(run / "trace" / f"rank{rank}.jsonl") for rank in range(world)]

@@ -268,6 +268,10 @@ class Engine(ABC):
         )
         return {"parameters": sum(map(local_bytes, self.step.parameters())), "optimizer": sum(map(local_bytes, states))}
 
+    def regathered(self) -> int:
+        """Bytes of weights, of all ranks together, that a step gathers once more for its backward, at most."""
+        return 0
+
     def _on_main(self, whole: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Copies on rank 0, made one by one, so that no rank holds more than one whole tensor besides them."""
         kept: dict[str, Tensor] = {}

@@ -42,13 +42,20 @@ class Fsdp2(Engine):
         names = list(self.trained)
         mesh = init_device_mesh(self.processes.device.type, (self.processes.world,))
         scalars = {parameter for parameter in self.step.parameters() if parameter.ndim == 0}
-        for block in blocks(self.step):
+        frozen = blocks(self.step)
+        # counted before they are shards; weights that two blocks share are counted once
+        shared = {parameter for block in frozen for parameter in block.parameters()}
+        self._freed = sum(parameter.numel() * parameter.element_size() for parameter in shared)
+        for block in frozen:
             fully_shard(block, mesh=mesh, ignored_params=scalars)
         fully_shard(self.step, mesh=mesh, ignored_params=scalars)
         self.wrapped = self.step
         now = dict(self.step.named_parameters())
         self.trained = {name: now[name] for name in names}
         self.optimizer = make_optimizer(self.trained)
+
+    def regathered(self) -> int:
+        return self._freed
 
     def accumulate(self, last: bool) -> AbstractContextManager[Any]:
         @contextmanager

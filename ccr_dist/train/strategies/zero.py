@@ -130,6 +130,11 @@ class Zero3(_Zero):
         self._linear, functional.linear = functional.linear, own
         self._strays = zero_state.strays(self.step)
 
+    def regathered(self) -> int:
+        """All weights; small ones, which DeepSpeed keeps, and those that no gradient passes are not gathered again."""
+        sizes = (getattr(p, "ds_numel", p.numel()) * p.element_size() for p in self.step.parameters())
+        return sum(sizes)
+
     @contextmanager
     def _its_linear(self) -> Iterator[None]:
         """Context manager: DeepSpeed's `linear` in place of PyTorch's, only while its step runs.

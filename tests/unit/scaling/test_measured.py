@@ -66,10 +66,10 @@ def test_what_strategies_send() -> None:
     mixed = [{"parameters": 200, "optimizer": 50}] * 4
     expected = {
         "ddp": (whole, 2 * 100, 0), "zero1": (mixed, 100, 100), "zero2": (mixed, 100, 100),
-        "zero3": (part, 100, 400), "fsdp2": (part, 100, 300),
+        "zero3": (part, 100, 250), "fsdp2": (part, 100, 250),
     }  # fmt: skip
     for engine, (held, gradients, weights) in expected.items():
-        found = traffic(engine, held, 4, 7.0)
+        found = traffic(engine, held, 4, 7.0, regathered=50)
         assert found == {"features": 7, "gradients": 0.75 * gradients, "weights": 0.75 * weights}, engine
     assert set(traffic("single", whole[:1], 1, 0.0).values()) == {0.0}
     with pytest.raises(ValueError, match="'other' is not known"):
