@@ -16,6 +16,7 @@ import numpy as np
 
 from ccr_dist.data.media import decode
 from ccr_dist.data.storage import remote, store
+from ccr_dist.data.storage.object_store import as_url
 from ccr_dist.data.table import records, seal
 from ccr_dist.data.table.dataset_rows import DatasetRows
 from ccr_dist.data.table.names import is_column_name, maker
@@ -237,12 +238,16 @@ class Recorded:
     @property
     def remedy(self) -> str:
         """The command that makes the missing shards of this column, as far as is known."""
-        made_there = self.dataset.place in str(self.provenance.get("command"))  # by a job on the store itself
-        if self.dataset.remote and self.dataset.remote.mirror and not made_there:
+        if self.dataset.remote and self.dataset.remote.mirror and not self._made_in_store():
             return f"ccr-dist shards push FOLDER {self.dataset.place}"
         if "indexed" in self.plan:
             return str(self.provenance.get("command", "ccr-dist shards index"))
         return str(self.provenance.get("command", maker(self.name, self.dataset.place)))
+
+    def _made_in_store(self) -> bool:
+        """Whether the column's command names the URL of the dataset, or of a folder above it."""
+        urls = (as_url(word) for word in str(self.provenance.get("command")).split())
+        return any(f"{self.dataset.place}/".startswith(f"{url}/") for url in urls if url)
 
     def require_complete(self) -> None:
         """Requires all shards, made from the present content of other columns.

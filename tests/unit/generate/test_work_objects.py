@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -271,6 +272,21 @@ def test_what_a_reader_has_not_listed_yet_is_not_lost(plain: object) -> None:
     assert one.commit(work, lambda: 0, {})
     column = Dataset(URL).column(XX)
     assert column.lost() == {} and column.finished() == {0}
+
+
+@pytest.mark.parametrize("named", [URL, "memory://bucket", None])
+def test_verify_names_the_command_that_makes_the_rest(
+    plain: object, named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["/usr/bin/ccr-dist", "translate", *([named] if named else []), "--engine", "shout", "--to", "xx"]
+    monkeypatch.setattr(sys, "argv", command)
+    one, work = taken()
+    work.keep([(row, RowOutcome(["x"])) for row in (0, 1)])
+    one.commit(work, lambda: 0, {})
+    bench().take(1)
+    (problem,) = verify(URL, fast=True)
+    remedy = f"ccr-dist translate {named} --engine shout --to xx" if named else f"ccr-dist shards push FOLDER {URL}"
+    assert problem.what == f"1 of 2 shards are not finished: 000001; to make them: {remedy}"
 
 
 def test_status_and_progress_tell_of_work_in_the_store(plain: object) -> None:
