@@ -88,7 +88,7 @@ class LayeredEncoder(SentenceBackbone):
         return {**super().description(), "layers": list(self.layers)}
 
     @property
-    def tower(self) -> TextTower:  # type: ignore[override]
+    def tower(self) -> TextTower:
         """None: a tower ends in one layer."""
         raise ConfigError(
             f"method.query.layers: {list(self.layers)} of '{self.short}' are pooled beside each other, which this form"
