@@ -17,7 +17,6 @@ from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import CcrError, ConfigError
 from ccr_dist.methods.base import Method
 from ccr_dist.methods.build import build_method
-from ccr_dist.models.backbones.weightless import without_weights
 from ccr_dist.train.assemble import training_texts
 from ccr_dist.train.inputs import train_sets
 from ccr_dist.train.strategies.strategy import Strategy
@@ -78,7 +77,7 @@ def built(config: RunConfig, mode: Any, texts: Sequence[str] | None) -> Method:
             raise
 
     try:
-        with without_weights(), _without_contents(mode):
+        with _without_contents(mode):
             method = build_method(config, texts=vocabulary())
     except CcrError as error:
         if unread:
@@ -226,7 +225,9 @@ def _visual_shape(config: RunConfig, method: Method, fields: Fields, stage: str)
             wanted = method.backbone.image_tokens(pixels) if fields.many else method.backbone.image_features(pixels)
         return tuple(wanted.shape[1:])
     if found is None:
-        return tuple(method.image_transform()(Image.new("RGB", (64, 64))).shape)
+        transform: Any = method.image_transform()
+        drawn = {"seed": 0} if getattr(transform, "random", False) else {}
+        return tuple(transform(Image.new("RGB", (64, 64)), **drawn).shape)
     return found if not fields.many or len(found) > 1 else (1, *found)
 
 

@@ -36,7 +36,8 @@ class Live:
     """Bytes that are live at one moment of a step, beside parameters and what a strategy holds.
 
     Attributes:
-        phase: start, forward, losses, backward, reduce (the end of the backward, all gradients there) or update.
+        phase: start, opening (of the forward, before the first frozen block), forward, losses, backward, reduce (its
+            end, all gradients there) or update.
         activations: what the forward has made and keeps.
         loss: logits, labels and whatever else the losses make.
         gathered: features of all ranks.
@@ -70,6 +71,8 @@ class Meter(TorchDispatchMode):
     Attributes:
         operators: what was called, by phase.
         gathered: most bytes of gathered features at once.
+        opened: whether a frozen block has run.
+        touched: storages that some operator has read or written.
     """
 
     def __init__(self, what: str) -> None:
@@ -77,6 +80,8 @@ class Meter(TorchDispatchMode):
         self._what, self._phase = what, "start"
         self.operators = Operators()
         self.gathered = 0
+        self.opened = False
+        self.touched: set[int] = set()
         self._bytes: dict[str, int] = defaultdict(int)
         self._storages: dict[int, list[Any]] = {}  # address -> [reference, part, bytes]
         self._highest: dict[tuple[str, float], tuple[float, Live]] = {}
@@ -87,6 +92,10 @@ class Meter(TorchDispatchMode):
         """A phase begins, and the one before has ended."""
         self._phase = phase
         self._look()
+
+    def first_block(self, *_: Any) -> None:
+        """A frozen block runs, as a hook before its forward; until the first of them a forward is "opening"."""
+        self.opened = True
 
     def watch(self, parameters: Iterable[nn.Parameter]) -> None:
         """What these parameters collect counts as gradients, and not as temporaries."""
@@ -138,6 +147,7 @@ class Meter(TorchDispatchMode):
     def _hold(self, result: Any, func: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Notes storages that the operator has made: those of results that are no argument's."""
         part, given = None, {each.untyped_storage()._cdata for each in _strided((args, kwargs))}
+        self.touched |= given
         for each in _strided(result):
             storage = each.untyped_storage()
             key = storage._cdata
@@ -195,13 +205,13 @@ class Meter(TorchDispatchMode):
         gradients = self._bytes["gradients"]
         beside = sum(self._bytes.values()) - gradients
         self.gathered = max(self.gathered, self._bytes["gathered"])
-        live = None
+        live, phase = None, "opening" if self._phase == "forward" and not self.opened else self._phase
         for share in SHARES:
             value = beside + share * gradients
-            known = self._highest.get((self._phase, share))
+            known = self._highest.get((phase, share))
             if known is None or value > known[0]:
-                live = live or self._now(self._phase)
-                self._highest[self._phase, share] = (value, live)
+                live = live or self._now(phase)
+                self._highest[phase, share] = (value, live)
 
 
 def _strided(values: Any) -> list[Tensor]:

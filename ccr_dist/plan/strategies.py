@@ -105,16 +105,18 @@ def _fsdp2(trace: Trace, moment: Live) -> Kept:
     """
     weights, state = _own(trace)
     world, blocks = trace.world, sum(trace.blocks)
+    before_blocks = moment.phase == "opening" or (not trace.opened and moment.phase in ("losses", "backward"))
     cut = trace.frozen_bytes - trace.whole
     root = cut - blocks + trace.trained_bytes
     shard = sum(_partition(n, world) for n in trace.tensors)
-    frozen = trace.whole + -(-cut // world)
+    frozen = trace.whole + trace.shared + -(-cut // world)
     gathered_frozen = gathered_trained = gradients = workspace = 0
     largest = max(trace.blocks, default=0)
-    if moment.phase in ("start", "forward", "losses", "backward"):
+    if moment.phase in ("start", "opening", "forward", "losses", "backward"):
         gathered_frozen, gathered_trained = cut - blocks, trace.trained_bytes
         gradients = moment.gradients
-        workspace = root if moment.phase == "start" else 2 * largest
+        # torch keeps what it gathered into until the next group is gathered
+        workspace = root if moment.phase == "start" or before_blocks else 2 * largest
     elif moment.phase == "reduce":
         gradients, workspace = moment.gradients, trace.trained_bytes + shard
     elif moment.phase == "update":
@@ -129,6 +131,9 @@ def _fsdp2(trace: Trace, moment: Live) -> Kept:
 
 
 def _zero3(trace: Trace, moment: Live, touched: bool, *, offload: bool) -> Kept:
+    """Parts of weights, a flat copy of them, of gradients and moments, and one bucket, all the time; beside them what
+    is gathered.
+    """
     weights, state = _own(trace)
     world = trace.world
     part = sum(_partition(n, world) for n in trace.tensors)
@@ -136,11 +141,14 @@ def _zero3(trace: Trace, moment: Live, touched: bool, *, offload: bool) -> Kept:
     small = FP32 * sum(n for n in (*trace.tensors, *trace.frozen_tensors) if n < PERSISTENT)
     bucket = min(FP32 * BUCKET, trace.trained_bytes) if touched else FP32 * BUCKET
     frozen = trace.whole + (0 if offload else -(-cut // world))
-    live = gradients = 0
-    if moment.phase in ("forward", "losses", "backward"):
-        live = min(trace.trained_bytes + cut, FP32 * REUSED)
-    if moment.phase in ("backward", "reduce", "update"):
-        gradients = 0 if offload else part * (2 if moment.phase == "update" else 1)
+    # what is used again is kept; what is next, such as a frozen tower, is fetched ahead
+    live, gradients = 0, 0 if offload else part
+    if moment.phase in ("opening", "forward"):
+        live = min(trace.used, FP32 * REUSED)
+    elif moment.phase in ("losses", "backward"):
+        live = min(trace.used, trace.trained_bytes, FP32 * REUSED)
+    elif moment.phase == "update":
+        gradients *= 2
     return Kept(
         frozen=frozen,
         trained=(0 if offload else 2 * part) + weights + small,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ccr_dist.config import RunConfig, StageConfig
 from ccr_dist.losses.context import Context
 from ccr_dist.methods.base import Method
+from ccr_dist.models.backbones.weightless import without_weights
 from ccr_dist.plan.fake_rank import (
     FakeStrategy,
     batch_of,
@@ -75,6 +76,9 @@ class Trace:
         used_again: bytes of those of `blocks` that the backward needs once more.
         groups: elements of trained parameters in each group of the optimiser.
         whole: bytes of `frozen_bytes` that no strategy cuts: buffers, scalars, copies outside of the step.
+        shared: bytes of weights in the step that something outside of it holds, too; fsdp2 cuts only the step's.
+        opened: whether some block of `blocks` runs in the forward.
+        used: bytes of the step's parameters that it computes with.
         auxiliary: bytes of networks with optimisers of their own, once (their weights).
         average: bytes of a moving average of the weights, whole.
         lazy: bytes of embedding tables whose rows are updated lazily, part of `trained_bytes`.
@@ -107,6 +111,9 @@ class Trace:
     blocks: tuple[int, ...] = ()
     groups: tuple[int, ...] = ()
     whole: int = 0
+    shared: int = 0
+    opened: bool = False
+    used: int = 0
     auxiliary: int = 0
     average: int = 0
     opinion: int | None = None
@@ -149,7 +156,7 @@ def trace(
 
     settings = settings_of(config, stage)
     config = _as_asked(config, precision, checkpointing, micro_batch)
-    with fake_processes(world), conversions():
+    with fake_processes(world), conversions(), without_weights():
         method = built(config, FakeTensorMode(allow_non_fake_inputs=True), texts)
         return _traced(config, stage, settings, method, world, tokens, opinion)
 
@@ -199,6 +206,8 @@ def _traced(
         _first_update(each.trained.values(), each.optimizer)
     meter = Meter(f"{config.name}: method {config.method.name!r}, stage '{stage}'")
     meter.watch(engine.trained.values())
+    for block in blocks(step):
+        block.register_forward_pre_hook(meter.first_block)
     engine.train()
     outside = _outside(step, method)
     other = Opinion([step, *method.aux.values(), engine.optimizer, *outside, *batch.tensors()]) if opinion else None
@@ -242,6 +251,9 @@ def _traced(
         blocks=tuple(sum(map(_bytes, _unique(block.parameters()))) for block in blocks(step)),
         groups=tuple(sum(p.numel() for p in group["params"]) for group in engine.optimizer.param_groups),
         whole=sum(map(_bytes, fixed)),
+        shared=_shared(step, method),
+        opened=meter.opened,
+        used=sum(_bytes(p) for p in step.parameters() if p.untyped_storage()._cdata in meter.touched),
         auxiliary=sum(_bytes(p) for network in method.aux.values() for p in network.parameters()),
         average=sum(map(_bytes, trained.values())) if settings.ema else 0,
         opinion=other.peak if other else None,
@@ -263,6 +275,15 @@ def _outside(step: Step, method: Method) -> list[Tensor]:
     modules = [each for each in vars(method).values() if isinstance(each, nn.Module)]
     found = _unique(each for module in modules for each in [*module.parameters(), *module.buffers()])
     return [each for each in found if id(each) not in inside]
+
+
+def _shared(step: Step, method: Method) -> int:
+    """Bytes of the step's parameters that modules outside of it hold, too."""
+    inside, own = {id(parameter) for parameter in step.parameters()}, set(map(id, step.modules()))
+    held = [each for each in vars(method).values() if isinstance(each, nn.Module)]
+    others = [module for each in held for module in each.modules() if id(module) not in own]
+    found = [p for module in others for p in module.parameters(recurse=False) if id(p) in inside]
+    return sum(map(_bytes, _unique(found)))
 
 
 def _unique(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -34,15 +34,7 @@ WORDS = 20  # of a caption
 COLUMNS = ("caption.en", "caption.pt.mt", "caption.en.back-pt-mt", "description.mllm")
 # method, strategy, processes, batch, runtime
 CASES: list[tuple[str, str, int, int, dict[str, Any]]] = [
-    ("full", "single", 1, 32, {}),
-    ("full", "single", 1, 32, {"gradient_checkpointing": True}),
-    ("full", "single", 1, 32, {"precision": "bf16"}),
-    ("full", "single", 1, 64, {"micro_batch": 16}),
     ("full", "ddp", 2, 32, {}),
-    ("full", "zero2", 2, 16, {}),
-    ("full", "fsdp2", 2, 16, {}),
-    ("full", "zero3", 2, 16, {}),
-    ("full", "zero1", 2, 16, {}),
     ("dasd", "single", 1, 32, {}),
     ("full", "ddp", 4, 16, {}),
     ("leccr", "single", 1, 8, {}),
@@ -52,6 +44,14 @@ CASES: list[tuple[str, str, int, int, dict[str, Any]]] = [
     ("full", "ddp", 2, 32, {"micro_batch": 4, "gradient_checkpointing": True}),
     ("full", "zero2", 4, 16, {}),
     ("dasd", "fsdp2", 2, 16, {}),
+    ("full", "zero2", 2, 16, {}),
+    ("full", "fsdp2", 2, 16, {}),
+    ("full", "zero3", 2, 16, {}),
+    ("full", "zero1", 2, 16, {}),
+    ("full", "single", 1, 32, {}),
+    ("full", "single", 1, 32, {"gradient_checkpointing": True}),
+    ("full", "single", 1, 32, {"precision": "bf16"}),
+    ("full", "single", 1, 64, {"micro_batch": 16}),
 ]
 
 
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument(
         "--kept", type=Path, help="a file of JSON lines: what is measured is kept there, and not measured again"
     )
+    parser.add_argument("--predict", action="store_true", help="only those in --kept: predict them again")
     parser.add_argument("--save", action="store_true", help="keep the JSON in results/")
     asked = parser.parse_args()
     if "MALLOC_MMAP_THRESHOLD_" not in os.environ:  # glibc reads it at the start of a process
@@ -75,14 +76,14 @@ def main() -> None:
         built: set[int] = set()
         for method, strategy, world, batch, runtime in CASES:
             name = " ".join([method, strategy, f"x{world}", str(batch), *(f"{k}={v}" for k, v in runtime.items())])
-            if asked.only not in name:
+            known = next((each["measured"] for each in kept if each["name"] == name), None)
+            if asked.only not in name or (asked.predict and known is None):
                 continue
             root = Path(folder) / f"train{batch}"
-            if batch not in built:
+            if batch not in built and known is None:
                 build(root, batch)
                 built.add(batch)
             config = config_of(method, root, batch, runtime, asked.backbone)
-            known = next((each["measured"] for each in kept if each["name"] == name), None)
             lines.append({"name": name, **line(config, strategy, world, Path(folder), known)})
             print(json.dumps(lines[-1]), file=sys.stderr, flush=True)
             if asked.kept and "failed" not in lines[-1] and known is None:
@@ -197,7 +198,7 @@ def measured(given: dict[str, Any]) -> dict[str, Any] | None:
     config = from_dict(given["config"], name="bench")
     name = list(config.stages)[-1]
     strategy = Strategy(config.runtime, name=given["strategy"] if given["world"] > 1 else None)
-    warm_up(strategy)
+    warm_up(strategy, config.stages[name])
     method = build_method(config, texts=training_texts(config))
     method.gradient_checkpointing = config.runtime.gradient_checkpointing
     method.backbone.slices = not strategy.shards_weights
@@ -231,21 +232,29 @@ def tensors(method: Any) -> int:
     return sum(storages.values())
 
 
-def warm_up(strategy: Any) -> None:
+def warm_up(strategy: Any, settings: Any) -> None:
     """Libraries load code and make buffers when they are first used; that is the process', not the step's."""
     import torch
     from torch import nn
 
-    layer = nn.TransformerEncoderLayer(256, 4, 512, batch_first=True)
-    model = nn.Sequential(nn.Conv2d(3, 256, 16, 16), nn.Flatten(2), nn.Linear(4, 4), nn.GELU())
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            pictures = nn.Sequential(nn.Conv2d(3, 256, 16, 16), nn.Flatten(2), nn.Linear(4, 4), nn.GELU())
+            self.backbone = nn.ModuleList([pictures, nn.TransformerEncoderLayer(256, 4, 512, batch_first=True)])
+
+        def forward(self, part: str, pixels: Any) -> Any:
+            pictures, layer = self.backbone
+            return layer(pictures(pixels).transpose(1, 2)).sum()
+
+    small = Small()
+    engine = strategy.engine(small, dict(small.named_parameters()), settings)
     for _ in range(2):
         with strategy.autocast():
-            out = layer(model(torch.randn(8, 3, 32, 32)).transpose(1, 2)).sum()
-        out.backward()
-    parameters = [*layer.parameters(), *model.parameters()]
-    torch.optim.AdamW(parameters, fused=True).step()
-    strategy.sum_gradients(parameters)
-    del layer, model, parameters, out
+            loss = engine("outputs", torch.randn(8, 3, 32, 32))
+        engine.backward(loss)
+        engine.update(1e-3)
+    del small, engine, loss
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ccr_dist.errors import ConfigError, EngineError
+from ccr_dist.models.backbones.weightless import only_architecture
 from ccr_dist.models.towers import TextTower
 
 Trained = Literal["none", "heads", "text", "all"]
@@ -136,6 +137,8 @@ class Backbone(nn.Module):
         return {**self.description(), "side": side, "digest": self._digest(side)}
 
     def _digest(self, part: str) -> str:
+        if only_architecture():
+            return "architecture alone"
         if self._unfrozen in ("all", part):
             self._digests.pop(part, None)
         if part not in self._digests:

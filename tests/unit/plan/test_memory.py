@@ -67,6 +67,23 @@ def test_fsdp2_cuts_weights_and_gathers_all_but_blocks() -> None:
     assert sum(update.values()) < sum(forward.values())
 
 
+def test_fsdp2_keeps_what_it_gathered_into_until_the_next_block() -> None:
+    opening, later = (
+        memory(traced(2, Live(phase, activations=50_000)), strategy="fsdp2") for phase in ("opening", "forward")
+    )
+    assert opening["workspace"] - later["workspace"] == (T + 4_000) - 2 * 6_000
+
+
+def test_weights_that_something_else_holds_are_whole_under_fsdp2() -> None:
+    plain, more = (memory(traced(2, UPDATE, shared=size), strategy="fsdp2") for size in (0, 700))
+    assert more["frozen"] - plain["frozen"] == 700
+
+
+def test_zero3_gathers_what_a_step_computes_with() -> None:
+    plain, more = (memory(traced(2, FORWARD, used=size), strategy="zero3") for size in (0, 5_000))
+    assert more["workspace"] - plain["workspace"] == 5_000
+
+
 def test_what_no_strategy_cuts_stays_whole() -> None:
     more = memory(traced(2, UPDATE, whole=8_000), strategy="fsdp2")["frozen"]
     assert more >= 8_000 + (F - 8_000) // 2

@@ -152,6 +152,9 @@ def test_counts_are_those_of_the_step_computed(values: dict[str, Any], plain: Tr
     assert sum(plain.flops.values()) == counter.get_total_flops()
     parts, held = memory(plain, strategy="single"), engine.held()
     assert parts["optimizer"] == held["optimizer"]
+    pictures = [p for name, p in method.backbone.named_parameters() if method.backbone.part_of(name) == "image"]
+    assert plain.shared == sum(p.numel() * p.element_size() for p in pictures)  # the teacher has them, too
+    assert plain.opened and plain.trained_bytes <= plain.used < held["parameters"]
     frozen = sum(p.numel() * p.element_size() for p in step.parameters() if not p.requires_grad)
     assert parts["trained"] + frozen == held["parameters"]
 
