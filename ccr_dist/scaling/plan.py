@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from ccr_dist.config import FitConfig, Frozen, RunConfig, as_dict
+from ccr_dist.devices import named
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.places import folder_to_make
@@ -226,6 +227,11 @@ def load_plan(path: str | Path) -> ScalingPlan:
     document = load(path)
     study = validate(ScalingStudy, document)
     folder_to_make(Path(study.out))
+    if study.device is not None:
+        try:
+            named(study.device)
+        except ConfigError as error:
+            raise ConfigError(f"{document.place(('device',))}: {error}") from None
     asked: list[tuple[Settings, KeyPath]] = [
         (settings, ("grid",)) for settings in (study.grid.settings() if study.grid else ())
     ]

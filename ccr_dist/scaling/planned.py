@@ -38,6 +38,8 @@ def planned(
         )
     except ConfigError as error:
         return {}, str(error)
+    except Exception as error:  # a fault of the planner must not keep what was measured from being reported
+        return {}, f"the planner failed: {type(error).__name__}: {error}"
     return {
         each.stage: {
             "seconds": each.seconds["step"],

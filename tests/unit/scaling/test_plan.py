@@ -75,6 +75,7 @@ def test_samples_instead_of_steps_and_rates_that_follow(base: Path, tmp_path: Pa
         ({"per_node": 1}, r"study\.yaml:\d+: per_node 1 with where: local and world 2"),
         ({"samples": 30, "warmup": 1}, r"samples 30: 2 steps of 12, of which 1 are warm-up"),
         ({"overrides": ["runtime.preci=1"]}, r"study\.yaml:\d+: .*preci"),
+        ({"device": "h1000"}, r"study\.yaml:\d+: device 'h1000'.*did you mean h100"),
         ({"config": "nowhere.yaml"}, r"study\.yaml:\d+: .*nowhere\.yaml: no such file"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ccr_dist.errors import ConfigError, DataError, OutOfMemoryError
-from ccr_dist.scaling import record
+from ccr_dist.scaling import planned, record
 from ccr_dist.scaling.plan import ScalingPlan
 from ccr_dist.scaling.report import markdown, write
 from ccr_dist.scaling.summary import summarise
@@ -80,6 +80,20 @@ def test_the_report_says_the_same_everywhere(base: Path, tmp_path: Path) -> None
     assert told["failed"][0]["exit"] == OutOfMemoryError.exit_code and "python -m ccr_dist train" in text
     for name in ("rate", "efficiency", "split", "memory", "traffic"):
         assert (tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_planner_that_fails_keeps_nothing_from_being_reported(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = scaling_runs.study(base, tmp_path, device="h100-80gb")
+    measure(plan, {1: (0.5, 0.5), 2: (0.3, 0.3)})
+
+    def fails(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(planned, "predict", fails)
+    text = markdown(summarise(tmp_path / "out"), ())
+    assert "No planner's curve: the planner failed: RuntimeError: no such operator." in text and "24 (24 to 24)" in text
 
 
 def test_quality_against_batch(base: Path, tmp_path: Path) -> None:
