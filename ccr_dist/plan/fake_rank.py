@@ -228,7 +228,9 @@ def _visual_shape(config: RunConfig, method: Method, fields: Fields, stage: str)
         transform: Any = method.image_transform()
         drawn = {"seed": 0} if getattr(transform, "random", False) else {}
         return tuple(transform(Image.new("RGB", (64, 64)), **drawn).shape)
-    return found if not fields.many or len(found) > 1 else (1, *found)
+    if fields.many:
+        return found if len(found) > 1 else (1, *found)
+    return found[1:] if len(found) > 1 and found[0] == 1 else found
 
 
 def _of_dataset(config: RunConfig, stage: str, column: str) -> tuple[int, ...] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,10 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ccr_dist.config import RunConfig
+from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError
 from ccr_dist.losses.context import Context
 from ccr_dist.methods.build import build_method
-from ccr_dist.methods.run_config import from_dict
+from ccr_dist.methods.run_config import from_dict, load_config
 from ccr_dist.plan.fake_rank import batch_of, fake_processes, largest_rows
 from ccr_dist.plan.memory import disagreement, memory
 from ccr_dist.plan.meter import Meter
@@ -26,6 +28,7 @@ from ccr_dist.train.optimizers.optimizer import make_optimizer
 from ccr_dist.train.record.flops import on_cpu
 from ccr_dist.train.strategies.replicated import Single
 from ccr_dist.train.strategies.strategy import Step
+from tests import toy
 from tests.tiny import TEXTS, tiny_clip_config, tiny_frontend_folder
 
 ROWS, TOKENS = 6, 10
@@ -238,3 +241,15 @@ def test_a_rank_of_a_run_plans_nothing() -> None:
 def test_modules_are_real_again_afterwards(plain: Trace) -> None:
     assert type(nn.Linear(2, 2).weight) is nn.Parameter
     assert plain.stage == "cma"
+
+
+def test_features_have_the_shape_that_the_dataset_gives_them(tmp_path: Path) -> None:
+    """One vector a row is read as one, and not as a picture of one token."""
+    given = load_config(toy.dasd(tmp_path), ["data.visual=feature.picture"])
+    wide = build_method(given, texts=TEXTS).backbone.dim
+    for split in ("train", "val", "test"):
+        toy.add_feature(Dataset.open(tmp_path / "data" / split), "feature.picture", np.zeros((30, wide)))
+    stage = given.method.training_stages()["cma"]
+    batch = batch_of(given, build_method(given, texts=TEXTS), fields_for(given, stage), "cma", ROWS, TOKENS)
+    assert batch.visual is not None and batch.visual.shape == (ROWS, wide)
+    assert trace(given, "cma", world=2).flops["losses"] > 0
