@@ -174,7 +174,8 @@ def predicted(given: dict[str, Any]) -> dict[str, Any]:
 
     config = from_dict(given["config"], name="bench")
     begun = time.perf_counter()
-    found = trace(config, list(config.stages)[-1], world=given["world"], tokens=WORDS + 2)
+    texts = [" ".join(["a"] * WORDS)]
+    found = trace(config, list(config.stages)[-1], world=given["world"], tokens=WORDS + 2, texts=texts)
     return {
         "seconds": round(time.perf_counter() - begun, 1),
         "parts": memory(found, strategy=given["strategy"], touched=True),
