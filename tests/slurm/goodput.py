@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.simulate import Job, simulate
+from ccr_dist.simulate.events import simulate
+from ccr_dist.simulate.schema import Job
 from tests.benchmarks.record import record
 from tests.slurm.cluster import OVER, Cluster, until
 from tests.slurm.experiment import Experiment, Ground, Run, training

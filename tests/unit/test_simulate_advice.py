@@ -9,8 +9,9 @@ import pytest
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.resources import RATES
-from ccr_dist.simulate import advise, closed, load_rates
-from ccr_dist.simulate.schema import DAY
+from ccr_dist.simulate import closed
+from ccr_dist.simulate.advise import advise
+from ccr_dist.simulate.schema import DAY, load_rates
 from ccr_dist.simulate.times import Times
 
 MINUTE = 60.0

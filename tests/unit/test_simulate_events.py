@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.simulate import Cause, Job, closed, load_rates, simulate
+from ccr_dist.simulate import closed
 from ccr_dist.simulate.clocks import Clocks
 from ccr_dist.simulate.curve import closed_form, curve
+from ccr_dist.simulate.events import simulate
 from ccr_dist.simulate.outcome import STATES, Estimate
 from ccr_dist.simulate.published import job_of, published
-from ccr_dist.simulate.schema import DAY, in_repair
+from ccr_dist.simulate.schema import DAY, Cause, Job, in_repair, load_rates
 from ccr_dist.simulate.slow import Slow
 
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from ccr_dist.simulate import Job, simulate
+from ccr_dist.simulate.events import simulate
 from ccr_dist.simulate.outcome import STATES
+from ccr_dist.simulate.schema import Job
 
 LENGTH = 4000
 
