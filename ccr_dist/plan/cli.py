@@ -96,7 +96,7 @@ def run(
     import json
 
     from ccr_dist.methods.run_config import load_config
-    from ccr_dist.plan.calibrate import calibrated
+    from ccr_dist.plan.measure import calibrated
     from ccr_dist.plan.messages import STRATEGIES
     from ccr_dist.plan.predict import Traces
     from ccr_dist.plan.recommend import options, recommend
@@ -112,7 +112,7 @@ def run(
     if calibration is not None:
         (file_to_make if measure else file_to_read)(calibration)
     traces = Traces(read)
-    speeds = calibrated(read, traces, measure=measure, path=calibration, precisions=precisions, processes=max(counts))
+    speeds = calibrated(read, traces, fresh=measure, path=calibration, precisions=precisions, processes=max(counts))
     if found is None and speeds is None:
         raise ConfigError("--device is missing: name a GPU, such as --device h100-80gb, or measure here with --measure")
     per_node = nodes_of or (found.node.gpus if found is not None else max(counts))
@@ -124,7 +124,8 @@ def run(
         for count in counts
     }  # fmt: skip
     words = " ".join([str(config), *(overrides or ())])
-    best = {count: recommend(read, each, per_node=per_node, path=words) for count, each in every.items()}
+    gpu = speeds is None or speeds.machine["device"] == "cuda"
+    best = {count: recommend(read, each, per_node=per_node, path=words, gpu=gpu) for count, each in every.items()}
     broken = []
     if failures is not None:
         from ccr_dist.plan.failures import interrupted, rates_of

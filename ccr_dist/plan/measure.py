@@ -7,6 +7,7 @@ and memory. Rates are those of the fastest quarter of repetitions: other work on
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import tempfile
 import time
@@ -21,16 +22,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ccr_dist.config import RunConfig
 from ccr_dist.environment import environment, meminfo
 from ccr_dist.errors import ConfigError
-from ccr_dist.plan.calibration import Calibration, Product
+from ccr_dist.plan.calibration import Calibration, Product, read, write
 from ccr_dist.plan.operators import Kind, Operators
+from ccr_dist.plan.predict import Traces, stages_of
 
 Clock = Literal["wall", "cpu"]
 Shape = tuple[str, int, int, int, int]  # name, m, n, k, batch of a `Kind`
 SIZES = (1 << 14, 1 << 18, 1 << 22, 1 << 25)  # elements of tensors whose operators move bytes
 ENDS = (1 << 10, 1 << 22)  # elements of the buffers by which collectives are measured
 GRID = (32, 256, 1024)  # rows, columns and depth of products that are always measured
+MOST = 24  # shapes of a run that are measured, those with most FLOPs
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -267,3 +271,50 @@ def collectives(stopwatch: _Stopwatch, processes: int) -> tuple[dict[str, float]
         beta[name] = max((spent[1] - spent[0]) / (large - small), 1e-15)
         alpha[name] = max(spent[0] - beta[name] * small, 1e-9)
     return alpha, beta
+
+
+def calibrated(
+    config: RunConfig,
+    traces: Traces,
+    *,
+    fresh: bool,
+    path: Path | None,
+    precisions: Sequence[str],
+    processes: int,
+) -> Calibration | None:
+    """The calibration to plan with.
+
+    Args:
+        config: of the run: its own shapes are measured, and its folder is where the file goes by default.
+        traces: of its stages.
+        fresh: measure this machine now, and keep the result.
+        path: the file; None: OUT/calibrations/NAME.json if something is measured.
+        precisions: that are measured.
+        processes: the largest number of ranks that is planned.
+
+    Returns:
+        None: neither measured nor named.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if not fresh:
+        return None if path is None else read(path)
+    local = min(processes, torch.cuda.device_count() if torch.cuda.is_available() else 4)
+    kinds = shapes(traces, list(stages_of(config)), local)
+    found = measure(processes=local, precisions=precisions, kinds=kinds, threads=config.runtime.threads)
+    where = path or Path(config.out) / "calibrations" / f"{re.sub('[^A-Za-z0-9.]+', '-', found.name)}-{local}.json"
+    where.parent.mkdir(parents=True, exist_ok=True)
+    write(found, where)
+    return found
+
+
+def shapes(traces: Traces, stages: Sequence[str], world: int) -> list[Kind]:
+    """The operators of a run that compute most, the most expensive first."""
+    total: dict[Kind, float] = {}
+    for stage in stages:
+        for kinds in traces.of(stage, world).operators.values():
+            for kind, count in kinds.items():
+                if kind.flops:
+                    total[kind] = total.get(kind, 0.0) + kind.flops * count
+    return sorted(total, key=lambda kind: -total[kind])[:MOST]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -199,7 +198,9 @@ def refusal(config: RunConfig, strategy: str, precision: str, gpus: int) -> str 
     return None
 
 
-def recommend(config: RunConfig, found: Sequence[Option], *, per_node: int, path: str) -> Recommendation:
+def recommend(
+    config: RunConfig, found: Sequence[Option], *, per_node: int, path: str, gpu: bool = True
+) -> Recommendation:
     """The option to take among those on the same number of GPUs.
 
     Args:
@@ -207,6 +208,7 @@ def recommend(config: RunConfig, found: Sequence[Option], *, per_node: int, path
         found: its options.
         per_node: GPUs of a node.
         path: the run config's file and its overrides, as typed.
+        gpu: whether it is planned for GPUs, and not for CPUs.
     """
     gpus = found[0].gpus
     fitting = [each for each in found if each.fits]
@@ -219,8 +221,8 @@ def recommend(config: RunConfig, found: Sequence[Option], *, per_node: int, path
         gpus,
         chosen,
         _reason(chosen, fastest, found),
-        command=_command(config, chosen, per_node, path),
-        step=_pipeline_step(chosen, per_node, path, config) if gpus > per_node else "",
+        command=_command(config, chosen, per_node, path, gpu),
+        step=_pipeline_step(config, chosen, per_node, path, gpu) if gpus > per_node else "",
     )
 
 
@@ -261,10 +263,9 @@ def profile(strategy: str, gpu: bool) -> str:
     return {"single": "ddp"}.get(strategy, strategy) if gpu else {"single": "cpu", "ddp": "cpu"}.get(strategy, strategy)
 
 
-def _command(config: RunConfig, chosen: Option, per_node: int, path: str) -> str:
+def _command(config: RunConfig, chosen: Option, per_node: int, path: str, gpu: bool) -> str:
     words = _changed(config, chosen)
     train = " ".join(["train", path, *words])
-    gpu = all(each.room_bytes for each in chosen.stages)
     if chosen.gpus == 1:
         return f"ccr-dist {train}"
     nodes = chosen.gpus // per_node if chosen.gpus > per_node else 1
@@ -289,16 +290,16 @@ def _changed(config: RunConfig, chosen: Option) -> list[str]:
     ]
 
 
-def _pipeline_step(chosen: Option, per_node: int, path: str, config: RunConfig) -> str:
-    words = shlex.split(path) + _changed(config, chosen)
+def _pipeline_step(config: RunConfig, chosen: Option, per_node: int, path: str, gpu: bool) -> str:
+    words = " ".join([path, *_changed(config, chosen)])
     return "\n".join(
         [
             "steps:",
             "  train:",
-            f"    command: train {' '.join(words)}",
+            f"    command: train {words}",
             f"    nodes: {chosen.gpus // per_node}",
-            f"    gpus: {per_node}",
-            f"    launch: {profile(chosen.strategy, True)}",
+            f"    {'gpus' if gpu else 'ranks'}: {per_node}",
+            f"    launch: {profile(chosen.strategy, gpu)}",
         ]
     )
 

@@ -29,10 +29,9 @@ from typing import Any
 import torch
 
 from ccr_dist.methods.run_config import load_config
-from ccr_dist.plan.calibrate import shapes
 from ccr_dist.plan.calibration import fitted
 from ccr_dist.plan.machine import machine_of
-from ccr_dist.plan.measure import measure
+from ccr_dist.plan.measure import measure, shapes
 from ccr_dist.plan.predict import Traces
 from ccr_dist.plan.seconds import step_time
 from tests import tiny, toy
@@ -79,35 +78,41 @@ def cases(folder: Path) -> list[Case]:
     tiny.tiny_frontend_folder(folder / "mbert", toy.ALL_TEXTS)
     small, large = model(folder / "small", 128, 4), model(folder / "large", 256, 6)
     front = {"embeddings": str(folder / "mbert"), "rows": "all"}
-    stage = {"batch": 64, "lr": 1e-4, "warmup": 0, "steps": 8}
+    stage = {"lr": 1e-4, "warmup": 0, "steps": 8}
 
     def run(name: str, backbone: dict[str, Any], method: dict[str, Any], *stages: str) -> str:
-        made = toy.config(folder, method, dict.fromkeys(stages, stage), backbone=backbone, name=name)
+        made = toy.config(
+            folder,
+            method,
+            {key: {**stage, "batch": 64 if method is clip else 32} for key in stages},
+            backbone=backbone,
+            name=name,
+        )
         return str(made)
 
     clip = {"name": "english", "train": "all"}
     whole = run("clip", small, clip, "english")
     larger = run("clip-large", large, clip, "english")
     dasd = run("dasd", large, {"name": "dasd", "rank": 16, "frontend": front}, "cla", "cma")
-    lora = run("lora", large, {"name": "lora", "rank": 8}, "cla", "cma")
+    lora = run("lora", large, {"name": "lora", "rank": 8, "frontend": front}, "cla", "cma")
 
     def batch(rows: int) -> tuple[str, ...]:
         return (f"stages.english.batch={rows}",)
 
     return [
         Case("CLIP, batch 64", whole, 1, fits=True),
-        Case("dasd, batch 64", dasd, 1, fits=True),
+        Case("dasd, batch 32", dasd, 1, fits=True),
         Case("CLIP, batch 32", whole, 1, overrides=batch(32)),
         Case("CLIP, batch 128", whole, 1, overrides=batch(128)),
         Case("CLIP, batch 128 in parts of 32", whole, 1, overrides=(*batch(128), "runtime.micro_batch=32")),
         Case("CLIP, large, batch 64", larger, 1),
         Case("CLIP, large, batch 64, checkpointing", larger, 1, overrides=("runtime.gradient_checkpointing=true",)),
-        Case("lora, large, batch 64", lora, 1),
+        Case("lora, batch 32", lora, 1),
         Case("CLIP, batch 64", whole, 2),
         Case("CLIP, large, batch 64", larger, 2),
-        Case("dasd, batch 64", dasd, 2),
+        Case("dasd, batch 32", dasd, 2),
         Case("CLIP, batch 128", whole, 4, overrides=batch(128)),
-        Case("dasd, batch 64", dasd, 4),
+        Case("dasd, batch 32", dasd, 4),
     ]
 
 

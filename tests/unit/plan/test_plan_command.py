@@ -88,6 +88,20 @@ def test_what_cannot_be_planned(config: Path, words: tuple[str, ...], said: str)
     assert said in " ".join(text.split())
 
 
+@pytest.mark.slow
+def test_this_machine_is_measured_and_planned(config: Path, tmp_path: Path) -> None:
+    """Two processes of a CPU; the file is used again, and says what it does not know."""
+    file = tmp_path / "here.json"
+    words = (config, "--strategies", "ddp", "--calibration", file, "--json")
+    first = json.loads(said(*words, "--gpus", "1,2", "--measure"))
+    again = json.loads(said(*words, "--gpus", "1,2"))
+    assert first == again and "torch" in first["device"]
+    steps = [each["stages"][0]["seconds"] for each in first["options"]]
+    assert all(step["compute"] > 0 and step["overhead"] > 0 for step in steps) and steps[1]["collectives"] > 0
+    assert "accelerate/cpu.yaml" in first["recommendations"][1]["command"]
+    assert "has no speeds for bf16" in refused(*words, "--precision", "bf16")
+
+
 def test_a_link_without_speed_is_refused(config: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("gpus: {mine: {title: mine, bandwidth: 0}}\n")
