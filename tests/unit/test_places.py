@@ -35,6 +35,7 @@ NOWHERE = "/proc/ccr-dist"  # a folder that nobody can make, not even root
 # A line for every command that makes a folder, which is FILE here.
 LINES = [
     "init FILE",
+    "plan run DASD --gpus 1 --measure --calibration FILE/below",
     "train DASD out=FILE",
     "train DASD out=FILE/below --seeds 0,1",
     "evaluate CLIP out=FILE",
@@ -194,6 +195,8 @@ FILES_TO_READ = [
     "search index --file FOLDER",
     "search index --picture FOLDER",
     "shards build FOLDER --out o",
+    "plan run FOLDER --gpus 8 --device h100-80gb",
+    "plan run DASD --gpus 8 --calibration FOLDER",
     "simulate FOLDER",
     "simulate --failures ./FOLDER --gpus 8",
     "shards build texts --out o file=FOLDER name=t",
