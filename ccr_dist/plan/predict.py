@@ -11,7 +11,7 @@ from ccr_dist.devices import Device
 from ccr_dist.errors import ConfigError
 from ccr_dist.plan.calibration import Calibration
 from ccr_dist.plan.machine import machine_of
-from ccr_dist.plan.memory import memory
+from ccr_dist.plan.memory import disagreement, memory
 from ccr_dist.plan.seconds import step_time
 from ccr_dist.plan.trace import Trace, trace
 
@@ -86,15 +86,20 @@ class Prediction:
 
 
 class Traces:
-    """Traces of a run's stages, each made once: strategies and devices share them.
+    """Traces of a run's stages, each made once: strategies and devices share them. For the first one of a stage torch
+    is asked for its opinion on the peak of memory, too.
 
     Args:
         config: of the run.
         make: makes one; `trace.trace`.
+
+    Attributes:
+        doubts: stage -> sentence for people, where torch's opinion is another one.
     """
 
     def __init__(self, config: RunConfig, make: Callable[..., Trace] = trace) -> None:
         self.config, self._make = config, make
+        self.doubts: dict[str, str | None] = {}
         self._known: dict[tuple[str, int, str, int], Trace] = {}
 
     def of(self, stage: str, world: int, precision: str | None = None, micro_batch: int | None = None) -> Trace:
@@ -103,7 +108,11 @@ class Traces:
         size = (runtime.micro_batch or 0) if micro_batch is None else micro_batch
         key = stage, world, precision or runtime.precision, size
         if key not in self._known:
-            self._known[key] = self._make(self.config, stage, world=world, precision=key[2], micro_batch=size)
+            made = self._make(
+                self.config, stage, world=world, precision=key[2], micro_batch=size, opinion=stage not in self.doubts
+            )
+            self.doubts.setdefault(stage, disagreement(made))
+            self._known[key] = made
         return self._known[key]
 
 
@@ -188,7 +197,7 @@ def predict(
                 hidden=time.hidden,
                 sent=time.sent,
                 steps=stage.steps,
-                notes=made.notes,
+                notes=(*made.notes, *filter(None, [traces.doubts[name]])),
             )
         )
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from ccr_dist.cli import app
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.plan import memory
 from ccr_dist.plan.jobs import Rate, Stopwatch, extrapolated, sampled
 from ccr_dist.plan.predict import Prediction
 from ccr_dist.plan.recommend import Option, profile, recommend
@@ -36,6 +38,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plan")
     stage = {"batch": 64, "lr": 1e-3, "steps": 100}
     return toy.config(folder, {"name": "english", "train": "all"}, {"english": stage}, data={"queries": {"en": "x"}})
+
+
+def test_another_opinion_on_memory_is_shown(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (config, "--gpus", "1", "--device", "h100-80gb")
+    assert "MemTracker" not in said(*words)
+    monkeypatch.setattr(memory, "FAR", 0.0)
+    assert re.search(r"note: stage 'english': torch's MemTracker sees a peak of .* than the .* planned", said(*words))
 
 
 def test_a_plan_as_json(config: Path) -> None:
