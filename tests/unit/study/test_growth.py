@@ -66,7 +66,7 @@ def growing(configs: Path, out: Path, **changes: object) -> Path:
     template = make_study(configs, out=str(out))
     rows = load_plan(template).study.rows
     zero, dasd = rows[0].config, rows[1].config
-    made = [{**base, "name": "zero", "label": "zero-shot", "config": zero}]
+    made: list[dict[str, object]] = [{**base, "name": "zero", "label": "zero-shot", "config": zero}]
     for size, x in zip(SIZES, X, strict=True):
         made.append({"name": f"dasd-{size}", "config": dasd, "curve": "DASD", "x": x})
         if size != "40k":

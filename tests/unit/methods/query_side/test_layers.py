@@ -99,9 +99,9 @@ def test_columns_and_starts_of_other_layers_or_prompts_are_refused(tmp_path: Pat
         still = load_config(residual, changes)
         with pytest.raises(ConfigError, match="its weights mean something else in this run"):
             train_run(still, Strategy(still.runtime))
-    other = load_config(residual, (*start[:1], "method.query.layers=[0,1]", "method.query.prompt=now ", "name=other",
-                                   "data.query_features={}"))  # fmt: skip
+    words = ["method.query.layers=[0,1]", "method.query.prompt=now ", "name=other", "data.query_features={}"]
+    prompted = load_config(residual, [*start[:1], *words])
     with pytest.raises(ConfigError, match="queries began with '' there, and begin with 'now ' here"):
-        train_run(other, Strategy(other.runtime))
+        train_run(prompted, Strategy(prompted.runtime))
     done = CliRunner().invoke(app, ["export", str(config.folder), "--to", "onnx", "--out", str(tmp_path / "out")])
     assert done.exit_code == 2 and "pooled beside each other" in done.output
