@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def is_run(path: Path) -> bool:
-    """Studies and pipelines are no run configs; study/test_plan.py and cluster/test_pipeline.py check them."""
-    return path.parent.name != "pipelines" and not (
+    """Studies, scaling studies and pipelines are no run configs; tests beside their code check them."""
+    return path.parent.name not in ("pipelines", "scaling") and not (
         path.parent.name == "studies" and "title" in yaml.safe_load(path.read_text())
     )
 

@@ -5,6 +5,7 @@ builds strictly.
 from __future__ import annotations
 
 import csv
+import difflib
 import importlib.util
 import re
 import shlex
@@ -93,7 +94,12 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 def test_generated_pages_are_those_of_the_code() -> None:
     pages = load(DOCS / "generate.py").pages()
     assert set(pages) <= set(GENERATED.glob("*.md"))
-    stale = [path.name for path, text in pages.items() if path.read_text(encoding="utf-8") != text]
+    kept = {path: path.read_text(encoding="utf-8") for path in pages}
+    stale = [
+        line
+        for path, text in pages.items()
+        for line in difflib.unified_diff(kept[path].splitlines(), text.splitlines(), path.name, n=0, lineterm="")
+    ]
     assert not stale, "run `python docs/generate.py` and commit what it writes"
 
 

@@ -18,6 +18,8 @@ from ccr_dist.methods.base import Method
 from ccr_dist.train.strategies.strategy import Step
 from tests import every_method, fake_device, leccr, small
 
+# It changes torch's devices for as long as the process lives; tests/procs/test_fake_devices.py gives it one of its own.
+pytestmark = pytest.mark.skipif("FAKE_DEVICE" not in os.environ, reason="run by tests/procs/test_fake_devices.py")
 DEVICE = os.environ.get("FAKE_DEVICE", fake_device.GADGET)
 
 

@@ -110,7 +110,7 @@ def test_what_is_freed_is_no_longer_live() -> None:
         meter.enter("losses")
         meter.enter("end")
     highest = {live.phase: live.beside for live in meter.moments()}
-    assert highest["forward"] == 2 * 4000  # the one that is read, and the one that is made
+    assert highest["opening"] == 2 * 4000  # the one that is read, and the one that is made; no frozen block has run
     assert highest["losses"] == 4000
 
 

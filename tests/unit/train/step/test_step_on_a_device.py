@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from ccr_dist.train.watch.signals import StopRequest
 from tests import fake_device, toy
 from tests.benchmarks.methods import order
 
+# It changes torch's devices for as long as the process lives; tests/procs/test_fake_devices.py gives it one of its own.
+pytestmark = pytest.mark.skipif("FAKE_DEVICE" not in os.environ, reason="run by tests/procs/test_fake_devices.py")
 STAGE = "cma"
 
 
