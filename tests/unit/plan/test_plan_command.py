@@ -47,6 +47,12 @@ def test_another_opinion_on_memory_is_shown(config: Path, monkeypatch: pytest.Mo
     assert re.search(r"note: stage 'english': torch's MemTracker sees a peak of .* than the .* planned", said(*words))
 
 
+def test_a_step_that_torch_does_not_follow_is_planned(tmp_path: Path) -> None:
+    """DASD's discriminator runs twice in a step, which MemTracker refuses."""
+    found = said(toy.dasd(tmp_path), "--gpus", "2", "--device", "h100-80gb", "--strategies", "ddp")
+    assert "ccr_dist train" in found and "note: stage 'cla': torch's MemTracker, the second opinion" in found
+
+
 def test_a_plan_as_json(config: Path) -> None:
     words = (config, "--gpus", "1,16", "--device", "h100-80gb", "--strategies", "ddp,fsdp2", "--json")
     found = json.loads(said(*words, "--failures", "llama3"))
