@@ -10,7 +10,14 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 
 class _Tracker(MemTracker):
-    """Hooks no gradients of modules with frozen parameters, which it would ask for theirs; sums are the same."""
+    """Hooks no gradients of modules with frozen parameters, which it would ask for theirs; sums are the same. A module
+    that runs again, as a discriminator does, is taken up anew, where MemTracker would refuse it.
+    """
+
+    def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None:
+        if not self._mod_tracker.is_bw:
+            self.memory_tracking.pop(module, None)
+        super()._pre_fw_hook(module, inputs)
 
     def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> Any:
         trained = all(parameter.requires_grad for parameter in module.parameters())

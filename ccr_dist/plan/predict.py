@@ -94,7 +94,7 @@ class Traces:
         make: makes one; `trace.trace`.
 
     Attributes:
-        doubts: stage -> sentence for people, where torch's opinion is another one, or it has none.
+        doubts: stage -> sentence for people, where torch's opinion is another one.
     """
 
     def __init__(self, config: RunConfig, make: Callable[..., Trace] = trace) -> None:
@@ -108,19 +108,10 @@ class Traces:
         size = (runtime.micro_batch or 0) if micro_batch is None else micro_batch
         key = stage, world, precision or runtime.precision, size
         if key not in self._known:
-            asked: dict[str, Any] = {"world": world, "precision": key[2], "micro_batch": size}
-            if stage not in self.doubts:
-                try:
-                    made = self._make(self.config, stage, **asked, opinion=True)
-                    self.doubts[stage] = disagreement(made)
-                except NotImplementedError:
-                    made = self._make(self.config, stage, **asked)
-                    self.doubts[stage] = (
-                        f"stage '{stage}': torch's MemTracker, the second opinion on memory, follows no step in which"
-                        " a network runs several times"
-                    )
-            else:
-                made = self._make(self.config, stage, **asked)
+            made = self._make(
+                self.config, stage, world=world, precision=key[2], micro_batch=size, opinion=stage not in self.doubts
+            )
+            self.doubts.setdefault(stage, disagreement(made))
             self._known[key] = made
         return self._known[key]
 
