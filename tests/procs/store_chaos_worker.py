@@ -103,7 +103,7 @@ def one(url: str, folder: Path, expected: dict[str, bytes], dice: random.Random,
     disturb(url, folder, dice, **more)
     column = Store(f"{url}/{COLUMN}")
     # of shards that are refused because three owners were killed over them: as the message says
-    column.remove([name for name in column.listing("work/") if ".lease." in name])
+    column.remove([name for name in column.listing("jobs/") if ".lease." in name])
     assert ended(work(url, folder)) == 0, "the last run failed"
     names = [name for name in column.listing() if not name.endswith(".stats.json") and name != "column.json"]
     found = dict(zip(names, column.read(names), strict=True))

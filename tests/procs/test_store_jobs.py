@@ -103,14 +103,14 @@ def test_overload_and_lost_answers_change_nothing(url: str, server: str, tmp_pat
             "dataset.json: could be created a second time: this",
         ),
         (
-            ("PUT", "work/000000.lease.1", "denied", 9),
+            ("PUT", "jobs/000000.lease.1", "denied", 9),
             StorageError,
-            "work/000000.lease.1: Access Denied. .*see that you",
+            "jobs/000000.lease.1: Access Denied. .*see that you",
         ),
         (
             ("PUT", "000000.journal.1", "denied", 9),
             StorageError,
-            "work/000000.journal.1.[0-9a-f]{16}.000000: Access De",
+            "jobs/000000.journal.1.[0-9a-f]{16}.000000: Access De",
         ),
     ],
 )

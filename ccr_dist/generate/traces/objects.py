@@ -1,11 +1,11 @@
 """Leases and journals as objects in a store, so that workers of several clusters share a dataset without a shared
 folder.
 
-    COLUMN/work/000003.lease.2                  both lines of a lease, and a nonce in the first; created once
-    COLUMN/work/000003.beat.2.NONCE             the second line since then; replaced at every heartbeat
-    COLUMN/work/000003.journal.2.NONCE.000000   a journal's header and the merged rows; created once, like
-    COLUMN/work/000003.journal.2.NONCE.000001   ... a batch of rows, in an object of its own
-    COLUMN/work/000003.commit.2                 {"commit": nonce} by the owner or {"closed": nonce} by a successor,
+    COLUMN/jobs/000003.lease.2                  both lines of a lease, and a nonce in the first; created once
+    COLUMN/jobs/000003.beat.2.NONCE             the second line since then; replaced at every heartbeat
+    COLUMN/jobs/000003.journal.2.NONCE.000000   a journal's header and the merged rows; created once, like
+    COLUMN/jobs/000003.journal.2.NONCE.000001   ... a batch of rows, in an object of its own
+    COLUMN/jobs/000003.commit.2                 {"commit": nonce} by the owner or {"closed": nonce} by a successor,
                                                 whoever creates it first
 
 The only primitive is the creation of an object on the condition that it is absent. A store has no locks that end with a
@@ -33,7 +33,7 @@ from ccr_dist.data.storage.object_store import Store
 from ccr_dist.errors import StorageError
 from ccr_dist.generate.traces.base import Held, Said, Traces, WorkPlace, said
 
-FOLDER = "work"
+FOLDER = "jobs"
 _NAME = re.compile(r"^(\d{6,})\.(lease|beat|commit|journal)\.(\d+)(?:\.[0-9a-f]{16})?(?:\.(\d{6,}))?$")
 
 

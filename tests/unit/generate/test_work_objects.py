@@ -111,7 +111,7 @@ def test_a_shard_that_is_lost_in_the_store_is_named_and_nothing_is_removed(plain
     remote.look_again()
     with pytest.raises(DataError, match=rf"{URL}/{XX}/000000\.tar: missing.*remove {URL}/{XX}/000000\.json, "):
         made()
-    assert there() == {name: data for name, data in before.items() if name != "000000.tar"} or "work/" in str(there())
+    assert there() == {name: data for name, data in before.items() if name != "000000.tar"} or "jobs/" in str(there())
     for name in ("000000.json", "000000.index.json"):
         Store(f"{URL}/{XX}").remove([name])
     made()
@@ -232,7 +232,7 @@ def test_what_a_worker_creates_after_all_is_over_is_removed(plain: object) -> No
     assert there() == before
     first.keep([(1, RowOutcome(["LATE"]))])  # and now it is killed: whoever comes next cleans up
     shout(Dataset(URL))
-    assert not [name for name in there() if name.startswith("work/")]
+    assert not [name for name in there() if name.startswith("jobs/")]
 
 
 def test_a_commit_that_had_begun_is_finished_as_it_is(plain: object) -> None:
@@ -451,5 +451,5 @@ def test_a_row_over_which_workers_die_is_refused_by_the_name_of_the_lease(plain:
         work = bench(lease_s=0.0).take(0)
         assert work is not None
         work.lease.begin(0)
-    with pytest.raises(DataBudgetError, match=rf"remove {URL}/{XX}/work/000000\.lease\.3 to have them tried again"):
+    with pytest.raises(DataBudgetError, match=rf"remove {URL}/{XX}/jobs/000000\.lease\.3 to have them tried again"):
         bench(lease_s=0.0).take(0)
