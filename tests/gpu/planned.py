@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import dasd_speed, methods
+from tests.benchmarks import dasd_data, dasd_speed, methods
 from tests.gpu import steps
 from tests.gpu.part import Found, run
 
@@ -30,8 +30,8 @@ def planned(found: Found) -> None:
     with tempfile.TemporaryDirectory() as folder:
         asked = steps.sizes(found.cpu, Path(folder))
         steps.texts(asked.work, asked.rows)
-        dasd_speed.embeddings(asked.work / "mbert", steps.pieces(asked.pieces), 3)
-        dasd_speed.build(asked)
+        dasd_data.embeddings(asked.work / "mbert", steps.pieces(asked.pieces), 3)
+        dasd_data.build(asked)
         device = devices.named(STAND_IN) if found.cpu else devices.called(gpu())
         if device is None:
             found.line(device=gpu(), note="the table of devices does not have it; only the calibration is compared")

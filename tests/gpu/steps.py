@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import dasd_speed, methods
+from tests.benchmarks import dasd_data, dasd_speed, methods
 from tests.gpu.part import Found, out_of_memory, run
 from tests.tiny import tiny_clip_config
 
@@ -38,8 +38,8 @@ def steps(found: Found) -> None:
         work = Path(folder)
         asked = sizes(found.cpu, work)
         texts(work, asked.rows)
-        dasd_speed.embeddings(work / "mbert", pieces(asked.pieces), 3)
-        dasd_speed.build(asked)
+        dasd_data.embeddings(work / "mbert", pieces(asked.pieces), 3)
+        dasd_data.build(asked)
         dasd(found, asked)
         leccr(found, asked)
 
@@ -52,7 +52,7 @@ def sizes(cpu: bool, work: Path) -> argparse.Namespace:
         return argparse.Namespace(**shared, model=model, device="cpu", batch=4, rows=12, workers=0, pieces=600)
     workers = max(1, min(12, cores - 2))
     return argparse.Namespace(
-        **shared, model="ViT-B-32", device="auto", batch=256, rows=512, workers=workers, pieces=dasd_speed.PIECES
+        **shared, model="ViT-B-32", device="auto", batch=256, rows=512, workers=workers, pieces=dasd_data.PIECES
     )
 
 
@@ -76,7 +76,7 @@ def leccr(found: Found, asked: argparse.Namespace) -> None:
     from ccr_dist.methods.run_config import from_dict
 
     encoder = asked.work / "encoder"
-    dasd_speed.embeddings(encoder, pieces(asked.pieces), 3, layers=1 if found.cpu else 12)
+    dasd_data.embeddings(encoder, pieces(asked.pieces), 3, layers=1 if found.cpu else 12)
     asked.backbone = asked.model
     root = asked.work / "described" / "train"
     methods.build(root, argparse.Namespace(**{**vars(asked), "batch": asked.rows}))
