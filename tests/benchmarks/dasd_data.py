@@ -1,6 +1,4 @@
-"""What `dasd_speed.py` and the GPU kit train on: pictures, captions of Flickr30K's form, features, a word table of mBERT's
-size.
-"""
+"""What `dasd_speed.py` and the GPU kit train on: pictures, captions, their features, and a word table."""
 
 from __future__ import annotations
 
