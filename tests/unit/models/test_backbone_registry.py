@@ -78,8 +78,8 @@ def test_a_kind_is_a_folder_and_nothing_else(tmp_path: Path, monkeypatch: pytest
     for name, text in (("__init__", ""), ("options", OPTIONS), ("backbone", BACKBONE)):
         (tmp_path / "letters").mkdir(exist_ok=True)
         (tmp_path / "letters" / f"{name}.py").write_text(text, encoding="utf-8")
+    shipped = registry.kinds()
     monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
-    registry.kinds()
     monkeypatch.setattr(registry, "_configs", dict(registry._configs))
     monkeypatch.setattr(registry, "_backbones", dict(registry._backbones))
     try:
@@ -93,6 +93,8 @@ def test_a_kind_is_a_folder_and_nothing_else(tmp_path: Path, monkeypatch: pytest
     finally:
         for name in [name for name in sys.modules if name.startswith(f"{folder.__name__}.letters")]:
             del sys.modules[name]
+        monkeypatch.undo()
+    assert registry.kinds() == shipped, "the made-up kind stays in this process"
 
 
 def refused(backbone: object) -> ConfigError:
