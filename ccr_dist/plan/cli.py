@@ -96,8 +96,8 @@ def run(
     import json
 
     from ccr_dist.methods.run_config import load_config
+    from ccr_dist.plan.cost.messages import STRATEGIES
     from ccr_dist.plan.measure import calibrated
-    from ccr_dist.plan.messages import STRATEGIES
     from ccr_dist.plan.predict import Traces
     from ccr_dist.plan.recommend import options, recommend
     from ccr_dist.plan.table import duration

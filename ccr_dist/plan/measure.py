@@ -25,9 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ccr_dist.config import RunConfig
 from ccr_dist.environment import environment, meminfo
 from ccr_dist.errors import ConfigError
-from ccr_dist.plan.calibration import Calibration, Product, read, write
-from ccr_dist.plan.operators import Kind, Operators
+from ccr_dist.plan.cost.calibration import Calibration, Product, read, write
 from ccr_dist.plan.predict import Traces, stages_of
+from ccr_dist.plan.step.operators import Kind, Operators
 
 Clock = Literal["wall", "cpu"]
 Shape = tuple[str, int, int, int, int]  # name, m, n, k, batch of a `Kind`

@@ -9,11 +9,11 @@ from typing import Any
 from ccr_dist.config import RunConfig, StageConfig
 from ccr_dist.devices import Device
 from ccr_dist.errors import ConfigError
-from ccr_dist.plan.calibration import Calibration
-from ccr_dist.plan.machine import machine_of
-from ccr_dist.plan.memory import disagreement, memory
-from ccr_dist.plan.seconds import step_time
-from ccr_dist.plan.trace import Trace, trace
+from ccr_dist.plan.cost.calibration import Calibration
+from ccr_dist.plan.cost.machine import machine_of
+from ccr_dist.plan.cost.memory import disagreement, memory
+from ccr_dist.plan.cost.seconds import step_time
+from ccr_dist.plan.step.trace import Trace, trace
 
 # what a process holds on a GPU before it holds a tensor: CUDA's context with torch's kernels, NCCL's channels
 PROCESS = 3 * 2**28

@@ -9,7 +9,7 @@ from typing import Any
 from ccr_dist.config import RunConfig
 from ccr_dist.devices import Device
 from ccr_dist.errors import ConfigError
-from ccr_dist.plan.calibration import Calibration
+from ccr_dist.plan.cost.calibration import Calibration
 from ccr_dist.plan.predict import Prediction, Traces, predict, stages_of
 
 # Simplest first: of two that take nearly the same time, the first is taken.

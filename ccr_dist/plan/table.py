@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ccr_dist.plan.cost.seconds import PARTS
 from ccr_dist.plan.jobs import JobPlan, Rate
 from ccr_dist.plan.predict import Prediction
 from ccr_dist.plan.recommend import Option, Recommendation
-from ccr_dist.plan.seconds import PARTS
 
 SHOWN = {
     "compute": "arithmetic",

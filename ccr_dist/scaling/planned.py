@@ -8,7 +8,7 @@ from typing import Any
 from ccr_dist.config import RunConfig
 from ccr_dist.devices import named
 from ccr_dist.errors import ConfigError
-from ccr_dist.plan import calibration as calibrations
+from ccr_dist.plan.cost import calibration as calibrations
 from ccr_dist.plan.predict import predict
 from ccr_dist.scaling.plan import ScalingStudy, Settings
 

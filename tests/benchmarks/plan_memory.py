@@ -169,8 +169,8 @@ def predicted(given: dict[str, Any]) -> dict[str, Any]:
     import time
 
     from ccr_dist.methods.run_config import from_dict
-    from ccr_dist.plan.memory import memory
-    from ccr_dist.plan.trace import trace
+    from ccr_dist.plan.cost.memory import memory
+    from ccr_dist.plan.step.trace import trace
 
     config = from_dict(given["config"], name="bench")
     begun = time.perf_counter()

@@ -23,10 +23,10 @@ import yaml
 
 from ccr_dist import devices
 from ccr_dist.methods.run_config import load_config
-from ccr_dist.plan.machine import Machine, machine_of
-from ccr_dist.plan.operators import Kind
-from ccr_dist.plan.seconds import step_time
-from ccr_dist.plan.trace import Trace, trace
+from ccr_dist.plan.cost.machine import Machine, machine_of
+from ccr_dist.plan.cost.seconds import step_time
+from ccr_dist.plan.step.operators import Kind
+from ccr_dist.plan.step.trace import Trace, trace
 from tests.benchmarks.record import record
 
 NEMO = "NVIDIA NeMo user guide 24.07, CLIP, performance (August 2023)"

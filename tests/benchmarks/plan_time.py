@@ -29,11 +29,11 @@ from typing import Any
 import torch
 
 from ccr_dist.methods.run_config import load_config
-from ccr_dist.plan.calibration import fitted
-from ccr_dist.plan.machine import machine_of
+from ccr_dist.plan.cost.calibration import fitted
+from ccr_dist.plan.cost.machine import machine_of
+from ccr_dist.plan.cost.seconds import step_time
 from ccr_dist.plan.measure import measure, shapes
 from ccr_dist.plan.predict import Traces
-from ccr_dist.plan.seconds import step_time
 from tests import tiny, toy
 from tests.benchmarks.record import record
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.plan.collectives import TREE, Ranks, Wire
+from ccr_dist.plan.cost.collectives import TREE, Ranks, Wire
 
 INSIDE, BETWEEN = Wire(3e-6, 300e9), Wire(10e-6, 200e9)
 MB = 1e6

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.plan.memory import PARTS, disagreement, largest_micro_batch, memory
-from ccr_dist.plan.meter import Live
-from ccr_dist.plan.trace import Trace
+from ccr_dist.plan.cost.memory import PARTS, disagreement, largest_micro_batch, memory
+from ccr_dist.plan.step.meter import Live
+from ccr_dist.plan.step.trace import Trace
 
 T, F = 4_000, 16_000  # bytes
 FORWARD = Live("forward", activations=50_000)

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ccr_dist.plan.operators import Kind, Operators
+from ccr_dist.plan.step.operators import Kind, Operators
 
 
 class Counting(TorchDispatchMode):

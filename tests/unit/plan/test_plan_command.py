@@ -14,7 +14,7 @@ from ccr_dist.cli import app
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.methods.run_config import load_config
-from ccr_dist.plan import memory
+from ccr_dist.plan.cost import memory
 from ccr_dist.plan.jobs import Rate, Stopwatch, extrapolated, sampled
 from ccr_dist.plan.predict import Prediction, Traces
 from ccr_dist.plan.recommend import Option, profile, recommend

@@ -11,13 +11,13 @@ import pytest
 
 from ccr_dist import devices
 from ccr_dist.errors import ConfigError
-from ccr_dist.plan import calibration as calibrations
-from ccr_dist.plan.calibration import Calibration, Product, fitted, nearest
-from ccr_dist.plan.collectives import Ranks, Wire
-from ccr_dist.plan.machine import MOVES, PRODUCTS, Machine, between_of, machine_of
-from ccr_dist.plan.messages import BUCKET, FIRST, messages
-from ccr_dist.plan.operators import Call, Kind
-from ccr_dist.plan.seconds import step_time
+from ccr_dist.plan.cost import calibration as calibrations
+from ccr_dist.plan.cost.calibration import Calibration, Product, fitted, nearest
+from ccr_dist.plan.cost.collectives import Ranks, Wire
+from ccr_dist.plan.cost.machine import MOVES, PRODUCTS, Machine, between_of, machine_of
+from ccr_dist.plan.cost.messages import BUCKET, FIRST, messages
+from ccr_dist.plan.cost.seconds import step_time
+from ccr_dist.plan.step.operators import Call, Kind
 
 MIB = 2**20
 PRODUCT = Kind("product", 1000, 1000, 1000, 1, 2e9, 12e6)

@@ -19,10 +19,10 @@ from ccr_dist.errors import ConfigError
 from ccr_dist.losses.context import Context
 from ccr_dist.methods.build import build_method
 from ccr_dist.methods.run_config import from_dict, load_config
-from ccr_dist.plan.fake_rank import batch_of, fake_processes, largest_rows
-from ccr_dist.plan.memory import disagreement, memory
-from ccr_dist.plan.meter import Meter
-from ccr_dist.plan.trace import Trace, trace
+from ccr_dist.plan.cost.memory import disagreement, memory
+from ccr_dist.plan.step.fake_rank import batch_of, fake_processes, largest_rows
+from ccr_dist.plan.step.meter import Meter
+from ccr_dist.plan.step.trace import Trace, trace
 from ccr_dist.train.assemble import fields_for
 from ccr_dist.train.optimizers.optimizer import make_optimizer
 from ccr_dist.train.record.flops import on_cpu

@@ -22,7 +22,7 @@ from ccr_dist.config import RunConfig, StageConfig
 from ccr_dist.losses.context import Context
 from ccr_dist.methods.base import Method
 from ccr_dist.models.backbones.weightless import without_weights
-from ccr_dist.plan.fake_rank import (
+from ccr_dist.plan.step.fake_rank import (
     FakeStrategy,
     batch_of,
     built,
@@ -31,9 +31,9 @@ from ccr_dist.plan.fake_rank import (
     largest_rows,
     settings_of,
 )
-from ccr_dist.plan.meter import Live, Meter
-from ccr_dist.plan.operators import Call, Kind
-from ccr_dist.plan.opinion import Opinion
+from ccr_dist.plan.step.meter import Live, Meter
+from ccr_dist.plan.step.operators import Call, Kind
+from ccr_dist.plan.step.opinion import Opinion
 from ccr_dist.train.assemble import fields_for
 from ccr_dist.train.optimizers.optimizer import make_optimizer, rate
 from ccr_dist.train.step.auxiliary import AuxiliaryNetworks

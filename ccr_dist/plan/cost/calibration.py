@@ -16,8 +16,8 @@ from typing import Any
 from ccr_dist.data.storage.checked import read_checked, with_digest
 from ccr_dist.data.storage.store import replace_atomic
 from ccr_dist.errors import ConfigError
-from ccr_dist.plan.collectives import Wire
-from ccr_dist.plan.operators import Kind
+from ccr_dist.plan.cost.collectives import Wire
+from ccr_dist.plan.step.operators import Kind
 
 FORMAT = "ccr-dist calibration 1"
 NEAREST = 3  # measured shapes between which a rate is interpolated

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from ccr_dist import devices
 from ccr_dist.devices import Device
 from ccr_dist.errors import ConfigError
-from ccr_dist.plan.calibration import Calibration, nearest
-from ccr_dist.plan.collectives import Ranks, Wire
-from ccr_dist.plan.operators import Kind
+from ccr_dist.plan.cost.calibration import Calibration, nearest
+from ccr_dist.plan.cost.collectives import Ranks, Wire
+from ccr_dist.plan.step.operators import Kind
 
 # What training code reaches of a GPU's data sheet, and what starting a kernel costs. The same for all GPUs and all
 # models; docs/plan.md says what they were compared with.

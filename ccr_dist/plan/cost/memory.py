@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from ccr_dist.config import StageConfig
 from ccr_dist.errors import ConfigError
-from ccr_dist.plan.strategies import STRATEGIES, kept
-from ccr_dist.plan.trace import Live, Trace
+from ccr_dist.plan.cost.strategies import STRATEGIES, kept
+from ccr_dist.plan.step.trace import Live, Trace
 
 OPTIMIZERS = ("adamw", "bert_adam", "hf_adamw")
 FAR = 0.1  # two opinions that differ by more are both shown

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from ccr_dist.plan.machine import Machine
-from ccr_dist.plan.messages import Message, messages
-from ccr_dist.plan.trace import Trace
+from ccr_dist.plan.cost.machine import Machine
+from ccr_dist.plan.cost.messages import Message, messages
+from ccr_dist.plan.step.trace import Trace
 
 PHASES = ("forward", "losses", "backward", "reduce", "update")
 SHARDED = ("zero1", "zero2", "zero3", "fsdp2")  # whose ranks update a part of the weights each

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.plan.trace import Trace
+from ccr_dist.plan.step.trace import Trace
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 BUCKET = 25 * 2**20  # bytes of DDP's buckets, but for the first

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.plan.operators import Operators
+from ccr_dist.plan.step.operators import Operators
 
 SHARES = (0.0, 0.25, 0.5, 1.0)  # of gradients that a strategy may keep, for which the highest moments are noted
 # products of matrices inside of operators that torch's registry has no formula for

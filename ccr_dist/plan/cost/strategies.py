@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ccr_dist.plan.trace import Live, Trace
+from ccr_dist.plan.step.trace import Live, Trace
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
 FP32 = 4
