@@ -34,7 +34,7 @@ from ccr_dist.config import ENGLISH, RunConfig
 from ccr_dist.errors import CcrError
 from ccr_dist.methods import registry
 from ccr_dist.methods.run_config import from_dict
-from tests.benchmarks.record import ENGLISH_WORDS, pictures, record
+from tests.benchmarks.record import ENGLISH_WORDS, out_of_memory, pictures, record
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -207,9 +207,9 @@ def measure(wanted: RunConfig) -> dict[str, Any]:
     except CcrError as error:
         return {"refused": str(error)}
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
-            return {"refused": "out of memory"}
-        raise
+        if not out_of_memory(error):
+            raise
+        return {"refused": "out of memory"}
     rates, losses = zip(*steps, strict=True)
     return {
         "stage": name,

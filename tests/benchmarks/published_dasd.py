@@ -163,6 +163,7 @@ def train(
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
+        value = float(loss)  # waits for the device
         now = time.perf_counter()
-        yield {"loss": float(loss), "samples_per_s": len(target) / (now - begun)}
+        yield {"loss": value, "samples_per_s": len(target) / (now - begun)}
         begun = now

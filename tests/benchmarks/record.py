@@ -42,6 +42,14 @@ def record(name: str, results: dict[str, Any], *, save: bool) -> None:
         (RESULTS / f"{name}.json").write_text(text + "\n")
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that something did not fit; not every error that speaks of memory does."""
+    import torch
+
+    words = ("out of memory", "allocate memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(each in str(error) for each in words)
+
+
 def pictures(root: Path, rows: int, *, shards: int, side: int, seed: int) -> Dataset:
     """A dataset of `noise`."""
     return dataset(root, "image", "image", "jpg", noise(side=side, seed=seed), rows, shards)

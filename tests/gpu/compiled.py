@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import shutil
+import sysconfig
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -18,6 +21,9 @@ from tests.gpu.part import Found, run
 
 
 def compiled(found: Found) -> None:
+    if not found.cpu and (missing := missing_tools()):
+        found.skip(f"torch.compile needs {missing}, which this machine lacks")
+        return
     from ccr_dist.methods.run_config import load_config
     from ccr_dist.train import commands
 
@@ -38,6 +44,14 @@ def compiled(found: Found) -> None:
             found.line(run=name, first_step_s=steps[0]["step_s"], step_s=times[len(times) // 2], losses=losses[name])
     for number, (eager, other) in enumerate(zip(losses["eager"], losses["compiled"], strict=True)):
         found.near(f"compiled: the loss of step {number}", other, eager, within=1e-3 if found.cpu else 3e-2)
+
+
+def missing_tools() -> str | None:
+    """What Triton needs to start its kernels, and is not here: it compiles a small module of Python in C."""
+    if not any(map(shutil.which, (os.environ.get("CC") or "gcc", "gcc", "clang"))):
+        return "a C compiler (CC, gcc or clang)"
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    return None if header.is_file() else f"Python's headers ({header})"
 
 
 if __name__ == "__main__":

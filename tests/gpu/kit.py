@@ -23,12 +23,14 @@ from typing import Any
 from ccr_dist.environment import environment
 
 ROOT = Path(__file__).parents[2]
+STOPPED = 143  # by SIGTERM
 NEEDED = (
     "torch", "torchvision", "transformers", "accelerate", "deepspeed", "hypothesis", "numpy", "open_clip", "peft",
     "PIL", "pydantic", "pytest", "pytest_timeout", "rich", "safetensors", "tensorboard", "timm", "tokenizers", "typer",
     "webdataset", "yaml",
 )  # fmt: skip
 FRAMES = 40  # lines of a part's output that are shown when it failed
+ENDING = 8  # seconds that are kept for ending the last part
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,10 @@ def main() -> None:
         parser.error(f"--parts: {', '.join(unknown)}: expected some of {', '.join(names())}")
     if asked.minutes <= 0:
         parser.error(f"--minutes {asked.minutes:g}: expected more than 0")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a part that runs is ended, too
-    sys.exit(Kit([part for part in PARTS if part.name in chosen], asked).run())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # a part that runs is ended, too
+    # `run.sh` has unpacked wheels since it began
+    begun = time.monotonic() - max(0.0, time.time() - float(os.environ.get("KIT_BEGUN", "inf")))
+    sys.exit(Kit([part for part in PARTS if part.name in chosen], asked, begun).run())
 
 
 def names() -> list[str]:
@@ -73,23 +77,34 @@ def names() -> list[str]:
 
 
 class Kit:
-    def __init__(self, parts: list[Part], asked: argparse.Namespace) -> None:
-        self.parts, self.cpu, self.seconds = parts, asked.cpu, 60 * asked.minutes
+    """The parts, one after the other, and what they found.
+
+    Args:
+        parts: in their order.
+        asked: the options.
+        begun: when the minutes began, by the monotonic clock.
+    """
+
+    def __init__(self, parts: list[Part], asked: argparse.Namespace, begun: float) -> None:
+        self.parts, self.cpu, self.begun, self.seconds = parts, asked.cpu, begun, 60 * asked.minutes - ENDING
+        self.stopped = False
         asked.out.mkdir(parents=True, exist_ok=True)
         self.json, self.log = asked.out / "kit.json", asked.out / "kit.log"
         self.found: dict[str, Any] = {**about(asked.cpu), "minutes": asked.minutes, "parts": {}}
 
     def run(self) -> int:
-        """0: all that ran held."""
-        begun, whole, so_far = time.monotonic(), sum(part.share for part in self.parts), 0.0
+        """0: all that ran held; STOPPED: it was asked to end, and kept what it had found."""
+        whole, so_far = sum(part.share for part in self.parts), 0.0
         self.log.write_bytes(b"")
         for part in self.parts:
             so_far += part.share
-            left = begun + self.seconds * so_far / whole - time.monotonic()
+            left = self.begun + self.seconds * so_far / whole - time.monotonic()
             self.found["parts"][part.name] = {"about": part.about, **self._part(part, left)}
             self._write()
             self._tell(part)
-        self.found["seconds"] = round(time.monotonic() - begun, 1)
+            if self.stopped:
+                return STOPPED
+        self.found["seconds"] = round(time.monotonic() - self.begun, 1)
         self._write()
         wrong = [name for name, found in self.found["parts"].items() if found["state"] == "failed"]
         print(f"kit: {self.json}" + (f"; failed: {', '.join(wrong)}" if wrong else ""))
@@ -100,9 +115,13 @@ class Kit:
             out, text, begun = Path(folder) / "found.json", Path(folder) / "log", time.monotonic()
             command = [sys.executable, "-m", f"tests.gpu.{part.name}", str(out), *(["--cpu"] if self.cpu else [])]
             hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.cpu else {}
-            variables = {**os.environ, **hidden, "TMPDIR": folder, "KIT_SECONDS": f"{seconds:.0f}"}
-            with text.open("wb") as file:
-                code = ended(command, seconds, cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT)
+            variables = {**os.environ, **hidden, "TMPDIR": folder}
+            code = None
+            try:
+                with text.open("wb") as file:
+                    code = ended(command, seconds, cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT)
+            except (SystemExit, KeyboardInterrupt):
+                self.stopped = True
             said = text.read_text(errors="replace")
             with self.log.open("a") as log:
                 log.write(f"== {part.name}\n{said}\n")

@@ -67,10 +67,3 @@ def run(part: Callable[[Found], None]) -> None:
     found = Found(asked.out, cpu=asked.cpu)
     part(found)
     sys.exit(found.done())
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that something did not fit."""
-    import torch
-
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -6,6 +6,7 @@
 # after each part, and kit.log. PYTHON=… another interpreter. Exit code 0: all parts that ran held.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+export KIT_BEGUN=$(date +%s)
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 wheels=
 given=()

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import dasd_data, dasd_speed, methods
-from tests.gpu.part import Found, out_of_memory, run
+from tests.benchmarks.record import out_of_memory
+from tests.gpu.part import Found, run
 from tests.tiny import tiny_clip_config
 
 SYLLABLES = [a + b + c for a, b, c in itertools.product("bdfgklmnprst", "aeiou", ["", "l", "n", "r", "s"])]
@@ -46,7 +47,7 @@ def steps(found: Found) -> None:
 
 def sizes(cpu: bool, work: Path) -> argparse.Namespace:
     cores = len(os.sched_getaffinity(0))
-    shared = {"work": work, "captions": work, "steps": 2 if cpu else 6, "threads": 1 if cpu else None}
+    shared = {"work": work, "captions": work, "steps": 2 if cpu else 6, "threads": 1 if cpu else cores}
     if cpu:
         model = tiny_clip_config(work / "clip").model
         return argparse.Namespace(**shared, model=model, device="cpu", batch=4, rows=12, workers=0, pieces=600)
