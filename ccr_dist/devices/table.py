@@ -42,16 +42,20 @@ def links() -> dict[str, Link]:
     return _shipped("links.yaml").links
 
 
-def called(name: str) -> Device | None:
-    """The GPU that CUDA calls so, for example "NVIDIA A100-SXM4-80GB"; None: the table does not have it.
+def called(name: str, known: Mapping[str, Device] | None = None) -> Device | None:
+    """The GPU that CUDA calls so, for example "NVIDIA A100-SXM4-80GB"; None: the table does not have it, or it is part
+    of one (MIG), with part of its speed.
 
     Args:
         name: as `torch.cuda.get_device_name` returns it.
+        known: instead of the table.
     """
     words = set(name.replace("-", " ").split())
+    if "MIG" in words:
+        return None
     found = {
         sum(map(len, needed)): device
-        for device in devices().values()
+        for device in (devices() if known is None else known).values()
         for needed in device.cuda
         if words.issuperset(needed)
     }
@@ -69,7 +73,7 @@ def named(name: str, own: Path | None = None) -> Device:
         ConfigError: the table has none of that name; names similar ones.
     """
     known = devices() | (read(own).gpus if own is not None else {})
-    found = known.get(name.lower()) or called(name)
+    found = known.get(name.lower()) or called(name, known)
     if found is None:
         raise ConfigError(_unknown("device", name, known))
     return found
