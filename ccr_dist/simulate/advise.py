@@ -121,7 +121,9 @@ def advise(
     save, beside = seconds(stall, "stall"), seconds(write, "write")
     if step is not None and not (math.isfinite(step) and step > 0):
         raise ConfigError(f"step: {step:g} s: expected more than 0")
-    per_node = per_node or rates.per_node
+    per_node = rates.per_node if per_node is None else per_node
+    if per_node < 1:
+        raise ConfigError(f"per_node: {per_node}: expected at least 1")
     if gpus > per_node and gpus % per_node:
         raise ConfigError(f"gpus: {gpus} is no multiple of the GPUs of a node, {per_node}")
     job = Job(
@@ -165,6 +167,10 @@ def advised(found: Outlook, *, save: float, write: float, step: float | None, fa
     least = max(write, step or 0.0)
     if found.rate == 0:
         raise ConfigError("nothing interrupts this job: no interval is the best; name failures, or give one")
+    if found.warned == 1:
+        raise ConfigError(
+            "every interruption of this job is announced, and it saves then: no interval is the best; give one"
+        )
     if save == 0 and least == 0:
         raise ConfigError(
             "a checkpoint that costs nothing is best saved at every step: give what one costs (stall, write), or the"

@@ -58,7 +58,7 @@ def simulate(
         str | None, typer.Option(help="Published rates by name, or a YAML file of rates; `?` lists the names.")
     ] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs of the job.")] = None,
-    per_node: Annotated[int | None, typer.Option(help="GPUs of a node. [default: 8]")] = None,
+    per_node: Annotated[int | None, typer.Option(help="GPUs of a node. [default: that of the rates, else 8]")] = None,
     days: Annotated[float | None, typer.Option(help="Wall-clock days. [default: 30]")] = None,
     checkpoint_every: Annotated[
         str | None, typer.Option(help="Training between two saves: seconds, or 5m, 1h. [default: the best]")

@@ -103,7 +103,7 @@ def optimal(*, save: float, rate: float, write: float = 0.0, warned: float = 0.0
     """The interval at which `ettr` is best, to a relative 1e-6; how long a recovery takes does not matter.
 
     Args:
-        save, rate, write, warned: As of `ettr`; `save` and `rate` more than 0.
+        save, rate, write, warned: As of `ettr`; `save` and `rate` more than 0, `warned` less than 1.
 
     Returns:
         Seconds of training between saves, at least `write`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,7 @@ def curve(job: Job, intervals: Sequence[float] | None = None) -> Curve:
         ConfigError: An interval of 0 or less, unknown rates, or no interval is the best.
     """
     chosen = sorted({interval_of(job) * factor for factor in FACTORS} if intervals is None else set(intervals))
-    if not chosen or chosen[0] <= 0:
+    if not all(math.isfinite(each) and each > 0 for each in chosen) or not chosen:
         raise ConfigError("intervals: expected more than 0 seconds")
     return Curve(tuple(Point(simulate(job, interval=each), closed_form(job, each)) for each in chosen), optima(job))
 
@@ -82,10 +83,12 @@ def closed_form(job: Job, interval: float) -> float:
 
 
 def optima(job: Job) -> dict[str, float]:
-    """The advised intervals by name, in seconds; none where nothing fails or a save does not stall. ConfigError."""
+    """The advised intervals by name, in seconds; none where nothing fails without warning, or a save does not stall.
+    ConfigError.
+    """
     saves = job.checkpoint
     found = outlook(job, saves.stall + saves.write)
-    if not found.rate or not saves.stall:
+    if not found.rate or found.warned == 1 or not saves.stall:
         return {}
     return {
         "Young": closed.young(saves.stall, 1 / found.rate),

@@ -23,7 +23,7 @@ from ccr_dist.simulate.schema import DAY, Job, all_causes
 from ccr_dist.simulate.slow import Slow
 
 Array = np.ndarray
-MOST_CLOCKS = 4_000_000  # of all repetitions that are simulated together: 32 MB
+MOST_CLOCKS = 4_000_000  # or nodes, of all repetitions that are simulated together: 32 MB
 
 
 def simulate(job: Job, *, interval: float | None = None) -> Outcome:
@@ -37,11 +37,14 @@ def simulate(job: Job, *, interval: float | None = None) -> Outcome:
         What came out of all repetitions. The same job and seed give the same.
 
     Raises:
-        ConfigError: Unknown rates, or no interval is the best.
+        ConfigError: Unknown rates, no interval is the best, or one of 0 or less.
     """
-    interval = interval or interval_of(job)
+    if interval is None:
+        interval = interval_of(job)
+    if not (math.isfinite(interval) and interval > 0):
+        raise ConfigError(f"interval: {interval:g} s of training between saves: expected more than 0")
     clocks = sum(job.units(cause.scope) for cause in all_causes(job).values())
-    together = max(1, min(job.repetitions, MOST_CLOCKS // max(1, clocks)))
+    together = max(1, min(job.repetitions, MOST_CLOCKS // max(clocks, job.nodes)))
     parts, seeds = [], np.random.SeedSequence(job.seed)
     for begin in range(0, job.repetitions, together):
         count = min(together, job.repetitions - begin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -102,7 +102,9 @@ class Job(Frozen):
     failures: str | None = Field(None, description="published rates by name, or a YAML file of rates")
     causes: dict[str, Cause] = Field(default_factory=dict, description="what else fails, or instead of `failures`")
     gpus: int = Field(gt=0, le=MOST_GPUS, description="GPUs of the job")
-    per_node: int = Field(8, gt=0, description="GPUs of a node")
+    per_node: int = Field(
+        8, gt=0, description="GPUs of a node; default: that of `failures`, whose rates are those of such nodes"
+    )
     days: float = Field(30.0, gt=0, le=3650, description="wall-clock days")
     checkpoint: Checkpoint = Field(Checkpoint(), description="how it saves")
     detection: Times = Field(Times(mean=0.0), description="until a failure is noticed")
@@ -124,6 +126,13 @@ class Job(Frozen):
     stragglers: Stragglers | None = Field(None, description="slow nodes; default: none")
     repetitions: int = Field(100, gt=0, le=10_000, description="how often it is simulated")
     seed: int = Field(0, ge=0, description="of the random numbers")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nodes_of_the_rates(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(name := values.get("failures"), str):
+            return {"per_node": load_rates(name).per_node} | values
+        return values
 
     @model_validator(mode="after")
     def _sound(self) -> Self:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.resources import RATES
 from ccr_dist.simulate import closed
 from ccr_dist.simulate.advise import advise
-from ccr_dist.simulate.schema import DAY, load_rates
+from ccr_dist.simulate.curve import optima
+from ccr_dist.simulate.events import interval_of
+from ccr_dist.simulate.schema import DAY, Cause, Checkpoint, Job, Rates, load_rates
 from ccr_dist.simulate.times import Times
 
 MINUTE = 60.0
@@ -118,6 +121,26 @@ def test_advice_on_a_save_that_is_written_beside() -> None:
     assert advise("rsc1", gpus=16384, stall=0, restart=300, step=2).every_steps == 1
 
 
+def test_announced_stops_alone_give_no_interval() -> None:
+    """The ratio only grows with the interval then."""
+    announced = Cause(scope="job", per_day=1, warned=True)
+    rates = Rates(title="planned", source="here", causes={"planned": announced})
+    with pytest.raises(ConfigError, match="every interruption of this job is announced"):
+        advise(rates, gpus=64, stall=30, restart=300)
+    job = Job(causes=rates.causes, gpus=64, checkpoint=Checkpoint(every=600.0, stall=30))
+    assert optima(job) == {} and interval_of(job) == 600
+
+
+@pytest.mark.parametrize("warned", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("write", [0.0, 600.0])
+@pytest.mark.parametrize("save", [0.1, 30.0, 900.0])
+def test_no_interval_of_a_fine_grid_is_better(save: float, write: float, warned: float) -> None:
+    of: dict[str, float] = {"save": save, "rate": 1e-4, "write": write, "warned": warned}
+    best = closed.ettr(closed.optimal(**of), **of)
+    grid = np.geomspace(max(write, 1.0), 1e6, 2000)
+    assert best >= max(closed.ettr(float(each), **of) for each in grid) - 1e-6
+
+
 def test_recoveries_that_vary() -> None:
     fixed = advise("rsc1", gpus=16384, stall=10, restart=600)
     for times in (
@@ -143,6 +166,8 @@ def test_recoveries_that_vary() -> None:
         ({"stall": -1}, "stall: '-1' is no duration"),
         ({"restart": "1e999"}, "restart: '1e999' is no duration"),
         ({"step": 0.0}, "step: 0 s: expected more than 0"),
+        ({"per_node": 0}, "per_node: 0: expected at least 1"),
+        ({"per_node": -8}, "per_node: -8: expected at least 1"),
     ],
 )
 def test_what_cannot_be(change: dict[str, object], said: str) -> None:

@@ -15,6 +15,7 @@ from ccr_dist.cluster.pipeline import load_plan
 from ccr_dist.commands import uses_of
 from ccr_dist.declare import File, Folder, Settings
 from ccr_dist.errors import ConfigError
+from ccr_dist.simulate.advise import advise
 
 SHORT = "--days 5 --repetitions 3"
 
@@ -58,6 +59,22 @@ def test_the_best_interval_as_an_override_of_a_training(tmp_path: Path, monkeypa
     steps = {"train": {"command": "train mine.yaml runtime.checkpoint_every=$every"}}
     Path("p.yaml").write_text(yaml.safe_dump({"name": "p", "values": {"every": 100}, "steps": steps}))
     assert load_plan("p.yaml", [f"values.every={number}"]).jobs["train"].command[-1] == override
+
+
+def test_rates_of_nodes_are_those_of_such_nodes(tmp_path: Path) -> None:
+    """A node of four GPUs fails as often as it does, not as one of eight."""
+    rates = tmp_path / "mine.yaml"
+    cause = {"node": {"scope": "node", "per_day": 0.01}}
+    rates.write_text(yaml.safe_dump({"title": "t", "source": "s", "per_node": 4, "causes": cause}))
+    found = values(f"--failures {rates} --gpus 512 {SHORT}")
+    assert found["job"]["per_node"] == 4
+    advice = advise(rates, gpus=512, stall=30, restart=300)
+    assert advice.interruptions_per_day == pytest.approx(1.28)
+    assert found["checkpoint_every_s"] == pytest.approx(advice.interval_s)
+    assert values(f"--failures {rates} --gpus 512 --per-node 8 {SHORT}")["job"]["per_node"] == 8
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump({"failures": str(rates), "gpus": 4}))
+    assert values(f"{file} {SHORT}")["job"]["per_node"] == 4
 
 
 def test_a_run_tells_its_step_and_its_save(tmp_path: Path) -> None:

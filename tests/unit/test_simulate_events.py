@@ -246,8 +246,11 @@ def test_a_curve_has_its_best_near_the_optima() -> None:
     assert [point["checkpoint_every_s"] for point in found.to_json()["points"]] == sorted(
         point.outcome.interval for point in found.points
     )
-    with pytest.raises(ConfigError, match="more than 0"):
-        curve(job(), intervals=[0.0, 5.0])
+    for wrong in (0.0, -5.0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="more than 0"):
+            curve(job(), intervals=[5.0, wrong])
+        with pytest.raises(ConfigError, match="expected more than 0"):
+            simulate(job(), interval=wrong)
 
 
 def test_a_bound_and_a_ratio_agree_differently() -> None:
