@@ -167,7 +167,7 @@ class WorkPlace(ABC):
 
     @abstractmethod
     def is_decided(self, shard: str, traces: Traces) -> bool:
-        """Whether the owner of the newest journal has begun to commit it."""
+        """Whether an owner whose journal is still there has begun to commit it."""
 
     @abstractmethod
     def journals(self, shard: str, traces: Traces) -> Iterable[tuple[Any, bytes]]:

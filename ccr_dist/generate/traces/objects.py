@@ -17,7 +17,8 @@ nothing. The journal of the newest generation holds the rows of all older ones, 
 does not count. It is removed by its author, or with the shard's next owner.
 
 Removed is in this order: journals, leases, `commit` objects. A worker whose `commit` object is gone finds that its
-lease is gone, too.
+lease is gone, too. Of a journal the first object goes first, since without it the others are no journal: whoever is
+killed in between leaves a whole one, or none.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from ccr_dist.errors import StorageError
 from ccr_dist.generate.traces.base import Held, Said, Traces, WorkPlace, said
 
 FOLDER = "jobs"
+_FIRST = "000000"  # of the objects of a journal
 _NAME = re.compile(r"^(\d{6,})\.(lease|beat|commit|journal)\.(\d+)(?:\.[0-9a-f]{16})?(?:\.(\d{6,}))?$")
 
 
@@ -86,7 +88,7 @@ class HeldObject(Held):
     def release(self) -> None:
         there = self._store.listing(f"{self._shard}.")
         mine = [name for name in there if name.startswith(self._journal)]
-        if f"{self._journal}000000" in there:
+        if f"{self._journal}{_FIRST}" in there:
             mine = []  # for the next owner
         if self._lease in there and self.is_mine():
             mine.append(self._lease)
@@ -111,7 +113,7 @@ class WorkObjects(WorkPlace):
         stamps = self._store.listing("" if shard is None else f"{shard}.")
         pulses: dict[tuple[str, int], list[tuple[str, tuple[int, int]]]] = {}
         for name, stamp in sorted(stamps.items()):
-            if not (match := _NAME.match(name)):
+            if not (match := _NAME.match(name)) or (match[2] == "journal" and not match[4]):
                 continue
             kind, generation = match[2], int(match[3])
             traces = found.setdefault(match[1], Traces())
@@ -122,7 +124,7 @@ class WorkObjects(WorkPlace):
                 traces.leases.append(generation)
             elif kind == "commit":
                 traces.commits.append(generation)
-            elif kind == "journal" and not int(match[4]):
+            elif kind == "journal" and match[4] == _FIRST:
                 traces.journals.append(generation)
         for (of_shard, generation), parts in pulses.items():
             found[of_shard].pulses[generation] = repr(parts).encode()
@@ -177,25 +179,23 @@ class WorkObjects(WorkPlace):
                 self._store.create(f"{shard}.commit.{lower}", closed)
 
     def is_decided(self, shard: str, traces: Traces) -> bool:
-        newest = max(traces.journals, default=0)
-        if newest not in traces.commits:
-            return False
-        return _value(self._store.get(f"{shard}.commit.{newest}") or b"", "commit") is not None
+        # Not only of the newest journal: whoever found such a commit may have died before its own word. Its journal is
+        # a copy, and what the earlier owner has begun may still come.
+        begun = (self._store.get(f"{shard}.commit.{g}") for g in {*traces.commits} & {*traces.journals})
+        return any(_value(content or b"", "commit") is not None for content in begun)
 
     def journals(self, shard: str, traces: Traces) -> Iterator[tuple[str, bytes]]:
         if not traces.journals:
             return
-        batches: dict[str, list[int]] = {}
+        batches: dict[str, list[str]] = {}
         for name in traces.names[max(traces.journals)]:
-            if (match := _NAME.match(name)) and match[2] == "journal":
-                batches.setdefault(name.removesuffix(match[4]), []).append(int(match[4]))
-        for stem, numbers in batches.items():
-            if 0 not in numbers:  # of a worker that lost the shard long ago
-                continue
-            if sorted(numbers) != list(range(len(numbers))):
-                raise FileNotFoundError(f"{self._store.url}/{stem}: incomplete, since another worker removes it")
-            parts = self._read([f"{stem}{number:06d}" for number in sorted(numbers)])
-            yield f"{self._store.url}/{stem}000000", b"".join(parts)
+            if ".journal." in name:
+                batches.setdefault(name.rpartition(".")[0], []).append(name)
+        for stem, names in batches.items():
+            names.sort(key=lambda name: int(name.rpartition(".")[2]))
+            whole = [name for number, name in enumerate(names) if name == f"{stem}.{number:06d}"]
+            if whole:  # otherwise of a worker that lost the shard long ago; what follows a gap does not count
+                yield f"{self._store.url}/{whole[0]}", b"".join(self._read(whole))
 
     def _read(self, names: list[str]) -> list[bytes]:
         try:
@@ -207,13 +207,18 @@ class WorkObjects(WorkPlace):
 
     def tidy(self, shard: str, traces: Traces, *, below: int) -> None:
         names = [name for generation, some in traces.names.items() if generation < below for name in some]
-        for kind in ("journal", "beat", "lease", "commit"):
-            self._store.remove([name for name in names if f".{kind}." in name])
+        self._remove(names, "journal", "beat", "lease", "commit")
 
     def remove_journal(self, shard: str, generation: int) -> None:
-        names = self.look(shard).get(shard, Traces()).names.get(generation, [])
-        self._store.remove([name for name in names if ".journal." in name])
-        self._store.remove([name for name in names if ".commit." in name])
+        self._remove(self.look(shard).get(shard, Traces()).names.get(generation, []), "journal", "commit")
+
+    def _remove(self, names: list[str], *kinds: str) -> None:
+        """Remove the objects of these kinds among `names`, one kind after the other."""
+        for kind in kinds:
+            some = [name for name in names if f".{kind}." in name]
+            first = [name for name in some if kind == "journal" and name.endswith(f".{_FIRST}")]
+            self._store.remove(first)
+            self._store.remove([name for name in some if name not in first])
 
 
 def _value(line: bytes, key: str) -> Any:
