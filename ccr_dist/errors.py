@@ -134,7 +134,7 @@ _ADVICE = {
 # Errors that trying again cannot mend.
 _LASTING = frozenset((
     *FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
-    errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV, errno.ENOSYS,
 ))  # fmt: skip
 # Storage fails whatever is requested. Nothing is known about its content: it is neither damaged nor missing, and the
 # request is not wrong.
@@ -240,6 +240,12 @@ def storage(error: OSError, path: object = None) -> StorageError:
     return StorageError(
         f"{where}: {type(error).__name__}: {said}. {intact}; CCR_TRACEBACK=1 shows where this comes from"
     )
+
+
+def words(error: OSError) -> str:
+    """What a system error says, without its number and files: of a store, the store's own words."""
+    said = str(error) if error.errno is None else str(error.strerror or os.strerror(error.errno))
+    return " ".join(said.split()).rstrip(".")
 
 
 def _final(name: str) -> str:

@@ -7,7 +7,9 @@ requests pass, which S3 does not.
 
 POST /faults with [{"method", "contains", "what", "times"}, ...] makes the next requests of a method whose path contains
 a text go wrong: `slow` (503 SlowDown, nothing is done), `lost` (it is done, and the answer is 500), `denied` (403),
-`careless` (the condition is ignored). Other programs need not know that it is no real store.
+`late` (the server's clock is a day ahead), `stale` (credentials have expired), `conflict` (409, as for two conditional
+requests at once), `unknown` (501, as of a store that knows no conditions), `careless` (the condition is ignored),
+`well` (nothing goes wrong). Other programs need not know that it is no real store.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ import json
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
+from email.utils import formatdate
 from typing import Any
 
 _ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>{}</Message></Error>"
@@ -26,6 +30,10 @@ _ANSWERS = {
     "slow": ("503 Slow Down", _ERROR.format("SlowDown", "Please reduce your request rate.")),
     "lost": ("500 Internal Server Error", _ERROR.format("InternalError", "We encountered an internal error.")),
     "denied": ("403 Forbidden", _ERROR.format("AccessDenied", "Access Denied")),
+    "late": ("403 Forbidden", _ERROR.format("RequestTimeTooSkewed", "The difference is too large.")),
+    "stale": ("400 Bad Request", _ERROR.format("ExpiredToken", "The provided token has expired.")),
+    "conflict": ("409 Conflict", _ERROR.format("ConditionalRequestConflict", "A conflicting operation occurred.")),
+    "unknown": ("501 Not Implemented", _ERROR.format("NotImplemented", "A header is not implemented.")),
 }
 
 
@@ -45,7 +53,7 @@ class Faulty:
             what = self._due(environ)
             if what == "careless":
                 environ.pop("HTTP_IF_NONE_MATCH", None)
-            if what in ("slow", "denied"):
+            if what in _ANSWERS and what != "lost":
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
                 return self._answer(what, start)
             if what == "lost":
@@ -64,7 +72,8 @@ class Faulty:
     @staticmethod
     def _answer(what: str, start: Callable[..., Any]) -> list[bytes]:
         status, text = _ANSWERS[what]
-        start(status, [("Content-Type", "application/xml")])
+        date = formatdate(time.time() + (86400 if what == "late" else 0), usegmt=True)
+        start(status, [("Content-Type", "application/xml"), ("Date", date)])
         return [text.encode()]
 
 

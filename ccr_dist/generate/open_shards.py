@@ -89,6 +89,11 @@ class OpenShards:
         self._report.event("lost", {"shard": work.name})
 
     def close(self) -> None:
-        """Give up all shards; their journals stay for the next worker."""
+        """Give up all shards; their journals stay for the next worker. A lease that cannot be removed now counts as
+        that of a dead worker later.
+        """
         for work in self:
-            work.close()
+            try:
+                work.close()
+            except (OSError, CcrError) as e:  # it must not hide why the job ends
+                print(f"{work.lease.path}: not given up ({e}); other workers wait for it", file=sys.stderr)

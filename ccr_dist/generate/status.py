@@ -278,9 +278,12 @@ def _advice(column: Column, seen: _Look, waiting: int) -> list[str]:
         names = ", ".join(column.dataset.shards[shard] for shard in list(seen.lost)[:8]) + (
             ", ..." if len(seen.lost) > 8 else ""
         )
+        in_store = column.dataset.remote is not None and column.dataset.remote.mirror
+        again = (
+            "makes them again" if not in_store else "says what to remove in the store: no job removes anything there"
+        )
         lines.append(
-            f"shards {names} were done and are lost: {next(iter(seen.lost.values()))}. The same command makes them"
-            " again"
+            f"shards {names} were done and are lost: {next(iter(seen.lost.values()))}. The same command {again}"
         )
     if of["dead"]:
         lines.append(

@@ -124,6 +124,56 @@ def test_what_cannot_work_is_said_with_bucket_and_key(
     assert not [name for name in there(url) if "lease" in name]
 
 
+@pytest.mark.parametrize(
+    ("what", "error", "said"),
+    [
+        ("late", StorageError, r"too large\. .*; this machine's clock is 86\d\d\d s behind the store's: set it, and"),
+        ("stale", StorageError, r"token has expired\. .*; give credentials that are valid, and run"),
+        ("unknown", ConfigError, r"not implemented: this store does not know the condition If-None-Match: \*"),
+    ],
+)
+def test_what_a_store_says_is_passed_on(url: str, server: str, what: str, error: type[Exception], said: str) -> None:
+    misbehave(server, ("PUT", "dataset.json", what, 9))
+    with pytest.raises(error, match=f"{url}/dataset.json: .*{said}"):
+        Store(url).require_create_once("dataset.json")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Only this package sends a request again, and at once."""
+    import s3fs
+
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_store_that_stays_overloaded_is_said_to_be(url: str, server: str) -> None:
+    misbehave(server, ("PUT", "/x", "slow", 99))
+    with pytest.raises(StorageError, match=f"{url}/x: Please reduce your request rate \\(4 attempts\\)"):
+        Store(url).create("x", b"")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_payload_in_parts_whose_last_answer_goes_wrong(
+    url: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sent again, the upload is unknown to the server, since it has become the object."""
+    path, part = tmp_path / "big", 5 << 20
+    path.write_bytes(os.urandom(2 * part))
+    monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda size, chunksize=None: part)
+    misbehave(server, ("POST", "a.tar", "well", 1), ("POST", "a.tar", "lost", 1))
+    assert not Store(url).create_file("a.tar", path)
+    misbehave(server, ("POST", "b.tar", "well", 1), ("POST", "b.tar", "conflict", 1))
+    assert Store(url).create_file("b.tar", path)
+    assert Store(url).read(["a.tar", "b.tar"]) == [path.read_bytes()] * 2
+    assert not Store(url).create_file("b.tar", path)
+
+
 def chaos(folder: Path, kills: str) -> dict[str, Any]:
     pytest.importorskip("moto")
     script, seed = Path(__file__).with_name("store_chaos_worker.py"), os.environ.get("STORE_CHAOS_SEED", "1")

@@ -7,6 +7,7 @@ fsspec and its client libraries expect them (AWS_ENDPOINT_URL, ~/.aws, FSSPEC_S3
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ccr_dist import errors
 from ccr_dist.data.storage import store, store_clients
 from ccr_dist.errors import CcrError, ConfigError, StorageError
 
@@ -185,16 +187,8 @@ class Store:
             Whether the object was created here. If `unique` is False, also False where the answer was lost.
         """
 
-        def put(fs: Any, root: str) -> bool:
-            try:
-                fs.pipe_file(f"{root}/{name}", data, mode="create")
-            except Exception as e:
-                if not store_clients.refused(e):
-                    raise
-                return False
-            return True
-
-        return self._do(f"{self.url}/{name}", put) or (unique and self.get(name) == data)
+        created = self._create(name, lambda fs, path: fs.pipe_file(path, data, mode="create"))
+        return created or (unique and self.get(name) == data)
 
     def create_file(self, name: str, path: Path) -> bool:
         """`create` with the bytes of a local file; large ones are sent in parts.
@@ -202,14 +196,21 @@ class Store:
         Returns:
             Whether this call created the object; also False if it did and the answer was lost.
         """
+        return self._create(name, lambda fs, there: fs.put_file(str(path), there, mode="create"))
+
+    def _create(self, name: str, call: Callable[[Any, str], object]) -> bool:
+        """Whether `call(file system, path of the object)` creates an object; False if the store says that it exists."""
 
         def put(fs: Any, root: str) -> bool:
             try:
-                fs.put_file(str(path), f"{root}/{name}", mode="create")
+                call(fs, f"{root}/{name}")
             except Exception as e:
-                if not store_clients.refused(e):
-                    raise
-                return False
+                if store_clients.refused(e):
+                    return False
+                if isinstance(e, FileNotFoundError) and e.filename is None and not _NO_BUCKET.search(str(e)):
+                    # The parts that were sent are gone: perhaps they are the object, and that answer was lost.
+                    raise OSError(str(e)) from e
+                raise
             return True
 
         return self._do(f"{self.url}/{name}", put)
@@ -249,7 +250,16 @@ class Store:
                 f"{self.url}: its client does not create objects on the condition that they are absent (If-None-Match:"
                 f" *); {advice}"
             )
-        if self.create(name, self.read([name])[0], unique=False):
+        try:
+            created = self.create(name, self.read([name])[0], unique=False)
+        except StorageError as e:
+            if not isinstance(e.__cause__, OSError) or e.__cause__.errno != errno.ENOSYS:
+                raise
+            raise ConfigError(
+                f"{self.url}/{name}: {errors.words(e.__cause__)}: this store does not know the condition"
+                f" If-None-Match: * (create only what is absent); {advice}"
+            ) from e
+        if created:
             raise ConfigError(
                 f"{self.url}/{name}: could be created a second time: this store ignores the condition If-None-Match: *"
                 f" (create only what is absent); {advice}"
@@ -291,6 +301,13 @@ class Store:
                 if _NO_BUCKET.search(str(e)):
                     raise ConfigError(f"{what}: {e}; make the bucket first, or name another one") from e
                 raise StorageError(f"{what}: missing ({e})") from e
+            except PermissionError as e:
+                if remedy := store_clients.remedy(e):
+                    raise StorageError(
+                        f"{what}: {errors.words(e)}. Everything committed before is intact; {remedy}, and run the same"
+                        " command again"
+                    ) from e
+                raise
             except (OSError, CcrError):
                 raise
             except Exception as e:  # every store's client has its own errors

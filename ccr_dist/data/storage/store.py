@@ -326,10 +326,9 @@ def retry_io(fn: Callable[[], T], *, what: object, attempts: int = 3, delay_s: f
             if errors.lasting(e):
                 raise errors.storage(e, what) from e
             if attempt == attempts:
-                said = str(e) if e.errno is None else os.strerror(e.errno)
                 raise StorageError(
-                    f"{what}: {said} ({attempts} attempts). Everything committed before is intact; the same command"
-                    " resumes once this is mended"
+                    f"{what}: {errors.words(e)} ({attempts} attempts). Everything committed before is intact; the same"
+                    " command resumes once this is mended"
                 ) from e
             time.sleep(delay_s * 2 ** (attempt - 1))
     raise ValueError(f"attempts must be at least 1, not {attempts}")

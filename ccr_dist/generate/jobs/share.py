@@ -121,9 +121,8 @@ def _place(text: str, known: Scheduler, count: int | None) -> tuple[int, int]:
             )
     if rest or not 0 <= place < workers:
         number = f"{known.count}={workers}" if known.count else f"{workers} workers"
-        raise ConfigError(
-            f"--share {text}: {known.index}={index} is no place among {number}: expected {first} to {last}"
-        )
+        places = f"{first} to {last}" if workers else "1 worker or more"
+        raise ConfigError(f"--share {text}: {known.index}={index} is no place among {number}: expected {places}")
     return place, workers
 
 

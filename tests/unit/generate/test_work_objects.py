@@ -20,13 +20,15 @@ from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.stores.push import push
 from ccr_dist.data.table.verify import verify
 from ccr_dist.declare import Table, Uses
-from ccr_dist.errors import ConfigError, DataBudgetError, DataError
+from ccr_dist.errors import ConfigError, DataBudgetError, DataError, StorageError
+from ccr_dist.generate.bad_items import Budget
 from ccr_dist.generate.jobs.translate import Translate
 from ccr_dist.generate.lease import Lease, Leases
 from ccr_dist.generate.processor import RowOutcome
 from ccr_dist.generate.runner import _target
 from ccr_dist.generate.shard_work import Bench, Lost, Work
 from ccr_dist.generate.status import status
+from ccr_dist.generate.traces.objects import HeldObject
 from ccr_dist.generate.traces.place import work_place
 from tests.jobs import Shout, captions, content
 from tests.running import XX, engine, shout
@@ -106,6 +108,8 @@ def test_a_shard_that_is_lost_in_the_store_is_named_and_nothing_is_removed(plain
     with pytest.raises(DataError, match=rf"{URL}/{XX}/000000\.tar: missing.*remove {URL}/{XX}/000000\.json, "):
         made()
     assert there() == {name: data for name, data in before.items() if name != "000000.tar"} or "jobs/" in str(there())
+    said = status(URL, column=XX)["columns"][0]["advice"]
+    assert any("The same command says what to remove in the store" in line for line in said)
     for name in ("000000.json", "000000.index.json"):
         Store(f"{URL}/{XX}").remove([name])
     made()
@@ -296,6 +300,19 @@ def test_a_journal_is_removed_whole_or_not_at_all(plain: object, monkeypatch: py
     journals = [names for names in removed if any(".journal." in name for name in names)]
     assert [name.rpartition(".")[2] for name in journals[0]] == ["000000"]
     assert {name.rpartition(".")[2] for names in journals[1:] for name in names} == {"000001", "000002"}
+
+
+def test_a_store_that_fails_at_the_end_does_not_hide_why_a_job_ends(
+    plain: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(held: HeldObject) -> None:
+        raise StorageError("no connection")
+
+    monkeypatch.setattr(HeldObject, "release", gone)
+    with pytest.raises(DataBudgetError, match="bad items"):
+        made(budget=Budget(items=0))
+    said = capsys.readouterr().err
+    assert f"{URL}/{XX}/jobs/000000.lease.1: not given up (no connection)" in said
 
 
 def test_a_finished_shard_is_not_refused_for_the_deaths_before(plain: object, monkeypatch: pytest.MonkeyPatch) -> None:

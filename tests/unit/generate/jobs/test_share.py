@@ -89,6 +89,8 @@ def test_any_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINE", "0")
     with pytest.raises(ConfigError, match="is no place among MINE=0"):
         parse_share("env:LSB_JOBINDEX/MINE")
+    with pytest.raises(ConfigError, match="LSB_JOBINDEX=3 is no place among 0 workers: expected 1 worker or more"):
+        parse_share("env:LSB_JOBINDEX/0")
 
 
 @pytest.mark.parametrize("wrong", ["kubernets/8", "skypilots", "slrum"])
