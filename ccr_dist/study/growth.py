@@ -37,12 +37,14 @@ class Fit:
         at: The value at x = 1; a means to compute others.
         misfit: The largest distance of a measured value from the line; 0 for two points, through which it goes.
         points: How many there are.
+        first: The smallest x.
     """
 
     slope: Sampled
     at: Sampled
     misfit: float
     points: int
+    first: float
 
     def value(self, x: float) -> Sampled:
         """On the line, at x."""
@@ -55,7 +57,7 @@ class Curve:
     """A curve with its complete points, in order of x; no fit with fewer than two.
 
     Attributes:
-        crossings: Row -> the x at which the line reaches it; infinite where the line does not rise.
+        crossings: Row -> the x at which the line reaches it, see `crossing`.
     """
 
     name: str
@@ -111,15 +113,18 @@ def fitted(x: Sequence[float], values: Sequence[Sampled]) -> Fit:
     slope = Sampled(float(means @ weights), draws @ weights)
     at = Sampled(float(means.mean() - slope.mean * logs.mean()), np.asarray(draws.mean(-1) - slope.draws * logs.mean()))
     misfit = np.abs(means - (at.mean + slope.mean * logs)).max() if len(x) > 2 else 0.0
-    return Fit(slope, at, float(misfit), len(x))
+    return Fit(slope, at, float(misfit), len(x), min(x))
 
 
 def crossing(fit: Fit, level: Sampled) -> Estimate:
-    """The x at which a line reaches a level, with its interval; infinite where the line does not rise."""
+    """The x at which a line reaches a level, with its interval. Where the line does not rise: 0 if it begins at the
+    level or above, else infinite.
+    """
 
     def reached(level: np.ndarray, at: np.ndarray, slope: np.ndarray) -> np.ndarray:
+        without = np.where(at + slope * np.log10(fit.first) >= level, 0.0, np.inf)
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            return np.where(slope > 0, 10.0 ** ((level - at) / slope), np.inf)
+            return np.where(slope > 0, 10.0 ** ((level - at) / slope), without)
 
     mean = reached(*(np.array(each.mean) for each in (level, fit.at, fit.slope)))
     draws = reached(level.draws, fit.at.draws, fit.slope.draws)

@@ -11,8 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ccr_dist.data.storage.store import replace_atomic
 from ccr_dist.evaluate.tables import cell
 from ccr_dist.study.compare import LEVEL, Estimate
@@ -24,8 +22,9 @@ EXPLAINED = (
     "SumR, mean over languages and seeds. Lines: SumR = a + slope · log10(x) through a curve's points, by least squares"
     f" with equal weights; misfit: the largest distance of a point from its line. Intervals: {LEVEL:.0f} %, everything"
     " computed again in each bootstrap replicate, which draws test items and seeds; a point of one seed counts as free"
-    " of chance in training. Two points give a line, and no evidence that there is one. Beyond the last point all is"
-    " extrapolation: no line of SumR against a logarithm goes on for ever, since SumR ends at 600."
+    " of chance in training, and two or three seeds hardly show how large it is. Two points give a line, and no"
+    " evidence that there is one. Beyond the last point all is extrapolation: no line of SumR against a logarithm goes"
+    " on for ever, since SumR ends at 600."
 )
 _FARTHEST = 1e9  # a crossing beyond is no number worth printing
 
@@ -101,21 +100,29 @@ def _reaches(curve: Curve, name: str) -> str:
     if name not in curve.crossings:
         return "–"
     found = curve.crossings[name]
-    said = f"{place(found.mean)} ({place(found.low)} to {place(found.high)})"
-    return said if curve.inside(found.mean) or not math.isfinite(found.mean) else f"{said}, extrapolated"
+    mean, low, high = (place(x, least=min(1.0, curve.points[0].x)) for x in (found.mean, found.low, found.high))
+    said = f"{mean} ({low} to {high})"
+    return said if curve.inside(found.mean) or found.mean in (0, math.inf) else f"{said}, extrapolated"
 
 
-def place(x: float) -> str:
-    """An x at which something is reached."""
+def place(x: float, *, least: float = 1.0) -> str:
+    """An x at which something is reached, as `crossing` finds it.
+
+    Args:
+        x: The place.
+        least: What is smaller is no number worth printing.
+    """
     if not math.isfinite(x):
         return "never"
+    if x == 0:
+        return "above from the start"
     if x > _FARTHEST:
         return f"beyond {magnitude(_FARTHEST)}"
-    return magnitude(x) if x >= 1 else "below 1"
+    return magnitude(x) if x >= least else f"below {magnitude(least)}"
 
 
 def as_json(grown: Grown) -> dict[str, Any]:
-    """The content of growth.json; a crossing that is never reached is null."""
+    """The content of growth.json. Of crossings null is never, and 0 a line that is above the row from the start."""
     curves = [
         {
             "name": curve.name,
@@ -170,11 +177,9 @@ def figure(grown: Grown) -> Any:
     from matplotlib.ticker import NullLocator
 
     axes_figure, axes = axes_of((10.5 if grown.differences else 6.4, 4.6), 1, 2 if grown.differences else 1)
-    low, high = (f(point.x for curve in grown.curves for point in curve.points) for f in (min, max))
-    xs = np.geomspace(low, high, 100)
     colours = {curve.name: GROUPS[n % len(GROUPS)] for n, curve in enumerate(grown.curves)}
     for curve in grown.curves:
-        _drawn(axes[0], curve.points, curve.fit, xs, colours[curve.name], curve.name)
+        _drawn(axes[0], curve.points, curve.fit, colours[curve.name], curve.name)
     for name, level in grown.levels.items():
         axes[0].axhline(level.mean, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes[0].annotate(
@@ -184,7 +189,7 @@ def figure(grown: Grown) -> Any:
     axes[0].set_ylabel("SumR, mean over languages")
     axes[0].set_title("SumR; line: log-linear fit")
     for n, each in enumerate(grown.differences):
-        _drawn(axes[1], each.points, each.fit, xs, GROUPS[n % len(GROUPS)], f"{each.claim}: {each.a} − {each.b}")
+        _drawn(axes[1], each.points, each.fit, GROUPS[n % len(GROUPS)], f"{each.claim}: {each.a} − {each.b}")
     if grown.differences:
         axes[1].axhline(0, color=MUTED, linewidth=1)
         axes[1].set_title(f"differences, with {LEVEL:.0f} % intervals")
@@ -199,11 +204,10 @@ def figure(grown: Grown) -> Any:
     return axes_figure
 
 
-def _drawn(axis: Any, points: Sequence[Any], fit: Fit | None, xs: np.ndarray, colour: str, label: str) -> None:
+def _drawn(axis: Any, points: Sequence[Any], fit: Fit | None, colour: str, label: str) -> None:
     found = [point.value.estimate() for point in points]
     x = [point.x for point in points]
     axis.plot(x, [each.mean for each in found], "o", color=colour, markersize=5, label=label)
     axis.vlines(x, [each.low for each in found], [each.high for each in found], color=colour, linewidth=1.2, alpha=0.6)
     if fit is not None:
-        inside = xs[(xs >= x[0] * 0.999) & (xs <= x[-1] * 1.001)]
-        axis.plot(inside, [fit.value(each).mean for each in inside], color=colour, linewidth=1.2)
+        axis.plot((x[0], x[-1]), [fit.value(each).mean for each in (x[0], x[-1])], color=colour, linewidth=1.2)

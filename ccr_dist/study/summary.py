@@ -187,8 +187,8 @@ def languages_shown(summary: StudySummary) -> list[str]:
 
 
 def magnitude(n: float) -> str:
-    """A number of parameters: 0, 950, 1.2 k, 3.4 M."""
+    """A number of parameters, or of what a curve counts: 0, 0.25, 950, 1.2 k, 3.4 M."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if n >= size:
             return f"{n / size:.3g} {unit}"
-    return f"{n:.0f}"
+    return f"{n:.0f}" if n >= 100 else f"{n:.3g}"

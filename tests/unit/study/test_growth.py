@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,15 @@ from typer.testing import CliRunner
 from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.study.cli import study_app
 from ccr_dist.study.compare import Estimate, Sampled, over, sample
-from ccr_dist.study.growth import crossing, fitted, grown
-from ccr_dist.study.growth_report import place
-from ccr_dist.study.plan import load_plan
+from ccr_dist.study.growth import Curve, Grown, Point, crossing, fitted, grown
+from ccr_dist.study.growth_report import markdown, place
+from ccr_dist.study.plan import Growth, load_plan
 from ccr_dist.study.summary import measured
 from tests.studies import make_study, ranks, result_of
 
 X = (2000.0, 10_000.0, 40_000.0)
 SIZES = ("2k", "10k", "40k")
+LABELS = {"half": "half", "none": "none"}
 
 
 def lines(at: float, slope: float, replicates: int = 400) -> list[Sampled]:
@@ -58,6 +60,29 @@ def test_a_line_that_does_not_rise_reaches_nothing() -> None:
     found = crossing(flat, Sampled(300.0, np.full(100, 300.0)))
     assert flat.misfit == 0 and found.mean == np.inf and found.high == np.inf and np.isfinite(found.low)
     assert [place(x) for x in (np.inf, 3e12, 145_000, 0.2)] == ["never", "beyond 1e+03 M", "145 k", "below 1"]
+
+
+def test_a_line_that_falls_from_above_a_level_does_not_never_reach_it() -> None:
+    """Points of 400 and 398 are above 350, whichever way the line goes."""
+    falls = fitted(X[:2], [Sampled(400.0, np.linspace(398, 402, 100)), Sampled(398.0, np.linspace(400, 396, 100))])
+    assert (falls.slope.draws > 0).any() and (falls.slope.draws < 0).any()
+    below, above = (crossing(falls, Sampled(level, np.full(100, level))) for level in (350.0, 500.0))
+    assert below.mean == 0 and below.high < X[0] and above.mean == np.inf
+    assert place(below.mean) == "above from the start"
+
+
+def test_a_curve_against_parts_has_their_places() -> None:
+    """x may be a part of the data, not a number of captions."""
+    points = {x: 200 + 100 * np.log10(x) for x in (0.05, 0.1, 1.0)}
+    values = [Sampled(value, np.full(50, value)) for value in points.values()]
+    made = tuple(Point(x, value, 2) for x, value in zip(points, values, strict=True))
+    fit = fitted(list(points), values)
+    level = Sampled(150.0, np.full(50, 150.0))
+    curve = Curve("c", made, fit, {"half": crossing(fit, level), "none": crossing(fit, Sampled(0.0, np.zeros(50)))})
+    found = Grown(Growth(x="part"), "t", (curve,), {}, {}, (), ())
+    assert "| curve, SumR at part | 0.05 | 0.1 | 1 |" in markdown(found)
+    told = markdown(replace(found, levels={"half": level.estimate(), "none": level.estimate()}, labels=LABELS))
+    assert "| 0.316 (0.316 to 0.316) | below 0.05 (" in told
 
 
 def growing(configs: Path, out: Path, **changes: object) -> Path:
