@@ -184,13 +184,14 @@ def _states(plan: StudyPlan) -> dict[str, State]:
     outdated, too: `ccr-dist evaluate` keeps its result if the weights turn out to be the same.
     """
     states: dict[str, State] = {}
-    unmade: set[str] = set()  # folders
+    unmade: set[Path] = set()  # folders
     for run in (*plan.first, *plan.runs):
         found, config = state(run), run.config
-        if found == "complete" and not config.stages and unmade & {config.init_from, config.backbone.weights}:
+        sources = [Path(each) for each in (config.init_from, config.backbone.weights) if each is not None]
+        if not config.stages and any(unmade & {each, *each.parents} for each in sources) and found == "complete":
             found = "outdated"
         if found != "complete":
-            unmade.add(str(config.folder))
+            unmade.add(config.folder)
         states[run.name] = found
     return states
 

@@ -129,8 +129,11 @@ def test_complete_runs_are_skipped(configs: Path, tmp_path: Path, acted: Acted) 
     assert acted.run(plan) == DONE and acted.trace("begin") == ["dasd-s1"]
 
 
-def test_what_stands_on_a_run_that_is_made_again_is_measured_again(configs: Path, tmp_path: Path, acted: Acted) -> None:
-    on = [f"backbone.weights={tmp_path / 'out/english-s0'}"]
+@pytest.mark.parametrize("within", ["", "/", "/model.safetensors"])
+def test_what_stands_on_a_run_that_is_made_again_is_measured_again(
+    configs: Path, tmp_path: Path, acted: Acted, within: str
+) -> None:
+    on = [f"backbone.weights={tmp_path / 'out/english-s0'}{within}"]
     rows = [
         {"name": "zero", "config": "clip.yaml", "overrides": on},
         {"name": "other", "config": "clip.yaml"},
