@@ -180,7 +180,8 @@ def _pod(
 
 def _resources(job: Job, site: Kubernetes) -> dict[str, Any]:
     """GPUs and memory as request and limit; of CPUs only the request, since what is idle may be used."""
-    limits: dict[str, Any] = {"memory": f"{gib(job.step.memory)}Gi"} if job.step.memory else {}
+    memory = gib(job.step.memory)
+    limits: dict[str, Any] = {"memory": f"{memory}Gi"} if memory else {}
     if job.step.gpus and site.gpu:
         limits[site.gpu] = str(job.step.gpus)
     if job.step.least_nodes > 1:

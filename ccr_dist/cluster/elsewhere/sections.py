@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ccr_dist.cluster.elsewhere.words import (
     Absolute,
+    Device,
     DnsLabel,
     DnsName,
     LabelValue,
@@ -53,7 +54,7 @@ class Kubernetes(Frozen):
     volumes: tuple[Volume, ...] = Field(min_length=1, description="shared storage of all pods")
     namespace: DnsLabel | None = Field(None, description="default: that of kubectl's context")
     queue: LabelValue | None = Field(None, description="local queue of Kueue, which then decides when a job starts")
-    gpu: Qualified | None = Field(
+    gpu: Device | None = Field(
         None, description="name of the GPU resource, such as nvidia.com/gpu; required if a step has GPUs"
     )
     resources: dict[Qualified, Quantity | int] = Field(

@@ -52,8 +52,8 @@ def _resources(job: Job, profile: Profile, site: SkyPilot) -> dict[str, Any]:
     if job.step.gpus and site.accelerator:
         found["accelerators"] = {site.accelerator: job.step.gpus}
     found["cpus"] = f"{job.step.cpus}+"
-    if job.step.memory:
-        found["memory"] = f"{gib(job.step.memory)}+"
+    if memory := gib(job.step.memory):
+        found["memory"] = f"{memory}+"
     found["use_spot"] = site.use_spot
     if site.image:
         found["image_id"] = site.image

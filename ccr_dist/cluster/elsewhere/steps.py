@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from ccr_dist import errors
 from ccr_dist.cluster.decide import NEVER
 from ccr_dist.cluster.pipeline import RANKS, Job, Plan
 from ccr_dist.cluster.profile import Profile
+from ccr_dist.redact import command_line, is_secret
 
 # Exit codes after which the same command cannot succeed. Under SLURM a value that is not finite is tried once more from
 # the checkpoint before (`decide.py`); nobody sets checkpoints aside here. A second process of a run has to end.
@@ -21,6 +23,7 @@ SLURM_ONLY = (
     *("partition", "account", "qos", "constraint", "gpus", "prefix", "time", "lead_s", "scratch", "mail", "mail_type"),
     *("max_array", "sbatch", "preflight", "free_disk_gib"),
 )
+_SHORTEST = 8  # of a secret: `true` is none
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -78,8 +81,12 @@ def single(python: str, job: Job, share: str) -> list[str]:
     return [python, "-m", "ccr_dist.cluster.rank", *job.command, *(["--share", share] if job.step.tasks > 1 else [])]
 
 
-def gib(memory: str) -> int:
-    """Memory as SLURM has it (`400G`, without a unit MiB) in GiB, rounded up."""
+def gib(memory: str | None) -> int:
+    """Memory as SLURM has it (`400G`, without a unit MiB) in GiB, rounded up; 0 if it says nothing, as None and 0 do
+    (for SLURM all that the node has).
+    """
+    if memory is None:
+        return 0
     unit = memory[-1] if memory[-1] in UNITS else "M"
     return math.ceil(int(memory.rstrip("KMGT")) * UNITS[unit] / UNITS["G"])
 
@@ -127,4 +134,33 @@ def unused(plan: Plan, profile: Profile, names: Sequence[str], target: str) -> I
         yield f"time of step {', '.join(limited)}: not used on {target}, where a step runs until it ends"
 
 
-__all__ = ["FINAL", "RANKS", "SLURM_ONLY", "Processes", "gib", "processes_of", "ranked", "single", "unused", "wrong"]
+def exposed(plan: Plan, profile: Profile) -> Iterator[str]:
+    """Notes on what looks like a secret and will stand in the files, where everybody who may look at the objects reads
+    it.
+
+    Args:
+        plan: The pipeline.
+        profile: The site profile.
+    """
+    advice = "in plain text in these files: if it is a secret, name it under `secrets` of the profile"
+    for name, value in profile.environment.items():
+        if is_secret(name) and len(value) >= _SHORTEST and not value.startswith("/"):
+            yield f"environment.{name} of the profile will stand {advice}"
+    for name, job in plan.jobs.items():
+        if command_line(job.command) != shlex.join(job.command):
+            yield f"{plan.place(name)}: step {name}: a password or key in its command will stand {advice} instead"
+
+
+__all__ = [
+    "FINAL",
+    "RANKS",
+    "SLURM_ONLY",
+    "Processes",
+    "exposed",
+    "gib",
+    "processes_of",
+    "ranked",
+    "single",
+    "unused",
+    "wrong",
+]

@@ -37,14 +37,16 @@ Line = Annotated[str, AfterValidator(one_line)]
 Variables = Annotated[dict[str, Line], AfterValidator(variables)]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Absolute = Annotated[Line, AfterValidator(_absolute)]
-# Names in Kubernetes: of a namespace, of other objects, in a label's value, of a label or a resource.
-DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-DnsName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
-LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$")]
-Qualified = Annotated[
-    str, Field(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
-]
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([kMGT]i?|Ki)?$")]
+# Names in Kubernetes: of a namespace, of other objects, in a label's value, of a label, of a resource.
+_PART = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+_DOMAIN = rf"{_PART}(\.{_PART})*"
+_WORD = "[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+DnsLabel = Annotated[str, Field(max_length=63, pattern=rf"^{_PART}$")]
+DnsName = Annotated[str, Field(max_length=253, pattern=rf"^{_DOMAIN}$")]
+LabelValue = Annotated[str, Field(pattern=rf"^({_WORD})?$")]
+Qualified = Annotated[str, Field(max_length=317, pattern=rf"^({_DOMAIN}/)?{_WORD}$")]
+Device = Annotated[str, Field(max_length=317, pattern=rf"^{_DOMAIN}/{_WORD}$")]  # only Kubernetes' own need no domain
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(k|[MGTPE]|[KMGTPE]i)?$")]
 
 
 def below(path: str, folders: list[str]) -> bool:

@@ -14,13 +14,14 @@ from typing import Any
 from ccr_dist.cluster import checks
 from ccr_dist.cluster.elsewhere import kubernetes, skypilot
 from ccr_dist.cluster.elsewhere.sections import Kubernetes, SkyPilot
-from ccr_dist.cluster.elsewhere.steps import SLURM_ONLY, unused, wrong
+from ccr_dist.cluster.elsewhere.steps import SLURM_ONLY, exposed, unused, wrong
 from ccr_dist.cluster.elsewhere.text import yaml_text
 from ccr_dist.cluster.pipeline import Plan
 from ccr_dist.cluster.profile import Profile
 from ccr_dist.data.storage.store import replace_atomic
 from ccr_dist.errors import ConfigError
 from ccr_dist.places import folder_to_make
+from ccr_dist.redact import command_line
 
 Say = Callable[[str], None]
 SLURM, KUBERNETES, SKYPILOT = "slurm", "kubernetes", "skypilot"
@@ -98,7 +99,7 @@ def rendered(plan: Plan, profile: Profile, *, to: str, named: str) -> tuple[dict
         files["all.yaml"] = "---\n".join(whole)
     readme = _kubernetes_readme if isinstance(site, Kubernetes) else _skypilot_readme
     files["README.md"] = readme(plan, site, objects, names)  # type: ignore[arg-type]
-    return files, list(dict.fromkeys([*checked.notes, *unused(plan, profile, skipped, to)]))
+    return files, list(dict.fromkeys([*checked.notes, *unused(plan, profile, skipped, to), *exposed(plan, profile)]))
 
 
 def _kubernetes_readme(plan: Plan, site: Kubernetes, objects: Mapping[str, Any], names: Mapping[str, str]) -> str:
@@ -165,7 +166,7 @@ def _skypilot_readme(plan: Plan, site: SkyPilot, objects: Mapping[str, Any], nam
 
 def _readme(plan: Plan, target: str, needs: list[str], lines: list[str], notes: list[str]) -> str:
     steps = [
-        f"{name}{' after ' if job.after else ''}{', '.join(job.after)}: ccr-dist {shlex.join(job.command)}"
+        f"{name}{' after ' if job.after else ''}{', '.join(job.after)}: ccr-dist {command_line(job.command)}"
         for name, job in plan.jobs.items()
     ]
     prose = [f"Written by `ccr-dist submit --to {target.lower()}`. Nothing was started.", *needs]

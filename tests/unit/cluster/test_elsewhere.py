@@ -290,6 +290,33 @@ def test_a_restart_takes_over_a_run_that_a_lost_node_still_holds(
 
 def test_memory_in_gib() -> None:
     assert [gib(text) for text in ("400G", "1500", "1M", "1T", "1024K", "2048")] == [400, 2, 1, 1024, 1, 2]
+    assert [gib(text) for text in (None, "0", "0G")] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("to", HERE)
+def test_memory_that_means_all_of_a_node_is_no_limit_of_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert submit(tmp_path, "--to", to, site=BOTH, memory="0").exit_code == 0
+    text = (Path("runs/p") / to / "01-train.yaml").read_text()
+    assert not re.search(r"memory: [\"']?0", text)
+
+
+@pytest.mark.parametrize("to", HERE)
+def test_secrets_in_plain_text_are_named_and_not_in_the_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    harmless = {"TOKENIZERS_PARALLELISM": "true", "SSL_CERT_FILE": "/etc/certificates", "HF_HOME": "/data/huggingface"}
+    site = {**BOTH, "environment": {**harmless, "HF_TOKEN": "hf_abcdefgh"}}
+    server = "describe data --engine openai --model m --prompt views --column caption.x base_url=http://u:secret@h/v1"
+    Path("p.yaml").write_text(yaml.safe_dump({"name": "p", "steps": {"s": {"command": server}}}))
+    Path("site.yaml").write_text(yaml.safe_dump(site))
+    files, notes = rendered(load_plan("p.yaml"), load_profile("./site.yaml"), to=to, named="site.yaml")
+    said = [note for note in notes if "in plain text" in note]
+    assert len(said) == 2 and said[0].startswith("environment.HF_TOKEN of") and "p.yaml:" in said[1]
+    assert "secret" not in files["README.md"] and "http://***@h/v1" in files["README.md"]
 
 
 def submit(tmp_path: Path, *words: str, site: dict[str, Any] | None = None, **step: Any) -> Result:
@@ -375,6 +402,11 @@ def test_what_is_refused(
         ("kubernetes", "tolerations", [{"key": "a", "operator": "Equal"}]),
         ("kubernetes", "secrets", ["HF_TOKEN=hf_x"]),
         ("kubernetes", "shared_memory", "16 GB"),
+        ("kubernetes", "shared_memory", "16ki"),
+        ("kubernetes", "gpu", "gpu"),
+        ("kubernetes", "gpu", "nvidia..com/gpu"),
+        ("kubernetes", "priority", "a..b"),
+        ("kubernetes", "pull_secrets", ["a.-b"]),
         ("kubernetes", "port", 80),
         ("kubernetes", "imgae", "x"),
         ("skypilot", "accelerator", "H100:8"),
