@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import shutil
+import statistics
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -40,10 +41,16 @@ def compiled(found: Found) -> None:
             lines = [json.loads(line) for line in (config.folder / "log.jsonl").read_text().splitlines()]
             steps = [line for line in lines if "event" not in line]
             losses[name] = [line["loss"] for line in steps]
-            times = sorted(line["step_s"] for line in steps[1:count])
-            found.line(run=name, first_step_s=steps[0]["step_s"], step_s=times[len(times) // 2], losses=losses[name])
+            found.line(run=name, **times([line["step_s"] for line in steps[:count]]), losses=losses[name])
     for number, (eager, other) in enumerate(zip(losses["eager"], losses["compiled"], strict=True)):
         found.near(f"compiled: the loss of step {number}", other, eager, within=1e-3 if found.cpu else 3e-2)
+
+
+def times(seconds: list[float]) -> dict[str, float]:
+    """The longest of a stage's steps, and the median of its later half. Which step compiles differs: the first one runs
+    eagerly where its FLOPs are counted, and more than one may compile.
+    """
+    return {"longest_step_s": max(seconds), "step_s": statistics.median(seconds[len(seconds) // 2 :])}
 
 
 def missing_tools() -> str | None:

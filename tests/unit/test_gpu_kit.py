@@ -52,6 +52,11 @@ def test_a_machine_without_a_compiler_skips_what_needs_one(monkeypatch: pytest.M
     assert "/nowhere/Python.h" in str(compiled.missing_tools())
 
 
+def test_a_step_that_compiles_is_none_of_the_later_ones() -> None:
+    """On a GPU whose peak is known the first step runs eagerly, and the second one compiles."""
+    assert compiled.times([0.5, 30.0, 9.0, 0.1, 0.1, 0.1]) == {"longest_step_s": 30.0, "step_s": 0.1}
+
+
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, ago: float) -> kit.Kit:
     """A kit of two parts and nine minutes that began some seconds ago."""
     monkeypatch.setattr(kit, "about", lambda cpu: {})

@@ -130,6 +130,20 @@ def test_a_group_takes_its_nodes_together() -> None:
     assert broken.seconds["waiting"][0] == 10_000
 
 
+def test_a_job_that_shrinks_and_grows_is_a_birth_and_death_process() -> None:
+    """Two nodes that fail at a rate and are repaired at another, each on its own; with both away the job stands."""
+    fails, repaired = 0.5, 4.0
+    found = simulate(
+        job(
+            gpus=16, days=100, repetitions=60, restart=0, checkpoint={"every": 1, "stall": 0}, least_nodes=1,
+            causes={"x": {"per_day": fails}}, repair={"kind": "exponential", "mean": DAY / repaired},
+        )
+    )  # fmt: skip
+    away = np.array([1, 2 * fails / repaired, (fails / repaired) ** 2])
+    expected = away @ (1, 0.5, 0) / away.sum()
+    assert abs(found.goodput.mean - expected) < 4 * (found.goodput.high - found.goodput.mean) / 1.96 + 1e-4
+
+
 @pytest.mark.parametrize(
     "change",
     [
