@@ -339,7 +339,7 @@ class _Segments:
 
 def _errors(column: Column, shard: int) -> dict[str, str]:
     """Key -> why a row is null, of a shard."""
-    path = column.folder / f"{column.dataset.shards[shard]}.errors.jsonl"
+    path = column.path(shard, "errors")
     if not path.exists():
         return {}
     entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

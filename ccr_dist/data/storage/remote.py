@@ -28,7 +28,9 @@ from ccr_dist.errors import DataError
 
 MARK = "remote.json"
 _METADATA = re.compile(r"^(dataset\.json|[A-Za-z0-9][A-Za-z0-9._-]*/(column|\d{6,})\.json)$")
-_SIBLINGS = re.compile(r"^(keys/\d{6,}\.txt|[A-Za-z0-9][A-Za-z0-9._-]*/\d{6,}\.(index|stats)\.json)$")
+_SIBLINGS = re.compile(
+    r"^(keys/\d{6,}\.txt|[A-Za-z0-9][A-Za-z0-9._-]*/\d{6,}\.(index\.json|stats\.json|errors\.jsonl))$"
+)
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _LOOK_AGAIN_S = 60.0  # a process that opens a URL again within this time does not list the store again
 
@@ -42,7 +44,7 @@ def is_metadata(name: str) -> bool:
 
 
 def checked_names(names: list[str], place: str) -> list[str]:
-    """The names, if all are of keys, index or stats files; otherwise DataError, since names become local paths."""
+    """The names, if all are of keys or of what goes with a shard; else DataError, since names become local paths."""
     if odd := [name for name in names if not _SIBLINGS.match(name)]:
         raise DataError(f"{place}: {odd[0]!r} is not the name of a file of a dataset")
     return names

@@ -101,7 +101,7 @@ class Column(ReadableColumn):
         for path in (
             self.path(shard, "index", fetch=False),
             self.path(shard, "stats"),
-            record.with_suffix(".errors.jsonl"),
+            self.path(shard, "errors"),
             record,
         ):
             path.unlink(missing_ok=True)
@@ -244,7 +244,7 @@ class Column(ReadableColumn):
 
     def write_errors(self, shard: int, lines: bytes) -> None:
         """Writes what is wrong with rows of a shard, JSON lines, unless that was written before."""
-        store.create_once(self.folder / f"{self.dataset.shards[shard]}.errors.jsonl", lines)
+        store.create_once(self.path(shard, "errors"), lines)
 
     def commit_payload(self, shard: int) -> bool:
         """Writes index and record for an existing payload, whichever process wrote it.

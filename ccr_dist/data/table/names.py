@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from ccr_dist.errors import ConfigError
 
+JOBS = "jobs"  # in a column's folder in a store: who works on which shard, and what is made of it
+
 Names = TypeVar("Names", str, list[str], None)
 _COLUMN = re.compile(r"^(image|video|(caption|description|feature|label)\.[A-Za-z0-9][A-Za-z0-9._-]*)$")
 

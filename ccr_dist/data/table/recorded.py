@@ -25,6 +25,7 @@ from ccr_dist.errors import DataError
 
 _META = {"kind": str, "extension": str, "plan": dict, "provenance": dict, "view_of": str, "field": str, "dtype": str}
 _SHA256 = re.compile("[0-9a-f]{64}")
+_LOCAL = {"record": ".json", "stats": ".stats.json", "errors": ".errors.jsonl"}  # files that are never fetched
 
 
 class Recorded:
@@ -116,7 +117,7 @@ class Recorded:
 
         Args:
             shard: Its number.
-            what: payload, index, record or stats. The payload of an indexed shard is a foreign tar.
+            what: payload, index, record, stats or errors. The payload of an indexed shard is a foreign tar.
             fetch: Whether to fetch a payload or index that only the store behind the dataset has.
 
         Raises:
@@ -125,8 +126,8 @@ class Recorded:
             ConfigError: The payload is larger than the cache may be.
         """
         name, behind = self.dataset.shards[shard], self.dataset.remote
-        if what in ("record", "stats"):
-            return self.folder / (name + {"record": ".json", "stats": ".stats.json"}[what])
+        if what in _LOCAL:
+            return self.folder / f"{name}{_LOCAL[what]}"
         recorded = self._seal or shard in self._records or self.path(shard, "record").exists()
         if what == "index":
             path = self.folder / f"{name}.index.json"

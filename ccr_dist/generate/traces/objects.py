@@ -31,10 +31,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ccr_dist.data.storage.object_store import Store
+from ccr_dist.data.table.names import JOBS
 from ccr_dist.errors import StorageError
 from ccr_dist.generate.traces.base import Held, Said, Traces, WorkPlace, said
 
-FOLDER = "jobs"
 _FIRST = "000000"  # of the objects of a journal
 _NAME = re.compile(r"^(\d{6,})\.(lease|beat|commit|journal)\.(\d+)(?:\.[0-9a-f]{16})?(?:\.(\d{6,}))?$")
 
@@ -106,7 +106,7 @@ class WorkObjects(WorkPlace):
     pause_s = 10.0  # every look is a request
 
     def __init__(self, column: str) -> None:
-        self._column, self._store = Store(column), Store(f"{column}/{FOLDER}")
+        self._column, self._store = Store(column), Store(f"{column}/{JOBS}")
 
     def look(self, shard: str | None = None) -> dict[str, Traces]:
         found: dict[str, Traces] = {}
@@ -151,7 +151,7 @@ class WorkObjects(WorkPlace):
         return max((when for of in names for name, when in there.items() if f"{name}.".startswith(f"{of}.")), default=0)
 
     def names(self) -> list[str]:
-        return [name for name in self._column.listing() if not name.startswith(f"{FOLDER}/")]
+        return [name for name in self._column.listing() if not name.startswith(f"{JOBS}/")]
 
     def written(self, names: Sequence[str]) -> list[float]:
         there = self._column.changed()

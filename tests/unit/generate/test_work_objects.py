@@ -371,6 +371,19 @@ def test_verify_names_the_command_that_makes_the_rest(
     assert problem.what == f"1 of 2 shards are not finished: 000001; to make them: {remedy}"
 
 
+def test_a_shard_that_a_job_in_the_store_makes_is_not_pushed(plain: object, tmp_path: Path) -> None:
+    shout(Dataset(tmp_path / "d"), "caption.de.shout")
+    _, work = taken()
+    before = there()
+    with pytest.raises(DataError, match=rf"{URL}/{XX}/jobs/000000\.lease\.1: a job in the store makes this shard"):
+        push(tmp_path / "d", URL, columns=[XX])
+    assert {name: data for name, data in there().items() if name in before} == before and "000000.tar" not in there()
+    assert push(tmp_path / "d", URL, columns=["caption.de.shout"])[0].shards == 2
+    work.close()
+    assert push(tmp_path / "d", URL)[0].shards == 2
+    assert made().complete and verify(URL) == []
+
+
 def test_status_and_progress_tell_of_work_in_the_store(plain: object) -> None:
     _, first = taken()
     first.keep([(0, RowOutcome(["x"]))])

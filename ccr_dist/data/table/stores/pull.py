@@ -91,7 +91,8 @@ def _pull(source: Store, root: Path, names: Sequence[str], lazy: bool, progress:
                 payload = payload_name(column, shard, theirs[name])
                 fetched = _fetch(source, payload, root / payload, theirs[name], check=new)
                 _create(source, root, {f"{stem}.index.json": theirs[name].get("index")})
-            _create(source, root, {part: None for part in (f"{stem}.stats.json",) if part in there})
+            further = (f"{stem}.stats.json", f"{stem}.errors.jsonl")
+            _create(source, root, {part: None for part in further if part in there})
             store.create_once(root / name, store.pretty_json(theirs[name]))
             size += fetched
             if new or fetched:

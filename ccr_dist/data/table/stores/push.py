@@ -4,7 +4,8 @@ A foreign tar becomes the payload of the column that it belongs to; the records 
 relative `url`.
 
 Not every store can create an object only if it is absent. If two people push different datasets to one URL at the same
-moment, their files can mix; readers notice by the digests in the records.
+moment, their files can mix; readers notice by the digests in the records. A shard that a job in the store has leased
+is not pushed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ccr_dist.data.storage.object_store import Store, as_url
 from ccr_dist.data.storage.remote import look_again
 from ccr_dist.data.table.column import Column
 from ccr_dist.data.table.dataset import Dataset, open_all
+from ccr_dist.data.table.names import JOBS
 from ccr_dist.data.table.payload import index_bytes
 from ccr_dist.data.table.stores.transfer import (
     Transfer,
@@ -28,7 +30,7 @@ from ccr_dist.data.table.stores.transfer import (
     payload_name,
     record_name,
 )
-from ccr_dist.errors import ConfigError
+from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.places import folder_to_make
 
 
@@ -47,7 +49,8 @@ def push(path: str | Path, url: str, *, columns: Sequence[str] = (), progress: b
         One report per dataset.
 
     Raises:
-        DataError: The store holds another dataset, plan or record (the difference is shown).
+        DataError: The store holds another dataset, plan or record (the difference is shown), or a job there makes a
+            shard that is to be pushed.
         ConfigError: The URL cannot be used.
         StorageError: The store or a disk keeps failing.
     """
@@ -94,6 +97,8 @@ def _push(dataset: Dataset, target: Store, names: Sequence[str], progress: bool)
             for column in columns
             if column.name in known and not is_there(column, shard, ours[known[column.name]])
         ]
+        for column in todo:
+            _require_free(target, column, shard)
         sent: dict[str, int] = {}
         for column in todo:
             record, stem = ours[known[column.name]], f"{column.name}/{dataset.shards[shard]}"
@@ -104,14 +109,26 @@ def _push(dataset: Dataset, target: Store, names: Sequence[str], progress: bool)
                 target.upload(payload, column.path(shard))
                 sent[payload] = record["bytes"]
             target.write(f"{stem}.index.json", index_bytes(column.path(shard, "index"), record.get("index")))
-            if (stats := column.path(shard, "stats")).exists():
-                target.write(f"{stem}.stats.json", stats.read_bytes())
+            for further in (column.path(shard, "stats"), column.path(shard, "errors")):
+                if further.exists():
+                    target.write(f"{column.name}/{further.name}", further.read_bytes())
         for column in todo:
             target.write(known[column.name], store.pretty_json(ours[known[column.name]]))
         return len(todo), len(known) - len(todo), sum(sent.values())
 
     each_shard(dataset, copy, summary, "pushing", progress)
     return summary
+
+
+def _require_free(target: Store, column: Column, shard: int) -> None:
+    """Raises DataError if a job in the store holds a shard that is about to be written: two payloads could mix."""
+    place = f"{column.name}/{JOBS}/{column.dataset.shards[shard]}.lease."
+    if "processor" in column.plan and (leases := sorted(target.listing(place))):
+        raise DataError(
+            f"{target.url}/{leases[-1]}: a job in the store makes this shard, which is finished here: let the job end"
+            f" (`ccr-dist jobs status {target.url}`; what a worker that died has left ends with the next one), then"
+            " push again"
+        )
 
 
 def _published(column: Column) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -23,6 +23,7 @@ from tests.stores import ROWS, URL, names, payloads, refuse_writes, tree, values
 
 
 def test_pushed_and_pulled_is_the_same_bytes(dataset, tmp_path):
+    dataset.column("caption.en").write_errors(0, b'{"key": "0-1", "error": "no such file"}\n')
     (done,) = push(dataset.root, URL)
     assert (done.columns, done.shards, done.there) == (2, 6, 0)
     assert done.bytes == sum(
