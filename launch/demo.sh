@@ -76,7 +76,7 @@ for lang in ar de en es fa fr id it ja ko pt ru tr zh; do asked[kernel]+="$lang:
 for method in "${maps[@]}"; do
     say "in closed form: $method" # nothing in it is random
     launch train "configs/demo/$method.yaml" "${adapted[@]}" "data.query_features={$encoded}"
-    launch evaluate "$out/$method-s0" "data.queries={${asked[$method]}}"
+    launch evaluate "configs/demo/$method.yaml" "${adapted[@]}" "data.query_features={$encoded}" "data.queries={${asked[$method]}}"
     runs+=("$out/$method-s0")
 done
 say "the kernel map with translations of the queries"
@@ -86,6 +86,10 @@ runs+=("$out/kernel-fusion-s0")
 say "report"
 ccr report "${runs[@]}" --out "$out/report" --title "emoji14: recall on human captions" --pictures "$data/test" \
     --note "Queries are human captions; training saw English captions and their machine translations only."
+if [ $smoke = 0 ] && [ "${languages[*]}" = "es pt" ]; then
+    say "what these rows show, and what they do not"
+    ccr study report configs/studies/demo.yaml --out "$out/claims"
+fi
 say "searching: an index of the test pictures, and a query in each language; German was never trained"
 index=$out/index
 ccr index "$out/kernel-s0" "$data/test" --out "$index"

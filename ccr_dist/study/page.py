@@ -15,7 +15,7 @@ from ccr_dist.evaluate.schema import unrecorded
 from ccr_dist.evaluate.summaries import ResultRow, Stat
 from ccr_dist.study.compare import ALL
 from ccr_dist.study.plots import VERDICTS
-from ccr_dist.study.summary import EXPLAINED, JUDGED, StudySummary, interval, languages_shown, magnitude, sentence
+from ccr_dist.study.summary import JUDGED, StudySummary, interval, languages_shown, magnitude, sentence
 
 CAPTIONS = {
     "comparisons": "Differences with their 95 % intervals",
@@ -51,7 +51,7 @@ def page(summary: StudySummary, rows: Sequence[ResultRow], figures: Mapping[str,
     body += [
         "<h2>Rows</h2>",
         _table(summary),
-        f"<p><small>{EXPLAINED}</small></p>",
+        f"<p><small>{summary.explained}</small></p>",
         picture(figures["rows"], CAPTIONS["rows"]),
         picture(figures["parameters"], CAPTIONS["parameters"]),
     ]

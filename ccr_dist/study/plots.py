@@ -79,8 +79,8 @@ def comparisons(summary: StudySummary) -> Any:
 
 
 def rows(summary: StudySummary) -> Any:
-    """SumR of every row, with a panel for the mean over target languages and one for each of them."""
-    shown = [ALL, *summary.targets] if len(summary.targets) > 1 else list(summary.targets)
+    """SumR of every row, with a panel for the mean over the target languages that all rows have and one for each."""
+    shown = [ALL, *summary.common] if len(summary.common) > 1 else list(summary.common)
     order, heads = _grouped(summary)
     height = 0.25 * (len(order) + len(heads)) + 0.9
     figure, axes = axes_of((2.9 + 2.35 * len(shown), height), 1, len(shown), sharey=True)

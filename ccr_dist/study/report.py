@@ -26,7 +26,7 @@ from ccr_dist.evaluate.tables import cell, to_csv, to_json
 from ccr_dist.study import plots
 from ccr_dist.study.compare import ALL, LEVEL
 from ccr_dist.study.page import page
-from ccr_dist.study.summary import EXPLAINED, JUDGED, StudySummary, interval, languages_shown, magnitude
+from ccr_dist.study.summary import JUDGED, StudySummary, interval, languages_shown, magnitude
 
 
 def write(summary: StudySummary, out: Path) -> Path:
@@ -62,7 +62,8 @@ def as_json(summary: StudySummary) -> dict[str, Any]:
 
 
 def row_records(summary: StudySummary) -> list[dict[str, Any]]:
-    """One record a row: `SumR.LANG`, with `_sd`, `_low` and `_high`; "all" is the mean over the target languages."""
+    """One record a row: `SumR.LANG`, with `_sd`, `_low` and `_high`; "all" is the mean over the
+    target languages that all rows have."""
     found = []
     for line in summary.lines:
         record: dict[str, Any] = {"name": line.row.name, "label": line.label, "group": line.row.group}
@@ -95,7 +96,7 @@ def table_markdown(summary: StudySummary) -> str:
     """The rows as a Markdown table."""
     shown = languages_shown(summary)
     heads = ["method", "seeds", "trained", *(f"SumR {lang}" for lang in shown), "mean SumR", "interval"]
-    text = [EXPLAINED, "", markdown_row(heads), markdown_row(["---"] * 3 + ["---:"] * (len(heads) - 3))]
+    text = [summary.explained, "", markdown_row(heads), markdown_row(["---"] * 3 + ["---:"] * (len(heads) - 3))]
     for group, lines in summary.groups.items():
         if len(summary.groups) > 1:
             text.append(markdown_row([f"**{group}**", *[""] * (len(heads) - 1)]))

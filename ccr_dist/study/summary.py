@@ -41,7 +41,7 @@ class Line:
     Attributes:
         row: The row of the plan.
         runs: Its complete runs.
-        stats: SumR over seeds by language; `ALL` has the mean over target languages.
+        stats: SumR over seeds by language; `ALL` has the mean over the target languages that all rows have.
         estimates: The same with bootstrap intervals.
     """
 
@@ -72,6 +72,7 @@ class StudySummary:
         lines: Results of its rows.
         judged: Verdicts on its comparisons.
         targets: Target languages.
+        common: Those in which every row was measured; means are over them.
         source: Source language.
         missing: Names of runs without a result.
     """
@@ -80,12 +81,20 @@ class StudySummary:
     lines: tuple[Line, ...]
     judged: tuple[Judged, ...]
     targets: tuple[str, ...]
+    common: tuple[str, ...]
     source: str
     missing: tuple[str, ...]
     results: Results
 
     def label(self, name: str) -> str:
         return next(row.shown for row in self.plan.study.rows if row.name == name)
+
+    @property
+    def explained(self) -> str:
+        """What the numbers of the rows are."""
+        return EXPLAINED + (
+            "" if self.common == self.targets else f" Means: over {', '.join(self.common)}, which all rows have."
+        )
 
     @property
     def groups(self) -> dict[str, list[Line]]:
@@ -129,7 +138,7 @@ def summarise(plan: StudyPlan, *, replicates: int = REPLICATES) -> StudySummary:
         replicates: Number of bootstrap replicates.
 
     Raises:
-        DataError: There are no results, or runs were evaluated on different queries.
+        DataError: There are no results, or runs were evaluated on different queries, or in no common language.
         ConfigError: A result belongs to another config.
     """
     outcomes, missing = measured(plan)
@@ -138,24 +147,31 @@ def summarise(plan: StudyPlan, *, replicates: int = REPLICATES) -> StudySummary:
     source = results.runs[0].source_language
     languages = list(dict.fromkeys(lang for run in results.runs for lang in run.languages))
     targets = [lang for lang in languages if lang != source] or languages
+    common = [lang for lang in targets if all(lang in spoken for spoken in drawn.values())]
+    if not common:
+        said = "; ".join(f"{name}: {', '.join(spoken)}" for name, spoken in drawn.items())
+        raise DataError(
+            f"{plan.study.out}: no target language is common to all rows, which cannot be compared ({said})"
+        )
 
     lines = []
     for row in plan.study.rows:
         if row.name in outcomes:
             runs = tuple(outcome.result for outcome in outcomes[row.name])
-            own = [lang for lang in targets if lang in drawn[row.name]]
             values = {lang: [run.languages[lang].metrics["SumR"] for run in runs] for lang in drawn[row.name]}
-            values[ALL] = [sum(each) / len(own) for each in zip(*(values[lang] for lang in own), strict=True)]
+            values[ALL] = [sum(each) / len(common) for each in zip(*(values[lang] for lang in common), strict=True)]
             stats = {lang: Stat.of(each) for lang, each in values.items()}
             estimates = {lang: each.estimate() for lang, each in drawn[row.name].items()} | {
-                ALL: over(drawn[row.name], own).estimate()
+                ALL: over(drawn[row.name], common).estimate()
             }
             lines.append(Line(row, runs, stats, estimates))
     seeds = {line.row.name: len(line.runs) for line in lines}
     judged = [
         judge(each, drawn, seeds, targets) for each in plan.study.comparisons if each.a in drawn and each.b in drawn
     ]
-    return StudySummary(plan, tuple(lines), tuple(judged), tuple(targets), source, tuple(missing), results)
+    return StudySummary(
+        plan, tuple(lines), tuple(judged), tuple(targets), tuple(common), source, tuple(missing), results
+    )
 
 
 def sentence(judged: Judged, label: Callable[[str], str]) -> str:

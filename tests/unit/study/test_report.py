@@ -48,6 +48,24 @@ def test_the_report_says_the_same_everywhere(configs: Path, tmp_path: Path) -> N
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_means_are_over_the_languages_that_all_rows_have(configs: Path, tmp_path: Path) -> None:
+    plan = study(configs, tmp_path)
+    for n, run in enumerate(plan.runs):
+        result_of(run, *ranks(n, 5), languages=("en", "es", "pt") if run.row.name == "dasd" else ("en", "es"))
+    summary = summarise(plan, replicates=50)
+    for line in summary.lines:
+        assert line.stats["all"] == line.stats["es"] and line.estimates["all"] == line.estimates["es"]
+    assert summary.targets == ("es", "pt") and "over es, which all rows have" in table_markdown(summary)
+
+
+def test_rows_without_a_common_language_are_not_compared(configs: Path, tmp_path: Path) -> None:
+    plan = study(configs, tmp_path)
+    for n, run in enumerate(plan.runs):
+        result_of(run, *ranks(n, 5), languages=("en", "pt" if run.row.name == "dasd" else "es"))
+    with pytest.raises(DataError, match=r"no target language is common to all rows.*dasd: en, pt"):
+        summarise(plan, replicates=50)
+
+
 def test_the_report_escapes_what_it_shows(configs: Path, tmp_path: Path) -> None:
     _, page = reported(configs, tmp_path)
     html = page.read_text()
