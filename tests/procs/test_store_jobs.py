@@ -138,6 +138,19 @@ def test_what_a_store_says_is_passed_on(url: str, server: str, what: str, error:
         Store(url).require_create_once("dataset.json")
 
 
+def test_a_bucket_with_versions_is_like_any_other(url: str) -> None:
+    import s3fs
+
+    bucket, fs = url.split("/")[2], s3fs.S3FileSystem(use_listings_cache=False)
+    fs.call_s3("put_bucket_versioning", Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    for _ in range(2):  # what was removed can be created again
+        assert Store(url).create("x", b"a", unique=False) and not Store(url).create("x", b"a", unique=False)
+        Store(url).remove(["x"])
+        assert Store(url).get("x") is None and "x" not in Store(url).listing("x")
+    summary = shout(Dataset(url))
+    assert summary.complete and not [name for name in there(url) if name.startswith("jobs/")]
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Only this package sends a request again, and at once."""

@@ -15,9 +15,9 @@ from typing import Any
 
 from ccr_dist import errors
 from ccr_dist.cluster.elsewhere.sections import Kubernetes
-from ccr_dist.cluster.elsewhere.steps import FINAL, RANKS, gib, processes_of, ranked, single
+from ccr_dist.cluster.elsewhere.steps import FINAL, gib, processes_of, ranked, single
 from ccr_dist.cluster.elsewhere.text import name_of
-from ccr_dist.cluster.pipeline import Job, Plan
+from ccr_dist.cluster.pipeline import RANKS, Job, Plan
 from ccr_dist.cluster.profile import Profile
 
 CONTAINER, NODES = "main", "nodes"

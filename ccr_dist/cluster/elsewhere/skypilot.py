@@ -11,9 +11,9 @@ from typing import Any
 
 from ccr_dist import errors
 from ccr_dist.cluster.elsewhere.sections import SkyPilot
-from ccr_dist.cluster.elsewhere.steps import RANKS, gib, processes_of, ranked, single
+from ccr_dist.cluster.elsewhere.steps import gib, processes_of, ranked, single
 from ccr_dist.cluster.elsewhere.text import name_of
-from ccr_dist.cluster.pipeline import Job, Plan
+from ccr_dist.cluster.pipeline import RANKS, Job, Plan
 from ccr_dist.cluster.profile import Profile
 
 NODE, HEAD = '"$SKYPILOT_NODE_RANK"', '"$head"'

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ccr_dist import errors
 from ccr_dist.cluster.decide import NEVER
-from ccr_dist.cluster.pipeline import RANKS, Job, Plan
+from ccr_dist.cluster.pipeline import Job, Plan
 from ccr_dist.cluster.profile import Profile
 from ccr_dist.redact import command_line, is_secret
 
@@ -149,18 +149,3 @@ def exposed(plan: Plan, profile: Profile) -> Iterator[str]:
     for name, job in plan.jobs.items():
         if command_line(job.command) != shlex.join(job.command):
             yield f"{plan.place(name)}: step {name}: a password or key in its command will stand {advice} instead"
-
-
-__all__ = [
-    "FINAL",
-    "RANKS",
-    "SLURM_ONLY",
-    "Processes",
-    "exposed",
-    "gib",
-    "processes_of",
-    "ranked",
-    "single",
-    "unused",
-    "wrong",
-]

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from ccr_dist.data.media import decode
 from ccr_dist.data.storage import store
 from ccr_dist.data.table.dataset import Dataset
-from ccr_dist.errors import DataBudgetError, DataError, let_pass
+from ccr_dist.errors import ConfigError, DataBudgetError, DataError, let_pass
 from ccr_dist.generate.processor import Processor, RowOutcome
 
 
@@ -31,6 +32,7 @@ class Replay(Processor):
 
     Raises:
         DataError: The file cannot be read, or a line is malformed.
+        ConfigError: It was changed meanwhile.
     """
 
     batch = 1024
@@ -48,8 +50,10 @@ class Replay(Processor):
         self.file = Path(file)
         self.about = {k: v for k, v in {"source": source, "licence": licence, "note": note}.items() if v}
         self.max_missing = max_missing
+        self._state = _state(self.file)
         self.kind, self._places, self._bad = _scan(self.file, label)
         self._sha256 = store.sha256_file(self.file)
+        self._require_same(_state(self.file))
 
     def keys(self) -> Set[str]:
         """The keys in the file."""
@@ -79,11 +83,31 @@ class Replay(Processor):
             raise DataError(self._bad[key])
         offset, size = self._places[key]
         with self.file.open("rb") as file:
+            self._require_same(_state(file.fileno()))
             file.seek(offset)
             return _value(self.kind, json.loads(file.read(size))["value"])
 
     def process(self, items: list[Any]) -> list[RowOutcome]:
         return [RowOutcome(item) for item in items]
+
+    def _require_same(self, state: tuple[int, int, int]) -> None:
+        """Raises ConfigError, which ends the job, if the file is not the one whose lines were counted: a row would get
+        another one's value.
+        """
+        if state != self._state:
+            raise ConfigError(
+                f"{self.file}: changed while it was replayed; start again, under another --column unless the file is"
+                " put back"
+            )
+
+
+def _state(file: Path | int) -> tuple[int, int, int]:
+    """Inode, bytes and modification time (ns) of a file; zeros if it cannot be looked at, which opening it will say."""
+    try:
+        found = os.stat(file)  # noqa: PTH116 (of an open file, too)
+    except OSError:
+        return 0, 0, 0
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _value(kind: str, value: Any) -> Any:

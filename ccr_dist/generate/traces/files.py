@@ -61,10 +61,8 @@ def journal_path(folder: Path, shard: str, generation: int) -> Path:
 
 def read_lease(path: Path) -> Said | None:
     """What a lease says; None if the file is gone."""
-    try:
-        return said(path.read_bytes())
-    except FileNotFoundError:
-        return None
+    content = _content(path)
+    return None if content is None else said(content)
 
 
 def boot_id() -> str:
@@ -179,10 +177,7 @@ class WorkFiles(WorkPlace):
         return read_lease(self.where(shard, generation))
 
     def pulse(self, shard: str, traces: Traces) -> bytes | None:
-        try:
-            return self.where(shard, max(traces.leases)).read_bytes()
-        except FileNotFoundError:
-            return None
+        return _content(self.where(shard, max(traces.leases)))
 
     def changed(self, shard: str, generation: int) -> float:
         return _changed(self.where(shard, generation))
@@ -233,11 +228,8 @@ class WorkFiles(WorkPlace):
     def journals(self, shard: str, traces: Traces) -> Iterator[tuple[Path, bytes]]:
         for generation in sorted(traces.journals):
             path = journal_path(self.folder, shard, generation)
-            try:
-                data = path.read_bytes()
-            except FileNotFoundError:
-                continue
-            yield path, data
+            if (data := _content(path)) is not None:
+                yield path, data
 
     def tidy(self, shard: str, traces: Traces, *, below: int) -> None:
         rubbish = [self.folder / file for file in traces.rubbish]

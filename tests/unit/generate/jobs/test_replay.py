@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ccr_dist.errors import DataBudgetError, DataError
+from ccr_dist.errors import ConfigError, DataBudgetError, DataError
 from ccr_dist.generate.cli import jobs_app
 from ccr_dist.generate.jobs.replay import Replay
 from ccr_dist.generate.runner import run
@@ -125,3 +125,13 @@ def test_a_value_that_cannot_be_used_is_a_bad_item_of_its_row(tmp_path: Path) ->
         "0-3",
         "0-7",
     ] and "f.jsonl:2: key '0-1': expected" in found[0]["error"]
+
+
+def test_a_file_that_changes_meanwhile_gives_no_row_the_value_of_another(tmp_path: Path) -> None:
+    dataset = captions(tmp_path / "d")
+    file = lines(tmp_path / "f.jsonl", dict.fromkeys(TEXTS, "of old"))
+    replay = Replay(file)
+    lines(file, dict.fromkeys(reversed(TEXTS), "of new"))
+    with pytest.raises(ConfigError, match=rf"{file}: changed while it was replayed; start again"):
+        run(dataset, replay, "description.human", progress=False)
+    assert dataset.column("description.human").finished() == set()
