@@ -19,10 +19,11 @@ from ccr_dist.errors import ConfigError
 from ccr_dist.simulate.advise import advised, outlook
 from ccr_dist.simulate.clocks import Clocks
 from ccr_dist.simulate.outcome import STATES, Outcome
-from ccr_dist.simulate.schema import DAY, Job, all_causes
+from ccr_dist.simulate.schema import DAY, Job, all_causes, job_rate
 from ccr_dist.simulate.slow import Slow
 
 Array = np.ndarray
+MOST_EVENTS = 5_000_000  # of a repetition: each takes about a tenth of a millisecond
 MOST_CLOCKS = 4_000_000  # or nodes, of all repetitions that are simulated together: 32 MB
 
 
@@ -37,13 +38,21 @@ def simulate(job: Job, *, interval: float | None = None) -> Outcome:
         What came out of all repetitions. The same job and seed give the same.
 
     Raises:
-        ConfigError: Unknown rates, no interval is the best, or one of 0 or less.
+        ConfigError: Unknown rates, no interval is the best or one of 0 or less, or too much fails to be simulated.
     """
     if interval is None:
         interval = interval_of(job)
     if not (math.isfinite(interval) and interval > 0):
         raise ConfigError(f"interval: {interval:g} s of training between saves: expected more than 0")
-    clocks = sum(job.units(cause.scope) for cause in all_causes(job).values())
+    causes = all_causes(job).values()
+    slow = 0.0 if job.stragglers is None else job.stragglers.per_day * job.nodes * job.days
+    events = sum(job_rate(job, cause) for cause in causes) * job.days * DAY + slow
+    if events > MOST_EVENTS:
+        raise ConfigError(
+            f"per_day: about {events:.3g} failures and slow nodes in {job.days:g} days, and at most {MOST_EVENTS:,} are"
+            " simulated: rates are those of one GPU, node or group a day; correct them, or give fewer days"
+        )
+    clocks = sum(job.units(cause.scope) for cause in causes)
     together = max(1, min(job.repetitions, MOST_CLOCKS // max(clocks, job.nodes)))
     parts, seeds = [], np.random.SeedSequence(job.seed)
     for begin in range(0, job.repetitions, together):

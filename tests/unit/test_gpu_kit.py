@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ccr_dist.config import RuntimeConfig
-from tests.benchmarks import contrastive
+from tests.benchmarks import contrastive, dasd_speed
 from tests.gpu import compiled, kit, steps
 
 
@@ -42,6 +42,16 @@ def test_only_what_does_not_fit_is_out_of_memory(monkeypatch: pytest.MonkeyPatch
             contrastive.measure("clip", asked)
     else:
         assert contrastive.measure("clip", asked) == contrastive.OUT_OF_MEMORY
+
+
+def test_a_step_that_does_not_fit_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.benchmarks.methods.measure", lambda config: {"refused": "out of memory"})
+    asked = argparse.Namespace(work=tmp_path, model="ViT-B-32", batch=8, workers=0, threads=1)
+    job = {"stage": "cma", "line": steps.EXACT, "steps": 2}
+    assert steps.measured(lambda: dasd_speed.ours(asked, job)) == {"refused": "out of memory"}
+    monkeypatch.setattr("tests.benchmarks.methods.measure", lambda config: {"refused": "no such option"})
+    with pytest.raises(SystemExit, match="no such option"):
+        steps.measured(lambda: dasd_speed.ours(asked, job))
 
 
 def test_a_machine_without_a_compiler_skips_what_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:

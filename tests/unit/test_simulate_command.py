@@ -150,6 +150,15 @@ def test_what_it_reads_and_makes() -> None:
         ("--failures llama3 gpu=8", "did you mean 'gpus'"),
         ("causes.x.per_day=-1 --gpus 8", "causes.x.per_day: expected more than 0"),
         ("causes.x.per_day=1 --gpus 8 causes.x.shape=0", "causes.x.shape"),
+        ("causes.x.per_day=1e9 --gpus 8 --checkpoint-every 5m", "about 3e+10 failures and slow nodes in 30 days"),
+        ("causes.x.per_day=.nan --gpus 8", "causes.x.per_day"),
+        ("causes.x.per_day=1 --gpus 8 --days nan", "days"),
+        ("causes.x.per_day=1 --gpus 8 --checkpoint-every -5m", "'-5m' is no duration"),
+        ("causes.x.per_day=1 --gpus 8 --per-node 0", "per_node: expected more than 0"),
+        (
+            "stragglers.per_day=1e9 stragglers.lasts=60 stragglers.slows=2 --gpus 8 --checkpoint-every 5m",
+            "failures and slow nodes",
+        ),
         (
             "stragglers.per_day=1 stragglers.lasts=60 stragglers.slows=1 --gpus 8",
             "stragglers.slows: expected more than 1",

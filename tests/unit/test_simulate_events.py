@@ -49,6 +49,15 @@ def test_without_failures_only_saves_cost() -> None:
     assert not found.interruptions.any()
 
 
+def test_hopeless_jobs_and_short_ones() -> None:
+    """Failures far more often than a restart takes; a save that never comes; one GPU."""
+    hopeless = simulate(job(gpus=1, days=0.2, causes={"x": {"scope": "gpu", "per_day": 2000}}, restart=900))
+    assert hopeless.ettr.mean < 0.01 and not hopeless.seconds["training"].max() > 1000
+    seconds(hopeless)
+    once = simulate(job(checkpoint={"every": 2 * DAY, "stall": 10}, causes=at(DAY - 300 - 50)))
+    assert once.seconds["lost"][0] == DAY - 350 and once.seconds["training"][0] == 50
+
+
 def test_one_failure() -> None:
     # 5 periods of 1,010 s, 1,000 s of training and half of a save, which is lost
     found = simulate(job(causes=at(5 * 1010 + 1005, detection=60)))
