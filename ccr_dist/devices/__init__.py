@@ -5,6 +5,6 @@ figure. No torch.
 """
 
 from ccr_dist.devices.schema import Device, Link, Node
-from ccr_dist.devices.table import called, devices, link, links, named
+from ccr_dist.devices.table import called, devices, link, links, named, network
 
-__all__ = ["Device", "Link", "Node", "called", "devices", "link", "links", "named"]
+__all__ = ["Device", "Link", "Node", "called", "devices", "link", "links", "named", "network"]

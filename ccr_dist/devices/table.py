@@ -97,6 +97,26 @@ def link(name: str, kind: str, own: Path | None = None) -> Link:
     return known[name.lower()]
 
 
+def network(name: str) -> tuple[Link, int | None]:
+    """A link between nodes.
+
+    Args:
+        name: NAME, or NAMExN with the number of adapters of a node.
+
+    Returns:
+        The link, and the number of adapters if the name has one.
+
+    Raises:
+        ConfigError: the table has none of that name, or the number is 0.
+    """
+    head, sign, count = name.rpartition("x")
+    if not (sign and count.isdigit()):
+        return link(name, "between"), None
+    if int(count) < 1:
+        raise ConfigError(f"network {name}: a node needs at least one adapter")
+    return link(head, "between"), int(count)
+
+
 def _unknown(what: str, name: str, known: Mapping[str, object]) -> str:
     near = difflib.get_close_matches(name.lower().replace(" ", "-"), known, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"

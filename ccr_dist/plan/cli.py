@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -67,6 +67,10 @@ def run(
         bool,
         typer.Option("--measure", help="First measure this machine for about a minute, and plan for machines like it."),
     ] = False,
+    clock: Annotated[
+        Literal["wall", "cpu"] | None,
+        typer.Option(help="With --measure: wall; or cpu, processor time, which other work here changes little."),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -76,6 +80,13 @@ def run(
     loader_rows: Annotated[
         float | None,
         typer.Option(help="Rows a second that one loader process makes ready. Default: reading is fast enough."),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of a caption, with start and end, without prompt. Default: as many as the text tower reads.",
+        ),
     ] = None,
     failures: Annotated[
         str | None,
@@ -111,8 +122,10 @@ def run(
     found = device_of(device)
     if calibration is not None:
         (file_to_make if measure else file_to_read)(calibration)
-    traces = Traces(read)
-    speeds = calibrated(read, traces, fresh=measure, path=calibration, precisions=precisions, processes=max(counts))
+    traces = Traces(read, tokens=tokens)
+    speeds = calibrated(
+        read, traces, fresh=measure, path=calibration, precisions=precisions, counts=counts, clock=clock
+    )
     if found is None and speeds is None:
         raise ConfigError("--device is missing: name a GPU, such as --device h100-80gb, or measure here with --measure")
     per_node = nodes_of or (found.node.gpus if found is not None else max(counts))

@@ -26,7 +26,7 @@ from ccr_dist.config import RunConfig
 from ccr_dist.environment import environment, meminfo
 from ccr_dist.errors import ConfigError
 from ccr_dist.plan.cost.calibration import Calibration, Product, read, write
-from ccr_dist.plan.predict import Traces, stages_of
+from ccr_dist.plan.predict import Traces, require_rows, stages_of
 from ccr_dist.plan.step.operators import Kind, Operators
 
 Clock = Literal["wall", "cpu"]
@@ -280,7 +280,8 @@ def calibrated(
     fresh: bool,
     path: Path | None,
     precisions: Sequence[str],
-    processes: int,
+    counts: Sequence[int],
+    clock: Clock | None = None,
 ) -> Calibration | None:
     """The calibration to plan with.
 
@@ -290,23 +291,49 @@ def calibrated(
         fresh: measure this machine now, and keep the result.
         path: the file; None: OUT/calibrations/NAME.json if something is measured.
         precisions: that are measured.
-        processes: the largest number of ranks that is planned.
+        counts: the numbers of ranks that are planned.
+        clock: as for `measure`; None: wall.
 
     Returns:
         None: neither measured nor named.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: the file cannot be read, or there is a clock and nothing to be measured.
     """
     if not fresh:
+        if clock is not None:
+            raise ConfigError(f"--clock {clock}: only with --measure")
         return None if path is None else read(path)
-    local = min(processes, torch.cuda.device_count() if torch.cuda.is_available() else 4)
-    kinds = shapes(traces, list(stages_of(config)), local)
-    found = measure(processes=local, precisions=precisions, kinds=kinds, threads=config.runtime.threads)
+    gpu = torch.cuda.is_available()
+    if clock == "cpu" and gpu:
+        raise ConfigError("--clock cpu: processor time says nothing of a GPU; leave --clock out")
+    require_rows(config, max(counts))
+    local = min(max(counts), places_here(config.runtime.threads, gpu=gpu))
+    stages = list(stages_of(config))
+    kinds = [kind for count in counts for kind in shapes(traces, stages, count)]
+    found = measure(
+        processes=local, precisions=precisions, kinds=list(dict.fromkeys(kinds)), threads=config.runtime.threads,
+        clock=clock or "wall",
+    )  # fmt: skip
     where = path or Path(config.out) / "calibrations" / f"{re.sub('[^A-Za-z0-9.]+', '-', found.name)}-{local}.json"
     where.parent.mkdir(parents=True, exist_ok=True)
     write(found, where)
     return found
+
+
+def places_here(threads: int | None, *, gpu: bool) -> int:
+    """Ranks that this machine runs without taking turns, and by which it is measured.
+
+    Args:
+        threads: of a rank; None: one.
+        gpu: whether ranks have a GPU each.
+
+    Returns:
+        The GPUs; else the cores by the threads of a rank, and two at least, without which nothing is sent.
+    """
+    if gpu:
+        return torch.cuda.device_count()
+    return max(2, len(os.sched_getaffinity(0)) // (threads or 1))
 
 
 def shapes(traces: Traces, stages: Sequence[str], world: int) -> list[Kind]:

@@ -92,13 +92,14 @@ class Traces:
     Args:
         config: of the run.
         make: makes one; `trace.trace`.
+        tokens: of a caption, as for `trace.trace`.
 
     Attributes:
         doubts: stage -> sentence for people, where torch's opinion is another one.
     """
 
-    def __init__(self, config: RunConfig, make: Callable[..., Trace] = trace) -> None:
-        self.config, self._make = config, make
+    def __init__(self, config: RunConfig, make: Callable[..., Trace] = trace, tokens: int | None = None) -> None:
+        self.config, self._make, self._tokens = config, make, tokens
         self.doubts: dict[str, str | None] = {}
         self._known: dict[tuple[str, int, str, int], Trace] = {}
 
@@ -109,8 +110,9 @@ class Traces:
         key = stage, world, precision or runtime.precision, size
         if key not in self._known:
             made = self._make(
-                self.config, stage, world=world, precision=key[2], micro_batch=size, opinion=stage not in self.doubts
-            )
+                self.config, stage, world=world, precision=key[2], micro_batch=size, tokens=self._tokens,
+                opinion=stage not in self.doubts,
+            )  # fmt: skip
             self.doubts.setdefault(stage, disagreement(made))
             self._known[key] = made
         return self._known[key]
@@ -163,12 +165,8 @@ def predict(
     if not room:
         room = int(device.memory_bytes) if device is not None else calibration.memory_bytes  # type: ignore[union-attr]
     found = []
+    require_rows(config, gpus)
     for name, stage in stages_of(config).items():
-        if stage.batch < gpus:
-            raise ConfigError(
-                f"{config.name}: --gpus {gpus}: stage '{name}' has {stage.batch} rows a batch, fewer than GPUs; plan at"
-                f" most {stage.batch}, or a larger stages.{name}.batch"
-            )
         made = traces.of(name, gpus, asked, micro_batch)
         parts = memory(
             made,
@@ -201,6 +199,20 @@ def predict(
             )
         )
     return found
+
+
+def require_rows(config: RunConfig, gpus: int) -> None:
+    """Check that every rank has rows of every batch.
+
+    Raises:
+        ConfigError: a stage has fewer rows a batch than there are GPUs.
+    """
+    for name, stage in stages_of(config).items():
+        if stage.batch < gpus:
+            raise ConfigError(
+                f"{config.name}: --gpus {gpus}: stage '{name}' has {stage.batch} rows a batch, fewer than GPUs; plan at"
+                f" most {stage.batch}, or a larger stages.{name}.batch"
+            )
 
 
 def stages_of(config: RunConfig) -> dict[str, StageConfig]:

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from ccr_dist.config import FitConfig, Frozen, RunConfig, as_dict
-from ccr_dist.devices import named
+from ccr_dist.devices import named, network
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.places import folder_to_make
@@ -111,14 +111,49 @@ class ScalingStudy(Frozen):
     device: str | None = Field(
         None, description="name of the device in the planner's table, for the planner's curve; default: no curve"
     )
+    tokens: PositiveInt | None = Field(
+        None,
+        description=(
+            "tokens of a caption with start and end, without prompt, for the planner's curve; default: as many as the"
+            " text tower reads, which takes longer than shorter captions"
+        ),
+    )
+    network: str | None = Field(
+        None, description="link between nodes, for the planner's curve; default: that of the device's usual node"
+    )
     calibration: str | None = Field(
-        None, description="file of `ccr-dist plan --measure`: speeds of this machine, for the planner's curve"
+        None,
+        description="file of `ccr-dist plan --measure` on the points' machine: its speeds, for the planner's curve",
+    )
+    measure: Literal["wall", "cpu"] | None = Field(
+        None,
+        description=(
+            "local: measure this machine before the first training, for the planner's curve: on the clock; or in"
+            " processor time, which other work on the machine changes little"
+        ),
     )
 
     @model_validator(mode="after")
     def _has_points(self) -> Self:
         if self.grid is None and not self.points:
             raise ValueError("a study needs `grid` or `points`, and has neither")
+        return self
+
+    @model_validator(mode="after")
+    def _measures_its_own_machine(self) -> Self:
+        if self.measure is None:
+            return self
+        if self.where != "local":
+            raise ValueError(
+                "measure: this machine is not the nodes that train; run `ccr-dist plan CONFIG --measure --calibration"
+                " FILE` on one of them, and name FILE as `calibration`"
+            )
+        if self.calibration is not None:
+            raise ValueError(
+                "measure and calibration: the machine's speeds are measured, or read from a file; keep one"
+            )
+        if self.measure == "cpu" and self.gpus:
+            raise ValueError("measure: cpu with gpus: true: processor time says nothing of a GPU; take wall")
         return self
 
 
@@ -227,11 +262,12 @@ def load_plan(path: str | Path) -> ScalingPlan:
     document = load(path)
     study = validate(ScalingStudy, document)
     folder_to_make(Path(study.out))
-    if study.device is not None:
+    for key, known in (("device", named), ("network", network)):
         try:
-            named(study.device)
+            if (value := getattr(study, key)) is not None:
+                known(value)
         except ConfigError as error:
-            raise ConfigError(f"{document.place(('device',))}: {error}") from None
+            raise ConfigError(f"{document.place((key,))}: {error}") from None
     asked: list[tuple[Settings, KeyPath]] = [
         (settings, ("grid",)) for settings in (study.grid.settings() if study.grid else ())
     ]

@@ -58,7 +58,11 @@ def as_json(summary: Summary) -> dict[str, Any]:
         ],
         "failed": [_trial(record) | {"error": record.error} for record in summary.failed],
         "missing": summary.missing,
-        "unplanned": summary.unplanned,
+        "unplanned": summary.curve.unplanned,
+        "planner": {
+            "given": summary.curve.given and asdict(summary.curve.given),
+            "speeds": [{"processes": s.processes, "cores": s.cores, **s.machine} for s in summary.curve.speeds],
+        },
         "trainings": [
             _trial(record) | {"environment": record.found.get("environment")} for record in summary.records
         ],

@@ -28,7 +28,8 @@ from ccr_dist.extras import advice
 from ccr_dist.redact import without_secrets
 from ccr_dist.resources import LAUNCH
 from ccr_dist.scaling import record
-from ccr_dist.scaling.plan import ScalingPlan, Trial
+from ccr_dist.scaling.plan import ScalingPlan, ScalingStudy, Trial
+from ccr_dist.scaling.speeds import Measurement, measurements
 from ccr_dist.train.assemble import check_columns
 
 POLL_S = 0.2
@@ -61,6 +62,7 @@ def run(plan: ScalingPlan, *, again: bool = False, dry_run: bool = False, say: S
     zero = next((p.settings.strategy for p in plan.points if p.settings.strategy.startswith("zero")), None)
     if zero is not None and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(f"{plan.file}: strategy {zero}: {advice('deepspeed')}, or leave that strategy out")
+    speeds = measurements(plan)
     known = {trial.name: record.kept(trial) for trial in plan.trials}
     done = {name: each for name, each in known.items() if each and not (again and each.failed)}
     lost = {each.point for each in done.values() if each.failed}
@@ -70,6 +72,8 @@ def run(plan: ScalingPlan, *, again: bool = False, dry_run: bool = False, say: S
         f" {len(todo)} to do; logs in {study.out}/logs"
     )
     if dry_run:
+        for each in speeds:
+            say(f"{each.name}: {shlex.join(each.command)}")
         for trial in todo:
             say(f"{trial.name}: {shlex.join(command(trial))}")
         return DONE
@@ -77,6 +81,18 @@ def run(plan: ScalingPlan, *, again: bool = False, dry_run: bool = False, say: S
         check_columns(point.config)
     with _held(Path(study.out)) as lock, _Stop() as stop:
         record.keep_study(plan)
+        for each in speeds:
+            begun, code = time.monotonic(), _measure(each, study, stop, lock)
+            if stop.heard:
+                say(f"{stop.heard}: stopped; the same command goes on from here")
+                return STOPPED
+            if code != DONE:
+                say(
+                    f"{each.name}: exit code {code}: {record.tail(each.log)}; see {each.log}, or leave `measure` out of"
+                    " the study"
+                )
+                return code
+            say(f"{each.name}: measured, {time.monotonic() - begun:.0f} s")
         for number, trial in enumerate(todo, 1):
             if trial.point.name in lost:
                 say(f"[{number}/{len(todo)}] {trial.name}: not run: the point has failed before")
@@ -121,35 +137,67 @@ def shown_command(words: list[str]) -> tuple[str, ...]:
 def _train(trial: Trial, stop: _Stop, lock: int) -> record.Record | None:
     """One training and its record; None if it was stopped, and left nothing."""
     _clear(trial.folder)
-    trial.log.parent.mkdir(parents=True, exist_ok=True)
     words = command(trial)
     file = trial.out / "stop"
-    variables = {**os.environ, stopfile.VARIABLE: str(file)}
-    if not trial.point.study.gpus:
-        variables["CUDA_VISIBLE_DEVICES"] = ""
     begun = time.monotonic()
-    with disk_errors(trial.log), trial.log.open("wb") as log:
-        log.write(f"$ {without_secrets(shlex.join(words))}\n".encode())
-        log.flush()
-        # In its own session: Ctrl-C in a terminal reaches only this process, which passes it on.
-        with subprocess.Popen(
-            words, stdout=log, stderr=log, env=variables, start_new_session=True, pass_fds=[lock]
-        ) as process:
-            while process.poll() is None:
-                if stop.heard and not file.exists():
-                    file.write_text(stop.heard)
-                time.sleep(POLL_S)
+
+    def pass_on(process: subprocess.Popen[bytes]) -> None:
+        if not file.exists():
+            file.write_text(stop.heard)
+
+    code = _ended(words, trial.log, trial.point.study, stop, lock, pass_on, {stopfile.VARIABLE: str(file)})
     file.unlink(missing_ok=True)
-    if stop.heard and process.returncode != DONE:
+    if stop.heard and code != DONE:
         _clear(trial.folder)
         return None
-    code = process.returncode if process.returncode >= 0 else 128 - process.returncode
     shown = shown_command(words)
     ended = record.write(trial, command=shown, exit=code, seconds=time.monotonic() - begun)
     for name in ("checkpoints", "model", "model.safetensors"):  # what was measured is in the log
         path = trial.folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return ended
+
+
+def _measure(asked: Measurement, study: ScalingStudy, stop: _Stop, lock: int) -> int:
+    """Measures the machine; the exit code. It keeps what it has measured at once, and nothing when it is ended."""
+    asked.file.parent.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-m", "ccr_dist", *asked.command]
+    return _ended(words, asked.log, study, stop, lock, lambda process: os.killpg(process.pid, signal.SIGTERM), {})
+
+
+def _ended(
+    words: list[str], path: Path, study: ScalingStudy, stop: _Stop, lock: int,
+    pass_on: Callable[[subprocess.Popen[bytes]], None], variables: dict[str, str],
+) -> int:  # fmt: skip
+    """Starts a command, and waits for its end.
+
+    Args:
+        words: The command line.
+        path: Its log.
+        study: The study.
+        stop: Whether it shall stop.
+        lock: Of the study's folder.
+        pass_on: Asks it to stop; called again until it has.
+        variables: Of its environment, besides ours.
+
+    Returns:
+        Its exit code; 128 and the number of a signal that ended it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = {} if study.gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    with disk_errors(path), path.open("wb") as log:
+        log.write(f"$ {without_secrets(shlex.join(words))}\n".encode())
+        log.flush()
+        # In its own session: Ctrl-C in a terminal reaches only this process, which passes it on.
+        with subprocess.Popen(
+            words, stdout=log, stderr=log, env={**os.environ, **hidden, **variables}, start_new_session=True,
+            pass_fds=[lock],
+        ) as process:  # fmt: skip
+            while process.poll() is None:
+                if stop.heard:
+                    pass_on(process)
+                time.sleep(POLL_S)
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
 def _clear(folder: Path) -> None:

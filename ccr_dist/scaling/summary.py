@@ -5,18 +5,17 @@ fraction.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ccr_dist.data.storage.checked import read_checked
 from ccr_dist.errors import ConfigError, DataError
-from ccr_dist.methods.run_config import from_dict
 from ccr_dist.scaling.fit import Fit, fit
 from ccr_dist.scaling.measured import PHASES
 from ccr_dist.scaling.plan import FORMAT, ScalingStudy, Settings
-from ccr_dist.scaling.planned import planned
+from ccr_dist.scaling.planned import Curve, Planner, curve, planned
 from ccr_dist.scaling.record import Record, read
 
 
@@ -95,7 +94,7 @@ class Summary:
         fits: Serial fractions, by (series, stage).
         failed: Trainings that failed.
         missing: Points without a training that has ended.
-        unplanned: Reason -> the points of which the planner says nothing.
+        curve: What the planner says of the points.
         records: All that was read.
     """
 
@@ -104,7 +103,7 @@ class Summary:
     fits: dict[tuple[str, str], Fit]
     failed: tuple[Record, ...]
     missing: tuple[str, ...]
-    unplanned: dict[str, list[str]]
+    curve: Curve
     records: tuple[Record, ...]
 
     @property
@@ -131,7 +130,7 @@ class Summary:
         return found
 
 
-def summarise(folder: Path, *, plan: Callable[..., tuple[dict[str, dict[str, Any]], str | None]] = planned) -> Summary:
+def summarise(folder: Path, *, plan: Planner = planned) -> Summary:
     """Summarise a study.
 
     Args:
@@ -151,19 +150,19 @@ def summarise(folder: Path, *, plan: Callable[..., tuple[dict[str, dict[str, Any
     records = [record for of_point in by_point.values() for record in of_point]
     failed = tuple(record for record in records if record.failed)
     well = {name: [record for record in of_point if not record.failed] for name, of_point in by_point.items()}
-    rows, unplanned = list[Row](), dict[str, list[str]]()
-    for name, of_point in well.items():
-        if of_point:
-            numbers, why = _planned(study, of_point[0], plan)
-            if why is not None:
-                unplanned.setdefault(why, []).append(name)
-            rows += _rows(study, of_point, numbers)
+    rows = [row for of_point in well.values() if of_point for row in _rows(study, of_point)]
     if not rows:
         ended = f"; {len(failed)} training(s) failed: {failed[0].error}" if failed else ""
         raise DataError(f"{folder}: no point is measured yet; `ccr-dist scale run` measures them{ended}")
+    firsts = {name: of_point[0] for name, of_point in well.items() if of_point}
+    told: dict[str, dict[str, tuple[float, int]]] = {}
+    for row in rows:
+        told.setdefault(row.point, {})[row.stage] = row.seconds, max(row.memory_bytes)
+    beside = curve(study, folder, firsts, told, plan)
+    rows = [replace(row, planned=beside.numbers.get(row.point, {}).get(row.stage, {})) for row in rows]
     rows = _with_efficiency(study, rows)
     missing = tuple(name for name, of_point in by_point.items() if not of_point)
-    return Summary(study, tuple(rows), _fits(study, rows), failed, missing, unplanned, tuple(records))
+    return Summary(study, tuple(rows), _fits(study, rows), failed, missing, beside, tuple(records))
 
 
 def _study(folder: Path) -> tuple[ScalingStudy, list[str]]:
@@ -176,16 +175,7 @@ def _study(folder: Path) -> tuple[ScalingStudy, list[str]]:
     return ScalingStudy.model_validate(values["study"]), values["points"]
 
 
-def _planned(study: ScalingStudy, record: Record, plan: Any) -> tuple[dict[str, dict[str, Any]], str | None]:
-    identity = record.identity
-    config = from_dict({**identity["config"], "name": record.point}, name=f"the config of {record.point}")
-    found: tuple[dict[str, dict[str, Any]], str | None] = plan(
-        study, Settings.model_validate(identity["settings"]), config, identity["per_node"]
-    )
-    return found
-
-
-def _rows(study: ScalingStudy, records: Sequence[Record], numbers: Mapping[str, dict[str, Any]]) -> list[Row]:
+def _rows(study: ScalingStudy, records: Sequence[Record]) -> list[Row]:
     """The stages of a point; `records` are its repeats."""
     identity = records[0].identity
     settings, rows = Settings.model_validate(identity["settings"]), []
@@ -209,7 +199,6 @@ def _rows(study: ScalingStudy, records: Sequence[Record], numbers: Mapping[str, 
             tokens_per_s=_middle(found, "tokens_per_s") or None,
             mfu=_middle(found, "mfu"),
             quality=quality,
-            planned=numbers.get(stage, {}),
         ))  # fmt: skip
     return rows
 

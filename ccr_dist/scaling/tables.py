@@ -115,7 +115,7 @@ def _planned(summary: Summary) -> Table:
         "stage": lambda row: row.stage,
         "processes": lambda row: str(row.settings.world),
         "step": lambda row: duration(row.seconds),
-        "planned": lambda row: duration(row.planned["seconds"]),
+        "planned": lambda row: duration(row.planned["seconds"]) + _gives(summary, row),
         "difference": lambda row: f"{row.residuals['seconds']:+.0%}",
         "memory": lambda row: size(max(row.memory_bytes)),
         "planned memory": lambda row: size(row.planned["peak_bytes"]),
@@ -127,9 +127,15 @@ def _planned(summary: Summary) -> Table:
         "Planned and measured",
         columns,
         summary,
-        "Differences: measured minus planned, as a part of planned.",
+        "Differences: measured minus planned, as a part of planned. Memory is what the planner's tensors need, on a"
+        " CPU with what the process of one point held beside them.",
         shown=lambda row: bool(row.planned),
     )
+
+
+def _gives(summary: Summary, row: Row) -> str:
+    given = summary.curve.given
+    return " (gives the factor)" if given is not None and row.point == given.point else ""
 
 
 def _quality(summary: Summary) -> Table:
@@ -198,10 +204,43 @@ def environment_notes(summary: Summary) -> list[str]:
         notes.append("Points were measured under different conditions: compare them with care.")
     if summary.missing:
         notes.append(f"Not measured yet: {', '.join(summary.missing)}.")
-    for why, points in summary.unplanned.items():
+    notes += _curve(summary)
+    for why, points in summary.curve.unplanned.items():
         named = "" if len(points) == len({row.point for row in summary.rows}) else f" for {', '.join(points)}"
         notes.append(f"No planner's curve{named}: {why}.")
     return notes
+
+
+def _curve(summary: Summary) -> list[str]:
+    """Where the planner's numbers come from."""
+    speeds, given = summary.curve.speeds, summary.curve.given
+    if not speeds:
+        return _tokens(summary)
+    clocks = {"cpu": "in processor time", "wall": "on the clock"}
+    over = " and ".join(f"{each.processes}" for each in speeds)
+    first = speeds[0]
+    said = (
+        f"Planner's curve: speeds of single operators and collectives on {first.name}, measured over {over} process(es)"
+        f" {clocks.get(str(first.machine.get('clock')), 'on the clock')}, no training among them."
+    )
+    if given is None:
+        said += " No point of one process was measured, which would give the factor of whole steps."
+        return [said, *_tokens(summary)]
+    said += f" One factor, {given.factor:.3g}, is that of the steps of {given.point} by the sum of their operators"
+    said += f", whose process held {size(given.process_bytes)} beside its tensors" if given.process_bytes else ""
+    return [f"{said}. All other points are predicted.", *_tokens(summary)]
+
+
+def _tokens(summary: Summary) -> list[str]:
+    """How long captions were planned, and how long they were."""
+    read = [row for row in summary.rows if row.planned and row.tokens_per_s]
+    if not read:
+        return []
+    rows = [row.tokens_per_s * row.seconds / row.batch for row in read if row.tokens_per_s]
+    seen = f"{min(rows):.3g}" if f"{min(rows):.3g}" == f"{max(rows):.3g}" else f"{min(rows):.3g} to {max(rows):.3g}"
+    asked = summary.study.tokens
+    said = f"captions of {asked} tokens" if asked else "captions as long as the text tower reads (`tokens` is not set)"
+    return [f"Planned for {said}; in the trainings a row of the batch had {seen} tokens, of all its texts and prompts."]
 
 
 def fit_sentence(series: str, stage: str, found: Fit) -> str:

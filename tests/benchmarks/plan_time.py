@@ -211,6 +211,8 @@ def compared(every: Sequence[Case], clock: str, rounds: int, steps: int, folder:
                 machine = machine_of(
                     None, gpus=processes, per_node=processes, precision="fp32", calibration=replace(speeds, factor=1.0)
                 )
+                if clock == "cpu":  # what is compared is a rank's processor time, whoever has the core meanwhile
+                    machine = replace(machine, crowd=1.0)
                 strategy = "single" if processes == 1 else case.strategy
                 trace = traces[case].of(stage, processes)
                 plain = step_time(trace, strategy=strategy, machine=machine)

@@ -117,8 +117,12 @@ def write(calibration: Calibration, path: Path) -> None:
     replace_atomic(path, (json.dumps(with_digest(values), indent=1) + "\n").encode())
 
 
-def read(path: Path) -> Calibration:
+def read(path: Path, named: str = "--calibration") -> Calibration:
     """Read a calibration.
+
+    Args:
+        path: the file.
+        named: the option or key that names it, for messages.
 
     Raises:
         ConfigError: the file is missing, damaged, or no calibration.
@@ -126,9 +130,9 @@ def read(path: Path) -> Calibration:
     try:
         values, _ = read_checked(path, error=ConfigError)
     except FileNotFoundError:
-        raise ConfigError(f"--calibration {path}: no such file; `ccr-dist plan ... --measure` makes one") from None
+        raise ConfigError(f"{named} {path}: no such file; `ccr-dist plan ... --measure` makes one") from None
     if values.pop("format", None) != FORMAT:
-        raise ConfigError(f"--calibration {path}: no calibration of this version; make one with --measure")
+        raise ConfigError(f"{named} {path}: no calibration of this version; make one with --measure")
     try:
         values["products"] = {key: tuple(Product(**row) for row in rows) for key, rows in values["products"].items()}
         values["moves"] = tuple((float(size), float(rate)) for size, rate in values["moves"])
@@ -138,5 +142,5 @@ def read(path: Path) -> Calibration:
         if not all(rate > 0 and math.isfinite(rate) for rate in rates) or not found.moves:
             raise ValueError("a speed of 0, or none")
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise ConfigError(f"--calibration {path}: not a calibration ({error}); make one with --measure") from None
+        raise ConfigError(f"{named} {path}: not a calibration ({error}); make one with --measure") from None
     return found

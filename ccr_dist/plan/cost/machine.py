@@ -32,7 +32,8 @@ class Machine:
         per_kernel: seconds of a call beside its work.
         queued: calls are queued and run behind the host (GPUs): they cost time only where the device waits for them;
             and collectives run beside computations.
-        crowd: how many times as long computations take, since ranks share cores.
+        crowd: how many times as long computations take, and what ranks of one node send each other, since they share
+            cores.
         factor: by which computations of whole steps were slower than their operators, measured one by one.
         calibration: measured rates of products and moves by size, if any.
     """
@@ -118,14 +119,8 @@ def inside_of(device: Device) -> Wire:
 
 def between_of(device: Device, network: str | None) -> Wire:
     """All adapters of a node together. `network`: NAME, or NAMExN with another number of adapters."""
-    name, adapters = network or device.node.network, device.node.adapters
-    head, sign, count = name.rpartition("x")
-    if sign and count.isdigit():
-        name, adapters = head, int(count)
-    if adapters < 1:
-        raise ConfigError(f"--network {network}: a node needs at least one adapter")
-    link = devices.link(name, "between")
-    return Wire(link.alpha, link.bytes_per_s * adapters)
+    link, adapters = devices.network(network or device.node.network)
+    return Wire(link.alpha, link.bytes_per_s * (adapters or device.node.adapters))
 
 
 def _measured(
@@ -141,13 +136,12 @@ def _measured(
             f"{nodes} nodes: the calibration of {calibration.name} knows one machine; say how nodes are joined with"
             " --network, for example --network ethernet10"
         )
-    if nodes > 1:
-        link = devices.link(network or (device.node.network if device else ""), "between")
-        between = Wire(link.alpha, link.bytes_per_s)
-        if device is not None:
-            between = between_of(device, network)
-    else:
-        between = Wire(0.0, 1.0)
+    between = Wire(0.0, 1.0)
+    if nodes > 1 and device is not None:
+        between = between_of(device, network)
+    elif nodes > 1 and network is not None:
+        link, adapters = devices.network(network)
+        between = Wire(link.alpha, link.bytes_per_s * (adapters or 1))
     if calibration.processes > 1:
         reduced, gathered = calibration.wire("all_reduce"), calibration.wire("all_gather")
     elif device is not None:
@@ -161,7 +155,7 @@ def _measured(
         reduced, gathered = Wire(0.0, 1.0), None
     ranks = Ranks(nodes, here, reduced, between, gathers=gathered)
     gpu = calibration.machine.get("device") == "cuda"
-    crowd = 1.0 if gpu or calibration.machine.get("clock") == "cpu" else _crowd(calibration, here)
+    crowd = 1.0 if gpu else _crowd(calibration, here)
     return Machine(
         calibration.name, ranks, 0.0, 0.0, calibration.per_kernel, queued=gpu, crowd=crowd,
         factor=calibration.factor, calibration=calibration, precision=precision,
@@ -169,6 +163,8 @@ def _measured(
 
 
 def _crowd(calibration: Calibration, here: int) -> float:
-    """How many times as long a rank takes since more of them share a core than when the machine was measured."""
+    """How many times as long a rank takes since more of them share a core than when the machine was measured. A rank's
+    processor time does not run while another one has the core.
+    """
     then, now = (max(1.0, count * calibration.threads / calibration.cores) for count in (calibration.processes, here))
-    return now / then
+    return now if calibration.machine.get("clock") == "cpu" else now / then

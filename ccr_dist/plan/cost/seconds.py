@@ -104,4 +104,7 @@ def _computed(trace: Trace, phase: str, strategy: str, machine: Machine) -> tupl
 
 
 def _sent(found: list[Message], machine: Machine, *, hides: bool) -> float:
-    return sum(each.count * machine.ranks.seconds(each.kind, each.size) for each in found if each.hides == hides)
+    turns = machine.crowd if machine.ranks.nodes == 1 else 1.0  # a network does not wait for a core
+    return turns * sum(
+        each.count * machine.ranks.seconds(each.kind, each.size) for each in found if each.hides == hides
+    )

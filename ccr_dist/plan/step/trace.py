@@ -141,7 +141,7 @@ def trace(
         precision: None: the config's.
         checkpointing: None: the config's.
         micro_batch: rows of a part of the rank's batch; None: the config's; 0: the batch is not cut.
-        tokens: positions of a caption; None: as many as the text tower takes.
+        tokens: positions of a caption, without a prompt; None: as many as the text tower takes.
         opinion: ask torch's MemTracker, too (`opinion.py`); takes about as long again.
         texts: captions for methods that are sized by their vocabulary; None: the training captions, where needed.
 

@@ -100,6 +100,8 @@ def test_a_plan_for_people(config: Path) -> None:
         (("--device", "h100-80gb", "--calibration", "none.json"), "--calibration none.json: no such file"),
         (("--device", "h100-80gb", "--stall", "3s"), "--stall 3s: only with --failures"),
         (("--device", "h100-80gb", "--failures", "0"), "expected hours above 0"),
+        (("--device", "h100-80gb", "--clock", "cpu"), "--clock cpu: only with --measure"),
+        (("--measure", "--gpus", "1,128"), "stage 'english' has 64 rows a batch, fewer than GPUs"),  # at once
     ],
 )
 def test_what_cannot_be_planned(config: Path, words: tuple[str, ...], said: str) -> None:

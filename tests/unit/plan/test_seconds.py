@@ -176,6 +176,23 @@ def test_wires_of_a_calibration_give_its_measurements_back() -> None:
         assert got == pytest.approx(alpha + 1e6 * beta)
     crowd = machine_of(None, gpus=4, per_node=4, precision="fp32", calibration=calibration())
     assert made.crowd == 1 and crowd.crowd == 2, "four ranks of one thread on two cores"
+    with_two = step_time(traced(operators={}), strategy="ddp", machine=crowd)
+    alone = step_time(traced(operators={}), strategy="ddp", machine=replace(crowd, crowd=1.0))
+    assert with_two.step == pytest.approx(2 * alone.step), "on a CPU the cores send, too"
+    several = Ranks(4, 1, crowd.ranks.inside, Wire(1e-6, 1e9))
+    over = [step_time(traced(operators={}), strategy="ddp", machine=replace(crowd, ranks=several, crowd=c)).step
+            for c in (1.0, 2.0)]  # fmt: skip
+    assert over[0] == over[1], "a network does not wait for a core"
+
+
+def test_processor_time_becomes_time_where_ranks_take_turns() -> None:
+    """Another rank's turn is not in it, however many were measured together."""
+    for processes in (1, 2, 4):
+        about = {"name": "here", "torch": "2", "device": "cpu", "clock": "cpu"}
+        known = calibration(machine=about, processes=processes)
+        crowds = [machine_of(None, gpus=n, per_node=n, precision="fp32", calibration=known).crowd for n in (1, 2, 4)
+                  if processes > 1 or n == 1]  # fmt: skip
+        assert crowds == [1, 1, 2][: len(crowds)]
 
 
 def test_a_calibration_says_what_it_does_not_know() -> None:
@@ -187,6 +204,8 @@ def test_a_calibration_says_what_it_does_not_know() -> None:
             machine_of(None, gpus=2, per_node=2, precision=precision, calibration=calibration(**changes))
     with pytest.raises(ConfigError, match="say how nodes are joined with --network"):
         machine_of(None, gpus=4, per_node=2, precision="fp32", calibration=calibration())
+    four = machine_of(None, gpus=4, per_node=2, precision="fp32", calibration=calibration(), network="hdr200x4")
+    assert four.ranks.between.rate == pytest.approx(4 * 0.92 * 25e9), "four adapters, without a device"
 
 
 def test_a_calibration_is_kept_and_read_or_refused(tmp_path: Path) -> None:

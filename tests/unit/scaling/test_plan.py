@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from ccr_dist.cluster.profile import load_profile
 from ccr_dist.errors import ConfigError
-from ccr_dist.scaling.plan import ScalingPlan
+from ccr_dist.scaling.plan import ScalingPlan, load_plan
 from tests import scaling_runs, toy
+
+SHIPPED = Path(__file__).parents[3] / "configs" / "scaling"
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,11 @@ def test_samples_instead_of_steps_and_rates_that_follow(base: Path, tmp_path: Pa
         ({"samples": 30, "warmup": 1}, r"samples 30: 2 steps of 12, of which 1 are warm-up"),
         ({"overrides": ["runtime.preci=1"]}, r"study\.yaml:\d+: .*preci"),
         ({"device": "h1000"}, r"study\.yaml:\d+: device 'h1000'.*did you mean h100"),
+        ({"network": "ndr40"}, r"study\.yaml:\d+: link between nodes 'ndr40'.*did you mean ndr400"),
+        ({"network": "ndr400x0"}, r"study\.yaml:\d+: network ndr400x0: a node needs at least one adapter"),
+        ({"measure": "cpu", "where": "slurm"}, r"study\.yaml.*this machine is not the nodes that train"),
+        ({"measure": "cpu", "calibration": "c.json"}, r"study\.yaml.*measured, or read from a file; keep one"),
+        ({"measure": "cpu", "gpus": True}, r"study\.yaml.*processor time says nothing of a GPU"),
         ({"config": "nowhere.yaml"}, r"study\.yaml:\d+: .*nowhere\.yaml: no such file"),
     ],
 )
@@ -90,3 +98,10 @@ def test_a_run_without_steps_has_nothing_to_measure(tmp_path: Path) -> None:
     zero = toy.config(tmp_path, {"name": "clip"}, {}, backbone={"kind": "dual"})
     with pytest.raises(ConfigError, match="'clip' has no stage of steps to measure"):
         plan(zero, tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted(path for path in SHIPPED.glob("[!_]*.yaml")), ids=lambda path: path.stem)
+def test_shipped_studies_are_valid(path: Path) -> None:
+    found = load_plan(path)
+    assert {point.settings.world for point in found.points} == {1, 2, 4} and found.study.repeats > 1
+    assert not found.study.profile.endswith(".yaml") or load_profile(found.study.profile).gpus is None

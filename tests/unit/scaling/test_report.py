@@ -31,7 +31,7 @@ def measure(plan: ScalingPlan, seconds: dict[int, tuple[float, ...]]) -> None:
             record.write(trial, command=("python", "-m", "ccr_dist", *trial.command), exit=0, seconds=60.0)
 
 
-def no_plan(*arguments: Any) -> tuple[dict[str, dict[str, Any]], str | None]:
+def no_plan(*arguments: Any, **more: Any) -> tuple[dict[str, dict[str, Any]], str | None]:
     return {}, None
 
 
@@ -58,7 +58,9 @@ def test_the_report_says_the_same_everywhere(base: Path, tmp_path: Path) -> None
         plan.trials[2 + 3 * number].record.unlink()
     record.write(failed, command=("x",), exit=OutOfMemoryError.exit_code, seconds=3.0)
 
-    def planner(study: Any, settings: Any, config: Any, per_node: int) -> tuple[dict[str, Any], str | None]:
+    def planner(
+        study: Any, settings: Any, config: Any, per_node: int, **more: Any
+    ) -> tuple[dict[str, Any], str | None]:
         assert settings.world == per_node and config.stages["cla"].batch == 12 * per_node
         return {stage: {"seconds": 0.5, "peak_bytes": 2 * 10**9, "sent_bytes": 1} for stage in ("cla", "cma")}, None
 
@@ -114,7 +116,7 @@ def test_what_is_missing_or_damaged_is_said(base: Path, tmp_path: Path) -> None:
         summarise(tmp_path / "out", plan=no_plan)
     measure(plan, {1: (0.5, 0.5)})
     summary = summarise(tmp_path / "out")
-    assert summary.missing == ("w2-ddp-fp32-b12",) and "names no `device`" in next(iter(summary.unplanned))
+    assert summary.missing == ("w2-ddp-fp32-b12",) and "names no `device`" in next(iter(summary.curve.unplanned))
     assert "Not measured yet: w2-ddp-fp32-b12." in markdown(summary, ())
     path = plan.trials[0].record
     path.write_text(path.read_text().replace("0.5", "0.4", 1))
