@@ -192,7 +192,7 @@ def _contents(folder: Path, own: Path) -> tuple[int, list[tuple[float, int, Path
         try:
             found: Any = entry.stat()
             if entry.name.startswith(TEMPORARY):
-                if _abandoned(entry):
+                if abandoned(entry):
                     continue
             else:
                 files.append((found.st_atime, found.st_size, entry))
@@ -202,7 +202,8 @@ def _contents(folder: Path, own: Path) -> tuple[int, list[tuple[float, int, Path
     return used, files
 
 
-def _abandoned(tmp: Path) -> bool:
+def abandoned(tmp: Path) -> bool:
+    """Whether the process that made a temporary file of `claimed` is dead; the file is then removed."""
     fd = os.open(tmp, os.O_RDWR)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

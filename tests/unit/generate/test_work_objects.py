@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ from ccr_dist.cluster import checks
 from ccr_dist.cluster.pipeline import load_plan
 from ccr_dist.cluster.progress import Progress, progress
 from ccr_dist.data.storage import remote
+from ccr_dist.data.storage.cache_folder import cache_folder
 from ccr_dist.data.storage.object_store import Store
+from ccr_dist.data.storage.payload_cache import claimed
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.stores.push import push
 from ccr_dist.data.table.verify import verify
@@ -369,6 +372,19 @@ def test_verify_names_the_command_that_makes_the_rest(
     (problem,) = verify(URL, fast=True)
     remedy = f"ccr-dist translate {named} --engine shout --to xx" if named else f"ccr-dist shards push FOLDER {URL}"
     assert problem.what == f"1 of 2 shards are not finished: 000001; to make them: {remedy}"
+
+
+def test_what_killed_workers_left_in_the_cache_is_removed_and_nothing_else(plain: object) -> None:
+    """Two containers may have one host's name, and numbers of processes of their own."""
+    parent = cache_folder("remote/made")
+    living, left = parent / f"{socket.gethostname()}.4194305.x", parent / "a-pod-that-is-gone.1.x"
+    for folder in (living, left):
+        (folder / "keys").mkdir(parents=True)
+    with claimed(living):
+        made()
+        assert living.is_dir() and not left.exists()
+    made(column="caption.xx.again")
+    assert not list(parent.iterdir())
 
 
 def test_a_shard_that_a_job_in_the_store_makes_is_not_pushed(plain: object, tmp_path: Path) -> None:

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
+import secrets
 import shutil
-import socket
-import tempfile
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import numpy as np
 from ccr_dist.data.storage import remote, store
 from ccr_dist.data.storage.cache_folder import cache_folder
 from ccr_dist.data.storage.object_store import Store
+from ccr_dist.data.storage.payload_cache import abandoned, claimed
 from ccr_dist.data.table import records
 from ccr_dist.data.table.column import Column
 from ccr_dist.data.table.dataset_rows import DatasetRows
@@ -159,11 +158,8 @@ class StoreColumn(Column):
     @contextlib.contextmanager
     def _folder(self, shard: int) -> Iterator[Column]:
         """This column, with nothing in it but the keys of a shard, in a folder that is removed afterwards."""
-        parent = cache_folder(_MADE)
-        _tidy(parent)
-        prefix = f"{socket.gethostname()}.{os.getpid()}."
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as folder:
-            root = Path(folder)
+        with _own_folder() as root:
+            folder = str(root)
             for name in ("keys", self.name):
                 (root / name).mkdir()
             keys = "".join(f"{key}\n" for key in self.dataset.keys(shard))
@@ -189,10 +185,22 @@ class StoreColumn(Column):
         self._store.create(f"{self.dataset.shards[shard]}.errors.jsonl", lines)
 
 
-def _tidy(folder: Path) -> None:
-    """Remove what processes of this machine that were killed have left."""
-    host = socket.gethostname()
-    for path in folder.glob(f"{host}.*"):
-        pid = path.name.removeprefix(f"{host}.").split(".")[0]
-        if pid.isdecimal() and not store.is_alive(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
+@contextlib.contextmanager
+def _own_folder() -> Iterator[Path]:
+    """A new folder in the cache for the time of the block. What killed processes have left there is removed: their
+    locks are free, wherever they ran. Numbers of processes say nothing, since containers may share a host's name.
+    """
+    parent = cache_folder(_MADE)
+    for path in parent.iterdir():
+        name = path.name.removeprefix(store.TEMPORARY)
+        lock = path.with_name(f"{store.TEMPORARY}{name}")
+        with contextlib.suppress(FileNotFoundError):  # its process has just ended well
+            if not lock.exists() or abandoned(lock):
+                shutil.rmtree(path.with_name(name), ignore_errors=True)
+    folder = parent / secrets.token_hex(8)
+    with claimed(folder):
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
