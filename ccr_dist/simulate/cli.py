@@ -100,6 +100,15 @@ def simulate(
     if failures == "?":
         return _list_rates()
     if published:
+        own = {
+            "gpus": gpus, "per-node": per_node, "days": days, "checkpoint-every": checkpoint_every, "stall": stall,
+            "write": write, "detection": detection, "restart": restart, "queue": queue, "repair": repair,
+            "spares": spares, "least-nodes": least_nodes, "step": step, "run": run, "plot": plot,
+            "curve": curve or None,
+        }  # fmt: skip
+        given = [*(words or ()), *(f"--{name}" for name, value in own.items() if value is not None)]
+        if given:
+            raise ConfigError(f"{', '.join(given)}: --published takes all numbers from the rates; leave them out")
         results = again(None if failures is None else [failures], repetitions=repetitions or 40, seed=seed or 0)
         text = json.dumps([each.to_json() for each in results], indent=1) if as_json else published_table(results)
         print(text if as_json else terminal.visible(text))

@@ -148,6 +148,10 @@ def test_what_it_reads_and_makes() -> None:
             "no interval is the best; name failures",
         ),
         ("--failures llama3 gpu=8", "did you mean 'gpus'"),
+        (
+            "--published --gpus 8 --curve days=3",
+            "days=3, --gpus, --curve: --published takes all numbers from the rates",
+        ),
         ("causes.x.per_day=-1 --gpus 8", "causes.x.per_day: expected more than 0"),
         ("causes.x.per_day=1 --gpus 8 causes.x.shape=0", "causes.x.shape"),
         ("causes.x.per_day=1e9 --gpus 8 --checkpoint-every 5m", "about 3e+10 failures and slow nodes in 30 days"),
