@@ -14,7 +14,7 @@ import math
 from typing import Any
 
 from ccr_dist import errors
-from ccr_dist.cluster.elsewhere.sections import Kubernetes
+from ccr_dist.cluster.elsewhere.sections import SHARED_MEMORY, Kubernetes
 from ccr_dist.cluster.elsewhere.steps import FINAL, gib, processes_of, ranked, single
 from ccr_dist.cluster.elsewhere.text import name_of
 from ccr_dist.cluster.pipeline import RANKS, Job, Plan
@@ -156,7 +156,7 @@ def _pod(
         mounts.append({"name": f"volume-{number}", "mountPath": volume.mount} | read_only)
         volumes.append({"name": f"volume-{number}", "persistentVolumeClaim": {"claimName": volume.claim} | read_only})
     if site.shared_memory:
-        mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
+        mounts.append({"name": "shared-memory", "mountPath": SHARED_MEMORY})
         volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": site.shared_memory}})
     container["volumeMounts"] = mounts
     spec: dict[str, Any] = {

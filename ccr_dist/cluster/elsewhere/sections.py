@@ -20,6 +20,8 @@ from ccr_dist.cluster.elsewhere.words import (
 )
 from ccr_dist.config import Frozen
 
+SHARED_MEMORY = "/dev/shm"
+
 
 class Volume(Frozen):
     """A persistent volume claim, and where it is mounted."""
@@ -77,7 +79,8 @@ class Kubernetes(Frozen):
     @model_validator(mode="after")
     def _sound(self) -> Self:
         mounts = [volume.mount for volume in self.volumes]
-        if twice := [mount for mount in mounts if mounts.count(mount) > 1]:
+        all_mounts = [*mounts, *([SHARED_MEMORY] if self.shared_memory else [])]
+        if twice := [mount for mount in mounts if all_mounts.count(mount) > 1]:
             raise ValueError(f"volumes: {twice[0]} is mounted twice")
         if not below(self.folder, [volume.mount for volume in self.volumes if not volume.read_only]):
             raise ValueError(

@@ -394,6 +394,7 @@ def test_what_is_refused(
         ("kubernetes", "volumes", [{"claim": "A_b", "mount": "/d"}]),
         ("kubernetes", "volumes", [{"claim": "a", "mount": "/d"}, {"claim": "b", "mount": "/d/"}]),
         ("kubernetes", "volumes", [{"claim": "a", "mount": "/d", "read_only": True}]),
+        ("kubernetes", "volumes", [{"claim": "a", "mount": "/d"}, {"claim": "b", "mount": "/dev/shm"}]),
         ("kubernetes", "namespace", "a.b"),
         ("kubernetes", "namespace", "a\n"),
         ("kubernetes", "queue", "a b"),

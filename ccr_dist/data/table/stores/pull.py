@@ -11,7 +11,7 @@ from ccr_dist.data.storage import store
 from ccr_dist.data.storage.file_ranges import forget_files
 from ccr_dist.data.storage.object_store import Store, as_url, require_local
 from ccr_dist.data.storage.payload_cache import claimed
-from ccr_dist.data.storage.remote import MARK, checked_names, datasets, is_metadata
+from ccr_dist.data.storage.remote import MARK, behind, checked_names, datasets, is_metadata
 from ccr_dist.data.table import records
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.dataset_rows import check_meta
@@ -39,7 +39,7 @@ def pull(
     Raises:
         DataError: There is no dataset at the URL, its files are damaged, or the folder holds another dataset, plan or
             record (the difference is shown).
-        ConfigError: The URL cannot be used, or `folder` is one.
+        ConfigError: The URL cannot be used, or `folder` is one, or it fetches what it lacks from another URL.
         StorageError: The store or a disk keeps failing.
     """
     source = as_url(url)
@@ -67,6 +67,11 @@ def _pull(source: Store, root: Path, names: Sequence[str], lazy: bool, progress:
     theirs = parsed(source, wanted)
     check_meta(theirs["dataset.json"], f"{source.url}/dataset.json")
     compare(str(root), {name: store.read_json(root / name) for name in theirs if (root / name).exists()}, theirs)
+    if lazy and (before := behind(root)) and before.url != source.url:
+        raise ConfigError(
+            f"{root}: what it lacks is fetched from {before.url} ({MARK}), not from {source.url}: pull into another"
+            " folder, or remove that file first"
+        )
     folder_to_make(root)
     (root / "keys").mkdir(parents=True, exist_ok=True)
     if lazy:

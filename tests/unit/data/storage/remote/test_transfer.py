@@ -16,7 +16,7 @@ from ccr_dist.data.table.dataset import Dataset, create_column, open_all
 from ccr_dist.data.table.stores.pull import pull
 from ccr_dist.data.table.stores.push import push
 from ccr_dist.data.table.verify import verify
-from ccr_dist.errors import DataError, StorageError
+from ccr_dist.errors import ConfigError, DataError, StorageError
 from tests.corpus import picture
 from tests.jobs import captions
 from tests.stores import ROWS, URL, names, payloads, refuse_writes, tree, values
@@ -125,6 +125,19 @@ def test_an_interrupted_pull_is_continued(dataset, tmp_path, monkeypatch, reads)
     complete(here)
     pull(URL, tmp_path / "e")
     assert tree(tmp_path / "e") == tree(dataset.root)
+
+
+def test_a_lazy_copy_keeps_to_the_store_that_it_came_from(dataset, tmp_path):
+    for place in (URL, f"{URL}-moved"):
+        push(dataset.root, place)
+    pull(URL, tmp_path / "e", lazy=True)
+    before = tree(tmp_path / "e")
+    with pytest.raises(ConfigError, match=rf"is fetched from {URL} \(remote\.json\), not from {URL}-moved: pull into"):
+        pull(f"{URL}-moved", tmp_path / "e", lazy=True)
+    assert tree(tmp_path / "e") == before
+    (tmp_path / "e" / "remote.json").unlink()
+    pull(f"{URL}-moved", tmp_path / "e", lazy=True)
+    assert values(Dataset(tmp_path / "e")) == values(dataset)
 
 
 def test_a_payload_that_something_else_left_is_not_adopted(dataset, tmp_path):
