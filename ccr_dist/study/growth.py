@@ -72,17 +72,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Difference:
-    """Curve a - curve b at the x that both have.
-
-    Attributes:
-        seeds: Number of runs of both, by point.
-    """
+    """Curve a - curve b at the x that both have; seeds of a point are those of the row with fewer."""
 
     claim: str
     a: str
     b: str
     points: tuple[Point, ...]
-    seeds: tuple[tuple[int, int], ...]
     fit: Fit | None
 
 
@@ -203,6 +198,4 @@ def _difference(claim: str, a: Curve, b: Curve) -> Difference:
     other = {each.x: each for each in b.points}
     pairs = [(each, other[each.x]) for each in a.points if each.x in other]
     points = tuple(Point(left.x, left.value - right.value, min(left.seeds, right.seeds)) for left, right in pairs)
-    return Difference(
-        claim, a.name, b.name, points, tuple((left.seeds, right.seeds) for left, right in pairs), _fit_of(points)
-    )
+    return Difference(claim, a.name, b.name, points, _fit_of(points))

@@ -168,7 +168,7 @@ def _csv(grown: Grown) -> str:
             found = point.value.estimate()
             line = f"{curve.fit.value(point.x).mean:.3f}" if curve.fit else ""
             values = (f"{each:.3f}" for each in (found.mean, found.low, found.high))
-            writer.writerow([*map(cell, (curve.name, f"{point.x:g}", point.seeds)), *values, line])
+            writer.writerow([*map(cell, (curve.name, f"{point.x:.15g}", point.seeds)), *values, line])
     return text.getvalue()
 
 

@@ -16,6 +16,7 @@ from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.study.cli import study_app
 from ccr_dist.study.compare import Estimate, Sampled, over, sample
 from ccr_dist.study.growth import Curve, Grown, Point, crossing, fitted, grown
+from ccr_dist.study.growth_report import _csv as table
 from ccr_dist.study.growth_report import markdown, place
 from ccr_dist.study.plan import Growth, load_plan
 from ccr_dist.study.summary import measured
@@ -83,6 +84,13 @@ def test_a_curve_against_parts_has_their_places() -> None:
     assert "| curve, SumR at part | 0.05 | 0.1 | 1 |" in markdown(found)
     told = markdown(replace(found, levels={"half": level.estimate(), "none": level.estimate()}, labels=LABELS))
     assert "| 0.316 (0.316 to 0.316) | below 0.05 (" in told
+
+
+def test_places_are_whole_in_the_table_of_points() -> None:
+    values = lines(100.0, 10.0)
+    made = tuple(Point(x, value, 1) for x, value in zip((0.1, 145_000, 1_234_567), values, strict=True))
+    found = Grown(Growth(x="captions"), "t", (Curve("c", made, None, {}),), {}, {}, (), ())
+    assert [line.split(",")[1] for line in table(found).splitlines()] == ["captions", "0.1", "145000", "1234567"]
 
 
 def growing(configs: Path, out: Path, **changes: object) -> Path:
