@@ -8,7 +8,7 @@ name, and a kind of backbone its own section (`BackboneConfig` subclasses in `cc
 from ccr_dist.config.backbones import BackboneConfig, FrontEndConfig, Prompt, QueryEncoderConfig
 from ccr_dist.config.base import Frozen
 from ccr_dist.config.base_files import MayBeLocal, base_files, with_base_files
-from ccr_dist.config.data import DataConfig, TrainSet
+from ccr_dist.config.data import DataConfig, TextSet, TrainSet
 from ccr_dist.config.methods import ENGLISH, INPUTS, MethodOptions, Stage
 from ccr_dist.config.run import RunConfig, as_dict
 from ccr_dist.config.runtime import ProfileConfig, RuntimeConfig
@@ -31,6 +31,7 @@ __all__ = [
     "RuntimeConfig",
     "Stage",
     "StageConfig",
+    "TextSet",
     "TrainSet",
     "as_dict",
     "base_files",

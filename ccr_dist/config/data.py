@@ -14,10 +14,27 @@ class TrainSet(Frozen):
     weight: float = Field(1.0, gt=0, description="share of the samples, relative to the other datasets")
 
 
+class TextSet(TrainSet):
+    """A training dataset of texts without pictures, and its columns where they are not those of the other datasets."""
+
+    targets: dict[str, str] = Field(
+        default_factory=dict, description="language -> its caption column here; default: that of data.targets"
+    )
+    query_features: dict[str, str] = Field(
+        default_factory=dict,
+        description="language -> their features; default: those of data.query_features",
+    )
+
+
 class DataConfig(Frozen):
     """Which datasets, and which of their columns mean what."""
 
     train: tuple[TrainSet, ...] = Field(min_length=1, description="datasets for training")
+    texts: tuple[TextSet, ...] = Field(
+        (),
+        description="datasets without pictures: read besides by stages that need no picture, and by those that can do"
+        " without some; results count the test concepts that occur in them",
+    )
     val: str = Field(description="dataset that selects the checkpoint")
     test: str | None = Field(None, description="dataset that is measured at the end")
     visual: str = Field("image", description="the media column, or a feature column of the frozen backbone")

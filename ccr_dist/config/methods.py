@@ -39,17 +39,25 @@ class Stage:
         frozen: "visual" or "tokens", where the stage reads pictures only as features of the frozen backbone, which
             never change: cached features may then replace the pictures.
         closed_form: the stage sums up cached features and solves for its weights; its section is a `FitConfig`.
+        some: "visual", where rows of `data.texts`, which have no pictures, are read as well.
     """
 
     needs: frozenset[str]
     trains: str
     frozen: frozenset[str] = frozenset()
     closed_form: bool = False
+    some: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         assert self.needs <= INPUTS, f"unknown batch fields {set(self.needs - INPUTS)}"
         assert self.frozen <= self.needs & {"visual", "tokens"}, f"not read, or no pictures: {set(self.frozen)}"
+        assert self.some <= self.needs & {"visual"}, f"not read, or no pictures: {set(self.some)}"
         assert not {"visual", "tokens"} <= self.needs, "a stage reads one vector a row or several, not both"
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether datasets without pictures are of use to the stage."""
+        return {"visual", "tokens"} & self.needs <= self.some
 
 
 class MethodOptions(Frozen):

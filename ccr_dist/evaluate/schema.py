@@ -24,6 +24,9 @@
      "config": {…},                   the resolved run config
      "meta": {"strategy": …, "world": …, "commit": …, "hardware": …, "versions": {…}, "command": …,
                                       anything; shown as it is
+              "texts": {"rows", "concepts", "whole", "within"},
+                                      of a run that also read texts without pictures (data.texts): their rows, and how
+                                      many of the concepts of this split are a whole text there, or occur as words
               "weights": "…", "ranks": "…",
                                       digests of the weights that were measured, and of SPLIT.ranks.npz
               "digest": "…"}}         of the rest of the file; missing in files of earlier versions

@@ -82,17 +82,20 @@ def _table(summary: StudySummary) -> str:
     names = "".join(
         f"<th>{escape(NAMES.get(lang, lang))}{' (ceiling)' if lang == summary.source else ''}</th>" for lang in shown
     )
-    head = f"<tr><th>Method</th><th>Seeds</th><th>Trained</th>{names}<th>Mean SumR</th><th>Interval</th></tr>"
+    head = f"<tr><th>Method</th><th>Seeds</th><th>Trained</th>{names}<th>Mean SumR</th><th>Interval</th>"
+    head += "<th>Test concepts in texts</th></tr>" if summary.with_texts else "</tr>"
+    columns = 5 + len(shown) + summary.with_texts
     body = []
     for group, lines in summary.groups.items():
-        body.append(f"<tbody><tr><th colspan={5 + len(shown)}><span>{escape(group)}</span></th></tr>")
+        body.append(f"<tbody><tr><th colspan={columns}><span>{escape(group)}</span></th></tr>")
         for line in lines:
             cells = "".join(_cell(line.stats.get(lang)) for lang in shown) + _cell(line.stats[ALL])
             about = (
                 f"<td class=first>{escape(line.label)}</td><td>{len(line.runs)}</td>"
                 f"<td>{magnitude(line.parameters)}</td>"
             )
-            body.append(f"<tr>{about}{cells}<td>{interval(line.estimates[ALL], signed=False)}</td></tr>")
+            texts = f"<td>{escape(line.texts_said)}</td>" if summary.with_texts else ""
+            body.append(f"<tr>{about}{cells}<td>{interval(line.estimates[ALL], signed=False)}</td>{texts}</tr>")
         body.append("</tbody>")
     return f"<div class=scroll><table><thead>{head}</thead>{''.join(body)}</table></div>"
 

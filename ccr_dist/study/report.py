@@ -68,6 +68,7 @@ def row_records(summary: StudySummary) -> list[dict[str, Any]]:
     for line in summary.lines:
         record: dict[str, Any] = {"name": line.row.name, "label": line.label, "group": line.row.group}
         record |= {"seeds": len(line.runs), "trained_parameters": line.parameters}
+        record |= {f"texts_{key}": number for key, number in line.texts.items()}
         for lang, stat in line.stats.items():
             about = line.estimates[lang]
             key = f"SumR.{lang}"
@@ -96,6 +97,7 @@ def table_markdown(summary: StudySummary) -> str:
     """The rows as a Markdown table."""
     shown = languages_shown(summary)
     heads = ["method", "seeds", "trained", *(f"SumR {lang}" for lang in shown), "mean SumR", "interval"]
+    heads += ["test concepts in texts"] if summary.with_texts else []
     text = [summary.explained, "", markdown_row(heads), markdown_row(["---"] * 3 + ["---:"] * (len(heads) - 3))]
     for group, lines in summary.groups.items():
         if len(summary.groups) > 1:
@@ -103,7 +105,8 @@ def table_markdown(summary: StudySummary) -> str:
         for line in lines:
             cells = [line.label, str(len(line.runs)), magnitude(line.parameters)]
             cells += [spread(line.stats[lang]) if lang in line.stats else "–" for lang in shown]
-            text.append(markdown_row([*cells, spread(line.stats[ALL]), interval(line.estimates[ALL], signed=False)]))
+            cells += [spread(line.stats[ALL]), interval(line.estimates[ALL], signed=False)]
+            text.append(markdown_row([*cells, *([line.texts_said] if summary.with_texts else [])]))
     return "\n".join(text) + "\n"
 
 

@@ -26,6 +26,10 @@ EXPLAINED = (
     "SumR: sum of R@1, R@5 and R@10 in both directions (0 to 600), mean ± standard deviation over seeds. Trained:"
     f" parameters, without the embedding table. Intervals: {LEVEL:.0f} % bootstrap over test items and seeds."
 )
+TEXTS = (
+    "Test concepts in texts: of a row that also read texts without pictures, how many concepts of the test split occur"
+    " in their English as words, and of these how many are a whole text."
+)
 JUDGED = (
     "Difference of SumR, mean over languages and seeds; items and seeds are drawn alike for both rows (paired"
     " bootstrap). Shown: the whole interval is above zero. Contradicted: it is below. Not shown: it contains zero,"
@@ -62,6 +66,20 @@ class Line:
         counted = self.runs[0].meta["parameters"]
         return int(counted["trainable"] - counted.get("table", 0)) if counted["trainable"] else 0
 
+    @property
+    def texts(self) -> dict[str, int]:
+        """Of the texts without pictures that it read: "rows", and of the test split's "concepts" those that are a
+        "whole" text or "within" one. Empty: it read none.
+        """
+        found: dict[str, int] = self.runs[0].meta.get("texts", {})
+        return found
+
+    @property
+    def texts_said(self) -> str:
+        """The same in words; a dash where there are none."""
+        found = self.texts
+        return f"{found['within']} of {found['concepts']} ({found['whole']} whole)" if found else "–"
+
 
 @dataclass(frozen=True)
 class StudySummary:
@@ -92,9 +110,13 @@ class StudySummary:
     @property
     def explained(self) -> str:
         """What the numbers of the rows are."""
-        return EXPLAINED + (
-            "" if self.common == self.targets else f" Means: over {', '.join(self.common)}, which all rows have."
-        )
+        means = "" if self.common == self.targets else f" Means: over {', '.join(self.common)}, which all rows have."
+        return EXPLAINED + means + (f" {TEXTS}" if self.with_texts else "")
+
+    @property
+    def with_texts(self) -> bool:
+        """Whether some row read texts without pictures."""
+        return any(line.texts for line in self.lines)
 
     @property
     def groups(self) -> dict[str, list[Line]]:

@@ -23,7 +23,7 @@ from ccr_dist.errors import ConfigError
 from ccr_dist.methods.base import Method
 from ccr_dist.models.backbones.backbone import Backbone
 from ccr_dist.models.backbones.build import build_backbone
-from ccr_dist.train.assemble import fields_for, open_datasets, train_sets
+from ccr_dist.train.assemble import fields_for, of_texts, open_datasets, train_sets
 from ccr_dist.train.state.run_folder import RunFolder
 
 
@@ -38,10 +38,10 @@ def all_fields(
         return fields, []
     begun = folder.identity()
     finder = _Finder(config, set(begun.get("datasets", ())) if begun is not None else None)
-    found = {
-        name: finder.stand_in(stage, fields[name], open_datasets(train_sets(config, name)))
-        for name, stage in stages.items()
-    }
+    found = {}
+    for name, stage in stages.items():
+        datasets = open_datasets(train_sets(config, name))
+        found[name] = finder.stand_in(stage, of_texts(fields[name], train_sets(config, name), datasets), datasets)
     return found, list(dict.fromkeys(finder.lines))
 
 
@@ -78,6 +78,11 @@ def require_encoders(method: Method, fields: Fields, datasets: Sequence[Dataset]
     Raises:
         ConfigError: a column was made by another encoder, or of other captions; names both.
     """
+    for dataset in datasets:
+        _require_encoders(method, fields.texts.get(dataset.digest, fields), dataset)
+
+
+def _require_encoders(method: Method, fields: Fields, dataset: Dataset) -> None:
     english, query = {"data.source_feature": fields.source_feature}, fields.query_features
     english |= {f"data.back_features.{lang}": column for lang, column in fields.back_features.items()}
     wanted: list[tuple[str, str, dict[str, Any] | None]] = []
@@ -88,22 +93,21 @@ def require_encoders(method: Method, fields: Fields, datasets: Sequence[Dataset]
     captions |= {
         f"data.query_features.{lang}": (f"data.targets.{lang}", column) for lang, column in fields.targets.items()
     }
-    for dataset in datasets:
-        for key, name, identity in wanted:
-            plan = dataset.column(name).plan if name in dataset.columns() else {}
-            made = plan.get("backbone")
-            if identity is not None and made is not None and _decisive(made) != _decisive(identity):
-                raise ConfigError(
-                    f"{key}: {dataset.place}/{name} was made by another encoder than this run's: by"
-                    f" {_encoder(made)}, and {_encoder(identity)} is expected; name a column that `ccr-dist featurise`"
-                    f"{' --encoder query' if key.startswith('data.query') else ''} makes with this config"
-                )
-            beside, texts = captions.get(key, ("", None))
-            if texts and plan.get("processor") == "featurise" and texts not in plan.get("inputs", {texts: None}):
-                raise ConfigError(
-                    f"{key}: {dataset.place}/{name} was made of {', '.join(plan['inputs'])}, and {beside} names"
-                    f" {texts}: vectors belong to captions one by one, so both have to be of the same column"
-                )
+    for key, name, identity in wanted:
+        plan = dataset.column(name).plan if name in dataset.columns() else {}
+        made = plan.get("backbone")
+        if identity is not None and made is not None and _decisive(made) != _decisive(identity):
+            raise ConfigError(
+                f"{key}: {dataset.place}/{name} was made by another encoder than this run's: by"
+                f" {_encoder(made)}, and {_encoder(identity)} is expected; name a column that `ccr-dist featurise`"
+                f"{' --encoder query' if key.startswith('data.query') else ''} makes with this config"
+            )
+        beside, texts = captions.get(key, ("", None))
+        if texts and plan.get("processor") == "featurise" and texts not in plan.get("inputs", {texts: None}):
+            raise ConfigError(
+                f"{key}: {dataset.place}/{name} was made of {', '.join(plan['inputs'])}, and {beside} names"
+                f" {texts}: vectors belong to captions one by one, so both have to be of the same column"
+            )
 
 
 def _decisive(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +134,8 @@ class _Finder:
     def stand_in(self, stage: Stage, fields: Fields, datasets: Sequence[Dataset]) -> Fields:
         """The fields of a stage, with cached features where they are the same thing."""
         if fields.visual and {"visual", "tokens"} & stage.frozen:
-            visual = self._find(datasets, fields.visual, "image", tokens=fields.many)
+            pictured = [dataset for dataset in datasets if dataset.digest not in fields.texts]
+            visual = self._find(pictured, fields.visual, "image", tokens=fields.many)
             fields = dataclasses.replace(fields, visual=visual or fields.visual)
         if fields.source and "source_feature" in stage.needs and not fields.source_feature:
             fields = dataclasses.replace(fields, source_feature=self._find(datasets, fields.source, "text"))

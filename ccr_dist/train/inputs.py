@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from ccr_dist.config import ENGLISH, RunConfig, Stage, TrainSet
+from ccr_dist.config import ENGLISH, RunConfig, Stage, TextSet, TrainSet
 from ccr_dist.data.media.pictures import VERSION
 from ccr_dist.data.storage.store import differences
 from ccr_dist.data.stream.fields import Fields
@@ -24,8 +25,32 @@ KINDS = {
 
 
 def train_sets(config: RunConfig, stage: str) -> tuple[TrainSet, ...]:
+    """The datasets that a stage reads: its own ones, or those of all stages and the texts that are of use to it."""
     settings = config.stages.get(stage)  # none where the method was trained by another run
-    return (settings and settings.train) or config.data.train
+    if settings and settings.train:
+        return settings.train
+    known = config.method.learner().training_stages()
+    texts = config.data.texts if stage in known and known[stage].reads_texts else ()
+    return (*config.data.train, *texts)
+
+
+def fields_of(fields: Fields, entry: TrainSet) -> Fields:
+    """The columns that a stage reads of one dataset: a dataset of texts has no pictures, and may have its own names."""
+    if not isinstance(entry, TextSet):
+        return fields
+
+    def own(columns: Mapping[str, str], named: Mapping[str, str]) -> dict[str, str]:
+        return {lang: named.get(lang, column) for lang, column in columns.items()}
+
+    return replace(
+        fields,
+        visual=None,
+        many=False,
+        group=None,
+        texts={},
+        targets=own(fields.targets, entry.targets),
+        query_features=own(fields.query_features, entry.query_features),
+    )
 
 
 def fields_for(config: RunConfig, stage: Stage) -> Fields:
@@ -122,11 +147,14 @@ def wanted(config: RunConfig) -> dict[tuple[str, str], str]:
                 found.setdefault((path, column), f"data.{key}")
 
     for name, stage in config.method.training_stages().items():
-        fields = fields_for(config, stage)
-        single = {key: getattr(fields, key) for key in ("visual", "source", "source_feature", "description", "group")}
-        each = {"targets": fields.targets, "back_translations": fields.backs, "back_features": fields.back_features}
-        each["query_features"] = fields.query_features
+        read = fields_for(config, stage)
         for entry in train_sets(config, name):
+            fields = fields_of(read, entry)
+            single = {
+                key: getattr(fields, key) for key in ("visual", "source", "source_feature", "description", "group")
+            }
+            each = {"targets": fields.targets, "back_translations": fields.backs, "back_features": fields.back_features}
+            each["query_features"] = fields.query_features
             want(entry.path, single)
             want(
                 entry.path,
@@ -181,11 +209,13 @@ def check_columns(config: RunConfig, split: str | None = None) -> None:
     """
     if split is None:
         _require_even(config)
+        _require_texts_read(config)
     evaluated = [config.data.val, config.data.test] if split is None else [getattr(config.data, split)]
     places = {path: key for key, path in (("data.test", config.data.test), ("data.val", config.data.val)) if path}
     places |= {
         entry.path: f"stages.{name}.train" for name, stage in config.stages.items() for entry in stage.train or ()
     }
+    places |= {entry.path: "data.texts" for entry in config.data.texts}
     places |= {entry.path: "data.train" for entry in config.data.train}
     made: dict[str, tuple[str, dict[str, Any]]] = {}
     wrong: dict[str, DataError | ConfigError] = {}
@@ -223,6 +253,38 @@ def _require_even(config: RunConfig) -> None:
                 f"{config.name}: {f'stages.{name}' if own and own.train else 'data'}.train gives datasets different"
                 f" weights, and stage {name} in closed form counts every caption once: leave the weights out, or name"
                 f" the datasets of this stage under stages.{name}.train without them"
+            )
+
+
+def _require_texts_read(config: RunConfig) -> None:
+    """ConfigError where `data.texts` would be left out in silence, or not be what they are taken for."""
+    data = config.data
+    if not data.texts:
+        return
+    stages = config.method.learner().training_stages()
+    if config.stages and not any(isinstance(entry, TextSet) for name in stages for entry in train_sets(config, name)):
+        raise ConfigError(
+            f"{config.name}: data.texts: every stage of method {config.method.name!r} with these options reads pictures"
+            " (or has datasets of its own), so the texts would be read by none; leave them out"
+        )
+    paths = [entry.path for entry in (*data.train, *data.texts)]
+    if twice := [
+        path for path in dict.fromkeys(paths) if paths.count(path) > 1 and path in {t.path for t in data.texts}
+    ]:
+        raise ConfigError(f"{config.name}: data.texts: {twice[0]} is named twice; name each dataset once")
+    for entry in data.texts:
+        for key, named in (("targets", data.targets), ("query_features", data.query_features)):
+            if unknown := sorted(getattr(entry, key).keys() - named.keys()):
+                raise ConfigError(
+                    f"{config.name}: data.texts: {entry.path}: {key} names {', '.join(unknown)}, and data.{key} does"
+                    " not; a language of the texts has to be one of the run"
+                )
+        if data.query_features and (
+            alone := sorted(entry.targets.keys() & data.query_features.keys() - entry.query_features.keys())
+        ):
+            raise ConfigError(
+                f"{config.name}: data.texts: {entry.path}: targets names a column of its own for {', '.join(alone)};"
+                " name the features of these captions, too, under query_features"
             )
 
 

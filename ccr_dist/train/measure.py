@@ -99,6 +99,8 @@ def measure(subject: Subject, strategy: Strategy, *, split: str, again: bool) ->
         columns, rules = measured_on(config, dataset)
         counts = next(iter(found.values())).counts
         used = [*queries.values(), *config.data.targets.values()]
+        used += [column for entry in config.data.texts for column in entry.targets.values()]
+        texts = subject.texts_read(dataset)
         result = RunResult(
             name=f"{config.name}-s{config.seed}",
             label=config.row,
@@ -122,6 +124,7 @@ def measure(subject: Subject, strategy: Strategy, *, split: str, again: bool) ->
                 "truncated": truncated,
                 "parameters": count(method),
                 **({"weights": weights} if weights else {}),
+                **({"texts": texts} if texts else {}),
                 **strategy.facts,
                 **environment(),
             },

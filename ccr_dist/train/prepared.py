@@ -14,7 +14,7 @@ from ccr_dist.data.stream.loader import content_digests, sources
 from ccr_dist.data.stream.order import Order, mix
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import ConfigError
-from ccr_dist.train.assemble import check_columns, open_datasets, train_sets
+from ccr_dist.train.assemble import check_columns, of_texts, open_datasets, train_sets
 from ccr_dist.train.cached_features import all_fields, of_another_rule
 from ccr_dist.train.selected import Source
 from ccr_dist.train.state.run_folder import RunFolder, identity, otherwise
@@ -100,6 +100,7 @@ def _open(config: RunConfig, strategy: Strategy, folder: RunFolder, stop: StopRe
     """Datasets and orders, and the identity that follows from them."""
     fields, notes = all_fields(config, config.method.training_stages(), folder)
     datasets = {name: open_datasets(train_sets(config, name)) for name in fields}
+    fields = {name: of_texts(read, train_sets(config, name), datasets[name]) for name, read in fields.items()}
     closed = {name for name, stage in config.method.training_stages().items() if stage.closed_form}
     orders = {name: _order(config, name, fields[name], datasets[name]) for name in fields if name not in closed}
     digests: dict[str, str] = {}
@@ -118,7 +119,8 @@ def _open(config: RunConfig, strategy: Strategy, folder: RunFolder, stop: StopRe
 
 def _reads_pictures(datasets: Sequence[Dataset], fields: Fields) -> bool:
     visual = fields.visual
-    return visual is not None and any(dataset.column(visual).kind == "image" for dataset in datasets)
+    pictured = [dataset for dataset in datasets if dataset.digest not in fields.texts]
+    return visual is not None and any(dataset.column(visual).kind == "image" for dataset in pictured)
 
 
 def _order(config: RunConfig, name: str, fields: Fields, datasets: Sequence[Dataset]) -> Order:

@@ -6,6 +6,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -14,6 +15,7 @@ from ccr_dist.data.media.pictures import VERSION
 from ccr_dist.data.storage.store import sha256_file
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.inspect import origin_of
+from ccr_dist.data.table.overlap import occurring
 from ccr_dist.errors import CheckpointError, ConfigError
 from ccr_dist.evaluate.retrieval import Fusion
 from ccr_dist.methods.base import Method
@@ -66,6 +68,12 @@ class Subject(ABC):
     def provenance(self, dataset: Dataset, columns: Sequence[str]) -> dict[str, str]:
         """Column -> who made it, in words."""
 
+    @abstractmethod
+    def texts_read(self, dataset: Dataset) -> dict[str, Any]:
+        """Of texts without pictures that were trained on: how many of the concepts of `dataset` occur in them. Empty
+        where there are none.
+        """
+
 
 class MeasuredRun(Subject):
     """A run in its folder, or a method that has nothing to train.
@@ -106,9 +114,19 @@ class MeasuredRun(Subject):
         return [f"{self.folder.path}: {line}" for line in of_another_rule(known, {"pictures": VERSION})]
 
     def provenance(self, dataset: Dataset, columns: Sequence[str]) -> dict[str, str]:
-        sets = [*open_datasets(self.config.data.train), dataset]
+        data = self.config.data
+        sets = [*open_datasets([*data.train, *data.texts]), dataset]
         found = [(name, each.column(name)) for each in sets for name in columns if name in each.columns()]
         return {name: origin_of(column.plan, column.provenance) for name, column in found}
+
+    def texts_read(self, dataset: Dataset) -> dict[str, Any]:
+        data = self.config.data
+        if not data.texts:
+            return {}
+        texts, column = open_datasets(data.texts), data.group or data.source
+        [counted] = occurring(texts, [dataset], column=column, among=data.source)
+        counts = {key: counted[key] for key in ("concepts", "whole", "within")}
+        return {"rows": sum(each.rows for each in texts), **counts}
 
     def _trained_on(self) -> list[Dataset]:
         of_stages = (each for stage in self.config.stages.values() for each in stage.train or ())
@@ -149,6 +167,9 @@ class MeasuredModel(Subject):
         found = {name: about["origin"] for each in recorded for name, about in each if name in columns}
         own = {name: dataset.column(name) for name in columns if name in dataset.columns()}
         return {**found, **{name: origin_of(column.plan, column.provenance) for name, column in own.items()}}
+
+    def texts_read(self, dataset: Dataset) -> dict[str, Any]:
+        return {}
 
 
 def trained_method(config: RunConfig, folder: RunFolder, *, tell: bool = True) -> tuple[Method, Step]:

@@ -34,6 +34,7 @@ class Fields:
             targets, for each source caption.
         description: Views or texts.
         group: Labels; rows with the same label count as the same thing. None: each row is its own group.
+        texts: What is read of the datasets without pictures, by their digests.
     """
 
     visual: str | None = None
@@ -46,6 +47,7 @@ class Fields:
     query_features: Mapping[str, str] = field(default_factory=dict)
     description: str | None = None
     group: str | None = None
+    texts: Mapping[str, Fields] = field(default_factory=dict)
 
     def columns(self, lang: str) -> dict[str, tuple[str, tuple[str, ...]]]:
         """The columns that a batch in `lang` reads.
@@ -98,6 +100,7 @@ class Fields:
             backs=own(self.backs),
             back_features=own(self.back_features),
             query_features=own(self.query_features),
+            texts={digest: fields.of(lang) for digest, fields in self.texts.items()},
         )
 
     def open(self, dataset: Dataset, lang: str) -> dict[str, Column]:
@@ -111,6 +114,8 @@ class Fields:
             ConfigError: A column is of the wrong kind.
         """
         opened: dict[str, Column] = {}
+        if (own := self.texts.get(dataset.digest)) is not None:
+            return own.open(dataset, lang)
         if lang in self.targets and self.targets[lang] not in dataset.columns():
             return opened
         for role, (name, kinds) in self.columns(lang).items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,37 +52,50 @@ def overlap(texts: str | Path, datasets: str | Path, *, column: str, among: str)
     Raises:
         DataError: There is no dataset, or no such column.
     """
-    found = [(dataset, {words(text) for text in all_texts(dataset, column)}) for dataset in open_all(datasets)]
+    read = open_all(texts)
+    counted = occurring(read, open_all(datasets), column=column, among=among)
+    rows = sum(dataset.rows for dataset in read)
+    return {"texts": str(texts), "rows": rows, "column": column, "among": among, "datasets": counted}
+
+
+def occurring(
+    texts: Sequence[Dataset], datasets: Sequence[Dataset], *, column: str, among: str
+) -> list[dict[str, Any]]:
+    """Count the concepts that occur in texts, those of several datasets taken together.
+
+    Args:
+        texts: The texts.
+        datasets: The concepts.
+        column: Column of the concepts: a label or captions.
+        among: Column of the texts.
+
+    Returns:
+        As `overlap` has it of each dataset.
+
+    Raises:
+        DataError: There is no such column.
+    """
+    found = [(dataset, {words(text) for text in all_texts(dataset, column)}) for dataset in datasets]
     wanted = _by_first_word(set().union(*(concepts for _, concepts in found)))
     whole: set[tuple[str, ...]] = set()
     within: set[tuple[str, ...]] = set()
-    rows = 0
-    for dataset in open_all(texts):
-        rows += dataset.rows
-        for text in all_texts(dataset, among):
-            read = words(text)
-            whole.add(read)
-            spaced = _WORD.findall(unicodedata.normalize("NFC", text).casefold())
-            for start, word in enumerate(spaced):
-                for length in wanted.get(word, ()):
-                    within.add(tuple(spaced[start : start + length]))
-    return {
-        "texts": str(texts),
-        "rows": rows,
-        "column": column,
-        "among": among,
-        "datasets": [
-            {
-                "name": dataset.name,
-                "split": dataset.split,
-                "concepts": len(concepts),
-                "whole": len((concepts & whole) - {()}),
-                "within": len((concepts & (within | whole)) - {()}),
-                "examples": [" ".join(each) for each in sorted((concepts & (within | whole)) - {()})[:_SHOWN]],
-            }
-            for dataset, concepts in found
-        ],
-    }
+    for text in (text for dataset in texts for text in all_texts(dataset, among)):
+        whole.add(words(text))
+        spaced = _WORD.findall(unicodedata.normalize("NFC", text).casefold())
+        for start, word in enumerate(spaced):
+            for length in wanted.get(word, ()):
+                within.add(tuple(spaced[start : start + length]))
+    return [
+        {
+            "name": dataset.name,
+            "split": dataset.split,
+            "concepts": len(concepts),
+            "whole": len((concepts & whole) - {()}),
+            "within": len((concepts & (within | whole)) - {()}),
+            "examples": [" ".join(each) for each in sorted((concepts & (within | whole)) - {()})[:_SHOWN]],
+        }
+        for dataset, concepts in found
+    ]
 
 
 def _by_first_word(concepts: Iterable[tuple[str, ...]]) -> dict[str, set[int]]:

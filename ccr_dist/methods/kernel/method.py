@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ccr_dist.methods.kernel.options import KernelOptions
 from ccr_dist.methods.query_side.method import QuerySide
 from ccr_dist.methods.registry import register_method
 
+_TEXTS = "texts/"
 _JITTER = 1e-9  # of the landmarks' own kernel, whose least eigenvalues are rounding errors
 
 
@@ -81,7 +82,10 @@ class Kernel(QuerySide):
         parts["landmarks"][: self._drawn] = unit
 
     def statistics(self, stage: str, lang: str, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Products and sums of the kernel's rows k and their targets: y, the English captions, and p, the pictures."""
+        """Products and sums of the kernel's rows k and their targets: y, the English captions, and p, the pictures.
+
+        Rows without a picture are summed up apart, under names that begin with "texts/".
+        """
         k = self._kernel(rows["query"])[:, : self._drawn].double()
         targets = {"y": self.backbone.project_text(rows["english"])}
         if "visual" in rows:
@@ -90,31 +94,75 @@ class Kernel(QuerySide):
         for name, found in targets.items():
             target = normalize(precise(found), dim=-1).double()
             sums |= {f"k{name}": k.T @ target, name: target.sum(0)}
-        return sums
+        apart = any(self.options.pictures) and "visual" not in rows
+        return {f"{_TEXTS}{name}": tensor for name, tensor in sums.items()} if apart else sums
 
     def solutions(self, stage: str, sums: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
-        """By the Cholesky factor L of the landmarks' own kernel: (L⁻¹ K'K L⁻ᵀ + penalty) is far from singular."""
+        """By the Cholesky factor L of the landmarks' own kernel: (L⁻¹ K'K L⁻ᵀ + penalty) is far from singular.
+
+        A solution is linear in its target. So where some rows have no picture, English captions are fitted on all rows
+        and pictures on those that have one, and the two solutions are mixed.
+        """
         landmarks = self._parts["landmarks"][: self._drawn].detach().double().cpu()
         own = torch.exp(-2 * self._parts["gamma"].detach().double().cpu() * (1 - landmarks @ landmarks.T))
         own.diagonal().add_(_JITTER * len(own))
         factor = torch.linalg.cholesky(own)
-        half = torch.linalg.solve_triangular(factor, sums["kk"], upper=False)
-        whole = torch.linalg.solve_triangular(factor, half.T.contiguous(), upper=False)
-        count = sums["n"]
+        pictured, texts = (
+            {name.removeprefix(_TEXTS): tensor for name, tensor in sums.items() if name.startswith(_TEXTS) is apart}
+            for apart in (False, True)
+        )
+        if texts and not pictured:
+            raise ConfigError("data.train: no caption has a picture; set method.pictures to [0], or name such datasets")
+        pairs = _System(factor, pictured)
+        every = _System(factor, {name: tensor + pictured[name] for name, tensor in texts.items()}) if texts else None
         for penalty in self.options.penalties:
-            system = whole.clone()
-            system.diagonal().add_(penalty)
-            solver = torch.linalg.cholesky(system)
+            solve = pairs.solver(penalty)
+            solve_every = every.solver(penalty) if every else None
             for pictures in self.options.pictures:
-                cross, total = ((1 - pictures) * sums[key] for key in ("ky", "y"))
-                if pictures:
-                    cross, total = cross + pictures * sums["kp"], total + pictures * sums["p"]
-                bias = total / count
-                right = torch.linalg.solve_triangular(factor, cross - torch.outer(sums["k"], bias), upper=False)
-                found = torch.linalg.solve_triangular(factor.T, torch.cholesky_solve(right, solver), upper=True)
+                if every is None or solve_every is None:
+                    found, bias = solve(*pairs.mixed(pictures))
+                else:
+                    found, bias = (
+                        (1 - pictures) * english + pictures * picture
+                        for english, picture in zip(solve_every(*every.mixed(0)), solve(*pairs.mixed(1)), strict=True)
+                    )
                 coefficients = torch.zeros(self.options.landmarks, found.shape[1])
                 coefficients[: self._drawn] = found.float()
                 yield (
                     {"penalty": penalty, "pictures": pictures},
                     {"net.kernel.coefficients": coefficients, "net.kernel.bias": bias.float()},
                 )
+
+
+class _System:
+    """The normal equations of some rows.
+
+    Args:
+        factor: (m, m) the Cholesky factor of the landmarks' own kernel.
+        sums: `statistics` of these rows.
+    """
+
+    def __init__(self, factor: Tensor, sums: Mapping[str, Tensor]) -> None:
+        self._factor, self._sums = factor, sums
+        half = torch.linalg.solve_triangular(factor, sums["kk"], upper=False)
+        self._whole = torch.linalg.solve_triangular(factor, half.T.contiguous(), upper=False)
+
+    def mixed(self, pictures: float) -> tuple[Tensor, Tensor]:
+        """Products (m, D) and sum (D) of a target with this weight of the pictures."""
+        cross, total = ((1 - pictures) * self._sums[key] for key in ("ky", "y"))
+        if pictures:
+            cross, total = cross + pictures * self._sums["kp"], total + pictures * self._sums["p"]
+        return cross, total
+
+    def solver(self, penalty: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """A function from products and sum of a target to coefficients (m, D) and bias (D)."""
+        system = self._whole.clone()
+        system.diagonal().add_(penalty)
+        root = torch.linalg.cholesky(system)
+
+        def solve(cross: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+            bias = total / self._sums["n"]
+            right = torch.linalg.solve_triangular(self._factor, cross - torch.outer(self._sums["k"], bias), upper=False)
+            return torch.linalg.solve_triangular(self._factor.T, torch.cholesky_solve(right, root), upper=True), bias
+
+        return solve

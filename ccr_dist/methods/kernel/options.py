@@ -46,5 +46,6 @@ class KernelOptions(QuerySideOptions):
                 + (" and pictures" if pictures else ""),
                 frozenset(pictures),
                 closed_form=True,
+                some=frozenset(pictures),
             )
         }
