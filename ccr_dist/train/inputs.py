@@ -268,11 +268,9 @@ def _require_texts_read(config: RunConfig) -> None:
             " (or has datasets of its own), so the texts would be read by none; leave them out"
         )
     paths = [entry.path for entry in (*data.train, *data.texts)]
-    if twice := [
-        path for path in dict.fromkeys(paths) if paths.count(path) > 1 and path in {t.path for t in data.texts}
-    ]:
-        raise ConfigError(f"{config.name}: data.texts: {twice[0]} is named twice; name each dataset once")
     for entry in data.texts:
+        if paths.count(entry.path) > 1:
+            raise ConfigError(f"{config.name}: data.texts: {entry.path} is named twice; name each dataset once")
         for key, named in (("targets", data.targets), ("query_features", data.query_features)):
             if unknown := sorted(getattr(entry, key).keys() - named.keys()):
                 raise ConfigError(

@@ -1,12 +1,12 @@
-# Sourced by launch/study.sh: what `queries` reads, and texts without pictures: names of CLDR and of GCompris, nouns of WordNet for food with
-# their glosses. All are translated by machine, as the captions of the pictures are. Texts that are val or test captions of emoji14 are left out;
-# results count the test concepts that remain in the others as words.
+# Sourced by launch/study.sh: what `queries` reads, and texts without pictures: names of CLDR and of GCompris, nouns of WordNet for
+# phenomena and shapes with their glosses. All are translated by machine, as the captions of the pictures are. Texts that are val or test
+# captions of emoji14 are left out; results count the test concepts that remain in the others as words.
 . launch/studies/queries.sh
 texts=data/texts
 query="--config configs/studies/kernel.yaml --encoder query"
 ccr shards build cldr --out $texts/cldr "apart_from=[$data]" 'languages=[es,pt]'
 ccr shards build gcompris --out $texts/gcompris "apart_from=[$data]" 'languages=[es,pt-BR]'
-ccr shards build wordnet --out $texts/wordnet "apart_from=[$data]" 'categories=[food]'
+ccr shards build wordnet --out $texts/wordnet "apart_from=[$data]" 'categories=[phenomenon,shape]'
 for name in gcompris wordnet cldr; do
     ccr featurise $texts/$name/train --config configs/demo/english.yaml --from caption.en --column feature.minilm.caption.en
     ccr featurise $texts/$name/train $query --from caption.en --column feature.e5.caption.en

@@ -66,6 +66,21 @@ def test_rows_without_a_common_language_are_not_compared(configs: Path, tmp_path
         summarise(plan, replicates=50)
 
 
+def test_rows_that_read_texts_say_what_of_the_test_is_in_them(configs: Path, tmp_path: Path) -> None:
+    plan, page = reported(configs, tmp_path)
+    assert "test concepts in texts" not in (page.parent / "table.md").read_text() + page.read_text().lower()
+    for run in plan.runs[:-1]:
+        if run.row.name == "dasd":
+            told = json.loads(run.result.read_text())
+            told["meta"]["texts"] = {"rows": 900, "concepts": 60, "whole": 2, "within": 7}
+            run.result.write_text(json.dumps(told))
+    summary = summarise(plan, replicates=200)
+    write(summary, page.parent)
+    assert "| 7 of 60 (2 whole) |" in table_markdown(summary) and "<td>7 of 60 (2 whole)</td>" in page.read_text()
+    rows = {row["name"]: row for row in csv.DictReader((page.parent / "rows.csv").open())}
+    assert (rows["dasd"]["texts_within"], rows["dasd"]["texts_rows"], rows["zero"]["texts_within"]) == ("7", "900", "")
+
+
 def test_the_report_escapes_what_it_shows(configs: Path, tmp_path: Path) -> None:
     _, page = reported(configs, tmp_path)
     html = page.read_text()

@@ -42,6 +42,7 @@ class Apart:
     def __init__(self, recipe: TextRecipe) -> None:
         self._split, self._by_rule = recipe.split, recipe.keep_apart
         self._captions: dict[str, set[tuple[str, ...]]] = {}
+        self._by_language: dict[str, set[tuple[str, ...]]] = {}  # "pt-BR" is Portuguese, too
         self.by_rule = self.by_caption = 0
         for path in recipe.apart_from:
             held_out = [dataset for dataset in open_all(path) if dataset.split in ("val", "test")]
@@ -52,6 +53,8 @@ class Apart:
                 said = self._captions.setdefault(name.removeprefix("caption."), set())
                 said.update(map(words, all_texts(dataset, name)))
                 said.discard(())
+        for lang, said in self._captions.items():
+            self._by_language.setdefault(_primary(lang), set()).update(said)
 
     def leaves_out(self, texts: Mapping[str, Sequence[str]], names: Sequence[str]) -> bool:
         """Whether a row is left out.
@@ -63,8 +66,8 @@ class Apart:
         if self._by_rule and any(split_of(concept(name)) != self._split for name in names):
             self.by_rule += 1
             return True
-        said = self._captions
-        if any(words(text) in said[lang] for lang in texts.keys() & said.keys() for text in texts[lang]):
+        known, nothing = self._by_language, set[tuple[str, ...]]()
+        if any(words(text) in known.get(_primary(lang), nothing) for lang, own in texts.items() for text in own):
             self.by_caption += 1
             return True
         return False
@@ -85,6 +88,10 @@ class Apart:
         if self._captions:
             notes.append(f"{self.by_caption} texts left out: they are captions of val or test (apart_from)")
         return notes
+
+
+def _primary(lang: str) -> str:
+    return lang.partition("-")[0].lower()
 
 
 def _is_human(column: str) -> bool:

@@ -4,7 +4,8 @@ many languages.
 From the Debian package wesnoth-1.16-data: an installed one, a given folder or .deb, or one fetched by the user's
 apt-get. The descriptions are lore and only partly say what is seen. A unit's picture is its portrait, otherwise its
 sprite (72 pixels, in the magenta that the game replaces by a player's colour). A picture that several units share goes
-to the one that it is named after, or to none, so that no picture is in two rows.
+to the one that it is named after, or to none, so that no picture is in two rows; or with `shared: all` to all of them,
+and `label.shown` says which rows show the same.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import re
 import struct
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ccr_dist.data.corpora.formats.wml import Text, blocks
 from ccr_dist.data.corpora.recipes.base import ColumnSpec, Material, Recipe, RecipeRow, register
@@ -49,6 +50,14 @@ class Wesnoth(Recipe):
     pictures: Literal["both", "portraits", "sprites"] = Field(
         "both", description="both: the portrait of a unit, otherwise its sprite"
     )
+    shared: Literal["owner", "all"] = Field(
+        "owner",
+        description="a picture of several units belongs to the one that it is named after, or to all (`split: test`"
+        " only); name label.shown as the run's `group` then, so that all of them are right",
+    )
+    split: Literal["concept", "test"] = Field(
+        "concept", description="draw splits by the units' names as all recipes do, or put all units into test"
+    )
     shard_rows: int = Field(64, gt=0)
     picture: Picture = Picture(format="jpg", crop=True)
 
@@ -57,11 +66,17 @@ class Wesnoth(Recipe):
     def reads(self) -> list[Path]:
         return [] if self.source is None else [Path(self.source)]
 
+    @model_validator(mode="after")
+    def _no_picture_in_two_splits(self) -> Self:
+        if self.shared == "all" and self.split == "concept":
+            raise ValueError("shared: all would put one picture into several splits; set `split: test`")
+        return self
+
     def material(self) -> Material:
         root, version = package_files(PACKAGE, INSIDE, self.source)
         notes: list[str] = []
         found = units(root, notes)
-        shown = pictures(found, root, self.pictures)
+        shown = pictures(found, root, self.pictures, shared=self.shared == "all")
         others = tuple(lang for lang in self.languages if lang != "en")
         translate = Translations(root, others)
         rows, digest, covered = [], hashlib.sha256(), Counter(dict.fromkeys(others, 0))
@@ -75,15 +90,22 @@ class Wesnoth(Recipe):
             kind, path = shown.get(unit.key, (None, None))
             if path is not None:
                 columns |= {"image": functools.partial(render, str(path), self.picture), "label.picture": kind}
+                if self.shared == "all":
+                    columns["label.shown"] = str(path.relative_to(root))
             seen = None if path is None else (str(path.relative_to(root)), path.stat().st_size)
             digest.update(f"{unit.key}\0{what}\0{sorted(texts.items())}\0{seen}\n".encode())
-            rows.append(RecipeRow(split_of(what), unit.key, columns))
+            rows.append(RecipeRow("test" if self.split == "test" else split_of(what), unit.key, columns))
         kinds = Counter(kind for kind, _ in shown.values())
         none = len(rows) - len(shown)
         notes.append(f"pictures: {kinds['portrait']} portraits, {kinds['sprite']} sprites, {none} units without")
         if few := [f"{lang} {covered[lang]}" for lang in others if covered[lang] < len(rows)]:
             notes.append(f"descriptions for fewer than the {len(rows)} rows: {', '.join(few)}")
         source = {"units": digest.hexdigest()}
+        if self.shared == "all":
+            notes.append(
+                f"{len(shown) - len({path for _, path in shown.values()})} units show a picture of another one"
+            )
+            source["shared"] = "all"
         return Material({**source, "pictures": self.pictures}, self._columns(source, version, others), rows, notes)
 
     def _columns(self, source: dict[str, Any], version: str, others: tuple[str, ...]) -> list[ColumnSpec]:
@@ -102,6 +124,8 @@ class Wesnoth(Recipe):
             ColumnSpec("label.concept", "label", "json", {**source, "concept": "of the unit's name"}, text),
             ColumnSpec("label.picture", "label", "json", {**source, "is": "portrait or sprite"}, about),
         ]
+        if self.shared == "all":
+            specs.append(ColumnSpec("label.shown", "label", "json", {**source, "is": "the picture's path"}, about))
         return specs + [
             ColumnSpec(f"caption.{x}", "texts", "json", {**source, "language": x}, text) for x in ("en", *others)
         ]
@@ -176,13 +200,14 @@ def units(root: Path, notes: list[str]) -> list[Unit]:
     return found
 
 
-def pictures(found: list[Unit], root: Path, which: str) -> dict[str, tuple[str, Path]]:
-    """Choose a picture of each unit, so that no picture belongs to two.
+def pictures(found: list[Unit], root: Path, which: str, *, shared: bool = False) -> dict[str, tuple[str, Path]]:
+    """Choose a picture of each unit.
 
     Args:
         found: The units.
         root: Folder of the game's data.
         which: both, portraits or sprites.
+        shared: A picture may belong to several units; otherwise to one at most.
 
     Returns:
         By the unit's key ("portrait" or "sprite", path), for units that have one.
@@ -199,9 +224,9 @@ def pictures(found: list[Unit], root: Path, which: str) -> dict[str, tuple[str, 
                 wanted[path].append(unit)
         for path, sharing in wanted.items():
             named = [unit for unit in sharing if _plain(unit.file) == _plain(path.stem)]
-            owner = sharing if len(sharing) == 1 else named
-            if len(owner) == 1:
-                chosen.setdefault(owner[0].key, (kind, path))
+            owners = sharing if shared or len(sharing) == 1 else named
+            for owner in owners if shared or len(owners) == 1 else ():
+                chosen.setdefault(owner.key, (kind, path))
     return chosen
 
 

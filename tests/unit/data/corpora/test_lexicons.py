@@ -154,6 +154,10 @@ def test_a_name_that_is_a_caption_in_another_language_is_left_out(tmp_path):
     summary = do("cldr", tmp_path / "out", source, "languages=[es]", f"apart_from=[{tmp_path / 'p'}]")
     assert values(tmp_path / "out", "caption.es") == {"0036": ["pato"]}
     assert "1 texts left out: they are captions of val or test (apart_from)" in summary.notes
+    # the Spanish of a country is Spanish
+    mexican = cldr_packages(tmp_path / "mx", {"en": {"1": TRAIN, "6": "duck"}, "es-MX": {"1": "Tucán", "6": "pato"}})
+    do("cldr", tmp_path / "regional", mexican, "languages=[es-MX]", f"apart_from=[{tmp_path / 'p'}]")
+    assert values(tmp_path / "regional", "caption.es-MX") == {"0036": ["pato"]}
     with pytest.raises(ConfigError, match="no names in 'tlh'; it has en, es"):
         do("cldr", tmp_path / "no", source, "languages=[tlh]")
 

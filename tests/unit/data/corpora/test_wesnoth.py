@@ -184,6 +184,22 @@ def test_no_picture_belongs_to_two_units(tmp_path):
     assert shades(tmp_path / "portraits") == {"Elvish-Archer": 0, "Mage": 1, "Arch-Mage": None, "Wolf": None}
 
 
+def test_a_picture_may_belong_to_all_units_that_the_game_shows_by_it(tmp_path):
+    """Then all units are in one split, and a label says which of them look alike."""
+    source = game(tmp_path / "in")
+    summary = made(source, tmp_path / "out", "shared=all", "split=test")
+    assert shades(tmp_path / "out") == {"Elvish-Archer": 0, "Mage": 1, "Arch-Mage": 1, "Wolf": 4}
+    shown = values(tmp_path / "out", "label.shown")
+    assert shown["Mage"] == shown["Arch-Mage"] == "data/core/images/portraits/mage.png"
+    assert len(set(shown.values())) == 3
+    assert [dataset.split for dataset in open_all(tmp_path / "out")] == ["test"]
+    assert "1 units show a picture of another one" in summary.notes
+    with pytest.raises(ConfigError, match="shared: all would put one picture into several splits; set `split: test`"):
+        made(source, tmp_path / "no", "shared=all")
+    made(source, tmp_path / "plain")
+    assert all("label.shown" not in dataset.columns() for dataset in open_all(tmp_path / "plain"))
+
+
 def test_what_is_wrong_is_named(tmp_path):
     source = game(tmp_path / "in")
     with pytest.raises(ConfigError, match=r"no translations into xx; it has de, pt-BR"):

@@ -141,3 +141,38 @@ def test_queries_are_compared_in_float32_whatever_the_precision_of_the_run(folde
     exact = method.mapped(given["query"], "es")["global"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(method.mapped(given["query"], "es")["global"], exact)
+
+
+def test_rows_without_a_picture_count_for_english_alone(folder: Path, backbone: Backbone) -> None:
+    """Each of the two targets is fitted on the rows that have it, and the two are mixed."""
+    weight = 0.3
+    method = built(folder, backbone, penalties=(0.05,), pictures=(weight,), landmarks=64)
+    pairs, texts = rows(method), rows(method, 9, seed=4)
+    del texts["visual"]
+    drawn = torch.cat([pairs["query"], texts["query"]])
+    fitted(method, drawn, [{k: v[:11] for k, v in texts.items()}, pairs])
+    with torch.no_grad():
+        own = method._compared(method._parts["landmarks"], method._parts["landmarks"]).double()[:39, :39]
+
+        def solved(queries: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            k = method._kernel(queries).double()[:, :39]
+            return torch.linalg.solve(k.T @ k + 0.05 * own, k.T @ (y - y.mean(0))), y.mean(0)
+
+        english = normalize(backbone.project_text(torch.cat([pairs["english"], texts["english"]])), dim=-1).double()
+        first = solved(torch.cat([pairs["query"], texts["query"]]), english)
+        second = solved(pairs["query"], target(backbone, pairs, 1.0).double())
+        coefficients, bias = ((1 - weight) * a + weight * b for a, b in zip(first, second, strict=True))
+    asked = method._kernel(rows(method, 7, seed=5)["query"]).double()[:, :39]
+    close(
+        method.mapped(rows(method, 7, seed=5)["query"], "es")["global"],
+        (asked @ coefficients + bias).float(),
+        tolerance=1e-4,
+    )
+
+
+def test_texts_alone_have_no_picture_to_go_towards(folder: Path, backbone: Backbone) -> None:
+    method = built(folder, backbone, penalties=(0.05,))
+    texts = rows(method)
+    del texts["visual"]
+    with pytest.raises(ConfigError, match=r"no caption has a picture; set method\.pictures to \[0\]"):
+        fitted(method, texts["query"], [texts])
