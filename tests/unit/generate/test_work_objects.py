@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,65 +15,17 @@ from ccr_dist.cluster import checks
 from ccr_dist.cluster.pipeline import load_plan
 from ccr_dist.cluster.progress import Progress, progress
 from ccr_dist.data.storage import remote
-from ccr_dist.data.storage.cache_folder import cache_folder
 from ccr_dist.data.storage.object_store import Store
-from ccr_dist.data.storage.payload_cache import claimed
 from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.data.table.stores.push import push
 from ccr_dist.data.table.verify import verify
 from ccr_dist.declare import Table, Uses
-from ccr_dist.errors import ConfigError, DataBudgetError, DataError, StorageError
-from ccr_dist.generate.bad_items import Budget
-from ccr_dist.generate.jobs.translate import Translate
-from ccr_dist.generate.lease import Lease, Leases
+from ccr_dist.errors import ConfigError, DataBudgetError, DataError
 from ccr_dist.generate.processor import RowOutcome
-from ccr_dist.generate.runner import _target
-from ccr_dist.generate.shard_work import Bench, Lost, Work
+from ccr_dist.generate.shard_work import Lost, Work
 from ccr_dist.generate.status import status
-from ccr_dist.generate.traces.objects import HeldObject
-from ccr_dist.generate.traces.place import work_place
-from tests.jobs import Shout, captions, content
 from tests.running import XX, engine, shout
-
-URL, ROWS = "memory://bucket/toy", (2, 1)
-
-
-@pytest.fixture(autouse=True)
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("CCR_DIST_CACHE", str(tmp_path / "cache"))
-    empty()
-    yield
-    empty()
-
-
-def empty() -> None:
-    MemoryFileSystem.store.clear()
-    MemoryFileSystem.pseudo_dirs[:] = [""]
-    remote.look_again()
-
-
-def there(column: str = XX) -> dict[str, bytes]:
-    """What has to be equal between equal runs of everything in the column's folder in the store, as `content`."""
-    place = f"/bucket/toy/{column}/"
-    files = {name.removeprefix(place): file.getvalue() for name, file in MemoryFileSystem.store.items()}
-    return {
-        name: data
-        for name, data in files.items()
-        if name[0] != "/" and not name.endswith(".stats.json") and name != "column.json"
-    }
-
-
-@pytest.fixture
-def plain(tmp_path: Path) -> dict[str, bytes]:
-    """What an undisturbed run in a folder makes; the same dataset is in the store."""
-    dataset = captions(tmp_path / "d", ROWS)
-    push(dataset.root, URL)
-    shout(dataset, engine=engine(fail="0-1 two"))
-    return content(dataset.root / XX)
-
-
-def made(**more: Any) -> Any:
-    return shout(Dataset(URL), engine=engine(fail="0-1 two"), **more)
+from tests.store_jobs import URL, Killed, bench, empty, made, overtaken, taken, there
 
 
 def test_a_job_in_a_store_makes_the_bytes_of_one_in_a_folder(plain: dict[str, bytes]) -> None:
@@ -117,10 +68,6 @@ def test_a_shard_that_is_lost_in_the_store_is_named_and_nothing_is_removed(plain
         Store(f"{URL}/{XX}").remove([name])
     made()
     assert there() == before
-
-
-class Killed(BaseException):
-    """The process is gone: no call reaches the store any more."""
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
@@ -174,28 +121,6 @@ def test_killed_at_every_request_the_next_one_makes_the_same(
     plain: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert killed_everywhere(plain, monkeypatch, tmp_path, 1) > 50
-
-
-def bench(lease_s: float = 60.0) -> Bench:
-    dataset = Dataset(URL)
-    translate = Translate(Shout(), "caption.en")
-    target = _target(dataset, translate, XX, {"caption.en": dataset.column("caption.en")})
-    return Bench(target, Leases(work_place(dataset, XX), lease_s))
-
-
-def overtaken(first: Work) -> Work:
-    """The work of a worker that finds the first one dead."""
-    other = bench(lease_s=0.0)
-    work = other.take(first.shard)
-    assert work is not None and work.lease.generation == first.lease.generation + 1
-    return work
-
-
-def taken() -> tuple[Bench, Work]:
-    one = bench()
-    work = one.take(0)
-    assert work is not None
-    return one, work
 
 
 def test_a_worker_that_was_overtaken_commits_nothing(plain: object) -> None:
@@ -252,90 +177,6 @@ def test_a_commit_that_had_begun_is_finished_as_it_is(plain: object) -> None:
     assert json.loads(there()["000000.errors.jsonl"]) == {"key": "0-1", "error": "bad"}
 
 
-def test_a_commit_that_had_begun_is_found_after_another_death(plain: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The successor is killed between its own journal and its word that it goes on with the commit."""
-    _, first = taken()
-    first.keep([(0, RowOutcome(["a"])), (1, RowOutcome(error="bad"))])
-    assert first.lease.claim()
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Lease, "claim", dead)
-        overtaken(first)
-    third = bench(lease_s=0.0).take(0)
-    assert third is not None and third.decided and third.missing == []
-
-
-def dead(*arguments: object) -> None:
-    raise Killed
-
-
-def test_a_journal_of_which_only_a_part_is_left_blocks_nobody(plain: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The owner of a shard was killed while several threads removed its journal."""
-    one, work = taken()
-    for row in (0, 1):
-        work.keep([(row, RowOutcome(["x"]))])
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(type(one.place), "remove_journal", dead)
-        one.commit(work, lambda: 0, {})
-    store = Store(f"{URL}/{XX}/jobs")
-    store.remove([name for name in store.listing() if name.endswith(".000001")])
-    summary = shout(Dataset(URL), lease_s=0.02)
-    assert summary.complete and not [name for name in there() if name.startswith("jobs/")]
-
-
-def test_rows_after_a_gap_of_a_journal_are_made_again(plain: object) -> None:
-    _, work = taken()
-    work.keep([(0, RowOutcome(["x"]))])
-    work.keep([(1, RowOutcome(["x"]))])
-    store = Store(f"{URL}/{XX}/jobs")
-    store.remove([name for name in store.listing() if name.endswith(".000001")])
-    assert overtaken(work).missing == [0, 1]
-
-
-def test_a_journal_is_removed_whole_or_not_at_all(plain: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its objects are removed at once by several threads: without the first one the others count for nothing."""
-    removed: list[list[str]] = []
-    one, work = taken()
-    work.keep([(0, RowOutcome(["x"]))])
-    work.keep([(1, RowOutcome(["x"]))])
-    real = Store.remove
-    monkeypatch.setattr(Store, "remove", lambda store, names: (removed.append(list(names)), real(store, names))[1])
-    assert one.commit(work, lambda: 0, {})
-    journals = [names for names in removed if any(".journal." in name for name in names)]
-    assert [name.rpartition(".")[2] for name in journals[0]] == ["000000"]
-    assert {name.rpartition(".")[2] for names in journals[1:] for name in names} == {"000001", "000002"}
-
-
-def test_a_store_that_fails_at_the_end_does_not_hide_why_a_job_ends(
-    plain: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def gone(held: HeldObject) -> None:
-        raise StorageError("no connection")
-
-    monkeypatch.setattr(HeldObject, "release", gone)
-    with pytest.raises(DataBudgetError, match="bad items"):
-        made(budget=Budget(items=0))
-    said = capsys.readouterr().err
-    assert f"{URL}/{XX}/jobs/000000.lease.1: not given up (no connection)" in said
-
-
-def test_a_finished_shard_is_not_refused_for_the_deaths_before(plain: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two workers die over a shard; the third makes it, and is killed before it has removed its lease."""
-    for _ in range(2):
-        work = bench(lease_s=0.0).take(0)
-        assert work is not None
-        work.lease.begin(0)
-    one = bench(lease_s=0.0)
-    work = one.take(0)
-    assert work is not None
-    work.lease.begin(0)
-    work.keep([(row, RowOutcome(["x"])) for row in (0, 1)])
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Lease, "release", dead)
-        one.commit(work, lambda: 0, {})
-    summary = shout(Dataset(URL), lease_s=0.02)
-    assert summary.complete and not [name for name in there() if name.startswith("jobs/")]
-
-
 def test_the_fence_does_not_rest_on_listings(plain: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that was overtaken, and whose listings are those from before, cannot begin to commit."""
     stale, first = taken()
@@ -372,19 +213,6 @@ def test_verify_names_the_command_that_makes_the_rest(
     (problem,) = verify(URL, fast=True)
     remedy = f"ccr-dist translate {named} --engine shout --to xx" if named else f"ccr-dist shards push FOLDER {URL}"
     assert problem.what == f"1 of 2 shards are not finished: 000001; to make them: {remedy}"
-
-
-def test_what_killed_workers_left_in_the_cache_is_removed_and_nothing_else(plain: object) -> None:
-    """Two containers may have one host's name, and numbers of processes of their own."""
-    parent = cache_folder("remote/made")
-    living, left = parent / f"{socket.gethostname()}.4194305.x", parent / "a-pod-that-is-gone.1.x"
-    for folder in (living, left):
-        (folder / "keys").mkdir(parents=True)
-    with claimed(living):
-        made()
-        assert living.is_dir() and not left.exists()
-    made(column="caption.xx.again")
-    assert not list(parent.iterdir())
 
 
 def test_a_shard_that_a_job_in_the_store_makes_is_not_pushed(plain: object, tmp_path: Path) -> None:
