@@ -143,7 +143,7 @@ def run(
     if failures is not None:
         from ccr_dist.plan.failures import interrupted, rates_of
 
-        rates = rates_of(failures)
+        rates = rates_of(failures, per_node)
         broken = [
             interrupted(
                 each.option, rates, per_node=per_node, stall=stall, restart=restart,

@@ -38,14 +38,20 @@ class Interrupted:
         return {**values, "advice": self.advice.to_json()}
 
 
-def rates_of(text: str) -> Rates:
+def rates_of(text: str, per_node: int) -> Rates:
     """Published rates by name, a YAML file of them, or hours between failures of one node.
+
+    Rates of nodes of another size are taken by the GPU: half a node fails half as often.
+
+    Args:
+        text: what names them.
+        per_node: GPUs of the planned nodes.
 
     Raises:
         ConfigError: no such rates, or no number above 0.
     """
     if not re.fullmatch(r"[0-9.]+", text):
-        return load_rates(text)
+        return _by_gpu(load_rates(text), per_node)
     try:
         hours = float(text)
     except ValueError:
@@ -53,7 +59,19 @@ def rates_of(text: str) -> Rates:
     if hours <= 0:
         raise ConfigError(f"--failures {text}: expected hours above 0 between failures of a node, or the name of rates")
     source = f"a node fails every {hours:g} h"
-    return Rates(title=source, source=source, causes={"failures": Cause(scope="node", per_day=24 / hours)})
+    causes = {"failures": Cause(scope="node", per_day=24 / hours)}
+    return Rates(title=source, source=source, per_node=per_node, causes=causes)
+
+
+def _by_gpu(rates: Rates, per_node: int) -> Rates:
+    share = per_node / rates.per_node
+    causes = {
+        name: cause.model_copy(update={"per_day": cause.per_day * share})
+        if cause.per_day is not None and cause.scope in ("node", "group")
+        else cause
+        for name, cause in rates.causes.items()
+    }
+    return rates.model_copy(update={"per_node": per_node, "causes": causes})
 
 
 def interrupted(

@@ -105,7 +105,7 @@ def machine_of(
             f"{device.title} has no units for {precision}; it has {', '.join(sorted(device.tflops))}: choose another"
             " with --precision or runtime.precision"
         )
-    ranks = Ranks(nodes, here, inside_of(device), between_of(device, network), WAIT)
+    ranks = Ranks(nodes, here, inside_of(device), between_of(device, network, per_node), WAIT)
     return Machine(
         device.title, ranks, PRODUCTS * peak, MOVES * device.bytes_per_s, LAUNCH, queued=True, precision=precision
     )
@@ -117,10 +117,13 @@ def inside_of(device: Device) -> Wire:
     return Wire(link.alpha, link.bytes_per_s)
 
 
-def between_of(device: Device, network: str | None) -> Wire:
-    """All adapters of a node together. `network`: NAME, or NAMExN with another number of adapters."""
+def between_of(device: Device, network: str | None, per_node: int) -> Wire:
+    """All adapters of a node together. A smaller or larger node than the usual one has as many for each GPU, and at
+    least one. `network`: NAME, or NAMExN with another number of adapters.
+    """
     link, adapters = devices.network(network or device.node.network)
-    return Wire(link.alpha, link.bytes_per_s * (adapters or device.node.adapters))
+    usual = max(1, device.node.adapters * per_node // device.node.gpus)
+    return Wire(link.alpha, link.bytes_per_s * (adapters or usual))
 
 
 def _measured(
@@ -138,7 +141,7 @@ def _measured(
         )
     between = Wire(0.0, 1.0)
     if nodes > 1 and device is not None:
-        between = between_of(device, network)
+        between = between_of(device, network, here)
     elif nodes > 1 and network is not None:
         link, adapters = devices.network(network)
         between = Wire(link.alpha, link.bytes_per_s * (adapters or 1))

@@ -134,7 +134,11 @@ def test_the_machine_of_a_device() -> None:
     made = machine_of(h100, gpus=16, per_node=8, precision="bf16")
     assert (made.flops, made.bytes_per_s) == (PRODUCTS * 989e12, MOVES * 3350e9)
     assert made.ranks.nodes == 2 and made.ranks.between.rate == pytest.approx(8 * 0.92 * 50e9)
-    assert between_of(h100, "hdr200x4").rate == pytest.approx(4 * 0.92 * 25e9)
+    for per_node in (1, 8):
+        assert between_of(h100, "hdr200x4", per_node).rate == pytest.approx(4 * 0.92 * 25e9)
+    for per_node, adapters in ((8, 8), (4, 4), (1, 1), (16, 16)):
+        assert between_of(h100, None, per_node).rate == pytest.approx(adapters * 0.92 * 50e9)
+    assert between_of(devices.named("a100-40gb"), None, 1).rate > 0, "a node has an adapter"
     for changes, said in (
         ({"gpus": 12}, "12: not a multiple of the 8 GPUs of a node.*take 8 or 16"),
         ({"network": "ndr40"}, "did you mean ndr400"),
