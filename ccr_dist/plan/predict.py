@@ -93,13 +93,16 @@ class Traces:
         config: of the run.
         make: makes one; `trace.trace`.
         tokens: of a caption, as for `trace.trace`.
+        opinion: whether torch is asked, which takes about as long again.
 
     Attributes:
         doubts: stage -> sentence for people, where torch's opinion is another one.
     """
 
-    def __init__(self, config: RunConfig, make: Callable[..., Trace] = trace, tokens: int | None = None) -> None:
-        self.config, self._make, self._tokens = config, make, tokens
+    def __init__(
+        self, config: RunConfig, make: Callable[..., Trace] = trace, tokens: int | None = None, opinion: bool = True
+    ) -> None:
+        self.config, self._make, self._tokens, self._opinion = config, make, tokens, opinion
         self.doubts: dict[str, str | None] = {}
         self._known: dict[tuple[str, int, str, int], Trace] = {}
 
@@ -111,7 +114,7 @@ class Traces:
         if key not in self._known:
             made = self._make(
                 self.config, stage, world=world, precision=key[2], micro_batch=size, tokens=self._tokens,
-                opinion=stage not in self.doubts,
+                opinion=self._opinion and stage not in self.doubts,
             )  # fmt: skip
             self.doubts.setdefault(stage, disagreement(made))
             self._known[key] = made

@@ -15,8 +15,7 @@ from ccr_dist.cluster import attempts, pipeline
 from ccr_dist.cluster.profile import load_profile
 from ccr_dist.cluster.status import errors_in
 from ccr_dist.cluster.submit import submit as submit_pipeline
-from ccr_dist.data.storage.checked import read_checked
-from ccr_dist.errors import CRASH, DONE, ConfigError, DataError
+from ccr_dist.errors import CRASH, DONE, ConfigError
 from ccr_dist.scaling import record
 from ccr_dist.scaling.plan import ScalingPlan, Trial, load_plan
 from ccr_dist.train.assemble import check_columns
@@ -37,7 +36,10 @@ def submit(plan: ScalingPlan, *, again: bool, dry_run: bool, say: Say) -> None:
         ConfigError: The profile has no GPUs where the study asks for them, or as `cluster.submit`.
     """
     study = plan.study
-    profile = load_profile(study.profile)
+    try:
+        profile = load_profile(study.profile)
+    except ConfigError as error:
+        raise ConfigError(f"{plan.file}: profile: {error}") from None
     if study.gpus and profile.gpus is None:
         raise ConfigError(
             f"{plan.file}: gpus: true, and the site profile {study.profile} says that the site has none (gpus: null);"
@@ -94,13 +96,18 @@ def collect(folder: Path, say: Say, *, plan: ScalingPlan | None = None) -> None:
         say: Prints a line.
         plan: The study, if it is at hand; otherwise it is read from the file that it was.
     """
-    kept = folder / "study.json"
-    if not kept.exists():
+    if not (folder / record.NAME).exists():
         return
-    values, _ = read_checked(kept, error=DataError)
-    if values["study"]["where"] != "slurm":
+    kept = record.study_of(folder)
+    if kept.study.where != "slurm":
         return
-    plan = plan or load_plan(values["file"])
+    if plan is None and not kept.file.exists():
+        say(
+            f"{kept.file}: not here, so that jobs that have ended since are not in the report: start it in the folder"
+            " where `scale run` was started"
+        )
+        return
+    plan = plan or load_plan(kept.file)
     run = folder / "pipeline" / plan.study.name
     for trial in plan.trials:
         if record.kept(trial) is not None:

@@ -95,7 +95,7 @@ def planned(
         device = None if study.device is None else named(study.device)
         found = predict(
             config, gpus=settings.world, per_node=per_node, device=device, strategy=strategy, calibration=known,
-            network=study.network, traces=Traces(config, tokens=study.tokens),
+            network=study.network, traces=Traces(config, tokens=study.tokens, opinion=False),
         )  # fmt: skip
     except ConfigError as error:
         return {}, str(error)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,11 @@ from ccr_dist.errors import CRASH, DONE, ConfigError, DataError, OutOfMemoryErro
 from ccr_dist.methods.run_config import from_dict
 from ccr_dist.redact import without_secrets
 from ccr_dist.scaling.measured import measured
-from ccr_dist.scaling.plan import FORMAT, UNDECISIVE, ScalingPlan, Trial
+from ccr_dist.scaling.plan import FORMAT, UNDECISIVE, ScalingPlan, ScalingStudy, Trial
 
 TAIL = 3  # lines of the log of a training that failed
+NAME = "study.json"
+KILLED = 128 + signal.SIGKILL
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Record:
         """How it ended, in a few words."""
         if self.exit == OutOfMemoryError.exit_code:
             return "out of memory"
+        if self.exit == KILLED:
+            return "killed (SIGKILL), as a system does where memory runs out"
         return f"exit code {self.exit}" if self.failed else "measured"
 
 
@@ -89,7 +94,10 @@ def write(
 
 def read(path: Path) -> Record:
     """Raises DataError for a damaged record, and one of a later version."""
-    values, sealed = read_checked(path, error=DataError)
+    try:
+        values, sealed = read_checked(path, error=DataError)
+    except DataError as error:
+        raise DataError(f"{error}; delete it, and `ccr-dist scale run` measures the point again") from None
     if not sealed or values.get("format") != FORMAT:
         raise DataError(
             f"{path}: no record that this version reads (format {values.get('format')!r}); delete it, and measure the"
@@ -123,14 +131,59 @@ def _of_today(record: Record, path: Path) -> dict[str, Any]:
 
 
 def keep_study(plan: ScalingPlan) -> None:
-    """Write what the study is, for its report."""
+    """Write what the study is, for its report.
+
+    Raises:
+        ConfigError: Its folder is that of another study.
+        DataError: What the folder says of its study is damaged.
+    """
+    out = Path(plan.study.out)
+    if (out / NAME).exists() and (name := study_of(out).study.name) != plan.study.name:
+        raise ConfigError(
+            f"{plan.file}: out: {out} holds the study {name}, and this one is {plan.study.name}: their reports would"
+            " be mixed; give this one another `out`"
+        )
     values = {
         "format": FORMAT, "file": str(plan.file), "study": plan.study.model_dump(mode="json"),
         "points": [point.name for point in plan.points],
     }  # fmt: skip
-    path = Path(plan.study.out) / "study.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_atomic(path, pretty_json(with_digest(values)))
+    out.mkdir(parents=True, exist_ok=True)
+    replace_atomic(out / NAME, pretty_json(with_digest(values)))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What `keep_study` wrote: the study, its file as it was named then, and the names of its points."""
+
+    study: ScalingStudy
+    file: Path
+    points: list[str]
+
+
+def study_of(folder: Path) -> Kept:
+    """The study of a folder.
+
+    Args:
+        folder: Its `out`.
+
+    Raises:
+        ConfigError: There is none.
+        DataError: What says so is damaged, or of another version.
+    """
+    path = folder / NAME
+    if not path.exists():
+        raise ConfigError(f"{folder}: no scaling study (no {NAME}): name the folder `out` of a study that was run")
+    values, _ = read_checked(path, error=DataError)
+    try:
+        if values["format"] != FORMAT:
+            raise ValueError(f"format {values['format']!r}")
+        return Kept(ScalingStudy.model_validate(values["study"]), Path(values["file"]), list(values["points"]))
+    except (KeyError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{path}: no study that this version reads ({why}); `ccr-dist scale run` on the study's file writes it anew"
+            " where it is deleted"
+        ) from None
 
 
 def tail(log: Path) -> str:

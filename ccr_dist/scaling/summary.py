@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ccr_dist.data.storage.checked import read_checked
-from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.errors import DataError
 from ccr_dist.scaling.fit import Fit, fit
 from ccr_dist.scaling.measured import PHASES
-from ccr_dist.scaling.plan import FORMAT, ScalingStudy, Settings
+from ccr_dist.scaling.plan import ScalingStudy, Settings
 from ccr_dist.scaling.planned import Curve, Planner, curve, planned
-from ccr_dist.scaling.record import Record, read
+from ccr_dist.scaling.record import Record, read, study_of
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,8 @@ def summarise(folder: Path, *, plan: Planner = planned) -> Summary:
         ConfigError: The folder holds no study.
         DataError: A record is damaged, or nothing was measured.
     """
-    study, names = _study(folder)
+    kept = study_of(folder)
+    study, names = kept.study, kept.points
     records = [read(path) for path in sorted((folder / "points").glob("*.json"))]
     by_point: dict[str, list[Record]] = {name: [] for name in names}
     for record in records:
@@ -163,16 +163,6 @@ def summarise(folder: Path, *, plan: Planner = planned) -> Summary:
     rows = _with_efficiency(study, rows)
     missing = tuple(name for name, of_point in by_point.items() if not of_point)
     return Summary(study, tuple(rows), _fits(study, rows), failed, missing, beside, tuple(records))
-
-
-def _study(folder: Path) -> tuple[ScalingStudy, list[str]]:
-    path = folder / "study.json"
-    if not path.exists():
-        raise ConfigError(f"{folder}: no scaling study (no study.json): name the folder `out` of a study that was run")
-    values, _ = read_checked(path, error=DataError)
-    if values.get("format") != FORMAT:
-        raise DataError(f"{path}: format {values.get('format')!r}, which this version does not read")
-    return ScalingStudy.model_validate(values["study"]), values["points"]
 
 
 def _rows(study: ScalingStudy, records: Sequence[Record]) -> list[Row]:

@@ -138,7 +138,8 @@ def read(path: Path, named: str = "--calibration") -> Calibration:
         values["moves"] = tuple((float(size), float(rate)) for size, rate in values["moves"])
         found = Calibration(**values)
         rates = [each.flops_per_s for rows in found.products.values() for each in rows]
-        rates += [rate for _, rate in found.moves] + [found.factor, *found.beta.values()]
+        rates += [rate for _, rate in found.moves]
+        rates += [found.factor, found.per_kernel, *found.alpha.values(), *found.beta.values()]
         if not all(rate > 0 and math.isfinite(rate) for rate in rates) or not found.moves:
             raise ValueError("a speed of 0, or none")
     except (TypeError, KeyError, ValueError, AttributeError) as error:

@@ -230,3 +230,6 @@ def test_a_calibration_is_kept_and_read_or_refused(tmp_path: Path) -> None:
     calibrations.write(calibration(beta={"all_reduce": 0.0, "all_gather": 1e-9}), file)
     with pytest.raises(ConfigError, match="a speed of 0"):
         calibrations.read(file)
+    calibrations.write(calibration(alpha={"all_reduce": -1.0, "all_gather": 1e-3}), file)
+    with pytest.raises(ConfigError, match=r"^calibration .*a speed of 0"):
+        calibrations.read(file, "calibration")

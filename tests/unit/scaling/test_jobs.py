@@ -59,6 +59,20 @@ def test_a_site_without_gpus_is_refused_early(base: Path, tmp_path: Path) -> Non
     checks.gpus(pipeline, Profile())
 
 
+def test_a_profile_that_is_missing_is_said_with_the_study(base: Path, tmp_path: Path) -> None:
+    plan = study(base, tmp_path, profile="mysite")
+    with pytest.raises(ConfigError, match=r"study\.yaml: profile: .*mysite"):
+        submit(plan, again=False, dry_run=True, say=print)
+
+
+def test_a_report_elsewhere_says_what_it_does_not_read(base: Path, tmp_path: Path) -> None:
+    plan, said = study(base, tmp_path), list[str]()
+    record.keep_study(plan)
+    plan.file.unlink()
+    collect(Path(plan.study.out), said.append)
+    assert len(said) == 1 and "start it in the folder where `scale run` was started" in said[0]
+
+
 def test_jobs_that_have_ended_become_records(base: Path, tmp_path: Path) -> None:
     plan = study(base, tmp_path)
     out, said = Path(plan.study.out), list[str]()

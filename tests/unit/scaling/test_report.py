@@ -10,6 +10,7 @@ import pytest
 
 from ccr_dist.errors import ConfigError, DataError, OutOfMemoryError
 from ccr_dist.scaling import planned, record
+from ccr_dist.scaling.jobs import collect
 from ccr_dist.scaling.plan import ScalingPlan
 from ccr_dist.scaling.report import markdown, write
 from ccr_dist.scaling.summary import summarise
@@ -120,7 +121,7 @@ def test_what_is_missing_or_damaged_is_said(base: Path, tmp_path: Path) -> None:
     assert "Not measured yet: w2-ddp-fp32-b12." in markdown(summary, ())
     path = plan.trials[0].record
     path.write_text(path.read_text().replace("0.5", "0.4", 1))
-    with pytest.raises(DataError, match=r"r0\.json: damaged"):
+    with pytest.raises(DataError, match=r"r0\.json: damaged.*; delete it, and `ccr-dist scale run` measures"):
         summarise(tmp_path / "out", plan=no_plan)
 
 
@@ -139,3 +140,33 @@ def test_a_training_without_measurements_has_failed(base: Path, tmp_path: Path) 
     (trial.folder / "log.jsonl").write_text("")
     kept = record.write(trial, command=(), exit=0, seconds=1.0)
     assert kept.failed and kept.exit == 1 and "holds no step" in kept.error
+
+
+def test_a_process_that_was_killed_is_said(base: Path, tmp_path: Path) -> None:
+    trial = scaling_runs.study(base, tmp_path).trials[0]
+    assert "where memory runs out" in record.write(trial, command=(), exit=137, seconds=1.0).said
+
+
+def test_two_studies_do_not_share_a_folder(base: Path, tmp_path: Path) -> None:
+    record.keep_study(scaling_runs.study(base, tmp_path))
+    record.keep_study(scaling_runs.study(base, tmp_path, repeats=5))
+    before = (tmp_path / "out/study.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"study\.yaml: out: .*out holds the study s, and this one is t: "):
+        record.keep_study(scaling_runs.study(base, tmp_path, name="t"))
+    assert (tmp_path / "out/study.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"format": 9},
+        {"format": 1, "study": {"later": 1}, "file": "s.yaml", "points": []},
+        {"format": 1, "study": 3},
+    ],
+)
+def test_a_study_that_cannot_be_read_is_said(tmp_path: Path, values: dict[str, Any]) -> None:
+    (tmp_path / "study.json").write_text(json.dumps(values))
+    for reads in (lambda: summarise(tmp_path, plan=no_plan), lambda: collect(tmp_path, print)):
+        with pytest.raises(DataError, match=r"study\.json: no study that this version reads"):
+            reads()
