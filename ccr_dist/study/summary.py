@@ -225,8 +225,8 @@ def languages_shown(summary: StudySummary) -> list[str]:
 
 
 def magnitude(n: float) -> str:
-    """A number of parameters, or of what a curve counts: 0, 0.25, 950, 1.2 k, 3.4 M."""
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if n >= size:
+    """A number of parameters, or of what a curve counts: 0, 0.25, 950, 1.2 k, 3.4 M, 5.6 B."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= 0.9995 * size:  # rounded to three digits, it is one of this unit
             return f"{n / size:.3g} {unit}"
     return f"{n:.0f}" if n >= 100 else f"{n:.3g}"

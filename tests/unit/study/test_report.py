@@ -13,7 +13,7 @@ from ccr_dist.errors import DataError
 from ccr_dist.methods.run_config import load_config
 from ccr_dist.study.plan import StudyPlan, load_plan
 from ccr_dist.study.report import table_markdown, write
-from ccr_dist.study.summary import summarise
+from ccr_dist.study.summary import magnitude, summarise
 from ccr_dist.yamlfile import load
 from tests.studies import ranks, result_of, study
 
@@ -79,6 +79,11 @@ def test_rows_that_read_texts_say_what_of_the_test_is_in_them(configs: Path, tmp
     assert "| 7 of 60 (2 whole) |" in table_markdown(summary) and "<td>7 of 60 (2 whole)</td>" in page.read_text()
     rows = {row["name"]: row for row in csv.DictReader((page.parent / "rows.csv").open())}
     assert (rows["dasd"]["texts_within"], rows["dasd"]["texts_rows"], rows["zero"]["texts_within"]) == ("7", "900", "")
+
+
+def test_numbers_of_parameters_have_three_digits() -> None:
+    given = (0, 950, 999.6, 1234, 999_600, 3.4e6, 999.7e6, 1e9, 5.61e9)
+    assert [magnitude(n) for n in given] == ["0", "950", "1 k", "1.23 k", "1 M", "3.4 M", "1 B", "1 B", "5.61 B"]
 
 
 def test_the_report_escapes_what_it_shows(configs: Path, tmp_path: Path) -> None:
