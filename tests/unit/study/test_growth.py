@@ -60,7 +60,7 @@ def test_a_line_that_does_not_rise_reaches_nothing() -> None:
     flat = fitted(X[:2], [Sampled(100.0, np.linspace(99, 101, 100)), Sampled(100.0, np.linspace(101, 99, 100))])
     found = crossing(flat, Sampled(300.0, np.full(100, 300.0)))
     assert flat.misfit == 0 and found.mean == np.inf and found.high == np.inf and np.isfinite(found.low)
-    assert [place(x) for x in (np.inf, 3e12, 145_000, 0.2)] == ["never", "beyond 1e+03 M", "145 k", "below 1"]
+    assert [place(x) for x in (np.inf, 3e12, 145_000, 0.2)] == ["never", "beyond 1 B", "145 k", "below 1"]
 
 
 def test_a_line_that_falls_from_above_a_level_does_not_never_reach_it() -> None:
