@@ -18,7 +18,7 @@ from ccr_dist.methods.base import Method
 from ccr_dist.models.backbones.backbone import Backbone
 from tests import nrccr, small
 from tests.leccr import DESCRIPTIONS
-from tests.tiny import tiny_encoder
+from tests.tiny import tiny_clip_config, tiny_encoder
 
 SLOTS = {"slots": 3, "slot_blocks": 1, "heads": 2}
 QUERY_WIDTH = 20  # of the query encoder's features
@@ -47,6 +47,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def build(folder: Path, name: str, *, kind: str = "clip", pad: str = "longest", **options: Any) -> Method:
     """A method on a tiny backbone of a kind, its models below `folder`; options above those of `OPTIONS`."""
+    return small.method(
+        name, copy.deepcopy(_backbone(folder / kind, kind)), **options_of(folder, name, pad=pad, **options)
+    )
+
+
+def options_of(folder: Path, name: str, *, pad: str = "longest", **options: Any) -> dict[str, Any]:
+    """A method's options, with the models that it needs beside its backbone, which are made below `folder`."""
     fields, given = registry.options(name).model_fields, {**OPTIONS[name], **options}
     front_end = {"embeddings": str(folder / "front"), "rows": "all", "start": "scaled", "pad": pad}
     for part, width in (("front", 20), ("query", QUERY_WIDTH), ("encoder", 24)):
@@ -59,8 +66,36 @@ def build(folder: Path, name: str, *, kind: str = "clip", pad: str = "longest", 
             given[key] = str(folder / "encoder")
     if "of" in fields:
         given["of"] = registry.options(given["of"]["name"])(**given["of"] | {"frontend": front_end})
-    frontend = front_end if "frontend" in fields else None
-    return small.method(name, copy.deepcopy(_backbone(folder / kind, kind)), frontend, **given)
+    if "frontend" in fields:
+        given["frontend"] = front_end
+    return given
+
+
+def config(folder: Path, name: str) -> dict[str, Any]:
+    """A run config, as plain values, that trains a method in all its stages, on data that is not there."""
+    given = {"name": name, **options_of(folder, name)}
+    if not (folder / "clip").exists():
+        tiny_clip_config(folder / "clip")
+    stages = registry.options(name)(**given).training_stages()
+    if "of" in given:
+        given["of"] = given["of"].model_dump(mode="json")
+    step = {"steps": 2, "batch": 6, "lr": 1e-3}
+    return {
+        "name": f"tiny-{name}",
+        "backbone": {"kind": "open_clip", "model": f"local-dir:{folder / 'clip'}"},
+        "method": given,
+        "data": {
+            "train": [{"path": "nowhere"}],
+            "val": "nowhere",
+            "targets": {"es": "caption.es"},
+            "queries": {"en": "caption.en"},
+            "back_translations": {"es": "caption.en.back-es"},
+            "source_feature": "feature.en",
+            "query_features": {"en": "feature.q.en", "es": "feature.q.es"},
+            "description": "description.mllm",
+        },
+        "stages": {stage: {} if about.closed_form else step for stage, about in stages.items()},
+    }
 
 
 @functools.cache

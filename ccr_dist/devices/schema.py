@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-PRECISIONS = ("bf16", "fp16", "tf32", "fp32")
+PRECISIONS = ("bf16", "fp16", "tf32", "fp32", "fp64")
 
 
 class _Sourced(BaseModel):
@@ -81,7 +81,7 @@ class Device(_Sourced):
         """FLOP/s of matrix products.
 
         Args:
-            precision: fp32, bf16 or fp16.
+            precision: fp32, bf16, fp16 or fp64.
             tf32: whether fp32 products may be rounded to TF32.
 
         Returns:

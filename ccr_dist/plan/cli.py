@@ -88,6 +88,10 @@ def run(
             help="Tokens of a caption, with start and end, without prompt. Default: as many as the text tower reads.",
         ),
     ] = None,
+    captions: Annotated[
+        int | None,
+        typer.Option(min=1, help="Captions that a stage in closed form sums up. Default: counted in the datasets."),
+    ] = None,
     failures: Annotated[
         str | None,
         typer.Option(help="How often to save, and what that costs: rates by name (llama3, ...), or hours of a node."),
@@ -109,7 +113,7 @@ def run(
     from ccr_dist.methods.run_config import load_config
     from ccr_dist.plan.cost.messages import STRATEGIES
     from ccr_dist.plan.measure import calibrated
-    from ccr_dist.plan.predict import Traces
+    from ccr_dist.plan.predict import Traces, steps_of
     from ccr_dist.plan.recommend import options, recommend
     from ccr_dist.plan.table import duration
 
@@ -122,7 +126,14 @@ def run(
     found = device_of(device)
     if calibration is not None:
         (file_to_make if measure else file_to_read)(calibration)
-    traces = Traces(read, tokens=tokens)
+    if captions is not None and len(steps_of(read)) == len(read.stages):
+        raise ConfigError(f"--captions {captions}: only for stages in closed form, and {config} has none")
+    if failures is not None and not steps_of(read):
+        raise ConfigError(
+            f"--failures: {config} has only stages in closed form, which save their sums every minute by themselves;"
+            " there is no interval to choose"
+        )
+    traces = Traces(read, tokens=tokens, captions=captions)
     speeds = calibrated(
         read, traces, fresh=measure, path=calibration, precisions=precisions, counts=counts, clock=clock
     )
@@ -147,7 +158,10 @@ def run(
         broken = [
             interrupted(
                 each.option, rates, per_node=per_node, stall=stall, restart=restart,
-                state_bytes=[3 * traces.of(s.stage, s.world, s.precision).trained_bytes for s in each.option.stages],
+                state_bytes=[
+                    3 * traces.of(s.stage, s.world, s.precision).trained_bytes
+                    for s in each.option.stages if s.stage in steps_of(read)
+                ],
             )
             for each in best.values()
             if each.option is not None

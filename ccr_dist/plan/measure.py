@@ -26,8 +26,8 @@ from ccr_dist.config import RunConfig
 from ccr_dist.environment import environment, meminfo
 from ccr_dist.errors import ConfigError
 from ccr_dist.plan.cost.calibration import Calibration, Product, read, write
-from ccr_dist.plan.predict import Traces, require_rows, stages_of
-from ccr_dist.plan.step.operators import Kind, Operators
+from ccr_dist.plan.predict import Traces, require_rows, stages_of, steps_of
+from ccr_dist.plan.step.operators import SOLVERS, Kind, Operators
 
 Clock = Literal["wall", "cpu"]
 Shape = tuple[str, int, int, int, int]  # name, m, n, k, batch of a `Kind`
@@ -35,7 +35,8 @@ SIZES = (1 << 14, 1 << 18, 1 << 22, 1 << 25)  # elements of tensors whose operat
 ENDS = (1 << 10, 1 << 22)  # elements of the buffers by which collectives are measured
 GRID = (32, 256, 1024)  # rows, columns and depth of products that are always measured
 MOST = 24  # shapes of a run that are measured, those with most FLOPs
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+SOLVED = 768  # rows of the largest matrix that a solver is measured on; larger ones are taken to be as fast
 
 
 def measure(
@@ -52,7 +53,7 @@ def measure(
     Args:
         device: auto, cpu or cuda.
         processes: local processes, over which collectives are measured.
-        precisions: of products: fp32, bf16, fp16.
+        precisions: of products: fp32, bf16, fp16; fp64 for stages in closed form, with solvers.
         kinds: operators of the run's own shapes, the most expensive first.
         threads: of a process; None: cores / processes.
         clock: wall, or cpu: seconds of processor time of a rank, which others on the machine hardly change.
@@ -190,7 +191,13 @@ def products(stopwatch: _Stopwatch, dtype: torch.dtype, kinds: Sequence[Kind]) -
     shapes: list[Shape] = [("product", m, n, k, 1) for m in GRID for n in GRID for k in GRID]
     for name in ("attention", "attention_backward"):
         shapes += [(name, 64, 64, 64, 64), (name, 16, 16, 64, 64)]
-    shapes += [(kind.name, kind.m, kind.n, kind.k, kind.batch) for kind in kinds if kind.name != "moves"]
+    own = [kind for kind in kinds if kind.name != "moves" and kind.double == (dtype == torch.float64)]
+    shapes += [
+        (kind.name, kind.m, kind.n, kind.k, kind.batch)
+        if kind.name not in SOLVERS
+        else (kind.name, min(kind.m, SOLVED), min(kind.n, SOLVED), 1, 1)
+        for kind in own
+    ]
     made: dict[Shape, float] = {}
     for shape in dict.fromkeys(shapes):
         if 4 * (shape[4] * (shape[1] * shape[2] + shape[2] * shape[3] + shape[1] * shape[3])) < 2**30:
@@ -203,6 +210,8 @@ def _rate(stopwatch: _Stopwatch, dtype: torch.dtype, name: str, m: int, n: int, 
         return torch.randn(*size, device=stopwatch.device, dtype=torch.float32).to(dtype)
 
     flops = 2.0 * m * n * k * batch
+    if name in SOLVERS:
+        return SOLVERS[name](m, n) / stopwatch(_solver(name, m, n, dtype, stopwatch.device))
     if name.startswith("attention"):
         query, key, value = random(1, batch, m, k), random(1, batch, n, k), random(1, batch, n, k)
         attend = functional.scaled_dot_product_attention
@@ -220,6 +229,22 @@ def _rate(stopwatch: _Stopwatch, dtype: torch.dtype, name: str, m: int, n: int, 
         return flops / stopwatch(lambda: torch.bmm(left, right))
     left, right = random(m, k), random(n, k)
     return flops / stopwatch(lambda: functional.linear(left, right))
+
+
+def _solver(name: str, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Callable[[], Any]:
+    """A call of a solver on a matrix that it can solve for."""
+    values = torch.randn(m, m if name != "svd" else n, device=device, dtype=dtype)
+    if name == "svd":
+        return lambda: torch.linalg.svd(values, full_matrices=False)
+    square = values @ values.T / m + torch.eye(m, device=device, dtype=dtype)
+    if name == "eigh":
+        return lambda: torch.linalg.eigh(square)
+    if name == "cholesky":
+        return lambda: torch.linalg.cholesky(square)
+    right, factor = torch.randn(m, n, device=device, dtype=dtype), torch.linalg.cholesky(square)
+    if name == "cholesky_solve":
+        return lambda: torch.cholesky_solve(right, factor)
+    return lambda: torch.linalg.solve_triangular(factor, right, upper=False)
 
 
 class _Counting(TorchDispatchMode):
@@ -309,8 +334,10 @@ def calibrated(
         raise ConfigError("--clock cpu: processor time says nothing of a GPU; leave --clock out")
     require_rows(config, max(counts))
     local = min(max(counts), places_here(config.runtime.threads, gpu=gpu))
-    stages = list(stages_of(config))
-    kinds = [kind for count in counts for kind in shapes(traces, stages, count)]
+    kinds = [kind for count in counts for kind in shapes(traces, list(steps_of(config)), count)]
+    for name in stages_of(config).keys() - steps_of(config).keys():
+        kinds += [kind for every in traces.fit(name).operators.values() for kind in every if kind.flops]
+        precisions = list(dict.fromkeys([*precisions, "fp32", "fp64"]))
     found = measure(
         processes=local, precisions=precisions, kinds=list(dict.fromkeys(kinds)), threads=config.runtime.threads,
         clock=clock or "wall",

@@ -6,18 +6,21 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ccr_dist.config import RunConfig, StageConfig
+from ccr_dist.config import FitConfig, RunConfig, StageConfig
 from ccr_dist.devices import Device
 from ccr_dist.errors import ConfigError
 from ccr_dist.plan.cost.calibration import Calibration
-from ccr_dist.plan.cost.machine import machine_of
+from ccr_dist.plan.cost.fit import fit_memory, fit_time
+from ccr_dist.plan.cost.machine import CORE, Machine, machine_of
 from ccr_dist.plan.cost.memory import disagreement, memory
 from ccr_dist.plan.cost.seconds import step_time
+from ccr_dist.plan.step.fit import FitTrace, trace_fit
 from ccr_dist.plan.step.trace import Trace, trace
 
 # what a process holds on a GPU before it holds a tensor: CUDA's context with torch's kernels, NCCL's channels
 PROCESS = 3 * 2**28
-SECONDS = ("compute", "memory_traffic", "overhead", "collectives", "data", "step")
+THREADS = 8  # of a rank on a GPU's host, where the config does not say
+SECONDS = ("compute", "memory_traffic", "overhead", "collectives", "data", "solve", "step")
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,18 @@ class Prediction:
         nodes: number of nodes.
         strategy: ddp, zero1, zero2, zero3 or fsdp2; "single" on one GPU.
         precision: fp32, bf16 or fp16.
-        batch: rows of the global batch.
+        batch: rows of the global batch; of a stage in closed form, all captions that it sums up.
         micro_batch: rows a rank at a time; None: the batch is not cut.
-        memory: bytes of a rank by part (`memory.PARTS`).
+        memory: bytes of a rank by part (`memory.PARTS`, or those of `fit.fit_memory`).
         peak_bytes: their sum.
         room_bytes: what the device offers.
         seconds: of a step, by `SECONDS`: the parts add up to `step`. Collectives and data: what is not hidden behind
-            the rest.
+            the rest. A stage in closed form is one step; only it has `solve`.
         hidden: seconds of collectives and data that are hidden.
         sent: bytes that a rank sends in a step, by collective.
         steps: optimiser steps of the stage.
         notes: what was assumed, a sentence each.
+        host_bytes: of the CPU's memory that rank 0 takes to solve a stage in closed form on a GPU's host.
     """
 
     stage: str
@@ -58,6 +62,7 @@ class Prediction:
     sent: dict[str, int]
     steps: int
     notes: tuple[str, ...] = ()
+    host_bytes: int = 0
 
     @property
     def samples_per_s(self) -> float:
@@ -94,17 +99,25 @@ class Traces:
         make: makes one; `trace.trace`.
         tokens: of a caption, as for `trace.trace`.
         opinion: whether torch is asked, which takes about as long again.
+        captions: that stages in closed form sum up; None: they are counted.
 
     Attributes:
         doubts: stage -> sentence for people, where torch's opinion is another one.
     """
 
     def __init__(
-        self, config: RunConfig, make: Callable[..., Trace] = trace, tokens: int | None = None, opinion: bool = True
+        self,
+        config: RunConfig,
+        make: Callable[..., Trace] = trace,
+        tokens: int | None = None,
+        opinion: bool = True,
+        captions: int | None = None,
     ) -> None:
         self.config, self._make, self._tokens, self._opinion = config, make, tokens, opinion
+        self._captions = captions
         self.doubts: dict[str, str | None] = {}
         self._known: dict[tuple[str, int, str, int], Trace] = {}
+        self._fits: dict[str, FitTrace] = {}
 
     def of(self, stage: str, world: int, precision: str | None = None, micro_batch: int | None = None) -> Trace:
         """The trace of a stage; arguments as for `trace.trace`."""
@@ -119,6 +132,12 @@ class Traces:
             self.doubts.setdefault(stage, disagreement(made))
             self._known[key] = made
         return self._known[key]
+
+    def fit(self, stage: str) -> FitTrace:
+        """The trace of a stage in closed form."""
+        if stage not in self._fits:
+            self._fits[stage] = trace_fit(self.config, stage, captions=self._captions)
+        return self._fits[stage]
 
 
 def predict(
@@ -151,11 +170,11 @@ def predict(
         traces: of the same config, to be shared between calls.
 
     Returns:
-        A prediction for each stage of steps; none for stages in closed form.
+        A prediction for each stage. A stage in closed form is the same under every strategy.
 
     Raises:
         ConfigError: `gpus` is not a multiple of `per_node` where there are several nodes, the batch has fewer rows than
-            there are GPUs, the device has no units for the precision, or the run cannot be traced.
+            there are GPUs, the device has no units for the precision, the run cannot be traced, or it has no stage.
     """
     traces = traces or Traces(config)
     asked = precision or config.runtime.precision
@@ -170,6 +189,12 @@ def predict(
     found = []
     require_rows(config, gpus)
     for name, stage in stages_of(config).items():
+        if isinstance(stage, FitConfig):
+            plain = machine_of(
+                device, gpus=gpus, per_node=per_node, precision="fp32", network=network, calibration=calibration
+            )
+            found.append(_fit(config, traces.fit(name), plain, strategy, asked, room, rows_per_s))
+            continue
         made = traces.of(name, gpus, asked, micro_batch)
         parts = memory(
             made,
@@ -210,7 +235,7 @@ def require_rows(config: RunConfig, gpus: int) -> None:
     Raises:
         ConfigError: a stage has fewer rows a batch than there are GPUs.
     """
-    for name, stage in stages_of(config).items():
+    for name, stage in steps_of(config).items():
         if stage.batch < gpus:
             raise ConfigError(
                 f"{config.name}: --gpus {gpus}: stage '{name}' has {stage.batch} rows a batch, fewer than GPUs; plan at"
@@ -218,17 +243,67 @@ def require_rows(config: RunConfig, gpus: int) -> None:
             )
 
 
-def stages_of(config: RunConfig) -> dict[str, StageConfig]:
-    """The stages that are trained in steps.
+def _fit(
+    config: RunConfig,
+    made: FitTrace,
+    machine: Machine,
+    strategy: str,
+    precision: str,
+    room: int,
+    rows_per_s: float | None,
+) -> Prediction:
+    """A stage in closed form."""
+    world = machine.ranks.world
+    known = machine.calibration.threads if machine.calibration is not None and not machine.queued else THREADS
+    threads = config.runtime.threads or known
+    time = fit_time(made, machine, threads=threads, rows_per_s=rows_per_s)
+    parts, host = fit_memory(
+        made, world=world, saves=time.saves, host=not machine.queued, process=PROCESS if machine.queued else 0
+    )
+    notes = list(made.notes)
+    runtime = config.runtime
+    unused = {"micro_batch": runtime.micro_batch, "gradient_checkpointing": runtime.gradient_checkpointing}
+    if set_ := [f"runtime.{key}" for key, value in unused.items() if value]:
+        notes.append(f"{' and '.join(set_)} change nothing in stage '{made.stage}', which has no gradients")
+    if machine.queued:
+        notes.append(
+            f"stage '{made.stage}' is solved on the CPU of one process, in {host / 2**30:.1f} GiB of the machine's"
+            f" memory; {threads} threads at {CORE / 1e9:.0f} GFLOP/s in float64 are assumed (runtime.threads)"
+        )
+    return Prediction(
+        stage=made.stage,
+        world=world,
+        nodes=machine.ranks.nodes,
+        strategy=strategy,
+        precision=precision,
+        batch=made.captions.total,
+        micro_batch=None,
+        memory=parts,
+        peak_bytes=sum(parts.values()),
+        room_bytes=room,
+        seconds={**time.parts, "step": time.total},
+        hidden={},
+        sent=time.sent,
+        steps=1,
+        notes=tuple(notes),
+        host_bytes=host,
+    )
+
+
+def stages_of(config: RunConfig) -> dict[str, StageConfig | FitConfig]:
+    """The stages that are trained.
 
     Raises:
         ConfigError: there is none.
     """
-    found = {name: stage for name, stage in config.stages.items() if isinstance(stage, StageConfig)}
-    if not found:
-        what = "is trained in closed form, whose one step" if config.stages else "has nothing to train, so it"
+    if not config.stages:
         raise ConfigError(
-            f"{config.name}: method {config.method.name!r} {what} cannot be planned: its time is that of reading the"
-            " data once"
+            f"{config.name}: method {config.method.name!r} has nothing to train, so that there is nothing to plan; plan"
+            " the run that its weights come from, or jobs with `ccr-dist plan featurise`"
         )
-    return found
+    return dict(config.stages)
+
+
+def steps_of(config: RunConfig) -> dict[str, StageConfig]:
+    """The stages that are trained in steps; all others are in closed form."""
+    return {name: stage for name, stage in stages_of(config).items() if isinstance(stage, StageConfig)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,19 +10,22 @@ from ccr_dist.config import RunConfig
 from ccr_dist.devices import Device
 from ccr_dist.errors import ConfigError
 from ccr_dist.plan.cost.calibration import Calibration
-from ccr_dist.plan.predict import Prediction, Traces, predict, stages_of
+from ccr_dist.plan.predict import Prediction, Traces, predict, steps_of
 
 # Simplest first: of two that take nearly the same time, the first is taken.
 SIMPLEST = ("single", "ddp", "zero1", "zero2", "fsdp2", "zero3")
 NEARLY = 0.03
-PARTS = (2, 4, 8, 16)  # a rank's rows are cut into so many parts where they do not fit whole; more take long to trace
+# A rank's rows are cut into so many parts where they do not fit whole. Each part is traced, so that more take long.
+PARTS = (2, 4, 8, 16, 32, 64)
 WHAT = {
     "compute": "arithmetic",
     "memory_traffic": "traffic to the GPU's memory",
     "overhead": "starting kernels",
     "collectives": "communication",
     "data": "waiting for data",
+    "solve": "solving on one process",
 }
+Ways = tuple[Prediction, ...]
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,17 @@ class Option:
         micro_batch: rows a rank at a time; None: whole.
         stages: predictions for its stages.
         refused: why it cannot be; None: it can.
+        largest: the most rows a rank at a time with which every stage of steps fits, as many as it has at most; None:
+            nothing that was tried fits, or no stage is of steps.
     """
 
     gpus: int
     strategy: str
     precision: str
     micro_batch: int | None
-    stages: tuple[Prediction, ...]
+    stages: Ways
     refused: str | None = None
+    largest: int | None = None
 
     @property
     def fits(self) -> bool:
@@ -72,6 +78,7 @@ class Option:
             "strategy": self.strategy,
             "precision": self.precision,
             "micro_batch": self.micro_batch,
+            "largest_micro_batch": self.largest,
             "fits": self.fits,
             "refused": self.refused,
             "total_s": self.total_s,
@@ -134,11 +141,12 @@ def options(
         ConfigError: the run cannot be planned at all.
     """
     traces = traces or Traces(config)
+    rows = max((-(-stage.batch // gpus) for stage in steps_of(config).values()), default=0)
     found: list[Option] = []
     for precision in precisions:
         for strategy in dict.fromkeys("single" if gpus == 1 and name == "ddp" else name for name in strategies):
 
-            def made(size: int | None, strategy: str = strategy, precision: str = precision) -> tuple[Prediction, ...]:
+            def made(size: int | None, strategy: str = strategy, precision: str = precision) -> Ways:
                 return tuple(
                     predict(
                         config, gpus=gpus, per_node=per_node, device=device, strategy=strategy, calibration=calibration,
@@ -149,43 +157,67 @@ def options(
             if refused := refusal(config, strategy, precision, gpus):
                 found.append(Option(gpus, strategy, precision, None, (), refused))
                 continue
-            size = config.runtime.micro_batch
+            size = config.runtime.micro_batch if rows else None  # stages in closed form cut no batches
             stages = made(size)
-            if size is None and not all(each.fits for each in stages):
-                size, stages = _cut(config, gpus, stages, made)
-            found.append(Option(gpus, strategy, precision, size, stages))
+            largest, ways = largest_micro_batch(made, rows) if rows else (None, stages)
+            if size is None and largest is not None:
+                size, stages = None if largest == rows else largest, ways
+            found.append(Option(gpus, strategy, precision, size, stages, largest=largest))
     return found
 
 
-def _cut(config: RunConfig, gpus: int, whole: tuple[Prediction, ...], made: Any) -> tuple[int | None, Any]:
-    """The largest parts of a rank's rows with which every stage fits; the whole where none does.
+def largest_micro_batch(made: Callable[[int], Ways], rows: int) -> tuple[int | None, Ways]:
+    """The most rows at a time with which every stage fits: all, or a part of `PARTS`, or one between two of those.
 
-    What grows with rows says how many parts to begin with, so that few of them are traced.
+    Args:
+        made: predictions for so many rows at a time; 0: for all of them.
+        rows: of the rank that has most.
+
+    Returns:
+        Rows, and the predictions for them; None and those for all rows where nothing fits.
     """
-    rows = max(-(-stage.batch // gpus) for stage in stages_of(config).values())
+    whole = made(0)
+    if _fit(whole):
+        return rows, whole
+    before = 1
     for parts in PARTS:
-        if rows < parts or any(_least(each, parts) > each.room_bytes for each in whole):
+        if rows < parts:
+            break
+        if any(_least(each, parts) > each.room_bytes for each in whole):
+            before = parts
             continue
-        size = -(-rows // parts)
         try:
-            stages = made(size)
+            ways = made(-(-rows // parts))
         except ConfigError:  # a method whose rows meet in the forward cannot be cut
             break
-        if all(each.fits for each in stages):
-            return size, stages
+        if not _fit(ways):
+            before = parts
+            continue
+        between = (before + parts) // 2
+        if between > before:
+            more = made(-(-rows // between))
+            if _fit(more):
+                return -(-rows // between), more
+        return -(-rows // parts), ways
     return None, whole
+
+
+def _fit(ways: Ways) -> bool:
+    return all(each.fits for each in ways)
 
 
 def _least(whole: Prediction, parts: int) -> float:
     """Bytes of a rank, had it to hold that part of its activations."""
-    return whole.peak_bytes - (1 - 1 / parts) * whole.memory["activations"]
+    return whole.peak_bytes - (1 - 1 / parts) * whole.memory.get("activations", 0)
 
 
 def refusal(config: RunConfig, strategy: str, precision: str, gpus: int) -> str | None:
     """Why the engines would refuse it; None: they do not."""
     if gpus == 1 and strategy not in ("single", "ddp"):
         return "it shards nothing on one GPU"
-    stages = stages_of(config)
+    stages = steps_of(config)
+    if not stages and strategy not in ("single", "ddp"):
+        return "every process holds the whole of a stage in closed form, so that it shards nothing"
     if strategy.startswith("zero") and any(stage.ema for stage in stages.values()):
         return "stages.*.ema needs the weights between steps, which zero keeps in parts"
     if strategy.startswith("zero") and precision == "fp16":
@@ -233,10 +265,15 @@ def _nothing_fits(found: Sequence[Option]) -> str:
     best = min(able, key=lambda each: each.peak_bytes)
     stage = max(best.stages, key=lambda each: each.peak_bytes)
     part = max(stage.memory, key=lambda name: stage.memory[name])
+    closed = "sums" in stage.memory
+    remedy = (
+        f"a GPU with more memory, a smaller stages.{stage.stage}.batch, or, of a kernel, fewer method.landmarks"
+        if closed
+        else "more GPUs, a GPU with more memory, a smaller batch, or runtime.gradient_checkpointing=true"
+    )
     return (
         f"nothing fits: {best.strategy} in {best.precision} needs least, {_gib(best.peak_bytes)} of"
-        f" {_gib(stage.room_bytes)}, most of it {part}; take more GPUs, a GPU with more memory, a smaller batch, or"
-        " runtime.gradient_checkpointing=true"
+        f" {_gib(stage.room_bytes)}, most of it {part}; take {remedy}"
     )
 
 
@@ -247,9 +284,10 @@ def _reason(chosen: Option, fastest: Option, found: Sequence[Option]) -> str:
     else:
         said.append(f"it is within {NEARLY:.0%} of the fastest that fits ({fastest.strategy}), and simpler")
     stage = max(chosen.stages, key=lambda each: each.total_s)
-    parts = {name: stage.seconds[name] for name in WHAT}
+    parts = {name: stage.seconds.get(name, 0.0) for name in WHAT}
     most = max(parts, key=lambda name: parts[name])
-    said.append(f"a step of '{stage.stage}' is mostly {WHAT[most]} ({parts[most] / stage.seconds['step']:.0%})")
+    one = "stage" if "solve" in stage.seconds else "a step of"
+    said.append(f"{one} '{stage.stage}' is mostly {WHAT[most]} ({parts[most] / stage.seconds['step']:.0%})")
     said.append(f"its peak is {_gib(chosen.peak_bytes)} of {_gib(stage.room_bytes)}")
     if chosen.micro_batch is not None:
         said.append(f"parts of {chosen.micro_batch} rows, with a second forward, since the whole batch does not fit")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ccr_dist.plan.cost.seconds import PARTS
 from ccr_dist.plan.jobs import JobPlan, Rate
 from ccr_dist.plan.predict import Prediction
 from ccr_dist.plan.recommend import Option, Recommendation
@@ -16,6 +15,7 @@ SHOWN = {
     "overhead": "kernel starts",
     "collectives": "communication",
     "data": "data",
+    "solve": "solving, on one process",
 }
 
 
@@ -46,6 +46,9 @@ def _numbers(option: Option) -> list[str]:
     room = option.stages[0].room_bytes
     peak = f"{gib(option.peak_bytes)} of {gib(room)}" + ("" if option.fits else ", too much")
     parts = "all" if option.micro_batch is None else str(option.micro_batch)
+    used = option.micro_batch or option.largest
+    if option.largest != used:
+        parts += f" (at most {option.largest})" if option.largest else " (none fits)"
     if not option.fits:
         return [parts, peak, "", "", "", "", ""]
     rate = sum(each.batch * each.steps for each in option.stages) / option.total_s
@@ -67,15 +70,15 @@ def details(predictions: Sequence[Prediction]) -> tuple[Any, Any]:
     heads = [f"{each.world} x {each.strategy}, {each.stage}" for each in predictions]
     memory = Table("memory of a GPU", *heads)
     for part in dict.fromkeys(name for each in predictions for name in each.memory):
-        if any(each.memory[part] for each in predictions):
-            memory.add_row(part, *(gib(each.memory[part]) for each in predictions))
+        if any(each.memory.get(part) for each in predictions):
+            memory.add_row(part, *(gib(each.memory.get(part, 0)) for each in predictions))
     memory.add_row("peak", *(gib(each.peak_bytes) for each in predictions), style="bold")
     time = Table("time of a step", *heads)
-    for part in PARTS:
+    for part in SHOWN:
         hidden = [each.hidden.get(part, 0.0) for each in predictions]
-        if any(each.seconds[part] for each in predictions) or any(hidden):
+        if any(each.seconds.get(part) for each in predictions) or any(hidden):
             cells = [
-                share(each.seconds[part], each.seconds["step"])
+                share(each.seconds.get(part, 0.0), each.seconds["step"])
                 + (f" (+ {duration(more)} hidden)" if more > 1e-6 else "")
                 for each, more in zip(predictions, hidden, strict=True)
             ]

@@ -7,6 +7,7 @@ config of its launch profile. Measured is resident memory: the highest of the se
 `/proc/self/clear_refs`), less the process: what was resident once the model was built, less the bytes of its tensors
 (libraries and tokenisers; a small model has gone through all kinds of operators before). glibc gives every freed block
 above 128 KiB back at once (MALLOC_MMAP_THRESHOLD_), so that this is what is live, of every allocator in the process.
+Of stages in closed form (`plan_fit.py`) that is anonymous memory, watched while they are fitted.
 The rank that has most is compared. Captions are of one length, and pictures of one size, as the planner takes them.
 """
 
@@ -22,10 +23,11 @@ import socket
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import methods
+from tests.benchmarks import methods, plan_fit
 from tests.benchmarks.record import pictures, record
 
 ROOT = Path(__file__).parents[2]
@@ -84,14 +86,29 @@ def main() -> None:
                 build(root, batch)
                 built.add(batch)
             config = config_of(method, root, batch, runtime, asked.backbone)
-            lines.append({"name": name, **line(config, strategy, world, Path(folder), known)})
-            print(json.dumps(lines[-1]), file=sys.stderr, flush=True)
-            if asked.kept and "failed" not in lines[-1] and known is None:
-                with asked.kept.open("a") as file:
-                    file.write(json.dumps(lines[-1]) + "\n")
+            works = (("measured", measured, world), ("predicted", predicted, 1))
+            lines.append(told(name, line(config, strategy, world, Path(folder), known, works), asked.kept, known))
+        for method, world, options in plan_fit.CASES:
+            name = " ".join([method, f"x{world}", *(f"{k}={v}" for k, v in options.items())])
+            known = next((each["measured"] for each in kept if each["name"] == name), None)
+            if asked.only not in name or (asked.predict and known is None):
+                continue
+            config = plan_fit.config_of(method, Path(folder), options)
+            works = (("measured", plan_fit.measured, world), ("predicted", plan_fit.predicted, 1))
+            lines.append(told(name, line(config, "ddp", world, Path(folder), known, works), asked.kept, known))
     errors = [abs(each["error"]) for each in lines if "error" in each]
     summary = {"median_error": statistics.median(errors), "largest_error": max(errors)} if errors else {}
     record("plan_memory", {"backbone": asked.backbone, **summary, "lines": lines}, save=asked.save)
+
+
+def told(name: str, found: dict[str, Any], kept: Path | None, known: dict[str, float] | None) -> dict[str, Any]:
+    """A line of the results, shown, and kept where it was measured now."""
+    found = {"name": name, **found}
+    print(json.dumps(found), file=sys.stderr, flush=True)
+    if kept and "failed" not in found and known is None:
+        with kept.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+    return found
 
 
 def config_of(method: str, root: Path, batch: int, runtime: dict[str, Any], backbone: str) -> dict[str, Any]:
@@ -113,12 +130,19 @@ def imports() -> None:
 
 
 def line(
-    config: dict[str, Any], strategy: str, world: int, folder: Path, known: dict[str, float] | None
+    config: dict[str, Any],
+    strategy: str,
+    world: int,
+    folder: Path,
+    known: dict[str, float] | None,
+    works: Sequence[tuple[str, Any, int]],
 ) -> dict[str, Any]:
-    """Prediction and measurement of one configuration. `known`: MB that were measured before."""
+    """Prediction and measurement of one configuration. `known`: MB that were measured before. `works`: what makes the
+    two, on so many processes.
+    """
     given = {"config": config, "strategy": strategy, "world": world, "out": str(folder / "found.json")}
     found: dict[str, Any] = {"measured": {key: mb * 1e6 for key, mb in known.items()}} if known else {}
-    for key, work, processes in (("measured", measured, world), ("predicted", predicted, 1)):
+    for key, work, processes in works:
         if key in found:
             continue
         Path(given["out"]).unlink(missing_ok=True)

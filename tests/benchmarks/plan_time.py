@@ -1,6 +1,7 @@
 """Predicted against measured time of a step, on this machine's CPUs: 1, 2 and 4 processes.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/plan_time.py [--clock cpu] [--rounds 2] [--steps 8] [--only NAME] [--save]
+    OMP_NUM_THREADS=1 python tests/benchmarks/plan_time.py [--clock cpu] [--rounds 2] [--steps 8] [--only NAME]
+        [--processes 2] [--save]
 
 First the machine is measured as `ccr-dist plan --measure` does, over as many processes as are planned. Then every
 configuration is trained by the training's own code, in turns (all of them once, then all of them again), and its steps
@@ -37,7 +38,9 @@ from ccr_dist.plan.predict import Traces
 from tests import tiny, toy
 from tests.benchmarks.record import record
 
+ROOT = Path(__file__).parents[2]
 ROWS = 256
+SHARDED = ("zero1", "zero2", "zero3", "fsdp2")
 SKIPPED = 3  # first steps of a run, in which memory is taken from the system
 
 
@@ -111,8 +114,12 @@ def cases(folder: Path) -> list[Case]:
         Case("CLIP, batch 64", whole, 2),
         Case("CLIP, large, batch 64", larger, 2),
         Case("dasd, batch 32", dasd, 2),
+        *(Case(f"CLIP, batch 64, {name}", whole, 2, name) for name in SHARDED),
+        *(Case(f"CLIP, large, batch 64, {name}", larger, 2, name) for name in ("zero1", "fsdp2")),
+        *(Case(f"dasd, batch 32, {name}", dasd, 2, name) for name in ("zero2", "fsdp2")),
         Case("CLIP, batch 128", whole, 4, overrides=batch(128)),
         Case("dasd, batch 32", dasd, 4),
+        *(Case(f"CLIP, batch 128, {name}", whole, 4, name, overrides=batch(128)) for name in ("zero2", "fsdp2")),
     ]
 
 
@@ -168,10 +175,17 @@ def _rank(rank: int, processes: int, port: int, every: list[Any], rounds: int, s
             stages = {key: value.model_copy(update={"steps": steps}) for key, value in config.stages.items()}
             config = config.model_copy(update={"stages": stages})
             spent.clear()
+            profiled(strategy)
             train_run(config, Strategy(config.runtime, world=None, name=None if strategy == "ddp" else strategy))
             for stage, rows in spent.items():
                 found[number].setdefault(stage, []).extend(rows[SKIPPED:])
     (Path(folder) / f"rank{rank}.json").write_text(json.dumps(found))
+
+
+def profiled(strategy: str) -> None:
+    """Sets the variables by which the launch profile of a strategy names it, in place of those of the run before."""
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = str(strategy.startswith("zero")).lower()
+    os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(ROOT / f"launch/deepspeed/{strategy}.json")
 
 
 def main() -> None:
@@ -180,12 +194,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--only", default="", help="cases whose name has this in it, and the two that give the factor")
+    parser.add_argument("--processes", default="1,2,4", help="only cases of so many processes, and the two")
     parser.add_argument("--save", action="store_true", help="keep the JSON in results/")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="plan-time-") as place:
         folder = Path(place)
-        every = [each for each in cases(folder) if asked.only in each.name or each.fits]
+        counts = set(map(int, asked.processes.split(",")))
+        every = [each for each in cases(folder) if each.fits or (asked.only in each.name and each.processes in counts)]
         rows = compared(every, asked.clock, asked.rounds, asked.steps, folder)
     counted = sorted(abs(row["error"]) for row in rows if not row["fits"])
     print(table(rows, asked.clock))

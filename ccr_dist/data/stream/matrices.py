@@ -87,6 +87,16 @@ class Matrices:
                     " encoder has to have made both"
                 )
 
+    def captions(self, block: Block) -> int:
+        """Query vectors of a block, from offsets alone; those whose row lacks another vector, or text, are counted."""
+        column = self._columns[block.source, block.lang]["query_feature"]
+        return len(_rows(column, block)[0])
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Numbers of a vector by role, such as "query_feature", as far as there are vectors."""
+        return {role: width for role, (width, _) in self._widths.items()}
+
     def read(self, block: Block) -> dict[str, np.ndarray]:
         """The vectors of a block's captions.
 

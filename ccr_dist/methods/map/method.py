@@ -139,8 +139,9 @@ def _moments(sums: Mapping[str, Tensor], pictures: float, *, by_language: bool) 
 def _ridge(moments: _Moments, penalty: float, rank: int | None, *, whiten: bool) -> Tensor:
     """The map (Q, F). Raises ConfigError for a singular system."""
     values, vectors = moments.values, moments.vectors
-    there = int((values > values.max() * 1e-10).sum())
-    if there < len(values) and (whiten or not penalty):
+    spanned = values > values.max() * 1e-10
+    if (whiten or not penalty) and not bool(spanned.all()):
+        there = int(spanned.sum())
         raise ConfigError(
             f"method.penalties: the query features of {moments.rows} captions span {there} of {len(values)} directions,"
             f" so {'`whiten: true`' if whiten else 'a penalty of 0'} has no solution; set a penalty above 0"

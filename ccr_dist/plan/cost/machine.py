@@ -18,6 +18,10 @@ PRODUCTS = 0.7  # of the peak, by products large enough to fill the GPU
 MOVES = 0.8  # of the memory's bandwidth
 LAUNCH = 12e-6  # seconds of the host for an operator in eager mode, forward or backward
 WAIT = 15e-6  # seconds of a collective beside its steps: launch and synchronisation of streams
+CORE = 20e9  # FLOP/s in float64 of large products on one core of a GPU's host: AVX2 at 3 GHz reaches less than its 48
+# of that rate, by LAPACK's routines: eigenvectors and singular vectors are half products of a matrix and a vector,
+# which wait for memory
+REACHED = {"cholesky": 0.5, "triangular": 0.5, "cholesky_solve": 0.5, "eigh": 0.15, "svd": 0.1}
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Machine:
             cores.
         factor: by which computations of whole steps were slower than their operators, measured one by one.
         calibration: measured rates of products and moves by size, if any.
+        precision: fp32, bf16 or fp16.
+        double: FLOP/s of large products in float64; None: not known.
     """
 
     name: str
@@ -48,6 +54,7 @@ class Machine:
     factor: float = 1.0
     calibration: Calibration | None = None
     precision: str = "fp32"
+    double: float | None = None
 
     def seconds(self, kind: Kind) -> tuple[float, float]:
         """Of one call: seconds of arithmetic, and seconds by which moving its bytes takes longer than that."""
@@ -59,10 +66,28 @@ class Machine:
             moving = kind.moved / rate
         return arithmetic, max(0.0, moving - arithmetic)
 
+    def solving(self, kind: Kind, threads: int) -> float:
+        """Seconds of one call on the CPU of one rank, of so many threads. A calibration of a CPU knows its speed."""
+        if not self.queued:
+            return self.factor * (sum(self.seconds(kind)) + self.per_kernel)
+        return kind.flops / (CORE * threads * REACHED.get(kind.name, 1.0))
+
     def _flops_per_s(self, kind: Kind) -> float:
-        if self.calibration is None:
+        if self.calibration is not None:
+            if kind.double and "fp64" not in self.calibration.products:
+                raise ConfigError(
+                    f"the calibration of {self.name} has no speeds for fp64, in which stages in closed form sum up:"
+                    " measure again with --measure"
+                )
+            return nearest(self.calibration, kind, "fp64" if kind.double else self.precision)
+        if not kind.double:
             return self.flops
-        return nearest(self.calibration, kind, self.precision)
+        if self.double is None:
+            raise ConfigError(
+                f"{self.name}: its table has no tflops.fp64, in which stages in closed form sum up: add it to the"
+                " device's file"
+            )
+        return self.double
 
 
 def machine_of(
@@ -102,13 +127,20 @@ def machine_of(
     peak = device.peak(precision)
     if peak is None:
         raise ConfigError(
-            f"{device.title} has no units for {precision}; it has {', '.join(sorted(device.tflops))}: choose another"
+            f"{device.title} has no units for {precision}; it has {', '.join(_chosen_from(device))}: choose another"
             " with --precision or runtime.precision"
         )
     ranks = Ranks(nodes, here, inside_of(device), between_of(device, network, per_node), WAIT)
+    double = device.peak("fp64")
     return Machine(
-        device.title, ranks, PRODUCTS * peak, MOVES * device.bytes_per_s, LAUNCH, queued=True, precision=precision
-    )
+        device.title, ranks, PRODUCTS * peak, MOVES * device.bytes_per_s, LAUNCH, queued=True, precision=precision,
+        double=double and PRODUCTS * double,
+    )  # fmt: skip
+
+
+def _chosen_from(device: Device) -> list[str]:
+    """The precisions of a device that a run may ask for."""
+    return sorted(device.tflops.keys() & {"bf16", "fp16", "fp32"})
 
 
 def inside_of(device: Device) -> Wire:

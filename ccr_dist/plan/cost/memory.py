@@ -7,7 +7,6 @@ collected, the reduction, the update. Which of them it is depends on the strateg
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from ccr_dist.config import StageConfig
 from ccr_dist.errors import ConfigError
@@ -115,40 +114,3 @@ def disagreement(trace: Trace) -> str | None:
         f"stage '{trace.stage}': torch's MemTracker sees a peak of {theirs / 1e9:.2f} GB on one process,"
         f" {abs(theirs / ours - 1):.0%} {more} than the {ours / 1e9:.2f} GB that are planned: measure a short run"
     )
-
-
-def largest_micro_batch(
-    traced: Callable[[int], Trace],
-    *,
-    rows: int,
-    room: int,
-    strategy: str,
-    process: int = 0,
-    fragmentation: float = 0.0,
-) -> int | None:
-    """The largest `runtime.micro_batch` whose step fits.
-
-    Args:
-        traced: the trace for a size of micro-batch.
-        rows: of the rank; this many means that the batch is not cut.
-        room: bytes of a device.
-        strategy: one of `STRATEGIES`.
-        process, fragmentation: as in `memory`.
-
-    Returns:
-        Rows of a part; None: not even one row fits.
-    """
-
-    def fits(size: int) -> bool:
-        parts = memory(traced(size), strategy=strategy, process=process, fragmentation=fragmentation)
-        return sum(parts.values()) <= room
-
-    if fits(rows):
-        return rows
-    if not fits(1):
-        return None
-    low, high = 1, rows  # low fits, high does not
-    while high - low > max(1, low // 16):
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low

@@ -179,16 +179,18 @@ def batch_of(config: RunConfig, method: Method, fields: Fields, stage: str, rows
     texts = texts_of(rows, tokens)
     visual = None
     if fields.visual:
-        visual = _values(method, (rows, *_visual_shape(config, method, fields, stage)))
+        visual = fake_rows(method, (rows, *_visual_shape(config, method, fields, stage)))
     values: dict[str, Any] = {}
     if fields.source_feature:
-        values["source_feature"] = _values(method, (rows, _width(config, stage, fields.source_feature, method, "text")))
+        values["source_feature"] = fake_rows(
+            method, (rows, feature_width(config, stage, fields.source_feature, method, "text"))
+        )
     if fields.back_features:
         column = next(iter(fields.back_features.values()))
-        values["back_feature"] = _values(method, (rows, _width(config, stage, column, method, "text")))
+        values["back_feature"] = fake_rows(method, (rows, feature_width(config, stage, column, method, "text")))
     if fields.query_features:
         column = next(iter(fields.query_features.values()))
-        values["query_feature"] = _values(method, (rows, _width(config, stage, column, method, "query")))
+        values["query_feature"] = fake_rows(method, (rows, feature_width(config, stage, column, method, "query")))
     if visual is not None and visual.ndim == 3:
         values["visual_mask"] = torch.ones(visual.shape[:2], dtype=torch.bool)
     return Batch(
@@ -208,7 +210,8 @@ def batch_of(config: RunConfig, method: Method, fields: Fields, stage: str, rows
     )
 
 
-def _values(method: Method, shape: tuple[int, ...]) -> Tensor:
+def fake_rows(method: Method, shape: tuple[int, ...]) -> Tensor:
+    """A fake float32 tensor on the method's device."""
     like = next(iter([*method.backbone.parameters(), *method.net.parameters()]))
     return like.new_empty(shape, dtype=torch.float32)
 
@@ -220,10 +223,7 @@ def _visual_shape(config: RunConfig, method: Method, fields: Fields, stage: str)
     assert fields.visual
     found = _of_dataset(config, stage, fields.visual)
     if found is None and fields.visual.startswith("feature"):
-        with torch.no_grad():
-            pixels = _values(method, (1, *method.backbone.image_transform()(Image.new("RGB", (64, 64))).shape))
-            wanted = method.backbone.image_tokens(pixels) if fields.many else method.backbone.image_features(pixels)
-        return tuple(wanted.shape[1:])
+        return _encoded_picture(method, many=fields.many)
     if found is None:
         transform: Any = method.image_transform()
         drawn = {"seed": 0} if getattr(transform, "random", False) else {}
@@ -231,6 +231,22 @@ def _visual_shape(config: RunConfig, method: Method, fields: Fields, stage: str)
     if fields.many:
         return found if len(found) > 1 else (1, *found)
     return found[1:] if len(found) > 1 and found[0] == 1 else found
+
+
+def _encoded_picture(method: Method, *, many: bool) -> tuple[int, ...]:
+    """Shape of the features of one picture."""
+    from PIL import Image
+
+    with torch.no_grad():
+        pixels = fake_rows(method, (1, *method.backbone.image_transform()(Image.new("RGB", (64, 64))).shape))
+        wanted = method.backbone.image_tokens(pixels) if many else method.backbone.image_features(pixels)
+    return tuple(wanted.shape[1:])
+
+
+def picture_width(config: RunConfig, stage: str, column: str, method: Method) -> int:
+    """Numbers of a picture's feature: by the dataset, where it is there, else by the backbone."""
+    found = _of_dataset(config, stage, column)
+    return int((found or _encoded_picture(method, many=False))[-1])
 
 
 def _of_dataset(config: RunConfig, stage: str, column: str) -> tuple[int, ...] | None:
@@ -245,7 +261,8 @@ def _of_dataset(config: RunConfig, stage: str, column: str) -> tuple[int, ...] |
         return None
 
 
-def _width(config: RunConfig, stage: str, column: str, method: Any, side: str) -> int:
+def feature_width(config: RunConfig, stage: str, column: str, method: Any, side: str) -> int:
+    """Numbers of a cached feature: by the dataset, where it is there, else by the encoder. `side`: query or text."""
     found = _of_dataset(config, stage, column)
     if found is not None:
         return int(found[-1])

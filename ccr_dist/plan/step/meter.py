@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.plan.step.operators import Operators
+from ccr_dist.plan.step.operators import Operators, scratch
 
 SHARES = (0.0, 0.25, 0.5, 1.0)  # of gradients that a strategy may keep, for which the highest moments are noted
 # products of matrices inside of operators that torch's registry has no formula for
@@ -24,8 +24,7 @@ UNCOUNTED = frozenset(
     {
         "mkldnn_rnn_layer", "mkldnn_rnn_layer_backward", "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell",
         "_cudnn_rnn", "_cudnn_rnn_backward", "miopen_rnn", "_cdist_forward", "_cdist_backward", "linalg_solve_ex",
-        "_linalg_solve_ex", "linalg_eigh", "_linalg_eigh", "_linalg_svd", "linalg_cholesky_ex", "linalg_inv_ex",
-        "_trilinear", "_bilinear",
+        "_linalg_solve_ex", "linalg_inv_ex", "_trilinear", "_bilinear",
     }
 )  # fmt: skip
 PLAIN = frozenset({"aten", "prim", "prims", "c10d", "_c10d_functional", "profiler"})
@@ -158,7 +157,10 @@ class Meter(TorchDispatchMode):
             self._storages[key] = [reference, part, size]
             self._bytes[part] += size
         if part:
+            inside = scratch(func, args)
+            self._bytes["workspace"] += inside
             self._look()
+            self._bytes["workspace"] -= inside
         if func.namespace == "c10d" and "gather" in str(func):
             self._all_gathered(args)
 

@@ -21,6 +21,22 @@ from torch.utils.flop_counter import flop_registry, shape_wrapper
 from ccr_dist.train.record.flops import on_cpu
 
 aten = torch.ops.aten
+# Of a square matrix of n rows and k right-hand sides (Golub and Van Loan, Matrix Computations, 4th ed., 4.2, 8.3, 8.6;
+# of a singular value decomposition of m by n, both sides thin). torch's registry has none of them.
+SOLVERS = {
+    "cholesky": lambda n, k: n**3 / 3,
+    "triangular": lambda n, k: float(n * n * k),
+    "cholesky_solve": lambda n, k: 2.0 * n * n * k,
+    "eigh": lambda n, k: 9.0 * n**3,
+    "svd": lambda m, n: 14.0 * max(m, n) * min(m, n) ** 2 + 8.0 * min(m, n) ** 3,
+}
+_SOLVERS = {
+    aten.linalg_cholesky_ex: "cholesky",
+    aten.linalg_solve_triangular: "triangular",
+    aten.cholesky_solve: "cholesky_solve",
+    aten._linalg_eigh: "eigh",
+    aten._linalg_svd: "svd",
+}
 _FLOPS = {**flop_registry, **{packet: shape_wrapper(count) for packet, count in on_cpu().items()}}
 _ROWS_OF = {
     aten.embedding,
@@ -41,12 +57,13 @@ class Kind:
     """Operators that take the same time.
 
     Attributes:
-        name: product, attention, convolution, or moves (for all that torch counts no FLOPs for).
-        m, n, k: rows and columns of the result, and what is summed over; of attention: queries, keys, width of a head.
-            0 for moves.
+        name: product, attention, convolution, one of `SOLVERS`, or moves (for all that no FLOPs are counted for).
+        m, n, k: rows and columns of the result, and what is summed over; of attention: queries, keys, width of a head;
+            of a solver: rows, columns or right-hand sides, 1. 0 for moves.
         batch: how many such products.
         flops: of one call.
         moved: bytes of one call.
+        double: whether it computes in float64.
     """
 
     name: str
@@ -56,6 +73,7 @@ class Kind:
     batch: int
     flops: float
     moved: float
+    double: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,12 +149,42 @@ def kind_of(function: Any, args: Any, kwargs: Mapping[str, Any], result: Any) ->
         return None
     moved = float(sum(map(_bytes, coming_out)))
     moved += moved if packet in _ROWS_OF else sum(map(_bytes, going_in))
+    if packet in _SOLVERS:
+        name, rows, columns = _SOLVERS[packet], *_sides(packet, args)
+        return Kind(name, rows, columns, 1, 1, SOLVERS[name](rows, columns), moved, double=_is_double(going_in))
     count = _FLOPS.get(packet)
     if count is None:
         return Kind("moves", 0, 0, 0, 1, 0.0, moved)
     flops = float(count(*args, **kwargs, out_val=result))
     name, m, n, k, batch = _shape(packet, going_in, coming_out)
-    return Kind(name, m, n, k, batch, flops, moved)
+    return Kind(name, m, n, k, batch, flops, moved, double=_is_double(going_in))
+
+
+def _sides(packet: Any, args: Any) -> tuple[int, int]:
+    """Rows of a solver's matrix, and its columns or those of what it is solved for."""
+    if packet is aten.cholesky_solve:  # (right, factor)
+        return args[0].shape[-2], args[0].shape[-1]
+    return args[0].shape[-2], (args[1] if packet is aten.linalg_solve_triangular else args[0]).shape[-1]
+
+
+def scratch(function: Any, args: Any) -> int:
+    """Bytes that an operator takes inside and gives back: what LAPACK's routines ask for, and copies of matrices that
+    they overwrite.
+    """
+    packet = function.overloadpacket
+    if packet not in _SOLVERS:
+        return 0
+    m, n = _sides(packet, args)
+    elements = {
+        "cholesky_solve": m * m + m * n,  # it works on copies of both
+        "eigh": 2 * m * m,  # dsyevd
+        "svd": m * n + 4 * min(m, n) ** 2,  # dgesdd, on a copy
+    }.get(_SOLVERS[packet], 0)
+    return elements * args[0].element_size()
+
+
+def _is_double(tensors: list[Tensor]) -> bool:
+    return any(each.dtype == torch.float64 for each in tensors)
 
 
 def _shape(packet: Any, going_in: list[Tensor], coming_out: list[Tensor]) -> tuple[str, int, int, int, int]:

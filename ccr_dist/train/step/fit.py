@@ -173,14 +173,14 @@ class FitStage:
             nonlocal fresh, held
             if held:
                 self._parts.write(fresh, held)
-                _add(sums, fresh)
+                add_up(sums, fresh)
                 fresh, held = {}, []
 
         for turn in range(-(-len(left) // strategy.world)):  # as many on every rank: what follows is collective
 
             def add(turn: int = turn) -> None:
                 if turn < len(mine):
-                    _add(fresh, self._of(blocks[mine[turn]]))
+                    add_up(fresh, self._of(blocks[mine[turn]]))
                     held.append(mine[turn])
                     self._alive()
 
@@ -191,7 +191,7 @@ class FitStage:
                 strategy.together(save)  # what one rank cannot write ends all
             if stopping:
                 self._stop.leave(strategy)
-        _add(sums, fresh)
+        add_up(sums, fresh)
         return self._everywhere(sums)
 
     def _of(self, block: Block) -> Sums:
@@ -254,7 +254,7 @@ class _Parts:
             if facts is None or facts.get("of") != self._of or done & set(facts["blocks"]):
                 path.unlink()
                 continue
-            _add(sums, tensors)
+            add_up(sums, tensors)
             done |= set(facts["blocks"])
         return sums, done
 
@@ -269,6 +269,7 @@ class _Parts:
             tmp.replace(path)
 
 
-def _add(sums: Sums, more: Mapping[str, Tensor]) -> None:
+def add_up(sums: Sums, more: Mapping[str, Tensor]) -> None:
+    """Add sums to others, by name. A planner calls it as well, to see what it takes."""
     for name, tensor in more.items():
         sums[name] = sums[name] + tensor if name in sums else tensor

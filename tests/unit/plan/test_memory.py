@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ccr_dist.errors import ConfigError
-from ccr_dist.plan.cost.memory import PARTS, disagreement, largest_micro_batch, memory
+from ccr_dist.plan.cost.memory import PARTS, disagreement, memory
 from ccr_dist.plan.step.meter import Live
 from ccr_dist.plan.step.trace import Trace
 
@@ -127,13 +127,3 @@ def test_two_opinions_that_differ_are_shown() -> None:
     assert disagreement(traced(1)) is None
     assert disagreement(traced(1, opinion=int(1.05 * peak))) is None
     assert "20% more than" in str(disagreement(traced(1, opinion=int(1.2 * peak))))
-
-
-def test_the_largest_micro_batch_that_fits() -> None:
-    def of(size: int) -> Trace:
-        return traced(1, Live("forward", activations=1_000 * size))
-
-    held = F + 3 * T
-    assert largest_micro_batch(of, rows=64, room=held + 64_000, strategy="single") == 64
-    assert largest_micro_batch(of, rows=64, room=held + 10_500, strategy="single") == 10
-    assert largest_micro_batch(of, rows=64, room=held, strategy="single") is None

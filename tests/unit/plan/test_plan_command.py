@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ccr_dist.methods.run_config import load_config
 from ccr_dist.plan.cost import memory
 from ccr_dist.plan.jobs import Rate, Stopwatch, extrapolated, sampled
 from ccr_dist.plan.predict import Prediction, Traces
-from ccr_dist.plan.recommend import Option, profile, recommend
+from ccr_dist.plan.recommend import Option, largest_micro_batch, profile, recommend
 from tests import toy
 from tests.generation import Parrot  # registers the engine `parrot`
 
@@ -133,6 +134,35 @@ def option(strategy: str, step: float, *, gpus: int = 8, peak: int = 10, refused
     seconds = {"compute": step, "memory_traffic": 0.0, "overhead": 0.0, "collectives": 0.0, "data": 0.0, "step": step}
     stage = Prediction("s", gpus, 1, strategy, "bf16", 64, None, {"trained": peak}, peak, 20, seconds, {}, {}, steps=10)
     return Option(gpus, strategy, "bf16", None, () if refused else (stage,), refused)
+
+
+def parts_that_fit(room: int, *, tried: list[int], cannot: bool = False) -> Any:
+    """Predictions for parts of 64 rows, each of which takes a byte, beside 10 bytes that are always there."""
+
+    def made(size: int) -> tuple[Prediction, ...]:
+        tried.append(size)
+        if cannot and size:
+            raise ConfigError("rows meet in the forward")
+        held = {"trained": 10, "activations": size or 64}
+        return (replace(option("ddp", 1.0).stages[0], memory=held, peak_bytes=10 + (size or 64), room_bytes=room),)
+
+    return made
+
+
+def test_the_largest_micro_batch_that_fits() -> None:
+    def largest(room: int, **changes: Any) -> tuple[int | None, list[int]]:
+        tried: list[int] = []
+        size, ways = largest_micro_batch(parts_that_fit(room, tried=tried, **changes), 64)
+        assert (size is None) != ways[0].fits
+        return size, tried
+
+    assert largest(74) == (64, [0])
+    assert largest(73) == (32, [0, 32]), "no part lies between the whole and its half"
+    assert largest(32) == (22, [0, 16, 22]), "a third, between a half, which has no room, and a quarter"
+    assert largest(27) == (16, [0, 16, 22])
+    assert largest(11) == (1, [0, 1, 2]), "64 parts"
+    assert largest(10) == (None, [0]), "not even one row: none is tried"
+    assert largest(40, cannot=True) == (None, [0, 16])
 
 
 def test_the_simplest_of_the_fastest_is_recommended(config: Path) -> None:

@@ -118,7 +118,7 @@ def test_peaks_by_the_name_of_the_device_and_precision() -> None:
         for name in ("H100 80GB HBM3", "H200", "H100 PCIe", "H100 NVL", "A100-SXM4-80GB")
     )
     assert h100 == h200 and pcie != nvl and h100 != pcie
-    assert a100 == {"bf16": 312, "fp16": 312, "tf32": 156, "fp32": 19.5}
+    assert a100 == {"bf16": 312, "fp16": 312, "tf32": 156, "fp32": 19.5, "fp64": 19.5}
     assert devices.called("NVIDIA GeForce RTX 5090") is None
     assert peak(torch.device("cpu"), "bf16", None) is None and peak(torch.device("cpu"), "bf16", 2.0) == 2e12
 
