@@ -79,7 +79,13 @@ class Faulty:
 
 @contextlib.contextmanager
 def serving() -> Iterator[str]:
-    """The address of a server that lives as long as the block."""
+    """The address of a server that lives as long as the block. fsspec keeps clients for a process: those of an earlier
+    server are forgotten.
+    """
+    with contextlib.suppress(ImportError):
+        from s3fs import S3FileSystem
+
+        S3FileSystem.clear_instance_cache()
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([sys.executable, "-u", "-m", "tests.s3_server"], text=True, **pipes)
     try:

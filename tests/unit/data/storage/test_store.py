@@ -155,5 +155,5 @@ def test_what_failed_each_time_is_said_without_numbers_of_the_system() -> None:
     def flaky() -> None:
         raise OSError(errno.EIO, "raw", "/tmp/.tmp-x")
 
-    with pytest.raises(StorageError, match=r"^x: Input/output error \(3 attempts\)\. Everything committed"):
+    with pytest.raises(StorageError, match=r"^x: raw \(3 attempts\)\. Everything committed"):
         store.retry_io(flaky, what="x", delay_s=0)
