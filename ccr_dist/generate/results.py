@@ -87,6 +87,13 @@ class Results:
             return RowOutcome(error=f"{ticket.key}: {e}")
         return outcome
 
+    def _became_before(self, work: Work) -> Counter[str]:
+        """Rows by result of a shard whose payload is final, whatever it holds; without a record it is not looked into."""
+        if not self._parts.target.whole(work.shard):
+            return Counter(made=1)
+        nulls = int(self._parts.target.record(work.shard)["nulls"])
+        return Counter(made=work.rows - nulls, absent=nulls)
+
     def commit(self, work: Work) -> None:
         """Commit a complete shard, or give it up if another worker has it.
 
@@ -96,8 +103,7 @@ class Results:
         """
         parts, summary = self._parts, self._parts.report.summary
         waited_s = parts.engine_wait.seconds - work.waited_s
-        # The payload of a settled shard is final, whatever it holds.
-        became = Counter(made=1) if work.settled else work.became(parts.target.kind)
+        became = self._became_before(work) if work.settled else work.became(parts.target.kind)
         parts.bad_items.require_values(became, parts.open_shards)
         try:
             mine = parts.bench.commit(work, self._width, {"waited_s": round(waited_s, 3)})

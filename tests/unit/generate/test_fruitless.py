@@ -76,13 +76,17 @@ def test_a_job_of_which_the_filters_leave_nothing_ends_before_it_is_final(
     assert summary.complete and summary.fruitless == sum(left)
 
 
-def test_finished_shards_count_before_another_one_is_committed(tmp_path: Path) -> None:
+def test_finished_shards_whose_traces_are_left_count_as_what_they_are(tmp_path: Path) -> None:
     dataset = captions(tmp_path / "d", rows=(1, 1, 1))
     assert run(dataset, parrot(""), XX, progress=False, budget=Budget(0, 1)).complete
-    for file in (dataset.root / XX).glob(f"{dataset.shards[0]}.*"):
+    *others, last = dataset.shards
+    for file in (dataset.root / XX).glob(f"{last}.*"):
         file.unlink()
+    for shard in others:  # a worker ended before it had removed them
+        (dataset.root / XX / f"{shard}.journal.1").touch()
     with pytest.raises(DataBudgetError, match=r"none of the first \d+ rows has a value"):
         run(dataset, parrot(""), XX, progress=False)
+    assert len(dataset.column(XX).finished()) == 2
 
 
 def test_rows_without_inputs_are_no_failure_and_are_counted(tmp_path: Path) -> None:
