@@ -88,7 +88,7 @@ class Results:
         return outcome
 
     def _became_before(self, work: Work) -> Counter[str]:
-        """Rows by result of a shard whose payload is final, whatever it holds; without a record it is not looked into."""
+        """Rows by result of a shard whose payload is final; without a record it is taken for made."""
         if not self._parts.target.whole(work.shard):
             return Counter(made=1)
         nulls = int(self._parts.target.record(work.shard)["nulls"])
