@@ -102,6 +102,7 @@ def test_a_plan_for_people(config: Path) -> None:
         (("--device", "h100-80gb", "--stall", "3s"), "--stall 3s: only with --failures"),
         (("--device", "h100-80gb", "--failures", "0"), "expected hours above 0"),
         (("--device", "h100-80gb", "--clock", "cpu"), "--clock cpu: only with --measure"),
+        (("--device", "h100-80gb", "--captions", "9"), "--captions 9: only for stages in closed form"),
         (("--measure", "--gpus", "1,128"), "stage 'english' has 64 rows a batch, fewer than GPUs"),  # at once
     ],
 )
