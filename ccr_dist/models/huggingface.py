@@ -16,7 +16,28 @@ from ccr_dist.models import token_counts
 from ccr_dist.models.backbones.weightless import only_architecture
 
 CHARACTERS = 64  # of a token, for `bounded`
-ADVICE = "Give a Hugging Face id or a local folder; without network, a folder or an id that is in the local cache."
+_ADVICE = "Give a Hugging Face id or a local folder; without network, a folder or an id that is in the local cache."
+_ALONE = (
+    "A plan needs no weights of it, only its config.json and tokeniser: give a folder with those, or fetch them where"
+    " there is a network (hf download NAME --include '*.json' '*.model' '*.txt')."
+)
+
+
+def not_loaded(error: Exception, what: str, name: str, kind: str = "model", more: str = "") -> ConfigError:
+    """The error for a model, or a part of one, that transformers cannot load.
+
+    Args:
+        error: what it raised.
+        what: the role of the model, for the message.
+        name: its id or folder.
+        kind: model, tokeniser, or image processor.
+        more: a sentence on it, with a space before.
+    """
+    said = str(error).partition("\nCheck your internet connection")[0].rstrip(".")
+    source = f" from '{name}'" if name else ""
+    return ConfigError(
+        f"{what}: no {kind} could be loaded{source} ({said}).{more} {_ALONE if only_architecture() else _ADVICE}"
+    )
 
 
 def load_encoder(name: str, *, what: str, subfolder: str = "") -> Any:
@@ -49,7 +70,7 @@ def load_encoder(name: str, *, what: str, subfolder: str = "") -> Any:
         if isinstance(error, ConfigError):
             raise
         let_pass(error, name)
-        raise ConfigError(f"{what}: no model could be loaded from '{name}' ({error}). {ADVICE}") from error
+        raise not_loaded(error, what, name) from error
     missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise ConfigError(
@@ -146,7 +167,7 @@ def load_tokenizer(name: str, *, what: str, subfolder: str = "", revision: str |
         tokenizer = AutoTokenizer.from_pretrained(name, subfolder=subfolder, **at_revision(revision))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         let_pass(error, name)
-        raise ConfigError(f"{what}: no tokeniser could be loaded from '{name}' ({error}). {ADVICE}") from error
+        raise not_loaded(error, what, name, "tokeniser") from error
     # made of nothing, where its files are not there
     if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
         raise ConfigError(

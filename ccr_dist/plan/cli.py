@@ -108,12 +108,15 @@ def run(
     Nothing is computed and no weights are read: the step runs on fake tensors. Example: `ccr-dist plan
     configs/clip/dasd.yaml --gpus 1,8,64 --device h100-80gb`. How it is done and how far it is right: docs/plan.md.
     """
+    import itertools
     import json
+    import shlex
 
     from ccr_dist.methods.run_config import load_config
+    from ccr_dist.plan.cost.machine import machine_of
     from ccr_dist.plan.cost.messages import STRATEGIES
     from ccr_dist.plan.measure import calibrated
-    from ccr_dist.plan.predict import Traces, steps_of
+    from ccr_dist.plan.predict import Traces, require_rows, steps_of
     from ccr_dist.plan.recommend import options, recommend
     from ccr_dist.plan.table import duration
 
@@ -133,13 +136,17 @@ def run(
             f"--failures: {config} has only stages in closed form, which save their sums every minute by themselves;"
             " there is no interval to choose"
         )
+    require_rows(read, max(counts))
+    per_node = nodes_of or (found.node.gpus if found is not None else max(counts))
+    if found is not None:  # what no machine can be is said before anything is traced
+        for count, kind in itertools.product(counts, precisions):
+            machine_of(found, gpus=count, per_node=per_node, precision=kind, network=network)
     traces = Traces(read, tokens=tokens, captions=captions)
     speeds = calibrated(
         read, traces, fresh=measure, path=calibration, precisions=precisions, counts=counts, clock=clock
     )
     if found is None and speeds is None:
         raise ConfigError("--device is missing: name a GPU, such as --device h100-80gb, or measure here with --measure")
-    per_node = nodes_of or (found.node.gpus if found is not None else max(counts))
     every = {
         count: options(
             read, gpus=count, per_node=per_node, device=found, strategies=wanted, precisions=precisions,
@@ -147,7 +154,7 @@ def run(
         )
         for count in counts
     }  # fmt: skip
-    words = " ".join([str(config), *(overrides or ())])
+    words = shlex.join([str(config), *(overrides or ())])
     gpu = speeds is None or speeds.machine["device"] == "cuda"
     best = {count: recommend(read, each, per_node=per_node, path=words, gpu=gpu) for count, each in every.items()}
     broken = []

@@ -53,7 +53,8 @@ def measure(
     Args:
         device: auto, cpu or cuda.
         processes: local processes, over which collectives are measured.
-        precisions: of products: fp32, bf16, fp16; fp64 for stages in closed form, with solvers.
+        precisions: of products: fp32 (losses take it in every run), bf16, fp16; fp64 for stages in closed form, with
+            solvers.
         kinds: operators of the run's own shapes, the most expensive first.
         threads: of a process; None: cores / processes.
         clock: wall, or cpu: seconds of processor time of a rank, which others on the machine hardly change.
@@ -132,7 +133,7 @@ def _rank(
     moves = moving(stopwatch)
     found: dict[str, Any] = {
         "moves": moves,
-        "products": {each: products(stopwatch, TYPES[each], kinds) for each in precisions},
+        "products": {each: products(stopwatch, each, kinds) for each in precisions},
         "per_kernel": per_kernel(stopwatch),
         "alpha": {},
         "beta": {},
@@ -186,12 +187,12 @@ def moving(stopwatch: _Stopwatch) -> dict[float, float]:
     return made
 
 
-def products(stopwatch: _Stopwatch, dtype: torch.dtype, kinds: Sequence[Kind]) -> dict[Shape, float]:
+def products(stopwatch: _Stopwatch, precision: str, kinds: Sequence[Kind]) -> dict[Shape, float]:
     """FLOP/s of products and attention by shape: a grid, and the run's own."""
     shapes: list[Shape] = [("product", m, n, k, 1) for m in GRID for n in GRID for k in GRID]
     for name in ("attention", "attention_backward"):
         shapes += [(name, 64, 64, 64, 64), (name, 16, 16, 64, 64)]
-    own = [kind for kind in kinds if kind.name != "moves" and kind.double == (dtype == torch.float64)]
+    own = [kind for kind in kinds if kind.name != "moves" and kind.precision in ("", precision)]
     shapes += [
         (kind.name, kind.m, kind.n, kind.k, kind.batch)
         if kind.name not in SOLVERS
@@ -201,7 +202,7 @@ def products(stopwatch: _Stopwatch, dtype: torch.dtype, kinds: Sequence[Kind]) -
     made: dict[Shape, float] = {}
     for shape in dict.fromkeys(shapes):
         if 4 * (shape[4] * (shape[1] * shape[2] + shape[2] * shape[3] + shape[1] * shape[3])) < 2**30:
-            made[shape] = _rate(stopwatch, dtype, *shape)
+            made[shape] = _rate(stopwatch, TYPES[precision], *shape)
     return made
 
 
@@ -334,10 +335,11 @@ def calibrated(
         raise ConfigError("--clock cpu: processor time says nothing of a GPU; leave --clock out")
     require_rows(config, max(counts))
     local = min(max(counts), places_here(config.runtime.threads, gpu=gpu))
-    kinds = [kind for count in counts for kind in shapes(traces, list(steps_of(config)), count)]
+    stages = list(steps_of(config))
+    kinds = [kind for count in counts for each in precisions for kind in shapes(traces, stages, count, each)]
     for name in stages_of(config).keys() - steps_of(config).keys():
         kinds += [kind for every in traces.fit(name).operators.values() for kind in every if kind.flops]
-        precisions = list(dict.fromkeys([*precisions, "fp32", "fp64"]))
+    precisions = list(dict.fromkeys([*precisions, "fp32", *(kind.precision for kind in kinds if kind.precision)]))
     found = measure(
         processes=local, precisions=precisions, kinds=list(dict.fromkeys(kinds)), threads=config.runtime.threads,
         clock=clock or "wall",
@@ -363,11 +365,11 @@ def places_here(threads: int | None, *, gpu: bool) -> int:
     return max(2, len(os.sched_getaffinity(0)) // (threads or 1))
 
 
-def shapes(traces: Traces, stages: Sequence[str], world: int) -> list[Kind]:
-    """The operators of a run that compute most, the most expensive first."""
+def shapes(traces: Traces, stages: Sequence[str], world: int, precision: str | None = None) -> list[Kind]:
+    """The operators of a run that compute most, the most expensive first. `precision`: None: the config's."""
     total: dict[Kind, float] = {}
     for stage in stages:
-        for kinds in traces.of(stage, world).operators.values():
+        for kinds in traces.of(stage, world, precision).operators.values():
             for kind, count in kinds.items():
                 if kind.flops:
                     total[kind] = total.get(kind, 0.0) + kind.flops * count

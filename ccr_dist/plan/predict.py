@@ -190,10 +190,7 @@ def predict(
     require_rows(config, gpus)
     for name, stage in stages_of(config).items():
         if isinstance(stage, FitConfig):
-            plain = machine_of(
-                device, gpus=gpus, per_node=per_node, precision="fp32", network=network, calibration=calibration
-            )
-            found.append(_fit(config, traces.fit(name), plain, strategy, asked, room, rows_per_s))
+            found.append(_fit(config, traces.fit(name), machine, strategy, asked, room, rows_per_s))
             continue
         made = traces.of(name, gpus, asked, micro_batch)
         parts = memory(

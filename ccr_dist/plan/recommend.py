@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import yaml
 
 from ccr_dist.config import RunConfig
 from ccr_dist.devices import Device
@@ -239,7 +242,7 @@ def recommend(
         config: of the run.
         found: its options.
         per_node: GPUs of a node.
-        path: the run config's file and its overrides, as typed.
+        path: the run config's file and its overrides, quoted for a shell.
         gpu: whether it is planned for GPUs, and not for CPUs.
     """
     gpus = found[0].gpus
@@ -329,17 +332,13 @@ def _changed(config: RunConfig, chosen: Option) -> list[str]:
 
 
 def _pipeline_step(config: RunConfig, chosen: Option, per_node: int, path: str, gpu: bool) -> str:
-    words = " ".join([path, *_changed(config, chosen)])
-    return "\n".join(
-        [
-            "steps:",
-            "  train:",
-            f"    command: train {words}",
-            f"    nodes: {chosen.gpus // per_node}",
-            f"    {'gpus' if gpu else 'ranks'}: {per_node}",
-            f"    launch: {profile(chosen.strategy, gpu)}",
-        ]
-    )
+    step = {
+        "command": " ".join(["train", path, *_changed(config, chosen)]),
+        "nodes": chosen.gpus // per_node,
+        "gpus" if gpu else "ranks": per_node,
+        "launch": profile(chosen.strategy, gpu),
+    }
+    return yaml.safe_dump({"steps": {"train": step}}, sort_keys=False, width=math.inf).rstrip()
 
 
 def _gib(size: float) -> str:

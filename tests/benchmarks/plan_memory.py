@@ -89,7 +89,7 @@ def main() -> None:
             works = (("measured", measured, world), ("predicted", predicted, 1))
             lines.append(told(name, line(config, strategy, world, Path(folder), known, works), asked.kept, known))
         for method, world, options in plan_fit.CASES:
-            name = " ".join([method, f"x{world}", *(f"{k}={v}" for k, v in options.items())])
+            name = plan_fit.name_of((method, world, options))
             known = next((each["measured"] for each in kept if each["name"] == name), None)
             if asked.only not in name or (asked.predict and known is None):
                 continue

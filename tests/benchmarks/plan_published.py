@@ -94,6 +94,8 @@ def traced(point: Point, folder: Path) -> Trace:
     path = folder / "published.yaml"
     path.write_text(yaml.safe_dump(values))
     made = trace(load_config(path), "english", world=point.gpus)
+    # open_clip and CLAP take their losses under autocast; here they are float32
+    made = replace(made, operators={phase: _half(kinds) for phase, kinds in made.operators.items()})
     if point.towers is None:
         return made
     flops, parameters = point.towers
@@ -103,6 +105,14 @@ def traced(point: Point, folder: Path) -> Trace:
     }
     operators = {phase: kinds for phase, kinds in made.operators.items() if phase not in towers} | towers
     return replace(made, operators=operators, trained=parameters, trained_bytes=4 * parameters)
+
+
+def _half(kinds: dict[Kind, int]) -> dict[Kind, int]:
+    found: dict[Kind, int] = {}
+    for kind, count in kinds.items():
+        made = replace(kind, precision="bf16" if kind.precision == "fp32" else kind.precision)
+        found[made] = found.get(made, 0) + count
+    return found
 
 
 def predicted(points: Sequence[Point], folder: Path) -> list[dict[str, Any]]:

@@ -1,13 +1,13 @@
 """Predicted against measured time of a step, on this machine's CPUs: 1, 2 and 4 processes.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/plan_time.py [--clock cpu] [--rounds 2] [--steps 8] [--only NAME]
-        [--processes 2] [--save]
+        [--processes 2] [--what fits] [--save]
 
 First the machine is measured as `ccr-dist plan --measure` does, over as many processes as are planned. Then every
 configuration is trained by the training's own code, in turns (all of them once, then all of them again), and its steps
 are timed without the wait for data. Steps of two configurations, one method each, give the one factor by which whole
 steps are slower than their operators (`Calibration.factor`); all others are predicted with it. Those two are shown, and
-do not count.
+do not count. Stages in closed form (`plan_fit.py`) are fitted whole, without reading their columns, and take no factor.
 
 --clock cpu compares seconds of processor time of a rank, which other work on the machine changes little; --clock wall,
 seconds on the clock, means something on a quiet machine only.
@@ -29,13 +29,16 @@ from typing import Any
 
 import torch
 
-from ccr_dist.methods.run_config import load_config
-from ccr_dist.plan.cost.calibration import fitted
-from ccr_dist.plan.cost.machine import machine_of
+from ccr_dist.methods.run_config import from_dict, load_config
+from ccr_dist.plan.cost.calibration import Calibration, fitted
+from ccr_dist.plan.cost.fit import fit_time
+from ccr_dist.plan.cost.machine import Machine, machine_of
 from ccr_dist.plan.cost.seconds import step_time
 from ccr_dist.plan.measure import measure, shapes
 from ccr_dist.plan.predict import Traces
+from ccr_dist.plan.step.fit import trace_fit
 from tests import tiny, toy
+from tests.benchmarks import plan_fit
 from tests.benchmarks.record import record
 
 ROOT = Path(__file__).parents[2]
@@ -125,12 +128,8 @@ def cases(folder: Path) -> list[Case]:
 
 def measured(every: Sequence[Case], processes: int, rounds: int, steps: int, folder: Path) -> list[dict[str, Any]]:
     """Seconds of the steps of these cases, all on the same number of processes: by case and stage."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    work = (processes, port, [(each.path, each.strategy, each.overrides) for each in every], rounds, steps, str(folder))
-    torch.multiprocessing.spawn(_rank, args=work, nprocs=processes)
-    ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
+    work = [(each.path, each.strategy, each.overrides) for each in every]
+    ranks = on_ranks(_rank, processes, folder, work, rounds, steps, str(folder))
     found = []
     for number in range(len(every)):
         stages = {}
@@ -148,11 +147,25 @@ def measured(every: Sequence[Case], processes: int, rounds: int, steps: int, fol
     return found
 
 
-def _rank(rank: int, processes: int, port: int, every: list[Any], rounds: int, steps: int, folder: str) -> None:
+def on_ranks(work: Any, processes: int, folder: Path, *given: Any) -> list[Any]:
+    """What so many processes leave in `rankN.json` of the folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(work, args=(processes, port, *given), nprocs=processes)
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
+
+
+def as_rank(rank: int, processes: int, port: int) -> None:
+    """Sets the variables of torchrun."""
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
+
+
+def _rank(rank: int, processes: int, port: int, every: list[Any], rounds: int, steps: int, folder: str) -> None:
+    as_rank(rank, processes, port)
     from ccr_dist.train.loop import train_run
     from ccr_dist.train.step.stage import StageRun
     from ccr_dist.train.strategies.strategy import Strategy
@@ -182,6 +195,23 @@ def _rank(rank: int, processes: int, port: int, every: list[Any], rounds: int, s
     (Path(folder) / f"rank{rank}.json").write_text(json.dumps(found))
 
 
+def measured_fits(configs: Sequence[dict[str, Any]], processes: int, rounds: int, folder: Path) -> list[dict[str, Any]]:
+    """Seconds of stages in closed form, as `measured`: of rank 0, which also solves."""
+    found = []
+    for pairs in on_ranks(_fit_rank, processes, folder, list(configs), rounds, str(folder))[0]:
+        wall, cpu = zip(*pairs, strict=True)
+        spread = (max(cpu) - min(cpu)) / 2 / statistics.median(cpu)
+        found.append({"wall": statistics.median(wall), "cpu": statistics.median(cpu), "spread": spread})
+    return found
+
+
+def _fit_rank(rank: int, processes: int, port: int, configs: list[Any], rounds: int, folder: str) -> None:
+    as_rank(rank, processes, port)
+    torch.set_num_threads(1)
+    found = [plan_fit.timed(config, rounds) for config in configs]
+    (Path(folder) / f"rank{rank}.json").write_text(json.dumps(found))
+
+
 def profiled(strategy: str) -> None:
     """Sets the variables by which the launch profile of a strategy names it, in place of those of the run before."""
     os.environ["ACCELERATE_USE_DEEPSPEED"] = str(strategy.startswith("zero")).lower()
@@ -195,21 +225,30 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--only", default="", help="cases whose name has this in it, and the two that give the factor")
     parser.add_argument("--processes", default="1,2,4", help="only cases of so many processes, and the two")
+    parser.add_argument("--what", choices=("steps", "fits", "both"), default="both", help="fits: stages in closed form")
     parser.add_argument("--save", action="store_true", help="keep the JSON in results/")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="plan-time-") as place:
         folder = Path(place)
         counts = set(map(int, asked.processes.split(",")))
-        every = [each for each in cases(folder) if each.fits or (asked.only in each.name and each.processes in counts)]
-        rows = compared(every, asked.clock, asked.rounds, asked.steps, folder)
+        if asked.what != "fits":
+            every = cases(folder)
+            every = [each for each in every if each.fits or (asked.only in each.name and each.processes in counts)]
+            shown("plan_time", compared(every, asked.clock, asked.rounds, asked.steps, folder), asked)
+        if asked.what != "steps":
+            closed = [each for each in plan_fit.TIMED if asked.only in plan_fit.name_of(each) and each[1] in counts]
+            shown("plan_time_fit", compared_fits(closed, asked.clock, asked.rounds, folder), asked)
+
+
+def shown(name: str, rows: Sequence[dict[str, Any]], asked: argparse.Namespace) -> None:
+    """The table, for people; and the JSON."""
     counted = sorted(abs(row["error"]) for row in rows if not row["fits"])
-    print(table(rows, asked.clock))
-    results = {
-        "clock": asked.clock, "rounds": asked.rounds, "steps": asked.steps - SKIPPED,
-        "median_error": statistics.median(counted), "largest_error": counted[-1], "rows": rows,
-    }  # fmt: skip
-    record("plan_time", results, save=asked.save)
+    print(table(rows, asked.clock), flush=True)
+    results = {"clock": asked.clock, "rounds": asked.rounds, "steps": asked.steps - SKIPPED, "rows": rows}
+    if counted:
+        results |= {"median_error": statistics.median(counted), "largest_error": counted[-1]}
+    record(name, results, save=asked.save)
 
 
 def compared(every: Sequence[Case], clock: str, rounds: int, steps: int, folder: Path) -> list[dict[str, Any]]:
@@ -224,11 +263,7 @@ def compared(every: Sequence[Case], clock: str, rounds: int, steps: int, folder:
         pairs = []
         for case, stages in zip(mine, measured(mine, processes, rounds, steps, folder), strict=True):
             for stage, found in stages.items():
-                machine = machine_of(
-                    None, gpus=processes, per_node=processes, precision="fp32", calibration=replace(speeds, factor=1.0)
-                )
-                if clock == "cpu":  # what is compared is a rank's processor time, whoever has the core meanwhile
-                    machine = replace(machine, crowd=1.0)
+                machine = machine_here(speeds, clock)
                 strategy = "single" if processes == 1 else case.strategy
                 trace = traces[case].of(stage, processes)
                 plain = step_time(trace, strategy=strategy, machine=machine)
@@ -242,6 +277,34 @@ def compared(every: Sequence[Case], clock: str, rounds: int, steps: int, folder:
         machine = replace(row.pop("machine"), factor=factor)
         time_ = step_time(row.pop("trace"), strategy=row["strategy"], machine=machine)
         row |= {"predicted": time_.step, "parts": time_.parts, "error": time_.step / row["measured"][clock] - 1}
+    return rows
+
+
+def machine_here(speeds: Calibration, clock: str) -> Machine:
+    """What was measured, as as many ranks of one node, without a factor."""
+    here, plain = speeds.processes, replace(speeds, factor=1.0)
+    machine = machine_of(None, gpus=here, per_node=here, precision="fp32", calibration=plain)
+    # by processor time a rank is compared by itself, whoever has the core meanwhile
+    return replace(machine, crowd=1.0) if clock == "cpu" else machine
+
+
+def compared_fits(every: Sequence[plan_fit.Case], clock: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
+    """Stages in closed form: a row for each. Nothing is fitted."""
+    rows = []
+    for processes in sorted({processes for _, processes, _ in every}):
+        mine = [case for case in every if case[1] == processes]
+        configs = [plan_fit.config_of(name, folder / "fits", options) for name, _, options in mine]
+        traces = [trace_fit(from_dict(config, name="bench"), "fit") for config in configs]
+        kinds = {kind: None for made in traces for each in made.operators.values() for kind in each if kind.flops}
+        speeds = measure(
+            processes=processes, precisions=("fp32", "fp64"), kinds=list(kinds), threads=1, clock=clock, device="cpu"
+        )
+        machine = machine_here(speeds, clock)
+        for case, made, found in zip(mine, traces, measured_fits(configs, processes, rounds, folder), strict=True):
+            time_ = fit_time(made, machine, threads=1)
+            rows.append({"case": plan_fit.name_of(case), "stage": "fit", "processes": processes, "fits": False,
+                         "measured": found, "predicted": time_.total, "parts": time_.parts,
+                         "error": time_.total / found[clock] - 1})  # fmt: skip
     return rows
 
 

@@ -6,6 +6,7 @@ loads weights asks here first.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,10 +20,15 @@ def only_architecture() -> bool:
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Context manager: models are built without their weights. Never for one that is used."""
+    """Context manager: models are built without their weights, and libraries do not warn of that. Never for one that is
+    used.
+    """
     global _wanted
     before, _wanted = _wanted, True
+    muted = logging.root.manager.disable
+    logging.disable(max(muted, logging.WARNING))
     try:
         yield
     finally:
         _wanted = before
+        logging.disable(muted)

@@ -54,8 +54,16 @@ def fit_time(trace: FitTrace, machine: Machine, *, threads: int, rows_per_s: flo
     turns = -(-captions.blocks // ranks.world)
     # blocks at the end of a shard are smaller than the one that was traced
     share = turns / captions.blocks * captions.total / captions.block
+    texts = captions.texts / captions.total
+    often = {
+        "begin": 1.0,
+        "block": (1 - texts) * share,
+        "texts": texts * share,
+        "add": (1 - texts) * turns,
+        "add_texts": texts * turns,
+    }
     summing = [0.0, 0.0, 0.0]
-    for phase, times in (("begin", 1.0), ("block", share), ("add", float(turns))):
+    for phase, times in often.items():
         for at, seconds in enumerate(_computed(trace.operators.get(phase, {}), machine)):
             summing[at] += times * seconds
     messages = [("all_reduce", size, 1) for size in trace.sums]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ccr_dist import devices
 from ccr_dist.devices import Device
@@ -41,7 +42,7 @@ class Machine:
         factor: by which computations of whole steps were slower than their operators, measured one by one.
         calibration: measured rates of products and moves by size, if any.
         precision: fp32, bf16 or fp16.
-        double: FLOP/s of large products in float64; None: not known.
+        rates: FLOP/s of large products by precision, of a device in the table: fp32, tf32, fp64, ...
     """
 
     name: str
@@ -54,7 +55,7 @@ class Machine:
     factor: float = 1.0
     calibration: Calibration | None = None
     precision: str = "fp32"
-    double: float | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     def seconds(self, kind: Kind) -> tuple[float, float]:
         """Of one call: seconds of arithmetic, and seconds by which moving its bytes takes longer than that."""
@@ -73,21 +74,29 @@ class Machine:
         return kind.flops / (CORE * threads * REACHED.get(kind.name, 1.0))
 
     def _flops_per_s(self, kind: Kind) -> float:
+        wanted = kind.precision or self.precision
         if self.calibration is not None:
-            if kind.double and "fp64" not in self.calibration.products:
+            if wanted not in self.calibration.products:
                 raise ConfigError(
-                    f"the calibration of {self.name} has no speeds for fp64, in which stages in closed form sum up:"
-                    " measure again with --measure"
+                    f"the calibration of {self.name} has no speeds for {wanted}{_user(wanted)}: measure again with"
+                    " --measure"
                 )
-            return nearest(self.calibration, kind, "fp64" if kind.double else self.precision)
-        if not kind.double:
+            return nearest(self.calibration, kind, wanted)
+        if kind.name == "convolution" and wanted == "fp32" and "tf32" in self.rates:
+            return self.rates["tf32"]  # torch lets cuDNN round to it, and keeps it off for products
+        if wanted == self.precision:
             return self.flops
-        if self.double is None:
+        if wanted not in self.rates:
             raise ConfigError(
-                f"{self.name}: its table has no tflops.fp64, in which stages in closed form sum up: add it to the"
-                " device's file"
+                f"{self.name}: its table has no tflops.{wanted}{_user(wanted)}: add it to the device's file"
             )
-        return self.double
+        return self.rates[wanted]
+
+
+def _user(precision: str) -> str:
+    """What computes in a precision whatever the run's is."""
+    uses = {"fp64": "stages in closed form sum up", "fp32": "losses are computed"}
+    return f", in which {uses[precision]}" if precision in uses else ""
 
 
 def machine_of(
@@ -131,10 +140,10 @@ def machine_of(
             " with --precision or runtime.precision"
         )
     ranks = Ranks(nodes, here, inside_of(device), between_of(device, network, per_node), WAIT)
-    double = device.peak("fp64")
+    rates = {name: PRODUCTS * (device.peak(name) or 0.0) for name in device.tflops}
     return Machine(
         device.title, ranks, PRODUCTS * peak, MOVES * device.bytes_per_s, LAUNCH, queued=True, precision=precision,
-        double=double and PRODUCTS * double,
+        rates=rates,
     )  # fmt: skip
 
 

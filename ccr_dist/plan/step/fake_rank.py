@@ -83,8 +83,8 @@ def built(config: RunConfig, mode: Any, texts: Sequence[str] | None) -> Method:
         if unread:
             raise ConfigError(
                 f"{config.name}: the size of method {config.method.name!r} depends on the words of its training"
-                f" captions, which cannot be read ({unread[0]}): make the datasets first, or freeze the table"
-                " (method.frontend.rows: none)"
+                f" captions, which cannot be read ({unread[0]}): make the datasets first, or plan with"
+                " method.frontend.rows=all, which takes more: rows of all words are trained then"
             ) from error
         raise
     method.gradient_checkpointing = config.runtime.gradient_checkpointing

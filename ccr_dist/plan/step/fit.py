@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccr_dist.config import FitConfig, RunConfig
+from ccr_dist.config import FitConfig, RunConfig, TextSet
 from ccr_dist.data.stream.fields import Fields
 from ccr_dist.data.stream.matrices import Matrices
-from ccr_dist.data.table.dataset import Dataset
 from ccr_dist.errors import CcrError, ConfigError
 from ccr_dist.methods.base import Method
 from ccr_dist.models.backbones.weightless import without_weights
 from ccr_dist.plan.step.fake_rank import built, conversions, fake_rows, feature_width, picture_width
 from ccr_dist.plan.step.meter import Meter
 from ccr_dist.plan.step.operators import Kind
-from ccr_dist.train.inputs import fields_for, train_sets
+from ccr_dist.train.assemble import fields_for, of_texts, open_datasets, train_sets
 from ccr_dist.train.step.fit import add_up
 
-ON_DEVICE = ("begin", "block", "next", "add", "sums")  # phases on a rank's device; "solve" is on the CPU
+# phases on a rank's device; "solve" is on the CPU
+ON_DEVICE = ("begin", "block", "texts", "next", "add", "add_texts", "sums")
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,16 @@ class Captions:
         block: of the largest block.
         blocks: number of blocks.
         note: what was assumed, a sentence; None: they were counted.
+        apart: whether some have no picture beside others that have one, so that they have sums of their own.
+        texts: how many of `total` those are, as far as that is known.
     """
 
     total: int
     block: int
     blocks: int
     note: str | None = None
+    apart: bool = False
+    texts: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,10 @@ class FitTrace:
         sums: bytes of each tensor of sums.
         drawn: bytes of the captions that are drawn before; 0: none are.
         found: bytes of the weights of all solutions.
-        operators: by phase, how often each kind is called: "begin" once, "block" a block, "add" a block, "solve" once.
-        highest: most bytes beside weights at once, by phase: begin, block, next (another one beside the sums of the
-            first), add (both), sums (the same, with what was saved), solve.
+        operators: by phase, how often each kind is called: "begin" and "solve" once, "block" and "add" a block, "texts"
+            and "add_texts" one of captions without pictures that are summed up apart.
+        highest: most bytes beside weights at once, by phase: begin, block, texts (the same), next (another one beside
+            the sums of those), add and add_texts (both), sums (the same, with what was saved), solve.
         notes: what was assumed, a sentence each.
     """
 
@@ -98,7 +103,7 @@ def trace_fit(config: RunConfig, stage: str, *, captions: int | None = None) -> 
         widths = _widths(config, stage, fields, method)
         meter = Meter(f"{config.name}: method {config.method.name!r}, stage '{stage}'")
         with meter:
-            sums, drawn, found = _followed(method, stage, widths, counted.block, meter)
+            sums, drawn, found = _followed(method, stage, widths, counted, meter)
     modules = [each for each in vars(method).values() if isinstance(each, torch.nn.Module)]
     tensors = {id(each): each for module in modules for each in [*module.parameters(), *module.buffers()]}
     trained = {id(each) for each in method.net.parameters()}
@@ -117,13 +122,14 @@ def trace_fit(config: RunConfig, stage: str, *, captions: int | None = None) -> 
 
 
 def _followed(
-    method: Method, stage: str, widths: dict[str, int], rows: int, meter: Meter
+    method: Method, stage: str, widths: dict[str, int], captions: Captions, meter: Meter
 ) -> tuple[tuple[int, ...], int, int]:
     """The stage as `FitStage` runs it. Bytes of sums, of drawn captions, and of what was found."""
     lang = next(iter(method.languages), "en")
 
-    def block() -> dict[str, Tensor]:
-        return method.statistics(stage, lang, {k: fake_rows(method, (rows, width)) for k, width in widths.items()})
+    def block(pictures: bool = True) -> dict[str, Tensor]:
+        given = {k: fake_rows(method, (captions.block, w)) for k, w in widths.items() if pictures or k != "visual"}
+        return method.statistics(stage, lang, given)
 
     meter.enter("begin")
     drawn = 0
@@ -132,18 +138,23 @@ def _followed(
         drawn = _bytes(query)
         method.begin(stage, query)
         del query
-    meter.enter("block")
     fresh: dict[str, Tensor] = {}
-    add_up(fresh, block())
-    meter.enter("next")
-    more = block()
-    meter.enter("add")
-    add_up(fresh, more)
+    kinds = [(True, "block", "add"), *([(False, "texts", "add_texts")] if captions.apart else [])]
+    for pictures, phase, _ in kinds:
+        meter.enter(phase)
+        add_up(fresh, block(pictures))
+    for pictures, _, phase in kinds:
+        meter.enter("next")
+        more = block(pictures)
+        meter.enter(phase)
+        add_up(fresh, more)
+        del more
     meter.enter("sums")
-    saved = fresh
-    fresh = more
-    add_up(fresh, block())
-    del fresh, more
+    saved = dict(fresh)
+    fresh.clear()
+    for pictures, *_ in [*kinds, kinds[0]]:
+        add_up(fresh, block(pictures))
+    del fresh
     meter.enter("solve")
     sums = tuple(map(_bytes, saved.values()))
     solved = [weights for _, weights in method.solutions(stage, saved)]
@@ -177,29 +188,38 @@ def captions_of(config: RunConfig, stage: str, fields: Fields, given: int | None
     """
     settings = config.stages[stage]
     assert isinstance(settings, FitConfig)
+    sets = train_sets(config, stage)
+    apart = bool(fields.visual) and any(isinstance(each, TextSet) for each in sets)
     try:
-        datasets = [Dataset.open(each.path) for each in train_sets(config, stage)]
+        datasets = open_datasets(sets)
         # pictures that features will stand in for have none to count
-        matrices = Matrices(datasets, replace(fields, visual=None), rows=settings.batch)
+        read = of_texts(replace(fields, visual=None), sets, datasets)
+        matrices = Matrices(datasets, read, rows=settings.batch)
         counts = [matrices.captions(block) for block in matrices.blocks]
+        plain = [n for n, block in zip(counts, matrices.blocks, strict=True) if isinstance(sets[block.source], TextSet)]
     except (CcrError, OSError) as error:
         if given is None:
             raise ConfigError(
                 f"{config.name}: stage '{stage}' takes as long as there are captions to sum up, which cannot be counted"
                 f" ({error}): make the columns first, or say how many with --captions, for example --captions 145000"
             ) from error
-        block = min(settings.batch, given)
-        return Captions(
-            given, block, -(-given // block),
+        note = (
             f"stage '{stage}': its columns are not there, so that a block of {settings.batch} rows is planned with one"
-            " caption a row; with five, its rows take five times the room",
-        )  # fmt: skip
+            " caption a row; with five, its rows take five times the room"
+        )
+        if apart:
+            note += (
+                "; captions of data.texts have sums of their own, which are planned, and take as long as if they had"
+                " pictures"
+            )
+        return Captions(given, min(settings.batch, given), -(-given // settings.batch), note, apart)
     total, block = sum(counts), max(counts, default=0)
     if not total:
         raise ConfigError(f"{config.name}: stage '{stage}': the training columns have no vector to sum up")
+    texts = sum(plain) if apart else 0
     if given is None:
-        return Captions(total, block, len(counts))
-    return Captions(given, min(block, given), -(-given // block))
+        return Captions(total, block, len(counts), apart=apart, texts=texts)
+    return Captions(given, min(block, given), -(-given // block), apart=apart, texts=texts * given // total)
 
 
 def _bytes(tensor: Any) -> int:

@@ -50,6 +50,7 @@ _FREE = {
     aten.detach, aten.alias, aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided,
     aten._local_scalar_dense, aten.lift_fresh, aten._unsafe_view, aten.is_same_size,
 }  # fmt: skip
+_PRECISIONS = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Kind:
         batch: how many such products.
         flops: of one call.
         moved: bytes of one call.
-        double: whether it computes in float64.
+        precision: in which it computes: fp64, fp32, bf16 or fp16; empty: that of the run.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Kind:
     batch: int
     flops: float
     moved: float
-    double: bool = False
+    precision: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,13 +152,13 @@ def kind_of(function: Any, args: Any, kwargs: Mapping[str, Any], result: Any) ->
     moved += moved if packet in _ROWS_OF else sum(map(_bytes, going_in))
     if packet in _SOLVERS:
         name, rows, columns = _SOLVERS[packet], *_sides(packet, args)
-        return Kind(name, rows, columns, 1, 1, SOLVERS[name](rows, columns), moved, double=_is_double(going_in))
+        return Kind(name, rows, columns, 1, 1, SOLVERS[name](rows, columns), moved, _precision(going_in))
     count = _FLOPS.get(packet)
     if count is None:
         return Kind("moves", 0, 0, 0, 1, 0.0, moved)
     flops = float(count(*args, **kwargs, out_val=result))
     name, m, n, k, batch = _shape(packet, going_in, coming_out)
-    return Kind(name, m, n, k, batch, flops, moved, double=_is_double(going_in))
+    return Kind(name, m, n, k, batch, flops, moved, _precision(going_in))
 
 
 def _sides(packet: Any, args: Any) -> tuple[int, int]:
@@ -183,8 +184,9 @@ def scratch(function: Any, args: Any) -> int:
     return elements * args[0].element_size()
 
 
-def _is_double(tensors: list[Tensor]) -> bool:
-    return any(each.dtype == torch.float64 for each in tensors)
+def _precision(tensors: list[Tensor]) -> str:
+    """Of the first that has one: operands are of one type, and what attention's backward gets beside them is wider."""
+    return next((_PRECISIONS[each.dtype] for each in tensors if each.dtype in _PRECISIONS), "")
 
 
 def _shape(packet: Any, going_in: list[Tensor], coming_out: list[Tensor]) -> tuple[str, int, int, int, int]:

@@ -25,8 +25,8 @@ from ccr_dist.plan.step.fit import Captions, FitTrace, trace_fit
 from ccr_dist.plan.step.operators import SOLVERS, Kind
 from tests import every_method
 
-PRODUCT = Kind("product", 1000, 1000, 1000, 1, 2e9, 12e6, double=True)
-SOLVED = Kind("cholesky", 1000, 1000, 1, 1, 1e9 / 3, 16e6, double=True)
+PRODUCT = Kind("product", 1000, 1000, 1000, 1, 2e9, 12e6, "fp64")
+SOLVED = Kind("cholesky", 1000, 1000, 1, 1, 1e9 / 3, 16e6, "fp64")
 ROWS = 8
 FITTED = FitTrace(
     stage="fit", captions=Captions(total=1000, block=100, blocks=10), frozen_bytes=5_000, trained_bytes=500,
@@ -37,7 +37,7 @@ FITTED = FitTrace(
 
 def machine(world: int, **changes: Any) -> Machine:
     ranks = Ranks(1, world, Wire(1e-6, 1e9), Wire(0, 1e9))
-    return replace(Machine("test", ranks, 1e12, 1e15, 0.0, queued=True, double=1e11), **changes)
+    return replace(Machine("test", ranks, 1e12, 1e15, 0.0, queued=True, rates={"fp64": 1e11}), **changes)
 
 
 def test_ranks_share_the_sums_and_one_of_them_solves() -> None:
@@ -76,7 +76,7 @@ def test_speeds_in_float64() -> None:
     h100 = machine_of(devices.named("h100-80gb"), gpus=1, per_node=1, precision="bf16")
     assert h100.seconds(PRODUCT)[0] == pytest.approx(2e9 / (0.7 * 67e12))
     with pytest.raises(ConfigError, match=r"has no tflops\.fp64, in which stages in closed form sum up"):
-        machine(1, double=None).seconds(PRODUCT)
+        machine(1, rates={}).seconds(PRODUCT)
 
 
 @pytest.mark.parametrize("name", sorted(SOLVERS))
@@ -111,6 +111,42 @@ def test_what_is_traced_is_what_is_computed(folder: Path, name: str) -> None:
     assert {"eigh", "svd"} <= solved if name == "map" else {"cholesky", "triangular", "cholesky_solve"} <= solved
     assert made.highest["sums"] > made.highest["next"] > made.highest["block"] >= sum(made.sums)
     assert "its columns are not there" in made.notes[0]
+
+
+def test_captions_without_pictures_have_sums_of_their_own(folder: Path) -> None:
+    """A kernel adds the two up when it solves; how many they are is not known."""
+    values = every_method.config(folder, "kernel")
+    alone = trace_fit(from_dict(values, name="kernel"), "fit", captions=ROWS)
+    values["data"]["texts"] = [{"path": "elsewhere"}]
+    both = trace_fit(from_dict(values, name="kernel"), "fit", captions=ROWS)
+    method = every_method.build(folder, "kernel")
+    width = method.backbone.image_features(torch.zeros(1, 3, 32, 32)).shape[1]
+    rows = {"query": torch.randn(ROWS, every_method.QUERY_WIDTH), "visual": torch.randn(ROWS, width)}
+    with torch.no_grad():
+        rows["english"] = torch.randn(ROWS, method.backbone.text_features(["a"]).shape[1])
+        method.begin("fit", torch.randn(method.drawn("fit"), every_method.QUERY_WIDTH))
+        sums = method.statistics("fit", "es", rows)
+        del rows["visual"]
+        sums |= method.statistics("fit", "es", rows)
+    assert sorted(both.sums) == sorted(8 * each.numel() for each in sums.values())
+    assert both.captions.apart and len(both.sums) > len(alone.sums)
+    assert both.operators["block"] == alone.operators["block"]
+    assert both.operators["texts"] and both.operators["add_texts"]
+    assert all(both.highest[phase] > alone.highest[phase] for phase in ("next", "add", "sums", "solve"))
+    assert "captions of data.texts have sums of their own" in both.notes[0] and "data.texts" not in alone.notes[0]
+
+
+def test_blocks_without_pictures_take_their_own_time() -> None:
+    def compute(fitted: FitTrace, phase: str) -> float:
+        return fit_time(replace(fitted, operators={phase: {PRODUCT: 3}}), machine(1), threads=1).parts["compute"]
+
+    assert compute(FITTED, "texts") == 0, "there are none"
+    quarter = replace(FITTED, captions=replace(FITTED.captions, apart=True, texts=250))
+    for phase, share in (("block", 0.75), ("texts", 0.25)):
+        assert compute(quarter, phase) == pytest.approx(share * compute(FITTED, "block"))
+    higher = replace(quarter, highest=FITTED.highest | {"add_texts": 5_000})
+    parts, _ = fit_memory(higher, world=1, saves=False, host=False)
+    assert parts["sums"] + parts["workspace"] == 5_000
 
 
 def test_the_memory_of_a_kernel_grows_with_the_square_of_its_landmarks(folder: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_product() -> None:
 
     for fake in (False, True):
         assert counted(work, fake=fake).frozen() == {
-            "forward": {Kind("product", 5, 3, 7, 1, 2 * 5 * 7 * 3, 4 * (35 + 21 + 15)): 1}
+            "forward": {Kind("product", 5, 3, 7, 1, 2 * 5 * 7 * 3, 4 * (35 + 21 + 15), "fp32"): 1}
         }
 
 

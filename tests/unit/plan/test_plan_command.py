@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from ccr_dist.cli import app
@@ -86,6 +88,27 @@ def test_a_plan_for_people(config: Path) -> None:
     )
     assert "arithmetic" in text and "2 GPUs: ddp in fp32: it is the fastest that fits" in text
     assert "accelerate launch --config_file launch/accelerate/ddp.yaml --num_processes 2" in text
+
+
+def test_what_is_recommended_can_be_pasted(config: Path) -> None:
+    """Into a shell, and into a pipeline."""
+    override = "data.queries={en: caption en}"
+    words = ("--gpus", "16", "--device", "h100-80gb", "--strategies", "ddp", "--json")
+    [best] = json.loads(said(config, override, *words))["recommendations"]
+    assert shlex.split(best["command"])[-4:] == [str(config), override, "--world", "16"]
+    step = yaml.safe_load(best["pipeline_step"])["steps"]["train"]
+    assert step.pop("command") == f"train {shlex.join([str(config), override])}"
+    assert step == {"nodes": 2, "gpus": 8, "launch": "ddp"}
+
+
+def test_numbers_of_gpus_that_cannot_be_are_refused_before_anything_is_traced(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Traces, "of", lambda *_, **__: pytest.fail("a step was traced"))
+    for gpus, why in (("1,128", "has 64 rows a batch"), ("1,12", "not a multiple of the 8 GPUs"), ("1,32", "no units")):
+        device = "t4" if gpus == "1,32" else "h100-80gb"
+        text = refused(config, "--gpus", gpus, "--device", device, "--nodes-of", "8", "--precision", "fp32,bf16")
+        assert why in " ".join(text.split())
 
 
 @pytest.mark.parametrize(

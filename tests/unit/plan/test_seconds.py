@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from ccr_dist import devices
 from ccr_dist.errors import ConfigError
@@ -52,6 +53,32 @@ def test_roofline_by_hand() -> None:
     thin = replace(PRODUCT, moved=4e8)
     other = step_time(traced(operators={"forward": {thin: 1}}), strategy="single", machine=machine(ALONE))
     assert (other.parts["compute"], other.parts["memory_traffic"]) == pytest.approx((2e-3, 2e-3))
+
+
+def test_products_take_the_speed_of_their_precision() -> None:
+    """Losses are float32 in a run of bf16. TF32 is torch's default for convolutions only; training leaves it so."""
+    import ccr_dist.train.loop  # noqa: F401
+
+    assert not torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+    h100, v100 = devices.named("h100-80gb"), devices.named("v100-32gb")
+    for precision in ("bf16", "fp32"):
+        made = machine_of(h100, gpus=1, per_node=1, precision=precision)
+        for kind, peak in (
+            (PRODUCT, h100.tflops[precision]),
+            (replace(PRODUCT, precision="fp32"), 67),
+            (replace(PRODUCT, precision="fp64"), 67),
+            (replace(PRODUCT, precision="bf16"), 989),
+            (replace(PRODUCT, name="convolution", precision="fp32"), 494),
+        ):
+            assert made.seconds(kind)[0] == pytest.approx(2e9 / (PRODUCTS * peak * 1e12))
+    old = machine_of(v100, gpus=1, per_node=1, precision="fp32")
+    with pytest.raises(ConfigError, match=r"its table has no tflops\.bf16: add it to the device"):
+        old.seconds(replace(PRODUCT, precision="bf16"))
+    known = replace(machine_of(h100, gpus=1, per_node=1, precision="bf16"), calibration=calibration())
+    assert known.seconds(replace(PRODUCT, precision="fp32"))[0] > 0
+    known = replace(known, calibration=calibration(products={"bf16": calibration().products["fp32"]}))
+    with pytest.raises(ConfigError, match="no speeds for fp32, in which losses are computed: measure again"):
+        known.seconds(replace(PRODUCT, precision="fp32"))
 
 
 def test_starting_kernels_shows_where_the_device_waits_for_it() -> None:

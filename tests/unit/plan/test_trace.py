@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ccr_dist.errors import ConfigError
 from ccr_dist.losses.context import Context
 from ccr_dist.methods.build import build_method
 from ccr_dist.methods.run_config import from_dict, load_config
+from ccr_dist.models.backbones.weightless import without_weights
 from ccr_dist.plan.cost.memory import disagreement, memory
 from ccr_dist.plan.step.fake_rank import batch_of, fake_processes, largest_rows
 from ccr_dist.plan.step.meter import Meter
@@ -253,3 +255,27 @@ def test_features_have_the_shape_that_the_dataset_gives_them(tmp_path: Path) -> 
     batch = batch_of(given, build_method(given, texts=TEXTS), fields_for(given, stage), "cma", ROWS, TOKENS)
     assert batch.visual is not None and batch.visual.shape == (ROWS, wide)
     assert trace(given, "cma", world=2).flops["losses"] > 0
+
+
+def test_a_model_that_is_not_there_is_named_in_one_sentence_and_weights_are_not_missed(
+    values: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frontend = {**values["method"]["frontend"], "embeddings": str(tmp_path / "none")}
+    lacking = {**values, "method": {**values["method"], "frontend": frontend}}
+    with pytest.raises(
+        ConfigError, match=r"A plan needs no weights of it, only its config\.json and tokeniser"
+    ) as caught:
+        traced(lacking)
+    assert "\n" not in str(caught.value) and not caplog.records
+    with without_weights():
+        logging.warning("random weights")
+    logging.warning("heard")
+    assert [record.message for record in caplog.records] == ["heard"]
+
+
+def test_losses_are_float32_in_every_precision(values: dict[str, Any]) -> None:
+    for precision in ("fp32", "bf16", "fp16"):
+        found = traced(values, precision=precision).operators
+        used = {phase: {kind.precision for kind in found[phase] if kind.flops} for phase in found}
+        assert used["forward"] == {precision} and used["losses"] == {"fp32"}
+        assert used["backward"] == {precision, "fp32"}, "of the losses, and of the model"

@@ -21,6 +21,7 @@ from ccr_dist.methods.run_config import load_config
 from ccr_dist.models import tensorfile
 from ccr_dist.models.backbones.build import build_backbone
 from ccr_dist.models.query_encoder import build_query_encoder
+from ccr_dist.plan.step.fit import Captions, trace_fit
 from ccr_dist.train.assemble import training_texts
 from ccr_dist.train.inputs import check_columns, train_sets, wanted
 from ccr_dist.train.loop import train_run
@@ -96,6 +97,12 @@ def test_a_kernel_towards_pictures_reads_them_too(folder: Path) -> None:
         for each in found
     ]
     assert landmarks == [60, 66]
+
+
+def test_a_planner_counts_them_apart_where_they_have_no_pictures(folder: Path) -> None:
+    for name, apart in (("kernel", True), ("map", False)):
+        found = trace_fit(load_config(query_side.config(folder, name), [texts(folder, **OWN)]), "fit").captions
+        assert found == Captions(total=65, block=5, blocks=16, apart=apart, texts=5 if apart else 0)
 
 
 def test_pictures_are_not_asked_of_them_and_their_own_columns_are(folder: Path) -> None:

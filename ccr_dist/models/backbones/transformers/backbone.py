@@ -24,10 +24,10 @@ from ccr_dist.models.backbones.transformers.towers import ClipTower, SiglipTower
 from ccr_dist.models.backbones.weightless import only_architecture
 from ccr_dist.models.hf_tower import HuggingFaceTower
 from ccr_dist.models.huggingface import (
-    ADVICE,
     at_revision,
     encode_texts,
     load_tokenizer,
+    not_loaded,
     positions,
     quiet_loading,
 )
@@ -184,7 +184,7 @@ def _load(cfg: TransformersConfig, what: str) -> tuple[Any, Family]:
         if isinstance(error, ConfigError):
             raise
         let_pass(error, cfg.model)
-        raise ConfigError(f"{what}: no model could be loaded ({error}). {ADVICE}") from error
+        raise not_loaded(error, what, "") from error
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(
             f"{what}: the weights lack {len(missing)} tensors of a {type(model).__name__}, for example {missing[0]};"

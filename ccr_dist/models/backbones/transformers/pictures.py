@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ccr_dist.errors import ConfigError, let_pass
-from ccr_dist.models.huggingface import ADVICE, at_revision
+from ccr_dist.models.huggingface import at_revision, not_loaded
 
 
 class Pictures:
@@ -66,9 +66,8 @@ def load_pictures(name: str, *, revision: str | None, flexible: bool, what: str)
         shapes = [tuple(pictures(Image.new("RGB", size)).shape) for size in ((64, 48), (30, 90))]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
         let_pass(error, name)
-        raise ConfigError(
-            f"{what}: no image processor could be loaded from '{name}' ({error}). Its preprocessor_config.json says how"
-            f" pictures are prepared. {ADVICE}"
+        raise not_loaded(
+            error, what, name, "image processor", " Its preprocessor_config.json says how pictures are prepared."
         ) from error
     if shapes[0] != shapes[1]:
         raise ConfigError(
