@@ -52,8 +52,7 @@ def page(summary: StudySummary, rows: Sequence[ResultRow], figures: Mapping[str,
         "<h2>Rows</h2>",
         _table(summary),
         f"<p><small>{summary.explained}</small></p>",
-        picture(figures["rows"], CAPTIONS["rows"]),
-        picture(figures["parameters"], CAPTIONS["parameters"]),
+        *(picture(figures[name], CAPTIONS[name]) for name in ("rows", "parameters") if name in figures),
     ]
     body.append(details("Recalls by language", recall_table(rows)))
     template = Template(files("ccr_dist.evaluate").joinpath("report.html").read_text(encoding="utf-8"))

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ccr_dist.errors import DataError
 from ccr_dist.evaluate.page import NAMES
 from ccr_dist.study.compare import ALL, Judged
 from ccr_dist.study.summary import Line, StudySummary, magnitude
@@ -31,16 +31,10 @@ _STYLE: dict[str, Any] = {
 
 
 def draw(summary: StudySummary) -> dict[str, bytes]:
-    """All plots as PNG by name, without `comparisons` if there are none.
-
-    Args:
-        summary: The study's results.
-
-    Raises:
-        DataError: No row trains anything.
-    """
-    figures = {"rows": png(lambda: rows(summary)), "parameters": png(lambda: parameters(summary))}
-    return ({"comparisons": png(lambda: comparisons(summary))} if summary.judged else {}) | figures
+    """All plots as PNG by name: `comparisons` if there are some, `rows`, and `parameters` if a row trains something."""
+    wanted = {"comparisons": (comparisons, bool(summary.judged)), "rows": (rows, True),
+              "parameters": (parameters, any(line.parameters for line in summary.lines))}  # fmt: skip
+    return {name: png(partial(made, summary)) for name, (made, there) in wanted.items() if there}
 
 
 def comparisons(summary: StudySummary) -> Any:
@@ -124,8 +118,6 @@ def parameters(summary: StudySummary) -> Any:
     order, heads = _grouped(summary)
     trained = [(line, colour) for _, line, colour in order if line.parameters]
     figure, (axis,) = axes_of((7.4, max(4.2, 0.19 * (len(order) + len(heads)))), 1, 1)
-    if not trained:
-        raise DataError(f"study {summary.plan.study.name!r}: no row trains anything")
     low = min(line.estimates[ALL].low for line, _ in trained)
     high = max(line.estimates[ALL].high for line, _ in trained)
     room = 0.15 * (high - low)

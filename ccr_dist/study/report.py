@@ -4,7 +4,7 @@
     table.md, rows.csv, rows.png                 the rows
     comparisons.md, comparisons.csv and .png     the comparisons
     study.json                                   the numbers of both
-    parameters.png                               SumR against trained parameters
+    parameters.png                               SumR against trained parameters, if a row trains some
     results.csv, results.json                    every metric of every row, as `ccr-dist report` writes them
 
 What is missing is named, never filled in.

@@ -6,3 +6,4 @@ ccr shards build wesnoth --out $data shared=all split=test 'languages=[es]'
 ccr translate $data/test --engine apertium --to es --back
 ccr translate $data/test --engine apertium --from caption.es --to en --column caption.en.es-apertium
 ccr featurise $data/test --config configs/studies/wesnoth/_base.yaml --from caption.en --column feature.minilm.caption.en
+ccr featurise $data/test --config configs/studies/wesnoth/_e5.yaml --from caption.en --column feature.e5.caption.en

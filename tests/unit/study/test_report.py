@@ -48,6 +48,18 @@ def test_the_report_says_the_same_everywhere(configs: Path, tmp_path: Path) -> N
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_study_of_rows_that_train_nothing_has_a_report(configs: Path, tmp_path: Path) -> None:
+    plan = study(configs, tmp_path)
+    for n, run in enumerate(plan.runs):
+        result_of(run, *ranks(n, 5))
+        told = json.loads(run.result.read_text())
+        told["meta"]["parameters"]["trainable"] = 0
+        run.result.write_text(json.dumps(told))
+    page = write(summarise(plan, replicates=50), tmp_path / "report")
+    assert (page.parent / "rows.png").exists() and not (page.parent / "parameters.png").exists()
+    assert "against trained parameters" not in page.read_text()
+
+
 def test_means_are_over_the_languages_that_all_rows_have(configs: Path, tmp_path: Path) -> None:
     plan = study(configs, tmp_path)
     for n, run in enumerate(plan.runs):
