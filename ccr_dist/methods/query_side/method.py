@@ -15,6 +15,7 @@ from ccr_dist.errors import ConfigError
 from ccr_dist.methods.base import Method
 from ccr_dist.methods.features import at_least_one, encode_visual, english, frozen, one_row, precise
 from ccr_dist.methods.query_side.options import LinearMapOptions, QuerySideOptions
+from ccr_dist.models.backbones.backbone import features_by_length
 from ccr_dist.models.query_encoder import build_query_encoder, prompt_of
 
 
@@ -69,8 +70,7 @@ class QuerySide(Method):
         device = next(self.net.parameters()).device
         if self.query.device != device:
             self.query.to(device)
-        with torch.no_grad():
-            return precise(self.query.text_features(at_least_one(texts)))[: len(texts)]
+        return precise(features_by_length(self.query, at_least_one(texts)))[: len(texts)]
 
     def features_of(self, batch: Batch) -> Tensor:
         """`query_features` of a batch's captions (n, Q): the cached ones where there are such."""

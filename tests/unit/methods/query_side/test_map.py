@@ -206,3 +206,23 @@ def test_products_that_are_mirrored_are_all_products(width: int) -> None:
     x = torch.randn(9, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     close(gram(x), x.T @ x, tolerance=1e-14)
     assert gram(x[:0]).tolist() == [[0.0] * width] * width
+
+
+def test_queries_of_like_length_are_encoded_together(
+    folder: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text costs as much as the longest beside it."""
+    model = built(folder, backbone)
+    texts = ["perro " * (i * 7 % 20 + 1) for i in range(40)]
+    whole, calls, encode = model.query.text_features(texts), [], model.query.text_features
+
+    def counted(part: Sequence[str]) -> Tensor:
+        calls.append([len(text) for text in part])
+        return encode(part)
+
+    monkeypatch.setattr(model.query, "text_features", counted)
+    found = model.query_features(texts)
+    close(found, whole.detach(), tolerance=1e-5)
+    assert not found.requires_grad
+    assert [len(call) for call in calls] == [16, 16, 8]
+    assert sum(calls, []) == sorted(map(len, texts))
