@@ -11,6 +11,7 @@ import re
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,12 +27,15 @@ from ccr_dist.config import RunConfig
 from ccr_dist.environment import environment, meminfo
 from ccr_dist.errors import ConfigError
 from ccr_dist.plan.cost.calibration import Calibration, Product, read, write
+from ccr_dist.plan.engines import engines
 from ccr_dist.plan.predict import Traces, require_rows, stages_of, steps_of
 from ccr_dist.plan.step.operators import SOLVERS, Kind, Operators
 
 Clock = Literal["wall", "cpu"]
 Shape = tuple[str, int, int, int, int]  # name, m, n, k, batch of a `Kind`
 SIZES = (1 << 14, 1 << 18, 1 << 22, 1 << 25)  # elements of tensors whose operators move bytes
+# of tensors that are copied: malloc takes more than 32 MiB from the system each time, and gives it back at once
+COPIED = (1 << 14, 1 << 18, 1 << 22, 9 << 20, 1 << 25)
 ENDS = (1 << 10, 1 << 22)  # elements of the buffers by which collectives are measured
 GRID = (32, 256, 1024)  # rows, columns and depth of products that are always measured
 MOST = 24  # shapes of a run that are measured, those with most FLOPs
@@ -47,6 +51,7 @@ def measure(
     kinds: Sequence[Kind] = (),
     threads: int | None = None,
     clock: Clock = "wall",
+    with_engines: bool = True,
 ) -> Calibration:
     """Measure this machine.
 
@@ -58,6 +63,7 @@ def measure(
         kinds: operators of the run's own shapes, the most expensive first.
         threads: of a process; None: cores / processes.
         clock: wall, or cpu: seconds of processor time of a rank, which others on the machine hardly change.
+        with_engines: measure the engines of strategies, too, on several processes.
 
     Raises:
         ConfigError: there is no such device.
@@ -72,7 +78,7 @@ def measure(
     cores = len(os.sched_getaffinity(0))
     each = threads or max(1, cores // processes)
     with tempfile.TemporaryDirectory(prefix="ccr-dist-measure-") as folder:
-        work = (where, processes, tuple(precisions), tuple(kinds), each, clock, folder)
+        work = (where, processes, tuple(precisions), tuple(kinds), each, clock, with_engines, folder)
         torch.multiprocessing.spawn(_rank, args=work, nprocs=processes, join=True)
         found = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(processes)]
     about = environment()
@@ -92,13 +98,23 @@ def measure(
             )
             for precision in precisions
         },
-        moves=tuple((size, _middle([rank["moves"][size] for rank in found])) for size in found[0]["moves"]),
+        moves=_by_size(found, "moves"),
+        copies=_by_size(found, "copies"),
+        clones=_by_size(found, "clones"),
         per_kernel=_middle([rank["per_kernel"] for rank in found]),
         memory_bytes=int(room),
         processes=processes,
         alpha={name: _middle([rank["alpha"][name] for rank in found]) for name in found[0]["alpha"]},
         beta={name: _middle([rank["beta"][name] for rank in found]) for name in found[0]["beta"]},
+        engines={
+            name: {part: _middle([rank["engines"][name][part] for rank in found]) for part in parts}
+            for name, parts in found[0]["engines"].items()
+        },
     )  # fmt: skip
+
+
+def _by_size(found: Sequence[dict[str, Any]], name: str) -> tuple[tuple[float, float], ...]:
+    return tuple((size, _middle([rank[name][size] for rank in found])) for size in found[0][name])
 
 
 def _product(shape: Shape, flops_per_s: float) -> Product:
@@ -118,9 +134,12 @@ def _rank(
     kinds: Sequence[Kind],
     threads: int,
     clock: Clock,
+    with_engines: bool,
     folder: str,
 ) -> None:
+    os.dup2(2, 1)  # libraries print, and stdout is the plan's
     torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # of functions that were renamed
     here = torch.device(device, rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
         torch.cuda.set_device(here)
@@ -131,15 +150,21 @@ def _rank(
         )  # fmt: skip
     stopwatch = _Stopwatch(here, clock)
     moves = moving(stopwatch)
+    copies, clones = copying(stopwatch)
     found: dict[str, Any] = {
         "moves": moves,
+        "copies": copies,
+        "clones": clones,
         "products": {each: products(stopwatch, each, kinds) for each in precisions},
         "per_kernel": per_kernel(stopwatch),
         "alpha": {},
         "beta": {},
+        "engines": {},
     }
     if processes > 1:
         found["alpha"], found["beta"] = collectives(stopwatch, processes)
+        if with_engines:
+            found["engines"] = engines(here, clock, found["alpha"], found["beta"])
         dist.destroy_process_group()
     torch.save(found, Path(folder) / f"{rank}.pt")
 
@@ -187,12 +212,24 @@ def moving(stopwatch: _Stopwatch) -> dict[float, float]:
     return made
 
 
+def copying(stopwatch: _Stopwatch) -> tuple[dict[float, float], dict[float, float]]:
+    """Bytes/s by bytes that a call reads and writes: of copies into memory that is there, and into new memory."""
+    there: dict[float, float] = {}
+    new: dict[float, float] = {}
+    for count in COPIED:
+        x, y = (torch.ones(count, device=stopwatch.device) for _ in range(2))
+        size = 8.0 * count
+        there[size] = size / stopwatch(partial(y.copy_, x))
+        new[size] = size / stopwatch(x.clone)
+    return there, new
+
+
 def products(stopwatch: _Stopwatch, precision: str, kinds: Sequence[Kind]) -> dict[Shape, float]:
     """FLOP/s of products and attention by shape: a grid, and the run's own."""
     shapes: list[Shape] = [("product", m, n, k, 1) for m in GRID for n in GRID for k in GRID]
     for name in ("attention", "attention_backward"):
         shapes += [(name, 64, 64, 64, 64), (name, 16, 16, 64, 64)]
-    own = [kind for kind in kinds if kind.name != "moves" and kind.precision in ("", precision)]
+    own = [kind for kind in kinds if kind.flops and kind.precision in ("", precision)]
     shapes += [
         (kind.name, kind.m, kind.n, kind.k, kind.batch)
         if kind.name not in SOLVERS
@@ -278,18 +315,20 @@ def collectives(stopwatch: _Stopwatch, processes: int) -> tuple[dict[str, float]
     """Seconds of a collective of few bytes, and seconds a byte of the whole buffer, by name."""
     alpha: dict[str, float] = {}
     beta: dict[str, float] = {}
-    for name in ("all_reduce", "all_gather"):
+    for name in ("all_reduce", "all_gather", "reduce_scatter"):
         spent: list[float] = []
         for count in ENDS:
             whole = torch.ones(count, device=stopwatch.device)
             own = whole[: count // processes].clone()
-            parts = [torch.empty_like(own) for _ in range(processes)]
 
-            def work(name: str = name, whole: Tensor = whole, own: Tensor = own, parts: Any = parts) -> None:
+            # into new memory, as engines that gather and scatter do
+            def work(name: str = name, whole: Tensor = whole, own: Tensor = own) -> None:
                 if name == "all_reduce":
                     dist.all_reduce(whole.mul_(0))
+                elif name == "all_gather":
+                    dist.all_gather_into_tensor(torch.empty_like(whole), own)
                 else:
-                    dist.all_gather(parts, own)
+                    dist.reduce_scatter_tensor(torch.empty_like(own), whole)
 
             dist.barrier()
             spent.append(stopwatch(work, budget=0, least=15))  # the same number of calls on every rank

@@ -220,10 +220,20 @@ def predict(
                 hidden=time.hidden,
                 sent=time.sent,
                 steps=stage.steps,
-                notes=(*made.notes, *filter(None, [traces.doubts[name]])),
+                notes=(*made.notes, *filter(None, [traces.doubts[name], _unmeasured(machine, strategy)])),
             )
         )
     return found
+
+
+def _unmeasured(machine: Machine, strategy: str) -> str | None:
+    """What a calibration does not know of an engine."""
+    if machine.calibration is None or machine.ranks.world == 1 or machine.engine(strategy) is not None:
+        return None
+    return (
+        f"the engine of {strategy} was not measured (over several processes, with its library installed): its own work"
+        " on the host is planned as starts of its copies"
+    )
 
 
 def require_rows(config: RunConfig, gpus: int) -> None:

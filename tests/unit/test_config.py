@@ -10,18 +10,7 @@ import yaml
 from ccr_dist.config import as_dict
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.run_config import from_dict, load_config
-
-ROOT = Path(__file__).parents[2]
-
-
-def is_run(path: Path) -> bool:
-    """Studies, scaling studies and pipelines are no run configs; tests beside their code check them."""
-    return path.parent.name not in ("pipelines", "scaling") and not (
-        path.parent.name == "studies" and "title" in yaml.safe_load(path.read_text())
-    )
-
-
-SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if not path.name.startswith("_") and is_run(path))
+from tests.shipped import ROOT, SHIPPED
 
 RUN = """\
 name: run

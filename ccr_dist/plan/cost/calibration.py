@@ -19,7 +19,7 @@ from ccr_dist.errors import ConfigError
 from ccr_dist.plan.cost.collectives import Wire
 from ccr_dist.plan.step.operators import Kind
 
-FORMAT = "ccr-dist calibration 1"
+FORMAT = "ccr-dist calibration 2"
 NEAREST = 3  # measured shapes between which a rate is interpolated
 
 
@@ -51,6 +51,11 @@ class Calibration:
         alpha: seconds of a collective of few bytes, by its name.
         beta: seconds a byte of a buffer, by name of the collective.
         factor: measured by predicted seconds of whole steps, 1 where none were measured (`fitted`).
+        copies: (bytes that a call reads and writes, bytes/s) of copies into memory that is there, by size; none: as
+            `moves`. Operators that work in place take it.
+        clones: the same of copies into new memory, whose pages the system has to find.
+        engines: seconds of an engine's own work on the host, by strategy, and by kind of tensor and part of a step
+            (`engines.py`).
     """
 
     machine: dict[str, Any]
@@ -64,15 +69,18 @@ class Calibration:
     alpha: dict[str, float] = field(default_factory=dict)
     beta: dict[str, float] = field(default_factory=dict)
     factor: float = 1.0
+    copies: tuple[tuple[float, float], ...] = ()
+    clones: tuple[tuple[float, float], ...] = ()
+    engines: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Hardware and versions, for people and file names."""
         return f"{self.machine['name']}, torch {self.machine['torch']}"
 
-    def moving(self, size: float) -> float:
-        """Bytes/s of a call that moves `size` bytes, between those that were measured."""
-        points = self.moves
+    def moving(self, size: float, name: str = "moves") -> float:
+        """Bytes/s of a call that moves `size` bytes, between those that were measured. `name`: that of its `Kind`."""
+        points = {"copy": self.copies, "clone": self.clones}.get(name) or self.moves
         if size <= points[0][0]:
             return points[0][1]
         for (low, slow), (high, fast) in pairwise(points):
@@ -82,7 +90,11 @@ class Calibration:
         return points[-1][1]
 
     def wire(self, kind: str) -> Wire:
-        """The link between local processes as a collective sees it: all_reduce or all_gather."""
+        """The link between local processes as a collective sees it: all_reduce, all_gather or reduce_scatter; of those
+        that measured no reduce_scatter, as all_gather does.
+        """
+        if kind not in self.alpha:
+            kind = "all_gather"
         steps = (2 if kind == "all_reduce" else 1) * (self.processes - 1)
         return Wire(self.alpha[kind] / steps, steps / self.processes / self.beta[kind])
 
@@ -135,13 +147,16 @@ def read(path: Path, named: str = "--calibration") -> Calibration:
         raise ConfigError(f"{named} {path}: no calibration of this version; make one with --measure")
     try:
         values["products"] = {key: tuple(Product(**row) for row in rows) for key, rows in values["products"].items()}
-        values["moves"] = tuple((float(size), float(rate)) for size, rate in values["moves"])
+        for name in ("moves", "copies", "clones"):
+            values[name] = tuple((float(size), float(rate)) for size, rate in values[name])
         found = Calibration(**values)
         rates = [each.flops_per_s for rows in found.products.values() for each in rows]
-        rates += [rate for _, rate in found.moves]
+        rates += [rate for _, rate in (*found.moves, *found.copies, *found.clones)]
         rates += [found.factor, found.per_kernel, *found.alpha.values(), *found.beta.values()]
         if not all(rate > 0 and math.isfinite(rate) for rate in rates) or not found.moves:
             raise ValueError("a speed of 0, or none")
+        if not all(0 <= each < math.inf for parts in found.engines.values() for each in parts.values()):
+            raise ValueError("an engine that takes no number of seconds")
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ConfigError(f"{named} {path}: not a calibration ({error}); make one with --measure") from None
     return found

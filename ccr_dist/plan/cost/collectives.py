@@ -51,7 +51,7 @@ class Ranks:
         inside: the link of a rank to the others of its node.
         between: all of a node's adapters together.
         base: seconds that a collective takes beside its steps: its launch, and the wait for the last rank.
-        gathers: the link as all-gather and reduce-scatter see it, where that was measured by itself.
+        gathers, scatters: the link as all-gather and as reduce-scatter see it, where those were measured by themselves.
     """
 
     nodes: int
@@ -60,6 +60,7 @@ class Ranks:
     between: Wire
     base: float = 0.0
     gathers: Wire | None = None
+    scatters: Wire | None = None
 
     @property
     def world(self) -> int:
@@ -87,7 +88,7 @@ class Ranks:
 
     def reduce_scatter(self, size: float) -> float:
         """Seconds. `size`: bytes that each rank holds before."""
-        return self.all_gather(size)
+        return (self if self.scatters is None else replace(self, gathers=self.scatters)).all_gather(size)
 
     def ring(self, size: float) -> float:
         """Seconds of an all-reduce of `size` bytes by rings."""

@@ -63,9 +63,13 @@ class Machine:
         if kind.flops:
             arithmetic = kind.flops / self._flops_per_s(kind)
         if self.calibration is None or not kind.flops:  # measured rates of products include their bytes
-            rate = self.bytes_per_s if self.calibration is None else self.calibration.moving(kind.moved)
+            rate = self.bytes_per_s if self.calibration is None else self.calibration.moving(kind.moved, kind.name)
             moving = kind.moved / rate
         return arithmetic, max(0.0, moving - arithmetic)
+
+    def engine(self, strategy: str) -> Mapping[str, float] | None:
+        """Seconds of an engine's own work on the host, as `Calibration.engines`; None: it was not measured."""
+        return self.calibration.engines.get(strategy) if self.calibration is not None else None
 
     def solving(self, kind: Kind, threads: int) -> float:
         """Seconds of one call on the CPU of one rank, of so many threads. A calibration of a CPU knows its speed."""
@@ -187,17 +191,17 @@ def _measured(
         link, adapters = devices.network(network)
         between = Wire(link.alpha, link.bytes_per_s * (adapters or 1))
     if calibration.processes > 1:
-        reduced, gathered = calibration.wire("all_reduce"), calibration.wire("all_gather")
+        reduced, gathered, scattered = map(calibration.wire, ("all_reduce", "all_gather", "reduce_scatter"))
     elif device is not None:
-        reduced, gathered = inside_of(device), None
+        reduced, gathered, scattered = inside_of(device), None, None
     elif here * nodes > 1:
         raise ConfigError(
             f"the calibration of {calibration.name} was measured on one process, and says nothing of collectives:"
             " measure again with --measure and --gpus of more than one"
         )
     else:
-        reduced, gathered = Wire(0.0, 1.0), None
-    ranks = Ranks(nodes, here, reduced, between, gathers=gathered)
+        reduced, gathered, scattered = Wire(0.0, 1.0), None, None
+    ranks = Ranks(nodes, here, reduced, between, gathers=gathered, scatters=scattered)
     gpu = calibration.machine.get("device") == "cuda"
     crowd = 1.0 if gpu else _crowd(calibration, here)
     return Machine(

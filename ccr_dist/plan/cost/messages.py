@@ -5,6 +5,7 @@ they call.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from ccr_dist.errors import ConfigError
@@ -62,11 +63,12 @@ def messages(trace: Trace, strategy: str, world: int) -> list[Message]:
     found = [Message("update", "all_reduce", 64, AGREEMENTS, False, "agreement")]
     found += _features(trace)
     if trace.trained:
-        found += _of_parameters(trace, strategy)
+        found += of_parameters(trace, strategy)
     return found
 
 
-def _of_parameters(trace: Trace, strategy: str) -> list[Message]:
+def of_parameters(trace: Trace, strategy: str) -> list[Message]:
+    """Those of weights and their gradients, on several ranks."""
     if strategy in ("zero1", "zero2"):
         return _zero(trace, strategy)
     return {"ddp": _ddp, "zero3": _zero3, "fsdp2": _fsdp2}[strategy](trace)
@@ -107,7 +109,9 @@ def _zero(trace: Trace, name: str) -> list[Message]:
 
 
 def _zero3(trace: Trace) -> list[Message]:
-    """Parameters are gathered for each forward, and for its backward again where they are too many to be kept."""
+    """Parameters are gathered for each forward, and for its backward again where they are too many to be kept: many at
+    once, as far as DeepSpeed fetches ahead. Small ones are kept whole, and each is gathered after the update.
+    """
     cut = [count for count in (*trace.tensors, *trace.frozen_tensors) if count > PERSIST]
     size, parts = 4.0 * sum(cut), trace.micro_batches
     once = 2 * sum(cut) <= LIVE
@@ -115,28 +119,32 @@ def _zero3(trace: Trace) -> list[Message]:
     buckets = max(1, math.ceil(trace.trained_bytes / (4 * ELEMENTS)))
     found = [
         Message("backward", "reduce_scatter", trace.trained_bytes / buckets, parts * buckets, True, "gradients"),
-        Message("update", "all_gather", trace.trained_bytes - min(trace.trained_bytes, size), 1, False, "small ones"),
     ]
+    if small := [count for count in trace.tensors if count <= PERSIST]:
+        mean = 4.0 * sum(small) / len(small)
+        found.append(Message("update", "all_gather", mean, len(small), False, "small parameters"))
     if cut:
-        found.append(Message("forward", "all_gather", size / len(cut), forwards * len(cut), True, "parameters"))
+        fetches = min(len(cut), 1 + math.ceil(sum(cut) / ELEMENTS))
+        found.append(Message("forward", "all_gather", size / fetches, forwards * fetches, True, "parameters"))
         if not once:
-            found.append(Message("backward", "all_gather", size / len(cut), parts * len(cut), True, "parameters"))
+            found.append(Message("backward", "all_gather", size / fetches, parts * fetches, True, "parameters"))
     return [each for each in found if each.size > 0]
 
 
 def _fsdp2(trace: Trace) -> list[Message]:
-    """Frozen blocks are gathered for each forward and each backward; all else is one group, gathered once, whose
+    """A frozen block is gathered whenever it runs, forward and backward; all else is one group, gathered once, whose
     gradients are scattered when the backward has ended.
     """
-    blocks, parts = sum(trace.blocks), trace.micro_batches
-    forwards = 1 if parts == 1 else 2 * parts
-    rest = trace.trained_bytes + trace.frozen_bytes - blocks
+    rest = trace.trained_bytes + trace.frozen_bytes - sum(trace.blocks)
     found = [
         Message("forward", "all_gather", rest, 1, False, "parameters outside of frozen blocks"),
         Message("backward", "reduce_scatter", trace.trained_bytes, 1, False, "gradients"),
     ]
-    if trace.blocks:
-        mean, count = blocks / len(trace.blocks), len(trace.blocks)
-        found.append(Message("forward", "all_gather", mean, forwards * count, True, "frozen blocks"))
-        found.append(Message("backward", "all_gather", mean, parts * count, True, "frozen blocks"))
+    often: Counter[tuple[str, int]] = Counter()
+    for size, (forward, backward) in zip(trace.blocks, trace.block_runs, strict=True):
+        often["forward", size] += forward
+        often["backward", size] += backward
+    for (phase, size), count in often.items():
+        if count:
+            found.append(Message(phase, "all_gather", size, count, True, "frozen blocks"))
     return found

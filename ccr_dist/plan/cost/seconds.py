@@ -1,9 +1,10 @@
 """How long a step takes on a machine, by part.
 
 Each operator takes the longer of its arithmetic and its traffic (the roofline model: Williams, Waterman and Patterson,
-2009). On a device with a queue of calls the host's work shows only where it takes longer than the device's. Collectives
-hide behind the computations of their phase where an engine and the device let them. The loader's processes work ahead:
-their time shows only as far as it is longer than all the rest.
+2009). Engines of several ranks copy, too, and have work of their own on the host (`copies.py`). On a device with a
+queue of calls the host's work shows only where it takes longer than the device's. Collectives hide behind the
+computations of their phase where an engine and the device let them. The loader's processes work ahead: their
+time shows only as far as it is longer than all the rest.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from ccr_dist.plan.cost.copies import copies, host_work
 from ccr_dist.plan.cost.machine import Machine
 from ccr_dist.plan.cost.messages import Message, messages
 from ccr_dist.plan.step.trace import Trace
@@ -96,9 +98,15 @@ def _computed(trace: Trace, phase: str, strategy: str, machine: Machine) -> tupl
         one, other = machine.seconds(kind)
         arithmetic, moving, calls = arithmetic + count * one, moving + count * other, calls + count
     share = 1 / machine.ranks.world if phase == "update" and strategy in SHARDED else 1.0
-    factor = share * machine.factor
-    arithmetic, moving = factor * arithmetic, factor * moving
+    arithmetic, moving = share * arithmetic, share * moving
+    engine = machine.engine(strategy) if machine.ranks.world > 1 else None
+    for each in copies(trace, strategy, machine.ranks.world):
+        if each.phase == phase:
+            moving += each.seconds(machine)
+            calls += each.calls if engine is None else 0  # else measured with all that the engine does
+    arithmetic, moving = machine.factor * arithmetic, machine.factor * moving
     host = calls * machine.per_kernel * machine.factor
+    host += host_work(trace, strategy, phase, engine) if engine is not None else 0.0
     overhead = max(0.0, host - arithmetic - moving) if machine.queued else host
     return machine.crowd * arithmetic, machine.crowd * moving, machine.crowd * overhead
 

@@ -71,6 +71,7 @@ class Meter(TorchDispatchMode):
         operators: what was called, by phase.
         gathered: most bytes of gathered features at once.
         opened: whether a frozen block has run.
+        runs: of each frozen block that ran, how often: forward, and with a backward after it.
         touched: storages that some operator has read or written.
     """
 
@@ -80,6 +81,7 @@ class Meter(TorchDispatchMode):
         self.operators = Operators()
         self.gathered = 0
         self.opened = False
+        self.runs: dict[int, list[int]] = defaultdict(lambda: [0, 0])
         self.touched: set[int] = set()
         self._bytes: dict[str, int] = defaultdict(int)
         self._storages: dict[int, list[Any]] = {}  # address -> [reference, part, bytes]
@@ -95,6 +97,14 @@ class Meter(TorchDispatchMode):
     def first_block(self, *_: Any) -> None:
         """A frozen block runs, as a hook before its forward; until the first of them a forward is "opening"."""
         self.opened = True
+
+    def block_ran(self, number: int, module: nn.Module, given: Any, result: Any) -> None:
+        """A frozen block ran, as a hook behind its forward. One that is computed again inside of a backward does not
+        count: its weights are there.
+        """
+        if torch._C._current_graph_task_id() == -1:
+            self.runs[number][0] += 1
+            self.runs[number][1] += any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(result))
 
     def watch(self, parameters: Iterable[nn.Parameter]) -> None:
         """What these parameters collect counts as gradients, and not as temporaries."""

@@ -58,9 +58,10 @@ class Kind:
     """Operators that take the same time.
 
     Attributes:
-        name: product, attention, convolution, one of `SOLVERS`, or moves (for all that no FLOPs are counted for).
+        name: product, attention, convolution, one of `SOLVERS`; of all that no FLOPs are counted for: moves, copy
+            (which writes into memory that is there, as optimisers do) or clone (of engines: into new memory).
         m, n, k: rows and columns of the result, and what is summed over; of attention: queries, keys, width of a head;
-            of a solver: rows, columns or right-hand sides, 1. 0 for moves.
+            of a solver: rows, columns or right-hand sides, 1. 0 where no FLOPs are counted.
         batch: how many such products.
         flops: of one call.
         moved: bytes of one call.
@@ -155,7 +156,7 @@ def kind_of(function: Any, args: Any, kwargs: Mapping[str, Any], result: Any) ->
         return Kind(name, rows, columns, 1, 1, SOLVERS[name](rows, columns), moved, _precision(going_in))
     count = _FLOPS.get(packet)
     if count is None:
-        return Kind("moves", 0, 0, 0, 1, 0.0, moved)
+        return Kind("copy" if function._schema.is_mutable else "moves", 0, 0, 0, 1, 0.0, moved)
     flops = float(count(*args, **kwargs, out_val=result))
     name, m, n, k, batch = _shape(packet, going_in, coming_out)
     return Kind(name, m, n, k, batch, flops, moved, _precision(going_in))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class Trace:
         tensors: elements of each trained parameter, in the order of the model.
         frozen_tensors: elements of each frozen parameter, likewise.
         blocks: bytes of each frozen block, as fsdp2 gathers them one by one.
-        used_again: bytes of those of `blocks` that the backward needs once more.
+        block_runs: how often each of them runs forward, and backward.
         groups: elements of trained parameters in each group of the optimiser.
         whole: bytes of `frozen_bytes` that no strategy cuts: buffers, scalars, copies outside of the step.
         shared: bytes of weights in the step that something outside of it holds, too; fsdp2 cuts only the step's.
@@ -109,6 +110,7 @@ class Trace:
     tensors: tuple[int, ...] = ()
     frozen_tensors: tuple[int, ...] = ()
     blocks: tuple[int, ...] = ()
+    block_runs: tuple[tuple[int, int], ...] = ()
     groups: tuple[int, ...] = ()
     whole: int = 0
     shared: int = 0
@@ -206,8 +208,9 @@ def _traced(
         _first_update(each.trained.values(), each.optimizer)
     meter = Meter(f"{config.name}: method {config.method.name!r}, stage '{stage}'")
     meter.watch(engine.trained.values())
-    for block in blocks(step):
+    for number, block in enumerate(blocks(step)):
         block.register_forward_pre_hook(meter.first_block)
+        block.register_forward_hook(partial(meter.block_ran, number))
     engine.train()
     outside = _outside(step, method)
     other = Opinion([step, *method.aux.values(), engine.optimizer, *outside, *batch.tensors()]) if opinion else None
@@ -249,6 +252,7 @@ def _traced(
         tensors=tuple(p.numel() for p in trained.values()),
         frozen_tensors=tuple(p.numel() for p in frozen),
         blocks=tuple(sum(map(_bytes, _unique(block.parameters()))) for block in blocks(step)),
+        block_runs=tuple((meter.runs[n][0], meter.runs[n][1]) for n in range(len(blocks(step)))),
         groups=tuple(sum(p.numel() for p in group["params"]) for group in engine.optimizer.param_groups),
         whole=sum(map(_bytes, fixed)),
         shared=_shared(step, method),

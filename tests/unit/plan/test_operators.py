@@ -80,3 +80,11 @@ def test_sums_of_phases() -> None:
     a = torch.zeros(4)
     found.add("update", torch.ops.aten.add_.Tensor, (a, a), {}, a)
     assert found.sums("update") == (0.0, 3 * 16, 1)
+
+
+def test_operators_that_work_in_place_take_no_new_memory() -> None:
+    def work(inputs: Any) -> Any:
+        return torch.zeros(8) if inputs is None else inputs.mul_(2).add_(1) + 1
+
+    kinds = counted(work).frozen()["forward"]
+    assert {kind.name: count for kind, count in kinds.items()} == {"copy": 2, "moves": 1}

@@ -58,6 +58,8 @@ def test_a_network_that_runs_twice_is_followed_by_both(tmp_path: Path) -> None:
     for stage in ("cla", "cma"):
         made = traces.of(stage, 1)
         assert made.opinion and traces.doubts[stage] is None
+        forward, backward = (sum(run) for run in zip(*made.block_runs, strict=True))
+        assert forward > backward > 0, "frozen blocks around adapters are gathered for the backward, too"
 
 
 def test_a_plan_as_json(config: Path) -> None:
@@ -146,6 +148,10 @@ def test_this_machine_is_measured_and_planned(config: Path, tmp_path: Path) -> N
     assert all(step["compute"] > 0 and step["overhead"] > 0 for step in steps) and steps[1]["collectives"] > 0
     assert "accelerate/cpu.yaml" in first["recommendations"][1]["command"]
     assert "has no speeds for bf16" in refused(*words, "--precision", "bf16")
+    engines = json.loads(file.read_text())["engines"]
+    assert engines.keys() == {"ddp", "zero1", "zero2", "zero3", "fsdp2"}
+    assert engines["zero3"]["small backward"] > engines["ddp"]["small backward"]
+    assert 1e-5 < engines["zero3"]["cut forward"] < 0.1 and 1e-5 < engines["fsdp2"]["block forward"] < 1
 
 
 def test_a_link_without_speed_is_refused(config: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ccr_dist.errors import ConfigError
 from ccr_dist.plan.cost import calibration as calibrations
 from ccr_dist.plan.cost.calibration import Calibration, Product, fitted, nearest
 from ccr_dist.plan.cost.collectives import Ranks, Wire
+from ccr_dist.plan.cost.copies import Copy, copies, host_work
 from ccr_dist.plan.cost.machine import MOVES, PRODUCTS, Machine, between_of, machine_of
 from ccr_dist.plan.cost.messages import BUCKET, FIRST, messages
 from ccr_dist.plan.cost.seconds import step_time
@@ -28,7 +29,8 @@ MOVE = Kind("moves", 0, 0, 0, 1, 0.0, 1e9)
 def traced(**changes: Any) -> Any:
     values: dict[str, Any] = {
         "rows": 32, "micro_batches": 1, "frozen_bytes": 400 * MIB, "trained_bytes": 101 * MIB, "tensors": (10, 20),
-        "frozen_tensors": (10**8,), "blocks": (100 * MIB, 100 * MIB), "trained": 101 * MIB // 4, "sent": {},
+        "frozen_tensors": (10**8,), "blocks": (100 * MIB, 100 * MIB),
+        "block_runs": ((1, 1), (1, 1)), "groups": (30,), "trained": 101 * MIB // 4, "sent": {},
         "operators": {"forward": {PRODUCT: 10, MOVE: 2}, "backward": {PRODUCT: 20}, "update": {MOVE: 4}},
     }  # fmt: skip
     return SimpleNamespace(**{**values, **changes})
@@ -101,7 +103,7 @@ def test_ddp_hides_all_buckets_but_the_last() -> None:
     assert time.hidden["collectives"] == pytest.approx(beside), "the backward is longer"
     slow = replace(FOUR, inside=Wire(0, 1e8))
     shown = step_time(traced(), strategy="ddp", machine=machine(slow))
-    backward = 20 * 2e-3
+    backward = 20 * 2e-3 + sum(each.size for each in copies(traced(), "ddp", 4)) / 1e11
     assert shown.hidden["collectives"] == pytest.approx(backward)
     assert shown.parts["collectives"] == pytest.approx(
         sum(each.count * slow.seconds(each.kind, each.size) for each in found) - backward
@@ -129,12 +131,81 @@ def test_what_strategies_send() -> None:
         ("forward", "all_gather"): trained + frozen, ("backward", "all_gather"): 200 * MIB,
         ("backward", "reduce_scatter"): trained,
     }  # fmt: skip
-    assert sizes("fsdp2", micro_batches=3)["forward", "all_gather"] == trained + frozen - 200 * MIB + 6 * 200 * MIB
+    runs = ((6, 3), (0, 0))
+    assert sizes("fsdp2", block_runs=runs)["forward", "all_gather"] == trained + frozen - 200 * MIB + 6 * 100 * MIB
+    assert sizes("fsdp2", block_runs=runs)["backward", "all_gather"] == 3 * 100 * MIB
     three = sizes("zero3", tensors=(101 * MIB // 4,))
     assert three["forward", "all_gather"] == three["backward", "all_gather"] == trained + 4 * 10**8
     kept = sizes("zero3", frozen_tensors=(10**6,), tensors=(20, 10**6))
     assert ("backward", "all_gather") not in kept, "few parameters stay gathered"
     assert messages(traced(), "ddp", 1) == messages(traced(), "single", 1) == []
+
+
+def test_what_strategies_copy() -> None:
+    """Bytes read and written, beside the gradients' own: DDP's buckets, DeepSpeed's and FSDP2's buffers."""
+    assert copies(traced(), "ddp", 1) == copies(traced(), "single", 1) == []
+
+    def moved(strategy: str, phase: str, **changes: Any) -> float:
+        return sum(each.size for each in copies(traced(**changes), strategy, 4) if each.phase == phase) / (2 * MIB)
+
+    gradients = 101
+    assert moved("ddp", "backward") == 2 * gradients
+    assert moved("zero1", "backward") == moved("zero2", "backward") == pytest.approx((3 + 2 / 4) * gradients)
+    assert moved("zero1", "backward", micro_batches=3) == moved("zero1", "backward")
+    assert moved("zero2", "backward", micro_batches=3) == pytest.approx((3 * 3.5 + 3 / 4) * gradients)
+    assert moved("zero1", "update") == pytest.approx((1.5 + 1 + 1) / 4 * gradients)
+    assert moved("fsdp2", "forward") == pytest.approx(1.25 * (101 + 400))
+    assert moved("fsdp2", "backward") == pytest.approx(1.25 * gradients + 1.25 * 200)
+    assert moved("zero3", "forward", tensors=(101 * MIB // 4,)) == pytest.approx(1.25 * (101 + 4e8 / MIB))
+    assert moved("zero3", "backward", frozen_tensors=(10**6,), tensors=(20, 10**6)) == pytest.approx(3.25 * gradients)
+    assert copies(traced(trained=0), "fsdp2", 4) == []
+    plain = step_time(traced(trained=0), strategy="ddp", machine=machine(FOUR))
+    more = step_time(traced(), strategy="ddp", machine=machine(FOUR))
+    assert more.parts["memory_traffic"] == pytest.approx(plain.parts["memory_traffic"] + 4 * 101 * MIB / 1e11)
+
+
+def test_copies_take_their_own_speed() -> None:
+    """Into memory that is there, and into memory that the system has to find; `moves` reads strided tensors, too."""
+    known = calibration(copies=((1e3, 8e9),), clones=((1e3, 2e9),))
+    assert [known.moving(1e6, name) for name in ("moves", "copy", "clone")] == [4e9, 8e9, 2e9]
+    assert calibration().moving(1e6, "clone") == 4e9
+    here = machine_of(None, gpus=2, per_node=2, precision="fp32", calibration=known)
+    found = step_time(traced(operators={}), strategy="zero1", machine=here)
+    by_hand = sum(each.size / (2e9 if each.new else 8e9) for each in copies(traced(), "zero1", 2))
+    assert found.parts["memory_traffic"] == pytest.approx(by_hand)
+    # by the size of the memory that is asked for, not by that of a gradient
+    large = calibration(clones=((1e3, 8e9), (2e8, 8e9), (2.0001e8, 1e9)))
+    here = machine_of(None, gpus=2, per_node=2, precision="fp32", calibration=large)
+    by_size = {each.what: each.size / each.seconds(here) for each in copies(traced(trained_bytes=10**8), "zero1", 2)}
+    assert by_size["gradients into the bucket"] == pytest.approx(8e9)
+    more = Copy("backward", 1e6, 1000, "a larger bucket", new=1.1e8)
+    assert 1e6 / more.seconds(here) == pytest.approx(1e9)
+
+
+def test_what_engines_do_on_the_host() -> None:
+    """Microseconds by hand: of a tensor, of one that ZeRO-3 cuts, of a frozen block whenever it runs."""
+    kinds = {"small": (1, 2, 4), "cut": (8, 16, 32), "frozen": (12, 24, 0), "block": (64, 128, 0)}
+    parts = ("forward", "backward", "update")
+    each = {f"{kind} {part}": 1e-6 * us for kind, row in kinds.items() for part, us in zip(parts, row, strict=True)}
+
+    def spent(strategy: str, **changes: Any) -> list[float]:
+        trace = traced(tensors=(10, 20, 20_000), frozen_tensors=(10**6,) * 24, **changes)
+        return [round(1e6 * host_work(trace, strategy, part, each), 6) for part in parts]
+
+    for strategy in ("ddp", "zero1", "zero2"):
+        measured = {key: value for key, value in each.items() if key.startswith("small")}
+        trace = traced(tensors=(10, 20, 20_000))
+        assert [round(1e6 * host_work(trace, strategy, part, measured), 6) for part in parts] == [3, 6, 12]
+    assert spent("zero3") == [2 + 8 + 24, 4 + 16 + 48, 8 + 32]
+    assert spent("zero3", micro_batches=3) == [6 * 34, 3 * 68, 40], "each part runs forward twice, backward once"
+    assert spent("fsdp2", block_runs=((6, 3), (1, 0)))[:2] == [3 + 7 * 64, 6 + 3 * 128]
+    trace, alone = traced(operators={}), {"small forward": 0.25, "small backward": 0.5, "small update": 1.0}
+    for name, more in (("ddp", {"ddp": alone}), ("zero1", {"ddp": alone})):
+        here = machine_of(None, gpus=2, per_node=2, precision="fp32", calibration=calibration(engines=more))
+        calls = sum(each.calls for each in copies(trace, name, 2))
+        by_hand = 2 * 1.75 if name in more else calls * 1e-5
+        assert step_time(trace, strategy=name, machine=here).parts["overhead"] == pytest.approx(by_hand)
+    assert host_work(trace, "ddp", "losses", alone) == host_work(traced(trained=0), "ddp", "forward", alone) == 0
 
 
 def test_features_of_the_losses_are_sent_by_every_strategy() -> None:
@@ -211,8 +282,8 @@ def test_wires_of_a_calibration_give_its_measurements_back() -> None:
     alone = step_time(traced(operators={}), strategy="ddp", machine=replace(crowd, crowd=1.0))
     assert with_two.step == pytest.approx(2 * alone.step), "on a CPU the cores send, too"
     several = Ranks(4, 1, crowd.ranks.inside, Wire(1e-6, 1e9))
-    over = [step_time(traced(operators={}), strategy="ddp", machine=replace(crowd, ranks=several, crowd=c)).step
-            for c in (1.0, 2.0)]  # fmt: skip
+    bare = traced(operators={}, trained=0)
+    over = [step_time(bare, strategy="ddp", machine=replace(crowd, ranks=several, crowd=c)).step for c in (1.0, 2.0)]
     assert over[0] == over[1], "a network does not wait for a core"
 
 
@@ -241,8 +312,9 @@ def test_a_calibration_says_what_it_does_not_know() -> None:
 
 def test_a_calibration_is_kept_and_read_or_refused(tmp_path: Path) -> None:
     file = tmp_path / "here.json"
-    calibrations.write(calibration(), file)
-    assert calibrations.read(file) == calibration()
+    whole = calibration(copies=((1e3, 1e9),), clones=((1e3, 1e9),), engines={"ddp": {"small update": 0.0}})
+    calibrations.write(whole, file)
+    assert calibrations.read(file) == whole
     text = file.read_text()
     for changed, said in (
         (text.replace('"cores": 2', '"cores": 4'), "does not match its digest"),
@@ -256,6 +328,12 @@ def test_a_calibration_is_kept_and_read_or_refused(tmp_path: Path) -> None:
         calibrations.read(tmp_path / "none.json")
     calibrations.write(calibration(beta={"all_reduce": 0.0, "all_gather": 1e-9}), file)
     with pytest.raises(ConfigError, match="a speed of 0"):
+        calibrations.read(file)
+    calibrations.write(calibration(clones=((1e3, 0.0),)), file)
+    with pytest.raises(ConfigError, match="a speed of 0"):
+        calibrations.read(file)
+    calibrations.write(calibration(engines={"ddp": {"small update": -1.0}}), file)
+    with pytest.raises(ConfigError, match="an engine that takes no number of seconds"):
         calibrations.read(file)
     calibrations.write(calibration(alpha={"all_reduce": -1.0, "all_gather": 1e-3}), file)
     with pytest.raises(ConfigError, match=r"^calibration .*a speed of 0"):

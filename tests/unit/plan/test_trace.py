@@ -159,6 +159,7 @@ def test_counts_are_those_of_the_step_computed(values: dict[str, Any], plain: Tr
     assert parts["optimizer"] == held["optimizer"]
     pictures = [p for name, p in method.backbone.named_parameters() if method.backbone.part_of(name) == "image"]
     assert plain.shared == sum(p.numel() * p.element_size() for p in pictures)  # the teacher has them, too
+    assert plain.block_runs == ((1, 0), (1, 0)), "pictures come first: no gradient passes them"
     assert plain.opened and plain.trained_bytes <= plain.used < held["parameters"]
     frozen = sum(p.numel() * p.element_size() for p in step.parameters() if not p.requires_grad)
     assert parts["trained"] + frozen == held["parameters"]
