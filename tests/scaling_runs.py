@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,10 @@ def study(run: Path, folder: Path, **changes: Any) -> ScalingPlan:
     return load_plan(path)
 
 
-def leave(trial: Trial, seconds: float, *, starts: Sequence[int] = (0,), engine: str | None = None) -> None:
+def leave(
+    trial: Trial, seconds: float, *, starts: Sequence[int] = (0,), engine: str | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     """What a complete training leaves: warm-up steps are ten times as slow, and memory is 1 GB and a MB a rank."""
     folder, point = trial.folder, trial.point
     folder.mkdir(parents=True)
@@ -44,6 +47,7 @@ def leave(trial: Trial, seconds: float, *, starts: Sequence[int] = (0,), engine:
         {
             "step": step, "world": world, "processes": [{"host": "n1"}] * world, "strategy": engine, "device": "cpu",
             "hardware": "a <processor>", "commit": "abc1234", "versions": {"torch": "2.0"},
+            **{key: value for key, value in (about or {}).items() if value is not None},
         }
         for step in starts
     ]  # fmt: skip

@@ -55,7 +55,7 @@ def measured(run: Path, *, warmup: int) -> dict[str, Any]:
     if not found:
         raise DataError(f"{run / 'log.jsonl'}: holds no step; measure the point again")
     start = starts[-1]
-    keys = ("versions", "hardware", "commit", "device", "strategy", "precision", "world")
+    keys = ("versions", "hardware", "commit", "device", "cores", "threads", "strategy", "precision", "world")
     about = {key: start[key] for key in keys if key in start}
     about["hosts"] = sorted({process["host"] for process in start["processes"]})
     return {"stages": found, "environment": about, "quality": _quality(run), "starts": len(starts)}

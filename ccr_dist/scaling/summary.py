@@ -4,6 +4,7 @@ fraction.
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -44,6 +45,7 @@ class Row:
         mfu: None where the device's peak is not known.
         quality: Mean over repeats of the best validation, and of the test split where it was measured.
         planned: The planner's "seconds", "peak_bytes" and "sent_bytes"; empty where there are none.
+        crowded: Processes of a machine had more threads than it has cores, and took turns.
     """
 
     point: str
@@ -67,6 +69,7 @@ class Row:
     mfu: float | None
     quality: dict[str, Any]
     planned: dict[str, Any] = field(default_factory=dict)
+    crowded: bool = False
 
     @property
     def residuals(self) -> dict[str, float]:
@@ -90,7 +93,7 @@ class Summary:
     Attributes:
         study: The study.
         rows: Measured points by stage.
-        fits: Serial fractions, by (series, stage).
+        fits: Serial fractions, by (series, stage), of points whose processes have cores of their own.
         failed: Trainings that failed.
         missing: Points without a training that has ended.
         curve: What the planner says of the points.
@@ -189,8 +192,21 @@ def _rows(study: ScalingStudy, records: Sequence[Record]) -> list[Row]:
             tokens_per_s=_middle(found, "tokens_per_s") or None,
             mfu=_middle(found, "mfu"),
             quality=quality,
+            crowded=any(_crowded(record) for record in records),
         ))  # fmt: skip
     return rows
+
+
+def _crowded(record: Record) -> bool:
+    """Whether processes shared cores of a CPU. Of a machine whose cores no record has, nobody knows."""
+    about = record.found.get("environment") or {}
+    cores = about.get("cores")
+    if cores is None:  # of records before there was such a key; the name of the hardware ends with it
+        named = re.search(r", (\d+) cores$", about.get("hardware", ""))
+        cores = int(named[1]) if named else None
+    if cores is None or about.get("device") != "cpu":
+        return False
+    return bool(record.identity["per_node"] * max(1, about.get("threads", 1)) > cores)
 
 
 def _middle(found: Sequence[Mapping[str, Any]], key: str) -> float | None:
@@ -236,7 +252,7 @@ def _fits(study: ScalingStudy, rows: Sequence[Row]) -> dict[tuple[str, str], Fit
         return {}
     found = {}
     for key in dict.fromkeys((row.series, row.stage) for row in rows):
-        line = [row for row in rows if (row.series, row.stage) == key]
+        line = [row for row in rows if (row.series, row.stage) == key and not row.crowded]  # others wait for a core
         each = [(row.settings.world, row.batch / seconds) for row in line for seconds in row.repeated]
         fitted = fit(study.kind, [world for world, _ in each], [rate for _, rate in each])
         if fitted is not None:

@@ -18,6 +18,11 @@ STEP_READ = (
 EFFICIENCY = (
     "Efficiency: samples/s of a process, divided by that of a process at the point of the line with the fewest."
 )
+CROWDED = " *"
+TURNS = (
+    "* More threads of processes than cores of the machine: processes take turns, which says nothing of how the work"
+    " scales"
+)
 MEMORY = (
     "Memory of a rank, lowest and highest over ranks, by the end of the stage's steps: on a GPU what torch has"
     " allocated, else the resident memory of the process, libraries included."
@@ -56,7 +61,7 @@ def _rates(summary: Summary) -> Table:
     columns: dict[str, Callable[[Row], str]] = {
         "line": lambda row: row.series,
         "stage": lambda row: row.stage,
-        "processes": lambda row: str(row.settings.world),
+        "processes": lambda row: f"{row.settings.world}{CROWDED if row.crowded else ''}",
         "nodes": lambda row: str(row.nodes),
         "batch": lambda row: f"{row.batch:,}",
         "samples/s": lambda row: f"{rate(row.samples_per_s)}{_between(row)}",
@@ -72,6 +77,8 @@ def _rates(summary: Summary) -> Table:
         if all(columns[name](row) == "–" for row in summary.rows):
             del columns[name]
     note = STEP_READ if summary.study.kind == "batch" else f"{STEP_READ} {EFFICIENCY}"
+    if any(row.crowded for row in summary.rows):
+        note += f" {TURNS}{'' if summary.study.kind == 'batch' else ', and no serial fraction is fitted to them'}."
     return _table("Speed", columns, summary, note)
 
 

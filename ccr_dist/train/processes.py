@@ -96,6 +96,7 @@ class Processes(Ranks):
             )
         # bound: to this process' part of them
         cores = len(os.sched_getaffinity(0)) * (local if "CCR_BOUND" in os.environ else 1)
+        self.cores = cores
         torch.set_num_threads(threads or max(1, cores // max(local, 1)))
         if torch.cuda.is_available():
             if local > torch.cuda.device_count():
@@ -131,6 +132,7 @@ class Processes(Ranks):
             "backend": dist.get_backend() if dist.is_initialized() else None,
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
+            "cores": self.cores,  # that the processes of this machine share
             "processes": self.all({"pid": os.getpid(), "host": socket.gethostname()}),
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ccr_dist.scaling import planned, record
 from ccr_dist.scaling.jobs import collect
 from ccr_dist.scaling.plan import ScalingPlan
 from ccr_dist.scaling.report import markdown, write
-from ccr_dist.scaling.summary import summarise
+from ccr_dist.scaling.summary import _crowded, summarise
 from tests import scaling_runs
 
 
@@ -22,13 +23,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return scaling_runs.base(tmp_path_factory.mktemp("scaling"))
 
 
-def measure(plan: ScalingPlan, seconds: dict[int, tuple[float, ...]]) -> None:
-    """world -> the seconds of a step in each repeat."""
+def measure(plan: ScalingPlan, seconds: dict[int, tuple[float, ...]], **about: Any) -> None:
+    """world -> the seconds of a step in each repeat. `about`: what starts say of their machine."""
     record.keep_study(plan)
     for trial in plan.trials:
         took = seconds.get(trial.point.settings.world, ())
         if trial.repeat < len(took):
-            scaling_runs.leave(trial, took[trial.repeat])
+            scaling_runs.leave(trial, took[trial.repeat], about=about)
             record.write(trial, command=("python", "-m", "ccr_dist", *trial.command), exit=0, seconds=60.0)
 
 
@@ -170,3 +171,29 @@ def test_a_study_that_cannot_be_read_is_said(tmp_path: Path, values: dict[str, A
     for reads in (lambda: summarise(tmp_path, plan=no_plan), lambda: collect(tmp_path, print)):
         with pytest.raises(DataError, match=r"study\.json: no study that this version reads"):
             reads()
+
+
+@pytest.mark.parametrize(
+    ("cores", "hardware", "crowded"),
+    [(2, "a <processor>", [4]), (None, "EPYC, 2 cores", [4]), (None, "EPYC", []), (8, "EPYC, 2 cores", [])],
+)
+def test_processes_that_take_turns_tell_nothing_of_the_law(
+    base: Path, tmp_path: Path, cores: int | None, hardware: str, crowded: list[int]
+) -> None:
+    plan = scaling_runs.study(base, tmp_path, grid={"world": [1, 2, 4], "batch": [12]}, repeats=2)
+    measure(plan, {1: (1.0, 1.0), 2: (0.6, 0.6), 4: (0.6, 0.6)}, cores=cores, hardware=hardware, threads=1)
+    found = summarise(plan.file.parent / "out", plan=no_plan)
+    assert [row.settings.world for row in found.of("cla") if row.crowded] == crowded
+    text, fitted = markdown(found, ()), found.fits[found.of("cla")[0].series, "cla"]
+    if crowded:
+        assert fitted.worlds == (1, 2) and fitted.serial == pytest.approx(0.2, abs=1e-3)
+        assert "| 4 * |" in text and "| 2 |" in text and "take turns" in text and "no serial fraction" in text
+    else:
+        assert fitted.worlds == (1, 2, 4) and "take turns" not in text
+    if cores == 2:
+        on_gpus = [replace(record, found=on_gpu(record.found)) for record in found.records]
+        assert not any(map(_crowded, on_gpus))
+
+
+def on_gpu(found: dict[str, Any]) -> dict[str, Any]:
+    return {**found, "environment": {**found["environment"], "device": "NVIDIA H100"}}
