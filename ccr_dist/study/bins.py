@@ -23,7 +23,7 @@ from ccr_dist.errors import ConfigError, DataError
 from ccr_dist.evaluate.schema import read_result, require_comparable
 from ccr_dist.evaluate.tables import cell
 from ccr_dist.study.compare import opened_ranks
-from ccr_dist.study.plan import StudyPlan, state
+from ccr_dist.study.plan import StudyPlan, states
 
 RECALLS = (1, 10)
 EXPLAINED = (
@@ -68,7 +68,8 @@ def binned(plan: StudyPlan, by: str, count: int = 4) -> list[Binned]:
         DataError: No run is complete, or columns are not aligned with the queries.
     """
     measure = _measure(by)
-    complete = [run for run in plan.runs if state(run) == "complete"]
+    looked_at = states(plan.runs)
+    complete = [run for run in plan.runs if looked_at[run.name][0] == "complete"]
     if not complete:
         raise DataError(
             f"{plan.study.out}: no run of the study {plan.study.name!r} is complete; `ccr-dist study run` makes them"

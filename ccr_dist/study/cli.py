@@ -113,6 +113,8 @@ def report_command(
         print(f"\n{note}", file=sys.stderr)
     if summary.missing:
         console.print(f"\nincomplete: no result of {', '.join(summary.missing)}")
+    for name, why in summary.outdated.items():
+        console.print(f"not counted: {name}, {why}")
     console.print(f"\n{page.resolve()}")
 
 

@@ -180,7 +180,7 @@ def grown(plan: StudyPlan, *, replicates: int = REPLICATES) -> Grown:
         {name: each.estimate() for name, each in levels.items()},
         {row.name: row.shown for row in study.rows},
         tuple(each for each in differences if each.points),
-        tuple(missing),
+        tuple(name if why == "no result" else f"{name} ({why})" for name, why in missing.items()),
     )
 
 

@@ -36,6 +36,7 @@ def page(summary: StudySummary, rows: Sequence[ResultRow], figures: Mapping[str,
     notes = list(study.notes)
     if summary.missing:
         notes.append(f"Incomplete: {len(summary.missing)} runs have no result yet: {', '.join(summary.missing)}.")
+    notes += [f"Not counted: {name}, {why}." for name, why in summary.outdated.items()]
     if note := unrecorded(summary.results.runs):
         notes.append(note)
     if summary.unjudged:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
@@ -24,6 +24,9 @@ from ccr_dist.evaluate.schema import read_result
 from ccr_dist.methods.run_config import from_dict, load_config
 from ccr_dist.places import folder_to_make
 from ccr_dist.yamlfile import load, validate
+
+if TYPE_CHECKING:
+    from ccr_dist.train.stood_on import Today
 
 SEED = "{seed}"  # in overrides
 
@@ -305,41 +308,54 @@ def _sources(row: RowPlan, seeds: Sequence[int], place: str, made: Mapping[str, 
 State = Literal["complete", "outdated", "interrupted", "new"]
 
 
-def state(run: Run) -> State:
-    """How far a run is. "outdated": it trains nothing, and other weights are where it took those that were measured.
+def states(runs: Iterable[Run]) -> dict[str, tuple[State, tuple[str, ...]]]:
+    """Name -> how far a run is, and of an outdated one what has changed (keys of its config, columns). "outdated": its
+    result stands on other weights or other data than are there now.
 
     Raises:
-        ConfigError: Its folder holds the result of another config, or it was trained on other weights than there are
-            now where it took them; the message says which.
+        ConfigError: A folder holds the result of another config; the message says which.
     """
+    runs = list(runs)
+    if not any(run.result.exists() for run in runs):
+        return {run.name: (_begun(run), ()) for run in runs}
+    from ccr_dist.train.stood_on import Today  # torch
+
+    today = Today()
+    return {run.name: _state(run, today) for run in runs}
+
+
+def state(run: Run) -> State:
+    """How far a run is (`states`)."""
+    return states([run])[run.name][0]
+
+
+def _begun(run: Run) -> State:
+    return "interrupted" if (run.config.folder / "checkpoints").exists() else "new"
+
+
+def _state(run: Run, today: Today) -> tuple[State, tuple[str, ...]]:
     if not run.result.exists():
-        return "interrupted" if (run.config.folder / "checkpoints").exists() else "new"
+        return _begun(run), ()
     result = read_result(run.result)
     try:
         known = _decisive(from_dict(result.config, name=str(run.result))) if result.config else None
     except ConfigError as error:
         raise ConfigError(
-            f"{run.result}: measured under a config that this version does not read ({error}); {_REMEDY}"
+            f"{run.result}: measured under a config that this version does not read ({error}); {REMEDY}"
         ) from None
     if known is None:
-        raise ConfigError(f"{run.result}: does not say under which config it was measured; {_REMEDY}")
+        raise ConfigError(f"{run.result}: does not say under which config it was measured; {REMEDY}")
     if changed := differences(known, _decisive(run.config)):
         raise ConfigError(
-            f"{run.result}: measured under another config:\n  " + "\n  ".join(changed[:12]) + f"\n{_REMEDY}"
+            f"{run.result}: measured under another config:\n  " + "\n  ".join(changed[:12]) + f"\n{REMEDY}"
         )
-    if run.config.init_from is None and getattr(run.config.backbone, "weights", None) is None:
-        return "complete"
-    from ccr_dist.train.stood_on import other_weights
+    from ccr_dist.train.stood_on import changed_since
 
-    changed = other_weights(run.config, result)
-    if changed and run.config.stages:
-        raise ConfigError(
-            f"{run.result}: that run was trained on other weights than there are now ({', '.join(changed)}); {_REMEDY}"
-        )
-    return "outdated" if changed else "complete"
+    outdated = changed_since(run.config, result, today)
+    return ("outdated" if outdated else "complete"), tuple(outdated)
 
 
-_REMEDY = "delete that run's folder to make it again, or give the study another `out`"
+REMEDY = "delete that run's folder to make it again, or give the study another `out`"
 
 
 def _decisive(config: RunConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from types import FrameType
 
 from ccr_dist.data.storage.store import disk_errors
 from ccr_dist.errors import CRASH, DONE, STOPPED, ConfigError
-from ccr_dist.study.plan import Run, State, StudyPlan, state
+from ccr_dist.study.plan import REMEDY, Run, State, StudyPlan, states
 from ccr_dist.study.warm import Warm
 
 POLL = 0.1  # seconds
@@ -141,26 +142,31 @@ def run_study(
         The exit code.
 
     Raises:
-        ConfigError: A run folder holds another run, or an argument is out of range. Nothing has run then.
+        ConfigError: A run folder holds another run, a run was trained on other data or weights than there are now, or
+            an argument is out of range. Nothing has run then.
         DataError: A column is missing. Nothing has run then.
     """
     if jobs < 1 or threads < 1:
         raise ConfigError(f"--jobs {jobs}, --threads {threads}: expected at least 1")
-    states = _states(plan)
-    first = [run for run in plan.first if states[run.name] != "complete"]
-    runs = [run for run in plan.runs if states[run.name] != "complete"]
+    found, changed = _states(plan)
+    first = [run for run in plan.first if found[run.name] != "complete"]
+    runs = [run for run in plan.runs if found[run.name] != "complete"]
     if dry_run:
         for run in (*plan.first, *plan.runs):
-            say(f"{states[run.name]:<11}  {run.name:<28}  ccr-dist {shlex.join(run.arguments)}")
-    interrupted = sum(kind == "interrupted" for kind in states.values())
+            say(f"{found[run.name]:<11}  {run.name:<28}  ccr-dist {shlex.join(run.arguments)}")
+            if run.name in changed:
+                say(f"{'':<11}  {'':<28}  changed since: {', '.join(changed[run.name])}")
+    counts = Counter(found.values())
+    parts = ", ".join(f"{counts[kind]} of them {kind}" for kind in ("interrupted", "outdated") if counts[kind])
     left = len(first) + len(runs)
     say(
-        f"study {plan.study.name}: {len(states)} runs, {len(states) - left} complete, {left} to do"
-        + (f" ({interrupted} of them interrupted)" if interrupted else "")
+        f"study {plan.study.name}: {len(found)} runs, {len(found) - left} complete, {left} to do"
+        + (f" ({parts})" if parts else "")
         + f"; {jobs} at a time, logs in {plan.study.out}/logs"
     )
     if dry_run:
         return DONE
+    _refuse_outdated([run for run in (*first, *runs) if run.config.stages and run.name in changed], changed)
     _check_data((*first, *runs))
     crew = _Crew(plan, jobs, threads, Warm(threads), left, say)
     with _stop_requests(crew):
@@ -179,21 +185,37 @@ def run_study(
     return codes.pop() if len(codes) == 1 and min(codes) > 0 else CRASH
 
 
-def _states(plan: StudyPlan) -> dict[str, State]:
-    """Name -> how far a run is. A run that trains nothing and takes weights of one that is still to be made is
-    outdated, too: `ccr-dist evaluate` keeps its result if the weights turn out to be the same.
+def _states(plan: StudyPlan) -> tuple[dict[str, State], dict[str, tuple[str, ...]]]:
+    """Name -> how far a run is, and of outdated ones what has changed. A run that trains nothing and takes weights of
+    one that is still to be made is outdated, too: `ccr-dist evaluate` keeps its result if the weights turn out to be
+    the same.
     """
-    states: dict[str, State] = {}
+    runs = (*plan.first, *plan.runs)
+    looked_at = states(runs)
+    found: dict[str, State] = {}
     unmade: set[Path] = set()  # folders
-    for run in (*plan.first, *plan.runs):
-        found, config = state(run), run.config
+    for run in runs:
+        here, config = looked_at[run.name][0], run.config
         sources = [Path(each) for each in (config.init_from, config.backbone.weights) if each is not None]
-        if not config.stages and any(unmade & {each, *each.parents} for each in sources) and found == "complete":
-            found = "outdated"
-        if found != "complete":
+        if not config.stages and any(unmade & {each, *each.parents} for each in sources) and here == "complete":
+            here = "outdated"
+        if here != "complete":
             unmade.add(config.folder)
-        states[run.name] = found
-    return states
+        found[run.name] = here
+    return found, {name: changed for name, (_, changed) in looked_at.items() if changed}
+
+
+def _refuse_outdated(runs: Sequence[Run], changed: Mapping[str, Sequence[str]]) -> None:
+    """ConfigError where runs were trained on something else than is there now: `train` does not continue them."""
+    if runs:
+        how_many = f"{len(runs)} runs were" if len(runs) > 1 else "1 run was"
+        shown = [f"{run.config.folder}: {', '.join(changed[run.name])}" for run in runs[:12]]
+        more = [f"... {len(runs) - 12} more"] if len(runs) > 12 else []
+        raise ConfigError(
+            f"{how_many} trained on something else than is there now:\n  "
+            + "\n  ".join((*shown, *more))
+            + f"\nFor each, {REMEDY}; or bring back what has changed"
+        )
 
 
 def _check_data(runs: Sequence[Run]) -> None:

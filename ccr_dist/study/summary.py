@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from ccr_dist.errors import DataError
 from ccr_dist.evaluate.schema import RunResult
@@ -20,7 +20,7 @@ from ccr_dist.study.compare import (
     over,
     sample,
 )
-from ccr_dist.study.plan import RowPlan, Run, StudyPlan, state
+from ccr_dist.study.plan import RowPlan, Run, StudyPlan, states
 
 EXPLAINED = (
     "SumR: sum of R@1, R@5 and R@10 in both directions (0 to 600), mean ± standard deviation over seeds. Trained:"
@@ -92,7 +92,8 @@ class StudySummary:
         targets: Target languages.
         common: Those in which every row was measured; means are over them.
         source: Source language.
-        missing: Names of runs without a result.
+        missing: Names of runs without a result that counts.
+        outdated: Of those, name -> what has changed since it was measured.
     """
 
     plan: StudyPlan
@@ -103,6 +104,7 @@ class StudySummary:
     source: str
     missing: tuple[str, ...]
     results: Results
+    outdated: Mapping[str, str] = field(default_factory=dict)
 
     def label(self, name: str) -> str:
         return next(row.shown for row in self.plan.study.rows if row.name == name)
@@ -131,23 +133,27 @@ class StudySummary:
         return [each.claim for each in self.plan.study.comparisons if each not in done]
 
 
-def measured(plan: StudyPlan) -> tuple[dict[str, list[MeasuredRun]], list[str]]:
-    """The complete runs of each row that has some, and the names of runs without a result.
+def measured(plan: StudyPlan) -> tuple[dict[str, list[MeasuredRun]], dict[str, str]]:
+    """The complete runs of each row that has some; and name -> why it counts for nothing, of the others.
 
     Raises:
         DataError: There are no results, or one is damaged.
         ConfigError: A result belongs to another config.
     """
     complete: dict[str, list[Run]] = {}
-    missing = []
+    looked_at = states(plan.runs)
+    missing: dict[str, str] = {}
     for run in plan.runs:
-        if state(run) == "complete":
+        found, changed = looked_at[run.name]
+        if found == "complete":
             complete.setdefault(run.row.name, []).append(run)
         else:
-            missing.append(run.name)
+            missing[run.name] = f"outdated: {', '.join(changed)} changed since" if changed else "no result"
     if not complete:
+        old = [f"\n  {name}: {why}" for name, why in missing.items() if why != "no result"]
         raise DataError(
             f"{plan.study.out}: no run of the study {plan.study.name!r} is complete; `ccr-dist study run` makes them"
+            + "".join(old[:12])
         )
     return {name: [load_outcome(run.result, run.row.shown) for run in runs] for name, runs in complete.items()}, missing
 
@@ -192,8 +198,9 @@ def summarise(plan: StudyPlan, *, replicates: int = REPLICATES) -> StudySummary:
         judge(each, drawn, seeds, targets) for each in plan.study.comparisons if each.a in drawn and each.b in drawn
     ]
     return StudySummary(
-        plan, tuple(lines), tuple(judged), tuple(targets), tuple(common), source, tuple(missing), results
-    )
+        plan, tuple(lines), tuple(judged), tuple(targets), tuple(common), source, tuple(missing), results,
+        {name: why for name, why in missing.items() if why != "no result"},
+    )  # fmt: skip
 
 
 def sentence(judged: Judged, label: Callable[[str], str]) -> str:

@@ -21,7 +21,7 @@ from ccr_dist.retriever import model_folder
 from ccr_dist.retriever.kept_config import config_of_folder
 from ccr_dist.retriever.load import built
 from ccr_dist.retriever.model_folder import IN_RUN, WEIGHTS, Record
-from ccr_dist.train.state.run_folder import weights_of
+from ccr_dist.train.state.base_weights import files_of, weights_of
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,13 @@ def weights_without_stages(config: RunConfig) -> str | None:
     """
     source = borrowed(config)
     return weights_of(config) if source is None else source.digest
+
+
+def files_without_stages(config: RunConfig) -> dict[str, str]:
+    """Digests of the local files of base weights that the method of a config without stages reads (`files_of`); of a
+    model that it takes its weights from, none: that has copies of its own.
+    """
+    return files_of(config) if config.init_from is None else {}
 
 
 def _decisive(config: RunConfig) -> dict[str, Any]:

@@ -196,6 +196,16 @@ def measured_on(config: RunConfig, dataset: Dataset) -> tuple[dict[str, str], di
     return columns, rules
 
 
+def validation_columns(config: RunConfig) -> dict[str, str]:
+    """Column -> digest of what a run is selected on (`measured_on`); empty where it is gone, or nothing is named."""
+    if config.data.val is None:
+        return {}
+    try:
+        return measured_on(config, Dataset.open(config.data.val))[0]
+    except (ConfigError, DataError):
+        return {}
+
+
 def check_columns(config: RunConfig, split: str | None = None) -> None:
     """Says early, with the key that names it and the command that makes it, which datasets and columns are missing, all
     in one message. Reads metadata only.

@@ -61,20 +61,21 @@ def measure(subject: Subject, strategy: Strategy, *, split: str, again: bool) ->
     if location is None:
         raise ConfigError(f"{config.name}: data.test names no dataset")
     dataset = Dataset.open(location)
-    found_before: list[tuple[RunResult | None, str | None]] = []
+    found_before: list[tuple[RunResult | None, str | None, dict[str, str]]] = []
 
     def look() -> None:
-        weights = subject.weights()
+        weights, files = subject.weights(), subject.files()
         try:
-            found_before.append((read_result(path) if path.exists() else None, weights))
+            found_before.append((read_result(path) if path.exists() else None, weights, files))
         except DataError:
             if not again:
                 raise
-            found_before.append((None, weights))
+            found_before.append((None, weights, files))
 
     strategy.together(look if strategy.main else lambda: None)
-    known, weights = strategy.agree(found_before[0] if strategy.main else None)
-    if known is not None and not again and _still_holds(subject, dataset, known, weights, path, tell=strategy.main):
+    known, weights, files = strategy.agree(found_before[0] if strategy.main else None)
+    now = {"weights": weights, "files": files}
+    if known is not None and not again and _still_holds(subject, dataset, known, now, path, tell=strategy.main):
         return path
     strategy.together((lambda: require_writable(subject.results)) if strategy.main else lambda: None)
     subject.check(split)
@@ -97,6 +98,7 @@ def measure(subject: Subject, strategy: Strategy, *, split: str, again: bool) ->
 
     def write() -> None:
         columns, rules = measured_on(config, dataset)
+        validation = subject.selected_on() if chosen else {}
         counts = next(iter(found.values())).counts
         used = [*queries.values(), *config.data.targets.values()]
         used += [column for entry in config.data.texts for column in entry.targets.values()]
@@ -124,6 +126,8 @@ def measure(subject: Subject, strategy: Strategy, *, split: str, again: bool) ->
                 "truncated": truncated,
                 "parameters": count(method),
                 **({"weights": weights} if weights else {}),
+                **({"files": files} if files else {}),
+                **({"validation": validation} if validation else {}),
                 **({"texts": texts} if texts else {}),
                 **strategy.facts,
                 **environment(),
@@ -146,12 +150,15 @@ def measure(subject: Subject, strategy: Strategy, *, split: str, again: bool) ->
 
 
 def _still_holds(
-    subject: Subject, dataset: Dataset, known: RunResult, weights: str | None, path: Path, *, tell: bool
+    subject: Subject, dataset: Dataset, known: RunResult, now: Mapping[str, Any], path: Path, *, tell: bool
 ) -> bool:
-    """Whether a result is of these weights and data; says which it is."""
+    """Whether a result is of these weights and data; says which it is. now: of the subject, "weights" and "files"."""
     columns, rules = _read_now(subject.config, dataset, known.columns) if known.columns else (None, None)
+    validation = known.meta.get("validation") and not subject.config.stages
     compared = (
-        ("weights", known.meta.get("weights"), weights),
+        ("weights", known.meta.get("weights"), now["weights"]),
+        ("content of base weights", known.meta.get("files"), now["files"] or None),
+        ("validation data", known.meta.get("validation"), subject.selected_on() or None if validation else None),
         ("dataset", known.dataset_digest, dataset.digest),
         ("content of columns", known.columns or None, columns),
         ("rule for pictures", known.rules or None, rules),

@@ -148,9 +148,11 @@ def claim(run: PreparedRun) -> None:
         run.folder.lock()
         asked = dict(run.identity)
         if run.config.init_from is not None:
-            known = run.folder.initial_weights()
-            digest = known or Source(Path(run.config.init_from)).digest
-            asked["weights"] = {**asked["weights"], "init_from": digest}
+            started_from = run.folder.started_from()
+            if not started_from:
+                source = Source(Path(run.config.init_from))
+                started_from = {"init_from": source.digest, "init_from_is": source.digests}
+            asked["weights"] = {**asked["weights"], **started_from}
         run.folder.claim(run.config, asked)
         run.folder.clear()
 

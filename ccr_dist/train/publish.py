@@ -22,7 +22,13 @@ from ccr_dist.retriever import model_folder
 from ccr_dist.retriever.load import device_of, record_of, save_model
 from ccr_dist.retriever.model_folder import IN_RUN
 from ccr_dist.retriever.retriever import Retriever
-from ccr_dist.train.borrowed import borrowed, given_weights, untrained_method, weights_without_stages
+from ccr_dist.train.borrowed import (
+    borrowed,
+    files_without_stages,
+    given_weights,
+    untrained_method,
+    weights_without_stages,
+)
 from ccr_dist.train.inputs import wanted
 from ccr_dist.train.state.run_folder import RunFolder
 from ccr_dist.train.strategies.strategy import Step, Strategy
@@ -124,6 +130,8 @@ def _is_current(path: Path, config: RunConfig, folder: RunFolder) -> bool:
         return False
     if not config.stages and (record.config["method"], record.config["backbone"]) != _named(config):
         return False
+    if not config.stages and record.facts.get("files", {}) != files_without_stages(config):
+        return False
     return record.facts.get("weights") == _weights(config, folder)
 
 
@@ -189,6 +197,7 @@ def _save(path: Path, config: RunConfig, folder: RunFolder, method: Method, fusi
         data = [*source.record.facts.get("data", ()), *data]
     facts = {
         "weights": _weights(config, folder),
+        **({} if config.stages else {"files": files_without_stages(config)}),
         "selected": selected,
         "label": config.row,
         "score": str(Fusion(fusion["weights"], fusion["minmax"])),

@@ -155,7 +155,7 @@ def starting_model(run: PreparedRun, start: StartingPoint) -> BuiltModel:
     if run.config.init_from is None:
         return build_model(run, None, "")
     source = Source(Path(run.config.init_from))
-    if run.folder.initial_weights() not in (None, source.digest):
+    if source.is_other_than(run.folder.started_from()):
         raise ConfigError(
             f"{source.path}: other weights are selected there than when this run began, so that it would begin"
             f" again from another start; use another `name` or `seed`, or delete {run.folder.path}"

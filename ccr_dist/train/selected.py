@@ -56,8 +56,8 @@ class Source:
     """
 
     def __init__(self, path: Path) -> None:
-        run = RunFolder(path)
-        if not run.checkpoints.exists() and model_folder.is_model(path / model_folder.IN_RUN):
+        self._run = RunFolder(path)
+        if model_folder.is_model(path / model_folder.IN_RUN) and not _has_checkpoint(self._run):
             path = path / model_folder.IN_RUN
         self.path = path
         self._record = model_folder.read(path) if model_folder.is_model(path) else None
@@ -68,6 +68,34 @@ class Source:
         if self._record is not None:
             return self._record.files[model_folder.WEIGHTS]
         return selected_digest(RunFolder(self.path))
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """All digests that tell the same weights: of the "checkpoint" and of the "model" folder, of those that are
+        there. Checkpoints may be deleted, and the model that is left is the same.
+        """
+        found: dict[str, str] = {}
+        if _has_checkpoint(self._run):
+            found["checkpoint"] = selected_digest(self._run)
+        folder = next(
+            (each for each in (self._run.path, self._run.path / model_folder.IN_RUN) if model_folder.is_model(each)),
+            None,
+        )
+        if folder is not None:
+            found["model"] = model_folder.read(folder).files[model_folder.WEIGHTS]
+        return found
+
+    def is_other_than(self, started_from: Mapping[str, Any]) -> bool:
+        """Whether other weights are here than those that a run has started from (`RunFolder.started_from`). What cannot
+        be compared is no difference.
+        """
+        kept, now = started_from.get("init_from_is"), self.digests
+        if isinstance(kept, dict):
+            kind = next((kind for kind in ("checkpoint", "model") if kind in kept and kind in now), None)
+            return kind is not None and kept[kind] != now[kind]
+        kept = started_from.get("init_from")  # an earlier version: of a checkpoint, or of a model folder without any
+        deleted = "checkpoint" not in now and self.path != self._run.path
+        return kept is not None and not deleted and kept not in now.values()
 
     def weights(self, kept: Collection[str]) -> tuple[dict[str, Tensor], str]:
         """Weights by parameter name, and where they come from.
@@ -87,6 +115,12 @@ class Source:
 
     def method_state(self) -> dict[str, Any]:
         return self._record.state if self._record is not None else RunFolder(self.path).method_state() or {}
+
+
+def _has_checkpoint(folder: RunFolder) -> bool:
+    """Whether the selected checkpoint is there."""
+    best = folder.best() if folder.checkpoints.exists() else None
+    return best is not None and checkpoint.folder_of(folder.checkpoints, best["step"]).is_dir()
 
 
 def _best(folder: RunFolder) -> dict[str, Any]:

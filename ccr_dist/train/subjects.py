@@ -24,8 +24,10 @@ from ccr_dist.models import tensorfile
 from ccr_dist.retriever.load import built
 from ccr_dist.retriever.model_folder import RESULTS, Record
 from ccr_dist.train.assemble import check_columns, open_datasets
-from ccr_dist.train.borrowed import untrained_method, weights_without_stages
+from ccr_dist.train.borrowed import files_without_stages, untrained_method, weights_without_stages
 from ccr_dist.train.cached_features import of_another_rule, read_pictures
+from ccr_dist.train.inputs import validation_columns
+from ccr_dist.train.state.base_weights import files_of
 from ccr_dist.train.state.checkpoint import restore_weights
 from ccr_dist.train.state.run_folder import RunFolder
 from ccr_dist.train.strategies.strategy import Step, Strategy
@@ -47,6 +49,16 @@ class Subject(ABC):
     @abstractmethod
     def weights(self) -> str | None:
         """Digest of the weights; None for a method without any. ConfigError where they are of another config."""
+
+    @abstractmethod
+    def files(self) -> dict[str, str]:
+        """Key of the config -> digest of the local files of base weights there (`base_weights.files_of`)."""
+
+    @abstractmethod
+    def selected_on(self) -> dict[str, str]:
+        """Column -> digest of the validation data that weights or a fusion were selected on; empty where they are gone,
+        or of no concern.
+        """
 
     @abstractmethod
     def check(self, split: str) -> None:
@@ -96,6 +108,12 @@ class MeasuredRun(Subject):
             return None
         self.folder.require_same(self.config)  # a result of another config is no answer, either
         return sha256_file(there)
+
+    def files(self) -> dict[str, str]:
+        return files_of(self.config) if self.config.stages else files_without_stages(self.config)
+
+    def selected_on(self) -> dict[str, str]:
+        return validation_columns(self.config)
 
     def check(self, split: str) -> None:
         check_columns(self.config)
@@ -149,6 +167,12 @@ class MeasuredModel(Subject):
 
     def weights(self) -> str | None:
         return self.record.facts.get("weights")
+
+    def files(self) -> dict[str, str]:
+        return {}  # the folder's own copies, which its record has digests of
+
+    def selected_on(self) -> dict[str, str]:
+        return {}
 
     def check(self, split: str) -> None:
         check_columns(self.config, split)

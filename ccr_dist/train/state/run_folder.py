@@ -51,17 +51,17 @@ from ccr_dist.data.storage.store import (
     disk_errors,
     pretty_json,
     replace_atomic,
-    sha256_file,
     staged,
 )
 from ccr_dist.environment import environment
 from ccr_dist.errors import CheckpointError, ConfigError, SupersededError
 from ccr_dist.methods import registry
 from ccr_dist.models import tensorfile
-from ccr_dist.models.backbones.sentence_files import recipe_of
 from ccr_dist.train.state import checkpoint
+from ccr_dist.train.state.base_weights import files_of, pooling_of, weights_of
 from ccr_dist.train.state.checkpoint_state import BEST, mistaken
 
+STARTED_FROM = ("init_from", "init_from_is")  # keys below `weights` of an identity
 SHA256 = "# sha256 of the lines above: "
 REMEDIES = {
     "identity.json": "bring it back from a copy: without it nobody can tell which run this folder holds",
@@ -84,7 +84,7 @@ def identity(
     kept = {key: whole[key] for key in ("seed", "backbone", "method", "data", "init_from", "select")}
     if any(stage.negatives == "local" for stage in config.stages.values()):
         kept["processes"] = world
-    kept["weights"] = {"backbone": weights_of(config)}
+    kept["weights"] = {"backbone": weights_of(config), "files": files_of(config)}
     text = config.backbone.pooled_text()
     if text is not None:
         kept["weights"]["pooling"] = pooling_of(text)
@@ -121,6 +121,14 @@ def otherwise(known: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
+def _without_gone(known: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without local files of base weights that are not there now: whoever reads them says so."""
+    kept = dict(known.get("weights", {}))
+    if "files" in kept:
+        kept["files"] = {key: value for key, value in kept["files"].items() if key in asked["weights"]["files"]}
+    return {**known, "weights": kept} if "weights" in known else dict(known)
+
+
 def _comparable(known: Mapping[str, Any], asked: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """`asked` without options that are newer than `known` and have their defaults (are not in `given`)."""
     kept: dict[str, Any] = {}
@@ -131,25 +139,6 @@ def _comparable(known: Mapping[str, Any], asked: Mapping[str, Any], given: Mappi
         elif key in known or key in given:
             kept[key] = value
     return kept
-
-
-def weights_of(config: RunConfig) -> str | None:
-    """sha256 of the file that `backbone.weights` names, whose content no checkpoint holds; None: no such file is named,
-    or there.
-    """
-    named = getattr(config.backbone, "weights", None)
-    if named is None:
-        return None
-    file = Path(named) / "model.safetensors" if Path(named).is_dir() else Path(named)
-    return sha256_file(file) if file.is_file() else None
-
-
-def pooling_of(text: str) -> str:
-    """How a folder of sentence-transformers makes one feature of a text, as JSON; "{}": by the mean over tokens, as
-    runs did before its files were read.
-    """
-    found = {} if text == "minilm" else recipe_of(text, what=f"backbone: text encoder '{text}'").description()
-    return json.dumps(found, sort_keys=True)
 
 
 class RunFolder:
@@ -212,7 +201,7 @@ class RunFolder:
         """
         known, asked = self.identity(), json.loads(json.dumps(identity))
         if known is not None:
-            known = _of_today(known)
+            known = _without_gone(_of_today(known), asked)
             changed = differences(
                 known, _comparable(known, asked, config.model_dump(mode="json", exclude_defaults=True))
             )
@@ -238,9 +227,10 @@ class RunFolder:
         if known is None:
             return
         known = _of_today(known)
-        # of what a run began with, which no config names: `initial_weights` looks at it where the run is trained
-        known["weights"] = {key: value for key, value in known.get("weights", {}).items() if key != "init_from"}
+        # of what a run began with, which no config names: `started_from` is looked at where the run is trained
+        known["weights"] = {key: value for key, value in known.get("weights", {}).items() if key not in STARTED_FROM}
         asked = json.loads(json.dumps(identity(config, {}, {}, world=1)))
+        known = _without_gone(known, asked)
         decisive = {key: asked[key] for key in ("seed", "backbone", "method", "weights")}
         if changed := differences(
             {key: known[key] for key in decisive if key in known},
@@ -252,9 +242,12 @@ class RunFolder:
         """What the run was begun as (`identity`); None: it was not."""
         return self._read("identity.json")
 
-    def initial_weights(self) -> str | None:
-        """Digest of the checkpoint of `init_from` that the run began with; None: it began without, or has not begun."""
-        return (self.identity() or {}).get("weights", {}).get("init_from")
+    def started_from(self) -> dict[str, Any]:
+        """The digests of what `init_from` named when the run began (`selected.Source`); {}: it began without, or has
+        not begun.
+        """
+        kept = (self.identity() or {}).get("weights", {})
+        return {key: kept[key] for key in STARTED_FROM if key in kept}
 
     @property
     def digest(self) -> str:

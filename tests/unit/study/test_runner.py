@@ -146,18 +146,21 @@ def test_what_stands_on_a_run_that_is_made_again_is_measured_again(
     assert acted.run(plan) == DONE and acted.trace("begin") == ["english-s0", "zero-s0"]
 
 
-def test_a_run_that_was_trained_on_other_weights_is_refused(configs: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_trained_on_other_weights_is_refused(configs: Path, tmp_path: Path, acted: Acted) -> None:
     english = tmp_path / "english.safetensors"
     save_file({"backbone.x": torch.zeros(2)}, english)
     row = {"name": "dasd", "config": "dasd.yaml", "overrides": [f"backbone.weights={english}"]}
-    [run, _] = study(configs, tmp_path / "out", rows=[row], comparisons=[]).runs
+    plan = study(configs, tmp_path / "out", rows=[row], comparisons=[])
+    run, _ = plan.runs
     result_of(run, *ranks(0, 5))
     kept = {"weights": {"backbone": sha256_file(english)}}
     (run.config.folder / "identity.json").write_bytes(pretty_json(with_digest(kept)))
     assert state(run) == "complete"
     save_file({"backbone.x": torch.ones(2)}, english)
-    with pytest.raises(ConfigError, match=r"trained on other weights than there are now \(backbone.weights\)"):
-        state(run)
+    assert state(run) == "outdated"
+    with pytest.raises(ConfigError, match=r"(?s)1 run was trained on .*dasd-s0: backbone.weights.*delete"):
+        acted.run(plan)
+    assert acted.trace("begin") == []
     english.unlink()
     assert state(run) == "complete"
 
