@@ -37,6 +37,9 @@ def captions(root: Path, rows: Sequence[int] = (3, 2), values: dict[tuple[int, i
     return dataset
 
 
+# Until a worker has imported torch and its engine takes 5 s alone, and minutes beside other tests on a busy machine: a
+# time that fits the one is too short for the other, so only what will never happen is waited for in vain.
+PATIENCE_S = 600
 WORKER = Path(__file__).parent / "procs" / "jobs_worker.py"
 
 
@@ -120,18 +123,24 @@ def worker(root: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
 
 def end(process: subprocess.Popen[str], code: int = 0) -> str:
     """What a `worker` said; it has to end with this exit code."""
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, said
     return said
 
 
-def until(true: Callable[[], object]) -> None:
-    """Waits until something is true, for half a minute."""
-    for _ in range(3000):
-        if true():
-            return
+def until(true: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    """Waits until something is true.
+
+    Args:
+        true: Whether it is.
+        process: What makes it true; if that ends before, there is nothing to wait for.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        ended = process is not None and process.poll() is not None
+        assert not ended or true(), f"a worker ended before it came true: {process and end(process)}"
+        assert time.monotonic() < deadline, f"did not come true in {PATIENCE_S} s"
         time.sleep(0.01)
-    raise AssertionError("did not come true")
 
 
 def state(pid: int) -> str:

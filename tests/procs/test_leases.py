@@ -40,7 +40,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def test_stopped_past_its_lease_and_woken_it_commits_nothing(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     dataset, log = captions(tmp_path / "d", ROWS), tmp_path / "log"
     stale = start(dataset, "--lease-s", "1", "--set", "at=0-4 one", "--set", "what=STOP")
-    until(lambda: state(stale.pid) == "T")
+    until(lambda: state(stale.pid) == "T", stale)
     said = end(start(dataset, "--lease-s", "1", log=log))
     assert "4 rows resumed from journals" in said and "3 of 3 shards done" in said
     before = {name: (dataset.root / XX / name).stat() for name in column_files(dataset.root / XX)}

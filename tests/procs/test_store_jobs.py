@@ -69,7 +69,7 @@ def start(url: str, tmp_path: Path, name: str, *arguments: str) -> subprocess.Po
 
 def test_stopped_past_its_lease_and_woken_it_commits_nothing(url: str, tmp_path: Path) -> None:
     stale = start(url, tmp_path, "a", "--set", "at=0-4 one", "--set", "what=STOP")
-    until(lambda: state(stale.pid) == "T")
+    until(lambda: state(stale.pid) == "T", stale)
     log = tmp_path / "log"
     said = end(start(url, tmp_path, "b", "--set", f"log={log}"))
     assert "4 rows resumed from journals" in said and "2 of 2 shards done" in said
