@@ -12,7 +12,7 @@ cd "${ROOT:-$SLURM_SUBMIT_DIR}" || exit 2
 # Where jobs start without the user's variables (sbatch --export=NONE), srun would pass on none either, not even those set below.
 unset SLURM_EXPORT_ENV
 export SCRIPTS SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-export PYTHON=${PYTHON:-python} TOKENIZERS_PARALLELISM=false
+export PYTHON=${PYTHON:-python} TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
 export CCR_RUN=$RUN CCR_STEP=$STEP CCR_TASKS=${TASKS:-1} CCR_TASK=$((${OFFSET:-0} + ${SLURM_ARRAY_TASK_ID:-0}))
 # The number of an array is also that of its last task: SLURM takes it for the whole array.
 export CCR_JOB=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}

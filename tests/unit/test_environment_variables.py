@@ -6,8 +6,26 @@ import re
 import subprocess
 from pathlib import Path
 
+from ccr_dist import stopfile
+from ccr_dist.cluster.elsewhere.words import OURS
+
 ROOT = Path(__file__).parents[2]
 PAGE = "docs/environment-variables.md"
+
+
+def test_a_profile_may_set_none_of_those_that_the_launchers_set() -> None:
+    text = (ROOT / PAGE).read_text(encoding="utf-8").partition("## Set by the launchers")[2]
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("|")]
+    described = {match for row in rows for match in re.findall(r"`(CCR_[A-Z_]+)`", row)}
+    assert {name for name in OURS if name.startswith("CCR_")} == {*described, stopfile.VARIABLE}
+    scripts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "slurm").glob("*.sh"))]
+    exported = {
+        name
+        for script in scripts
+        for line in re.findall(r"^\s*export (.*)", script, re.MULTILINE)
+        for name in re.findall(r"(?:^|\s)([A-Z_]+)(?==|\s|$)", line.partition(" #")[0])
+    }
+    assert exported - set(OURS) == {"TMPDIR", "TOKENIZERS_PARALLELISM"}  # a folder made below; and a default
 
 
 def test_the_table_is_that_of_the_code() -> None:

@@ -15,6 +15,8 @@ import yaml
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9._/-]*", re.ASCII)
 _TAKEN = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+DIGITS = 8  # of a digest in a name
+_RESERVED = re.compile(rf"-([0-9a-f]{{{DIGITS}}}|nodes-[0-9]+)$")  # ends of names with a digest, and of JobSets' jobs
 MOST = 44  # of a name, since a JobSet adds `-nodes-0-`, the number of a pod, and a suffix, to 63 at most
 
 
@@ -43,15 +45,19 @@ def yaml_text(values: Mapping[str, Any]) -> str:
 def name_of(pipeline: str, step: str) -> str:
     """A name for a step's objects: letters, digits and dashes, not too long.
 
-    A name that has to be changed for that gets a digest of what it was, so that two never become one.
+    Two steps never have the same name, nor that of what a JobSet makes (`NAME-nodes-0`): where the two names joined by
+    a dash could be those of another step, or have to be changed, the name ends with a digest of both. Joined, `a` and
+    `b-c` could be `a-b` and `c`; so only a pipeline without a dash in its name does without.
 
     Args:
         pipeline: Name of the pipeline.
         step: Name of the step.
     """
     whole = f"{pipeline}-{step}"
-    if re.fullmatch(rf"[a-z][a-z0-9-]{{0,{MOST - 2}}}[a-z0-9]", whole, re.ASCII):
+    plain = re.fullmatch(r"[a-z][a-z0-9]*-[a-z0-9-]*[a-z0-9]", whole, re.ASCII) and "-" not in pipeline
+    if plain and len(whole) <= MOST and not _RESERVED.search(whole):
         return whole
-    plain = re.sub(r"[^a-z0-9-]", "-", whole.lower())
-    plain = plain if plain[0].isalpha() else f"p-{plain}"
-    return f"{plain[: MOST - 7].rstrip('-')}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
+    digest = hashlib.sha256(f"{pipeline}/{step}".encode()).hexdigest()[:DIGITS]
+    changed = re.sub(r"[^a-z0-9-]", "-", whole.lower())
+    changed = changed if changed[0].isalpha() else f"p-{changed}"
+    return f"{changed[: MOST - DIGITS - 1].rstrip('-')}-{digest}"

@@ -20,10 +20,40 @@ def one_line(text: str) -> str:
     return text
 
 
+# Variables that are set for a job, by whom: a profile that sets one, too, would change what a process takes itself for,
+# or be overwritten in silence.
+_LAUNCHERS = "the scripts and launchers of ccr-dist"
+_TORCH = "the launcher of a training"
+OURS: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("CCR_RUN", "CCR_STEP", "CCR_TASK", "CCR_TASKS", "CCR_JOB", "CCR_ATTEMPT", "CCR_RETRIES", "CCR_NOTES"),
+            *("CCR_SCRATCH", "CCR_HEAD", "CCR_PORT", "CCR_LAUNCH", "CCR_RANKS", "CCR_PREFLIGHT", "CCR_BOUND"),
+            "CCR_STOP_FILE",
+            # shell variables of the scripts, and what they export (`render.py`, `slurm/`)
+            *("ROOT", "SCRIPTS", "RUN", "STEP", "PYTHON", "RETRIES", "TASKS", "OFFSET", "SCRATCH", "LAUNCH", "RANKS"),
+            *("PREFLIGHT", "PREFIX", "COMMAND", "SRUN_CPUS_PER_TASK", "PET_SIGNALS_TO_HANDLE", "JOBSET_RESTART"),
+        ),
+        _LAUNCHERS,
+    ),
+    **dict.fromkeys(("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"), _TORCH),
+    "JOB_COMPLETION_INDEX": "Kubernetes",
+}
+
+
+def variable(name: str) -> str:
+    """Return the name unchanged. Raises ValueError if it is no name of an environment variable, or one of `OURS`."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII):
+        raise ValueError(f"{name!r} is no name of a variable")
+    if name in OURS:
+        raise ValueError(f"{name} is set by {OURS[name]} for every job: leave it out, or take another name")
+    return name
+
+
 def variables(values: dict[str, str]) -> dict[str, str]:
-    """Return the mapping unchanged. Raises ValueError for a key that cannot be the name of an environment variable."""
-    if bad := [name for name in values if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII)]:
-        raise ValueError(f"{bad[0]!r} is no name of a variable")
+    """Return the mapping unchanged. Raises ValueError for a key that a profile cannot set (`variable`)."""
+    for name in values:
+        variable(name)
     return values
 
 
@@ -35,7 +65,7 @@ def _absolute(text: str) -> str:
 
 Line = Annotated[str, AfterValidator(one_line)]
 Variables = Annotated[dict[str, Line], AfterValidator(variables)]
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Variable = Annotated[str, AfterValidator(variable)]
 Absolute = Annotated[Line, AfterValidator(_absolute)]
 # Names in Kubernetes: of a namespace, of other objects, in a label's value, of a label, of a resource.
 _PART = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
