@@ -97,6 +97,14 @@ class SupersededError(CcrError, RuntimeError):
     exit_code = 12
 
 
+class HeldError(CcrError, RuntimeError):
+    """Another process works on the same run or pipeline now; the command has changed nothing, and succeeds when that
+    one has ended.
+    """
+
+    exit_code = 14
+
+
 class OutOfMemoryError(CcrError, MemoryError):
     """A step does not fit in the memory of the device or machine; trying again cannot help."""
 

@@ -96,6 +96,7 @@ def _code(*kinds: type[errors.CcrError]) -> Callable[[Ended], bool]:
 TABLE = (
     Rule("done", lambda e: e.code == errors.DONE, "done"),
     Rule("wrong config, wrong or too much bad data, damaged checkpoint, out of memory", _code(*NEVER), "fail"),
+    Rule("another process works on the same run", _code(errors.HeldError), "fail"),
     Rule("cancelled, requeued, or its node lost: SLURM goes on with it", lambda e: e.taken, "leave"),
     Rule("a person asked to stop", lambda e: e.held and e.code == errors.STOPPED, "fail"),
     Rule("preempted", lambda e: e.preempted, "again"),

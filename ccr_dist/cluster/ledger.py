@@ -30,7 +30,7 @@ from ccr_dist.cluster.slurm import Queued
 from ccr_dist.data.storage.json_lines import append_line, has_types, read_lines
 from ccr_dist.data.storage.store import pretty_json, replace_atomic
 from ccr_dist.environment import commit
-from ccr_dist.errors import ConfigError, DataError
+from ccr_dist.errors import ConfigError, DataError, HeldError
 from ccr_dist.places import folder_to_make
 from ccr_dist.redact import command_line
 
@@ -132,7 +132,7 @@ def held(run: Path) -> Iterator[None]:
     """Context manager: locks the run folder, so that only one process submits, resumes or runs the pipeline.
 
     Raises:
-        ConfigError: Another process holds the lock.
+        HeldError: Another process holds the lock.
     """
     folder_to_make(run)
     run.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def held(run: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{run}: another process submits or runs this pipeline; wait for it") from None
+            raise HeldError(f"{run}: another process submits or runs this pipeline; wait for it") from None
         yield
 
 

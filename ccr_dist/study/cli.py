@@ -75,7 +75,7 @@ def run_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
 ) -> None:
     """Carry out what is left of a study: complete runs are skipped, interrupted ones resume. Exit code 75: it was
-    stopped; start it again.
+    stopped; start it again. Exit code 14: other processes train some of the runs; all others are done.
     """
     from ccr_dist.study.plan import load_plan
     from ccr_dist.study.runner import run_study

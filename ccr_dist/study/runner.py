@@ -2,7 +2,8 @@
 
 A failed run does not stop the others; all failures are reported at the end, with the last lines of their logs.
 Interrupted runs resume, as `ccr-dist train` does. The exit code is DONE, STOPPED (the same command resumes), the
-failures' common code, or CRASH.
+failures' common code, or CRASH. Runs that another process trains at this moment are left to it, and the others are
+carried out; the exit code is then HeldError's, unless runs have failed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from ccr_dist.data.storage.store import disk_errors
-from ccr_dist.errors import CRASH, DONE, STOPPED, ConfigError
+from ccr_dist.errors import CRASH, DONE, STOPPED, ConfigError, HeldError
 from ccr_dist.study.plan import REMEDY, Run, State, StudyPlan, states
 from ccr_dist.study.warm import Warm
 
@@ -50,7 +51,8 @@ class _Crew:
     stopping: str | None = None
     seconds: list[float] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    lost: set[str] = field(default_factory=set)  # runs that failed, and those that need them
+    held: list[Run] = field(default_factory=list)  # by another process
+    lost: dict[str, str] = field(default_factory=dict)  # why runs are not there, and those that need them not started
 
     def carry_out(self, runs: Sequence[Run]) -> None:
         """Run processes until all have ended, or after a stop request, until the running ones have ended."""
@@ -76,9 +78,9 @@ class _Crew:
         for run in list(waiting):  # a source stands before what starts from it
             if run.after in self.lost:
                 waiting.remove(run)
-                self.lost.add(run.name)
+                self.say(f"{run.name}: not started: it needs {run.after}, which {self.lost[run.after]}")
+                self.lost[run.name] = "was not started"
                 self.done += 1
-                self.say(f"{run.name}: not started: it needs {run.after}, which failed or was not started")
         pending = {run.name for run in waiting} | under_way.keys()
         return next((run for run in waiting if run.after not in pending), None)
 
@@ -99,14 +101,17 @@ class _Crew:
             return  # resumes next time
         self.done += 1
         self.seconds.append(seconds)
-        if code != DONE:
+        if code == HeldError.exit_code:
+            self.held.append(run)
+            self.lost[run.name] = "another process holds"
+        elif code != DONE:
             self.failures.append(Failure(run, code, self.log(run)))
-            self.lost.add(run.name)
+            self.lost[run.name] = "failed"
         elif self.plan.study.checkpoints == "drop" and run not in self.plan.first:
             shutil.rmtree(run.config.folder / "checkpoints", ignore_errors=True)
         left = self.total - self.done
         remaining = sum(self.seconds) / len(self.seconds) * left / min(self.jobs, max(1, left))
-        said = "done" if code == DONE else f"FAILED with exit code {code}"
+        said = {DONE: "done", HeldError.exit_code: "held by another process"}.get(code, f"FAILED with exit code {code}")
         self.say(
             f"[{self.done:>{len(str(self.total))}}/{self.total}] {run.name}: {said}, {seconds:.0f} s; ETA"
             f" {_clock(remaining)}"
@@ -171,17 +176,21 @@ def run_study(
     crew = _Crew(plan, jobs, threads, Warm(threads), left, say)
     with _stop_requests(crew):
         crew.carry_out(first)
-        if not crew.failures:
+        if not crew.lost:
             crew.carry_out(runs)
         elif runs:
-            say(f"{len(runs)} runs were not started: they need the one that failed")
+            why = " and ".join(f"{name}, which {what}" for name, what in crew.lost.items())
+            say(f"{len(runs)} runs were not started: they need {why}")
     _tell(crew.failures, say)
+    if crew.held:
+        names = ", ".join(run.name for run in crew.held)
+        say(f"\nheld by another process, and left to it: {names}; when it has ended, the same command does the rest")
     if crew.stopping:
         say("stopped; the same command resumes from here")
         return STOPPED
     codes = {failure.code for failure in crew.failures}
     if not codes:
-        return DONE
+        return HeldError.exit_code if crew.held else DONE
     return codes.pop() if len(codes) == 1 and min(codes) > 0 else CRASH
 
 

@@ -141,7 +141,8 @@ def claim(run: PreparedRun) -> None:
     """Lock the run folder and make it this run's, or check that it is. Rank 0 writes. Collective.
 
     Raises:
-        ConfigError: the folder holds another run, or another process trains this one.
+        ConfigError: the folder holds another run.
+        HeldError: another process trains this one.
     """
 
     def lock_and_claim() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 from pathlib import Path
@@ -10,13 +11,14 @@ import pytest
 import yaml
 
 from ccr_dist import __version__
-from ccr_dist.errors import DONE
+from ccr_dist.errors import DONE, HeldError
 from ccr_dist.evaluate.schema import read_result
 from ccr_dist.retriever import model_folder
 from ccr_dist.study.plan import load_plan, state
 from ccr_dist.study.runner import run_study
 from ccr_dist.study.summary import summarise
 from ccr_dist.study.warm import Warm
+from ccr_dist.train.state.run_folder import RunFolder
 from tests import toy
 
 pytestmark = pytest.mark.procs
@@ -61,6 +63,23 @@ def test_a_real_study_from_run_to_report(tmp_path: Path) -> None:
     assert run_study(plan, jobs=1, say=said.append) == DONE
     assert [state(run) for run in plan.runs] == ["complete"] * 3
     assert read_result(plan.runs[2].result).test_reads == 2
+
+
+def test_two_processes_share_a_study(tmp_path: Path) -> None:
+    """What one of them trains is no failure of the other."""
+    first, second = toy.dasd(tmp_path, cla=2, cma=2), toy.config(tmp_path, {"name": "clip"}, {})
+    rows = [{"name": "dasd", "config": first.name}, {"name": "zero", "config": second.name}]
+    path = tmp_path / "shared.yaml"
+    study = {"name": "shared", "title": "Shared", "out": str(tmp_path / "out"), "seeds": [0], "rows": rows}
+    path.write_text(yaml.safe_dump(study))
+    [dasd, zero], said = load_plan(path).runs, list[str]()
+    held = RunFolder(dasd.config.folder)
+    held.lock()  # as the process that trains it does
+    assert run_study(load_plan(path), jobs=1, say=said.append) == HeldError.exit_code, said
+    assert any("dasd-s0: held by another process" in line for line in said) and zero.result.exists()
+    del held
+    gc.collect()
+    assert run_study(load_plan(path), jobs=1, say=said.append) == DONE, said
 
 
 def test_commands_have_their_own_exit_codes_and_output(tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ from ccr_dist.redact import command_line, is_secret
 
 # Exit codes after which the same command cannot succeed. Under SLURM a value that is not finite is tried once more from
 # the checkpoint before (`decide.py`); nobody sets checkpoints aside here. A second process of a run has to end.
-FINAL = tuple(
-    sorted(kind.exit_code for kind in (*NEVER, errors.NonFiniteError, errors.MismatchError, errors.SupersededError))
-)
+_SECOND = (errors.SupersededError, errors.HeldError)
+FINAL = tuple(sorted(kind.exit_code for kind in (*NEVER, errors.NonFiniteError, errors.MismatchError, *_SECOND)))
 # Settings of a profile that only SLURM has, or that only its scripts use.
 SLURM_ONLY = (
     *("partition", "account", "qos", "constraint", "gpus", "prefix", "time", "lead_s", "scratch", "mail", "mail_type"),

@@ -54,7 +54,7 @@ from ccr_dist.data.storage.store import (
     staged,
 )
 from ccr_dist.environment import environment
-from ccr_dist.errors import CheckpointError, ConfigError, SupersededError
+from ccr_dist.errors import CheckpointError, ConfigError, HeldError, SupersededError
 from ccr_dist.methods import registry
 from ccr_dist.models import tensorfile
 from ccr_dist.train.state import checkpoint
@@ -151,7 +151,7 @@ class RunFolder:
 
     def lock(self) -> None:
         """Hold the folder until this process ends, or until a later attempt of the same SLURM job takes it
-        (`require_held`): SLURM starts one when it has lost a node, on which processes may live on. ConfigError while
+        (`require_held`): SLURM starts one when it has lost a node, on which processes may live on. HeldError while
         another process trains this run.
         """
         path, attempt = self.path / "lock", os.environ.get("CCR_ATTEMPT", "")
@@ -164,7 +164,7 @@ class RunFolder:
                 free = False
             holder = path.read_text(encoding="utf-8").strip()
             if not free and not _later(attempt, holder.partition(" ")[0]):
-                raise ConfigError(
+                raise HeldError(
                     f"{self.path}: another process is training this run ({holder}); wait for it, stop it"
                     f" ({self.path}/stop), or use another name"
                 )

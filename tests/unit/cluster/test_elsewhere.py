@@ -235,7 +235,12 @@ def test_all_readers_of_yaml_take_text_for_text() -> None:
 def test_names_are_what_kubernetes_takes_and_never_the_same() -> None:
     pairs = [("a", "b"), ("A", "b"), ("a", "B"), ("a.b", "c"), ("a_b", "c"), ("1", "2"), ("x", "y-"), ("p-1", "2")]
     pairs += [("x" * 60, "y"), ("x" * 60, "z"), ("x" * 37 + "-", "z" * 9)]
+    pairs += [("a", "b-c"), ("a-b", "c"), ("a-b", "c-d"), ("a", "b-c-d"), ("a-b-c", "d")]
     names = [name_of(*pair) for pair in pairs]
+    pairs.append(("a", names[pairs.index(("a-b", "c"))].removeprefix("a-")))  # spelt like a name with a digest
+    pairs.append(("a", "b-nodes-0"))  # like the job that the JobSet of `a` and `b` makes
+    names = [*(name_of(*pair) for pair in pairs), f"{names[0]}-nodes-0"]
+    assert name_of("a", "b-c") == "a-b-c"
     assert len(set(names)) == len(names) and names[0] == "a-b"
     assert all(re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= MOST for name in names)
 
@@ -279,7 +284,7 @@ def test_a_restart_takes_over_a_run_that_a_lost_node_still_holds(
     held, next_one = RunFolder(tmp_path), RunFolder(tmp_path)
     monkeypatch.setenv("CCR_ATTEMPT", first)
     held.lock()
-    with pytest.raises(errors.ConfigError, match="another process is training this run"):
+    with pytest.raises(errors.HeldError, match="another process is training this run"):
         next_one.lock()
     monkeypatch.setenv("CCR_ATTEMPT", later)
     next_one.lock()
@@ -421,6 +426,17 @@ def test_profiles_that_would_say_more_than_they_seem_to(tmp_path: Path, section:
     path.write_text(yaml.safe_dump({section: {**BOTH[section], key: value}}))
     with pytest.raises(errors.ConfigError, match=rf"site\.yaml:\d+: (unknown key ')?{section}"):
         load_profile(path)
+
+
+@pytest.mark.parametrize("name", ["CCR_ATTEMPT", "CCR_STOP_FILE", "RUN", "RANK", "PYTHON", "JOB_COMPLETION_INDEX"])
+def test_variables_that_the_product_sets_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "site.yaml"
+    for values in ({"environment": {"HF_HOME": "/data", name: "1"}}, {"skypilot": {**SKYPILOT, "secrets": [name]}}):
+        path.write_text(yaml.safe_dump(values))
+        with pytest.raises(errors.ConfigError, match=rf"site\.yaml:\d+: .*{name} is set by .* leave it out"):
+            load_profile(path)
+    path.write_text("environment: {CCR_DIST_CACHE: /data/cache, CCR_TRACEBACK: '1', OMP_NUM_THREADS: '4'}")
+    assert len(load_profile(path).environment) == 3
 
 
 def test_inputs_that_are_missing_here_may_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

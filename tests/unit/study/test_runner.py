@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from ccr_dist.data.storage.checked import with_digest
 from ccr_dist.data.storage.store import pretty_json, sha256_file
-from ccr_dist.errors import CRASH, DONE, STOPPED, ConfigError, DataError
+from ccr_dist.errors import CRASH, DONE, STOPPED, ConfigError, DataError, HeldError
 from ccr_dist.study import runner
 from ccr_dist.study.plan import StudyPlan, state
 from ccr_dist.study.runner import run_study
@@ -31,6 +31,8 @@ note("begin")
 if behaviour == "fail":
     print("line one\\nthe reason of " + name, flush=True)
     sys.exit(7)
+if behaviour == "held":
+    sys.exit(14)
 if behaviour == "wait":
     signal.signal(signal.SIGTERM, lambda *_: (note("stopped"), os._exit(75)))
     open(trace + "." + name, "w").close()
@@ -175,6 +177,25 @@ def test_a_failure_stops_nobody_and_is_told_at_the_end(configs: Path, tmp_path: 
     assert "dasd-s0: exit code 7" in end and "    | the reason of dasd-s0" in end and "dasd-s0.log" in end
     acted.behaviour = {"bare-s1": "nothing"}  # ends well, without a result
     assert acted.run(study(configs, tmp_path / "other").select(["bare"], None)) == CRASH
+
+
+def test_a_run_that_another_process_holds_is_no_failure(configs: Path, tmp_path: Path, acted: Acted) -> None:
+    rows = [
+        {"name": "dasd", "config": "dasd.yaml"},
+        {"name": "next", "config": "dasd.yaml", "start_from": "dasd"},
+    ]
+    plan = study(configs, tmp_path / "out", rows=rows, comparisons=[], first=[])
+    acted.behaviour = {"dasd-s0": "held"}
+    assert acted.run(plan) == HeldError.exit_code == 14
+    assert "dasd-s0: held by another process" in acted.text and "failed" not in acted.text.lower()
+    assert "next-s0: not started: it needs dasd-s0, which another process holds" in acted.text
+    assert "left to it: dasd-s0; when it has ended, the same command does the rest" in acted.text
+    assert sorted(acted.trace("end")) == ["dasd-s1", "next-s1"]
+    acted.behaviour |= {"next-s1": "fail"}
+    assert acted.run(study(configs, tmp_path / "again", rows=rows, comparisons=[], first=[])) == 7 and "next-s1: exit code 7" in acted.text and "left to it: dasd-s0" in acted.text
+    acted.behaviour = {"english-s0": "held"}
+    assert acted.run(study(configs, tmp_path / "other")) == 14
+    assert "5 runs were not started: they need english-s0, which another process holds" in acted.text
 
 
 def test_a_run_waits_for_the_one_that_it_starts_from(configs: Path, tmp_path: Path, acted: Acted) -> None:

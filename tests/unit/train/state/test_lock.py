@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ccr_dist.errors import ConfigError, SupersededError
+from ccr_dist.errors import HeldError, SupersededError
 from ccr_dist.train.state import checkpoint
 from ccr_dist.train.state.run_folder import RunFolder
 
@@ -24,7 +24,7 @@ def lock(path: Path, monkeypatch: pytest.MonkeyPatch, attempt: str | None) -> Ru
 def test_a_later_attempt_of_the_same_job_takes_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = lock(tmp_path, monkeypatch, "7.9")
     for other in (None, "7.9", "7.8", "8.10", "70.10"):
-        with pytest.raises(ConfigError, match=r"another process is training this run \(7.9 pid"):
+        with pytest.raises(HeldError, match=r"another process is training this run \(7.9 pid"):
             lock(tmp_path, monkeypatch, other)
     first.require_held()
     second = lock(tmp_path, monkeypatch, "7.10")
@@ -45,5 +45,5 @@ def test_a_run_whose_process_ended_is_free(tmp_path: Path, monkeypatch: pytest.M
     first._lock.close()
     second = lock(tmp_path, monkeypatch, None)
     second.require_held()
-    with pytest.raises(ConfigError, match="- pid"):  # SLURM did not start that one, and knows nothing of it
+    with pytest.raises(HeldError, match="- pid"):  # SLURM did not start that one, and knows nothing of it
         lock(tmp_path, monkeypatch, "7.2")
