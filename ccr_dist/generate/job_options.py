@@ -58,7 +58,7 @@ class JobOptions:
             "--lease-s",
             min=1,
             metavar="S",
-            help="Seconds without a heartbeat after which a worker counts as dead. The same for all workers.",
+            help="Seconds without a heartbeat after which this worker counts as dead for the others.",
         ),
     ] = 60.0
     silence_s: Annotated[

@@ -1,15 +1,16 @@
 """Leases say which worker works on which shard. This module does not know what is made under a lease, nor where leases
 lie: files in the column's folder (`traces/files.py`), or objects in a store (`traces/objects.py`).
 
-    line 1   {"worker": "host:pid:nonce", "host", "pid", "boot", "since", "stuck"}, never changed; and "suspect":
-             {"row", "deaths"} if owners died while working on only one row
+    line 1   {"worker": "host:pid:nonce", "host", "pid", "boot", "since", "stuck", "lease_s"}, never changed; and
+             "suspect": {"row", "deaths"} if owners died while working on only one row
     line 2   {"beat", "rows", "of", "tokens", "begun"}, written anew at every heartbeat; and "at", if only one row is
              in work
 
 A worker takes a generation by creating its lease, which only one can do. The highest generation holds the shard. It is
 dead if its place shows that its process is gone (a file does on the same boot of the same machine, by its lock), or if
 its second line has not changed for `lease_s` on the observer's own monotonic clock; clocks of different machines are
-never compared. A worker that finds it dead takes the next generation.
+never compared. The seconds are those of the lease, since its owner renews it accordingly, and not the observer's own. A
+worker that finds it dead takes the next generation.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Leases:
 
     Args:
         place: Where they lie.
-        lease_s: Seconds without a heartbeat after which a worker counts as dead.
+        lease_s: Seconds without a heartbeat after which this worker counts as dead for others.
         clock: Monotonic clock in seconds.
     """
 
@@ -132,6 +133,7 @@ class Leases:
         self.worker = f"{self.host}:{os.getpid()}:{secrets.token_hex(4)}"
         # leases of others: their pulse, and the time since when it has been unchanged
         self._seen: dict[tuple[str, int], tuple[bytes, float]] = {}
+        self._lengths: dict[tuple[str, int], float] = {}  # seconds of these leases
 
     def look(self, shard: str) -> Traces:
         """The traces of a shard, from a fresh listing."""
@@ -148,16 +150,30 @@ class Leases:
         one, now = (shard, generation), self._clock() if traces.seen is None else traces.seen
         pulse = self.place.pulse(shard, traces)
         if pulse is None:
-            self._seen.pop(one, None)
+            self._forget(one)
             return False
         before, since = self._seen.setdefault(one, (pulse, now))
         if before != pulse:
             self._seen[one] = (pulse, now)
             since = now
-        if now - since >= self.lease_s or self.place.has_ended(shard, generation):
-            del self._seen[one]
+        if now - since >= self._length(shard, generation) or self.place.has_ended(shard, generation):
+            self._forget(one)
             return False
         return True
+
+    def _length(self, shard: str, generation: int) -> float:
+        """After how many seconds a lease has run out: it says so, and never changes that. Those of earlier versions do
+        not, and workers of one job then have the same.
+        """
+        one = (shard, generation)
+        if one not in self._lengths:
+            about, _ = self.place.read_lease(shard, generation) or ({}, {})
+            self._lengths[one] = float(about.get("lease_s", self.lease_s))
+        return self._lengths[one]
+
+    def _forget(self, one: tuple[str, int]) -> None:
+        self._seen.pop(one, None)
+        self._lengths.pop(one, None)
 
     def take(self, shard: str, traces: Traces, *, of: int, past: Deaths | None = None) -> Lease | None:
         """Take the next generation of a shard that no living worker holds.
@@ -183,6 +199,7 @@ class Leases:
             "boot": "",  # the place knows
             "since": round(time.time()),
             "stuck": past.stuck,
+            "lease_s": self.lease_s,
         }
         if past.suspect is not None:
             about["suspect"] = dict(zip(("row", "deaths"), past.suspect, strict=True))

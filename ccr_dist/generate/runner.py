@@ -76,7 +76,7 @@ def run(
         workers: Preparing processes; None: the processor's default; 0: `threads` threads instead.
         threads: Preparing threads, if `workers` is 0.
         budget: How many bad items are tolerated.
-        lease_s: Seconds without a heartbeat after which a worker counts as dead; the same for all workers.
+        lease_s: Seconds without a heartbeat after which this worker counts as dead for the others; its leases say so.
         wait: Whether to stay until other workers' shards are finished, and to take over those whose worker dies;
             otherwise these shards are reported as busy.
         silence_s: Seconds without any result after which the process ends with HangError's exit code.

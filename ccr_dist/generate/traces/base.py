@@ -188,6 +188,7 @@ class WorkPlace(ABC):
 
 _OWNER: dict[str, Any] = {
     "worker": str, "host": str, "pid": int, "boot": str, "since": int | float, "stuck": int, "suspect": dict,
+    "lease_s": int | float,
 }  # fmt: skip
 _BEAT: dict[str, Any] = {"beat": int, "rows": int, "of": int, "tokens": int, "begun": bool, "at": int}
 

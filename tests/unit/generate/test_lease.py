@@ -60,7 +60,7 @@ def test_what_a_lease_says(tmp_path: Path) -> None:
     lines = (tmp_path / f"{S}.lease.1").read_bytes().split(b"\n")
     assert len(lines) == 3 and len(lines[1]) == 159
     about, beat = read_lease(lease.path) or ({}, {})
-    assert about.keys() == {"worker", "host", "pid", "boot", "since", "stuck"}
+    assert about.keys() == {"worker", "host", "pid", "boot", "since", "stuck", "lease_s"} and about["lease_s"] == 60
     assert (about["pid"], about["stuck"], about["worker"].split(":")[1]) == (os.getpid(), 2, str(os.getpid()))
     assert beat == {"beat": 1, "rows": 0, "of": 5, "tokens": 0, "begun": False}
     lease.begin(1)
@@ -108,6 +108,31 @@ def test_a_living_owner_keeps_the_shard_as_long_as_it_beats(tmp_path: Path, same
     second = take(other)
     assert second is not None and second.generation == 2
     assert second.valid() and not owner.valid()
+
+
+@pytest.mark.parametrize(("own", "observers"), [(600.0, 1.0), (1.0, 600.0)])
+def test_the_length_of_a_lease_is_its_owners(tmp_path: Path, own: float, observers: float) -> None:
+    """Its heartbeats come accordingly: a worker with shorter leases would take shards of living ones."""
+    clock = Clock()
+    owner = take(Leases(WorkFiles(tmp_path), own))
+    other = elsewhere(Leases(WorkFiles(tmp_path), observers, clock))
+    assert owner is not None and take(other) is None
+    clock.now += own * 0.999
+    assert take(other) is None and owner.valid()
+    clock.now += own * 0.001
+    assert take(other) is not None and not owner.valid()
+
+
+def test_leases_of_earlier_versions_do_not_say_their_length(tmp_path: Path) -> None:
+    clock = Clock()
+    owner = take(Leases(WorkFiles(tmp_path), 600))
+    assert owner is not None
+    path = tmp_path / f"{S}.lease.1"
+    path.write_bytes(path.read_bytes().replace(b', "lease_s": 600', b""))
+    other = elsewhere(Leases(WorkFiles(tmp_path), 60, clock))
+    assert take(other) is None
+    clock.now += 60
+    assert take(other) is not None
 
 
 def test_a_late_first_look_is_no_long_silence(tmp_path: Path) -> None:

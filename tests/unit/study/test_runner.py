@@ -192,7 +192,8 @@ def test_a_run_that_another_process_holds_is_no_failure(configs: Path, tmp_path:
     assert "left to it: dasd-s0; when it has ended, the same command does the rest" in acted.text
     assert sorted(acted.trace("end")) == ["dasd-s1", "next-s1"]
     acted.behaviour |= {"next-s1": "fail"}
-    assert acted.run(study(configs, tmp_path / "again", rows=rows, comparisons=[], first=[])) == 7 and "next-s1: exit code 7" in acted.text and "left to it: dasd-s0" in acted.text
+    other = study(configs, tmp_path / "again", rows=rows, comparisons=[], first=[])
+    assert acted.run(other) == 7 and "next-s1: exit code 7" in acted.text and "left to it: dasd-s0" in acted.text
     acted.behaviour = {"english-s0": "held"}
     assert acted.run(study(configs, tmp_path / "other")) == 14
     assert "5 runs were not started: they need english-s0, which another process holds" in acted.text
