@@ -1,6 +1,6 @@
 """Peak memory of a step as the planner predicts it, beside what a rank's process really takes.
 
-    python tests/benchmarks/plan_memory.py [--only TEXT] [--save]
+    python tests/benchmarks/plan_memory.py [--only TEXT,...] [--save]
 
 Each configuration is trained for two steps on a toy dataset, in processes of its own over gloo, with the DeepSpeed
 config of its launch profile. Measured is resident memory: the highest of the second step (`VmHWM` after a reset by
@@ -27,8 +27,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ccr_dist.environment import commit
 from tests.benchmarks import methods, plan_fit
-from tests.benchmarks.record import pictures, record
+from tests.benchmarks.record import RESULTS, pictures, record
 
 ROOT = Path(__file__).parents[2]
 FORK = multiprocessing.get_context("fork")  # a process has imported everything when it starts
@@ -59,13 +60,13 @@ CASES: list[tuple[str, str, int, int, dict[str, Any]]] = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="configurations whose name has this text")
+    parser.add_argument("--only", default="", help="configurations whose name has one of these texts, by commas")
     parser.add_argument("--backbone", default="ViT-S-32", help="an open_clip architecture, with random weights")
     parser.add_argument(
         "--kept", type=Path, help="a file of JSON lines: what is measured is kept there, and not measured again"
     )
     parser.add_argument("--predict", action="store_true", help="only those in --kept: predict them again")
-    parser.add_argument("--save", action="store_true", help="keep the JSON in results/")
+    parser.add_argument("--save", action="store_true", help="keep the JSON in results/; with --only, others in it stay")
     asked = parser.parse_args()
     if "MALLOC_MMAP_THRESHOLD_" not in os.environ:  # glibc reads it at the start of a process
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -79,7 +80,7 @@ def main() -> None:
         for method, strategy, world, batch, runtime in CASES:
             name = " ".join([method, strategy, f"x{world}", str(batch), *(f"{k}={v}" for k, v in runtime.items())])
             known = next((each["measured"] for each in kept if each["name"] == name), None)
-            if asked.only not in name or (asked.predict and known is None):
+            if not any(text in name for text in asked.only.split(",")) or (asked.predict and known is None):
                 continue
             root = Path(folder) / f"train{batch}"
             if batch not in built and known is None:
@@ -91,14 +92,25 @@ def main() -> None:
         for method, world, options in plan_fit.CASES:
             name = plan_fit.name_of((method, world, options))
             known = next((each["measured"] for each in kept if each["name"] == name), None)
-            if asked.only not in name or (asked.predict and known is None):
+            if not any(text in name for text in asked.only.split(",")) or (asked.predict and known is None):
                 continue
             config = plan_fit.config_of(method, Path(folder), options)
             works = (("measured", plan_fit.measured, world), ("predicted", plan_fit.predicted, 1))
             lines.append(told(name, line(config, "ddp", world, Path(folder), known, works), asked.kept, known))
+    if asked.save and asked.only:
+        lines = with_others(lines, RESULTS / "plan_memory.json")
     errors = [abs(each["error"]) for each in lines if "error" in each]
     summary = {"median_error": statistics.median(errors), "largest_error": max(errors)} if errors else {}
     record("plan_memory", {"backbone": asked.backbone, **summary, "lines": lines}, save=asked.save)
+
+
+def with_others(lines: list[dict[str, Any]], file: Path) -> list[dict[str, Any]]:
+    """Lines, and those of a file of results that were not made now, each with the commit that made it."""
+    if not file.exists():
+        return lines
+    before, now = json.loads(file.read_text()), {each["name"] for each in lines}
+    others = [{"commit": before["commit"], **each} for each in before["results"]["lines"] if each["name"] not in now]
+    return [*others, *({**each, "commit": commit()} for each in lines)]
 
 
 def told(name: str, found: dict[str, Any], kept: Path | None, known: dict[str, float] | None) -> dict[str, Any]:
