@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
 import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -234,6 +236,32 @@ class Store:
         elif names:
             with ThreadPoolExecutor(min(8, len(names))) as pool:
                 list(pool.map(remove, names))
+
+    def can_create(self) -> bool:
+        """Whether the store's client can create an object only if it is absent; the store itself may not know how."""
+        return bool(self._do(self.url, lambda fs, root: store_clients.creates(fs)))
+
+    def create_or_upload(self, name: str, path: Path) -> bool:
+        """Create an object with the bytes of a local file; replace one where client or store do not know the condition.
+
+        Returns:
+            Whether the object has these bytes now.
+        """
+        if self.can_create():
+            try:
+                return self.create_file(name, path) or self.holds(name, path)
+            except StorageError as e:
+                if not isinstance(e.__cause__, OSError) or e.__cause__.errno != errno.ENOSYS:
+                    raise
+        self.upload(name, path)
+        return True
+
+    def holds(self, name: str, path: Path) -> bool:
+        """Whether an object has the bytes of a local file."""
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "object"
+            self.fetch(name, copy)
+            return filecmp.cmp(copy, path, shallow=False)
 
     def require_create_once(self, name: str) -> None:
         """Check that objects may be created here, and that this store creates one only if it is absent.

@@ -16,7 +16,9 @@ from ccr_dist.cluster.pipeline import load_plan
 from ccr_dist.cluster.progress import Progress, progress
 from ccr_dist.data.storage import remote
 from ccr_dist.data.storage.object_store import Store
+from ccr_dist.data.table.column import Column
 from ccr_dist.data.table.dataset import Dataset
+from ccr_dist.data.table.stores import push as push_module
 from ccr_dist.data.table.stores.push import push
 from ccr_dist.data.table.verify import verify
 from ccr_dist.declare import Table, Uses
@@ -229,6 +231,32 @@ def test_a_shard_that_a_job_in_the_store_makes_is_not_pushed(plain: object, tmp_
     work.close()
     assert push(tmp_path / "d", URL)[0].shards == 2
     assert made().complete and verify(URL) == []
+
+
+@pytest.mark.parametrize("until", ["it has ended", "it has a lease"])
+def test_a_job_that_begins_while_its_shard_is_pushed_keeps_what_it_makes(
+    plain: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: str
+) -> None:
+    real, began = push_module._require_free, list[str]()
+
+    def looked(target: Store, column: Column, shard: int) -> None:
+        real(target, column, shard)
+        if shard == 0 and not began:
+            began.append(column.name)
+            one, work = taken()
+            if until == "it has ended":
+                work.keep([(0, RowOutcome(["x", "y"])), (1, RowOutcome(["z", "z"]))])
+                assert one.commit(work, lambda: 0, {})
+
+    monkeypatch.setattr(push_module, "_require_free", looked)
+    said = "000000.tar: a job in the store has made this payload" if until == "it has ended" else r"lease\.1: a job in"
+    with pytest.raises(DataError, match=said):
+        push(tmp_path / "d", URL, columns=[XX])
+    monkeypatch.undo()
+    remote.look_again()
+    assert ("000000.json" in there()) == (until == "it has ended")
+    assert began == [XX] and not [wrong for wrong in verify(URL) if "not finished" not in wrong.what]
+    assert made(lease_s=0.02).complete and verify(URL) == []  # a payload without a record is the job's, too
 
 
 def test_status_and_progress_tell_of_work_in_the_store(plain: object) -> None:

@@ -5,7 +5,8 @@ relative `url`.
 
 Not every store can create an object only if it is absent. If two people push different datasets to one URL at the same
 moment, their files can mix; readers notice by the digests in the records. A shard that a job in the store has leased
-is not pushed.
+is not pushed. A job may also begin, or end, while a shard is pushed: where a job can make it, its payload is created
+only if it is absent, as the job's is, and the leases are looked at once more before the record is written.
 """
 
 from __future__ import annotations
@@ -106,18 +107,33 @@ def _push(dataset: Dataset, target: Store, names: Sequence[str], progress: bool)
             # where a view's payload belongs to another column, that one's record
             owner = f"{payload.rsplit('.', 1)[0]}.json"
             if payload not in sent and (owner not in there or there.get(payload, (None,))[0] != record["bytes"]):
-                target.upload(payload, column.path(shard))
+                _send(target, payload, column, shard, replaced=payload in there)
                 sent[payload] = record["bytes"]
             target.write(f"{stem}.index.json", index_bytes(column.path(shard, "index"), record.get("index")))
             for further in (column.path(shard, "stats"), column.path(shard, "errors")):
                 if further.exists():
                     target.write(f"{column.name}/{further.name}", further.read_bytes())
         for column in todo:
+            _require_free(target, column, shard)
             target.write(known[column.name], store.pretty_json(ours[known[column.name]]))
         return len(todo), len(known) - len(todo), sum(sent.values())
 
     each_shard(dataset, copy, summary, "pushing", progress)
     return summary
+
+
+def _send(target: Store, name: str, column: Column, shard: int, *, replaced: bool) -> None:
+    """Upload a payload. One that jobs make is created, unless push has seen (`replaced`) that a former push, or a job
+    that died, has left one. DataError if a job has made it since push looked.
+    """
+    path = column.path(shard)
+    if replaced or "processor" not in column.plan:
+        target.upload(name, path)
+    elif not target.create_or_upload(name, path):
+        raise DataError(
+            f"{target.url}/{name}: a job in the store has made this payload since `push` began; let the job end"
+            f" (`ccr-dist jobs status {target.url}`), then push again: what differs from here is shown then"
+        )
 
 
 def _require_free(target: Store, column: Column, shard: int) -> None:
