@@ -88,8 +88,16 @@ def validate(schema: type[Model], document: Document, *, at: KeyPath = ()) -> Mo
     try:
         return build(schema, document, at=at)
     except ValidationError as error:
+        problems = error.errors()
+        places = [tuple(problem["loc"]) for problem in problems]
+        told = [
+            problem
+            for problem, place in zip(problems, places, strict=True)
+            # a list whose only entries are wrong is too short for pydantic, and not empty for the person who wrote it
+            if problem["type"] != "too_short" or not any(place == other[: len(place)] != other for other in places)
+        ]
         raise ConfigError(
-            "\n".join(dict.fromkeys(explain(schema, document, at, problem) for problem in error.errors()))
+            "\n".join(dict.fromkeys(explain(schema, document, at, problem) for problem in told))
         ) from None
 
 

@@ -50,7 +50,12 @@ class RowPlan(Frozen):
         None, min_length=1, description="none: the study's; a row in which nothing is random has one"
     )
     curve: str | None = Field(None, description="rows of the same curve are points of it, each at its own `x`")
-    x: float | None = Field(None, gt=0, description="where on its curve the row is; what it counts, `growth.x` says")
+    x: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="where on its curve the row is; what it counts, `growth.x` says",
+    )
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Self:

@@ -145,6 +145,7 @@ class Strict(Frozen):
         ("size: much", r"size: expected text of the form ^\d+G$ (memory, such as 8G) (got 'much')"),
         ("words: x", "words: expected a list, such as [a, b] (got 'x')"),
         ("words: []", "words: expected something here; it is empty (got [])"),
+        ("words: [[a]]", "words.0: expected text (got ['a'])"),
         ("which: fp64", "which: expected 'fp32' or 'bf16' (got 'fp64')"),
         ("inner: x", "inner: expected a section of `key: value` lines (got 'x')"),
         ("pet: {kind: cow}", "pet: expected 'kind' to be one of 'cat', 'dog'"),

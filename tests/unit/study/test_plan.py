@@ -10,7 +10,7 @@ import pytest
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.run_config import load_config
-from ccr_dist.study.plan import state
+from ccr_dist.study.plan import load_plan, state
 from tests import toy
 from tests.studies import ranks, result_of, study
 
@@ -139,3 +139,12 @@ def test_options_that_are_newer_than_a_result_have_their_defaults(configs: Path,
     del values["config"]["method"]["consistency"], values["config"]["select"]
     run.result.write_text(json.dumps(values))
     assert state(run) == "complete"
+
+
+@pytest.mark.parametrize("x", [".inf", ".nan", "0"])
+def test_a_point_of_a_curve_is_at_a_finite_number(tmp_path: Path, x: str) -> None:
+    path = tmp_path / "s.yaml"
+    row = f"{{name: x, config: c.yaml, curve: c, x: {x}}}"
+    path.write_text(f"name: a\ntitle: t\nout: {tmp_path}/o\nseeds: [0]\ngrowth: {{x: c}}\nrows: [{row}]\n")
+    with pytest.raises(ConfigError, match=r"s\.yaml:6: rows\.0\.x: expected [^\n]*$"):
+        load_plan(path)
