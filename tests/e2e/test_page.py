@@ -141,6 +141,7 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
 
 def opened(browser: Browser, address: str, size: dict[str, int], **more: object) -> Iterator[Page]:
     context = browser.new_context(viewport=size, **more)
+    context.set_default_timeout(120_000)  # a machine that tests all else beside it is slow, not wrong
     page = context.new_page()
     wrong: list[str] = []
     refused: list[str] = []
