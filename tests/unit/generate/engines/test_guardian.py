@@ -50,7 +50,7 @@ def test_a_guardian_ends_what_the_killed_left_and_nothing_else(moment: str) -> N
         assert len(pids) == 2 and all(map(alive, pids))
         os.kill(owner.pid, signal.SIGKILL)
         owner.wait()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120  # a loaded machine is slow, not wrong
         while moment != "close" and any(map(alive, pids)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert [alive(pid) for pid in pids] == [moment == "close"] * 2
