@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ccr_dist.errors import ConfigError
 from ccr_dist.methods.distill.options import DistillOptions
@@ -59,22 +55,3 @@ def _blocks_of(encoder: SentenceBackbone, options: DistillOptions) -> Opened:
             f" '{encoder.text.config.model_type}') are not known apart; set `train: all`, or take another encoder"
         )
     return parts
-
-
-def recompute_blocks(encoder: SentenceBackbone, asked: Callable[[], bool]) -> bool:
-    """Lets a backward pass compute the encoder's blocks again, where `asked()` says so; False: it has no known blocks.
-
-    Each block does so inside of its own call, where wrappers have gathered its weights.
-    """
-    parts = opened(encoder.text)
-    if parts is None:
-        return False
-    for block in parts.blocks:
-        block.forward = partial(_again, block.forward, asked)
-    return True
-
-
-def _again(forward: Callable[..., Any], asked: Callable[[], bool], *inputs: Any, **named: Any) -> Any:
-    if not (asked() and torch.is_grad_enabled()):
-        return forward(*inputs, **named)
-    return checkpoint(forward, *inputs, use_reentrant=False, **named)

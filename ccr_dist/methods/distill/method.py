@@ -12,11 +12,13 @@ from ccr_dist.data.stream.loader import Batch
 from ccr_dist.errors import ConfigError
 from ccr_dist.losses.context import Context
 from ccr_dist.methods.alignment import towards_english, towards_pictures
-from ccr_dist.methods.distill.encoder import keep_trained, recompute_blocks
+from ccr_dist.methods.distill.encoder import keep_trained
 from ccr_dist.methods.distill.options import DistillOptions
 from ccr_dist.methods.features import at_least_one, precise
 from ccr_dist.methods.query_side.method import LinearMap
+from ccr_dist.methods.recompute import recompute
 from ccr_dist.methods.registry import register_method
+from ccr_dist.models.opened import opened
 
 
 @register_method("distill")
@@ -35,7 +37,8 @@ class Distill(LinearMap):
         super().build(texts, state)
         self.map.reset_parameters()  # a map of zeros gives every caption the same place, and InfoNCE no direction
         keep_trained(self.query, self.options)
-        self.recomputes = recompute_blocks(self.query, lambda: self.gradient_checkpointing)
+        parts = opened(self.query.text)
+        self.recomputes = recompute(parts.blocks if parts else (), lambda: self.gradient_checkpointing)
         self.net["query"] = self.query
 
     def query_identity(self) -> dict[str, Any] | None:

@@ -15,17 +15,24 @@ from ccr_dist.losses.context import Context
 from ccr_dist.methods.base import Method
 from ccr_dist.methods.english.options import EnglishOptions
 from ccr_dist.methods.features import encode_english, encode_visual, english
+from ccr_dist.methods.recompute import blocks_of, recompute
 from ccr_dist.methods.registry import register_method
 
 
 @register_method("english")
 class English(Method):
     Options = EnglishOptions
-    recomputes = False
 
     def build(self, texts: Iterable[str] | None, state: Mapping[str, Any] | None) -> None:
         """ConfigError when the backbone has no heads to train."""
         self.backbone.trainable_parameters(self.options.train)
+        encoders = {} if self.options.train == "heads" else blocks_of(self.backbone)
+        trained = [
+            block
+            for name, block in encoders.items()
+            if not name.startswith("heads.") and any(each.requires_grad for each in block.parameters())
+        ]
+        self.recomputes = recompute(trained, lambda: self.gradient_checkpointing)
 
     def trainable(self, stage: str) -> list[str]:
         if self.options.train == "text":

@@ -166,11 +166,11 @@ def test_lora_adds_its_product_to_the_projections(folder: Path, backbone: Backbo
 def test_blocks_may_be_computed_again_for_gradients(
     folder: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ccr_dist.methods.distill import encoder
+    from ccr_dist.methods import recompute
 
     calls: list[Any] = []
-    real = encoder.checkpoint
-    monkeypatch.setattr(encoder, "checkpoint", lambda *given, **named: calls.append(given) or real(*given, **named))
+    real = recompute.checkpoint
+    monkeypatch.setattr(recompute, "checkpoint", lambda *given, **named: calls.append(given) or real(*given, **named))
     found = []
     for again in (False, True):
         method = built(folder, backbone, blocks=2)
