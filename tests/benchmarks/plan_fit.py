@@ -10,12 +10,15 @@ import ctypes
 import gc
 import json
 import math
+import statistics
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.benchmarks.reference import Reference
 
 SHARD = 8192  # rows, and the block of a fit
 SHARDS = 3
@@ -165,9 +168,9 @@ def measured(given: dict[str, Any]) -> dict[str, Any] | None:
     return max(found, key=lambda rank: rank["peak"]) if strategy.main else None
 
 
-def timed(config: dict[str, Any], rounds: int) -> list[tuple[float, float]]:
-    """Seconds on the clock, and of processor time of this rank, to sum up and to solve: of each of `rounds` fits after
-    one that does not count.
+def timed(config: dict[str, Any], rounds: int) -> list[tuple[float, float, float]]:
+    """Seconds on the clock, and of processor time of this rank, to sum up and to solve, and of the reference: of each
+    of `rounds` fits after one that does not count.
     """
     stage, _, strategy = opened({"config": config})
     reading = [0.0, 0.0]
@@ -184,12 +187,13 @@ def timed(config: dict[str, Any], rounds: int) -> list[tuple[float, float]]:
         return found
 
     stage._matrices.read = read
-    spent = []
+    spent, reference = [], Reference()
     for _ in range(1 + rounds):
+        speed = statistics.median(reference() for _ in range(5))
         reading[:], before = [0.0, 0.0], now()
         stage.run(lambda: (0.0, {}))
         wall, cpu = (last - first - part for first, last, part in zip(before, now(), reading, strict=True))
-        spent.append((wall, cpu))
+        spent.append((wall, cpu, speed))
     strategy.close()
     return spent[1:]
 

@@ -40,6 +40,7 @@ from ccr_dist.plan.step.fit import trace_fit
 from tests import tiny, toy
 from tests.benchmarks import plan_fit
 from tests.benchmarks.record import record
+from tests.benchmarks.reference import Reference
 
 ROOT = Path(__file__).parents[2]
 ROWS = 256
@@ -137,9 +138,10 @@ def measured(every: Sequence[Case], processes: int, rounds: int, steps: int, fol
             # of every step the mean over ranks, then the median over steps
             each = [[statistics.mean(pair) for pair in zip(*rows, strict=True)] for rows in
                     zip(*(rank[number][stage] for rank in ranks), strict=True)]  # fmt: skip
-            wall, cpu = zip(*each, strict=True)
+            wall, cpu, reference = zip(*each, strict=True)
             stages[stage] = {
                 "wall": statistics.median(wall), "cpu": statistics.median(cpu),
+                "reference": statistics.median(reference),
                 "spread": (statistics.quantiles(cpu, n=4)[2] - statistics.quantiles(cpu, n=4)[0])
                 / 2 / statistics.median(cpu),
             }  # fmt: skip
@@ -170,17 +172,18 @@ def _rank(rank: int, processes: int, port: int, every: list[Any], rounds: int, s
     from ccr_dist.train.step.stage import StageRun
     from ccr_dist.train.strategies.strategy import Strategy
 
-    spent: dict[str, list[tuple[float, float]]] = {}
-    plain = StageRun._step
+    spent: dict[str, list[tuple[float, ...]]] = {}
+    plain, reference = StageRun._step, Reference()
 
     def timed(self: Any, *given: Any) -> Any:
+        speed = reference()
         wall, cpu = time.perf_counter(), time.process_time()
         report = plain(self, *given)
-        spent.setdefault(self.name, []).append((time.perf_counter() - wall, time.process_time() - cpu))
+        spent.setdefault(self.name, []).append((time.perf_counter() - wall, time.process_time() - cpu, speed))
         return report
 
     setattr(StageRun, "_step", timed)  # noqa: B010 (mypy refuses the plain assignment)
-    found: list[dict[str, list[tuple[float, float]]]] = [{} for _ in every]
+    found: list[dict[str, list[tuple[float, ...]]]] = [{} for _ in every]
     for turn in range(rounds):
         for number, (path, strategy, overrides) in enumerate(every):
             name = f"name=p{processes}-{number}-{turn}"
@@ -195,13 +198,25 @@ def _rank(rank: int, processes: int, port: int, every: list[Any], rounds: int, s
     (Path(folder) / f"rank{rank}.json").write_text(json.dumps(found))
 
 
+def reference_of(processes: int, folder: Path) -> float:
+    """Seconds of the reference, on as many processes at the same time."""
+    return statistics.median(on_ranks(_reference_rank, processes, folder, str(folder)))
+
+
+def _reference_rank(rank: int, processes: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    reference = Reference()
+    (Path(folder) / f"rank{rank}.json").write_text(json.dumps(statistics.median(reference() for _ in range(40))))
+
+
 def measured_fits(configs: Sequence[dict[str, Any]], processes: int, rounds: int, folder: Path) -> list[dict[str, Any]]:
     """Seconds of stages in closed form, as `measured`: of rank 0, which also solves."""
     found = []
     for pairs in on_ranks(_fit_rank, processes, folder, list(configs), rounds, str(folder))[0]:
-        wall, cpu = zip(*pairs, strict=True)
+        wall, cpu, reference = zip(*pairs, strict=True)
         spread = (max(cpu) - min(cpu)) / 2 / statistics.median(cpu)
-        found.append({"wall": statistics.median(wall), "cpu": statistics.median(cpu), "spread": spread})
+        found.append({"wall": statistics.median(wall), "cpu": statistics.median(cpu), "spread": spread,
+                      "reference": statistics.median(reference)})  # fmt: skip
     return found
 
 
@@ -259,16 +274,17 @@ def compared(every: Sequence[Case], clock: str, rounds: int, steps: int, folder:
     for processes in sorted({each.processes for each in every}):
         mine = [each for each in every if each.processes == processes]
         kinds = [kind for each in mine for kind in shapes(traces[each], list(traces[each].config.stages), processes)]
-        speeds = measure(processes=processes, kinds=kinds, threads=1, clock=clock, device="cpu")
+        speeds, reference = measured_machine(processes, kinds, ("fp32",), clock, folder)
         pairs = []
         for case, stages in zip(mine, measured(mine, processes, rounds, steps, folder), strict=True):
             for stage, found in stages.items():
+                found["same speed"] = found[clock] * reference / found["reference"]
                 machine = machine_here(speeds, clock)
                 strategy = "single" if processes == 1 else case.strategy
                 trace = traces[case].of(stage, processes)
                 plain = step_time(trace, strategy=strategy, machine=machine)
                 if case.fits:
-                    pairs.append((plain.step, found[clock]))
+                    pairs.append((plain.step, found["same speed"]))
                 rows.append({"case": case.name, "stage": stage, "processes": processes, "fits": case.fits,
                              "measured": found, "machine": machine, "trace": trace, "strategy": strategy})  # fmt: skip
         if pairs:
@@ -276,8 +292,17 @@ def compared(every: Sequence[Case], clock: str, rounds: int, steps: int, folder:
     for row in rows:
         machine = replace(row.pop("machine"), factor=factor)
         time_ = step_time(row.pop("trace"), strategy=row["strategy"], machine=machine)
-        row |= {"predicted": time_.step, "parts": time_.parts, "error": time_.step / row["measured"][clock] - 1}
+        row |= {"predicted": time_.step, "parts": time_.parts, "error": time_.step / row["measured"]["same speed"] - 1}
     return rows
+
+
+def measured_machine(
+    processes: int, kinds: Sequence[Any], precisions: Sequence[str], clock: str, folder: Path
+) -> tuple[Calibration, float]:
+    """The calibration, and the seconds of the reference meanwhile: the mean of before and after."""
+    before = reference_of(processes, folder)
+    speeds = measure(processes=processes, kinds=kinds, precisions=precisions, threads=1, clock=clock, device="cpu")
+    return speeds, (before + reference_of(processes, folder)) / 2
 
 
 def machine_here(speeds: Calibration, clock: str) -> Machine:
@@ -296,29 +321,30 @@ def compared_fits(every: Sequence[plan_fit.Case], clock: str, rounds: int, folde
         configs = [plan_fit.config_of(name, folder / "fits", options) for name, _, options in mine]
         traces = [trace_fit(from_dict(config, name="bench"), "fit") for config in configs]
         kinds = {kind: None for made in traces for each in made.operators.values() for kind in each if kind.flops}
-        speeds = measure(
-            processes=processes, precisions=("fp32", "fp64"), kinds=list(kinds), threads=1, clock=clock, device="cpu"
-        )
+        speeds, reference = measured_machine(processes, list(kinds), ("fp32", "fp64"), clock, folder)
         machine = machine_here(speeds, clock)
         for case, made, found in zip(mine, traces, measured_fits(configs, processes, rounds, folder), strict=True):
             time_ = fit_time(made, machine, threads=1)
+            found["same speed"] = found[clock] * reference / found["reference"]
             rows.append({"case": plan_fit.name_of(case), "stage": "fit", "processes": processes, "fits": False,
                          "measured": found, "predicted": time_.total, "parts": time_.parts,
-                         "error": time_.total / found[clock] - 1})  # fmt: skip
+                         "error": time_.total / found["same speed"] - 1})  # fmt: skip
     return rows
 
 
 def table(rows: Sequence[dict[str, Any]], clock: str) -> str:
     """For people."""
     lines = [
-        f"| run | stage | processes | measured, wall | measured, cpu | predicted, {clock} | error |",
-        "|---" * 7 + "|",
+        f"| run | stage | processes | measured, wall | measured, cpu | {clock}, at the same speed | predicted |"
+        " error |",
+        "|---" * 8 + "|",
     ]
     for row in rows:
         found, mark = row["measured"], " (gives the factor)" if row["fits"] else ""
         lines.append(
             f"| {row['case']}{mark} | {row['stage']} | {row['processes']} | {1000 * found['wall']:.1f} ms |"
-            f" {1000 * found['cpu']:.1f} ms +- {found['spread']:.0%} | {1000 * row['predicted']:.1f} ms |"
+            f" {1000 * found['cpu']:.1f} ms +- {found['spread']:.0%} |"
+            f" {1000 * found['same speed']:.1f} ms | {1000 * row['predicted']:.1f} ms |"
             f" {row['error']:+.1%} |"
         )
     return "\n".join(lines)
