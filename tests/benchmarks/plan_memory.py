@@ -55,7 +55,10 @@ CASES: list[tuple[str, str, int, int, dict[str, Any]]] = [
     ("full", "single", 1, 32, {"gradient_checkpointing": True}),
     ("full", "single", 1, 32, {"precision": "bf16"}),
     ("full", "single", 1, 64, {"micro_batch": 16}),
+    ("english", "single", 1, 32, {}),
+    ("english", "single", 1, 32, {"gradient_checkpointing": True}),
 ]
+OPTIONS = {"english": {"train": "all"}}
 
 
 def main() -> None:
@@ -127,6 +130,7 @@ def config_of(method: str, root: Path, batch: int, runtime: dict[str, Any], back
     asked = argparse.Namespace(backbone=backbone, batch=batch, steps=1, workers=0)
     config = methods.config(method, "plain", root, asked)
     config["runtime"] |= {"cached_features": False, "threads": 1, **runtime}
+    config["method"] |= OPTIONS.get(method, {})
     return config
 
 
